@@ -1,0 +1,1 @@
+"""Measurements of what ships: latency, accuracy and robustness."""

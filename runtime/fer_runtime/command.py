@@ -1,0 +1,73 @@
+"""Habits that the four commands share: one `Error:` line per FerError, and missing extras by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from fer_runtime.errors import ExtraMissingError, FerError
+
+# Modules of each extra; an ImportError of any other module is a bug and keeps its traceback.
+EXTRA_MODULES = {
+    "train": ("torch", "torchvision", "kagglehub", "matplotlib", "tqdm"),
+    "export": ("torch", "torchvision", "kagglehub", "matplotlib", "tqdm", "onnx", "onnxscript"),
+    "bench": ("openvino", "matplotlib", "torch"),
+    "ray": ("ray", "pyarrow"),
+}
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn an ImportError inside the block into the pip command that installs `extra`.
+
+    Raises:
+        ExtraMissingError: a module of the extra is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in EXTRA_MODULES[extra]:
+            raise
+        raise ExtraMissingError(
+            f"this needs {module}, which is not installed; install it with: pip install 'fer-edge[{extra}]'"
+        ) from error
+
+
+class _ErrorLine(click.ClickException):
+    """A FerError on stderr as one line."""
+
+
+def _invoke(invoke: Any, context: click.Context) -> Any:
+    try:
+        result = invoke(context)
+        # Flushed here so that a closed pipe shows itself inside this try, not at interpreter exit.
+        sys.stdout.flush()
+        return result
+    except FerError as error:
+        raise _ErrorLine(str(error)) from error
+    except BrokenPipeError:
+        # `fer-infer ... | head` has what it wanted. Without a stdout to flush, the exit is silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        context.exit(0)
+
+
+class FerCommand(click.Command):
+    """A command that prints a FerError as one `Error:` line and exits 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return _invoke(super().invoke, ctx)
+
+
+class FerGroup(click.Group):
+    """A group of `FerCommand`s, with the same treatment of errors."""
+
+    command_class = FerCommand
+
+    def invoke(self, ctx: click.Context) -> Any:
+        return _invoke(super().invoke, ctx)

@@ -1,0 +1,43 @@
+"""Errors that the user can put right: each names the thing, the fact and the next step."""
+
+from __future__ import annotations
+
+
+class FerError(Exception):
+    """Base of all errors that a command shows as one `Error:` line."""
+
+
+class PictureError(FerError):
+    """A picture cannot be read."""
+
+
+class ModelFileError(FerError):
+    """A model file is missing, damaged or not one of ours."""
+
+
+class CheckpointError(FerError):
+    """A checkpoint is missing, damaged, unsafe or of another network."""
+
+
+class DataError(FerError):
+    """A folder of labelled pictures is missing, incomplete or unreadable."""
+
+
+class ParityError(FerError):
+    """A model does not compute what the network computes."""
+
+
+class OutputError(FerError):
+    """A result cannot be written."""
+
+
+class ProviderError(FerError):
+    """An execution provider is not available here."""
+
+
+class DownloadError(FerError):
+    """A file cannot be fetched."""
+
+
+class ExtraMissingError(FerError):
+    """A package of an optional extra is not installed."""

@@ -1,0 +1,78 @@
+"""Names of models and of the files that belong to them, and where a model is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from fer_runtime.errors import ModelFileError
+
+Precision = Literal["fp32", "int8", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+# The file names are those of the project's first version, so that its users find their files again.
+FILE_STEMS = {"v0": "model_0", "v1": "model_v1"}
+MODEL_NAMES = tuple(FILE_STEMS)
+
+DEFAULT_MODELS_DIR = Path("models")
+
+
+def checkpoint_path(models_dir: Path, name: str) -> Path:
+    """Trained weights, `model_0.pth`."""
+    return models_dir / f"{FILE_STEMS[name]}.pth"
+
+
+def results_path(models_dir: Path, name: str) -> Path:
+    """What training measured, `model_0_results.json`."""
+    return models_dir / f"{FILE_STEMS[name]}_results.json"
+
+
+def parity_path(models_dir: Path, name: str) -> Path:
+    """What the export compared, `model_0.parity.json`."""
+    return models_dir / f"{FILE_STEMS[name]}.parity.json"
+
+
+def model_path(models_dir: Path, name: str, precision: Precision = "fp32") -> Path:
+    """The exported model, `model_0.onnx`, `model_0.int8.onnx` or `model_0.fp16.onnx`."""
+    suffix = ".onnx" if precision == "fp32" else f".{precision}.onnx"
+    return models_dir / f"{FILE_STEMS[name]}{suffix}"
+
+
+def packaged_models_dir() -> Path:
+    """The models inside the installed package; in a checkout, its `models` folder."""
+    installed = Path(__file__).parent / "models"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "models"
+
+
+def find_model(
+    model: str | Path, *, precision: Precision | None = None, models_dir: Path = DEFAULT_MODELS_DIR
+) -> Path:
+    """The file that `--model`, `--precision` and `--models-dir` stand for.
+
+    Args:
+        model: a name (`v0`, `v1`) or the path of an `.onnx` file.
+        precision: of a named model; None takes the first of fp32, int8, fp16 that exists.
+        models_dir: where a named model is looked for first; the installed package comes second.
+
+    Raises:
+        ModelFileError: there is no such file.
+    """
+    if str(model) not in FILE_STEMS:
+        path = Path(model)
+        if not path.is_file():
+            raise ModelFileError(
+                f"no model at {path}; give the path of an .onnx file or one of: {', '.join(MODEL_NAMES)}"
+            )
+        return path
+    name = str(model)
+    wanted = (precision,) if precision else PRECISIONS
+    for folder in (models_dir, packaged_models_dir()):
+        for one in wanted:
+            path = model_path(folder, name, one)
+            if path.is_file():
+                return path
+    missing = model_path(models_dir, name, wanted[0])
+    option = f" --precision {precision}" if precision else ""
+    raise ModelFileError(
+        f"no model at {missing}, nor in the installed package; write one with: fer-export --model {name}{option}"
+    )

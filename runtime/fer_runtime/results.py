@@ -1,0 +1,46 @@
+"""What recognition returns: faces, pictures, and their JSON form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Face:
+    """One face and its expression."""
+
+    box: tuple[int, int, int, int]  # x, y, width, height in pixels of the upright picture
+    expression: str
+    confidence: float  # probability of `expression`
+    probabilities: dict[str, float]  # all seven, in the order of EXPRESSIONS
+
+    def to_dict(self) -> dict[str, Any]:
+        """The face as the JSON lines hold it."""
+        return {
+            "box": list(self.box),
+            "expression": self.expression,
+            "confidence": self.confidence,
+            "probabilities": self.probabilities,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureResult:
+    """One row: a picture's faces, or the reason why there are none."""
+
+    path: str
+    width: int | None  # pixels, None when the picture could not be read
+    height: int | None
+    error: str | None
+    faces: tuple[Face, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as the JSON lines hold it."""
+        return {
+            "path": self.path,
+            "width": self.width,
+            "height": self.height,
+            "error": self.error,
+            "faces": [face.to_dict() for face in self.faces],
+        }

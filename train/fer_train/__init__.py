@@ -1,0 +1,1 @@
+"""Training of the two expression networks in PyTorch."""
