@@ -1,0 +1,41 @@
+"""Which training pictures are left out: those that teach the same thing twice, or two things at once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+
+import numpy as np
+
+from fer_train.data import Int64Array, LabelledFaces
+
+KINDS = ("duplicates", "conflicts")
+
+
+def training_indices_without(train: LabelledFaces, validation: LabelledFaces, kinds: Collection[str]) -> Int64Array:
+    """Indices of the training pictures that stay. Nothing is deleted on disk.
+
+    "duplicates" leaves out pictures that also stand in validation, and all but the first of equal
+    ones; "conflicts" leaves out pictures that stand under two labels, every copy of them. Equal
+    means byte-identical files.
+
+    Raises:
+        ValueError: `kinds` names something else.
+    """
+    if unknown := set(kinds) - set(KINDS):
+        raise ValueError(f"cannot drop {', '.join(sorted(unknown))}; one of: {', '.join(KINDS)}")
+    labels_of: dict[str, set[int]] = defaultdict(set)
+    for split in (train, validation):
+        for digest, label in zip(split.file_sha256, split.labels, strict=True):
+            labels_of[digest].add(int(label))
+    seen = set(validation.file_sha256)
+    kept = []
+    for index, digest in enumerate(train.file_sha256):
+        if "conflicts" in kinds and len(labels_of[digest]) > 1:
+            continue
+        if "duplicates" in kinds:
+            if digest in seen:
+                continue
+            seen.add(digest)
+        kept.append(index)
+    return np.array(kept, dtype=np.int64)

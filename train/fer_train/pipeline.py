@@ -1,0 +1,277 @@
+"""From a folder of pictures to a checkpoint with its results: what `fer-train` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fer_runtime.errors import CheckpointError, DataError
+from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
+from fer_runtime.metrics import accuracy
+from fer_runtime.models import FILE_STEMS, checkpoint_path, results_path
+from torch import Tensor, nn
+
+from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fer_train.cleaning import training_indices_without
+from fer_train.data import LabelledFaces, load_class_folders, load_faces
+from fer_train.networks import create_network
+from fer_train.pretrained import imagenet_weights, load_weights, save_weights
+from fer_train.recipes import Recipe
+from fer_train.results import TrainingResults, tool_versions, write_results
+from fer_train.trainer import Progress, Trainer, predict_logits
+
+# Pictures of a class folder that do not pretrain but choose the epoch.
+_PRETRAIN_HELD_OUT = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a training left on disk."""
+
+    checkpoint: Path
+    results_file: Path
+    results: TrainingResults
+    train: LabelledFaces
+    validation: LabelledFaces
+
+
+def train_model(
+    name: str,
+    data: Path,
+    recipe: Recipe,
+    *,
+    recipe_name: str = "first",
+    weights: str = "none",
+    teachers: Sequence[Path] = (),
+    device: torch.device | None = None,
+    seed: int = 0,
+    models_dir: Path = Path("models"),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a network on `data` and write its checkpoint and results.
+
+    Args:
+        name: "v0" or "v1".
+        data: the dataset's root, or a folder that holds `train` and `validation`.
+        recipe: the settings.
+        recipe_name: name of the recipe for the results file.
+        weights: what the network starts from: "none", "imagenet" (v1 only), or the path of a weights file.
+        teachers: checkpoints to distil from, of any network.
+        device: where to train, the CPU by default.
+        seed: of everything random.
+        models_dir: where the files go.
+        resume: continue a killed run of the same settings.
+
+    Raises:
+        DataError: the pictures are missing or unreadable.
+        CheckpointError: a weights, teacher or resume file cannot be used.
+        DownloadError: the ImageNet weights are not there and cannot be fetched.
+    """
+    device = device or torch.device("cpu")
+    whole, validation = load_faces(data, "train"), load_faces(data, "validation")
+    kept = training_indices_without(whole, validation, recipe.drop) if recipe.drop else np.arange(len(whole))
+    train = whole.subset(kept) if len(kept) < len(whole) else whole
+
+    torch.manual_seed(seed)  # the fresh weights
+    network = create_network(name)
+    _start_from(network, name, weights)
+    identity = {
+        "model": name,
+        "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
+        "seed": seed,
+        "data": train.fingerprint + validation.fingerprint,
+        "starting weights": weights if weights in ("none", "imagenet") else sha256_of(Path(weights)),
+        "teachers": json.dumps([sha256_of(path) for path in teachers]),
+    }
+    trainer = Trainer(
+        network,
+        train,
+        validation,
+        recipe,
+        device=device,
+        seed=seed,
+        teacher_logits=teacher_logits(teachers, train, device) if teachers else None,
+        identity=identity,
+    )
+    resume_path = models_dir / f"{FILE_STEMS[name]}.resume.pth"
+    trainer.run(resume_path=resume_path, resume=resume, progress=progress)
+
+    results = TrainingResults(
+        model=name,
+        recipe=recipe_name,
+        settings={
+            **recipe.to_dict(),
+            "weights": weights if weights in ("none", "imagenet") else Path(weights).name,
+            "teachers": [path.name for path in teachers],
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+        },
+        seed=seed,
+        history=trainer.history,
+        expressions=train.classes,
+        confusion=trainer.best.confusion,
+        accuracy_without_duplicates=_accuracy_of_unseen(whole, validation, trainer.best.predictions),
+        data={
+            "train": {"counts": whole.counts, "used": len(train), "fingerprint": whole.fingerprint},
+            "validation": {"counts": validation.counts, "fingerprint": validation.fingerprint},
+        },
+        versions=tool_versions(),
+    )
+    path = checkpoint_path(models_dir, name)
+    save_checkpoint(
+        path,
+        Checkpoint(
+            name=name, state_dict=trainer.best.state_dict, expressions=train.classes, training=results.summary()
+        ),
+    )
+    write_results(results_path(models_dir, name), results)
+    # Last: a run killed before this line finishes its files with --resume.
+    resume_path.unlink(missing_ok=True)
+    return Trained(
+        checkpoint=path,
+        results_file=results_path(models_dir, name),
+        results=results,
+        train=train,
+        validation=validation,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pretrained:
+    """Weights learned from other pictures."""
+
+    path: Path
+    classes: int
+    pictures: int
+    accuracy: float  # fraction of the held-out pictures that the best epoch gets right
+
+
+def pretrain(
+    name: str,
+    pictures: Path,
+    recipe: Recipe,
+    *,
+    device: torch.device | None = None,
+    seed: int = 0,
+    models_dir: Path = Path("models"),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Pretrained:
+    """Train a network on any folder of class folders, for `--weights FILE` to start from.
+
+    The last pictures of every class are held out and choose the epoch.
+
+    Args:
+        pictures: one folder per class, or a folder whose `train` holds them; read as grayscale, 48 x 48.
+
+    Raises:
+        DataError: fewer than two classes, an empty one, or a picture that cannot be decoded.
+    """
+    if name != "v1":
+        raise DataError(f"--pretrain is for v1, not {name}, which learns faces from scratch")
+    device = device or torch.device("cpu")
+    folder = pictures / "train" if (pictures / "train").is_dir() else pictures
+    whole = load_class_folders(folder)
+    held_out = _last_of_each_class(whole)
+    train, validation = whole.subset(np.flatnonzero(~held_out)), whole.subset(np.flatnonzero(held_out))
+    torch.manual_seed(seed)
+    network = create_network(name)
+    _replace_last_layer(network, len(whole.classes))
+    identity = {
+        "model": name,
+        "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
+        "seed": seed,
+        "data": whole.fingerprint,
+    }
+    trainer = Trainer(network, train, validation, recipe, device=device, seed=seed, identity=identity)
+    resume_path = models_dir / f"{FILE_STEMS[name]}_pretrained.resume.pth"
+    trainer.run(resume_path=resume_path, resume=resume, progress=progress)
+    path = models_dir / f"{FILE_STEMS[name]}_pretrained.pth"
+    save_weights(path, trainer.best.state_dict)
+    resume_path.unlink(missing_ok=True)
+    return Pretrained(
+        path=path, classes=len(whole.classes), pictures=len(whole), accuracy=accuracy(trainer.best.confusion)
+    )
+
+
+def teacher_logits(teachers: Sequence[Path], faces: LabelledFaces, device: torch.device) -> Tensor:
+    """Mean logits of the teachers over each face and its mirror image, float32 (faces, 7), kept in the cache folder.
+
+    Raises:
+        CheckpointError: a teacher cannot be read.
+    """
+    total = torch.zeros(len(faces), len(faces.classes))
+    for teacher in teachers:
+        key = hashlib.sha256((sha256_of(teacher) + faces.fingerprint).encode()).hexdigest()
+        cached = cache_folder() / "teachers" / f"{key}.npy"
+        try:
+            logits = torch.from_numpy(np.load(cached, allow_pickle=False))
+        except (OSError, ValueError, EOFError):
+            network = _teacher(teacher).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            pictures = torch.from_numpy(faces.faces).to(device)
+            logits = (predict_logits(network, pictures) + predict_logits(network, pictures, flip=True)) / 2
+            with replaced_atomically(cached) as partial, partial.open("wb") as file:
+                np.save(file, logits.numpy())
+        total += logits
+    return total / len(teachers)
+
+
+def _teacher(path: Path) -> nn.Module:
+    errors = []
+    for name in FILE_STEMS:
+        try:
+            return load_checkpoint(path, name=name).network()
+        except CheckpointError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _start_from(network: nn.Module, name: str, weights: str) -> None:
+    if weights == "none":
+        return
+    if weights == "imagenet":
+        if name != "v1":
+            raise CheckpointError(f"there are no ImageNet weights for {name}; give --weights none or a file")
+        state = imagenet_weights()
+    else:
+        state = load_weights(Path(weights))
+    own = network.state_dict()
+    # The last layers belong to the other classes; every other layer must fit.
+    usable = {key: value for key, value in state.items() if not key.startswith(("fc.", "fc_layer.4."))}
+    unfit = [key for key, value in usable.items() if key not in own or own[key].shape != value.shape]
+    if unfit or not usable:
+        raise CheckpointError(
+            f"the weights in {weights} do not fit {name}: "
+            + (f"{unfit[0]} is unknown or has another shape" if unfit else "they hold none of its layers")
+        )
+    network.load_state_dict(usable, strict=False)
+
+
+def _replace_last_layer(network: nn.Module, classes: int) -> None:
+    last: Any = network.fc
+    last[-1] = nn.Linear(last[-1].in_features, classes)
+
+
+def _last_of_each_class(faces: LabelledFaces) -> Any:
+    """Mask (pictures,) of the last 50 pictures of every class, or of its last fifth where it has fewer than 250."""
+    mask = np.zeros(len(faces), dtype=bool)
+    for label in range(len(faces.classes)):
+        members = np.flatnonzero(faces.labels == label)
+        mask[members[-max(1, min(_PRETRAIN_HELD_OUT, len(members) // 5)) :]] = True
+    return mask
+
+
+def _accuracy_of_unseen(train: LabelledFaces, validation: LabelledFaces, predictions: Tensor) -> float | None:
+    """Accuracy without the validation pictures whose very file also stands in train."""
+    seen = set(train.file_sha256)
+    unseen = np.array([digest not in seen for digest in validation.file_sha256])
+    if not unseen.any():
+        return None
+    return float((predictions.numpy() == validation.labels)[unseen].mean())

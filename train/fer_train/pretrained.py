@@ -1,0 +1,58 @@
+"""Weights that a network starts from: ImageNet's, or a file that `--pretrain` wrote."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from fer_runtime.errors import CheckpointError, DownloadError
+from fer_runtime.files import write_atomically
+from torch import Tensor
+
+from fer_train.torchvision_import import torchvision_models
+
+
+def imagenet_weights() -> dict[str, Tensor]:
+    """ResNet18's ImageNet weights, downloaded by torchvision on first use and kept in torch's cache.
+
+    Raises:
+        DownloadError: they are not there and cannot be fetched.
+    """
+    weights = torchvision_models().ResNet18_Weights.IMAGENET1K_V1
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise DownloadError(
+            f"cannot fetch the ImageNet weights from {weights.url} ({error}); put that file into {folder}, "
+            "or start without them: --weights none, or --weights FILE from fer-train --pretrain"
+        ) from error
+    return state
+
+
+def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    """Write a plain state dict, atomically."""
+    buffer = io.BytesIO()
+    torch.save({key: value.detach().cpu().contiguous() for key, value in state_dict.items()}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, plain or inside one of our checkpoints.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds anything but tensors.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no weights at {path}; make them with: fer-train --model v1 --pretrain DIR") from error
+    except Exception as error:  # torch.load raises a dozen types for damaged files
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"cannot read the weights in {path}: {reason}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} holds no state dict; --weights takes a file of fer-train --pretrain")
+    return state

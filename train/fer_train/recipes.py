@@ -1,0 +1,82 @@
+"""Training recipes: every setting that shapes the weights, in one readable place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Settings of one training."""
+
+    epochs: int
+    batch_size: int
+    optimizer: str  # "adam", "adamw" or "sgd" (Nesterov momentum 0.9)
+    lr: float  # peak learning rate
+    schedule: str = "constant"  # or "one-cycle": linear rise over `warmup`, cosine to zero
+    warmup: float = 0.15  # fraction of all steps
+    weight_decay: float = 0.0  # on weights, not on biases and BatchNorm
+    augmentation: str = "autoaugment"  # one of AUGMENTATIONS
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
+    mixup: float = 0.0  # alpha of the Beta distribution (Zhang et al., arXiv 1710.09412); 0: none
+    drop: tuple[str, ...] = ()  # pictures left out of training: "duplicates", "conflicts"
+    small_until: float = 0.0  # fraction of the epochs trained on `small_size` pixels, which is cheaper
+    small_size: int = 32
+    teacher_weight: float = 0.7  # share of the distillation loss where teachers are given
+    teacher_temperature: float = 2.0  # of the distilled softmax (Hinton et al., arXiv 1503.02531)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as results files hold them."""
+        return {**asdict(self), "drop": list(self.drop)}
+
+    def overridden(self, **settings: Any) -> Recipe:
+        """This recipe with those of `settings` that are not None."""
+        return replace(self, **{key: value for key, value in settings.items() if value is not None})
+
+
+# The first version's settings: what its published results were made with.
+FIRST = Recipe(epochs=5, batch_size=32, optimizer="adam", lr=1e-3)
+
+# What trains the shipped files; docs/training.md has the study behind it.
+BEST = Recipe(
+    epochs=60,
+    batch_size=128,
+    optimizer="adamw",
+    lr=3e-3,
+    schedule="one-cycle",
+    weight_decay=0.02,
+    augmentation="light",
+    label_smoothing=0.05,
+    ema_decay=0.999,
+    drop=("duplicates", "conflicts"),
+)
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "first": {"v0": FIRST, "v1": replace(FIRST, epochs=10, lr=1e-4)},
+    "best": {
+        "v0": BEST,
+        "v1": replace(
+            BEST,
+            epochs=30,
+            optimizer="sgd",
+            lr=0.03,
+            weight_decay=5e-4,
+            augmentation="faces",
+            small_until=0.4,
+        ),
+    },
+}
+
+# For `--pretrain DIR`: any folder of class folders, no face among them.
+PRETRAIN = Recipe(
+    epochs=8,
+    batch_size=128,
+    optimizer="sgd",
+    lr=0.1,
+    schedule="one-cycle",
+    weight_decay=5e-4,
+    augmentation="light",
+    small_until=0.5,
+)

@@ -1,0 +1,127 @@
+"""What a training measured: the contents of `models/model_0_results.json`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from fer_runtime import __version__
+from fer_runtime.errors import DataError
+from fer_runtime.files import write_atomically
+from fer_runtime.metrics import ConfusionMatrix, accuracy, macro_f1, per_class_recall
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """One value per epoch; "test" is the validation folder, a name kept from the first version."""
+
+    train_loss: list[float] = field(default_factory=list)
+    train_acc: list[float] = field(default_factory=list)  # fraction, on augmented pictures
+    test_loss: list[float] = field(default_factory=list)
+    test_acc: list[float] = field(default_factory=list)  # fraction
+    seconds: list[float] = field(default_factory=list)  # wall clock, evaluation included
+
+    @property
+    def epochs(self) -> int:
+        return len(self.test_acc)
+
+    @property
+    def best_epoch(self) -> int:
+        """Number (from 1) of the first epoch with the highest validation accuracy."""
+        return int(np.argmax(self.test_acc)) + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResults:
+    """Everything that the results file says."""
+
+    model: str
+    recipe: str
+    settings: dict[str, Any]
+    seed: int
+    history: History
+    expressions: tuple[str, ...]
+    confusion: ConfusionMatrix  # of the best epoch on validation, rows are the true class
+    accuracy_without_duplicates: float | None  # without the validation pictures that also stand in train
+    data: dict[str, Any]  # counts and fingerprints
+    versions: dict[str, str]
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of the validation pictures that the best epoch gets right."""
+        return accuracy(self.confusion)
+
+    def to_dict(self) -> dict[str, Any]:
+        history = asdict(self.history)
+        seconds = history.pop("seconds")
+        return {
+            "model": self.model,
+            "recipe": self.recipe,
+            "seed": self.seed,
+            "best_epoch": self.history.best_epoch,
+            "accuracy": self.accuracy,
+            "accuracy_without_duplicates": self.accuracy_without_duplicates,
+            "macro_f1": macro_f1(self.confusion),
+            "per_class_recall": per_class_recall(self.confusion, self.expressions),
+            "confusion": self.confusion.tolist(),
+            "expressions": list(self.expressions),
+            "settings": self.settings,
+            "data": self.data,
+            "versions": self.versions,
+            "seconds": sum(seconds),
+            "seconds_per_epoch": float(np.median(seconds)),
+            **history,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The part that travels in checkpoints and exported models: nothing that differs between equal runs."""
+        whole = self.to_dict()
+        kept = (
+            "recipe",
+            "seed",
+            "best_epoch",
+            "accuracy",
+            "accuracy_without_duplicates",
+            "macro_f1",
+            "per_class_recall",
+        )
+        return {key: whole[key] for key in (*kept, "settings", "data")}
+
+
+def write_results(path: Path, results: TrainingResults) -> None:
+    """Write the results file atomically."""
+    write_atomically(path, json.dumps(results.to_dict(), indent=1) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results file.
+
+    Raises:
+        DataError: it is missing or not one of ours.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no results at {path}; make them with: fer-train --model v0") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the results {path}: {error}") from error
+    if not isinstance(content, dict) or "test_acc" not in content:
+        raise DataError(f"{path} is not a results file of fer-train")
+    return content
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what shapes the weights."""
+    return {
+        "fer-edge": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }

@@ -1,0 +1,333 @@
+"""The training loop: from labelled faces to the weights of the best epoch, resumable after any kill."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
+from fer_runtime.errors import CheckpointError
+from fer_runtime.files import write_atomically
+from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
+from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fer_train.augment import AUGMENTATIONS
+from fer_train.data import LabelledFaces, class_weights
+from fer_train.devices import supports_bf16
+from fer_train.networks import to_network_input
+from fer_train.recipes import Recipe
+from fer_train.results import History
+
+# Faces are augmented this many at a time: enough that a group of one AutoAugment policy fills its
+# operations, few enough to stay near the cache.
+_CHUNK = 4096
+_EVALUATION_BATCH = 256
+
+
+class Progress(Protocol):
+    """Told what the training does; the command draws bars with it."""
+
+    def batch(self, epoch: int, epochs: int, faces: int, of: int, loss: float, accuracy: float) -> None: ...
+
+    def epoch(self, epoch: int, epochs: int, history: History) -> None: ...
+
+
+class Silent:
+    """Progress that shows nothing."""
+
+    def batch(self, epoch: int, epochs: int, faces: int, of: int, loss: float, accuracy: float) -> None: ...
+
+    def epoch(self, epoch: int, epochs: int, history: History) -> None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class BestEpoch:
+    """The weights of the best epoch by validation accuracy, and what they predict."""
+
+    state_dict: dict[str, Tensor] = field(default_factory=dict)
+    confusion: ConfusionMatrix = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    predictions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Loss and predictions on labelled faces."""
+
+    loss: float
+    accuracy: float  # fraction
+    predictions: Tensor  # int64 (faces,), on CPU
+
+
+class Trainer:
+    """One network, one recipe, one seed.
+
+    Args:
+        network: float32 (batch, 3, size, size) to logits (batch, classes); trained in place.
+        train: faces to learn from.
+        validation: faces that choose the best epoch.
+        recipe: the settings.
+        device: where the arithmetic happens.
+        seed: of the order of the faces, the augmentation and the dropout.
+        teacher_probabilities: float32 (train, classes), what the distillation aims at; None without a teacher.
+        identity: what a resumed run must have in common with the killed one (model, recipe, seed, data).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        train: LabelledFaces,
+        validation: LabelledFaces,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        seed: int,
+        teacher_logits: Tensor | None = None,
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.seed = seed
+        self.history = History()
+        self.best = BestEpoch()
+        self._identity = identity or {}
+        self._classes = len(train.classes)
+        self._autocast_bf16 = supports_bf16(device)
+        # Convolutions run a third faster on channels-last pictures, on CPUs and GPUs alike.
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = (
+            AveragedModel(self.network, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
+            if recipe.ema_decay
+            else None
+        )
+        self.optimizer = _optimizer(self.network, recipe)
+        # The whole data set lives on the device: FER2013 is 66 MB, and no epoch waits for a loader.
+        self._faces = torch.from_numpy(train.faces).to(device)
+        self._labels = torch.from_numpy(train.labels).to(device)
+        self._teacher_logits = None if teacher_logits is None else teacher_logits.to(device)
+        self._validation_faces = torch.from_numpy(validation.faces).to(device)
+        self._validation_labels = validation.labels
+        self._weights = torch.tensor(class_weights(list(train.counts.values())), dtype=torch.float32, device=device)
+        self._generator = Generator().manual_seed(seed)
+        self._steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
+        torch.manual_seed(seed)  # dropout
+
+    def run(self, *, resume_path: Path | None = None, resume: bool = False, progress: Progress | None = None) -> None:
+        """Train to the recipe's last epoch; afterwards `best` and `history` are complete.
+
+        Args:
+            resume_path: where each epoch leaves its state; None keeps nothing.
+            resume: begin with the state at `resume_path` where there is one.
+
+        Raises:
+            CheckpointError: the state there is damaged or belongs to another run.
+        """
+        progress = progress or Silent()
+        if resume and resume_path is not None and resume_path.exists():
+            self._restore(resume_path)
+        for epoch in range(self.history.epochs + 1, self.recipe.epochs + 1):
+            started = time.perf_counter()
+            loss, accuracy = self._train_epoch(epoch, progress)
+            network = self.average.module if self.average is not None else self.network
+            evaluation = self.evaluate(network)
+            self.history.train_loss.append(loss)
+            self.history.train_acc.append(accuracy)
+            self.history.test_loss.append(evaluation.loss)
+            self.history.test_acc.append(evaluation.accuracy)
+            self.history.seconds.append(time.perf_counter() - started)
+            if self.history.best_epoch == epoch:
+                self.best.state_dict = {
+                    key: value.detach().cpu().clone() for key, value in network.state_dict().items()
+                }
+                self.best.predictions = evaluation.predictions
+                self.best.confusion = confusion_matrix(
+                    self._validation_labels, evaluation.predictions.numpy(), classes=self._classes
+                )
+            if resume_path is not None:
+                self._save(resume_path)
+            progress.epoch(epoch, self.recipe.epochs, self.history)
+
+    def evaluate(self, network: nn.Module) -> Evaluation:
+        """Loss and predictions on the validation faces, in eval mode and float32."""
+        logits = predict_logits(network, self._validation_faces)
+        labels = torch.from_numpy(self._validation_labels)
+        predictions = logits.argmax(1)
+        return Evaluation(
+            loss=float(F.cross_entropy(logits, labels)),
+            accuracy=float((predictions == labels).float().mean()),
+            predictions=predictions,
+        )
+
+    def _train_epoch(self, epoch: int, progress: Progress) -> tuple[float, float]:
+        """Loss (mean per face) and accuracy on the augmented pictures."""
+        self.network.train()
+        recipe, total = self.recipe, len(self._labels)
+        step = (epoch - 1) * self._steps_per_epoch
+        # Summed on the device: reading a value every step would make a GPU wait for Python.
+        loss_sum = torch.zeros((), device=self.device)
+        hits = torch.zeros((), device=self.device)
+        seen = 0
+        shown = time.perf_counter()
+        size = recipe.small_size if epoch <= recipe.small_until * recipe.epochs else None
+        for pictures, labels, indices in self._batches(size):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step, self._steps_per_epoch * recipe.epochs)
+            step += 1
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast_bf16):
+                logits = self.network(pictures)
+            logits = logits.float()
+            loss = self._loss(logits, labels, indices)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.network)
+            with torch.no_grad():
+                loss_sum += loss * len(labels)
+                hits += (logits.argmax(1) == labels).sum()
+            seen += len(labels)
+            if time.perf_counter() - shown > 0.25:
+                shown = time.perf_counter()
+                progress.batch(epoch, recipe.epochs, seen, total, float(loss_sum) / seen, float(hits) / seen)
+        return float(loss_sum) / total, float(hits) / total
+
+    def _batches(self, size: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Pictures float32 (batch, 3, size, size), labels, and the faces' indices, in a new order every epoch."""
+        augmentation = AUGMENTATIONS[self.recipe.augmentation]
+        batch_size = self.recipe.batch_size
+        order = torch.randperm(len(self._labels), generator=self._generator).to(self.device)
+        for chunk in order.split(max(1, _CHUNK // batch_size) * batch_size):
+            planes = augmentation(self._faces[chunk], self._generator)
+            if size is not None:
+                planes = F.interpolate(planes[:, None], (size, size), mode="area")[:, 0]
+            for pictures, indices in zip(planes.split(batch_size), chunk.split(batch_size), strict=True):
+                network_input = pictures[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+                yield network_input, self._labels[indices], indices
+
+    def _loss(self, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+        recipe = self.recipe
+        loss = F.cross_entropy(logits, labels, weight=self._weights, label_smoothing=recipe.label_smoothing)
+        if self._teacher_logits is None:
+            return loss
+        temperature = recipe.teacher_temperature
+        distilled = F.kl_div(
+            F.log_softmax(logits / temperature, 1),
+            F.softmax(self._teacher_logits[indices] / temperature, 1),
+            reduction="batchmean",
+        )
+        # The factor keeps the gradients' size when the temperature changes (Hinton et al., section 2).
+        return (1 - recipe.teacher_weight) * loss + recipe.teacher_weight * temperature**2 * distilled
+
+    def _save(self, path: Path) -> None:
+        state = {
+            "identity": self._identity,
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": asdict(self.history),
+            "best_state_dict": self.best.state_dict,
+            "best_predictions": self.best.predictions,
+            "best_confusion": torch.from_numpy(self.best.confusion),
+            "order_and_augmentation": self._generator.get_state(),
+            "dropout": torch.get_rng_state(),
+            "dropout_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(path, buffer.getvalue())
+
+    def _restore(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            identity = state["identity"]
+        except Exception as error:  # torch.load raises a dozen types for damaged files
+            raise CheckpointError(
+                f"cannot read {path} ({error}); delete it and start again without --resume"
+            ) from error
+        differing = sorted(key for key in self._identity if identity.get(key) != self._identity[key])
+        if differing:
+            raise CheckpointError(
+                f"{path} is of a run with another {', '.join(differing)}; give the same options and data, "
+                "or start again without --resume"
+            )
+        self.network.load_state_dict(state["network"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = History(**state["history"])
+        self.best = BestEpoch(
+            state_dict=state["best_state_dict"],
+            predictions=state["best_predictions"],
+            confusion=state["best_confusion"].numpy(),
+        )
+        self._generator.set_state(state["order_and_augmentation"])
+        torch.set_rng_state(state["dropout"])
+        if state["dropout_cuda"] is not None:
+            torch.cuda.set_rng_state(state["dropout_cuda"], self.device)
+
+
+def predict_logits(network: nn.Module, faces: Tensor, *, flip: bool = False) -> Tensor:
+    """Logits float32 (faces, classes) on CPU, for faces uint8 (faces, size, size) on the network's device.
+
+    Args:
+        flip: of the mirrored faces.
+    """
+    was_training = network.training
+    network.eval()
+    rows = []
+    with torch.inference_mode():
+        for batch in faces.split(_EVALUATION_BATCH):
+            pictures = to_network_input(batch.flip(-1) if flip else batch)
+            rows.append(network(pictures.contiguous(memory_format=torch.channels_last)).float().cpu())
+    network.train(was_training)
+    return torch.cat(rows)
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The rate of a step, counted from 0, of `steps` in all.
+
+    "one-cycle" rises linearly over the warm-up and falls to zero along a half cosine.
+    """
+    if recipe.schedule == "constant":
+        return recipe.lr
+    rising = max(1, round(recipe.warmup * steps))
+    if step < rising:
+        return recipe.lr * (step + 1) / rising
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rising + 1) / max(1, steps - rising)))
+
+
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    # Biases and BatchNorm's scales are no weights: decaying them to zero only hurts.
+    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=recipe.lr)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
+    raise ValueError(f"no optimizer {recipe.optimizer!r}; one of: adam, adamw, sgd")
+
+
+def _moving_average(decay: float) -> Any:
+    """For AveragedModel: an exponential moving average whose first steps follow the network closely."""
+
+    def update(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
+        count = float(steps)
+        weight = 1 - min(decay, (1 + count) / (10 + count))
+        with torch.no_grad():
+            for average, value in zip(averages, values, strict=True):
+                if average.is_floating_point():
+                    average.lerp_(value, weight)
+                else:
+                    average.copy_(value)
+
+    return update
