@@ -31,7 +31,7 @@ def supports_bf16(device: torch.device) -> bool:
     Elsewhere PyTorch emulates it, six times slower (measured on Zen 3).
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     try:

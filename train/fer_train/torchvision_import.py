@@ -24,7 +24,7 @@ def _torchvision(submodule: str) -> ModuleType:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-    _schemas = torch.library.Library("torchvision", "DEF")
+    _schemas = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     _schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return importlib.import_module(f"torchvision.{submodule}")

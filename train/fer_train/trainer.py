@@ -185,7 +185,7 @@ class Trainer:
             logits = logits.float()
             loss = self._loss(logits, labels, indices)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.network)
@@ -203,11 +203,11 @@ class Trainer:
         augmentation = AUGMENTATIONS[self.recipe.augmentation]
         batch_size = self.recipe.batch_size
         order = torch.randperm(len(self._labels), generator=self._generator).to(self.device)
-        for chunk in order.split(max(1, _CHUNK // batch_size) * batch_size):
+        for chunk in torch.split(order, max(1, _CHUNK // batch_size) * batch_size):
             planes = augmentation(self._faces[chunk], self._generator)
             if size is not None:
                 planes = F.interpolate(planes[:, None], (size, size), mode="area")[:, 0]
-            for pictures, indices in zip(planes.split(batch_size), chunk.split(batch_size), strict=True):
+            for pictures, indices in zip(torch.split(planes, batch_size), torch.split(chunk, batch_size), strict=True):
                 network_input = pictures[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
                 yield network_input, self._labels[indices], indices
 
@@ -283,7 +283,7 @@ def predict_logits(network: nn.Module, faces: Tensor, *, flip: bool = False) -> 
     network.eval()
     rows = []
     with torch.inference_mode():
-        for batch in faces.split(_EVALUATION_BATCH):
+        for batch in torch.split(faces, _EVALUATION_BATCH):
             pictures = to_network_input(batch.flip(-1) if flip else batch)
             rows.append(network(pictures.contiguous(memory_format=torch.channels_last)).float().cpu())
     network.train(was_training)

@@ -1,0 +1,66 @@
+"""Classification metrics from a confusion matrix, the same for training, export and benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+ConfusionMatrix = npt.NDArray[np.int64]  # (classes, classes), rows are the true class, columns the predicted
+
+
+def confusion_matrix(
+    labels: npt.NDArray[np.integer], predictions: npt.NDArray[np.integer], *, classes: int = 7
+) -> ConfusionMatrix:
+    """Count (true, predicted) pairs.
+
+    Args:
+        labels: true classes, shape (faces,).
+        predictions: predicted classes, shape (faces,).
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if labels.shape != predictions.shape:
+        raise ValueError(f"labels have shape {labels.shape}, predictions {predictions.shape}")
+    pairs = labels.astype(np.int64) * classes + predictions
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
+
+
+def accuracy(confusion: ConfusionMatrix) -> float:
+    """Fraction of right predictions, 0 for no faces."""
+    return float(np.trace(confusion)) / max(int(confusion.sum()), 1)
+
+
+def per_class_recall(confusion: ConfusionMatrix, expressions: Sequence[str]) -> dict[str, float]:
+    """Right predictions of a class over its faces, 0 for a class without faces."""
+    return {name: float(confusion[i, i]) / max(int(confusion[i].sum()), 1) for i, name in enumerate(expressions)}
+
+
+def per_class_precision(confusion: ConfusionMatrix, expressions: Sequence[str]) -> dict[str, float]:
+    """Right predictions of a class over all predictions of it, 0 for a class never predicted."""
+    return {name: float(confusion[i, i]) / max(int(confusion[:, i].sum()), 1) for i, name in enumerate(expressions)}
+
+
+def macro_f1(confusion: ConfusionMatrix) -> float:
+    """Mean over the classes of 2 TP / (2 TP + FP + FN); a class without faces and predictions counts 0."""
+    hits = np.diag(confusion).astype(np.float64)
+    support = confusion.sum(1) + confusion.sum(0)
+    return float(np.mean(2 * hits / np.maximum(support, 1)))
+
+
+def expected_calibration_error(
+    confidences: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_], *, bins: int = 15
+) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by their faces (Guo et al., arXiv 1706.04599).
+
+    Args:
+        confidences: probability of the predicted class, shape (faces,).
+        correct: whether the prediction is right, shape (faces,).
+    """
+    which = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+    gaps = (
+        abs(confidences[which == one].sum() - correct[which == one].sum()) for one in range(bins) if (which == one).any()
+    )
+    return float(sum(gaps)) / max(len(confidences), 1)
