@@ -22,8 +22,19 @@ def test_the_policies_are_those_of_torchvision() -> None:
 
 @pytest.mark.parametrize(
     ("operation", "magnitude"),
-    [("Posterize", 5), ("Posterize", 8), ("Solarize", 3), ("Solarize", 8), ("Equalize", 0), ("AutoContrast", 0)]
-    + [("Invert", 0), ("Contrast", 8), ("Sharpness", 7), ("Rotate", 9), ("ShearX", 5)],
+    [
+        ("Posterize", 5),
+        ("Posterize", 8),
+        ("Solarize", 3),
+        ("Solarize", 8),
+        ("Equalize", 0),
+        ("AutoContrast", 0),
+        ("Invert", 0),
+        ("Contrast", 8),
+        ("Sharpness", 7),
+        ("Rotate", 9),
+        ("ShearX", 5),
+    ],
 )
 def test_each_operation_is_torchvisions_on_rgb(operation: str, magnitude: int) -> None:
     transforms = torchvision_transforms()
