@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import write_atomically
-from torch import Tensor, nn
-
 from fer_train.networks import create_network
 
 FORMAT = "fer-edge checkpoint"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import FerError
 from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES

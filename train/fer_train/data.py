@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.files import cache_folder, replaced_atomically

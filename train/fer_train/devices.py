@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from fer_runtime.errors import ProviderError
 
 DEVICES = ("auto", "mps", "cuda", "cpu")

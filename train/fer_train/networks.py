@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from fer_runtime.expressions import EXPRESSIONS
 from torch import Tensor, nn
 
+from fer_runtime.expressions import EXPRESSIONS
 from fer_train.torchvision_import import torchvision_models
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from fer_runtime.errors import CheckpointError, DataError
 from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
 from fer_runtime.metrics import accuracy
 from fer_runtime.models import FILE_STEMS, checkpoint_path, results_path
-from torch import Tensor, nn
-
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.cleaning import training_indices_without
 from fer_train.data import LabelledFaces, load_class_folders, load_faces

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from fer_runtime.errors import CheckpointError, DownloadError
-from fer_runtime.files import write_atomically
 from torch import Tensor
 
+from fer_runtime.errors import CheckpointError, DownloadError
+from fer_runtime.files import write_atomically
 from fer_train.torchvision_import import torchvision_models
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+
 from fer_runtime import __version__
 from fer_runtime.errors import DataError
 from fer_runtime.files import write_atomically

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
-from fer_runtime.errors import CheckpointError
-from fer_runtime.files import write_atomically
-from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from fer_runtime.errors import CheckpointError
+from fer_runtime.files import write_atomically
+from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
 from fer_train.augment import AUGMENTATIONS
 from fer_train.data import LabelledFaces, class_weights
 from fer_train.devices import supports_bf16
