@@ -1,0 +1,73 @@
+"""Made-up faces: extremes that the gate tries beside real ones, and the golden faces that travel in a model file."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_runtime.expressions import FACE_SIZE
+
+Uint8Array = npt.NDArray[np.uint8]
+
+
+def synthetic_faces() -> Uint8Array:
+    """Sixteen faces uint8 (16, 48, 48), the same on every machine: extremes, textures, noise and drawn faces."""
+    rows, columns = np.mgrid[0:FACE_SIZE, 0:FACE_SIZE]
+    black = np.zeros((FACE_SIZE, FACE_SIZE))
+    one_pixel = black.copy()
+    one_pixel[20, 31] = 255
+    checks = ((rows // 4 + columns // 4) % 2) * 255
+    random = np.random.Generator(np.random.PCG64(20130412))
+    noise = random.integers(0, 256, (2, FACE_SIZE, FACE_SIZE))
+    planes = [black, black + 255, black + 128, one_pixel, rows * 255 / 47, columns * 255 / 47, checks, *noise]
+    planes += [_clouds(random, cells) for cells in (4, 8, 12)]
+    planes += [
+        _drawn_face(smile=7, brows=0, mouth=1.5, tone=190),  # happy
+        _drawn_face(smile=-6, brows=3, mouth=1.5, tone=120),  # angry
+        _drawn_face(smile=0, brows=-2, mouth=6, tone=160),  # surprise
+        _drawn_face(smile=0, brows=0, mouth=1.2, tone=220),  # neutral
+    ]
+    return np.clip(np.rint(np.stack(planes)), 0, 255).astype(np.uint8)
+
+
+def golden_faces() -> Uint8Array:
+    """The twelve synthetic faces that compress well, uint8 (12, 48, 48): what a certificate carries."""
+    whole = synthetic_faces()
+    return np.concatenate([whole[:8], whole[12:]])
+
+
+def _clouds(random: np.random.Generator, cells: int) -> npt.NDArray[np.float64]:
+    """Smooth noise: random values on a grid of `cells` x `cells`, linear in between."""
+    grid = random.uniform(0, 255, (cells + 1, cells + 1))
+    at = np.arange(FACE_SIZE) * cells / FACE_SIZE
+    low, share = at.astype(int), at - at.astype(int)
+    across = grid[:, low] * (1 - share) + grid[:, low + 1] * share
+    blended: npt.NDArray[np.float64] = across[low] * (1 - share[:, None]) + across[low + 1] * share[:, None]
+    return blended
+
+
+def _drawn_face(*, smile: float, brows: float, mouth: float, tone: float) -> npt.NDArray[np.float64]:
+    """A cartoon; lengths in pixels, `smile` bends the mouth, `brows` tilts the brows, `tone` is the skin's gray."""
+    y, x = np.mgrid[0:FACE_SIZE, 0:FACE_SIZE] + 0.5
+    plane = np.full((FACE_SIZE, FACE_SIZE), 60.0)
+
+    def paint(distance: npt.NDArray[np.float64], gray: float) -> None:
+        cover = np.clip(0.5 - distance, 0, 1)  # one pixel of soft edge
+        plane[:] = plane * (1 - cover) + gray * cover
+
+    paint((np.hypot((x - 24) / 19, (y - 25) / 23) - 1) * 19, tone)
+    for side in (-1, 1):
+        paint((np.hypot((x - 24 - side * 8) / 4, (y - 20) / 2.2) - 1) * 2.2, 245)
+        paint(np.hypot(x - 24 - side * 8, y - 20) - 1.6, 20)
+        along = side * (x - 24 - side * 8)
+        paint(np.maximum(np.abs(y - 14 + brows * along / 5) - 1.0, np.abs(along) - 5), 40)
+    bend = smile * (((x - 24) / 10) ** 2 - 0.5)
+    paint(np.maximum(np.abs(y - 37 + bend * 0.6) - mouth, np.abs(x - 24) - 10), 70)
+    return plane
+
+
+def textures(count: int) -> Uint8Array:
+    """Smooth and rough noise uint8 (count, 48, 48), for a gate that has no real faces."""
+    random = np.random.Generator(np.random.PCG64(48))
+    planes = [_clouds(random, int(random.integers(2, 25))) for _ in range(count)]
+    return np.rint(np.stack(planes)).astype(np.uint8)

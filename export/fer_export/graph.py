@@ -1,0 +1,124 @@
+"""From a checkpoint to an ONNX graph that takes faces as they are and answers with probabilities."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from fer_runtime.errors import CheckpointError
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.metadata import METADATA_KEY, ModelMetadata
+from fer_train.checkpoints import Checkpoint
+
+DEFAULT_OPSET = 18  # the lowest that PyTorch's exporter writes without converting afterwards: read by the most runtimes
+
+
+class _ModelFile(nn.Module):
+    """What the file computes: faces uint8 (batch, 48, 48) to logits and probabilities float32 (batch, 7)."""
+
+    def __init__(self, network: nn.Module, *, offset: float, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self._offset = offset
+        self._temperature = temperature
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        planes = faces.to(torch.float32).unsqueeze(1)
+        # The mean stays outside the convolution: folded into its bias it would be wrong beside the
+        # border, where the padding adds zeros and not the mean.
+        if self._offset:
+            planes = planes - self._offset
+        logits = self.network(planes)
+        return logits, torch.softmax(logits / self._temperature, dim=1)
+
+
+def fold_preprocessing(network: nn.Module, *, std: float = 1.0) -> nn.Module:
+    """A copy of `network` that takes one plane of 0-255 instead of three equal planes of 0-1.
+
+    The first convolution's weights are summed over their input channels and divided by 255 * std:
+    the same function, a third of that layer's work.
+
+    Raises:
+        CheckpointError: the network does not begin with a convolution over three channels.
+    """
+    folded = copy.deepcopy(network)
+    name, first = next((found for found in folded.named_modules() if isinstance(found[1], nn.Conv2d)), ("", None))
+    if first is None or first.in_channels != 3:
+        raise CheckpointError("the network does not begin with a convolution over three channels; export v0 or v1")
+    plane = nn.Conv2d(
+        1,
+        first.out_channels,
+        kernel_size=first.kernel_size,  # type: ignore[arg-type]
+        stride=first.stride,  # type: ignore[arg-type]
+        padding=first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    with torch.no_grad():
+        # In double precision, so that the sum rounds once.
+        plane.weight.copy_(first.weight.double().sum(1, keepdim=True) / (255.0 * std))
+        if first.bias is not None and plane.bias is not None:
+            plane.bias.copy_(first.bias)
+    parent, _, attribute = name.rpartition(".")
+    setattr(folded.get_submodule(parent), attribute, plane)
+    return folded
+
+
+def export_graph(checkpoint: Checkpoint, *, temperature: float = 1.0, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+    """The float32 model of `checkpoint`: one file's content, without metadata.
+
+    Args:
+        temperature: what the logits are divided by before the softmax.
+        opset: ONNX opset version.
+    """
+    network = _ModelFile(
+        fold_preprocessing(checkpoint.network(), std=checkpoint.std),
+        offset=255.0 * checkpoint.mean,
+        temperature=temperature,
+    ).eval()
+    # Two faces: a batch of one would be exported as a constant.
+    example = torch.zeros(2, FACE_SIZE, FACE_SIZE, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        # PyTorch's exporter warns about its own internals; what it wrote is checked afterwards.
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=opset,
+            external_data=False,
+            input_names=["faces"],
+            output_names=["logits", "probabilities"],
+            dynamic_shapes={"faces": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    model: onnx.ModelProto = program.model_proto
+    _strip_notes(model)
+    return model
+
+
+def serialize(model: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
+    """The file's bytes: `model` with `metadata` as its only metadata entry; equal input gives equal bytes."""
+    complete = onnx.ModelProto()
+    complete.CopyFrom(model)
+    del complete.metadata_props[:]
+    complete.metadata_props.add(key=METADATA_KEY, value=metadata.to_json())
+    return complete.SerializeToString(deterministic=True)
+
+
+def _strip_notes(model: onnx.ModelProto) -> None:
+    # The exporter notes stack traces with the paths of this machine on every node; they
+    # weigh more than v0's nodes and differ between equal exports.
+    model.doc_string = ""
+    model.graph.doc_string = ""
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    holders = (model.graph.node, model.graph.input, model.graph.output, model.graph.initializer)
+    for holder in holders:
+        for item in holder:
+            del item.metadata_props[:]
+            item.doc_string = ""

@@ -1,0 +1,125 @@
+"""How far two runs of a model lie apart: the same figures at export and in the self-test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+FloatArray = npt.NDArray[np.float32]
+Uint8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """What a model answers."""
+
+    logits: FloatArray  # (faces, 7)
+    probabilities: FloatArray  # (faces, 7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """The largest differences that count as the same answer."""
+
+    logits: float = 1e-3  # |Δlogit| <= logits * (1 + |logit|)
+    probabilities: float = 1e-3  # |Δp|
+    margin: float = 1e-3  # top-1 may change where the two best logits lie closer than this
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Worst differences between expected and actual outputs; NaN where an output is not finite."""
+
+    faces: int
+    max_logit_difference: float
+    max_relative_difference: float  # of |Δlogit| / (1 + |logit|)
+    max_probability_difference: float
+    top1_flips: int  # faces whose best expression changed
+    top1_flips_beyond_margin: int  # of those, the ones whose margin was not a tie
+    not_finite: int  # values that are NaN or infinite
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as reports hold them; NaN, which JSON lacks, as None."""
+        return {key: None if value != value else value for key, value in asdict(self).items()}
+
+    def failures(self, tolerance: Tolerance) -> tuple[str, ...]:
+        """Which of "finite", "logits", "probabilities" and "top-1" do not hold."""
+        failed = []
+        if self.not_finite:
+            failed.append("finite")
+        # Written as "not <=" so that a NaN difference fails too.
+        if not self.max_relative_difference <= tolerance.logits:
+            failed.append("logits")
+        if not self.max_probability_difference <= tolerance.probabilities:
+            failed.append("probabilities")
+        if self.top1_flips_beyond_margin:
+            failed.append("top-1")
+        return tuple(failed)
+
+
+def compare_outputs(expected: Outputs, actual: Outputs, *, margin: float = Tolerance.margin) -> Comparison:
+    """Compare two runs over the same faces.
+
+    Args:
+        expected: the reference, such as PyTorch's.
+        actual: what is judged.
+        margin: distance of the two best expected logits under which a changed top-1 is a tie.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if expected.logits.shape != actual.logits.shape or expected.probabilities.shape != actual.probabilities.shape:
+        raise ValueError(f"expected logits have shape {expected.logits.shape}, actual ones {actual.logits.shape}")
+    # In double precision, so that the difference of two floats is not rounded again.
+    logits = np.abs(expected.logits.astype(np.float64) - actual.logits)
+    probabilities = np.abs(expected.probabilities.astype(np.float64) - actual.probabilities)
+    flipped = expected.logits.argmax(1) != actual.logits.argmax(1)
+    best_two = np.sort(expected.logits, axis=1)[:, -2:]
+    return Comparison(
+        faces=len(logits),
+        max_logit_difference=float(logits.max(initial=0)),
+        max_relative_difference=float((logits / (1 + np.abs(expected.logits))).max(initial=0)),
+        max_probability_difference=float(probabilities.max(initial=0)),
+        top1_flips=int(flipped.sum()),
+        top1_flips_beyond_margin=int((flipped & (best_two[:, 1] - best_two[:, 0] > margin)).sum()),
+        not_finite=int((~np.isfinite(actual.logits)).sum() + (~np.isfinite(actual.probabilities)).sum()),
+    )
+
+
+def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
+    """The largest of each figure over several runs on the same faces."""
+    return Comparison(
+        faces=comparisons[0].faces,
+        # numpy's max keeps a NaN, Python's loses it.
+        max_logit_difference=float(np.max([one.max_logit_difference for one in comparisons])),
+        max_relative_difference=float(np.max([one.max_relative_difference for one in comparisons])),
+        max_probability_difference=float(np.max([one.max_probability_difference for one in comparisons])),
+        top1_flips=max(one.top1_flips for one in comparisons),
+        top1_flips_beyond_margin=max(one.top1_flips_beyond_margin for one in comparisons),
+        not_finite=max(one.not_finite for one in comparisons),
+    )
+
+
+def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64) -> Outputs:
+    """The model's answers for faces uint8 (faces, 48, 48), computed in batches."""
+    logits, probabilities = [], []
+    for start in range(0, len(faces), batch):
+        scores, shares = session.run(["logits", "probabilities"], {"faces": faces[start : start + batch]})
+        logits.append(scores)
+        probabilities.append(shares)
+    return Outputs(logits=np.concatenate(logits), probabilities=np.concatenate(probabilities))
+
+
+def softmax(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
+    """softmax(logits / temperature) over the last axis, float32."""
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    shares: FloatArray = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return shares
