@@ -1,8 +1,8 @@
 """Facial expressions from pictures, without PyTorch.
 
-    from fer_runtime import Recognizer
+from fer_runtime import Recognizer
 
-    faces = Recognizer("v0").predict("portrait.jpg").faces
+faces = Recognizer("v0").predict("portrait.jpg").faces
 """
 
 from __future__ import annotations

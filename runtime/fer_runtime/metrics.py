@@ -53,7 +53,9 @@ def macro_f1(confusion: ConfusionMatrix) -> float:
 def expected_calibration_error(
     confidences: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_], *, bins: int = 15
 ) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their faces (Guo et al., arXiv 1706.04599).
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by their faces.
+
+    Guo et al., On Calibration of Modern Neural Networks, arXiv 1706.04599.
 
     Args:
         confidences: probability of the predicted class, shape (faces,).
@@ -61,6 +63,8 @@ def expected_calibration_error(
     """
     which = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
     gaps = (
-        abs(confidences[which == one].sum() - correct[which == one].sum()) for one in range(bins) if (which == one).any()
+        abs(confidences[which == one].sum() - correct[which == one].sum())
+        for one in range(bins)
+        if (which == one).any()
     )
     return float(sum(gaps)) / max(len(confidences), 1)

@@ -44,9 +44,7 @@ def packaged_models_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "models"
 
 
-def find_model(
-    model: str | Path, *, precision: Precision | None = None, models_dir: Path = DEFAULT_MODELS_DIR
-) -> Path:
+def find_model(model: str | Path, *, precision: Precision | None = None, models_dir: Path = DEFAULT_MODELS_DIR) -> Path:
     """The file that `--model`, `--precision` and `--models-dir` stand for.
 
     Args:

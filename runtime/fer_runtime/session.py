@@ -12,7 +12,7 @@ from fer_runtime.errors import ModelFileError
 # onnxruntime's Linux wheel records telemetry unless this is set before its import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -62,7 +62,9 @@ def open_session(
     name = source or (str(model) if isinstance(model, Path) else "the model")
     content = model if isinstance(model, bytes) else _read(model)
     try:
-        session = onnxruntime.InferenceSession(content, session_options(threads=threads), [f"{provider}ExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            content, session_options(threads=threads), [f"{provider}ExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFileError(f"{name} cannot be loaded by onnxruntime: {reason}") from error

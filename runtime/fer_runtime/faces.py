@@ -1,0 +1,57 @@
+"""From a picture and a box to the face that a model takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.images import Uint8Array, to_gray
+
+# Pictures up to this many pixels on their short side are face crops already, as FER2013's are.
+CROP_SIDE = 64
+
+
+def is_face_crop(width: int, height: int) -> bool:
+    """Whether a picture of this size is taken for one face."""
+    return min(width, height) <= CROP_SIDE
+
+
+def prepare_face(image: Uint8Array, box: tuple[int, int, int, int] | None = None) -> Uint8Array:
+    """The part of `image` inside `box` as a model takes it, uint8 (48, 48), grayscale.
+
+    Args:
+        image: uint8 (height, width, 3) in BGR, or (height, width).
+        box: x, y, width, height in pixels, None for the whole picture. What lies outside the picture
+            repeats its border, so that a face at the edge keeps its proportions.
+
+    Raises:
+        ValueError: the box is empty or lies outside the picture.
+    """
+    if box is not None:
+        image = _crop(image, box)
+    gray = to_gray(image)
+    if gray.shape == (FACE_SIZE, FACE_SIZE):
+        return np.ascontiguousarray(gray)
+    # INTER_AREA averages what it drops; enlarging has nothing to average.
+    interpolation = cv2.INTER_AREA if min(gray.shape) >= FACE_SIZE else cv2.INTER_LINEAR
+    resized: Any = cv2.resize(gray, (FACE_SIZE, FACE_SIZE), interpolation=interpolation)
+    face: Uint8Array = resized
+    return face
+
+
+def _crop(image: Uint8Array, box: tuple[int, int, int, int]) -> Uint8Array:
+    x, y, width, height = box
+    rows, columns = image.shape[:2]
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, columns), min(y + height, rows)
+    if left >= right or top >= bottom:
+        raise ValueError(f"the box {box} lies outside the picture of {columns} x {rows} pixels")
+    inside = image[top:bottom, left:right]
+    missing = (top - y, y + height - bottom, left - x, x + width - right)
+    if not any(missing):
+        return inside
+    padded: Any = cv2.copyMakeBorder(inside, *missing, cv2.BORDER_REPLICATE)
+    whole: Uint8Array = padded
+    return whole

@@ -1,0 +1,104 @@
+"""Pictures read from disk safely: sizes are checked before anything is decoded."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_runtime.errors import PictureError
+
+# OpenCV reads these when it is imported. A picture of more pixels is refused before it is decoded
+# (a decompression bomb of 50 kB can ask for 50 GB); the log would print beside our own errors.
+MAX_PIXELS = 100_000_000
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+
+import cv2  # noqa: E402
+
+# The decoders answer for their own threads; parallel work is the caller's.
+cv2.setNumThreads(1)
+
+Uint8Array = npt.NDArray[np.uint8]
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+PICTURE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm")
+)
+
+
+def read_image(path: Path | str) -> Uint8Array:
+    """A picture as OpenCV reads it, upright by its EXIF orientation.
+
+    Returns:
+        image_bgr, uint8 (height, width, 3), or uint8 (height, width) of a grayscale picture.
+
+    Raises:
+        PictureError: the path is no readable file, or its content no picture.
+    """
+    return decode_image(read_bytes(path))
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        PictureError: it is missing, unreadable, empty, too large, or no regular file.
+    """
+    try:
+        # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise PictureError(f"cannot be opened: {error.strerror}") from error
+    except ValueError as error:  # a null byte in the name
+        raise PictureError(f"cannot be opened: {error}") from error
+    with open(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError("is no regular file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise PictureError(f"has {status.st_size} bytes, more than the limit of {MAX_FILE_BYTES}")
+        try:
+            content = file.readall()
+        except OSError as error:
+            raise PictureError(f"cannot be read: {error.strerror}") from error
+    if not content:
+        raise PictureError("is empty (0 bytes)")
+    return content
+
+
+def decode_image(content: bytes) -> Uint8Array:
+    """A picture from its file's content; see `read_image`.
+
+    Raises:
+        PictureError: the content is no picture that OpenCV reads, is truncated, or has too many pixels.
+    """
+    # IMREAD_ANYCOLOR keeps a grayscale picture at one channel: a third of the work for FER2013's
+    # crops. Alpha is dropped, 16 bits become 8, palettes colours, and EXIF turns the picture upright.
+    try:
+        image: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYCOLOR)
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise PictureError(f"has more pixels than the limit of {MAX_PIXELS}") from error
+        raise PictureError("cannot be decoded: damaged, or no picture") from error
+    except MemoryError as error:
+        raise PictureError("needs more memory than there is") from error
+    if image is None:
+        raise PictureError("cannot be decoded: damaged, or no picture")
+    if image.ndim == 3 and image.shape[2] == 4:
+        image = image[:, :, :3]
+    decoded: Uint8Array = image
+    return decoded
+
+
+def to_gray(image: Uint8Array) -> Uint8Array:
+    """A picture, uint8 (height, width, 3) in BGR or (height, width), as grayscale (height, width)."""
+    if image.ndim == 2:
+        return image
+    gray: Any = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    plane: Uint8Array = gray
+    return plane

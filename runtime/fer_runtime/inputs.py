@@ -1,0 +1,111 @@
+"""What the arguments of `fer-infer` stand for: files, folders, globs and standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from fer_runtime.errors import PictureError
+from fer_runtime.images import PICTURE_SUFFIXES
+
+# A folder's names are sorted in blocks of this many, so that a million files cost no more memory.
+_SORTED_BLOCK = 65_536
+
+
+@dataclass(slots=True)
+class Inputs:
+    """The pictures that paths stand for, found while they are read; iterate once.
+
+    Args:
+        paths: files, folders, or glob patterns that the shell has not expanded.
+        recursive: go down into the folders' folders.
+    """
+
+    paths: Iterable[str]
+    recursive: bool = False
+    skipped: int = 0  # files in folders whose suffix is that of no picture
+    only_folders: list[str] = field(default_factory=list)  # folders that hold nothing but folders, not gone into
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.paths:
+            if os.path.isdir(path):
+                yield from self._in_folder(path, seen=set())
+            elif not os.path.lexists(path) and glob.has_magic(path):
+                found = sorted(glob.glob(path, recursive=True))
+                # A pattern that matches nothing is a path like any other: it gets its row, with the reason.
+                for one in found or [path]:
+                    if not os.path.isdir(one):
+                        yield one
+            else:
+                yield path
+
+    def _in_folder(self, folder: str, *, seen: set[tuple[int, int]]) -> Iterator[str]:
+        try:
+            status = os.stat(folder)
+            entries = os.scandir(folder)
+        except OSError:
+            yield folder  # reading it fails again, and its row says why
+            return
+        # A symbolic link may lead back to a folder that was visited.
+        identity = (status.st_dev, status.st_ino)
+        if identity in seen:
+            return
+        seen.add(identity)
+        folders: list[str] = []
+        files = 0
+        with entries:
+            while block := sorted(islice(entries, _SORTED_BLOCK), key=lambda entry: entry.name):
+                for entry in block:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        folders.append(entry.path)
+                    elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+                        files += 1
+                        yield entry.path
+                    else:
+                        self.skipped += 1
+        if self.recursive:
+            for subfolder in folders:
+                yield from self._in_folder(subfolder, seen=seen)
+        elif folders and not files:
+            self.only_folders.append(folder)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def paths_from_list(content: bytes) -> list[str]:
+    """Paths of a list, separated by NUL bytes if it has any, else by lines.
+
+    Raises:
+        PictureError: there is none.
+    """
+    separator = b"\0" if b"\0" in content else b"\n"
+    paths = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(separator) if line.strip()]
+    if not paths:
+        raise PictureError("standard input is empty; pipe a picture or a list of paths into it")
+    return paths
+
+
+def looks_like_a_picture(content: bytes) -> bool:
+    """Whether `content` begins as JPEG, PNG, WebP, BMP, TIFF or PNM files do."""
+    return (
+        content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*"))
+        or (content.startswith(b"RIFF") and content[8:12] == b"WEBP")
+        or (content[:1] == b"P" and content[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and content[2:3].isspace())
+    )
+
+
+def sample_pictures() -> list[str]:
+    """The photographs inside the installed package, for `--samples`."""
+    folder = Path(__file__).parent / "samples"
+    return sorted(str(path) for path in folder.iterdir() if path.suffix in PICTURE_SUFFIXES)

@@ -1,0 +1,138 @@
+"""A run over many pictures: reading, finding and classifying overlap, memory stays flat, order is kept."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from time import perf_counter
+
+import numpy as np
+
+from fer_runtime.detectors import Detection
+from fer_runtime.errors import PictureError
+from fer_runtime.faces import prepare_face
+from fer_runtime.images import Uint8Array, decode_image, read_bytes
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.results import PictureResult
+from fer_runtime.threads import available_cpus
+
+# Pictures that one task reads: enough that threads seldom meet, and one batch for the model.
+# Rows depend on how pictures fall into blocks in the last bits only; `--resume` keeps to them.
+BLOCK = 64
+
+
+@dataclass(slots=True)
+class JobSummary:
+    """What a run did, complete when its last row has been taken."""
+
+    pictures: int = 0
+    faces: int = 0
+    without_face: int = 0
+    failures: Counter[str] = field(default_factory=Counter)  # pictures per reason
+    seconds_by_stage: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("read", "decode", "detect", "classify", "write"), 0.0)
+    )  # summed over threads
+
+    @property
+    def failed(self) -> int:
+        """Pictures without a result."""
+        return sum(self.failures.values())
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A picture that is read, with its faces ready for the model."""
+
+    path: str
+    width: int | None = None
+    height: int | None = None
+    error: str | None = None
+    detections: tuple[Detection, ...] = ()
+    faces: list[Uint8Array] = field(default_factory=list)
+
+
+def recognize_files(
+    recognizer: Recognizer,
+    paths: Iterable[str],
+    *,
+    summary: JobSummary | None = None,
+    workers: int | None = None,
+    read: Callable[[str], bytes] = read_bytes,
+) -> Iterator[PictureResult]:
+    """One row for every path, in order; a picture that fails has its row with the reason.
+
+    Args:
+        paths: picture files; consumed as rows are taken, a few blocks ahead.
+        summary: filled while the rows are taken.
+        workers: threads that read, decode and find faces; the CPUs that this process may use by default.
+        read: a path to the file's content.
+    """
+    summary = summary or JobSummary()
+    count = workers or available_cpus()
+    remaining = iter(paths)
+    pending: deque[Future[tuple[list[_Prepared], dict[str, float]]]] = deque()
+    with ThreadPoolExecutor(count, thread_name_prefix="fer-read") as pool:
+        try:
+            while True:
+                # One block more than there are threads: none waits, and no more than that is in memory.
+                while len(pending) <= count and (block := list(islice(remaining, BLOCK))):
+                    pending.append(pool.submit(_prepare_block, recognizer, block, read))
+                if not pending:
+                    return
+                prepared, seconds = pending.popleft().result()
+                for stage, spent in seconds.items():
+                    summary.seconds_by_stage[stage] += spent
+                yield from _classified(recognizer, prepared, summary)
+        finally:
+            # The consumer has gone, or a row could not be written: nothing more is read.
+            for one in pending:
+                one.cancel()
+
+
+def _prepare_block(
+    recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes]
+) -> tuple[list[_Prepared], dict[str, float]]:
+    seconds = dict.fromkeys(("read", "decode", "detect"), 0.0)
+    return [_prepare(recognizer, path, read, seconds) for path in paths], seconds
+
+
+def _prepare(recognizer: Recognizer, path: str, read: Callable[[str], bytes], seconds: dict[str, float]) -> _Prepared:
+    picture = _Prepared(path)
+    started = perf_counter()
+    try:
+        content = read(path)
+        read_at = perf_counter()
+        seconds["read"] += read_at - started
+        image = decode_image(content)
+        decoded_at = perf_counter()
+        seconds["decode"] += decoded_at - read_at
+        picture.height, picture.width = image.shape[:2]
+        picture.detections = recognizer.detect(image)
+        picture.faces = [prepare_face(image, detection.box) for detection in picture.detections]
+        seconds["detect"] += perf_counter() - decoded_at
+    except PictureError as error:
+        picture.error = str(error)
+    except MemoryError:
+        picture.error = "needs more memory than there is"
+    return picture
+
+
+def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobSummary) -> Iterator[PictureResult]:
+    started = perf_counter()
+    crops = [face for picture in pictures for face in picture.faces]
+    probabilities = iter(recognizer.classify(np.stack(crops))) if crops else iter(())
+    summary.seconds_by_stage["classify"] += perf_counter() - started
+    for picture in pictures:
+        faces = tuple(recognizer.face(one.box, next(probabilities)) for one in picture.detections)
+        summary.pictures += 1
+        summary.faces += len(faces)
+        if picture.error is not None:
+            summary.failures[picture.error] += 1
+        elif not faces:
+            summary.without_face += 1
+        yield PictureResult(
+            path=picture.path, width=picture.width, height=picture.height, error=picture.error, faces=faces
+        )

@@ -1,0 +1,138 @@
+"""Rows on their way out: JSON lines, CSV, and a table for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Protocol
+
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.results import Face, PictureResult
+
+
+class RowFormat(Protocol):
+    """Turns results into text."""
+
+    def header(self) -> str:
+        """What stands before the first row."""
+        ...
+
+    def row(self, result: PictureResult) -> str:
+        """One picture, with its line end."""
+        ...
+
+
+class JsonLines:
+    """One JSON object per picture; schema/picture.schema.json describes it."""
+
+    def header(self) -> str:
+        return ""
+
+    def row(self, result: PictureResult) -> str:
+        # json.dumps of the whole row takes longer than a face through v0, so only what needs
+        # escaping goes through it. A byte of the path that is no UTF-8 becomes a lone surrogate
+        # "\udcXX", which os.fsencode turns back into that byte.
+        faces = ", ".join(map(_face_json, result.faces))
+        error = "null" if result.error is None else json.dumps(result.error)
+        width, height = ("null", "null") if result.width is None else (result.width, result.height)
+        return (
+            f'{{"path": {json.dumps(result.path)}, "width": {width}, "height": {height}, '
+            f'"error": {error}, "faces": [{faces}]}}\n'
+        )
+
+
+def _face_json(face: Face) -> str:
+    shares = ", ".join([f'"{name}": {value:.6f}' for name, value in face.probabilities.items()])
+    x, y, width, height = face.box
+    return (
+        f'{{"box": [{x}, {y}, {width}, {height}], "expression": "{face.expression}", '
+        f'"confidence": {face.confidence:.6f}, "probabilities": {{{shares}}}}}'
+    )
+
+
+class Csv:
+    """One line per face, one for a picture without faces; the columns stay the same."""
+
+    columns: Sequence[str] = ("path", "width", "height", "error", "face", "x", "y", "box_width", "box_height")
+
+    def header(self) -> str:
+        return self._line([*self.columns, "expression", "confidence", *EXPRESSIONS])
+
+    def row(self, result: PictureResult) -> str:
+        picture = [_escaped(result.path), result.width, result.height, result.error]
+        if not result.faces:
+            return self._line([*picture, *[None] * (7 + len(EXPRESSIONS))])
+        return "".join(
+            self._line(
+                [
+                    *picture,
+                    number,
+                    *face.box,
+                    face.expression,
+                    f"{face.confidence:.6f}",
+                    *[f"{value:.6f}" for value in face.probabilities.values()],
+                ]
+            )
+            for number, face in enumerate(result.faces)
+        )
+
+    @staticmethod
+    def _line(values: Sequence[object]) -> str:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerow(values)
+        return buffer.getvalue()
+
+
+class Table:
+    """One line per face, for people."""
+
+    def __init__(self, *, path_width: int = 40) -> None:
+        self._path_width = path_width
+
+    def header(self) -> str:
+        return f"{'picture':{self._path_width}}  {'expression':10}  {'':5}  box\n"
+
+    def row(self, result: PictureResult) -> str:
+        name = self._padded(result.path)
+        if result.error is not None:
+            return f"{name}  {_escaped(result.error)}\n"
+        if not result.faces:
+            return f"{name}  no face\n"
+        return "".join(
+            f"{name if number == 0 else ' ' * self._path_width}  {face.expression:10}  {face.confidence:5.0%}  "
+            f"{face.box[2]} x {face.box[3]} at {face.box[0]}, {face.box[1]}\n"
+            for number, face in enumerate(result.faces)
+        )
+
+    def _padded(self, path: str) -> str:
+        text = _escaped(path)
+        # The end of a path tells pictures apart.
+        text = text if len(text) <= self._path_width else "…" + text[1 - self._path_width :]
+        return f"{text:{self._path_width}}"
+
+
+FORMATS: dict[str, type[JsonLines] | type[Csv] | type[Table]] = {"table": Table, "jsonl": JsonLines, "csv": Csv}
+
+
+def _escaped(text: str) -> str:
+    """`text` without control characters and lone surrogates: it cannot forge a line, nor break the encoding."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one
+        if unicodedata.category(one) not in ("Cc", "Cs", "Zl", "Zp")
+        else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )
+
+
+def path_of_row(line: str) -> str | None:
+    """The path of a JSON line, None when the line is not whole."""
+    try:
+        path = json.loads(line)["path"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return path if isinstance(path, str) else None

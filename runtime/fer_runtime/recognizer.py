@@ -1,0 +1,196 @@
+"""A model, a detector, and pictures in: the runtime's Python interface."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_runtime.detectors import Detection, Detector, create_detector
+from fer_runtime.errors import ModelFileError, PictureError
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.faces import is_face_crop, prepare_face
+from fer_runtime.images import Uint8Array, read_image
+from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.models import DEFAULT_MODELS_DIR, Precision, find_model
+from fer_runtime.results import Face, PictureResult
+from fer_runtime.session import open_session
+
+FloatArray = npt.NDArray[np.float32]
+
+# Beyond this the batch's activations leave the cache and a face costs more, not less.
+_BATCH = 64
+
+
+class Recognizer:
+    """Reads expressions from pictures.
+
+        with Recognizer("v0") as recognizer:
+            for face in recognizer.predict("portrait.jpg").faces:
+                print(face.expression, face.confidence, face.box)
+
+    May be used from several threads at once.
+
+    Args:
+        model: "v0", "v1" or the path of an .onnx file that fer-export wrote.
+        precision: of a named model, "fp32", "int8" or "fp16"; None takes the first that is there.
+        models_dir: where named models are looked for before the installed package.
+        detector: "auto" (crops are taken whole, faces are found in larger pictures), or the name of a
+            detector that is used on every picture.
+        min_face: smallest side of a face in pixels.
+        threads: of ONNX Runtime.
+        provider: execution provider, such as "CPU" or "CUDA".
+        strict: a provider that falls back to another is an error.
+
+    Raises:
+        ModelFileError: the model is missing, damaged, or not written by fer-export.
+        ProviderError: the provider is not there.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "v0",
+        *,
+        precision: Precision | None = None,
+        models_dir: Path | str = DEFAULT_MODELS_DIR,
+        detector: str = "auto",
+        min_face: int = 24,
+        threads: int = 1,
+        provider: str = "CPU",
+        strict: bool = False,
+    ) -> None:
+        self.path = find_model(model, precision=precision, models_dir=Path(models_dir))
+        opened = open_session(self.path, threads=threads, provider=provider, strict=strict)
+        self.provider = opened.provider
+        self._session = opened.session
+        self.metadata = _checked_metadata(self._session, self.path)
+        self.detector_name = detector
+        self._min_face = min_face
+        self._detectors = threading.local()
+        # Fails here for an unknown name, not in the middle of a folder.
+        if detector != "auto":
+            self._detector()
+
+    def predict(self, image: Uint8Array | Path | str) -> PictureResult:
+        """Find and classify the faces of one picture.
+
+        Args:
+            image: a path, or uint8 (height, width, 3) in BGR, or uint8 (height, width).
+
+        Raises:
+            PictureError: the path is no readable picture.
+            ValueError: the array is of another shape or dtype.
+        """
+        if isinstance(image, np.ndarray):
+            path = ""
+        else:
+            path = str(image)
+            try:
+                image = read_image(image)
+            except PictureError as error:
+                raise PictureError(f"{path} {error}") from error
+        return self.recognize(image, path=path)
+
+    def recognize(self, image: Uint8Array, *, path: str = "") -> PictureResult:
+        """The row of a picture that is read already; see `predict`."""
+        _check_image(image)
+        detections = self.detect(image)
+        faces = self.classify_detections(image, detections)
+        height, width = image.shape[:2]
+        return PictureResult(path=path, width=width, height=height, error=None, faces=faces)
+
+    def detect(self, image: Uint8Array) -> tuple[Detection, ...]:
+        """The faces of `image`, by the detector that its size or the user asks for."""
+        height, width = image.shape[:2]
+        if self.detector_name == "auto" and is_face_crop(width, height):
+            return (Detection(box=(0, 0, width, height)),)
+        return self._detector().detect(image)
+
+    def classify_detections(self, image: Uint8Array, detections: Sequence[Detection]) -> tuple[Face, ...]:
+        """Detected faces with their expressions."""
+        if not detections:
+            return ()
+        faces = np.stack([prepare_face(image, detection.box) for detection in detections])
+        probabilities = self.classify(faces)
+        return tuple(self.face(detection.box, row) for detection, row in zip(detections, probabilities, strict=True))
+
+    def classify(self, faces: Uint8Array) -> FloatArray:
+        """Probabilities float32 (faces, 7), in the order of the model's expressions.
+
+        Args:
+            faces: crops, uint8 (faces, 48, 48), grayscale.
+
+        Raises:
+            ValueError: the array is of another shape or dtype.
+        """
+        if faces.dtype != np.uint8 or faces.ndim != 3 or faces.shape[1:] != (FACE_SIZE, FACE_SIZE):
+            raise ValueError(f"faces must be uint8 (faces, 48, 48), not {faces.dtype} {faces.shape}")
+        if len(faces) <= _BATCH:
+            return self._run(faces)
+        return np.concatenate([self._run(faces[start : start + _BATCH]) for start in range(0, len(faces), _BATCH)])
+
+    def face(self, box: tuple[int, int, int, int], probabilities: FloatArray) -> Face:
+        """A typed face from one row of `classify`."""
+        values = probabilities.tolist()
+        best = int(probabilities.argmax())
+        return Face(
+            box=box,
+            expression=self.metadata.expressions[best],
+            confidence=values[best],
+            probabilities=dict(zip(self.metadata.expressions, values, strict=True)),
+        )
+
+    def close(self) -> None:
+        """Release the model. Using the recognizer afterwards is an error."""
+        del self._session
+
+    def __enter__(self) -> Recognizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, faces: Uint8Array) -> FloatArray:
+        if len(faces) == 0:
+            return np.zeros((0, len(self.metadata.expressions)), np.float32)
+        answer: FloatArray = self._session.run(["probabilities"], {"faces": faces})[0]
+        return answer
+
+    def _detector(self) -> Detector:
+        # OpenCV's cascades keep state between calls, so each thread has its own.
+        detector: Detector | None = getattr(self._detectors, "value", None)
+        if detector is None:
+            detector = create_detector(self.detector_name, min_face=self._min_face)
+            self._detectors.value = detector
+        return detector
+
+
+def _check_image(image: Uint8Array) -> None:
+    color = image.ndim == 3 and image.shape[2] == 3
+    if image.dtype != np.uint8 or not (image.ndim == 2 or color) or 0 in image.shape:
+        raise ValueError(
+            f"a picture must be uint8 (height, width, 3) or (height, width), not {image.dtype} {image.shape}"
+        )
+
+
+def _checked_metadata(session: object, path: Path) -> ModelMetadata:
+    """The model's metadata, after its inputs and outputs have been held against the contract."""
+    import onnxruntime
+
+    assert isinstance(session, onnxruntime.InferenceSession)
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    metadata = parse_metadata(text, source=str(path))
+    inputs = {one.name: (one.type, one.shape[1:]) for one in session.get_inputs()}
+    outputs = {one.name for one in session.get_outputs()}
+    if inputs != {"faces": ("tensor(uint8)", [FACE_SIZE, FACE_SIZE])} or not {"logits", "probabilities"} <= outputs:
+        raise ModelFileError(
+            f"{path} takes {inputs} and gives {sorted(outputs)}, not faces uint8 (batch, 48, 48) to logits and "
+            "probabilities; export the model again with fer-export"
+        )
+    return metadata
