@@ -27,7 +27,8 @@ def synthetic_faces() -> Uint8Array:
         _drawn_face(smile=0, brows=-2, mouth=6, tone=160),  # surprise
         _drawn_face(smile=0, brows=0, mouth=1.2, tone=220),  # neutral
     ]
-    return np.clip(np.rint(np.stack(planes)), 0, 255).astype(np.uint8)
+    faces: Uint8Array = np.clip(np.rint(np.stack(planes)), 0, 255).astype(np.uint8)
+    return faces
 
 
 def golden_faces() -> Uint8Array:

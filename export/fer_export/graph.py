@@ -53,9 +53,9 @@ def fold_preprocessing(network: nn.Module, *, std: float = 1.0) -> nn.Module:
     plane = nn.Conv2d(
         1,
         first.out_channels,
-        kernel_size=first.kernel_size,  # type: ignore[arg-type]
-        stride=first.stride,  # type: ignore[arg-type]
-        padding=first.padding,  # type: ignore[arg-type]
+        kernel_size=first.kernel_size,
+        stride=first.stride,
+        padding=first.padding,
         bias=first.bias is not None,
     )
     with torch.no_grad():
@@ -107,7 +107,8 @@ def serialize(model: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
     complete.CopyFrom(model)
     del complete.metadata_props[:]
     complete.metadata_props.add(key=METADATA_KEY, value=metadata.to_json())
-    return complete.SerializeToString(deterministic=True)
+    content: bytes = complete.SerializeToString(deterministic=True)
+    return content
 
 
 def _strip_notes(model: onnx.ModelProto) -> None:

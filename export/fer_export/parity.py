@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from fer_runtime.comparison import (
+    Check,
     Comparison,
     FloatArray,
     Outputs,
     Tolerance,
     Uint8Array,
     compare_outputs,
+    comparison_checks,
     run_model,
     softmax,
     worst_of,
@@ -31,18 +33,6 @@ from fer_train.networks import to_network_input
 # One face, the smallest batch that is a batch, an odd one, and one that fills vector registers.
 PARITY_BATCHES = (1, 2, 7, 32)
 _REFERENCE_BATCH = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One question that the gate asked."""
-
-    name: str
-    passed: bool
-    detail: str  # what was found, with figures
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,19 +138,6 @@ def _report(
     return ParityReport(
         checks=tuple(checks), comparison=comparison, faces=len(faces), real_faces=real_faces, batches=tuple(batches)
     )
-
-
-def comparison_checks(worst: Comparison, tolerance: Tolerance) -> list[Check]:
-    """The four questions about numbers."""
-    failed = worst.failures(tolerance)
-    details = {
-        "finite": f"{worst.not_finite} values are NaN or infinite",
-        "logits": f"max |Δlogit| {worst.max_logit_difference:.1e}, "
-        f"relative {worst.max_relative_difference:.1e} (allowed {tolerance.logits:.0e})",
-        "probabilities": f"max |Δp| {worst.max_probability_difference:.1e} (allowed {tolerance.probabilities:.0e})",
-        "top-1": f"{worst.top1_flips_beyond_margin} of {worst.faces} faces change their expression",
-    }
-    return [Check(name=name, passed=name not in failed, detail=detail) for name, detail in details.items()]
 
 
 def _contract_check(session: Any) -> Check:

@@ -64,7 +64,7 @@ class Comparison:
         return tuple(failed)
 
 
-def compare_outputs(expected: Outputs, actual: Outputs, *, margin: float = Tolerance.margin) -> Comparison:
+def compare_outputs(expected: Outputs, actual: Outputs, *, margin: float = 1e-3) -> Comparison:
     """Compare two runs over the same faces.
 
     Args:
@@ -123,3 +123,31 @@ def softmax(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
     powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     shares: FloatArray = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
     return shares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One question that a gate or a self-test asked, and the answer."""
+
+    name: str
+    passed: bool
+    detail: str  # what was found, with figures
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.passed else 'FAIL'}  {self.name:<13} {self.detail}"
+
+
+def comparison_checks(worst: Comparison, tolerance: Tolerance) -> list[Check]:
+    """The four questions about numbers: "finite", "logits", "probabilities", "top-1"."""
+    failed = worst.failures(tolerance)
+    details = {
+        "finite": f"{worst.not_finite} values are NaN or infinite",
+        "logits": f"max |Δlogit| {worst.max_logit_difference:.1e}, "
+        f"relative {worst.max_relative_difference:.1e} (allowed {tolerance.logits:.0e})",
+        "probabilities": f"max |Δp| {worst.max_probability_difference:.1e} (allowed {tolerance.probabilities:.0e})",
+        "top-1": f"{worst.top1_flips_beyond_margin} of {worst.faces} faces change their expression",
+    }
+    return [Check(name=name, passed=name not in failed, detail=detail) for name, detail in details.items()]

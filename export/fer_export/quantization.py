@@ -1,0 +1,400 @@
+"""The int8 model: a float model's graph rewritten so that integers flow from the pixels to the last layer.
+
+Activations are uint8 and weights int8 (per output channel, symmetric), written as QuantizeLinear and
+DequantizeLinear pairs that onnxruntime fuses into integer operators. Pixels are uint8 already, so nothing
+is quantised at the input: the first convolution reads them with the scale 1 (its weights hold the 1/255).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from fer_runtime.comparison import Uint8Array
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.session import open_session
+
+# Weights of 7 bits: CPUs without VNNI (AVX2 before 2019) add two products of uint8 and int8 in 16 bits,
+# which 8-bit weights overflow. One bit less gives every machine the same answer.
+WEIGHT_LIMIT = 63
+_BLOCK = 4  # columns that the first convolution takes as channels
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationRange:
+    """What a tensor's quantisation must cover."""
+
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> float:
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        return float(np.float32(max(high - low, 1e-8) / 255))
+
+    @property
+    def zero_point(self) -> int:
+        return int(np.clip(round(-min(self.low, 0.0) / self.scale), 0, 255))
+
+
+def activation_ranges(
+    model: onnx.ModelProto, faces: Uint8Array, *, percentile: float = 100.0, batch: int = 32
+) -> dict[str, ActivationRange]:
+    """The range of every float tensor over `faces`: the mean over batches of each batch's extremes, or percentiles.
+
+    Args:
+        model: the float32 model.
+        faces: calibration faces uint8 (faces, 48, 48).
+        percentile: 100 takes the smallest and largest value, 99.9 leaves out a thousandth at each end.
+    """
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    shown = {output.name for output in watched.graph.output}
+    kinds = {"Conv", "Relu", "Add", "Gemm", "MaxPool", "ReduceMean", "GlobalAveragePool"}
+    names = [name for node in watched.graph.node if node.op_type in kinds for name in node.output]
+    for name in names:
+        if name not in shown:
+            watched.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    session = open_session(watched.SerializeToString(), source="the model being calibrated").session
+    lows: dict[str, list[float]] = {name: [] for name in names}
+    highs: dict[str, list[float]] = {name: [] for name in names}
+    for start in range(0, len(faces), batch):
+        for name, values in zip(names, session.run(names, {"faces": faces[start : start + batch]}), strict=True):
+            if percentile >= 100:
+                low, high = values.min(), values.max()
+            else:
+                low, high = np.percentile(values, (100 - percentile, percentile))
+            lows[name].append(float(low))
+            highs[name].append(float(high))
+    reduce_low, reduce_high = (min, max) if percentile >= 100 else (np.mean, np.mean)
+    return {name: ActivationRange(float(reduce_low(lows[name])), float(reduce_high(highs[name]))) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantized:
+    """A tensor in the integer graph."""
+
+    name: str
+    scale: float
+    zero_point: int
+
+
+@dataclass(slots=True)
+class _Writer:
+    """The nodes and constants of the integer graph, written front to back."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
+
+    def constant(self, name: str, values: npt.NDArray[Any]) -> str:
+        self.constants.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def reshape(self, source: str, output: str, shape: Sequence[int]) -> str:
+        return self.node("Reshape", [source, self.constant(f"{output}_shape", np.array(shape, np.int64))], output)
+
+    def dequantize(self, tensor: _Quantized) -> str:
+        output = f"{tensor.name}_float"
+        if not any(node.output[0] == output for node in self.nodes):
+            self.node("DequantizeLinear", [tensor.name, *self._scale(tensor)], output)
+        return output
+
+    def quantize(self, source: str, output: str, covered: ActivationRange) -> _Quantized:
+        tensor = _Quantized(output, covered.scale, covered.zero_point)
+        self.node("QuantizeLinear", [source, *self._scale(tensor)], output)
+        return tensor
+
+    def _scale(self, tensor: _Quantized) -> tuple[str, str]:
+        return (
+            self.constant(f"{tensor.name}_scale", np.array(tensor.scale, np.float32)),
+            self.constant(f"{tensor.name}_zero", np.array(tensor.zero_point, np.uint8)),
+        )
+
+    def weights(self, name: str, values: FloatArray, bias: FloatArray, input_scale: float, axis: int) -> list[str]:
+        """Quantised weights and bias behind their DequantizeLinear, as inputs for Conv or Gemm."""
+        others = tuple(index for index in range(values.ndim) if index != axis)
+        scales = np.maximum(np.abs(values).max(axis=others), 1e-12).astype(np.float32) / WEIGHT_LIMIT
+        # A bias is counted in steps of input scale times weight scale; a channel with tiny weights
+        # and a large bias would leave the 32 bits.
+        scales = np.maximum(scales, np.abs(bias) / (input_scale * 2.0**30)).astype(np.float32)
+        spread = scales.reshape([-1 if index == axis else 1 for index in range(values.ndim)])
+        integers = np.clip(np.rint(values / spread), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+        weights = self.node(
+            "DequantizeLinear",
+            [
+                self.constant(name, integers),
+                self.constant(f"{name}_scale", scales),
+                self.constant(f"{name}_zero", np.zeros(len(scales), np.int8)),
+            ],
+            f"{name}_float",
+            axis=axis,
+        )
+        bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
+        biases = self.node(
+            "DequantizeLinear",
+            [
+                self.constant(f"{name}_bias", np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)),
+                self.constant(f"{name}_bias_scale", bias_scales),
+            ],
+            f"{name}_bias_float",
+            axis=0,
+        )
+        return [weights, biases]
+
+
+def quantize_model(
+    model: onnx.ModelProto, ranges: Mapping[str, ActivationRange], *, mean: float = 0.0
+) -> onnx.ModelProto:
+    """The int8 form of a float32 model that `export_graph` wrote.
+
+    Args:
+        model: the float32 model.
+        ranges: of its tensors, from `activation_ranges`.
+        mean: what the recipe subtracts from faces of 0-1.
+    """
+    return _Quantizer(model, ranges, mean).run()
+
+
+class _Quantizer:
+    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, ActivationRange], mean: float) -> None:
+        self.model = model
+        self.ranges = ranges
+        self.zero_point = round(255 * mean)
+        self.initializers = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+        self.consumers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self.outputs = {one.name for one in model.graph.output}
+        self.writer = _Writer()
+        self.quantized: dict[str, _Quantized] = {}
+        self.spatial: dict[str, tuple[int, int, int]] = {}  # channels, height, width of each quantised tensor
+        self.done: set[str] = set()  # names of nodes that an earlier one took with it
+
+    def run(self) -> onnx.ModelProto:
+        for node in self.model.graph.node:
+            if node.name in self.done:
+                continue
+            if node.op_type in ("Cast", "Unsqueeze", "Sub"):
+                self.planes = node.output[0]
+                continue
+            handler = getattr(self, f"_{node.op_type.lower()}", None)
+            if handler is not None and node.input[0] in {*self.quantized, self.planes}:
+                handler(node)
+            else:
+                self._float(node)
+        graph = helper.make_graph(
+            self.writer.nodes,
+            "int8",
+            list(self.model.graph.input),
+            list(self.model.graph.output),
+            list(self.writer.constants.values()),
+        )
+        quantized = helper.make_model(graph, opset_imports=list(self.model.opset_import), producer_name="fer-edge")
+        quantized.ir_version = self.model.ir_version
+        onnx.checker.check_model(quantized)
+        return quantized
+
+    def _float(self, node: onnx.NodeProto) -> None:
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        for index, name in enumerate(node.input):
+            if name in self.quantized:
+                copied.input[index] = self.writer.dequantize(self.quantized[name])
+            elif name in self.initializers:
+                self.writer.constant(name, self.initializers[name])
+        self.writer.nodes.append(copied)
+
+    def _with_relu(self, node: onnx.NodeProto) -> str:
+        """The output's name; a Relu behind it is absorbed, because uint8 with the zero point 0 cuts at 0 as well."""
+        output: str = node.output[0]
+        following = self.consumers.get(output, [])
+        if len(following) == 1 and following[0].op_type == "Relu":
+            self.done.add(following[0].name)
+            output = following[0].output[0]
+        return output
+
+    def _parameters(self, node: onnx.NodeProto) -> tuple[FloatArray, FloatArray]:
+        weights = self.initializers[node.input[1]]
+        if len(node.input) > 2:
+            return weights, self.initializers[node.input[2]]
+        return weights, np.zeros(len(weights), np.float32)
+
+    def _conv(self, node: onnx.NodeProto) -> None:
+        weights, bias = self._parameters(node)
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        if node.input[0] == self.planes:
+            self._first_conv(node, weights, bias, attributes)
+            return
+        source = self.quantized[node.input[0]]
+        output = self._with_relu(node)
+        parameters = self.writer.weights(node.input[1], weights, bias, source.scale, axis=0)
+        kept = {key: attributes[key] for key in ("kernel_shape", "pads", "strides")}
+        raw = self.writer.node("Conv", [self.writer.dequantize(source), *parameters], f"{output}_raw", **kept)
+        self.quantized[output] = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+        _, height, width = self.spatial[node.input[0]]
+        self.spatial[output] = (
+            len(weights),
+            (height + 2 * kept["pads"][0] - kept["kernel_shape"][0]) // kept["strides"][0] + 1,
+            (width + 2 * kept["pads"][1] - kept["kernel_shape"][1]) // kept["strides"][1] + 1,
+        )
+
+    def _first_conv(
+        self, node: onnx.NodeProto, weights: FloatArray, bias: FloatArray, attributes: dict[str, Any]
+    ) -> None:
+        kernel, pad, stride = attributes["kernel_shape"][0], attributes["pads"][0], attributes["strides"][0]
+        output = self._with_relu(node)
+        size = (FACE_SIZE + 2 * pad - kernel) // stride + 1
+        channels = len(weights)
+        pool = self._following_pool(output)
+        rows = 2 if pool is not None else 1
+        blocked, before, after = blocked_weights(weights[:, 0], stride=stride, pad=pad, rows=rows)
+        columns = self.writer.reshape("faces", "columns", (-1, FACE_SIZE, FACE_SIZE // _BLOCK, _BLOCK))
+        planes = self.writer.node("Transpose", [columns], "planes", perm=(0, 3, 1, 2))
+        source = _Quantized(planes, 1.0, self.zero_point)
+        copies = len(blocked) // channels
+        parameters = self.writer.weights(node.input[1], blocked, np.tile(bias, copies), 1.0, axis=0)
+        raw = self.writer.node(
+            "Conv",
+            [self.writer.dequantize(source), *parameters],
+            f"{output}_raw",
+            kernel_shape=blocked.shape[2:],
+            pads=(pad, before, pad, after),
+            strides=(stride * rows, 1),
+        )
+        whole = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+        last = self.writer.node("Transpose", [whole.name], f"{output}_last", perm=(0, 2, 3, 1))
+        if pool is None:
+            wide = self.writer.reshape(last, f"{output}_wide", (-1, size, size, channels))
+            first = self.writer.node("Transpose", [wide], f"{output}_first", perm=(0, 3, 1, 2))
+            self.quantized[output] = _Quantized(first, whole.scale, whole.zero_point)
+            self.spatial[output] = (channels, size, size)
+            return
+        self.done.add(pool.name)
+        half = size // 2
+        pairs = _BLOCK // stride // 2
+        wide = self.writer.reshape(last, f"{output}_wide", (-1, half * half // pairs, 4, pairs * channels))
+        first = self.writer.node("Transpose", [wide], f"{output}_first", perm=(0, 3, 1, 2))
+        pooled = self.writer.node("MaxPool", [first], f"{output}_pool", kernel_shape=(1, 4), strides=(1, 4))
+        back = self.writer.node("Transpose", [pooled], f"{output}_back", perm=(0, 2, 3, 1))
+        square = self.writer.reshape(back, f"{output}_square", (-1, half, half, channels))
+        final = self.writer.node("Transpose", [square], f"{output}_pooled", perm=(0, 3, 1, 2))
+        self.quantized[pool.output[0]] = _Quantized(final, whole.scale, whole.zero_point)
+        self.spatial[pool.output[0]] = (channels, half, half)
+
+    def _following_pool(self, output: str) -> onnx.NodeProto | None:
+        """The 2 x 2 pooling behind `output`, if that is all there is."""
+        following = self.consumers.get(output, [])
+        if len(following) != 1 or following[0].op_type != "MaxPool":
+            return None
+        attributes = {one.name: helper.get_attribute_value(one) for one in following[0].attribute}
+        plain = attributes["kernel_shape"] == [2, 2] and attributes["strides"] == [2, 2]
+        return following[0] if plain and not any(attributes.get("pads", [])) else None
+
+    def _maxpool(self, node: onnx.NodeProto) -> None:
+        source = self.quantized[node.input[0]]
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        kept = {key: attributes[key] for key in ("kernel_shape", "pads", "strides") if key in attributes}
+        name = self.writer.node("MaxPool", [source.name], f"{node.output[0]}_u8", **kept)
+        self.quantized[node.output[0]] = _Quantized(name, source.scale, source.zero_point)
+        channels, height, width = self.spatial[node.input[0]]
+        pads = kept.get("pads", [0, 0, 0, 0])
+        self.spatial[node.output[0]] = (
+            channels,
+            (height + pads[0] + pads[2] - kept["kernel_shape"][0]) // kept["strides"][0] + 1,
+            (width + pads[1] + pads[3] - kept["kernel_shape"][1]) // kept["strides"][1] + 1,
+        )
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        output = self._with_relu(node)
+        terms = [self.writer.dequantize(self.quantized[name]) for name in node.input]
+        raw = self.writer.node("Add", terms, f"{output}_raw")
+        self.quantized[output] = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+        self.spatial[output] = self.spatial[node.input[0]]
+
+    def _reducemean(self, node: onnx.NodeProto) -> None:
+        source = self.writer.dequantize(self.quantized[node.input[0]])
+        raw = self.writer.node("GlobalAveragePool", [source], f"{node.output[0]}_raw")
+        self.quantized[node.output[0]] = self.writer.quantize(raw, f"{node.output[0]}_u8", self.ranges[node.output[0]])
+        self.spatial[node.output[0]] = (self.spatial[node.input[0]][0], 1, 1)
+
+    def _reshape(self, node: onnx.NodeProto) -> None:
+        # Integer convolutions keep the channels last, so flattening in that order moves nothing; the
+        # next layer's weights are put into the same order.
+        source = self.quantized[node.input[0]]
+        channels, height, width = self.spatial[node.input[0]]
+        name = source.name
+        if height * width > 1:
+            name = self.writer.node("Transpose", [name], f"{node.output[0]}_last", perm=(0, 2, 3, 1))
+        flat = self.writer.reshape(name, f"{node.output[0]}_u8", (-1, channels * height * width))
+        self.quantized[node.output[0]] = _Quantized(flat, source.scale, source.zero_point)
+        self.spatial[node.output[0]] = (channels, height, width)
+
+    def _gemm(self, node: onnx.NodeProto) -> None:
+        source = self.quantized[node.input[0]]
+        weights, bias = self._parameters(node)
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        if not attributes.get("transB"):
+            weights = weights.T
+        shape = self.spatial.get(node.input[0])
+        if shape is not None and shape[1] * shape[2] > 1:
+            weights = weights.reshape(len(weights), *shape).transpose(0, 2, 3, 1).reshape(len(weights), -1)
+        output = self._with_relu(node)
+        # (in, out) and no transB: the form that onnxruntime packs once, when the session opens.
+        parameters = self.writer.weights(node.input[1], np.ascontiguousarray(weights.T), bias, source.scale, axis=1)
+        inputs = [self.writer.dequantize(source), *parameters]
+        if output in self.outputs:
+            self.writer.node("Gemm", inputs, output)
+            return
+        raw = self.writer.node("Gemm", inputs, f"{output}_raw")
+        self.quantized[output] = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+
+
+def blocked_weights(
+    weights: FloatArray, *, stride: int, pad: int, rows: int = 1, block: int = _BLOCK
+) -> tuple[FloatArray, int, int]:
+    """A convolution over one plane as one over `block` channels, which are `block` neighbouring columns.
+
+    An integer convolution over one channel spends its time gathering single bytes; the same pixels read as
+    (48, 12, 4) come in fours, and the plane is not moved. One position of the new convolution gives all
+    results of its four columns (and of `rows` rows), as so many times more channels.
+
+    Args:
+        weights: float32 (channels, kernel, kernel).
+        stride: of the original convolution.
+        pad: zeros on every side of the plane.
+        rows: 1, or 2 for the channel order (row, column in the pair, pair of columns, channel), in which a
+            2 x 2 pooling finds its four values one after the other.
+
+    Returns:
+        The weights, float32 (rows * block / stride * channels, block, kernel rows, kernel columns), and the
+        columns of padding before and after.
+    """
+    channels, kernel, _ = weights.shape
+    outputs = block // stride
+    first = (-pad) // block
+    last = ((outputs - 1) * stride + kernel - 1 - pad) // block
+    blocked = np.zeros((outputs, rows, channels, block, kernel + (rows - 1) * stride, last - first + 1), np.float32)
+    for output in range(outputs):
+        for row in range(rows):
+            for column in range(kernel):
+                place, inside = divmod(output * stride + column - pad, block)
+                blocked[output, row, :, inside, row * stride : row * stride + kernel, place - first] = weights[
+                    :, :, column
+                ]
+    if rows == 2:
+        pairs = blocked.reshape(outputs // 2, 2, *blocked.shape[1:])
+        blocked = np.ascontiguousarray(pairs.transpose(2, 1, 0, 3, 4, 5, 6))
+    return blocked.reshape(-1, *blocked.shape[-3:]), -first, last

@@ -1,0 +1,217 @@
+"""What a model file is, in words and as JSON, without the onnx package."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.onnx_file import Node, OnnxFile, bytes_per_value, content_digest, read_onnx_file
+
+_MULTIPLYING = ("Conv", "Gemm", "MatMul")
+# Operators whose output has the shape of their first input.
+_SAME_SHAPE = frozenset(
+    ("Cast", "Sub", "Add", "Div", "Mul", "Relu", "Softmax", "QuantizeLinear", "DequantizeLinear", "Clip", "Identity")
+)
+_Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What the file holds, and what it says of itself."""
+
+    path: Path
+    model_bytes: int
+    arithmetic: str  # as the graph shows it: "fp32", "int8" or "fp16"
+    opset: int
+    producer: str
+    operators: dict[str, int]  # how often each occurs
+    parameters: int  # values in the weights and biases of Conv, Gemm and MatMul
+    weight_bytes: int  # what they take in the file
+    macs: int | None  # multiplications with addition per face; None where a shape is not known
+    metadata: ModelMetadata | None  # None for a file that is not ours
+    is_unchanged: bool | None  # the certificate's digest fits; None without a certificate
+
+    def to_dict(self) -> dict[str, Any]:
+        """The facts as JSON values; the golden faces' pixels are left out."""
+        facts: dict[str, Any] = {
+            "path": str(self.path),
+            "model_bytes": self.model_bytes,
+            "arithmetic": self.arithmetic,
+            "opset": self.opset,
+            "producer": self.producer,
+            "operators": self.operators,
+            "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
+            "macs": self.macs,
+            "is_unchanged": self.is_unchanged,
+            "metadata": None,
+        }
+        if self.metadata is not None:
+            said = {name: getattr(self.metadata, name) for name in ModelMetadata.__dataclass_fields__}
+            said["expressions"] = list(self.metadata.expressions)
+            said["certificate"] = {
+                key: value["shape"] if key == "faces" else value for key, value in self.metadata.certificate.items()
+            }
+            facts["metadata"] = said
+        return facts
+
+    def to_text(self) -> str:
+        """The facts for a terminal."""
+        lines = [
+            f"{self.path}  {self.model_bytes / 1e6:.2f} MB, {self.arithmetic}, opset {self.opset}, by {self.producer}",
+            "  operators     " + ", ".join(f"{count} {name}" for name, count in self.operators.items()),
+            f"  parameters    {self.parameters:,} in {self.weight_bytes / 1e6:.2f} MB",
+            "  work          " + ("unknown" if self.macs is None else f"{self.macs / 1e6:.1f} M MACs per face"),
+        ]
+        said = self.metadata
+        if said is None:
+            return "\n".join([*lines, "  metadata      none: labels and input are unknown, not a file of fer-export"])
+        lines += [
+            f"  model         {said.name} {said.precision}: faces uint8 (batch, 48, 48), grayscale 0-255",
+            f"  expressions   {', '.join(said.expressions)}",
+            f"  temperature   {said.temperature:.4f}" + _calibration(said),
+            f"  checkpoint    SHA-256 {said.checkpoint_sha256[:16] or 'unknown'}",
+        ]
+        if said.training:
+            accuracy = said.training.get("accuracy")
+            measured = f", validation accuracy {accuracy:.1%}" if isinstance(accuracy, float) else ""
+            lines.append(f"  training      recipe {said.training.get('recipe', 'unknown')}{measured}")
+        if said.verdict:
+            passed = "passed its gate" if said.verdict.get("passed") else "DID NOT PASS its gate"
+            reasons = "; ".join(said.verdict.get("failures", []))
+            lines.append(f"  verdict       {passed}{': ' + reasons if reasons else ''}")
+        if said.certificate:
+            worst = said.certificate.get("measured", {}).get("max_logit_difference")
+            lines.append(
+                f"  certificate   {said.certificate['faces']['shape'][0]} golden faces, "
+                + ("" if worst is None else f"max |Δlogit| from PyTorch {worst:.1e}, ")
+                + ("unchanged since export" if self.is_unchanged else "CHANGED since export")
+                + "; replay: fer-infer --self-test"
+            )
+        lines.append("  versions      " + ", ".join(f"{key} {value}" for key, value in said.versions.items()))
+        return "\n".join(lines)
+
+
+def _calibration(said: ModelMetadata) -> str:
+    fitted = said.calibration
+    if not fitted.get("faces"):
+        return ", not calibrated: no labelled faces at export"
+    text = f", calibration error {fitted['ece_before']:.1%} -> {fitted['ece_after']:.1%} on {fitted['faces']} faces"
+    if said.uncertain_below is not None:
+        text += f"; uncertain below {said.uncertain_below:.3f}"
+    return text
+
+
+def inspect_model(path: Path) -> ModelFacts:
+    """What the model file at `path` is.
+
+    Raises:
+        ModelFileError: the file is missing, truncated or no ONNX model, or its metadata is damaged.
+    """
+    file, content = read_onnx_file(path)
+    text = file.metadata.get(METADATA_KEY)
+    metadata = None if text is None else parse_metadata(text, source=str(path))
+    weights = _weights(file)
+    digest = metadata.certificate.get("digest") if metadata is not None else None
+    return ModelFacts(
+        path=path,
+        model_bytes=len(content),
+        arithmetic=_arithmetic(file),
+        opset=file.opsets.get("", file.opsets.get("ai.onnx", 0)),
+        producer=file.producer or "unknown",
+        operators=dict(Counter(node.op_type for node in file.nodes).most_common()),
+        parameters=sum(file.tensors[name].size for name in weights),
+        weight_bytes=sum(file.tensors[name].size * bytes_per_value(file.tensors[name].dtype) for name in weights),
+        macs=count_macs(file),
+        metadata=metadata,
+        is_unchanged=None if not digest else content_digest(content) == digest,
+    )
+
+
+def count_macs(file: OnnxFile) -> int | None:
+    """Multiplications with addition per face; None where a convolution's or product's shape is not known.
+
+    Counted is what the graph computes: zeros in the weights count as well.
+    """
+    shapes: dict[str, _Shape | None] = {name: tensor.shape for name, tensor in file.tensors.items()}
+    for value in file.inputs:
+        shapes[value.name] = tuple(size if isinstance(size, int) else 1 for size in value.shape)
+    total = 0
+    for node in file.nodes:
+        source = shapes.get(node.inputs[0]) if node.inputs else None
+        try:
+            shape = _output_shape(node, source, shapes, file)
+        except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            shape = None
+        if node.op_type in _MULTIPLYING:
+            weights = shapes.get(node.inputs[1])
+            if shape is None or weights is None or source is None:
+                return None
+            per_value = math.prod(weights[1:]) if node.op_type == "Conv" else source[-1]
+            total += math.prod(shape) * per_value
+        for name in node.outputs:
+            shapes[name] = shape
+    return total
+
+
+def _output_shape(node: Node, source: _Shape | None, shapes: dict[str, _Shape | None], file: OnnxFile) -> _Shape | None:
+    """The shape behind the operators that our files consist of, None behind others."""
+    if source is None:
+        return None
+    if node.op_type in _SAME_SHAPE:
+        return source
+    if node.op_type in ("Conv", "MaxPool"):
+        weights = shapes[node.inputs[1]] if node.op_type == "Conv" else None
+        kernel = list(weights[2:]) if weights is not None else node.attributes["kernel_shape"]
+        pads = node.attributes.get("pads") or [0] * 4
+        strides = node.attributes.get("strides") or [1, 1]
+        sizes = [
+            (size + pads[axis] + pads[axis + 2] - kernel[axis]) // strides[axis] + 1
+            for axis, size in enumerate(source[2:])
+        ]
+        return (source[0], weights[0] if weights is not None else source[1], *sizes)
+    if node.op_type in ("Gemm", "MatMul"):
+        weights = shapes[node.inputs[1]]
+        return None if weights is None else (*source[:-1], weights[0 if node.attributes.get("transB") else -1])
+    if node.op_type == "Transpose":
+        return tuple(source[axis] for axis in node.attributes["perm"])
+    if node.op_type == "Unsqueeze":
+        axis = file.tensors[node.inputs[1]].integers[0]
+        return (*source[:axis], 1, *source[axis:])
+    if node.op_type == "Reshape":
+        wanted = list(file.tensors[node.inputs[1]].integers)
+        wanted = [source[index] if size == 0 else size for index, size in enumerate(wanted)]
+        known = math.prod(size for size in wanted if size > 0)
+        return tuple(math.prod(source) // known if size < 0 else size for size in wanted)
+    if node.op_type == "GlobalAveragePool":
+        return (*source[:2], *(1 for _ in source[2:]))
+    if node.op_type == "ReduceMean":
+        axes = {axis % len(source) for axis in file.tensors[node.inputs[1]].integers}
+        if node.attributes.get("keepdims", 1):
+            return tuple(1 if index in axes else size for index, size in enumerate(source))
+        return tuple(size for index, size in enumerate(source) if index not in axes)
+    return None
+
+
+def _weights(file: OnnxFile) -> tuple[str, ...]:
+    """Names of the constants that Conv, Gemm and MatMul multiply with and add, also behind a conversion."""
+    behind = {node.outputs[0]: node.inputs[0] for node in file.nodes if node.op_type in ("DequantizeLinear", "Cast")}
+    found: dict[str, None] = {}
+    for node in file.nodes:
+        if node.op_type in _MULTIPLYING:
+            for name in node.inputs[1:]:
+                name = behind.get(name, name)
+                if name in file.tensors:
+                    found[name] = None
+    return tuple(found)
+
+
+def _arithmetic(file: OnnxFile) -> str:
+    kinds = {file.tensors[name].dtype for name in _weights(file)}
+    if kinds & {"int8", "uint8"}:
+        return "int8"
+    return "fp16" if "float16" in kinds else "fp32"

@@ -1,0 +1,137 @@
+"""Does this machine compute what was trained? The certificate of a model file replayed, without PyTorch."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fer_runtime.certificate import parse_certificate
+from fer_runtime.comparison import (
+    Check,
+    Comparison,
+    Outputs,
+    compare_outputs,
+    comparison_checks,
+    run_model,
+    softmax,
+    worst_of,
+)
+from fer_runtime.errors import ModelFileError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.onnx_file import content_digest, read_onnx_file
+from fer_runtime.session import open_session
+
+# All golden faces at once, and one by one: kernels differ between the two.
+_BATCHES = (64, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTestReport:
+    """What the replay of one file found."""
+
+    path: Path
+    model: str  # "v0 int8"
+    provider: str  # the execution provider that really ran, "CPU"
+    made_with: str
+    checks: tuple[Check, ...]
+    comparison: Comparison  # this machine against the exported model
+    network_comparison: Comparison  # this machine against PyTorch
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "model": self.model,
+            "provider": self.provider,
+            "passed": self.passed,
+            "checks": [check.to_dict() for check in self.checks],
+            "against_export": self.comparison.to_dict(),
+            "against_network": self.network_comparison.to_dict(),
+        }
+
+    def to_text(self) -> str:
+        """The report for a terminal."""
+        verdict = (
+            "This machine computes what was trained."
+            if self.passed
+            else "Do not trust this file here: " + "; ".join(one.name for one in self.checks if not one.passed)
+        )
+        lines = [f"{self.path}  {self.model}, exported with {self.made_with}"]
+        return "\n".join([*lines, *(f"  {check}" for check in self.checks), verdict])
+
+
+def run_self_test(path: Path, *, provider: str = "CPU", threads: int = 1, strict: bool = False) -> SelfTestReport:
+    """Replay the golden faces of a model file and compare with what its export computed.
+
+    Args:
+        path: the file.
+        provider: execution provider, as for `open_session`.
+        threads: intra-op threads.
+        strict: a provider that falls back to another is an error.
+
+    Raises:
+        ModelFileError: the file is missing or damaged, or carries no certificate.
+    """
+    file, content = read_onnx_file(path)
+    metadata = parse_metadata(file.metadata.get(METADATA_KEY), source=str(path))
+    certificate = parse_certificate(metadata, source=str(path))
+    opened = open_session(content, threads=threads, provider=provider, strict=strict, source=str(path))
+
+    unchanged = content_digest(content) == certificate.digest
+    known = set(metadata.expressions) == set(EXPRESSIONS)
+    checks = [
+        Check(
+            name="digest",
+            passed=unchanged,
+            detail=f"graph, weights and metadata are as exported ({certificate.digest[:12]})"
+            if unchanged
+            else "graph, weights or metadata were changed after the export; export or copy the file again",
+        ),
+        Check(name="labels", passed=known, detail=", ".join(metadata.expressions)),
+    ]
+    expected = Outputs(
+        logits=certificate.model_logits,
+        probabilities=softmax(certificate.model_logits, temperature=metadata.temperature),
+    )
+    network = Outputs(
+        logits=certificate.network_logits,
+        probabilities=softmax(certificate.network_logits, temperature=metadata.temperature),
+    )
+    tolerance = certificate.tolerance
+    runs = []
+    for batch in _BATCHES:
+        try:
+            runs.append(run_model(opened.session, certificate.faces, batch=batch))
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelFileError(f"{path} does not run on {opened.provider}: {reason}") from error
+    worst = worst_of([compare_outputs(expected, run, margin=tolerance.margin) for run in runs])
+    against_network = worst_of([compare_outputs(network, run, margin=tolerance.margin) for run in runs])
+    checks += comparison_checks(worst, tolerance)
+    checks.append(
+        Check(
+            name="provider",
+            passed=not strict or opened.provider == provider,
+            detail=f"{opened.provider}, onnxruntime {version('onnxruntime')}, {platform.machine()}; "
+            f"{len(certificate.faces)} golden faces in batches of {len(certificate.faces)} and 1; "
+            f"from PyTorch max |Δlogit| {against_network.max_logit_difference:.1e}",
+        )
+    )
+    made = certificate.made_with
+    return SelfTestReport(
+        path=path,
+        model=f"{metadata.name} {metadata.precision}",
+        provider=opened.provider,
+        made_with=f"fer-edge {metadata.versions.get('fer-edge', '?')}, onnxruntime {made.get('onnxruntime', '?')} "
+        f"on {made.get('machine', '?')}",
+        checks=tuple(checks),
+        comparison=worst,
+        network_comparison=against_network,
+    )
