@@ -43,8 +43,6 @@ class HaarDetector:
             size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
             gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         smallest = max(20, round(self._min_face * shrink))
-        found = self._cascade.detectMultiScale(
-            cv2.equalizeHist(gray), _SCALE_STEP, _NEIGHBOURS, minSize=(smallest, smallest)
-        )
+        found = self._cascade.detectMultiScale(gray, _SCALE_STEP, _NEIGHBOURS, minSize=(smallest, smallest))
         boxes = sorted(tuple(round(float(value) / shrink) for value in box) for box in found)
         return tuple(Detection(box=(x, y, w, h)) for x, y, w, h in boxes)
