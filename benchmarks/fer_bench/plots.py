@@ -1,0 +1,508 @@
+"""The plots of the report and of `fer-bench show`: one visual language, as SVG for the page or as a picture.
+
+Colour says which model (v0 is blue wherever it appears), the line style says which precision. Every colour
+is a role of a `Theme`, so that the same figure is drawn for paper, and as SVG that follows the reader's
+light or dark setting.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+
+from fer_bench.report_verdict import Candidate, pareto_front, say_megabytes, say_ms
+
+MODEL_ROLES = ("first", "second", "third", "fourth")
+LINE_STYLES = {"fp32": "-", "int8": (0, (4, 2)), "fp16": (0, (1, 1.5))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Theme:
+    """A colour for each role."""
+
+    ink: str
+    muted: str
+    grid: str
+    paper: str
+    heat: str  # cells of a confusion matrix, by opacity
+    first: str  # v0
+    second: str  # v1
+    third: str
+    fourth: str
+
+
+# First and second differ in lightness and hue, so that they stay apart for every kind of colour vision and in print.
+LIGHT = Theme(
+    ink="#1b1f24",
+    muted="#5b6470",
+    grid="#e3e6ea",
+    paper="#ffffff",
+    heat="#1f4e9c",
+    first="#1f6fd1",
+    second="#c2410c",
+    third="#0f766e",
+    fourth="#7e3fb8",
+)
+DARK = Theme(
+    ink="#eef1f5",
+    muted="#a3acb8",
+    grid="#30363e",
+    paper="#16191d",
+    heat="#8ab8ff",
+    first="#66a8ff",
+    second="#ff9a5c",
+    third="#4fd1c5",
+    fourth="#c79bff",
+)
+# Colours that stand for a role while matplotlib draws; `to_svg` turns them into CSS variables.
+_TOKENS = Theme(**{field.name: f"#0{index}fe{index}d" for index, field in enumerate(fields(Theme))})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRow:
+    """The spread of one configuration's single inferences."""
+
+    label: str
+    model: str
+    precision: str
+    min_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    samples_ms: tuple[float, ...] = ()  # empty where a file holds percentiles only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReliabilityBin:
+    """Faces of similar confidence."""
+
+    confidence: float  # mean probability of the predicted expression
+    accuracy: float  # fraction that is right
+    faces: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One model's line."""
+
+    label: str
+    model: str
+    precision: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+
+@contextmanager
+def drawing(theme: Theme | None = None) -> Iterator[Theme]:
+    """Inside the block figures are drawn in `theme`; None is for figures that become `to_svg`."""
+    theme = theme or _TOKENS
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",  # text stays text: it can be selected, searched and read aloud
+        "svg.hashsalt": "fer-edge",  # equal data give equal bytes
+        "font.family": "DejaVu Sans",
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 11,
+        "axes.facecolor": "none" if theme is _TOKENS else theme.paper,
+        "figure.facecolor": "none" if theme is _TOKENS else theme.paper,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.muted,
+        "axes.edgecolor": theme.grid,
+        "axes.titlecolor": theme.ink,
+        "xtick.color": theme.grid,
+        "ytick.color": theme.grid,
+        "xtick.labelcolor": theme.muted,
+        "ytick.labelcolor": theme.muted,
+        "grid.color": theme.grid,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "lines.linewidth": 2,
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(settings):
+        yield theme
+
+
+def new_figure(width: int, height: int) -> Figure:
+    """An empty figure of so many pixels; one unit of its SVG is one pixel."""
+    layout = ConstrainedLayoutEngine(w_pad=6 / 72, h_pad=6 / 72)
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
+
+
+def model_color(theme: Theme, model: str, models: Sequence[str]) -> str:
+    """The colour of `model`: v0 and v1 have theirs, others take the next of `models`."""
+    fixed = {"v0": 0, "v1": 1}
+    others = [name for name in models if name not in fixed]
+    index = fixed[model] if model in fixed else 2 + others.index(model) % 2
+    return str(getattr(theme, MODEL_ROLES[index]))
+
+
+def draw_tradeoff(
+    points: Sequence[Candidate], *, theme: Theme, width: int = 760, height: int = 400, heading: str | None = None
+) -> Figure:
+    """Accuracy over time per face, the area of a point its file's size; filled points are on the Pareto front."""
+    figure = new_figure(width, height)
+    axes: Axes = figure.add_subplot()
+    names = [point.model for point in points]
+    times = [point.p50_ms for point in points]
+    axes.set_xscale("log")
+    # Labels stand to the right of their points and need room there.
+    room = 3.2 if width >= 600 else 8.0
+    axes.set_xlim(min(times) / 1.6, max(times) * room)
+    low, high = min(point.low for point in points), max(point.high for point in points)
+    pad = max((high - low) * 0.3, 0.02)
+    axes.set_ylim(max(low - pad, 0), min(high + pad, 1))
+    front = pareto_front(points)
+    steps = sorted(
+        (point for point in points if not any(_faster_and_better(other, point) for other in points)),
+        key=lambda point: point.p50_ms,
+    )
+    axes.step(
+        [point.p50_ms for point in steps] + [max(times) * room],
+        [point.accuracy for point in steps] + [steps[-1].accuracy],
+        where="post",
+        color=theme.muted,
+        linewidth=1.2,
+        linestyle=(0, (2, 3)),
+        zorder=1,
+    )
+    for point in points:
+        color = model_color(theme, point.model, names)
+        axes.vlines(point.p50_ms, point.low, point.high, color=color, linewidth=1.2, alpha=0.6, zorder=2)
+        axes.scatter(
+            point.p50_ms,
+            point.accuracy,
+            s=_area(point.megabytes),
+            facecolor=color if point in front else "none",
+            edgecolor=color,
+            linewidth=1.6,
+            alpha=0.85,
+            zorder=3,
+        )
+    _ms_axis(axes)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel("milliseconds per face, one thread, median (log)")
+    axes.set_ylabel("accuracy")
+    if heading:
+        axes.set_title(heading)
+    figure.canvas.draw()  # the layout decides where points lie, and labels are placed by that
+    _place_labels(axes, points, theme, narrow=width < 600)
+    return figure
+
+
+def _faster_and_better(one: Candidate, other: Candidate) -> bool:
+    return (
+        one.p50_ms <= other.p50_ms
+        and one.accuracy >= other.accuracy
+        and (one.p50_ms, one.accuracy) != (other.p50_ms, other.accuracy)
+    )
+
+
+def _area(megabytes: float) -> float:
+    return 40 + 18 * megabytes
+
+
+def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narrow: bool) -> None:
+    """Label each point at its right, pushed apart upwards where two would touch."""
+    line = 32.0 if narrow else 18.0  # pixels that a label takes
+    reach = 150.0 if narrow else 260.0
+    placed: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda one: one.accuracy):
+        x, y = axes.transData.transform((point.p50_ms, point.accuracy))
+        at = y
+        for other_x, other_y in sorted(placed, key=lambda one: one[1]):
+            if abs(other_x - x) < reach and abs(other_y - at) < line:
+                at = other_y + line
+        placed.append((x, at))
+        radius = math.sqrt(_area(point.megabytes) / math.pi)
+        figures = f"{point.accuracy:.1%} · {say_ms(point.p50_ms)} ms · {say_megabytes(point.megabytes)} MB"
+        axes.annotate(
+            f"{point.label}\n{figures}" if narrow else f"{point.label}   {figures}",
+            (point.p50_ms, point.accuracy),
+            xytext=(radius + 8, at - y),
+            textcoords="offset points",
+            va="center",
+            fontsize=11,
+            color=theme.ink,
+            arrowprops={"arrowstyle": "-", "color": theme.muted, "linewidth": 0.7} if abs(at - y) > 4 else None,
+        )
+
+
+def draw_latency(rows: Sequence[LatencyRow], *, theme: Theme, width: int = 760) -> Figure:
+    """Time of single inferences: a strip from the fastest run to the 99th percentile, a dot at the median."""
+    row_height = 46 if width < 600 else 34
+    figure = new_figure(width, 64 + row_height * len(rows))
+    axes: Axes = figure.add_subplot()
+    names = [row.model for row in rows]
+    axes.set_xscale("log")
+    for index, row in enumerate(rows):
+        color = model_color(theme, row.model, names)
+        y = len(rows) - 1 - index
+        if row.samples_ms:
+            _draw_density(axes, row.samples_ms, y, color)
+        axes.hlines(y, row.min_ms, row.p99_ms, color=color, linewidth=1.6)
+        axes.hlines(y, row.p50_ms, row.p95_ms, color=color, linewidth=5, alpha=0.55)
+        axes.plot(row.p50_ms, y, "o", color=color, markersize=8, markeredgecolor=theme.paper, markeredgewidth=1)
+        axes.vlines(row.p99_ms, y - 0.13, y + 0.13, color=color, linewidth=1.6)
+    narrow = width < 600
+    axes.set_ylim(-0.6, len(rows) - 0.35)
+    axes.yaxis.set_major_locator(FixedLocator(list(range(len(rows)))))
+    axes.set_yticklabels([_two_lines(row.label) if narrow else row.label for row in reversed(rows)])
+    axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
+    axes.grid(False, axis="y")
+    lowest, highest = min(row.min_ms for row in rows), max(row.p99_ms for row in rows)
+    axes.set_xlim(lowest / 1.25, highest * 1.35)
+    _ms_axis(axes)
+    axes.set_xlabel("milliseconds per call, one face (log)")
+    return figure
+
+
+def _two_lines(label: str) -> str:
+    """A label broken after its model and precision, for narrow plots."""
+    return label.replace(" · ", "\n", 1)
+
+
+def _draw_density(axes: Axes, samples_ms: Sequence[float], y: float, color: str) -> None:
+    """A histogram on the logarithmic axis, standing on the row."""
+    values = np.log10(np.asarray(samples_ms, dtype=np.float64))
+    low, high = np.quantile(values, [0, 0.99])
+    if not high > low:
+        return
+    counts, edges = np.histogram(values, bins=min(40, max(8, len(values) // 10)), range=(float(low), float(high)))
+    heights = y + 0.55 * counts / counts.max()
+    axes.stairs(heights, 10**edges, baseline=y, fill=True, color=color, alpha=0.28, linewidth=0)
+
+
+def draw_reliability(
+    bins: Sequence[ReliabilityBin],
+    *,
+    model: str,
+    theme: Theme,
+    heading: str,
+    width: int = 330,
+    height: int = 320,
+) -> Figure:
+    """How often the model is right where it says so: on the diagonal 0.8 means right four times in five."""
+    figure = new_figure(width, height)
+    axes: Axes = figure.add_subplot()
+    color = model_color(theme, model, [model])
+    axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
+    most = max((one.faces for one in bins), default=1)
+    axes.plot([one.confidence for one in bins], [one.accuracy for one in bins], color=color, zorder=2)
+    axes.scatter(
+        [one.confidence for one in bins],
+        [one.accuracy for one in bins],
+        s=[16 + 150 * one.faces / most for one in bins],
+        color=color,
+        alpha=0.7,
+        edgecolor=theme.paper,
+        zorder=3,
+    )
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_aspect("equal")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("what the model says")
+    axes.set_ylabel("how often it is right")
+    axes.set_title(heading)
+    return figure
+
+
+def draw_confusion(
+    confusion: npt.NDArray[np.int64],
+    expressions: Sequence[str],
+    *,
+    theme: Theme,
+    heading: str,
+    width: int = 360,
+    height: int = 372,
+) -> Figure:
+    """Shares of each true expression's faces in per cent; rows are true, columns predicted."""
+    figure = new_figure(width, height)
+    axes: Axes = figure.add_subplot()
+    fill_confusion(axes, confusion, expressions, theme=theme)
+    axes.set_title(heading, pad=10)
+    return figure
+
+
+def fill_confusion(axes: Axes, confusion: npt.NDArray[np.int64], expressions: Sequence[str], *, theme: Theme) -> None:
+    """Draw a confusion matrix (classes, classes) into `axes`."""
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    classes = len(expressions)
+    for row in range(classes):
+        for column in range(classes):
+            share = float(shares[row, column])
+            # Opacity over the page's background serves light and dark alike.
+            axes.add_patch(
+                Rectangle((column, row), 0.96, 0.96, facecolor=theme.heat, alpha=0.05 + 0.95 * share, linewidth=0)
+            )
+            axes.text(
+                column + 0.48,
+                row + 0.5,
+                f"{100 * share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=10.5,
+                fontweight="bold" if row == column else "normal",
+                color=theme.paper if share > 0.62 else theme.ink,
+            )
+    axes.set_xlim(0, classes)
+    axes.set_ylim(classes, 0)
+    axes.set_aspect("equal")
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    centres = [index + 0.48 for index in range(classes)]
+    axes.set_xticks(centres, expressions, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(centres, expressions)
+    axes.tick_params(length=0, labelsize=10.5, labelcolor=theme.ink)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+
+
+def draw_curves(
+    curves: Sequence[Curve],
+    *,
+    theme: Theme,
+    heading: str,
+    x_label: str,
+    neutral: float | None,
+    floor: float = 1 / 7,
+    reverse: bool = False,
+    width: int = 330,
+    height: int = 250,
+) -> Figure:
+    """Accuracy over the levels of one condition.
+
+    Args:
+        neutral: level that leaves the faces as they are, marked by a thin line.
+        floor: accuracy of guessing, marked too.
+        reverse: the worst level stands at the right although its number is the smallest.
+    """
+    figure = new_figure(width, height)
+    axes: Axes = figure.add_subplot()
+    names = [curve.model for curve in curves]
+    for curve in curves:
+        color = model_color(theme, curve.model, names)
+        if curve.low:
+            axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.13, linewidth=0)
+        axes.plot(
+            curve.x,
+            curve.y,
+            color=color,
+            linestyle=LINE_STYLES.get(curve.precision, "-"),
+            marker="o",
+            markersize=3.2,
+            label=curve.label,
+        )
+    axes.axhline(floor, color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
+    if neutral is not None:
+        axes.axvline(neutral, color=theme.muted, linewidth=0.8)
+    top = max((max(curve.high or curve.y) for curve in curves), default=1.0)
+    axes.set_ylim(0, min(math.ceil(top * 10 + 0.3) / 10, 1.0))
+    if reverse:
+        axes.invert_xaxis()
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel(x_label)
+    axes.set_title(heading)
+    return figure
+
+
+def fill_history(
+    axes: Axes, history: Mapping[str, Sequence[float]], *, model: str, quantity: str, best_epoch: int, theme: Theme
+) -> None:
+    """Training and validation `quantity` ("loss" or "acc") per epoch, the best epoch marked."""
+    epochs = range(1, len(history[f"test_{quantity}"]) + 1)
+    color = model_color(theme, model, [model])
+    axes.plot(epochs, history[f"train_{quantity}"], color=theme.muted, linewidth=1.6, label="training (augmented)")
+    axes.plot(epochs, history[f"test_{quantity}"], color=color, label="validation")
+    if 1 <= best_epoch <= len(epochs):
+        best = history[f"test_{quantity}"][best_epoch - 1]
+        axes.plot(best_epoch, best, "o", color=color, markersize=8, markeredgecolor=theme.paper)
+        text = f"{best:.1%}" if quantity == "acc" else f"{best:.3f}"
+        axes.annotate(
+            f"kept: epoch {best_epoch}, {text}",
+            (best_epoch, best),
+            xytext=(0, 12 if quantity == "acc" else -16),
+            textcoords="offset points",
+            # Towards the middle, so that the text stays inside the plot.
+            ha="right" if best_epoch > len(epochs) / 2 else "left",
+            fontsize=10.5,
+        )
+    if quantity == "acc":
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.margins(y=0.16)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy" if quantity == "acc" else "loss")
+
+
+def _ms_axis(axes: Axes) -> None:
+    """Ticks at 1, 2 and 5 times each power of ten, written as people write them."""
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def to_svg(figure: Figure, *, key: str, title: str, description: str) -> str:
+    """A figure drawn in `drawing()` as inline SVG whose colours and font are the page's CSS variables.
+
+    Args:
+        key: unique on the page; every id inside starts with it.
+        title: what a screen reader announces.
+        description: what the plot shows, in a sentence or two, with its figures.
+    """
+    written = io.StringIO()
+    # Without metadata equal figures give equal text, and no address stands in the page.
+    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    opening = svg[: svg.index(">") + 1]
+    box = re.search(r'viewBox="([^"]+)"', opening)
+    assert box, "matplotlib writes a viewBox"
+    body = svg[len(opening) : svg.rindex("</svg>")]
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{key}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{key}-\1)", body)
+    body = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--font)", body)
+    body = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", body, flags=re.DOTALL)
+    for field in fields(Theme):
+        body = body.replace(getattr(_TOKENS, field.name), f"var(--{field.name})")
+    body = re.sub(r"\n\s*", "\n", body).strip()
+    width = box[1].split()[2]
+    return (
+        f'<svg class="plot" viewBox="{box[1]}" style="max-width:{float(width) * 1.15:.0f}px" role="img" '
+        f'aria-labelledby="{key}-title {key}-desc"><title id="{key}-title">{escape(title)}</title>'
+        f'<desc id="{key}-desc">{escape(description)}</desc>{body}</svg>'
+    )
+
+
+def css_variables(theme: Theme) -> str:
+    """A theme as CSS declarations."""
+    return " ".join(f"--{field.name}: {getattr(theme, field.name)};" for field in fields(Theme))

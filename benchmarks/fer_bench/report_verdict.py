@@ -1,0 +1,108 @@
+"""Which model to take: a rule over measured figures, and the sentences that say it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+REAL_TIME_MS = 1000 / 30  # a camera's usual pace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One model file as a user weighs it."""
+
+    model: str
+    precision: str
+    accuracy: float  # fraction of the faces
+    low: float  # 95 % interval of the accuracy
+    high: float
+    p50_ms: float  # of one face on one thread
+    megabytes: float  # of the file, 1 MB = 1,000,000 bytes
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} {self.precision}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer to "which one?"."""
+
+    pick: Candidate
+    lean: Candidate | None  # the choice where speed or size decides; None when that is the pick itself
+    headline: str
+    reason: str
+    lean_reason: str  # empty without `lean`
+
+
+def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that no other beats: at least as accurate, as fast and as small, and better in one of the three."""
+    return [one for one in candidates if not any(_beats(other, one) for other in candidates)]
+
+
+def _beats(one: Candidate, other: Candidate) -> bool:
+    mine = (one.accuracy, -one.p50_ms, -one.megabytes)
+    theirs = (other.accuracy, -other.p50_ms, -other.megabytes)
+    return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
+
+
+def decide(candidates: Sequence[Candidate]) -> Verdict:
+    """Choose a model.
+
+    The pick is the fastest of those whose accuracy lies inside the 95 % interval of the most accurate one, among
+    the models that keep up with a camera (30 faces a second); when none does, among all. The lean choice is the
+    smallest file of those faster than the pick.
+
+    Raises:
+        ValueError: there are no candidates.
+    """
+    if not candidates:
+        raise ValueError("no candidates to choose from")
+    in_time = [one for one in candidates if one.p50_ms <= REAL_TIME_MS]
+    eligible = in_time or list(candidates)
+    best = max(eligible, key=lambda one: one.accuracy)
+    # What lies inside the interval is as good as the best as far as these faces can tell.
+    pick = min((one for one in eligible if one.accuracy >= best.low), key=lambda one: (one.p50_ms, one.megabytes))
+    leaner = [one for one in candidates if one.p50_ms < pick.p50_ms and one.megabytes <= pick.megabytes]
+    lean = min(leaner, key=lambda one: (one.megabytes, one.p50_ms)) if leaner else None
+    reason = (
+        f"It names the right expression for {pick.accuracy:.1%} of the faces, "
+        f"takes {say_ms(pick.p50_ms)} ms per face on one thread, and is a file of {say_megabytes(pick.megabytes)} MB."
+    )
+    if not in_time:
+        reason += " No model keeps up with 30 faces a second on this machine."
+    return Verdict(
+        pick=pick,
+        lean=lean,
+        headline=f"Take {pick.label}.",
+        reason=reason,
+        lean_reason=_lean_reason(pick, lean) if lean else "",
+    )
+
+
+def _lean_reason(pick: Candidate, lean: Candidate) -> str:
+    faster = say_ratio(pick.p50_ms / lean.p50_ms)
+    smaller = say_ratio(pick.megabytes / lean.megabytes)
+    points = 100 * (pick.accuracy - lean.accuracy)
+    price = f"gives up {points:.1f} points of accuracy" if points >= 0.05 else "gives up no accuracy"
+    return f"It is {faster} times faster and {smaller} times smaller, and {price}."
+
+
+def say_ratio(ratio: float) -> str:
+    """A ratio with two figures."""
+    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
+
+
+def say_ms(milliseconds: float) -> str:
+    """A time with two to three figures, never in scientific notation."""
+    if milliseconds >= 100:
+        return f"{milliseconds:.0f}"
+    if milliseconds >= 10:
+        return f"{milliseconds:.1f}"
+    return f"{milliseconds:.2f}" if milliseconds >= 1 else f"{milliseconds:.3f}"
+
+
+def say_megabytes(megabytes: float) -> str:
+    """A file size in megabytes of a million bytes."""
+    return f"{megabytes:.1f}" if megabytes >= 10 else f"{megabytes:.2f}"

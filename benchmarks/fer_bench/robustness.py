@@ -1,0 +1,349 @@
+"""What a camera does to the models: accuracy while faces are cropped, turned, lit, focused or stored worse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.faces import prepare_face
+from fer_runtime.images import Uint8Array
+
+Int64Array = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+# Takes faces uint8 (faces, 48, 48), returns probabilities float32 (faces, 7): `Recognizer.classify`.
+Classify = Callable[[Uint8Array], FloatArray]
+# Takes faces uint8 (faces, 48, 48), a level and a generator, returns faces of the same shape.
+Degrade = Callable[[Uint8Array, float, np.random.Generator], Uint8Array]
+
+DEFAULT_FACES = 1000  # of the validation pictures: an accuracy of 60 % is then known to 3 points
+DEFAULT_SEED = 0
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One thing that goes wrong between a face and a model, at several levels."""
+
+    name: str
+    title: str
+    unit: str
+    levels: tuple[float, ...]  # in the order of the curve
+    neutral: float | None  # the level that leaves the faces as they are; None: every level changes them
+    degrade: Degrade
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RobustnessPoint:
+    """Accuracy of one model under one condition."""
+
+    model: str
+    precision: str
+    condition: str
+    level: float
+    accuracy: float
+    low: float  # 95 % interval
+    high: float
+    faces: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """How far a condition may go before a model loses a tenth of its accuracy; None where no level does that."""
+
+    condition: str
+    below: float | None  # the level towards smaller values, linear between the measured ones
+    above: float | None  # towards larger values
+
+
+def _crop_margin(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
+    """A box that is `level` per cent of the face's side larger (smaller when negative) at each edge."""
+    margin = round(FACE_SIZE * level / 100)
+    side = FACE_SIZE + 2 * margin
+    return np.stack([prepare_face(face, (-margin, -margin, side, side)) for face in faces])
+
+
+def _warp(face: Uint8Array, matrix: npt.NDArray[np.float64]) -> Uint8Array:
+    # The border is repeated, as the runtime does for a box at the picture's edge.
+    turned: Any = cv2.warpAffine(
+        face, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    warped: Uint8Array = turned
+    return warped
+
+
+def _shift(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
+    """The box lies `level` per cent of its side away, each face in a direction of its own."""
+    directions = random.uniform(0, 2 * math.pi, len(faces))
+    distance = FACE_SIZE * level / 100
+    matrices = [
+        np.array([[1, 0, distance * math.cos(angle)], [0, 1, distance * math.sin(angle)]]) for angle in directions
+    ]
+    return np.stack([_warp(face, matrix) for face, matrix in zip(faces, matrices, strict=True)])
+
+
+def _rotation(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
+    """The head is tilted by `level` degrees, clockwise."""
+    centre = ((FACE_SIZE - 1) / 2, (FACE_SIZE - 1) / 2)
+    matrix = np.asarray(cv2.getRotationMatrix2D(centre, -level, 1.0), np.float64)
+    return np.stack([_warp(face, matrix) for face in faces])
+
+
+def _brightness(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
+    """The exposure is `level` stops off: light doubles with each, and what is too bright is clipped."""
+    # Cameras store light to the power 1 / 2.2, so a stop is a factor on the decoded value.
+    light = (np.arange(256) / 255) ** 2.2 * 2**level
+    table = np.rint(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
+    exposed: Uint8Array = table[faces]
+    return exposed
+
+
+def _noise(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
+    """Sensor noise of standard deviation `level`, in gray levels of 0 to 255."""
+    grain = random.standard_normal(faces.shape, np.float32)
+    return np.clip(np.rint(faces + level * grain), 0, 255).astype(np.uint8)
+
+
+def _blur(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
+    """Out of focus: a Gaussian of standard deviation `level` pixels of the 48 x 48 face."""
+    if level == 0:
+        return faces
+    return np.stack([np.asarray(cv2.GaussianBlur(face, (0, 0), level), np.uint8) for face in faces])
+
+
+def _jpeg(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
+    """Stored as a JPEG of quality `level` and read again."""
+    stored = [cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, int(level)])[1] for face in faces]
+    return np.stack([np.asarray(cv2.imdecode(one, cv2.IMREAD_GRAYSCALE), np.uint8) for one in stored])
+
+
+def _size(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
+    """Far away: the face is `level` pixels wide in the picture, and enlarged as the runtime does it."""
+    side = int(level)
+    small = [cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) for face in faces]
+    return np.stack([prepare_face(np.asarray(face, np.uint8)) for face in small])
+
+
+CONDITIONS = (
+    Condition(
+        name="crop_margin",
+        title="Crop margin",
+        unit="% of the face's side, at each edge",
+        levels=(-25, -17, -8, 0, 8, 17, 25, 33),
+        neutral=0,
+        degrade=_crop_margin,
+    ),
+    Condition(
+        name="shift",
+        title="Shift",
+        unit="% of the face's side",
+        levels=(0, 4, 8, 12, 16, 20, 30),
+        neutral=0,
+        degrade=_shift,
+    ),
+    Condition(
+        name="rotation",
+        title="Rotation",
+        unit="degrees clockwise",
+        levels=(-45, -30, -20, -10, 0, 10, 20, 30, 45),
+        neutral=0,
+        degrade=_rotation,
+    ),
+    Condition(
+        name="brightness",
+        title="Exposure",
+        unit="stops",
+        levels=(-5, -4, -3, -2, -1, 0, 1, 2, 3),
+        neutral=0,
+        degrade=_brightness,
+    ),
+    Condition(
+        name="noise",
+        title="Noise",
+        unit="standard deviation, gray levels",
+        levels=(0, 5, 10, 20, 30, 45, 60),
+        neutral=0,
+        degrade=_noise,
+    ),
+    Condition(
+        name="blur",
+        title="Blur",
+        unit="standard deviation, pixels of 48",
+        levels=(0, 0.5, 1, 1.5, 2, 3, 4),
+        neutral=0,
+        degrade=_blur,
+    ),
+    Condition(
+        name="jpeg_quality",
+        title="JPEG quality",
+        unit="quality, 100 is best",
+        levels=(90, 70, 50, 30, 20, 10, 5),
+        neutral=None,
+        degrade=_jpeg,
+    ),
+    Condition(
+        name="size",
+        title="Face size",
+        unit="pixels in the picture",
+        levels=(48, 36, 30, 24, 18, 12, 8),
+        neutral=48,
+        degrade=_size,
+    ),
+)
+CONDITION_NAMES = tuple(condition.name for condition in CONDITIONS)
+
+
+def sample_indices(labels: Int64Array, count: int, *, seed: int = DEFAULT_SEED) -> Int64Array:
+    """A random choice of `count` faces with each class's share kept, sorted; all of them when there are no more.
+
+    Args:
+        labels: class of each face, shape (faces,).
+        count: faces wanted, at least 1. Shares are rounded by largest remainder, so that the sum holds.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}")
+    if count >= len(labels):
+        return np.arange(len(labels), dtype=np.int64)
+    random = np.random.Generator(np.random.PCG64(seed))
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares = sizes * count / len(labels)
+    quotas = np.floor(shares).astype(int)
+    quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
+    chosen = [
+        random.choice(np.flatnonzero(labels == one), quota, replace=False)
+        for one, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def wilson_interval(right: int, faces: int) -> tuple[float, float]:
+    """95 % interval of a fraction (Wilson, J. Am. Stat. Assoc. 22, 1927); (0, 1) for no faces."""
+    if faces == 0:
+        return 0.0, 1.0
+    share, weight = right / faces, _Z * _Z / faces
+    centre = (share + weight / 2) / (1 + weight)
+    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / faces + weight / (4 * faces))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def degrade_faces(faces: Uint8Array, condition: Condition, level: float, *, seed: int = DEFAULT_SEED) -> Uint8Array:
+    """Faces uint8 (faces, 48, 48) under `condition` at `level`; equal arguments give equal faces.
+
+    Every level draws the same random numbers, so that a curve shows the level and not the draw.
+    """
+    random = np.random.Generator(np.random.PCG64([seed, CONDITION_NAMES.index(condition.name)]))
+    return condition.degrade(faces, level, random)
+
+
+def measure_robustness(
+    models: Mapping[tuple[str, str], Classify],
+    faces: Uint8Array,
+    labels: Int64Array,
+    *,
+    conditions: Sequence[Condition] = CONDITIONS,
+    seed: int = DEFAULT_SEED,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[RobustnessPoint]:
+    """Accuracy of every model at every level of every condition, all on the same degraded faces.
+
+    Args:
+        models: by (model, precision).
+        faces: uint8 (faces, 48, 48).
+        labels: true class of each, shape (faces,).
+        progress: called with (levels done, levels in all).
+
+    Raises:
+        ValueError: the number of faces and labels differs, or there are none.
+    """
+    if len(faces) != len(labels) or len(faces) == 0:
+        raise ValueError(f"{len(faces)} faces and {len(labels)} labels; need equally many, at least one")
+    steps = [(condition, level) for condition in conditions for level in condition.levels]
+    points = []
+    for step, (condition, level) in enumerate(steps):
+        if progress is not None:
+            progress(step, len(steps))
+        degraded = degrade_faces(faces, condition, level, seed=seed)
+        for (model, precision), classify in models.items():
+            right = int((classify(degraded).argmax(1) == labels).sum())
+            low, high = wilson_interval(right, len(faces))
+            points.append(
+                RobustnessPoint(
+                    model=model,
+                    precision=precision,
+                    condition=condition.name,
+                    level=float(level),
+                    accuracy=right / len(faces),
+                    low=low,
+                    high=high,
+                    faces=len(faces),
+                )
+            )
+    if progress is not None:
+        progress(len(steps), len(steps))
+    # Grouped by model, as the curves are drawn and the file is read.
+    order = {key: rank for rank, key in enumerate(models)}
+    return sorted(points, key=lambda point: order[point.model, point.precision])
+
+
+def find_reach(
+    levels: Sequence[float], accuracies: Sequence[float], *, neutral: float, reference: float, keep: float = 0.9
+) -> tuple[float | None, float | None]:
+    """The levels below and above `neutral` where accuracy first falls under `keep` times `reference`.
+
+    Linear between the measured levels; None where that never happens.
+    """
+    floor = keep * reference
+    reached: list[float | None] = []
+    for side in (-1, 1):
+        points = sorted(
+            ((level, value) for level, value in zip(levels, accuracies, strict=True) if side * (level - neutral) > 0),
+            key=lambda point: side * point[0],
+        )
+        found = None
+        last_level, last_value = neutral, max(reference, floor)
+        for level, value in points:
+            if value < floor:
+                found = last_level + (level - last_level) * (last_value - floor) / (last_value - value)
+                break
+            last_level, last_value = level, value
+        reached.append(found)
+    return reached[0], reached[1]
+
+
+def find_reaches(points: Sequence[RobustnessPoint], *, reference: float) -> list[Reach]:
+    """One model's reach under every condition that `points` hold.
+
+    Args:
+        points: of one model.
+        reference: its accuracy on the same faces as they are.
+    """
+    reaches = []
+    for condition in CONDITIONS:
+        mine = [point for point in points if point.condition == condition.name]
+        if not mine:
+            continue
+        # A condition without a neutral level starts at its best one.
+        neutral = condition.levels[0] if condition.neutral is None else condition.neutral
+        below, above = find_reach(
+            [point.level for point in mine],
+            [point.accuracy for point in mine],
+            neutral=neutral,
+            reference=reference,
+        )
+        reaches.append(Reach(condition=condition.name, below=below, above=above))
+    return reaches
+
+
+def clean_accuracy(points: Sequence[RobustnessPoint]) -> float | None:
+    """One model's accuracy at the first neutral level among `points`, None when there is none."""
+    neutral = {condition.name: condition.neutral for condition in CONDITIONS}
+    return next((point.accuracy for point in points if point.level == neutral.get(point.condition)), None)
