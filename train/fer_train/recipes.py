@@ -20,7 +20,6 @@ class Recipe:
     augmentation: str = "autoaugment"  # one of AUGMENTATIONS
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
-    mixup: float = 0.0  # alpha of the Beta distribution (Zhang et al., arXiv 1710.09412); 0: none
     drop: tuple[str, ...] = ()  # pictures left out of training: "duplicates", "conflicts"
     small_until: float = 0.0  # fraction of the epochs trained on `small_size` pixels, which is cheaper
     small_size: int = 32
@@ -64,7 +63,6 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             lr=0.03,
             weight_decay=5e-4,
             augmentation="faces",
-            small_until=0.4,
         ),
     },
 }

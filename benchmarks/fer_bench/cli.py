@@ -1,0 +1,288 @@
+"""The command `fer-bench`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fer_runtime.command import FerGroup
+from fer_runtime.errors import DataError
+from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+_models_dir = click.option(
+    "--models-dir",
+    type=_FOLDER,
+    default=DEFAULT_MODELS_DIR,
+    show_default=True,
+    help="Where named models are looked for before those inside the package.",
+)
+_models = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="v0|v1|FILE",
+    help="Model: a name or an .onnx file. May be given several times. [default: all that are there]",
+)
+_precisions = click.option(
+    "--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Of named models. [default: all]"
+)
+_json = click.option("--json", "json_path", type=_FILE, help="Also write environment and results to FILE.")
+
+
+@click.group(cls=FerGroup, context_settings={"max_content_width": 100})
+def main() -> None:
+    """Measure what ships: latency, accuracy, and what a camera does to them.
+
+    \b
+    fer-bench latency                                 every model here, one thread, one face at a time
+    fer-bench accuracy --data data                    on the labelled pictures of a folder
+    fer-bench compare old.json new.json               has anything become slower?
+    """
+
+
+@main.command()
+@_models
+@_precisions
+@_models_dir
+@click.option("--engine", "engines", multiple=True, help="Engine. May be given several times. [default: all]")
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Threads of the engine, within the CPUs that this process may use.",
+)
+@click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns of each configuration.")
+@click.option("--seconds", type=float, default=0.4, show_default=True, help="Length of a turn.")
+@_json
+def latency(
+    models: tuple[str, ...],
+    precisions: tuple[Precision, ...],
+    models_dir: Path,
+    engines: tuple[str, ...],
+    batches: tuple[int, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+    json_path: Path | None,
+) -> None:
+    """Time single inferences: every configuration in a process of its own, taking turns.
+
+    Prints median, 95th and 99th percentile and minimum in ms, images per second, CPU time per run,
+    and how many times the limit of the processor's arithmetic that is.
+    """
+    from fer_bench.engines import ENGINES
+    from fer_bench.environment import environment
+    from fer_bench.latency import configurations, measure_latency
+    from fer_bench.limits import count_macs, measure_ceilings
+    from fer_runtime.threads import available_cpus
+
+    if unknown := [name for name in engines if name not in ENGINES]:
+        raise click.BadParameter(f"no engine {unknown[0]!r}; one of: {', '.join(ENGINES)}", param_hint="--engine")
+    cpus = available_cpus()
+    if max(threads) > cpus:
+        raise click.BadParameter(f"this process may use {cpus} CPUs", param_hint="--threads")
+    wanted = configurations(
+        models=models or MODEL_NAMES,
+        precisions=precisions or PRECISIONS,
+        engines=engines or tuple(ENGINES),
+        batches=batches,
+        threads=threads,
+        models_dir=models_dir,
+    )
+    machine = environment()
+    _say_environment(machine)
+    ceilings = measure_ceilings()
+    click.echo(
+        f"limit of one thread: {ceilings.fp32_macs_per_second / 1e9:.0f} GMAC/s fp32, "
+        f"{ceilings.int8_macs_per_second / 1e9:.0f} GMAC/s int8",
+        err=True,
+    )
+    results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=_progress("turn"))
+    macs = {(one.model, one.precision): count_macs(one.source) for one in wanted if one.source.suffix == ".onnx"}
+    rows = []
+    for result in results:
+        # PyTorch's network does the fp32 model's arithmetic.
+        work = macs.get((result.model, result.precision)) or macs.get((result.model, "fp32"))
+        limit = (
+            ceilings.limit_ms(work, precision=result.precision, batch=result.batch, threads=result.threads)
+            if work
+            else None
+        )
+        rows.append(
+            result.to_dict()
+            | {"macs": work, "limit_ms": limit, "times_the_limit": result.p50_ms / limit if limit else None}
+        )
+    _latency_table(rows)
+    for result in results:
+        if result.is_busy:
+            click.echo(
+                f"warning: the machine was busy during {result.engine} {result.model} {result.precision} batch "
+                f"{result.batch}: its rounds differ by {result.spread:.0%}",
+                err=True,
+            )
+    for missing in unavailable:
+        click.echo(f"not measured: {missing.configuration}: {missing.reason}", err=True)
+    _write_json(json_path, machine | {"ceilings": ceilings.to_dict()}, rows)
+
+
+@main.command()
+@_models
+@_precisions
+@_models_dir
+@click.option(
+    "--data",
+    type=_FOLDER,
+    required=True,
+    help="Labelled pictures: a dataset's root, a folder with validation, or a folder of class folders.",
+)
+@click.option("--mistakes", type=_FILE, help="Draw the first model's most confident mistakes to FILE (.jpg or .png).")
+@_json
+def accuracy(
+    models: tuple[str, ...],
+    precisions: tuple[Precision, ...],
+    models_dir: Path,
+    data: Path,
+    mistakes: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Count what models get right on labelled face crops, with 95 % intervals.
+
+    Several models are also compared face by face (McNemar's test).
+    """
+    from fer_bench import accuracy as measure
+    from fer_bench.environment import environment
+    from fer_bench.latency import configurations
+    from fer_runtime.expressions import EXPRESSIONS
+    from fer_runtime.recognizer import Recognizer
+
+    pictures = measure.read_labelled_pictures(data)
+    for reason in pictures.unreadable:
+        click.echo(f"not counted: {reason}", err=True)
+    machine = environment()
+    _say_environment(machine)
+    files = configurations(
+        models=models or MODEL_NAMES,
+        precisions=precisions or PRECISIONS,
+        engines=("onnxruntime",),
+        models_dir=models_dir,
+    )
+    results = []
+    show = _progress("model")
+    for number, one in enumerate(files, 1):
+        with Recognizer(one.source) as recognizer:
+            results.append(measure.measure_accuracy(recognizer, pictures))
+        show(number, len(files))
+    click.echo(f"{len(pictures.labels)} pictures of {pictures.folder}")
+    click.echo(f"{'model':12} {'accuracy':>22} {'macro-F1':>22} {'calibration error':>18}")
+    for result in results:
+        click.echo(
+            f"{result.model + ' ' + result.precision:12} {_percent(result.accuracy):>22} "
+            f"{_percent(result.macro_f1):>22} {_percent(result.expected_calibration_error, short=True):>18}"
+        )
+    for result in results:
+        click.echo(f"\n{result.model} {result.precision}: {'recall':>13} {'precision':>10}   predicted as")
+        click.echo(f"{'':31}   " + " ".join(f"{name:>8}" for name in EXPRESSIONS))
+        for index, name in enumerate(EXPRESSIONS):
+            recall, precision = result.per_class_recall[name].value, result.per_class_precision[name].value
+            counts = " ".join(f"{count:8}" for count in result.confusion[index])
+            click.echo(f"  {name:10} {recall:8.1%} {precision:10.1%}   {counts}")
+    comparisons = measure.compare_pairwise(results, pictures.labels)
+    for pair in comparisons:
+        click.echo(
+            f"\n{pair.first} against {pair.second}: {pair.changed} predictions differ; only the first right "
+            f"{pair.only_first_right}, only the second {pair.only_second_right}; McNemar p = {pair.p_value:.2g}"
+        )
+    if mistakes is not None:
+        from fer_bench.mistakes import draw_mistakes
+
+        draw_mistakes(results[0], pictures, mistakes)
+        click.echo(f"{mistakes}  made from the pictures of {pictures.folder}: their licence is its licence", err=True)
+    _write_json(
+        json_path,
+        machine,
+        [result.to_dict() for result in results],
+        comparisons=[pair.to_dict() for pair in comparisons],
+    )
+
+
+@main.command()
+@click.argument("old", type=_FILE)
+@click.argument("new", type=_FILE)
+@click.option("--tolerance", type=float, default=0.1, show_default=True, help="Fraction that may be lost.")
+def compare(old: Path, new: Path, tolerance: float) -> None:
+    """Compare two files of `fer-bench latency --json`; exit 1 when something became slower beyond noise."""
+    from fer_bench.compare import compare_results
+
+    changes, single = compare_results(_read_results(old), _read_results(new), tolerance=tolerance)
+    for change in changes:
+        click.echo(str(change))
+    for name in single:
+        click.echo(f"in one file only: {name}", err=True)
+    if not changes:
+        raise DataError(f"{old} and {new} have no configuration in common; measure the same ones")
+    if any(change.is_regression for change in changes):
+        sys.exit(1)
+
+
+def _latency_table(rows: list[dict[str, Any]]) -> None:
+    click.echo(
+        f"{'engine':14} {'model':14} {'batch':>5} {'threads':>7} {'p50 ms':>8} {'p95':>8} {'p99':>8} {'min':>8} "
+        f"{'images/s':>9} {'CPU ms':>8} {'x limit':>8} {'MB':>6} {'peak MB':>8}"
+    )
+    for row in sorted(rows, key=lambda one: (one["model"], one["batch"], one["threads"], one["p50_ms"])):
+        times = "" if row["times_the_limit"] is None else f"{row['times_the_limit']:.1f}"
+        click.echo(
+            f"{row['engine']:14} {row['model'] + ' ' + row['precision']:14} {row['batch']:5} {row['threads']:7} "
+            f"{row['p50_ms']:8.3f} {row['p95_ms']:8.3f} {row['p99_ms']:8.3f} {row['min_ms']:8.3f} "
+            f"{row['images_per_second']:9.0f} {row['cpu_ms']:8.3f} {times:>8} {row['model_bytes'] / 1e6:6.2f} "
+            f"{row['peak_mb']:8.0f}"
+        )
+
+
+def _say_environment(machine: dict[str, Any]) -> None:
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    click.echo(f"{machine['cpu']}, {machine['cpus']} CPUs, Python {machine['python']}, {versions}", err=True)
+
+
+def _percent(interval: Any, *, short: bool = False) -> str:
+    if short:
+        return f"{interval.value:.1%}"
+    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
+
+
+def _progress(unit: str) -> Any:
+    def show(done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{unit} {done} of {of}" + ("\n" if done == of else ""), err=True, nl=False)
+
+    return show
+
+
+def _write_json(path: Path | None, machine: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:
+    if path is None:
+        return
+    from fer_runtime.files import write_atomically
+
+    write_atomically(path, json.dumps({"environment": machine, "results": results, **more}, indent=1) + "\n")
+    click.echo(path, err=True)
+
+
+def _read_results(path: Path) -> list[dict[str, Any]]:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        if not all("round_p50_ms" in one for one in results):
+            raise KeyError("round_p50_ms")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no file of fer-bench latency --json ({error!r}); write one with it") from error
+    found: list[dict[str, Any]] = results
+    return found

@@ -1,0 +1,69 @@
+"""Two latency files against each other: has anything become slower, beyond noise?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fer_bench.statistics import Interval, ratio_interval
+
+_KEY = ("engine", "model", "precision", "batch", "threads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One configuration in both files."""
+
+    name: str
+    old_p50_ms: float
+    new_p50_ms: float
+    ratio: Interval  # new / old of the rounds' medians
+    is_regression: bool
+
+    def __str__(self) -> str:
+        verdict = "SLOWER" if self.is_regression else "ok"
+        return (
+            f"{verdict:6}  {self.name:48}  {self.old_p50_ms:8.3f} -> {self.new_p50_ms:8.3f} ms  "
+            f"x {self.ratio.value:.3f} [{self.ratio.low:.3f}, {self.ratio.high:.3f}]"
+        )
+
+
+def compare_results(
+    old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], *, tolerance: float = 0.1
+) -> tuple[list[Change], list[str]]:
+    """Changes of the configurations that stand in both, and the names of those that stand in one only.
+
+    A regression is a ratio that lies above 1 + tolerance with its whole 95 % interval: the rounds of
+    each file say how much the machine itself wavers.
+
+    Args:
+        old, new: the `results` of two files of `fer-bench latency --json`.
+        tolerance: fraction that may be lost.
+    """
+    before = {tuple(one[key] for key in _KEY): one for one in old}
+    after = {tuple(one[key] for key in _KEY): one for one in new}
+    changes = []
+    for key in before.keys() & after.keys():
+        ratio = ratio_interval(_quiet(before[key]["round_p50_ms"]), _quiet(after[key]["round_p50_ms"]))
+        changes.append(
+            Change(
+                name=_name(key),
+                old_p50_ms=before[key]["p50_ms"],
+                new_p50_ms=after[key]["p50_ms"],
+                ratio=ratio,
+                is_regression=ratio.low > 1 + tolerance,
+            )
+        )
+    single = sorted(_name(key) for key in before.keys() ^ after.keys())
+    return sorted(changes, key=lambda change: change.name), single
+
+
+def _quiet(rounds: Sequence[float]) -> list[float]:
+    """The faster half of the rounds: other processes only ever make a round slower."""
+    return sorted(rounds)[: max(1, (len(rounds) + 1) // 2)]
+
+
+def _name(key: tuple[Any, ...]) -> str:
+    engine, model, precision, batch, threads = key
+    return f"{engine} {model} {precision} batch {batch} threads {threads}"

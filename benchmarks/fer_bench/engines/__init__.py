@@ -1,0 +1,53 @@
+"""What a model can be run with: one small module per engine, registered by one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Takes faces uint8 (batch, 48, 48), returns when the answer is there.
+Run = Callable[[npt.NDArray[np.uint8]], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """How an engine is found. Its module has `load(source: Path, *, model: str, threads: int) -> Run`."""
+
+    name: str
+    module: str
+    needs: str  # the package that must be there
+    install: str  # the command that installs it
+    source: str = "model"  # runs the exported "model", or the "checkpoint" as a PyTorch network
+
+    @property
+    def is_installed(self) -> bool:
+        return find_spec(self.needs) is not None
+
+    def load(self, source: Path, *, model: str, threads: int) -> Run:
+        """Make ready to run; imports the engine's package."""
+        load: Callable[..., Run] = import_module(self.module).load
+        return load(source, model=model, threads=threads)
+
+
+def _engine(name: str, needs: str, install: str, source: str = "model") -> Engine:
+    module = f"fer_bench.engines.{name.replace('-', '_')}_engine"
+    return Engine(name=name, module=module, needs=needs, install=install, source=source)
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        _engine("onnxruntime", "onnxruntime", "pip install fer-edge"),
+        _engine("torch", "torch", "pip install 'fer-edge[train]'", source="checkpoint"),
+        _engine("torch-compile", "torch", "pip install 'fer-edge[train]'", source="checkpoint"),
+        _engine("openvino", "openvino", "pip install 'fer-edge[bench]'"),
+        _engine("opencv-dnn", "cv2", "pip install fer-edge"),
+    )
+}

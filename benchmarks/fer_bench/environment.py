@@ -1,0 +1,73 @@
+"""Where a measurement was made: without it a figure means nothing."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fer_runtime import __version__
+from fer_runtime.threads import available_cpus
+
+_PACKAGES = ("onnxruntime", "numpy", "opencv-python-headless", "torch", "openvino", "onnx")
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions, commit and time, as results files hold them."""
+    return {
+        "cpu": cpu_name(),
+        "cpu_flags": cpu_flags(),
+        "cpus": available_cpus(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "fer-edge": __version__,
+        "commit": commit(),
+        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, "unknown" where the system does not say."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def cpu_flags() -> list[str]:
+    """The instruction sets that decide how fast a network runs, of those that the processor has."""
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
+    try:
+        present = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return []
+    return [flag for flag in wanted if flag in present]
+
+
+def commit() -> str | None:
+    """The checkout's commit, with "+" for uncommitted changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            ["git", "-C", str(folder), "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,261 @@
+"""Latency: every configuration in a process of its own, the processes taking turns in rounds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_bench.engines import ENGINES
+from fer_bench.statistics import percentiles
+from fer_runtime.errors import ModelFileError
+from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision, checkpoint_path, find_model, packaged_models_dir
+
+# Beyond these the machine did something else meanwhile, and the figure is no property of the model.
+_BUSY_SPREAD = 0.25
+_BUSY_CPU_SHARE = 0.85
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What is measured."""
+
+    engine: str
+    model: str  # "v0", "v1", or the name of a file
+    precision: str
+    batch: int
+    threads: int
+    source: Path = field(compare=False)  # the model file, or the checkpoint for PyTorch
+
+    @property
+    def key(self) -> tuple[str, str, str, int, int]:
+        """What identifies the configuration across runs."""
+        return (self.engine, self.model, self.precision, self.batch, self.threads)
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.model} {self.precision} batch {self.batch} threads {self.threads}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyResult:
+    """Wall-clock time of single inferences of one configuration."""
+
+    engine: str
+    model: str
+    precision: str
+    batch: int
+    threads: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    min_ms: float
+    images_per_second: float  # batch / p50
+    cpu_ms: float  # CPU time per run, over all threads
+    runs: int  # timed runs, after the warm-up
+    warmup_runs: int
+    round_p50_ms: tuple[float, ...]  # median of each round: what `compare` works with
+    spread: float  # (largest - smallest) / median of the rounds' medians
+    is_busy: bool  # the machine did something else meanwhile
+    peak_mb: float  # largest resident memory of the process
+    model_bytes: int
+    cold_start_cpu_ms: dict[str, float]  # by stage, CPU time
+    histogram_ms: tuple[float, ...]  # 200 quantiles of the samples, for drawing the distribution
+
+    def to_dict(self) -> dict[str, Any]:
+        """As results files hold it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unavailable:
+    """A configuration that could not be measured."""
+
+    configuration: Configuration
+    reason: str
+
+
+def configurations(
+    *,
+    models: Sequence[str] = MODEL_NAMES,
+    precisions: Sequence[Precision] = PRECISIONS,
+    engines: Sequence[str] = tuple(ENGINES),
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    models_dir: Path = Path("models"),
+) -> list[Configuration]:
+    """Every combination of which the files are there.
+
+    A PyTorch engine runs a named model's checkpoint in float32, once and not per precision.
+
+    Raises:
+        ModelFileError: no file at all was found.
+    """
+    found: list[Configuration] = []
+    for model in models:
+        named = model in MODEL_NAMES
+        files: dict[str, Path] = {}
+        for precision in precisions if named else (None,):
+            try:
+                path = find_model(model, precision=precision, models_dir=models_dir)
+            except ModelFileError:
+                if not named:
+                    raise
+                continue
+            files[precision or "file"] = path
+        name = model if named else Path(model).name
+        checkpoints = (
+            (checkpoint_path(folder, model) for folder in (models_dir, packaged_models_dir())) if named else ()
+        )
+        checkpoint = next((path for path in checkpoints if path.is_file()), None)
+        for engine in engines:
+            if ENGINES[engine].source == "checkpoint":
+                sources = {"fp32": checkpoint} if checkpoint else {}
+            else:
+                sources = dict(files)
+            found += [
+                Configuration(engine=engine, model=name, precision=precision, batch=batch, threads=count, source=source)
+                for precision, source in sources.items()
+                for batch in batches
+                for count in threads
+            ]
+    if not found:
+        raise ModelFileError(f"no model of {', '.join(models)} in {models_dir}; write one with: fer-export --model v0")
+    return found
+
+
+def measure_latency(
+    wanted: Sequence[Configuration],
+    *,
+    rounds: int = 8,
+    seconds: float = 0.4,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[LatencyResult], list[Unavailable]]:
+    """Time the configurations, turn by turn.
+
+    Each gets its own process, so that no engine's threads, caches or allocator touch another's; in every
+    round each process runs in turn while the others wait, so that a slow minute of the machine falls on all.
+
+    Args:
+        rounds: turns that each configuration takes.
+        seconds: length of a turn.
+        progress: called with (turns done, turns in all).
+    """
+    workers: list[_Worker] = []
+    unavailable: list[Unavailable] = []
+    try:
+        for configuration in wanted:
+            engine = ENGINES[configuration.engine]
+            if not engine.is_installed:
+                unavailable.append(Unavailable(configuration=configuration, reason=f"not installed; {engine.install}"))
+                continue
+            worker = _Worker(configuration)
+            if worker.error is None:
+                workers.append(worker)
+            else:
+                unavailable.append(Unavailable(configuration=configuration, reason=worker.error))
+        for number in range(rounds):
+            # Forwards and backwards in turn: no configuration always follows the same one.
+            for index, worker in enumerate(workers if number % 2 == 0 else reversed(workers)):
+                worker.round(seconds)
+                if progress is not None:
+                    progress(number * len(workers) + index + 1, rounds * len(workers))
+        return [worker.result() for worker in workers], unavailable
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+class _Worker:
+    """The parent's side of fer_bench.worker."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.error: str | None = None
+        self._rounds: list[dict[str, Any]] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fer_bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            bufsize=1,
+        )
+        self._ready = self._ask(
+            {
+                "engine": configuration.engine,
+                "model": configuration.model,
+                "source": str(configuration.source),
+                "batch": configuration.batch,
+                "threads": configuration.threads,
+            }
+        )
+        self.error = self._ready.get("error")
+        if self.error is not None:
+            self.close()
+
+    def round(self, seconds: float) -> None:
+        answer = self._ask({"seconds": seconds})
+        if "error" in answer:
+            raise ModelFileError(f"{self.configuration}: {answer['error']}")
+        self._rounds.append(answer)
+
+    def result(self) -> LatencyResult:
+        configuration = self.configuration
+        by_round = [np.asarray(one["samples_ns"], np.float64) / 1e6 for one in self._rounds]
+        samples = np.concatenate(by_round)
+        found = percentiles(samples)
+        medians = [percentiles(one).p50 for one in by_round]
+        spread = (max(medians) - min(medians)) / float(np.median(medians))
+        cpu, wall = (sum(one[key] for one in self._rounds) for key in ("cpu_ns", "wall_ns"))
+        return LatencyResult(
+            engine=configuration.engine,
+            model=configuration.model,
+            precision=configuration.precision,
+            batch=configuration.batch,
+            threads=configuration.threads,
+            p50_ms=found.p50,
+            p95_ms=found.p95,
+            p99_ms=found.p99,
+            min_ms=found.minimum,
+            images_per_second=configuration.batch / found.p50 * 1000,
+            cpu_ms=cpu / 1e6 / len(samples),
+            runs=len(samples),
+            warmup_runs=self._ready["warmup_runs"],
+            round_p50_ms=tuple(medians),
+            spread=spread,
+            is_busy=spread > _BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,
+            peak_mb=max(one["peak_bytes"] for one in self._rounds) / 1e6,
+            model_bytes=configuration.source.stat().st_size,
+            cold_start_cpu_ms=self._ready["cold_start_cpu"],
+            histogram_ms=tuple(np.quantile(samples, np.linspace(0, 1, 200)).tolist()),
+        )
+
+    def close(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            return {"error": f"its process ended with {self._process.wait()}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer

@@ -1,0 +1,117 @@
+"""What the processor could do at best: the ceiling that a latency is held against."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_runtime.onnx_file import read_onnx_file
+from fer_runtime.session import open_session
+
+# Large enough that the kernel's inner loop is all there is, small enough for the cache of a small core.
+_ROWS, _DEPTH, _COLUMNS = 384, 768, 768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """Multiply-accumulates per second of one thread, measured through ONNX Runtime's MatMul."""
+
+    fp32_macs_per_second: float
+    int8_macs_per_second: float
+
+    def to_dict(self) -> dict[str, float]:
+        """As results files hold it."""
+        return {"fp32_macs_per_second": self.fp32_macs_per_second, "int8_macs_per_second": self.int8_macs_per_second}
+
+    def limit_ms(self, macs: int, *, precision: str, batch: int, threads: int = 1) -> float:
+        """Time that the arithmetic alone takes, in ms, if every thread ran at the ceiling."""
+        rate = self.int8_macs_per_second if precision == "int8" else self.fp32_macs_per_second
+        return macs * batch / rate / threads * 1000
+
+
+def measure_ceilings(*, threads: int = 1, seconds: float = 1.0) -> Ceilings:
+    """Time one large product in float32 and one in 8-bit integers (unsigned by signed, as the int8 models)."""
+    random = np.random.default_rng(0)
+    left = random.standard_normal((_ROWS, _DEPTH), np.float32)
+    right = random.standard_normal((_DEPTH, _COLUMNS), np.float32)
+    left8 = random.integers(0, 256, (_ROWS, _DEPTH), np.uint8)
+    right8 = random.integers(-128, 128, (_DEPTH, _COLUMNS), np.int8)
+    return Ceilings(
+        fp32_macs_per_second=_rate(_matmul("MatMul", right, 1, 1), left, threads, seconds),
+        int8_macs_per_second=_rate(_matmul("MatMulInteger", right8, 2, 6), left8, threads, seconds),
+    )
+
+
+def count_macs(path: Path) -> int | None:
+    """Multiply-accumulates of one face through the model at `path`, counted from its graph; None where a shape is unknown.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+    """
+    from fer_runtime.inspect import count_macs as of_graph
+
+    return of_graph(read_onnx_file(path)[0])
+
+
+def _rate(model: bytes, left: Any, threads: int, seconds: float) -> float:
+    session = open_session(model, threads=threads, source="the limit's product").session
+    session.run(None, {"a": left})
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        session.run(None, {"a": left})
+        best = min(best, time.perf_counter() - started)
+    return _ROWS * _DEPTH * _COLUMNS / best
+
+
+def _matmul(operator: str, right: Any, input_type: int, output_type: int) -> bytes:
+    """An ONNX file of one product with a constant, written by hand: the base install has no onnx package.
+
+    Field numbers are those of onnx.proto3. The right side is a constant, as weights are, so ONNX
+    Runtime packs it once.
+    """
+    constant_type = 1 if input_type == 1 else 3
+    constant = (
+        b"".join(_integer(1, size) for size in right.shape)
+        + _integer(2, constant_type)
+        + _bytes(8, b"b")
+        + _bytes(9, right.tobytes())
+    )
+    node = _bytes(1, b"a") + _bytes(1, b"b") + _bytes(2, b"y") + _bytes(4, operator.encode())
+    graph = (
+        _bytes(1, node)
+        + _bytes(2, b"limit")
+        + _bytes(5, constant)
+        + _bytes(11, _value(b"a", input_type, _ROWS, _DEPTH))
+        + _bytes(12, _value(b"y", output_type, _ROWS, _COLUMNS))
+    )
+    opset = _bytes(1, b"") + _integer(2, 18)
+    return _integer(1, 8) + _bytes(7, graph) + _bytes(8, opset)
+
+
+def _value(name: bytes, kind: int, *shape: int) -> bytes:
+    dimensions = b"".join(_bytes(1, _integer(1, size)) for size in shape)
+    tensor = _integer(1, kind) + _bytes(2, dimensions)
+    return _bytes(1, name) + _bytes(2, _bytes(1, tensor))
+
+
+def _integer(number: int, value: int) -> bytes:
+    return _varint(number << 3) + _varint(value)
+
+
+def _bytes(number: int, value: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

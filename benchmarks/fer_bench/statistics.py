@@ -1,0 +1,95 @@
+"""The statistics behind the figures: percentiles, bootstrap intervals, McNemar's test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_list(self) -> list[float]:
+        """[low, high], as results files hold it beside the value."""
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of single runs, in the unit of the samples."""
+
+    minimum: float
+    p50: float
+    p95: float
+    p99: float
+
+
+def percentiles(samples: npt.ArrayLike) -> Percentiles:
+    """Minimum, median, 95th and 99th percentile, interpolated linearly as numpy does.
+
+    Samples that are not positive are left out: no run takes no time, so the clock was set back.
+
+    Raises:
+        ValueError: no sample is positive.
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    values = values[values > 0]
+    if not len(values):
+        raise ValueError("no positive sample")
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    return Percentiles(minimum=float(values.min()), p50=float(p50), p95=float(p95), p99=float(p99))
+
+
+def bootstrap(
+    statistic: Callable[[npt.NDArray[np.int64]], float], count: int, *, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap (Efron 1979): 95 % of the statistic over resampled observations.
+
+    Args:
+        statistic: takes indices of observations, returns the figure.
+        count: number of observations.
+    """
+    random = np.random.default_rng(seed)
+    value = statistic(np.arange(count))
+    drawn = [statistic(random.integers(0, count, count)) for _ in range(resamples)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value=value, low=float(low), high=float(high))
+
+
+def ratio_interval(old: npt.ArrayLike, new: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """median(new) / median(old) with its 95 % bootstrap interval, both sides resampled."""
+    before, after = np.asarray(old, dtype=np.float64), np.asarray(new, dtype=np.float64)
+    random = np.random.default_rng(seed)
+    medians_before = np.median(random.choice(before, (resamples, len(before))), axis=1)
+    medians_after = np.median(random.choice(after, (resamples, len(after))), axis=1)
+    low, high = np.percentile(medians_after / medians_before, [2.5, 97.5])
+    return Interval(value=float(np.median(after) / np.median(before)), low=float(low), high=float(high))
+
+
+def mcnemar(only_first_right: int, only_second_right: int) -> float:
+    """Two-sided exact p-value of McNemar's test: how likely so uneven a split is when both models are equally good.
+
+    Args:
+        only_first_right: faces that the first model gets right and the second does not.
+        only_second_right: the other way round.
+    """
+    total, fewer = only_first_right + only_second_right, min(only_first_right, only_second_right)
+    if total == 0:
+        return 1.0
+    # In logarithms: 2**-3000 is no float.
+    tail = sum(
+        math.exp(math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) - total * math.log(2))
+        for k in range(fewer + 1)
+    )
+    return min(1.0, 2 * tail)

@@ -1,0 +1,115 @@
+"""One configuration in a process of its own, told what to do by lines on standard input.
+
+`python -m fer_bench.worker` reads a JSON object per line and answers with one: first the configuration,
+then `{"seconds": 0.3}` for a round of timed runs. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from time import perf_counter_ns, process_time_ns
+from typing import Any
+
+# A warm-up lasts until two rounds of it agree, but no longer than this.
+_WARMUP_SECONDS = 3.0
+_WARMUP_ROUND_SECONDS = 0.15
+_WARMUP_AGREEMENT = 0.05
+
+
+def timed_runs(run: Callable[[], object], seconds: float, *, clock: Callable[[], int] = perf_counter_ns) -> list[int]:
+    """Durations in ns of single runs, one after the other, for about `seconds`; at least three.
+
+    The end is judged by the sum of the durations, so a clock that jumps ends a round early or late but
+    spoils one sample only.
+    """
+    samples: list[int] = []
+    spent = 0
+    while spent < seconds * 1e9 or len(samples) < 3:
+        started = clock()
+        run()
+        duration = clock() - started
+        samples.append(duration)
+        spent += max(duration, 1000)
+    return samples
+
+
+def _warm_up(run: Callable[[], object]) -> int:
+    """Run until the median of two rounds differs by less than 5 %; the number of runs."""
+    runs, previous = 0, 0.0
+    started = perf_counter_ns()
+    while perf_counter_ns() - started < _WARMUP_SECONDS * 1e9:
+        samples = sorted(timed_runs(run, _WARMUP_ROUND_SECONDS))
+        runs += len(samples)
+        median = samples[len(samples) // 2]
+        if previous and abs(median / previous - 1) < _WARMUP_AGREEMENT:
+            break
+        previous = median
+    return runs
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Serve rounds until standard input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    # An engine that prints must not garble the answers.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    configuration: dict[str, Any] = json.loads(sys.stdin.readline())
+    try:
+        start = process_time_ns()
+        import numpy as np
+
+        from fer_bench.engines import ENGINES
+
+        imported = process_time_ns()
+        faces = np.random.default_rng(0).integers(0, 256, (configuration["batch"], 48, 48), np.uint8)
+        from pathlib import Path
+
+        engine = ENGINES[configuration["engine"]]
+        infer = engine.load(
+            Path(configuration["source"]), model=configuration["model"], threads=configuration["threads"]
+        )
+        loaded = process_time_ns()
+        infer(faces)
+        first = process_time_ns()
+        warmup_runs = _warm_up(lambda: infer(faces))
+    except Exception as error:  # whatever the engine raises is its answer to "does this work here"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        answers.write(json.dumps({"error": reason[:300]}) + "\n")
+        return
+    cold = {
+        "python_ms": start / 1e6,
+        "numpy_ms": (imported - start) / 1e6,
+        "load_ms": (loaded - imported) / 1e6,
+        "first_run_ms": (first - loaded) / 1e6,
+    }
+    answers.write(json.dumps({"cold_start_cpu": cold, "warmup_runs": warmup_runs}) + "\n")
+    for line in sys.stdin:
+        seconds = json.loads(line)["seconds"]
+        cpu, wall = process_time_ns(), perf_counter_ns()
+        samples = timed_runs(lambda: infer(faces), seconds)
+        answers.write(
+            json.dumps(
+                {
+                    "samples_ns": samples,
+                    "cpu_ns": process_time_ns() - cpu,
+                    "wall_ns": perf_counter_ns() - wall,
+                    "peak_bytes": _peak_bytes(),
+                }
+            )
+            + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
