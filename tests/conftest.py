@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,36 @@ CHECKOUT = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Root of the FER2013 pictures: $FER_EDGE_DATA, `data/` of the checkout, or an archive beside it."""
-    candidates = [Path(os.environ["FER_EDGE_DATA"])] if "FER_EDGE_DATA" in os.environ else []
-    for root in [*candidates, CHECKOUT / "data"]:
-        if (root / "images" / "validation").is_dir() and (root / "images" / "train").is_dir():
+    candidates = [CHECKOUT / "data"]
+    if given := os.environ.get("FER_EDGE_DATA"):
+        candidates = [Path(given)]
+        if not _is_dataset(candidates[0]):
+            # Skipping would hide that the pictures somebody pointed at were never read.
+            pytest.fail(f"FER_EDGE_DATA={given} has no images/train and images/validation")
+    for root in candidates:
+        if _is_dataset(root):
             return root
     archive = CHECKOUT.parent / "shared" / "data" / "fer2013.tar.gz"
     if not archive.is_file():
         pytest.skip("needs the FER2013 pictures: set FER_EDGE_DATA to the dataset's root")
-    with tarfile.open(archive) as content:
-        content.extractall(CHECKOUT / "data")
-    return CHECKOUT / "data"
+    return _unpacked(archive, CHECKOUT / "data")
+
+
+def _is_dataset(root: Path) -> bool:
+    return (root / "images" / "validation").is_dir() and (root / "images" / "train").is_dir()
+
+
+def _unpacked(archive: Path, root: Path) -> Path:
+    # Renamed when whole, so that a stopped run leaves no half dataset that the next one would take.
+    root.mkdir(exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
+    try:
+        with tarfile.open(archive) as content:
+            if hasattr(tarfile, "data_filter"):  # the first patch releases of 3.10 and 3.11 lack it
+                content.extractall(partial, filter="data")
+            else:
+                content.extractall(partial)
+        (partial / "images").rename(root / "images")
+    finally:
+        shutil.rmtree(partial)
+    return root
