@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from fer_export.accuracy import Budget
+    from fer_export.pipeline import ExportReport
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -20,23 +26,49 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "precisions",
     type=click.Choice(PRECISIONS),
     multiple=True,
-    help="Arithmetic of the file. May be given several times. [default: fp32]",
+    help="Arithmetic of the file: fp32; int8, a quarter of the size and faster on CPUs, needs --data; "
+    "fp16, half the size, for storage and GPUs. May be given several times. [default: fp32]",
 )
-@click.option("--checkpoint", type=_FILE, help="Trained weights. [default: the model's own in --models-dir]")
+@click.option(
+    "--checkpoint",
+    type=_FILE,
+    help="Trained weights: of fer-train, a plain state dict, or a whole module as the first version saved it. "
+    "[default: the model's own in --models-dir]",
+)
 @click.option(
     "--data",
     type=_FOLDER,
-    help="Labelled faces to compare on: a folder with images/train and images/validation, or with train and "
-    "validation. Without it the comparison uses made-up faces.",
+    help="Labelled faces: a folder with images/train and images/validation, or with train and validation. "
+    "They fit the temperature and judge int8. Without them made-up faces are compared.",
 )
-@click.option("--opset", default=18, show_default=True, help="ONNX opset version.")
+@click.option("--opset", type=click.IntRange(min=1), default=18, show_default=True, help="ONNX opset version.")
 @click.option(
     "--models-dir",
     type=_FOLDER,
     default=DEFAULT_MODELS_DIR,
     show_default=True,
-    help="Where the checkpoint is read and the model is written.",
+    help="Where the checkpoint is read and the models are written.",
 )
+@click.option(
+    "--budget",
+    default="0.5,0.5,2",
+    show_default=True,
+    metavar="A,F,R",
+    help="What int8 may lose against fp32, in points: accuracy, macro-F1, recall of the weakest class.",
+)
+@click.option(
+    "--keep-anyway",
+    is_flag=True,
+    help="Publish an int8 or fp16 file that fails its gate; its metadata says so. fp32 is never published then.",
+)
+@click.option(
+    "--inspect",
+    "inspected",
+    type=_FILE,
+    metavar="FILE",
+    help="Say what an .onnx file is, and exit. Needs no extra.",
+)
+@click.option("--json", "as_json", is_flag=True, help="With --inspect: as JSON.")
 def main(
     model: str | None,
     precisions: tuple[Precision, ...],
@@ -44,22 +76,113 @@ def main(
     data: Path | None,
     opset: int,
     models_dir: Path,
+    budget: str,
+    keep_anyway: bool,
+    inspected: Path | None,
+    as_json: bool,
 ) -> None:
-    """Export a trained network to ONNX and check its parity with PyTorch."""
+    """Export a trained network to ONNX and check its parity with PyTorch.
+
+    \b
+    fer-export --model v0                                         compares on made-up faces
+    fer-export --model v0 --data data --precision fp32 --precision int8
+    fer-export --inspect models/model_0.onnx
+
+    A file is published only when it passes its gate: written beside its place, read back, replayed,
+    then renamed. Otherwise nothing changes, the report says why, and the command exits 1.
+    """
+    if inspected is not None:
+        from fer_runtime.inspect import inspect_model
+
+        facts = inspect_model(inspected)
+        click.echo(json.dumps(facts.to_dict(), indent=1) if as_json else facts.to_text())
+        return
     if model is None:
         raise click.UsageError("Missing option '--model'. Choose from: v0, v1.")
     with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
-        from fer_export.pipeline import export_model
+        from fer_export.pipeline import ExportRefusedError, export_model
 
-    exported = export_model(
-        model,
-        precisions=precisions or ("fp32",),
-        checkpoint=checkpoint,
-        data=data,
-        opset=opset,
-        models_dir=models_dir,
-    )
-    for one in exported:
+    try:
+        report = export_model(
+            model,
+            precisions=precisions or ("fp32",),
+            checkpoint=checkpoint,
+            data=data,
+            opset=opset,
+            models_dir=models_dir,
+            budget=_budget(budget),
+            keep_anyway=keep_anyway,
+            progress=lambda text: click.echo(text, err=True),
+        )
+    except ExportRefusedError as error:
+        _show(error.report)
+        raise
+    _show(report)
+
+
+def _budget(text: str) -> Budget:
+    from fer_export.accuracy import Budget
+
+    try:
+        accuracy, macro_f1, recall = (float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not three numbers such as 0.5,0.5,2", param_hint="--budget") from None
+    return Budget(accuracy=accuracy, macro_f1=macro_f1, recall=recall)
+
+
+def _show(report: ExportReport) -> None:
+    for one in report.models:
+        click.echo(f"{one.path.name}, {one.parity.faces} faces, {one.parity.real_faces} of them real")
         for check in one.parity.checks:
-            click.echo(f"  {'ok  ' if check.passed else 'FAIL'}  {check.name:<14} {check.detail}")
-        click.echo(f"{one.path}  {one.model_bytes / 1e6:.2f} MB")
+            click.echo(f"  {check}")
+        if one.precision == "fp16":
+            click.echo(
+                "  note  fp16 halves the file, and is faster on GPUs with 16-bit units; a CPU computes it in float32, "
+                "no faster than fp32"
+            )
+    fitted = report.calibration
+    if fitted.faces:
+        click.echo(
+            f"temperature {fitted.temperature:.4f}: calibration error {fitted.ece_before:.1%} -> {fitted.ece_after:.1%}"
+            + (
+                f"; uncertain below {fitted.uncertain_below:.3f} keeps {fitted.coverage:.0%} of the faces, "
+                f"{fitted.precision:.0%} of them right"
+                if fitted.uncertain_below is not None
+                else ""
+            )
+        )
+    else:
+        click.echo("temperature 1: not calibrated, for want of labelled faces (--data)")
+    if report.file_parity is not None:
+        click.echo(report.file_parity)
+    click.echo(_table(report))
+
+
+def _table(report: ExportReport) -> str:
+    head = ("file", "MB", "accuracy", "macro-F1", "agrees", "max |Δp|", "p50 ms", "faces/s", "verdict")
+    rows = [head]
+    for one in report.models:
+        worst = one.parity.comparison
+        verdict = "passed" if one.parity.passed else "FAILED: " + ", ".join(check.name for check in one.parity.failures)
+        rows.append(
+            (
+                one.path.name,
+                f"{one.model_bytes / 1e6:.2f}",
+                "" if one.quality is None else f"{one.quality.accuracy:.2%}",
+                "" if one.quality is None else f"{one.quality.macro_f1:.2%}",
+                "" if one.agreement is None else f"{one.agreement:.2%}",
+                "" if worst is None else f"{worst.max_probability_difference:.1e}",
+                f"{one.latency.p50_ms:.3f}",
+                f"{one.throughput.images_per_second:,.0f}",
+                ("" if one.is_published else "not published, ") + verdict,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, "p50 at batch 1, faces/s at batch 64, one thread, in turns"])

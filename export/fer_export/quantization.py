@@ -7,18 +7,23 @@ is quantised at the input: the first convolution reads them with the scale 1 (it
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 from onnx import helper, numpy_helper
 
-from fer_runtime.comparison import Uint8Array
+from fer_runtime.comparison import Check, Uint8Array
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.session import open_session
+from fer_runtime.onnx_file import Node, read_onnx
+from fer_runtime.session import open_session, session_options
 
 # Weights of 7 bits: CPUs without VNNI (AVX2 before 2019) add two products of uint8 and int8 in 16 bits,
 # which 8-bit weights overflow. One bit less gives every machine the same answer.
@@ -95,7 +100,8 @@ class _Writer:
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def constant(self, name: str, values: npt.NDArray[Any]) -> str:
-        self.constants.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(values), name))
+        # Not ascontiguousarray, which makes scalars one-dimensional: onnxruntime fuses Add for scalar scales only.
+        self.constants.setdefault(name, numpy_helper.from_array(np.asarray(values, order="C"), name))
         return name
 
     def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
@@ -261,7 +267,7 @@ class _Quantizer:
         pool = self._following_pool(output)
         rows = 2 if pool is not None else 1
         blocked, before, after = blocked_weights(weights[:, 0], stride=stride, pad=pad, rows=rows)
-        columns = self.writer.reshape("faces", "columns", (-1, FACE_SIZE, FACE_SIZE // _BLOCK, _BLOCK))
+        columns = self.writer.reshape("faces", "columns", (0, FACE_SIZE, FACE_SIZE // _BLOCK, _BLOCK))
         planes = self.writer.node("Transpose", [columns], "planes", perm=(0, 3, 1, 2))
         source = _Quantized(planes, 1.0, self.zero_point)
         copies = len(blocked) // channels
@@ -277,7 +283,7 @@ class _Quantizer:
         whole = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
         last = self.writer.node("Transpose", [whole.name], f"{output}_last", perm=(0, 2, 3, 1))
         if pool is None:
-            wide = self.writer.reshape(last, f"{output}_wide", (-1, size, size, channels))
+            wide = self.writer.reshape(last, f"{output}_wide", (0, size, size, channels))
             first = self.writer.node("Transpose", [wide], f"{output}_first", perm=(0, 3, 1, 2))
             self.quantized[output] = _Quantized(first, whole.scale, whole.zero_point)
             self.spatial[output] = (channels, size, size)
@@ -285,11 +291,11 @@ class _Quantizer:
         self.done.add(pool.name)
         half = size // 2
         pairs = _BLOCK // stride // 2
-        wide = self.writer.reshape(last, f"{output}_wide", (-1, half * half // pairs, 4, pairs * channels))
+        wide = self.writer.reshape(last, f"{output}_wide", (0, half * half // pairs, 4, pairs * channels))
         first = self.writer.node("Transpose", [wide], f"{output}_first", perm=(0, 3, 1, 2))
         pooled = self.writer.node("MaxPool", [first], f"{output}_pool", kernel_shape=(1, 4), strides=(1, 4))
         back = self.writer.node("Transpose", [pooled], f"{output}_back", perm=(0, 2, 3, 1))
-        square = self.writer.reshape(back, f"{output}_square", (-1, half, half, channels))
+        square = self.writer.reshape(back, f"{output}_square", (0, half, half, channels))
         final = self.writer.node("Transpose", [square], f"{output}_pooled", perm=(0, 3, 1, 2))
         self.quantized[pool.output[0]] = _Quantized(final, whole.scale, whole.zero_point)
         self.spatial[pool.output[0]] = (channels, half, half)
@@ -338,7 +344,7 @@ class _Quantizer:
         name = source.name
         if height * width > 1:
             name = self.writer.node("Transpose", [name], f"{node.output[0]}_last", perm=(0, 2, 3, 1))
-        flat = self.writer.reshape(name, f"{node.output[0]}_u8", (-1, channels * height * width))
+        flat = self.writer.reshape(name, f"{node.output[0]}_u8", (0, channels * height * width))
         self.quantized[node.output[0]] = _Quantized(flat, source.scale, source.zero_point)
         self.spatial[node.output[0]] = (channels, height, width)
 
@@ -398,3 +404,31 @@ def blocked_weights(
         pairs = blocked.reshape(outputs // 2, 2, *blocked.shape[1:])
         blocked = np.ascontiguousarray(pairs.transpose(2, 1, 0, 3, 4, 5, 6))
     return blocked.reshape(-1, *blocked.shape[-3:]), -first, last
+
+
+def integer_check(content: bytes) -> Check:
+    """Does onnxruntime really compute every convolution and product of the file in integers?
+
+    A pattern that it does not recognise runs in float, slower than fp32, and says nothing.
+    """
+    before = Counter(node.op_type for node in read_onnx(content, source="the int8 model").nodes)
+    after = Counter(node.op_type for node in optimized_nodes(content))
+    wanted = before["Conv"] + before["Gemm"]
+    found = after["QLinearConv"] + after["QGemm"]
+    left = sum(after[name] for name in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"))
+    return Check(
+        name="integers",
+        passed=found == wanted and not left,
+        detail=f"{after['QLinearConv']} of {before['Conv']} convolutions and {after['QGemm']} of {before['Gemm']} "
+        "linear layers run in integers",
+    )
+
+
+def optimized_nodes(content: bytes) -> tuple[Node, ...]:
+    """The nodes that onnxruntime runs after its own optimisation of a model, on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = session_options()
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        return read_onnx(path.read_bytes(), source="the optimised model").nodes
