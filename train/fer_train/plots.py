@@ -1,0 +1,106 @@
+"""Two pictures of a training: its curves, and what it takes for what."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fer_runtime.files import write_atomically
+from fer_runtime.models import FILE_STEMS
+
+_TRAIN, _VALIDATION, _MARK = "#8a93a6", "#1f5fd0", "#d0461f"
+_GRID = "#dfe3ea"
+
+
+def curves_plot_path(models_dir: Path, name: str) -> Path:
+    """`model_0_curves.png`."""
+    return models_dir / f"{FILE_STEMS[name]}_curves.png"
+
+
+def confusion_plot_path(models_dir: Path, name: str) -> Path:
+    """`model_0_confusion.png`."""
+    return models_dir / f"{FILE_STEMS[name]}_confusion.png"
+
+
+def plot_curves(results: Mapping[str, Any], path: Path) -> None:
+    """Draw loss and accuracy per epoch, the best epoch marked.
+
+    Args:
+        results: contents of a results file.
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    epochs = np.arange(1, len(results["test_acc"]) + 1)
+    best = results["best_epoch"]
+    panels = figure.subplots(1, 2)
+    for axes, train, validation, title, scale in (
+        (panels[0], results["train_loss"], results["test_loss"], "Loss", 1),
+        (panels[1], results["train_acc"], results["test_acc"], "Accuracy, %", 100),
+    ):
+        axes.plot(epochs, np.multiply(train, scale), color=_TRAIN, lw=1.6, label="train (augmented)")
+        axes.plot(epochs, np.multiply(validation, scale), color=_VALIDATION, lw=2, label="validation")
+        axes.plot(best, validation[best - 1] * scale, "o", color=_MARK, ms=7, label=f"kept: epoch {best}")
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("epoch")
+        axes.grid(color=_GRID, lw=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[1].legend(frameon=False, loc="lower right")
+    figure.suptitle(_headline(results), x=0.01, ha="left", fontsize=12)
+    _write(figure, path)
+
+
+def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
+    """Draw the confusion matrix: per cent of each true class, with counts.
+
+    Args:
+        results: contents of a results file.
+        path: PNG file to write.
+    """
+    counts = np.array(results["confusion"], dtype=np.int64)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = results["expressions"]
+    figure = Figure(figsize=(7.4, 6.6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, counts.sum(1), strict=True)])
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true (pictures)")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    for row in range(len(names)):
+        for column in range(len(names)):
+            share = shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{share:.0%}\n{counts[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=8.5,
+                fontweight="bold" if row == column else "normal",
+                color="white" if share > 0.55 else "#22304a",
+            )
+    figure.suptitle(_headline(results), x=0.01, ha="left", fontsize=12)
+    _write(figure, path)
+
+
+def _headline(results: Mapping[str, Any]) -> str:
+    return (
+        f"{results['model']}, recipe {results['recipe']}: validation accuracy {results['accuracy']:.1%}, "
+        f"macro-F1 {results['macro_f1']:.1%}"
+    )
+
+
+def _write(figure: Figure, path: Path) -> None:
+    # The canvas by name: pyplot would keep every figure alive and ask for a display.
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    write_atomically(path, buffer.getvalue())
