@@ -1,0 +1,105 @@
+"""Reading labelled pictures: what is read, what is cached, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from tests.train.pictures import write_pictures
+
+from fer_runtime.errors import DataError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_train.data import class_weights, load_faces
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+
+
+def test_pictures_are_those_that_another_program_decodes(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    faces = load_faces(root, "train")
+    assert faces.counts == dict.fromkeys(EXPRESSIONS, 2)
+    for path, face, label in zip(faces.paths, faces.faces, faces.labels, strict=True):
+        assert np.array_equal(face, np.asarray(Image.open(root / "images" / "train" / path)))
+        assert path.startswith(EXPRESSIONS[label] + "/")
+
+
+def test_a_folder_with_train_and_validation_is_enough(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "data", train=1, validation=1)
+    assert np.array_equal(load_faces(root / "images", "train").faces, load_faces(root, "train").faces)
+
+
+def test_the_second_time_nothing_is_decoded_and_nothing_lies_among_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    before = sorted(path for path in root.rglob("*"))
+    first = load_faces(root, "train")
+    # The same pictures elsewhere have the same content, so the cache holds them already.
+    moved = Path(shutil.copytree(root, tmp_path / "moved"))
+    monkeypatch.setattr(cv2, "imdecode", None)
+    again = load_faces(moved, "train")
+    assert np.array_equal(first.faces, again.faces)
+    assert first.fingerprint == again.fingerprint
+    assert sorted(path for path in root.rglob("*")) == before
+
+
+def test_a_changed_picture_is_decoded_again(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    first = load_faces(root, "train")
+    cv2.imwrite(str(root / "images" / "train" / "happy" / "000.png"), np.zeros((48, 48), np.uint8))
+    again = load_faces(root, "train")
+    assert first.fingerprint != again.fingerprint
+    assert again.faces[again.paths.index("happy/000.png")].max() == 0
+
+
+def test_a_damaged_cache_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    first = load_faces(root, "train")
+    (cached,) = (tmp_path / "cache").rglob("*.npz")
+    cached.write_bytes(cached.read_bytes()[:1000])
+    assert np.array_equal(load_faces(root, "train").faces, first.faces)
+
+
+def test_a_picture_of_another_size_is_resized_and_counted(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    quarters = np.repeat(np.repeat(np.array([[0, 255], [64, 128]], np.uint8), 48, 0), 48, 1)
+    cv2.imwrite(str(root / "images" / "train" / "sad" / "large.png"), quarters)
+    faces = load_faces(root, "train")
+    assert faces.resized == 1
+    assert np.array_equal(faces.faces[faces.paths.index("sad/large.png")], quarters[::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: shutil.rmtree(root / "images"), "no folder .*images/train"),
+        (lambda root: shutil.rmtree(root / "images/train/disgust"), "lacks the class folder disgust"),
+        (lambda root: (root / "images/train/bored").mkdir(), "unexpected class folder bored"),
+        (lambda root: [path.unlink() for path in (root / "images/train/fear").iterdir()], "fear holds no picture"),
+        (lambda root: (root / "images/train/happy/000.png").write_bytes(b"none"), "happy/000.png cannot be decoded"),
+        (lambda root: (root / "images/train/happy/001.png").write_bytes(b""), "happy/001.png cannot be decoded"),
+    ],
+)
+def test_bad_data_is_named(tmp_path: Path, damage: object, message: str) -> None:
+    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    assert callable(damage)
+    damage(root)
+    with pytest.raises(DataError, match=message):
+        load_faces(root, "train")
+
+
+def test_class_weights_are_the_square_root_worked_by_hand() -> None:
+    # total 16 in two classes: sqrt(16 / (2 * 4)) and sqrt(16 / (2 * 12)).
+    assert class_weights([4, 12]) == pytest.approx([2**0.5, (2 / 3) ** 0.5])
+
+
+def test_the_real_pictures_have_their_published_counts(real_data: Path) -> None:
+    assert list(load_faces(real_data, "train").counts.values()) == [3995, 436, 4097, 7215, 4965, 4830, 3171]
+    assert list(load_faces(real_data, "validation").counts.values()) == [467, 56, 496, 895, 607, 653, 415]
