@@ -25,9 +25,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from fer_bench.report_data import LatencyRow, ReliabilityBin
 from fer_bench.report_verdict import Candidate, pareto_front, say_megabytes, say_ms
 
 MODEL_ROLES = ("first", "second", "third", "fourth")
+_GUESSING = 1 / 7  # accuracy of a model that knows nothing
 LINE_STYLES = {"fp32": "-", "int8": (0, (4, 2)), "fp16": (0, (1, 1.5))}
 
 
@@ -71,29 +73,6 @@ DARK = Theme(
 )
 # Colours that stand for a role while matplotlib draws; `to_svg` turns them into CSS variables.
 _TOKENS = Theme(**{field.name: f"#0{index}fe{index}d" for index, field in enumerate(fields(Theme))})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyRow:
-    """The spread of one configuration's single inferences."""
-
-    label: str
-    model: str
-    precision: str
-    min_ms: float
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    samples_ms: tuple[float, ...] = ()  # empty where a file holds percentiles only
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReliabilityBin:
-    """Faces of similar confidence."""
-
-    confidence: float  # mean probability of the predicted expression
-    accuracy: float  # fraction that is right
-    faces: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +137,7 @@ def model_color(theme: Theme, model: str, models: Sequence[str]) -> str:
     return str(getattr(theme, MODEL_ROLES[index]))
 
 
-def draw_tradeoff(
-    points: Sequence[Candidate], *, theme: Theme, width: int = 760, height: int = 400, heading: str | None = None
-) -> Figure:
+def draw_tradeoff(points: Sequence[Candidate], *, theme: Theme, width: int = 760, height: int = 400) -> Figure:
     """Accuracy over time per face, the area of a point its file's size; filled points are on the Pareto front."""
     figure = new_figure(width, height)
     axes: Axes = figure.add_subplot()
@@ -205,8 +182,6 @@ def draw_tradeoff(
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel("milliseconds per face, one thread, median (log)")
     axes.set_ylabel("accuracy")
-    if heading:
-        axes.set_title(heading)
     figure.canvas.draw()  # the layout decides where points lie, and labels are placed by that
     _place_labels(axes, points, theme, narrow=width < 600)
     return figure
@@ -231,7 +206,7 @@ def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narr
     placed: list[tuple[float, float]] = []
     for point in sorted(points, key=lambda one: one.accuracy):
         x, y = axes.transData.transform((point.p50_ms, point.accuracy))
-        at = y
+        at = y + line * 0.6  # above the dotted line, which leaves the point to the right
         for other_x, other_y in sorted(placed, key=lambda one: one[1]):
             if abs(other_x - x) < reach and abs(other_y - at) < line:
                 at = other_y + line
@@ -239,60 +214,56 @@ def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narr
         radius = math.sqrt(_area(point.megabytes) / math.pi)
         figures = f"{point.accuracy:.1%} · {say_ms(point.p50_ms)} ms · {say_megabytes(point.megabytes)} MB"
         axes.annotate(
-            f"{point.label}\n{figures}" if narrow else f"{point.label}   {figures}",
+            f"{point.label}\n{figures}" if narrow else f"{point.label} · {figures}",
             (point.p50_ms, point.accuracy),
             xytext=(radius + 8, at - y),
             textcoords="offset points",
             va="center",
             fontsize=11,
             color=theme.ink,
-            arrowprops={"arrowstyle": "-", "color": theme.muted, "linewidth": 0.7} if abs(at - y) > 4 else None,
+            bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.5, "alpha": 0.8},
         )
 
 
 def draw_latency(rows: Sequence[LatencyRow], *, theme: Theme, width: int = 760) -> Figure:
-    """Time of single inferences: a strip from the fastest run to the 99th percentile, a dot at the median."""
-    row_height = 46 if width < 600 else 34
-    figure = new_figure(width, 64 + row_height * len(rows))
+    """Spread of single calls as a multiple of each row's median: a line from the fastest to the 99th percentile."""
+    narrow = width < 600
+    figure = new_figure(width, 64 + (50 if narrow else 46) * len(rows))
     axes: Axes = figure.add_subplot()
     names = [row.model for row in rows]
-    axes.set_xscale("log")
     for index, row in enumerate(rows):
         color = model_color(theme, row.model, names)
         y = len(rows) - 1 - index
+        median = row.p50_ms
         if row.samples_ms:
-            _draw_density(axes, row.samples_ms, y, color)
-        axes.hlines(y, row.min_ms, row.p99_ms, color=color, linewidth=1.6)
-        axes.hlines(y, row.p50_ms, row.p95_ms, color=color, linewidth=5, alpha=0.55)
-        axes.plot(row.p50_ms, y, "o", color=color, markersize=8, markeredgecolor=theme.paper, markeredgewidth=1)
-        axes.vlines(row.p99_ms, y - 0.13, y + 0.13, color=color, linewidth=1.6)
-    narrow = width < 600
-    axes.set_ylim(-0.6, len(rows) - 0.35)
+            _draw_density(axes, np.asarray(row.samples_ms, dtype=np.float64) / median, y, color)
+        axes.hlines(y, row.min_ms / median, row.p99_ms / median, color=color, linewidth=1.6)
+        axes.hlines(y, 1, row.p95_ms / median, color=color, linewidth=5, alpha=0.55)
+        axes.plot(1, y, "o", color=color, markersize=8, markeredgecolor=theme.paper, markeredgewidth=1)
+        axes.vlines(row.p99_ms / median, y - 0.13, y + 0.13, color=color, linewidth=1.6)
+    axes.set_ylim(-0.4, len(rows) - 0.25)
     axes.yaxis.set_major_locator(FixedLocator(list(range(len(rows)))))
-    axes.set_yticklabels([_two_lines(row.label) if narrow else row.label for row in reversed(rows)])
+    separator = "\n" if narrow else "    "
+    axes.set_yticklabels([f"{row.label}{separator}{say_ms(row.p50_ms)} ms" for row in reversed(rows)])
     axes.tick_params(axis="y", length=0, labelcolor=theme.ink)
     axes.grid(False, axis="y")
-    lowest, highest = min(row.min_ms for row in rows), max(row.p99_ms for row in rows)
-    axes.set_xlim(lowest / 1.25, highest * 1.35)
-    _ms_axis(axes)
-    axes.set_xlabel("milliseconds per call, one face (log)")
+    low, high = min(row.min_ms / row.p50_ms for row in rows), max(row.p99_ms / row.p50_ms for row in rows)
+    room = 0.04 * (high - low) + 0.01
+    axes.set_xlim(low - room, high + room)
+    axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 9, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.set_xlabel("time of a call, as a multiple of the median")
     return figure
 
 
-def _two_lines(label: str) -> str:
-    """A label broken after its model and precision, for narrow plots."""
-    return label.replace(" · ", "\n", 1)
-
-
-def _draw_density(axes: Axes, samples_ms: Sequence[float], y: float, color: str) -> None:
-    """A histogram on the logarithmic axis, standing on the row."""
-    values = np.log10(np.asarray(samples_ms, dtype=np.float64))
+def _draw_density(axes: Axes, values: npt.NDArray[np.float64], y: float, color: str) -> None:
+    """A histogram up to the 99th percentile, standing on the row."""
     low, high = np.quantile(values, [0, 0.99])
     if not high > low:
         return
-    counts, edges = np.histogram(values, bins=min(40, max(8, len(values) // 10)), range=(float(low), float(high)))
-    heights = y + 0.55 * counts / counts.max()
-    axes.stairs(heights, 10**edges, baseline=y, fill=True, color=color, alpha=0.28, linewidth=0)
+    bins = min(40, max(8, len(values) // 10))
+    counts, edges = np.histogram(values, bins=bins, range=(float(low), float(high)))
+    axes.stairs(y + 0.6 * counts / counts.max(), edges, baseline=y, fill=True, color=color, alpha=0.28, linewidth=0)
 
 
 def draw_reliability(
@@ -319,6 +290,7 @@ def draw_reliability(
         alpha=0.7,
         edgecolor=theme.paper,
         zorder=3,
+        clip_on=False,
     )
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 1.02)
@@ -383,27 +355,40 @@ def fill_confusion(axes: Axes, confusion: npt.NDArray[np.int64], expressions: Se
     axes.set_ylabel("true")
 
 
-def draw_curves(
-    curves: Sequence[Curve],
-    *,
-    theme: Theme,
-    heading: str,
-    x_label: str,
-    neutral: float | None,
-    floor: float = 1 / 7,
-    reverse: bool = False,
-    width: int = 330,
-    height: int = 250,
-) -> Figure:
-    """Accuracy over the levels of one condition.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """Accuracy of several models over the levels of one condition."""
 
-    Args:
-        neutral: level that leaves the faces as they are, marked by a thin line.
-        floor: accuracy of guessing, marked too.
-        reverse: the worst level stands at the right although its number is the smallest.
-    """
+    heading: str
+    x_label: str
+    neutral: float | None  # level that leaves the faces as they are, marked by a thin line
+    reverse: bool  # the worst level stands at the right although its number is the smallest
+    curves: tuple[Curve, ...]
+
+
+def draw_curves(panel: Panel, *, theme: Theme, width: int = 330, height: int = 250) -> Figure:
+    """One condition."""
     figure = new_figure(width, height)
-    axes: Axes = figure.add_subplot()
+    _fill_curves(figure.add_subplot(), panel, theme=theme)
+    return figure
+
+
+def draw_curve_sheet(panels: Sequence[Panel], *, theme: Theme) -> Figure:
+    """Several conditions on one sheet, with a legend: for a picture file."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = new_figure(360 * columns, 270 * rows + 40)
+    grid = figure.add_gridspec(rows, columns)
+    axes = [figure.add_subplot(grid[index // columns, index % columns]) for index in range(len(panels))]
+    for one, panel in zip(axes, panels, strict=True):
+        _fill_curves(one, panel, theme=theme)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handlelength=3.2)
+    return figure
+
+
+def _fill_curves(axes: Axes, panel: Panel, *, theme: Theme) -> None:
+    curves = panel.curves
     names = [curve.model for curve in curves]
     for curve in curves:
         color = model_color(theme, curve.model, names)
@@ -418,19 +403,18 @@ def draw_curves(
             markersize=3.2,
             label=curve.label,
         )
-    axes.axhline(floor, color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
-    if neutral is not None:
-        axes.axvline(neutral, color=theme.muted, linewidth=0.8)
+    axes.axhline(_GUESSING, color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
+    if panel.neutral is not None:
+        axes.axvline(panel.neutral, color=theme.muted, linewidth=0.8)
     top = max((max(curve.high or curve.y) for curve in curves), default=1.0)
     axes.set_ylim(0, min(math.ceil(top * 10 + 0.3) / 10, 1.0))
-    if reverse:
+    if panel.reverse:
         axes.invert_xaxis()
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlabel(x_label)
-    axes.set_title(heading)
-    return figure
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(panel.x_label)
+    axes.set_title(panel.heading)
 
 
 def fill_history(

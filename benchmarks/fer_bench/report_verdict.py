@@ -12,6 +12,7 @@ REAL_TIME_MS = 1000 / 30  # a camera's usual pace
 class Candidate:
     """One model file as a user weighs it."""
 
+    label: str  # "v1 int8"
     model: str
     precision: str
     accuracy: float  # fraction of the faces
@@ -19,10 +20,6 @@ class Candidate:
     high: float
     p50_ms: float  # of one face on one thread
     megabytes: float  # of the file, 1 MB = 1,000,000 bytes
-
-    @property
-    def label(self) -> str:
-        return f"{self.model} {self.precision}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,226 @@
+"""What the report says, as typed rows read from the JSON of the other commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_bench.report_verdict import Candidate
+from fer_bench.robustness import RobustnessPoint, wilson_interval
+from fer_runtime.errors import DataError
+from fer_runtime.expressions import EXPRESSIONS
+
+ENGINE = "onnxruntime"  # what ships, and so what the verdict is about
+
+
+def label_of(model: str, precision: str) -> str:
+    """How a model file is called on the page: "v0 int8", or the name of a file that was given by path."""
+    return model if precision == "file" else f"{model} {precision}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReliabilityBin:
+    """Faces of similar confidence."""
+
+    confidence: float  # mean probability of the predicted expression
+    accuracy: float  # fraction that is right
+    faces: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyRow:
+    """One model file on the labelled pictures."""
+
+    model: str
+    precision: str
+    images: int
+    accuracy: float
+    low: float  # 95 % interval
+    high: float
+    macro_f1: float
+    calibration_error: float | None
+    confusion: npt.NDArray[np.int64]
+    per_class_recall: dict[str, float]
+    reliability: tuple[ReliabilityBin, ...]
+
+    @property
+    def label(self) -> str:
+        return label_of(self.model, self.precision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRow:
+    """One configuration's single calls."""
+
+    engine: str
+    model: str
+    precision: str
+    batch: int
+    threads: int
+    min_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    images_per_second: float
+    samples_ms: tuple[float, ...] = ()  # quantiles of the calls at equal steps, for their distribution
+    times_limit: float | None = None  # p50 over what the core's ceilings allow
+    cold_start_ms: float | None = None
+    peak_mb: float | None = None
+
+    @property
+    def label(self) -> str:
+        return label_of(self.model, self.precision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything on the page."""
+
+    created: str  # date and time, ISO 8601
+    command: str
+    environment: dict[str, Any]
+    data: str  # which pictures
+    accuracy: tuple[AccuracyRow, ...]
+    latency: tuple[LatencyRow, ...]
+    robustness: tuple[RobustnessPoint, ...]
+    megabytes: dict[str, float]  # size of the file by label, "v0 int8"
+    warnings: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()  # engines that are not installed, and what to install
+    raw: dict[str, Any] = field(default_factory=dict)  # the JSON that all this was read from
+
+    def headline_latency(self, label: str) -> LatencyRow | None:
+        """One face on one thread through the runtime as shipped."""
+        return next(
+            (
+                row
+                for row in self.latency
+                if row.label == label and row.engine == ENGINE and row.batch == 1 and row.threads == 1
+            ),
+            None,
+        )
+
+    def best_throughput(self, label: str) -> LatencyRow | None:
+        """The configuration of one thread with the most faces a second."""
+        rows = [row for row in self.latency if row.label == label and row.engine == ENGINE and row.threads == 1]
+        return max(rows, key=lambda row: row.images_per_second, default=None)
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The model files whose accuracy, time and size are all known."""
+        found = []
+        for row in self.accuracy:
+            latency = self.headline_latency(row.label)
+            if latency is None or row.label not in self.megabytes:
+                continue
+            found.append(
+                Candidate(
+                    label=row.label,
+                    model=row.model,
+                    precision=row.precision,
+                    accuracy=row.accuracy,
+                    low=row.low,
+                    high=row.high,
+                    p50_ms=latency.p50_ms,
+                    megabytes=self.megabytes[row.label],
+                )
+            )
+        return tuple(found)
+
+
+def parse_report(content: Mapping[str, Any], *, source: str) -> ReportData:
+    """Read the JSON that `fer-bench report --json` writes.
+
+    Raises:
+        DataError: a part is missing or malformed.
+    """
+    try:
+        return ReportData(
+            created=str(content["created"]),
+            command=str(content["command"]),
+            environment=dict(content["environment"]),
+            data=str(content["data"]),
+            accuracy=tuple(_accuracy_row(row) for row in content["accuracy"]),
+            latency=tuple(_latency_row(row) for row in content["latency"]),
+            robustness=tuple(RobustnessPoint(**row) for row in content["robustness"]),
+            megabytes={
+                label_of(row["model"], row["precision"]): int(row["model_bytes"]) / 1e6
+                for row in content["latency"]
+                if row["engine"] == ENGINE
+            },
+            warnings=tuple(str(one) for one in content.get("warnings", ())),
+            not_measured=tuple(str(one) for one in content.get("not_measured", ())),
+            raw=dict(content),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{source} is no report of fer-bench ({error!r}); make it again with: fer-bench report --data DIR"
+        ) from error
+
+
+def read_report(path: Path) -> ReportData:
+    """Read a report's JSON file.
+
+    Raises:
+        DataError: it is missing, or no report.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}; write it with: fer-bench report --data DIR --json {path}"
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{path} is no JSON ({error}); write it again with: fer-bench report --data DIR --json {path}"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no report of fer-bench; write one with: fer-bench report --data DIR --json {path}")
+    return parse_report(content, source=str(path))
+
+
+def _accuracy_row(row: Mapping[str, Any]) -> AccuracyRow:
+    confusion = np.array(row["confusion"], dtype=np.int64)
+    if confusion.shape != (len(EXPRESSIONS), len(EXPRESSIONS)):
+        raise ValueError(f"a confusion matrix of shape {confusion.shape}")
+    images = int(row["images"])
+    interval = row.get("accuracy_interval")
+    low, high = interval if interval else wilson_interval(int(np.trace(confusion)), images)
+    error = row.get("expected_calibration_error")
+    return AccuracyRow(
+        model=str(row["model"]),
+        precision=str(row["precision"]),
+        images=images,
+        accuracy=float(row["accuracy"]),
+        low=float(low),
+        high=float(high),
+        macro_f1=float(row["macro_f1"]),
+        calibration_error=None if error is None else float(error),
+        confusion=confusion,
+        per_class_recall={str(name): float(value) for name, value in row["per_class_recall"].items()},
+        reliability=tuple(ReliabilityBin(**one) for one in row.get("reliability", ())),
+    )
+
+
+def _latency_row(row: Mapping[str, Any]) -> LatencyRow:
+    return LatencyRow(
+        engine=str(row["engine"]),
+        model=str(row["model"]),
+        precision=str(row["precision"]),
+        batch=int(row["batch"]),
+        threads=int(row["threads"]),
+        min_ms=float(row["min_ms"]),
+        p50_ms=float(row["p50_ms"]),
+        p95_ms=float(row["p95_ms"]),
+        p99_ms=float(row["p99_ms"]),
+        images_per_second=float(row["images_per_second"]),
+        samples_ms=tuple(float(one) for one in row.get("histogram_ms", ())),
+        times_limit=row.get("times_the_limit"),
+        cold_start_ms=sum(row["cold_start_cpu_ms"].values()) if "cold_start_cpu_ms" in row else None,
+        peak_mb=row.get("peak_mb"),
+    )

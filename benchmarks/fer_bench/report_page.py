@@ -1,0 +1,466 @@
+"""The report as one HTML page that loads nothing: text, tables and inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from html import escape
+from importlib.resources import files
+from string import Template
+
+from matplotlib.figure import Figure
+
+from fer_bench.plots import (
+    DARK,
+    LIGHT,
+    Curve,
+    Panel,
+    css_variables,
+    draw_confusion,
+    draw_curves,
+    draw_latency,
+    draw_reliability,
+    draw_tradeoff,
+    drawing,
+    model_color,
+    to_svg,
+)
+from fer_bench.report_data import ENGINE, LatencyRow, ReportData, label_of
+from fer_bench.report_verdict import (
+    REAL_TIME_MS,
+    Candidate,
+    Verdict,
+    decide,
+    pareto_front,
+    say_megabytes,
+    say_ms,
+    say_ratio,
+)
+from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint, clean_accuracy, find_reaches
+from fer_runtime.expressions import EXPRESSIONS
+
+WIDE, NARROW = 940, 368  # pixels: the plots that are drawn once for desks and once for phones
+
+
+def render_page(report: ReportData) -> str:
+    """The page's HTML.
+
+    Args:
+        report: at least one model with accuracy; a section without figures is left out.
+    """
+    verdict = decide(report.candidates) if report.candidates else None
+    sections = [
+        _header(report, verdict),
+        _table(report, verdict),
+        _tradeoff(report),
+        _latency(report),
+        _engines(report),
+        _confusion(report),
+        _reliability(report),
+        _robustness(report),
+        _environment(report),
+    ]
+    template = Template(files("fer_bench").joinpath("report_page.html").read_text(encoding="utf-8"))
+    title = verdict.headline if verdict else "Benchmark"
+    return template.substitute(
+        title=escape(f"{title} fer-edge benchmark"),
+        light=css_variables(LIGHT),
+        dark=css_variables(DARK),
+        body="\n".join(section for section in sections if section),
+    )
+
+
+def _header(report: ReportData, verdict: Verdict | None) -> str:
+    cpu = str(report.environment.get("cpu", "an unknown processor"))
+    kicker = f"fer-edge benchmark · {_day(report.created)} · {cpu}"
+    parts = [f'<header><p class="kicker">{escape(kicker)}</p>']
+    if verdict is None:
+        parts.append("<h1>Benchmark</h1><p>No model has accuracy, time and size measured, so none is recommended.</p>")
+    else:
+        parts.append(f'<h1>{escape(verdict.headline)}</h1><p class="lead">{escape(verdict.reason)}</p>')
+        parts.append('<div class="cards">')
+        parts.append(_card("For most uses", verdict.pick, "The most accurate at this speed.", pick=True))
+        if verdict.lean:
+            parts.append(_card("Where speed or size decides", verdict.lean, verdict.lean_reason, pick=False))
+        parts.append("</div>")
+        parts.append(
+            '<p class="note">Decided by rule: of the models that keep up with a camera '
+            f"({say_ms(REAL_TIME_MS)} ms a face), the fastest whose accuracy lies inside the 95% interval of the most "
+            f"accurate. Accuracy is over {report.accuracy[0].images:,} labelled pictures that no training step used "
+            f"({escape(report.data)}); guessing gives 14%.</p>"
+        )
+    parts += [f'<p class="warning"><strong>Mind:</strong> {escape(one)}</p>' for one in report.warnings]
+    return "".join(parts) + "</header>"
+
+
+def _card(kicker: str, candidate: Candidate, text: str, *, pick: bool) -> str:
+    figures = (
+        ("accuracy", f"{candidate.accuracy:.1%}"),
+        ("per face", f"{say_ms(candidate.p50_ms)} ms"),
+        ("file", f"{say_megabytes(candidate.megabytes)} MB"),
+    )
+    items = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures)
+    return (
+        f'<section class="card{" pick" if pick else ""}"><p class="kicker">{escape(kicker)}</p>'
+        f'<h3>{escape(candidate.label)}</h3><p>{escape(text)}</p><dl class="figures">{items}</dl></section>'
+    )
+
+
+def _table(report: ReportData, verdict: Verdict | None) -> str:
+    if not report.accuracy:
+        return ""
+    front = {one.label for one in pareto_front(report.candidates)}
+    heads = (
+        "Model",
+        "Accuracy",
+        "Macro-F1",
+        "Calibration error",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "Times the limit",
+        "Faces/s",
+        "File MB",
+        "Memory MB",
+        "Cold start ms",
+    )
+    rows = []
+    for row in sorted(report.accuracy, key=lambda one: (-one.accuracy, one.label)):
+        latency, fastest = report.headline_latency(row.label), report.best_throughput(row.label)
+        tags = '<span class="tag">take this</span>' if verdict and row.label == verdict.pick.label else ""
+        tags += '<span class="tag front">front</span>' if row.label in front else ""
+        half = 100 * (row.high - row.low) / 2
+        cells = (
+            f"{row.accuracy:.1%} <small>±{half:.1f}</small>",
+            f"{row.macro_f1:.3f}",
+            _or_dash(row.calibration_error, lambda value: f"{value:.3f}"),
+            _or_dash(latency.p50_ms if latency else None, say_ms),
+            _or_dash(latency.p95_ms if latency else None, say_ms),
+            _or_dash(latency.p99_ms if latency else None, say_ms),
+            _or_dash(latency.times_limit if latency else None, lambda value: f"{value:.1f}"),
+            f"{fastest.images_per_second:,.0f} <small>batch {fastest.batch}</small>" if fastest else "–",
+            _or_dash(report.megabytes.get(row.label), say_megabytes),
+            _or_dash(latency.peak_mb if latency else None, lambda value: f"{value:.0f}"),
+            _or_dash(latency.cold_start_ms if latency else None, lambda value: f"{value:.0f}"),
+        )
+        filled = "".join(
+            f'<td data-label="{escape(head)}">{cell}</td>' for head, cell in zip(heads[1:], cells, strict=True)
+        )
+        kind = ' class="pick"' if verdict and row.label == verdict.pick.label else ""
+        rows.append(f'<tr{kind}><th scope="row">{escape(row.label)}{tags}</th>{filled}</tr>')
+    head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
+    return (
+        '<section><h2>All models</h2><table class="wrap"><caption>Times: one face, one thread, through the runtime as '
+        "shipped. <em>Times the limit</em>: median over what this core's measured arithmetic and memory ceilings "
+        "allow for the model's graph. <em>Faces/s</em>: one thread, the best batch. <em>Cold start</em>: CPU time "
+        "from starting Python to the first answer. <em>Front</em>: no other model is as accurate, as fast and as "
+        f"small.</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
+    )
+
+
+def _tradeoff(report: ReportData) -> str:
+    candidates = report.candidates
+    if not candidates:
+        return ""
+    described = "; ".join(
+        f"{one.label} {one.accuracy:.1%} in {say_ms(one.p50_ms)} ms, {say_megabytes(one.megabytes)} MB"
+        for one in candidates
+    )
+    plots = _wide_and_narrow(
+        partial(draw_tradeoff, candidates),
+        key="tradeoff",
+        title="Accuracy against time per face",
+        description=described,
+    )
+    return (
+        "<section><h2>What accuracy costs</h2><p>Up is more accurate, left is faster, a smaller disc is a smaller "
+        "file. Filled discs are on the Pareto front: to beat one of their three figures is to lose another. The "
+        f"dotted line is the best accuracy for a given time; bars are 95% intervals.</p>{plots}</section>"
+    )
+
+
+def _latency(report: ReportData) -> str:
+    rows = [row for row in report.latency if row.engine == ENGINE and row.batch == 1 and row.threads == 1]
+    if not rows:
+        return ""
+    rows.sort(key=lambda row: row.p50_ms)
+    described = "; ".join(
+        f"{row.label}: median {say_ms(row.p50_ms)}, p99 {say_ms(row.p99_ms)} milliseconds" for row in rows
+    )
+    plots = _wide_and_narrow(
+        partial(draw_latency, rows),
+        key="latency",
+        title="Distribution of single calls",
+        description=described,
+    )
+    return (
+        "<section><h2>How steady the time is</h2><p>Single calls with one face: the dot is the median, the thick bar "
+        "reaches the 95th percentile, the thin line runs from the fastest call to the 99th percentile, the hill is the "
+        f"histogram. Each row is relative to its own median.</p>{plots}</section>"
+    )
+
+
+def _engines(report: ReportData) -> str:
+    """The shipped runtime beside the alternatives, per model."""
+    rows = [row for row in report.latency if row.batch == 1 and row.threads == 1]
+    if len({row.engine for row in rows}) < 2 and not report.not_measured:
+        return ""
+    labels = list(dict.fromkeys(row.label for row in report.latency if row.engine == ENGINE))
+    lines = []
+    for engine in dict.fromkeys(row.engine for row in rows):
+        cells = []
+        for label in labels:
+            base = report.headline_latency(label)
+            row = next((one for one in rows if one.engine == engine and one.label == label), None)
+            ratio = f"<small>{say_ratio(row.p50_ms / base.p50_ms)}×</small>" if row and base else ""
+            text = f"{say_ms(row.p50_ms)} {ratio}" if row else "–"
+            cells.append(f'<td data-label="{escape(label)}">{text}</td>')
+        ships = ' <span class="tag">ships</span>' if engine == ENGINE else ""
+        lines.append(f'<tr><th scope="row">{escape(engine)}{ships}</th>{"".join(cells)}</tr>')
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    missing = "".join(f"<li>{escape(one)}</li>" for one in report.not_measured)
+    more = f'<p class="note">Not measured here:</p><ul class="note">{missing}</ul>' if missing else ""
+    return (
+        f"<section><h2>Beside other engines</h2><p>{_say_peers(report, rows)}</p>"
+        '<table class="wrap"><caption>Median milliseconds per call with one face on one thread, and how many times '
+        f'the shipped runtime\'s time that is.</caption><thead><tr><th scope="col">Engine</th>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>{more}</section>"
+    )
+
+
+def _say_peers(report: ReportData, rows: Sequence[LatencyRow]) -> str:
+    """How much faster the fastest shipped file of each model is than its PyTorch network."""
+    facts = []
+    for model in dict.fromkeys(row.model for row in rows):
+        torch = next((row for row in rows if row.model == model and row.engine == "torch"), None)
+        shipped = min(
+            (row for row in rows if row.model == model and row.engine == ENGINE),
+            key=lambda row: row.p50_ms,
+            default=None,
+        )
+        if torch and shipped:
+            facts.append(f"{shipped.label} is {say_ratio(torch.p50_ms / shipped.p50_ms)} times as fast")
+    lead = f"Beside the network in PyTorch eager, {' and '.join(facts)}. " if facts else ""
+    return escape(f"{lead}All engines took turns in one run, on the same faces.")
+
+
+def _confusion(report: ReportData) -> str:
+    figures = []
+    for index, row in enumerate(report.accuracy):
+        worst = min(row.per_class_recall, key=lambda name: row.per_class_recall[name])
+        described = "Share of each expression's faces that is recognized: " + ", ".join(
+            f"{name} {recall:.0%}" for name, recall in row.per_class_recall.items()
+        )
+        svg = _plot(
+            partial(draw_confusion, row.confusion, EXPRESSIONS, heading=row.label),
+            key=f"confusion{index}",
+            title=f"Confusion matrix of {row.label}",
+            description=described,
+        )
+        caption = f"Hardest: {worst}, {row.per_class_recall[worst]:.0%} recognized."
+        figures.append(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
+    if not figures:
+        return ""
+    # Four matrices in two rows of two are compared more easily than three and one.
+    return (
+        "<section><h2>What is taken for what</h2><p>Each row is what people labelled, each column what the model "
+        f'said, in per cent of the row. A perfect model has 100 on the diagonal.</p><div class="{_grid(figures)}">'
+        f"{''.join(figures)}</div></section>"
+    )
+
+
+def _reliability(report: ReportData) -> str:
+    figures = []
+    for index, row in enumerate(report.accuracy):
+        if not row.reliability:
+            continue
+        svg = _plot(
+            partial(draw_reliability, row.reliability, model=row.model, heading=row.label),
+            key=f"reliability{index}",
+            title=f"Reliability of {row.label}",
+            description="; ".join(
+                f"says {one.confidence:.0%}, right {one.accuracy:.0%} of {one.faces} faces" for one in row.reliability
+            ),
+        )
+        error = row.calibration_error
+        caption = "" if error is None else f"<figcaption>Expected calibration error {error:.3f}.</figcaption>"
+        figures.append(f"<figure>{svg}{caption}</figure>")
+    if not figures:
+        return ""
+    return (
+        "<section><h2>Whether the confidence can be believed</h2><p>On the dotted diagonal, a confidence of 80% means "
+        "right four times in five. Below it the model says too much. A larger dot stands for more faces.</p>"
+        f'<div class="{_grid(figures)}">{"".join(figures)}</div></section>'
+    )
+
+
+def _grid(figures: Sequence[str]) -> str:
+    return "grid pairs" if len(figures) in (2, 4) else "grid"
+
+
+def _robustness(report: ReportData) -> str:
+    if not report.robustness:
+        return ""
+    by_model: dict[tuple[str, str], list[RobustnessPoint]] = {}
+    for point in report.robustness:
+        by_model.setdefault((point.model, point.precision), []).append(point)
+    figures = []
+    for condition, panel in robustness_panels(report.robustness):
+        described = "; ".join(
+            f"{curve.label}: " + ", ".join(f"{x:g} {y:.0%}" for x, y in zip(curve.x, curve.y, strict=True))
+            for curve in panel.curves
+        )
+        svg = _plot(
+            partial(draw_curves, panel),
+            key=f"robustness-{condition.name}",
+            title=f"Accuracy over {condition.title.lower()}",
+            description=described,
+        )
+        figures.append(f"<figure>{svg}</figure>")
+    if not figures:
+        return ""
+    faces = report.robustness[0].faces
+    return (
+        "<section><h2>What a camera does to them</h2><p>The same "
+        f"{faces:,} validation faces, made worse one way at a time. The dotted line is guessing, the thin upright line "
+        "the face as it is, bands are 95% intervals. Pixels outside a face's picture repeat its border.</p>"
+        f'{_legend(list(by_model))}<div class="grid">{"".join(figures)}</div>{_reach_table(by_model)}</section>'
+    )
+
+
+def robustness_panels(points: Sequence[RobustnessPoint]) -> list[tuple[Condition, Panel]]:
+    """The curves of each condition that `points` hold."""
+    panels = []
+    for condition in CONDITIONS:
+        curves = []
+        for model, precision in dict.fromkeys((point.model, point.precision) for point in points):
+            mine = sorted(
+                (
+                    point
+                    for point in points
+                    if (point.model, point.precision, point.condition) == (model, precision, condition.name)
+                ),
+                key=lambda point: point.level,
+            )
+            curve = Curve(
+                label=label_of(model, precision),
+                model=model,
+                precision=precision,
+                x=tuple(one.level for one in mine),
+                y=tuple(one.accuracy for one in mine),
+                low=tuple(one.low for one in mine),
+                high=tuple(one.high for one in mine),
+            )
+            curves += [curve] if mine else []
+        if curves:
+            panel = Panel(
+                heading=condition.title,
+                x_label=condition.unit,
+                neutral=condition.neutral,
+                # Worse is to the right, also where the smaller number is the worse one.
+                reverse=condition.levels[0] > condition.levels[-1],
+                curves=tuple(curves),
+            )
+            panels.append((condition, panel))
+    return panels
+
+
+def _legend(keys: Sequence[tuple[str, str]]) -> str:
+    names = [model for model, _ in keys]
+    dashes = {"int8": "5 3", "fp16": "2 3"}
+    roles = {getattr(LIGHT, role): role for role in ("first", "second", "third", "fourth")}
+    items = []
+    for model, precision in keys:
+        role = roles[model_color(LIGHT, model, names)]
+        dash = f' stroke-dasharray="{dashes[precision]}"' if precision in dashes else ""
+        line = f'<path d="M0 5h30" style="stroke:var(--{role})" stroke-width="2.5"{dash}/>'
+        items.append(
+            f'<li><svg viewBox="0 0 30 10" aria-hidden="true">{line}</svg>{escape(f"{model} {precision}")}</li>'
+        )
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _reach_table(by_model: dict[tuple[str, str], list[RobustnessPoint]]) -> str:
+    """How far each condition may go before a tenth of the accuracy is lost."""
+    columns: list[tuple[str, dict[str, tuple[float | None, float | None]]]] = []
+    for (model, precision), points in by_model.items():
+        reference = clean_accuracy(points)
+        if reference is not None:
+            reaches = {one.condition: (one.below, one.above) for one in find_reaches(points, reference=reference)}
+            columns.append((label_of(model, precision), reaches))
+    if not columns:
+        return ""
+    rows = []
+    for condition in CONDITIONS:
+        if not any(condition.name in reaches for _, reaches in columns):
+            continue
+        cells = "".join(
+            f'<td data-label="{escape(label)}">{_say_reach(reaches.get(condition.name))}</td>'
+            for label, reaches in columns
+        )
+        rows.append(
+            f'<tr><th scope="row">{escape(condition.title)} <small>{escape(condition.unit)}</small></th>{cells}</tr>'
+        )
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label, _ in columns)
+    return (
+        '<table class="wrap"><caption>How far each may go before a tenth of the accuracy is lost, linear between the '
+        f'measured levels.</caption><thead><tr><th scope="col">Condition</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _say_reach(reach: tuple[float | None, float | None] | None) -> str:
+    if reach is None:
+        return "–"
+    below, above = reach
+    low, high = (None if value is None else f"{value:.1f}".rstrip("0").rstrip(".") for value in reach)
+    if below is not None and above is not None:
+        return f"{_minus(low)} to {_minus(high)}"
+    if above is not None:
+        return f"up to {_minus(high)}"
+    return f"down to {_minus(low)}" if below is not None else "all measured"
+
+
+def _minus(number: str | None) -> str:
+    return (number or "").replace("-", "\N{MINUS SIGN}")
+
+
+def _environment(report: ReportData) -> str:
+    facts = []
+    for key, value in report.environment.items():
+        if value in (None, "", [], {}):
+            continue
+        if isinstance(value, dict):
+            text = ", ".join(f"{name} {one}" for name, one in value.items())
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        facts.append((key.replace("_", " "), text))
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts)
+    return (
+        "<section><h2>How this was measured</h2><p>Every latency configuration ran in a process of its own, the "
+        "processes took turns, and each was warm before it was timed. This command makes the page again:</p>"
+        f'<pre><code>{escape(report.command)}</code></pre><dl class="facts">{listed}</dl></section>'
+    )
+
+
+def _plot(draw: Callable[..., Figure], *, key: str, title: str, description: str) -> str:
+    """A drawing function, which takes `theme`, as inline SVG."""
+    with drawing() as theme:
+        return to_svg(draw(theme=theme), key=key, title=title, description=description)
+
+
+def _wide_and_narrow(draw: Callable[..., Figure], *, key: str, title: str, description: str) -> str:
+    """The plot twice, by `width`: scaled down to a phone, the text of a wide one could not be read."""
+    figures = []
+    for name, width in (("wide", WIDE), ("narrow", NARROW)):
+        svg = _plot(partial(draw, width=width), key=f"{key}-{name}", title=title, description=description)
+        figures.append(f'<figure class="{name}">{svg}</figure>')
+    return "".join(figures)
+
+
+def _or_dash(value: float | None, say: Callable[[float], str]) -> str:
+    return "–" if value is None else say(value)
+
+
+def _day(created: str) -> str:
+    return created.partition("T")[0]
