@@ -23,7 +23,8 @@ from fer_export.file_parity import FileParity, compare_files
 from fer_export.graph import DEFAULT_OPSET, export_graph, serialize
 from fer_export.half import halve_model
 from fer_export.parity import FP16_TOLERANCE, FP32_TOLERANCE, ParityReport, check_parity, network_logits
-from fer_export.quantization import WEIGHT_LIMIT, activation_ranges, integer_check, quantize_model
+from fer_export.quantization import integer_check, observe, quantize_model
+from fer_export.rounding import PAIR_LIMIT, WEIGHT_LIMIT
 from fer_export.timing import Timing, TimingReport, measure_in_turns
 from fer_runtime import __version__
 from fer_runtime.certificate import Certificate
@@ -190,9 +191,9 @@ def export_model(
         if precision == "fp16":
             candidates["fp16"] = serialize(halve_model(fp32), _metadata(subject, "fp16"))
         if precision == "int8" and train is not None:
-            progress(f"setting int8 ranges on {CALIBRATION_FACES} training faces")
-            ranges = activation_ranges(fp32, calibration_faces(train))
-            candidates["int8"] = serialize(quantize_model(fp32, ranges, mean=trained.mean), _metadata(subject, "int8"))
+            progress(f"quantising: watching {CALIBRATION_FACES} training faces")
+            quantized = quantize_model(fp32, observe(fp32, calibration_faces(train)), mean=trained.mean)
+            candidates["int8"] = serialize(quantized, _metadata(subject, "int8"))
     progress("measuring speed")
     named = {str(precision): content for precision, content in candidates.items()}
     latency = measure_in_turns(named, faces, batch=_LATENCY_BATCH)
@@ -428,7 +429,7 @@ def _verdict(subject: _Subject, judged: ExportedModel) -> dict[str, Any]:
         verdict["budget_points"] = dataclasses.asdict(subject.budget)
         verdict["quantization"] = {
             "activations": "uint8",
-            "weights": f"int8 per channel, -{WEIGHT_LIMIT} to {WEIGHT_LIMIT}",
+            "weights": f"int8 per channel, up to {WEIGHT_LIMIT}, neighbours together up to {PAIR_LIMIT}",
             "calibration_faces": CALIBRATION_FACES,
             "seed": SEED,
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,25 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+import torch
 from onnx import helper, numpy_helper
 
-from fer_runtime.comparison import Check, Uint8Array
+from fer_export.rounding import (
+    InputStatistics,
+    Int8Array,
+    input_statistics,
+    round_weights,
+    trim_pairs,
+    weight_scales,
+)
+from fer_runtime.comparison import Check, FloatArray, Uint8Array
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.onnx_file import Node, read_onnx
 from fer_runtime.session import open_session, session_options
 
-# Weights of 7 bits: CPUs without VNNI (AVX2 before 2019) add two products of uint8 and int8 in 16 bits,
-# which 8-bit weights overflow. One bit less gives every machine the same answer.
-WEIGHT_LIMIT = 63
 _BLOCK = 4  # columns that the first convolution takes as channels
-
-FloatArray = npt.NDArray[np.float32]
+_OBSERVED_BATCH = 32
+_PATCHES_PER_FACE = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +56,68 @@ class ActivationRange:
         return int(np.clip(round(-min(self.low, 0.0) / self.scale), 0, 255))
 
 
-def activation_ranges(
-    model: onnx.ModelProto, faces: Uint8Array, *, percentile: float = 100.0, batch: int = 32
-) -> dict[str, ActivationRange]:
-    """The range of every float tensor over `faces`: the mean over batches of each batch's extremes, or percentiles.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """What flows through a float model over calibration faces."""
 
-    Args:
-        model: the float32 model.
-        faces: calibration faces uint8 (faces, 48, 48).
-        percentile: 100 takes the smallest and largest value, 99.9 leaves out a thousandth at each end.
+    ranges: dict[str, ActivationRange]  # of each tensor
+    inputs: dict[str, InputStatistics]  # of each convolution and linear layer, by the node's name
+
+
+def observe(model: onnx.ModelProto, faces: Uint8Array) -> Observations:
+    """Run the float32 `model` on calibration faces uint8 (faces, 48, 48) and watch every layer.
+
+    Ranges are from the smallest to the largest value: leaving out even one in ten thousand cost more on v0
+    and v1 than the finer steps gained.
     """
+    kinds = {"Conv", "Relu", "Add", "Gemm", "MaxPool", "ReduceMean", "GlobalAveragePool"}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    ranged = [name for node in model.graph.node if node.op_type in kinds for name in node.output]
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     shown = {output.name for output in watched.graph.output}
-    kinds = {"Conv", "Relu", "Add", "Gemm", "MaxPool", "ReduceMean", "GlobalAveragePool"}
-    names = [name for node in watched.graph.node if node.op_type in kinds for name in node.output]
+    names = list(dict.fromkeys([*ranged, *(node.input[0] for node in layers)]))
     for name in names:
         if name not in shown:
             watched.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     session = open_session(watched.SerializeToString(), source="the model being calibrated").session
-    lows: dict[str, list[float]] = {name: [] for name in names}
-    highs: dict[str, list[float]] = {name: [] for name in names}
-    for start in range(0, len(faces), batch):
-        for name, values in zip(names, session.run(names, {"faces": faces[start : start + batch]}), strict=True):
-            if percentile >= 100:
-                low, high = values.min(), values.max()
-            else:
-                low, high = np.percentile(values, (100 - percentile, percentile))
-            lows[name].append(float(low))
-            highs[name].append(float(high))
-    reduce_low, reduce_high = (min, max) if percentile >= 100 else (np.mean, np.mean)
-    return {name: ActivationRange(float(reduce_low(lows[name])), float(reduce_high(highs[name]))) for name in names}
+    random = np.random.default_rng(0)
+    low = dict.fromkeys(ranged, 0.0)
+    high = dict.fromkeys(ranged, 0.0)
+    rows: dict[str, list[FloatArray]] = {node.name: [] for node in layers}
+    for start in range(0, len(faces), _OBSERVED_BATCH):
+        answers = session.run(names, {"faces": faces[start : start + _OBSERVED_BATCH]})
+        values = dict(zip(names, answers, strict=True))
+        for name in ranged:
+            low[name] = min(low[name], float(values[name].min()))
+            high[name] = max(high[name], float(values[name].max()))
+        for node in layers:
+            rows[node.name].append(_layer_rows(node, values[node.input[0]], random))
+    return Observations(
+        ranges={name: ActivationRange(low[name], high[name]) for name in ranged},
+        inputs={name: input_statistics(parts) for name, parts in rows.items()},
+    )
+
+
+def _layer_rows(node: onnx.NodeProto, values: FloatArray, random: np.random.Generator) -> FloatArray:
+    """What a layer multiplies its weights with, float32 (rows, inputs): of a convolution, some of its patches."""
+    if node.op_type == "Gemm":
+        return values
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    patches: FloatArray = (
+        torch.nn.functional.unfold(
+            torch.from_numpy(values),
+            kernel_size=attributes["kernel_shape"],
+            padding=attributes["pads"][:2],
+            stride=attributes["strides"],
+        )
+        .transpose(1, 2)
+        .numpy()
+    )
+    # Neighbouring patches overlap, so a few of a face say as much as all.
+    if patches.shape[1] > _PATCHES_PER_FACE:
+        patches = patches[:, random.permutation(patches.shape[1])[:_PATCHES_PER_FACE]]
+    return patches.reshape(-1, patches.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +127,15 @@ class _Quantized:
     name: str
     scale: float
     zero_point: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer's parameters in the integer graph."""
+
+    weights: Int8Array
+    scales: FloatArray  # (outputs,)
+    bias: FloatArray  # (outputs,)
 
 
 @dataclass(slots=True)
@@ -128,31 +174,25 @@ class _Writer:
             self.constant(f"{tensor.name}_zero", np.array(tensor.zero_point, np.uint8)),
         )
 
-    def weights(self, name: str, values: FloatArray, bias: FloatArray, input_scale: float, axis: int) -> list[str]:
-        """Quantised weights and bias behind their DequantizeLinear, as inputs for Conv or Gemm."""
-        others = tuple(index for index in range(values.ndim) if index != axis)
-        scales = np.maximum(np.abs(values).max(axis=others), 1e-12).astype(np.float32) / WEIGHT_LIMIT
-        # A bias is counted in steps of input scale times weight scale; a channel with tiny weights
-        # and a large bias would leave the 32 bits.
-        scales = np.maximum(scales, np.abs(bias) / (input_scale * 2.0**30)).astype(np.float32)
-        spread = scales.reshape([-1 if index == axis else 1 for index in range(values.ndim)])
-        integers = np.clip(np.rint(values / spread), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+    def parameters(self, name: str, layer: _Layer, input_scale: float, *, axis: int) -> list[str]:
+        """Weights and bias behind their DequantizeLinear, as inputs for Conv or Gemm; `axis` counts the outputs."""
         weights = self.node(
             "DequantizeLinear",
             [
-                self.constant(name, integers),
-                self.constant(f"{name}_scale", scales),
-                self.constant(f"{name}_zero", np.zeros(len(scales), np.int8)),
+                self.constant(name, layer.weights),
+                self.constant(f"{name}_scale", layer.scales),
+                self.constant(f"{name}_zero", np.zeros(len(layer.scales), np.int8)),
             ],
             f"{name}_float",
             axis=axis,
         )
-        bias_scales = (scales.astype(np.float64) * input_scale).astype(np.float32)
+        # The integer sum counts in steps of input scale times weight scale, and the bias with it.
+        scales = (layer.scales.astype(np.float64) * input_scale).astype(np.float32)
         biases = self.node(
             "DequantizeLinear",
             [
-                self.constant(f"{name}_bias", np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)),
-                self.constant(f"{name}_bias_scale", bias_scales),
+                self.constant(f"{name}_bias", np.rint(layer.bias / scales.astype(np.float64)).astype(np.int32)),
+                self.constant(f"{name}_bias_scale", scales),
             ],
             f"{name}_bias_float",
             axis=0,
@@ -160,23 +200,22 @@ class _Writer:
         return [weights, biases]
 
 
-def quantize_model(
-    model: onnx.ModelProto, ranges: Mapping[str, ActivationRange], *, mean: float = 0.0
-) -> onnx.ModelProto:
+def quantize_model(model: onnx.ModelProto, observations: Observations, *, mean: float = 0.0) -> onnx.ModelProto:
     """The int8 form of a float32 model that `export_graph` wrote.
 
     Args:
         model: the float32 model.
-        ranges: of its tensors, from `activation_ranges`.
+        observations: of the same model on calibration faces.
         mean: what the recipe subtracts from faces of 0-1.
     """
-    return _Quantizer(model, ranges, mean).run()
+    return _Quantizer(model, observations, mean).run()
 
 
 class _Quantizer:
-    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, ActivationRange], mean: float) -> None:
+    def __init__(self, model: onnx.ModelProto, observations: Observations, mean: float) -> None:
         self.model = model
-        self.ranges = ranges
+        self.ranges = observations.ranges
+        self.inputs = observations.inputs
         self.zero_point = round(255 * mean)
         self.initializers = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
@@ -232,46 +271,68 @@ class _Quantizer:
             output = following[0].output[0]
         return output
 
-    def _parameters(self, node: onnx.NodeProto) -> tuple[FloatArray, FloatArray]:
+    def _layer(self, node: onnx.NodeProto, input_scale: float) -> _Layer:
+        """The integer parameters of a Conv or Gemm, in the float model's layout with the outputs first."""
         weights = self.initializers[node.input[1]]
-        if len(node.input) > 2:
-            return weights, self.initializers[node.input[2]]
-        return weights, np.zeros(len(weights), np.float32)
+        if node.op_type == "Gemm" and not any(one.name == "transB" and one.i for one in node.attribute):
+            weights = weights.T
+        bias = self.initializers[node.input[2]] if len(node.input) > 2 else np.zeros(len(weights), np.float32)
+        # A bias is counted in steps of input scale times weight scale; a channel with tiny weights and
+        # a large bias would leave its 32 bits.
+        fewest = np.abs(bias) / (input_scale * 2.0**30)
+        scales = np.maximum(weight_scales(self._as_in_memory(node, weights)), fewest).astype(np.float32)
+        flat, correction = round_weights(weights.reshape(len(weights), -1), scales, self.inputs[node.name])
+        ordered = trim_pairs(self._as_in_memory(node, flat.reshape(weights.shape)))
+        return _Layer(weights=self._from_memory(node, ordered), scales=scales, bias=bias + correction)
+
+    def _as_in_memory(self, node: onnx.NodeProto, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Weights with their inputs in the order in which the integer kernels multiply them: channels last."""
+        if node.op_type == "Conv":
+            return weights if weights.shape[1] == 1 else weights.transpose(0, 2, 3, 1)
+        channels, height, width = self.spatial[node.input[0]]
+        turned: npt.NDArray[Any] = weights.reshape(len(weights), channels, height, width).transpose(0, 2, 3, 1)
+        return turned
+
+    def _from_memory(self, node: onnx.NodeProto, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The inverse for Conv, whose ONNX weights have the channels first; Gemm's stay as the kernels read them."""
+        if node.op_type == "Gemm":
+            return weights.reshape(len(weights), -1)
+        return weights if weights.shape[1] == 1 else weights.transpose(0, 3, 1, 2)
 
     def _conv(self, node: onnx.NodeProto) -> None:
-        weights, bias = self._parameters(node)
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         if node.input[0] == self.planes:
-            self._first_conv(node, weights, bias, attributes)
+            self._first_conv(node, attributes)
             return
         source = self.quantized[node.input[0]]
         output = self._with_relu(node)
-        parameters = self.writer.weights(node.input[1], weights, bias, source.scale, axis=0)
+        layer = self._layer(node, source.scale)
+        parameters = self.writer.parameters(node.input[1], layer, source.scale, axis=0)
         kept = {key: attributes[key] for key in ("kernel_shape", "pads", "strides")}
         raw = self.writer.node("Conv", [self.writer.dequantize(source), *parameters], f"{output}_raw", **kept)
         self.quantized[output] = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
         _, height, width = self.spatial[node.input[0]]
         self.spatial[output] = (
-            len(weights),
+            len(layer.scales),
             (height + 2 * kept["pads"][0] - kept["kernel_shape"][0]) // kept["strides"][0] + 1,
             (width + 2 * kept["pads"][1] - kept["kernel_shape"][1]) // kept["strides"][1] + 1,
         )
 
-    def _first_conv(
-        self, node: onnx.NodeProto, weights: FloatArray, bias: FloatArray, attributes: dict[str, Any]
-    ) -> None:
+    def _first_conv(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
         kernel, pad, stride = attributes["kernel_shape"][0], attributes["pads"][0], attributes["strides"][0]
         output = self._with_relu(node)
         size = (FACE_SIZE + 2 * pad - kernel) // stride + 1
-        channels = len(weights)
+        layer = self._layer(node, 1.0)
+        channels = len(layer.scales)
         pool = self._following_pool(output)
         rows = 2 if pool is not None else 1
-        blocked, before, after = blocked_weights(weights[:, 0], stride=stride, pad=pad, rows=rows)
+        blocked, before, after = blocked_weights(layer.weights[:, 0], stride=stride, pad=pad, rows=rows)
         columns = self.writer.reshape("faces", "columns", (0, FACE_SIZE, FACE_SIZE // _BLOCK, _BLOCK))
         planes = self.writer.node("Transpose", [columns], "planes", perm=(0, 3, 1, 2))
         source = _Quantized(planes, 1.0, self.zero_point)
         copies = len(blocked) // channels
-        parameters = self.writer.weights(node.input[1], blocked, np.tile(bias, copies), 1.0, axis=0)
+        every = _Layer(blocked, np.tile(layer.scales, copies), np.tile(layer.bias, copies))
+        parameters = self.writer.parameters(node.input[1], every, 1.0, axis=0)
         raw = self.writer.node(
             "Conv",
             [self.writer.dequantize(source), *parameters],
@@ -350,27 +411,23 @@ class _Quantizer:
 
     def _gemm(self, node: onnx.NodeProto) -> None:
         source = self.quantized[node.input[0]]
-        weights, bias = self._parameters(node)
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-        if not attributes.get("transB"):
-            weights = weights.T
-        shape = self.spatial.get(node.input[0])
-        if shape is not None and shape[1] * shape[2] > 1:
-            weights = weights.reshape(len(weights), *shape).transpose(0, 2, 3, 1).reshape(len(weights), -1)
         output = self._with_relu(node)
+        layer = self._layer(node, source.scale)
         # (in, out) and no transB: the form that onnxruntime packs once, when the session opens.
-        parameters = self.writer.weights(node.input[1], np.ascontiguousarray(weights.T), bias, source.scale, axis=1)
+        turned = _Layer(np.ascontiguousarray(layer.weights.T), layer.scales, layer.bias)
+        parameters = self.writer.parameters(node.input[1], turned, source.scale, axis=1)
         inputs = [self.writer.dequantize(source), *parameters]
         if output in self.outputs:
             self.writer.node("Gemm", inputs, output)
             return
         raw = self.writer.node("Gemm", inputs, f"{output}_raw")
         self.quantized[output] = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+        self.spatial[output] = (len(layer.scales), 1, 1)
 
 
 def blocked_weights(
-    weights: FloatArray, *, stride: int, pad: int, rows: int = 1, block: int = _BLOCK
-) -> tuple[FloatArray, int, int]:
+    weights: Int8Array, *, stride: int, pad: int, rows: int = 1, block: int = _BLOCK
+) -> tuple[Int8Array, int, int]:
     """A convolution over one plane as one over `block` channels, which are `block` neighbouring columns.
 
     An integer convolution over one channel spends its time gathering single bytes; the same pixels read as
@@ -378,21 +435,21 @@ def blocked_weights(
     results of its four columns (and of `rows` rows), as so many times more channels.
 
     Args:
-        weights: float32 (channels, kernel, kernel).
+        weights: int8 (channels, kernel, kernel).
         stride: of the original convolution.
         pad: zeros on every side of the plane.
         rows: 1, or 2 for the channel order (row, column in the pair, pair of columns, channel), in which a
             2 x 2 pooling finds its four values one after the other.
 
     Returns:
-        The weights, float32 (rows * block / stride * channels, block, kernel rows, kernel columns), and the
+        The weights, int8 (rows * block / stride * channels, block, kernel rows, kernel columns), and the
         columns of padding before and after.
     """
     channels, kernel, _ = weights.shape
     outputs = block // stride
     first = (-pad) // block
     last = ((outputs - 1) * stride + kernel - 1 - pad) // block
-    blocked = np.zeros((outputs, rows, channels, block, kernel + (rows - 1) * stride, last - first + 1), np.float32)
+    blocked = np.zeros((outputs, rows, channels, block, kernel + (rows - 1) * stride, last - first + 1), np.int8)
     for output in range(outputs):
         for row in range(rows):
             for column in range(kernel):
