@@ -1,12 +1,11 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both need Python 3.10+, make and a package index.
+# Two commands on a fresh machine: `make demo` and `make test`. Both need Python 3.10 to 3.13, make and a package index.
 
 PYTHON ?= python3
 DEMO := .venv-demo
 TEST := .venv-test
-PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Tests and benchmarks share two cores with each other, not with BLAS threads.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# The tests start processes of their own; one thread in each keeps two cores from fighting over twenty.
 export OMP_NUM_THREADS ?= 1
-export ORT_DISABLE_TELEMETRY = 1
 
 .PHONY: help demo test lint types layers tests fuzz bench readme-table clean
 
@@ -16,7 +15,7 @@ help: ## Show this list
 demo: $(DEMO)/.installed ## Expressions of the faces in the sample photographs, without PyTorch
 	@$(DEMO)/bin/fer-infer --samples --format table
 
-test: $(TEST)/.installed lint types layers tests ## Everything: lint, types, layers, all tests
+test: lint types layers tests ## Everything: lint, types, layers, all tests
 
 lint: $(TEST)/.installed ## ruff: check and format
 	@$(TEST)/bin/ruff check .
@@ -41,16 +40,11 @@ clean: ## Remove both environments and all caches
 	rm -rf $(DEMO) $(TEST) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # The stamps make the second run quick; a changed requirement installs again.
-$(DEMO)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fer-edge needs Python 3.10 or newer, not " + sys.version.split()[0] + "; try: make PYTHON=python3.12 demo")'
-	@echo "making $(DEMO): the runtime and nothing else" >&2
-	@$(PYTHON) -m venv $(DEMO)
-	@$(DEMO)/bin/python $(PIP) --editable .
-	@touch $@
-
-$(TEST)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fer-edge needs Python 3.10 or newer, not " + sys.version.split()[0] + "; try: make PYTHON=python3.12 test")'
-	@echo "making $(TEST): training, export, benchmark and the tools (1.5 GB with PyTorch)" >&2
-	@$(PYTHON) -m venv $(TEST)
-	@$(TEST)/bin/python $(PIP) --editable '.[dev]'
+$(DEMO)/.installed: EXTRAS :=
+$(TEST)/.installed: EXTRAS := [dev]
+$(DEMO)/.installed $(TEST)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14) and "fer-edge needs Python 3.10 to 3.13, not " + sys.version.split()[0] + "; name one that you have: make PYTHON=python3.12")'
+	@echo "installing fer-edge$(EXTRAS) into $(@D)" >&2
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python $(PIP_INSTALL) --editable '.$(EXTRAS)'
 	@touch $@
