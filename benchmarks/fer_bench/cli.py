@@ -9,31 +9,21 @@ from typing import Any
 
 import click
 
+from fer_bench.console import (
+    FILE,
+    data_option,
+    json_option,
+    models_dir_option,
+    models_option,
+    precisions_option,
+    say_environment,
+    show_progress,
+    write_json,
+)
+from fer_bench.report_commands import report, robustness, show
 from fer_runtime.command import FerGroup
 from fer_runtime.errors import DataError
-from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
-
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
-
-_models_dir = click.option(
-    "--models-dir",
-    type=_FOLDER,
-    default=DEFAULT_MODELS_DIR,
-    show_default=True,
-    help="Where named models are looked for before those inside the package.",
-)
-_models = click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="v0|v1|FILE",
-    help="Model: a name or an .onnx file. May be given several times. [default: all that are there]",
-)
-_precisions = click.option(
-    "--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Of named models. [default: all]"
-)
-_json = click.option("--json", "json_path", type=_FILE, help="Also write environment and results to FILE.")
+from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision
 
 
 @click.group(cls=FerGroup, context_settings={"max_content_width": 100})
@@ -43,14 +33,22 @@ def main() -> None:
     \b
     fer-bench latency                                 every model here, one thread, one face at a time
     fer-bench accuracy --data data                    on the labelled pictures of a folder
+    fer-bench robustness --data data                  while faces are shifted, turned, dark, blurred ...
+    fer-bench report --data data --output report.html everything above as one page
     fer-bench compare old.json new.json               has anything become slower?
+    fer-bench show models/                            how the trainings went, side by side
     """
 
 
+main.add_command(robustness)
+main.add_command(report)
+main.add_command(show)
+
+
 @main.command()
-@_models
-@_precisions
-@_models_dir
+@models_option
+@precisions_option
+@models_dir_option
 @click.option("--engine", "engines", multiple=True, help="Engine. May be given several times. [default: all]")
 @click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True)
 @click.option(
@@ -63,7 +61,7 @@ def main() -> None:
 )
 @click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns of each configuration.")
 @click.option("--seconds", type=float, default=0.4, show_default=True, help="Length of a turn.")
-@_json
+@json_option
 def latency(
     models: tuple[str, ...],
     precisions: tuple[Precision, ...],
@@ -83,7 +81,7 @@ def latency(
     from fer_bench.engines import ENGINES
     from fer_bench.environment import environment
     from fer_bench.latency import configurations, measure_latency
-    from fer_bench.limits import count_macs, measure_ceilings
+    from fer_bench.limits import measure_ceilings, rows_with_limits
     from fer_runtime.threads import available_cpus
 
     if unknown := [name for name in engines if name not in ENGINES]:
@@ -100,28 +98,15 @@ def latency(
         models_dir=models_dir,
     )
     machine = environment()
-    _say_environment(machine)
+    say_environment(machine)
     ceilings = measure_ceilings()
     click.echo(
         f"limit of one thread: {ceilings.fp32_macs_per_second / 1e9:.0f} GMAC/s fp32, "
         f"{ceilings.int8_macs_per_second / 1e9:.0f} GMAC/s int8",
         err=True,
     )
-    results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=_progress("turn"))
-    macs = {(one.model, one.precision): count_macs(one.source) for one in wanted if one.source.suffix == ".onnx"}
-    rows = []
-    for result in results:
-        # PyTorch's network does the fp32 model's arithmetic.
-        work = macs.get((result.model, result.precision)) or macs.get((result.model, "fp32"))
-        limit = (
-            ceilings.limit_ms(work, precision=result.precision, batch=result.batch, threads=result.threads)
-            if work
-            else None
-        )
-        rows.append(
-            result.to_dict()
-            | {"macs": work, "limit_ms": limit, "times_the_limit": result.p50_ms / limit if limit else None}
-        )
+    results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=show_progress("turn"))
+    rows = rows_with_limits(results, wanted, ceilings)
     _latency_table(rows)
     for result in results:
         if result.is_busy:
@@ -132,21 +117,16 @@ def latency(
             )
     for missing in unavailable:
         click.echo(f"not measured: {missing.configuration}: {missing.reason}", err=True)
-    _write_json(json_path, machine | {"ceilings": ceilings.to_dict()}, rows)
+    write_json(json_path, machine | {"ceilings": ceilings.to_dict()}, rows)
 
 
 @main.command()
-@_models
-@_precisions
-@_models_dir
-@click.option(
-    "--data",
-    type=_FOLDER,
-    required=True,
-    help="Labelled pictures: a dataset's root, a folder with validation, or a folder of class folders.",
-)
-@click.option("--mistakes", type=_FILE, help="Draw the first model's most confident mistakes to FILE (.jpg or .png).")
-@_json
+@models_option
+@precisions_option
+@models_dir_option
+@data_option
+@click.option("--mistakes", type=FILE, help="Draw the first model's most confident mistakes to FILE (.jpg or .png).")
+@json_option
 def accuracy(
     models: tuple[str, ...],
     precisions: tuple[Precision, ...],
@@ -169,7 +149,7 @@ def accuracy(
     for reason in pictures.unreadable:
         click.echo(f"not counted: {reason}", err=True)
     machine = environment()
-    _say_environment(machine)
+    say_environment(machine)
     files = configurations(
         models=models or MODEL_NAMES,
         precisions=precisions or PRECISIONS,
@@ -177,7 +157,7 @@ def accuracy(
         models_dir=models_dir,
     )
     results = []
-    show = _progress("model")
+    show = show_progress("model")
     for number, one in enumerate(files, 1):
         with Recognizer(one.source) as recognizer:
             results.append(measure.measure_accuracy(recognizer, pictures))
@@ -207,7 +187,7 @@ def accuracy(
 
         draw_mistakes(results[0], pictures, mistakes)
         click.echo(f"{mistakes}  made from the pictures of {pictures.folder}: their licence is its licence", err=True)
-    _write_json(
+    write_json(
         json_path,
         machine,
         [result.to_dict() for result in results],
@@ -216,8 +196,8 @@ def accuracy(
 
 
 @main.command()
-@click.argument("old", type=_FILE)
-@click.argument("new", type=_FILE)
+@click.argument("old", type=FILE)
+@click.argument("new", type=FILE)
 @click.option("--tolerance", type=float, default=0.1, show_default=True, help="Fraction that may be lost.")
 def compare(old: Path, new: Path, tolerance: float) -> None:
     """Compare two files of `fer-bench latency --json`; exit 1 when something became slower beyond noise."""
@@ -249,32 +229,10 @@ def _latency_table(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _say_environment(machine: dict[str, Any]) -> None:
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    click.echo(f"{machine['cpu']}, {machine['cpus']} CPUs, Python {machine['python']}, {versions}", err=True)
-
-
 def _percent(interval: Any, *, short: bool = False) -> str:
     if short:
         return f"{interval.value:.1%}"
     return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
-
-
-def _progress(unit: str) -> Any:
-    def show(done: int, of: int) -> None:
-        if sys.stderr.isatty():
-            click.echo(f"\r{unit} {done} of {of}" + ("\n" if done == of else ""), err=True, nl=False)
-
-    return show
-
-
-def _write_json(path: Path | None, machine: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:
-    if path is None:
-        return
-    from fer_runtime.files import write_atomically
-
-    write_atomically(path, json.dumps({"environment": machine, "results": results, **more}, indent=1) + "\n")
-    click.echo(path, err=True)
 
 
 def _read_results(path: Path) -> list[dict[str, Any]]:

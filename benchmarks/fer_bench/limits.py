@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fer_bench.latency import Configuration, LatencyResult
 from fer_runtime.onnx_file import read_onnx_file
 from fer_runtime.session import open_session
 
@@ -47,7 +49,7 @@ def measure_ceilings(*, threads: int = 1, seconds: float = 1.0) -> Ceilings:
 
 
 def count_macs(path: Path) -> int | None:
-    """Multiply-accumulates of one face through the model at `path`, counted from its graph; None where a shape is unknown.
+    """Multiply-accumulates of one face through the model at `path`, from its graph; None where a shape is unknown.
 
     Raises:
         ModelFileError: the file cannot be read.
@@ -55,6 +57,25 @@ def count_macs(path: Path) -> int | None:
     from fer_runtime.inspect import count_macs as of_graph
 
     return of_graph(read_onnx_file(path)[0])
+
+
+def rows_with_limits(
+    results: Sequence[LatencyResult], wanted: Sequence[Configuration], ceilings: Ceilings
+) -> list[dict[str, Any]]:
+    """Results as files hold them, with the model's arithmetic, the limit, and how many times the limit was taken."""
+    macs = {(one.model, one.precision): count_macs(one.source) for one in wanted if one.source.suffix == ".onnx"}
+    rows = []
+    for result in results:
+        # PyTorch's network does the fp32 model's arithmetic.
+        work = macs.get((result.model, result.precision)) or macs.get((result.model, "fp32"))
+        limit = (
+            ceilings.limit_ms(work, precision=result.precision, batch=result.batch, threads=result.threads)
+            if work
+            else None
+        )
+        times = result.p50_ms / limit if limit else None
+        rows.append(result.to_dict() | {"macs": work, "limit_ms": limit, "times_the_limit": times})
+    return rows
 
 
 def _rate(model: bytes, left: Any, threads: int, seconds: float) -> float:

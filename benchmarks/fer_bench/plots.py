@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -25,9 +26,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from fer_bench.report_data import LatencyRow, ReliabilityBin
+from fer_bench.report_data import LatencyRow, ReliabilityBin, label_of
 from fer_bench.report_verdict import Candidate, pareto_front, say_megabytes, say_ms
+from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint
+from fer_runtime.errors import OutputError
+from fer_runtime.files import replaced_atomically
 
+_SUFFIXES = (".png", ".svg", ".pdf")
 MODEL_ROLES = ("first", "second", "third", "fourth")
 _GUESSING = 1 / 7  # accuracy of a model that knows nothing
 LINE_STYLES = {"fp32": "-", "int8": (0, (4, 2)), "fp16": (0, (1, 1.5))}
@@ -144,9 +149,7 @@ def draw_tradeoff(points: Sequence[Candidate], *, theme: Theme, width: int = 760
     names = [point.model for point in points]
     times = [point.p50_ms for point in points]
     axes.set_xscale("log")
-    # Labels stand to the right of their points and need room there.
-    room = 3.2 if width >= 600 else 8.0
-    axes.set_xlim(min(times) / 1.6, max(times) * room)
+    axes.set_xlim(min(times) / 1.6, max(times) * 1.6)
     low, high = min(point.low for point in points), max(point.high for point in points)
     pad = max((high - low) * 0.3, 0.02)
     axes.set_ylim(max(low - pad, 0), min(high + pad, 1))
@@ -156,7 +159,7 @@ def draw_tradeoff(points: Sequence[Candidate], *, theme: Theme, width: int = 760
         key=lambda point: point.p50_ms,
     )
     axes.step(
-        [point.p50_ms for point in steps] + [max(times) * room],
+        [point.p50_ms for point in steps] + [max(times) * 1.6],
         [point.accuracy for point in steps] + [steps[-1].accuracy],
         where="post",
         color=theme.muted,
@@ -200,29 +203,33 @@ def _area(megabytes: float) -> float:
 
 
 def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narrow: bool) -> None:
-    """Label each point at its right, pushed apart upwards where two would touch."""
+    """Label each point on the side that has room, pushed apart upwards where two would touch."""
     line = 32.0 if narrow else 18.0  # pixels that a label takes
     reach = 150.0 if narrow else 260.0
-    placed: list[tuple[float, float]] = []
+    placed: list[tuple[bool, float, float]] = []
     for point in sorted(points, key=lambda one: one.accuracy):
         x, y = axes.transData.transform((point.p50_ms, point.accuracy))
+        on_right = bool(axes.transAxes.inverted().transform((x, y))[0] < 0.55)
         at = y + line * 0.6  # above the dotted line, which leaves the point to the right
-        for other_x, other_y in sorted(placed, key=lambda one: one[1]):
-            if abs(other_x - x) < reach and abs(other_y - at) < line:
+        for other_side, other_x, other_y in sorted(placed, key=lambda one: one[2]):
+            if other_side == on_right and abs(other_x - x) < reach and abs(other_y - at) < line:
                 at = other_y + line
-        placed.append((x, at))
+        placed.append((on_right, x, at))
         radius = math.sqrt(_area(point.megabytes) / math.pi)
         figures = f"{point.accuracy:.1%} · {say_ms(point.p50_ms)} ms · {say_megabytes(point.megabytes)} MB"
-        axes.annotate(
+        label = axes.annotate(
             f"{point.label}\n{figures}" if narrow else f"{point.label} · {figures}",
             (point.p50_ms, point.accuracy),
-            xytext=(radius + 8, at - y),
+            xytext=(radius + 8 if on_right else -radius - 8, at - y),
             textcoords="offset points",
+            ha="left" if on_right else "right",
             va="center",
             fontsize=11,
             color=theme.ink,
             bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.5, "alpha": 0.8},
         )
+        # The layout is settled; a label must not shrink the axes that it was placed by.
+        label.set_in_layout(False)
 
 
 def draw_latency(rows: Sequence[LatencyRow], *, theme: Theme, width: int = 760) -> Figure:
@@ -385,6 +392,66 @@ def draw_curve_sheet(panels: Sequence[Panel], *, theme: Theme) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handlelength=3.2)
     return figure
+
+
+def robustness_panels(points: Sequence[RobustnessPoint]) -> list[tuple[Condition, Panel]]:
+    """The curves of each condition that `points` hold."""
+    panels = []
+    for condition in CONDITIONS:
+        curves = []
+        for model, precision in dict.fromkeys((point.model, point.precision) for point in points):
+            mine = sorted(
+                (
+                    point
+                    for point in points
+                    if (point.model, point.precision, point.condition) == (model, precision, condition.name)
+                ),
+                key=lambda point: point.level,
+            )
+            curve = Curve(
+                label=label_of(model, precision),
+                model=model,
+                precision=precision,
+                x=tuple(one.level for one in mine),
+                y=tuple(one.accuracy for one in mine),
+                low=tuple(one.low for one in mine),
+                high=tuple(one.high for one in mine),
+            )
+            curves += [curve] if mine else []
+        if curves:
+            panel = Panel(
+                heading=condition.title,
+                x_label=condition.unit,
+                neutral=condition.neutral,
+                # Worse is to the right, also where the smaller number is the worse one.
+                reverse=condition.levels[0] > condition.levels[-1],
+                curves=tuple(curves),
+            )
+            panels.append((condition, panel))
+    return panels
+
+
+def write_curve_sheet(points: Sequence[RobustnessPoint], path: Path) -> None:
+    """Draw all conditions that `points` hold and write the sheet by the suffix of `path`.
+
+    Raises:
+        OutputError: the suffix is none of .png, .svg and .pdf, or the file cannot be written.
+    """
+    with drawing(LIGHT) as theme:
+        write_figure(draw_curve_sheet([panel for _, panel in robustness_panels(points)], theme=theme), path)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a picture file, in the format of the suffix.
+
+    Raises:
+        OutputError: the suffix is none of .png, .svg and .pdf, or the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise OutputError(f"cannot write a picture as {path}; give a name that ends in {', '.join(_SUFFIXES)}")
+    with replaced_atomically(path) as partial:
+        figure.savefig(partial, format=suffix[1:], dpi=130 if suffix == ".png" else 72)
 
 
 def _fill_curves(axes: Axes, panel: Panel, *, theme: Theme) -> None:

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 from fer_bench.plots import (
     DARK,
     LIGHT,
-    Curve,
-    Panel,
     css_variables,
     draw_confusion,
     draw_curves,
@@ -23,6 +21,7 @@ from fer_bench.plots import (
     draw_tradeoff,
     drawing,
     model_color,
+    robustness_panels,
     to_svg,
 )
 from fer_bench.report_data import ENGINE, LatencyRow, ReportData, label_of
@@ -36,7 +35,7 @@ from fer_bench.report_verdict import (
     say_ms,
     say_ratio,
 )
-from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint, clean_accuracy, find_reaches
+from fer_bench.robustness import CONDITIONS, RobustnessPoint, clean_accuracy, find_reaches
 from fer_runtime.expressions import EXPRESSIONS
 
 WIDE, NARROW = 940, 368  # pixels: the plots that are drawn once for desks and once for phones
@@ -326,43 +325,6 @@ def _robustness(report: ReportData) -> str:
         "the face as it is, bands are 95% intervals. Pixels outside a face's picture repeat its border.</p>"
         f'{_legend(list(by_model))}<div class="grid">{"".join(figures)}</div>{_reach_table(by_model)}</section>'
     )
-
-
-def robustness_panels(points: Sequence[RobustnessPoint]) -> list[tuple[Condition, Panel]]:
-    """The curves of each condition that `points` hold."""
-    panels = []
-    for condition in CONDITIONS:
-        curves = []
-        for model, precision in dict.fromkeys((point.model, point.precision) for point in points):
-            mine = sorted(
-                (
-                    point
-                    for point in points
-                    if (point.model, point.precision, point.condition) == (model, precision, condition.name)
-                ),
-                key=lambda point: point.level,
-            )
-            curve = Curve(
-                label=label_of(model, precision),
-                model=model,
-                precision=precision,
-                x=tuple(one.level for one in mine),
-                y=tuple(one.accuracy for one in mine),
-                low=tuple(one.low for one in mine),
-                high=tuple(one.high for one in mine),
-            )
-            curves += [curve] if mine else []
-        if curves:
-            panel = Panel(
-                heading=condition.title,
-                x_label=condition.unit,
-                neutral=condition.neutral,
-                # Worse is to the right, also where the smaller number is the worse one.
-                reverse=condition.levels[0] > condition.levels[-1],
-                curves=tuple(curves),
-            )
-            panels.append((condition, panel))
-    return panels
 
 
 def _legend(keys: Sequence[tuple[str, str]]) -> str:

@@ -347,3 +347,18 @@ def clean_accuracy(points: Sequence[RobustnessPoint]) -> float | None:
     """One model's accuracy at the first neutral level among `points`, None when there is none."""
     neutral = {condition.name: condition.neutral for condition in CONDITIONS}
     return next((point.accuracy for point in points if point.level == neutral.get(point.condition)), None)
+
+
+def format_robustness(points: Sequence[RobustnessPoint]) -> str:
+    """A table per condition: levels across, models down, accuracy in per cent."""
+    lines = []
+    for condition in CONDITIONS:
+        mine = [point for point in points if point.condition == condition.name]
+        if not mine:
+            continue
+        lines.append(f"\n{condition.title} ({condition.unit})")
+        lines.append(f"{'':14}" + "".join(f"{level:>7g}" for level in condition.levels))
+        for model, precision in dict.fromkeys((point.model, point.precision) for point in mine):
+            row = [point for point in mine if (point.model, point.precision) == (model, precision)]
+            lines.append(f"{model + ' ' + precision:14}" + "".join(f"{100 * point.accuracy:>7.1f}" for point in row))
+    return "\n".join(lines).lstrip("\n")

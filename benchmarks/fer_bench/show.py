@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.errors import DataError, OutputError
-from fer_runtime.files import replaced_atomically
+from fer_runtime.errors import DataError
 from fer_runtime.models import MODEL_NAMES, results_path
 
-_SUFFIXES = (".png", ".svg", ".pdf")
 _HISTORY = ("train_loss", "train_acc", "test_loss", "test_acc")
 
 
@@ -100,11 +98,8 @@ def draw_trainings(trainings: Sequence[Training], output: Path) -> None:
     Raises:
         OutputError: the suffix is none of .png, .svg and .pdf, or the file cannot be written.
     """
-    from fer_bench.plots import LIGHT, drawing, fill_confusion, fill_history, new_figure
+    from fer_bench.plots import LIGHT, drawing, fill_confusion, fill_history, new_figure, write_figure
 
-    suffix = output.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise OutputError(f"cannot write a picture as {output}; give a name that ends in {', '.join(_SUFFIXES)}")
     columns = len(trainings)
     with drawing(LIGHT) as theme:
         figure = new_figure(470 * columns, 1010)
@@ -132,8 +127,7 @@ def draw_trainings(trainings: Sequence[Training], output: Path) -> None:
             matrix_axes = figure.add_subplot(grid[2, column])
             fill_confusion(matrix_axes, training.confusion, training.expressions, theme=theme)
             matrix_axes.set_title("Share of each expression's faces, %", pad=10)
-        with replaced_atomically(output) as partial:
-            figure.savefig(partial, format=suffix[1:], dpi=72 if suffix != ".png" else 130)
+        write_figure(figure, output)
 
 
 def format_table(trainings: Sequence[Training]) -> str:

@@ -1,0 +1,67 @@
+"""Options and habits of output that the subcommands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fer_runtime.models import DEFAULT_MODELS_DIR, PRECISIONS
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+models_dir_option = click.option(
+    "--models-dir",
+    type=FOLDER,
+    default=DEFAULT_MODELS_DIR,
+    show_default=True,
+    help="Where named models are looked for before those inside the package.",
+)
+models_option = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="v0|v1|FILE",
+    help="Model: a name or an .onnx file. May be given several times. [default: all that are there]",
+)
+precisions_option = click.option(
+    "--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Of named models. [default: all]"
+)
+data_option = click.option(
+    "--data",
+    type=FOLDER,
+    required=True,
+    help="Labelled pictures: a dataset's root, a folder with validation, or a folder of class folders.",
+)
+json_option = click.option("--json", "json_path", type=FILE, help="Also write environment and results to FILE.")
+
+
+def say_environment(machine: dict[str, Any]) -> None:
+    """Processor and versions on stderr."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    click.echo(f"{machine['cpu']}, {machine['cpus']} CPUs, Python {machine['python']}, {versions}", err=True)
+
+
+def show_progress(unit: str) -> Callable[[int, int], None]:
+    """A function that shows how many of how many are done, on a terminal."""
+
+    def show(done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{unit} {done} of {of}" + ("\n" if done == of else ""), err=True, nl=False)
+
+    return show
+
+
+def write_json(path: Path | None, machine: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:
+    """Write environment and results to `path`, when there is one."""
+    if path is None:
+        return
+    from fer_runtime.files import write_atomically
+
+    write_atomically(path, json.dumps({"environment": machine, "results": results, **more}, indent=1) + "\n")
+    click.echo(path, err=True)
