@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,11 +16,20 @@ from fer_runtime.command import FerCommand
 from fer_runtime.models import DEFAULT_MODELS_DIR, PRECISIONS, Precision
 
 if TYPE_CHECKING:
+    from fer_runtime.inputs import Inputs
     from fer_runtime.jobs import JobSummary
     from fer_runtime.recognizer import Recognizer
 
 # The model and precision of a run without --model; README's table has the reason.
 DEFAULT_MODEL = "v0"
+
+
+def _confidence(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
+    """A probability, or "auto"."""
+    if value is None or value == "auto":
+        return value
+    confidence: float = click.FloatRange(0, 1).convert(value, parameter, context)
+    return confidence
 
 
 @click.command(cls=FerCommand, context_settings={"max_content_width": 100})
@@ -52,15 +61,25 @@ DEFAULT_MODEL = "v0"
 )
 @click.option("--min-face", type=click.IntRange(min=1), default=24, show_default=True, help="Smallest face in pixels.")
 @click.option(
+    "--min-confidence",
+    callback=_confidence,
+    metavar="P|auto",
+    help="Mark faces with less confidence as uncertain; auto takes the threshold fitted at export.",
+)
+@click.option(
     "--format",
     "format_name",
     type=click.Choice(["table", "jsonl", "csv"]),
     help="Of the rows. [default: table on a terminal, else jsonl]",
 )
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to FILE, whole or not.")
+@click.option("--resume", is_flag=True, help="Go on with a stopped run of JSON lines to --output.")
 @click.option("--provider", default="CPU", show_default=True, help="ONNX Runtime execution provider.")
 @click.option("--strict", is_flag=True, help="Fail when ONNX Runtime falls back to another provider.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of ONNX Runtime.")
+@click.option(
+    "--self-test", is_flag=True, help="Compare the model on this machine with PyTorch's answers inside its file."
+)
 def main(
     paths: tuple[str, ...],
     samples: bool,
@@ -70,11 +89,14 @@ def main(
     models_dir: Path,
     detector: str,
     min_face: int,
+    min_confidence: Any,
     format_name: str | None,
     output: Path | None,
+    resume: bool,
     provider: str,
     strict: bool,
     threads: int,
+    self_test: bool,
 ) -> None:
     """Read expressions from the faces in pictures and folders of pictures.
 
@@ -82,75 +104,170 @@ def main(
     fer-infer --samples                          the photographs that ship with the package
     fer-infer holiday/ --recursive               a table, one line per face
     fer-infer holiday/ --format jsonl | head     one JSON line per picture
-    fer-infer crops/ --format csv --output faces.csv
+    fer-infer crops/ --output faces.jsonl        rows in a file; a stopped run goes on with --resume
+    fer-infer --self-test                        does this machine compute what was trained?
 
     Every picture gets its row, a broken one with the reason. PATH may be "-": a picture, or a list
     of paths, on standard input. Exits 0 when all went well, 1 when some pictures failed, 2 for
     wrong usage. Opens no network.
     """
+    if self_test:
+        _self_test(model, precision, models_dir, provider=provider, strict=strict, threads=threads)
+        return
     if not paths and not samples:
         raise click.UsageError("Give pictures or folders, or try: fer-infer --samples")
+    format_name = format_name or ("table" if output is None and sys.stdout.isatty() else "jsonl")
+    if resume and (output is None or format_name != "jsonl"):
+        raise click.UsageError("--resume goes on with a run of --format jsonl to --output FILE")
     # OpenCV and ONNX Runtime take 0.1 s to load; --help needs neither.
-    from fer_runtime import inputs, jobs
+    from fer_runtime import inputs
     from fer_runtime.recognizer import Recognizer
 
-    pictures = inputs.Inputs((*paths, *(inputs.sample_pictures() if samples else ())), recursive=recursive)
+    source = _Source(paths)
+    pictures = inputs.Inputs(
+        (path for part in (source, inputs.sample_pictures() if samples else ()) for path in part), recursive=recursive
+    )
     with Recognizer(
         model,
         precision=precision,
         models_dir=models_dir,
         detector=detector,
         min_face=min_face,
+        min_confidence=min_confidence,
         threads=threads,
         provider=provider,
         strict=strict,
     ) as recognizer:
         click.echo(f"{recognizer.path}  {recognizer.metadata.precision}  {recognizer.provider}", err=True)
-        summary = jobs.JobSummary()
-        _write_rows(recognizer, pictures, summary, format_name, output)
+        failed = _write_rows(recognizer, pictures, source.read, format_name, output, resume=resume)
     for folder in pictures.only_folders:
         click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)
-    if summary.failed or pictures.only_folders:
+    if failed or pictures.only_folders:
         sys.exit(1)
 
 
-def _write_rows(
-    recognizer: Recognizer, pictures: object, summary: JobSummary, format_name: str | None, output: Path | None
-) -> None:
-    from fer_runtime import inputs, jobs
-    from fer_runtime.output import FORMATS
+class _Source:
+    """The paths of the command line, with those that standard input lists in the place of "-"."""
 
-    assert isinstance(pictures, inputs.Inputs)
-    to_terminal = output is None and sys.stdout.isatty()
-    rows = FORMATS[format_name or ("table" if to_terminal else "jsonl")]()
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self._paths = paths
+        self._picture: bytes | None = None  # the picture that standard input holds
+
+    def __iter__(self) -> Iterator[str]:
+        from fer_runtime.inputs import looks_like_a_picture, paths_from_list
+
+        for path in self._paths:
+            if path != "-":
+                yield path
+                continue
+            with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+                head = stream.peek(4096)
+                if not head or looks_like_a_picture(head):
+                    self._picture = stream.read()
+                    yield path
+                else:
+                    yield from paths_from_list(stream, head)
+
+    def read(self, path: str) -> bytes:
+        """Content of a picture; the path "-" is the one on standard input."""
+        from fer_runtime.errors import PictureError
+        from fer_runtime.images import read_bytes
+
+        if path != "-" or self._picture is None:
+            return read_bytes(path)
+        if not self._picture:
+            raise PictureError("standard input is empty; pipe a picture or a list of paths into it")
+        return self._picture
+
+
+def _write_rows(
+    recognizer: Recognizer,
+    pictures: Inputs,
+    read: Callable[[str], bytes],
+    format_name: str,
+    output: Path | None,
+    *,
+    resume: bool,
+) -> bool:
+    """Write all rows; whether any picture failed, now or in the run that is resumed."""
+    from fer_runtime.jobs import JobSummary, recognize_files
+    from fer_runtime.output import FORMATS
+    from fer_runtime.resume import Finished, finished_rows, paths_left
+
+    rows = FORMATS[format_name]()
+    finished, paths = Finished(), iter(pictures)
+    if resume and output is not None:
+        finished = finished_rows(output)
+        paths = paths_left(pictures, output, finished)
+        click.echo(f"{finished.rows} rows are there already", err=True)
+    summary = JobSummary()
     started = perf_counter()
-    with _sink(output) as write:
-        write(rows.header())
-        for result in jobs.recognize_files(recognizer, pictures, summary=summary):
+    with _sink(output, finished) as write:
+        if not finished.rows:
+            write(rows.header())
+        for result in _shown(recognize_files(recognizer, paths, summary=summary, read=read), summary, started):
+            written = perf_counter()
             write(rows.row(result))
-    seconds = perf_counter() - started
+            summary.seconds_by_stage["write"] += perf_counter() - written
+    _say_summary(summary, pictures, perf_counter() - started)
+    return bool(summary.failed or finished.failed)
+
+
+def _say_summary(summary: JobSummary, pictures: Inputs, seconds: float) -> None:
     click.echo(
-        f"{summary.pictures} pictures, {summary.faces} faces, {summary.failed} failed, "
-        f"{seconds:.1f} s, {summary.pictures / max(seconds, 1e-9):.0f} pictures/s",
+        f"{summary.pictures} pictures, {summary.faces} faces, {summary.without_face} without a face, "
+        f"{summary.failed} failed, {seconds:.1f} s, {summary.pictures / max(seconds, 1e-9):.0f} pictures/s",
         err=True,
     )
+    if summary.pictures > 100:
+        stages = ", ".join(f"{name} {spent:.1f}" for name, spent in summary.seconds_by_stage.items())
+        click.echo(f"  seconds by stage, over all threads: {stages}", err=True)
     for reason, count in summary.failures.most_common():
         click.echo(f"  {count} x {reason}", err=True)
     if pictures.skipped:
         click.echo(f"  {pictures.skipped} files with other suffixes were not read", err=True)
 
 
+def _shown(results: Iterable[Any], summary: JobSummary, started: float) -> Iterable[Any]:
+    """The results, with the rate so far on the terminal."""
+    if not sys.stderr.isatty() or sys.stdout.isatty():
+        return results
+    return _with_rate(results, summary, started)
+
+
+def _with_rate(results: Iterable[Any], summary: JobSummary, started: float) -> Iterator[Any]:
+    said = started
+    for result in results:
+        yield result
+        now = perf_counter()
+        if now - said > 0.5:
+            said = now
+            rate = summary.pictures / (now - started)
+            click.echo(f"\r{summary.pictures} pictures, {summary.failed} failed, {rate:.0f}/s ", err=True, nl=False)
+    click.echo("\r\x1b[K", err=True, nl=False)
+
+
 @contextmanager
-def _sink(output: Path | None) -> Iterator[Callable[[str], object]]:
+def _sink(output: Path | None, finished: Any) -> Iterator[Callable[[str], object]]:
     if output is None:
         # Names and reasons may hold anything; the rows are UTF-8 whatever the terminal's locale.
         with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="", buffering=1 << 16) as stream:
             yield stream.write
         return
-    from fer_runtime.files import replaced_atomically
+    from fer_runtime.resume import appended_output
 
-    with (
-        replaced_atomically(output) as partial,
-        partial.open("w", encoding="utf-8", newline="", buffering=1 << 20) as stream,
-    ):
+    with appended_output(output, finished) as stream:
         yield stream.write
+
+
+def _self_test(
+    model: str, precision: Precision | None, models_dir: Path, *, provider: str, strict: bool, threads: int
+) -> None:
+    from fer_runtime.models import find_model
+    from fer_runtime.self_test import run_self_test
+
+    path = find_model(model, precision=precision, models_dir=models_dir)
+    report = run_self_test(path, provider=provider, threads=threads, strict=strict)
+    click.echo(report.to_text())
+    if not report.passed:
+        sys.exit(1)

@@ -56,16 +56,18 @@ def read_bytes(path: Path | str) -> bytes:
         raise PictureError(f"cannot be opened: {error.strerror}") from error
     except ValueError as error:  # a null byte in the name
         raise PictureError(f"cannot be opened: {error}") from error
-    with open(descriptor, "rb", buffering=0) as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise PictureError("is no regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise PictureError(f"has {status.st_size} bytes, more than the limit of {MAX_FILE_BYTES}")
-        try:
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
             content = file.readall()
-        except OSError as error:
-            raise PictureError(f"cannot be read: {error.strerror}") from error
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
     if not content:
         raise PictureError("is empty (0 bytes)")
     return content

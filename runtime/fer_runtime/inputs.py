@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
-from fer_runtime.errors import PictureError
 from fer_runtime.images import PICTURE_SUFFIXES
 
 # A folder's names are sorted in blocks of this many, so that a million files cost no more memory.
@@ -83,17 +83,24 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def paths_from_list(content: bytes) -> list[str]:
-    """Paths of a list, separated by NUL bytes if it has any, else by lines.
+def paths_from_list(stream: BinaryIO, head: bytes) -> Iterator[str]:
+    """Paths of a list, one per line, or separated by NUL bytes where `head` has one (`find -print0`).
 
-    Raises:
-        PictureError: there is none.
+    Args:
+        stream: read as paths are taken, so that a list of any length costs no memory.
+        head: the first bytes of the stream, not yet taken from it.
     """
-    separator = b"\0" if b"\0" in content else b"\n"
-    paths = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(separator) if line.strip()]
-    if not paths:
-        raise PictureError("standard input is empty; pipe a picture or a list of paths into it")
-    return paths
+    if b"\0" not in head:
+        for line in stream:
+            if path := line.rstrip(b"\r\n"):
+                yield os.fsdecode(path)
+        return
+    rest = b""
+    while block := stream.read(1 << 16):
+        *whole, rest = (rest + block).split(b"\0")
+        yield from (os.fsdecode(path) for path in whole if path)
+    if rest.strip():
+        yield os.fsdecode(rest)
 
 
 def looks_like_a_picture(content: bytes) -> bool:

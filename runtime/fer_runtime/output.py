@@ -47,9 +47,10 @@ class JsonLines:
 def _face_json(face: Face) -> str:
     shares = ", ".join([f'"{name}": {value:.6f}' for name, value in face.probabilities.items()])
     x, y, width, height = face.box
+    uncertain = "" if face.uncertain is None else f', "uncertain": {"true" if face.uncertain else "false"}'
     return (
         f'{{"box": [{x}, {y}, {width}, {height}], "expression": "{face.expression}", '
-        f'"confidence": {face.confidence:.6f}, "probabilities": {{{shares}}}}}'
+        f'"confidence": {face.confidence:.6f}, "probabilities": {{{shares}}}{uncertain}}}'
     )
 
 
@@ -59,12 +60,12 @@ class Csv:
     columns: Sequence[str] = ("path", "width", "height", "error", "face", "x", "y", "box_width", "box_height")
 
     def header(self) -> str:
-        return self._line([*self.columns, "expression", "confidence", *EXPRESSIONS])
+        return self._line([*self.columns, "expression", "confidence", *EXPRESSIONS, "uncertain"])
 
     def row(self, result: PictureResult) -> str:
         picture = [_escaped(result.path), result.width, result.height, result.error]
         if not result.faces:
-            return self._line([*picture, *[None] * (7 + len(EXPRESSIONS))])
+            return self._line([*picture, *[None] * (8 + len(EXPRESSIONS))])
         return "".join(
             self._line(
                 [
@@ -73,7 +74,8 @@ class Csv:
                     *face.box,
                     face.expression,
                     f"{face.confidence:.6f}",
-                    *[f"{value:.6f}" for value in face.probabilities.values()],
+                    *[f"{face.probabilities[name]:.6f}" for name in EXPRESSIONS],
+                    None if face.uncertain is None else str(face.uncertain).lower(),
                 ]
             )
             for number, face in enumerate(result.faces)
@@ -101,11 +103,15 @@ class Table:
             return f"{name}  {_escaped(result.error)}\n"
         if not result.faces:
             return f"{name}  no face\n"
-        return "".join(
-            f"{name if number == 0 else ' ' * self._path_width}  {face.expression:10}  {face.confidence:5.0%}  "
-            f"{face.box[2]} x {face.box[3]} at {face.box[0]}, {face.box[1]}\n"
-            for number, face in enumerate(result.faces)
-        )
+        lines = []
+        for number, face in enumerate(result.faces):
+            x, y, width, height = face.box
+            mark = "?" if face.uncertain else " "
+            lines.append(
+                f"{'' if number else name:{self._path_width}}  {face.expression:10}  {face.confidence:5.0%}{mark} "
+                f"{width} x {height} at {x}, {y}\n"
+            )
+        return "".join(lines)
 
     def _padded(self, path: str) -> str:
         text = _escaped(path)
@@ -113,6 +119,9 @@ class Table:
         text = text if len(text) <= self._path_width else "…" + text[1 - self._path_width :]
         return f"{text:{self._path_width}}"
 
+
+# Control characters, lone surrogates, line and paragraph separators (Unicode general categories).
+_UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
 
 FORMATS: dict[str, type[JsonLines] | type[Csv] | type[Table]] = {"table": Table, "jsonl": JsonLines, "csv": Csv}
 
@@ -127,12 +136,3 @@ def _escaped(text: str) -> str:
         else one.encode("unicode_escape", "surrogatepass").decode()
         for one in text
     )
-
-
-def path_of_row(line: str) -> str | None:
-    """The path of a JSON line, None when the line is not whole."""
-    try:
-        path = json.loads(line)["path"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return path if isinstance(path, str) else None

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ class Recognizer:
         detector: "auto" (crops are taken whole, faces are found in larger pictures), or the name of a
             detector that is used on every picture.
         min_face: smallest side of a face in pixels.
+        min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
+            export fitted for the model.
         threads: of ONNX Runtime.
         provider: execution provider, such as "CPU" or "CUDA".
         strict: a provider that falls back to another is an error.
@@ -59,6 +62,7 @@ class Recognizer:
         models_dir: Path | str = DEFAULT_MODELS_DIR,
         detector: str = "auto",
         min_face: int = 24,
+        min_confidence: float | Literal["auto"] | None = None,
         threads: int = 1,
         provider: str = "CPU",
         strict: bool = False,
@@ -68,6 +72,7 @@ class Recognizer:
         self.provider = opened.provider
         self._session = opened.session
         self.metadata = _checked_metadata(self._session, self.path)
+        self.min_confidence = self._threshold(min_confidence)
         self.detector_name = detector
         self._min_face = min_face
         self._detectors = threading.local()
@@ -142,6 +147,7 @@ class Recognizer:
             expression=self.metadata.expressions[best],
             confidence=values[best],
             probabilities=dict(zip(self.metadata.expressions, values, strict=True)),
+            uncertain=None if self.min_confidence is None else values[best] < self.min_confidence,
         )
 
     def close(self) -> None:
@@ -155,6 +161,16 @@ class Recognizer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _threshold(self, wanted: float | Literal["auto"] | None) -> float | None:
+        if wanted != "auto":
+            return wanted
+        if self.metadata.uncertain_below is None:
+            raise ModelFileError(
+                f"{self.path} has no fitted confidence threshold; give a number, or export the model again with "
+                "labelled pictures: fer-export --data"
+            )
+        return self.metadata.uncertain_below
 
     def _run(self, faces: Uint8Array) -> FloatArray:
         if len(faces) == 0:

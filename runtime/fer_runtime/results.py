@@ -13,16 +13,18 @@ class Face:
     box: tuple[int, int, int, int]  # x, y, width, height in pixels of the upright picture
     expression: str
     confidence: float  # probability of `expression`
-    probabilities: dict[str, float]  # all seven, in the order of EXPRESSIONS
+    probabilities: dict[str, float]  # all seven, in the order of the model's logits
+    uncertain: bool | None = None  # whether `confidence` is below the threshold; None: no threshold was asked for
 
     def to_dict(self) -> dict[str, Any]:
         """The face as the JSON lines hold it."""
-        return {
+        values = {
             "box": list(self.box),
             "expression": self.expression,
             "confidence": self.confidence,
             "probabilities": self.probabilities,
         }
+        return values if self.uncertain is None else values | {"uncertain": self.uncertain}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

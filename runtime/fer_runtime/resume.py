@@ -1,0 +1,106 @@
+"""Output that a killed run leaves behind, and how the next run goes on from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+from fer_runtime.errors import OutputError
+from fer_runtime.jobs import BLOCK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The rows that a killed run has left whole."""
+
+    rows: int = 0
+    failed: int = 0  # of those, pictures without a result
+    size: int = 0  # bytes of the file that hold them
+
+
+def partial_path(output: Path) -> Path:
+    """Where rows wait until all of them are there: beside `output`, with `.partial` behind its name."""
+    return output.with_name(output.name + ".partial")
+
+
+def finished_rows(output: Path) -> Finished:
+    """The whole rows of an unfinished run of JSON lines, down to a full block.
+
+    Rows of a block that was cut short are made again: a block's faces go through the model
+    together, so that an interrupted run ends with the same bytes as an uninterrupted one.
+    """
+    ends: list[tuple[int, int]] = [(0, 0)]  # failed rows and file size after each block
+    failed, size = 0, 0
+    try:
+        with partial_path(output).open("rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                    failed += row["error"] is not None
+                except (ValueError, KeyError, TypeError):
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                size += len(line)
+                if number % BLOCK == 0:
+                    ends.append((failed, size))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OutputError(f"cannot read {partial_path(output)}: {error.strerror}") from error
+    return Finished(rows=(len(ends) - 1) * BLOCK, failed=ends[-1][0], size=ends[-1][1])
+
+
+def paths_left(paths: Iterable[str], output: Path, finished: Finished) -> Iterator[str]:
+    """Those of `paths` that have no finished row yet.
+
+    The order is that of the killed run as a rule, and then nothing is held in memory. Where pictures
+    came or went meanwhile, the finished paths are remembered from there on.
+    """
+    done = _finished_paths(output, finished)
+    remaining = iter(paths)
+    for path in remaining:
+        expected = next(done, None)
+        if expected is None:
+            yield path
+            yield from remaining
+            return
+        if expected != path:
+            known = {expected, *done}
+            yield from (one for one in chain((path,), remaining) if one not in known)
+            return
+
+
+@contextmanager
+def appended_output(output: Path, finished: Finished) -> Iterator[IO[str]]:
+    """A stream for the rows; the file takes its name when the block ends without an error.
+
+    Raises:
+        OutputError: the folder cannot be written, or the disk is full. What was written stays for --resume.
+    """
+    partial = partial_path(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("a" if finished.size else "w", encoding="utf-8", newline="", buffering=1 << 18) as stream:
+            stream.truncate(finished.size)
+            yield stream
+        partial.replace(output)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OutputError(
+            f"cannot write {output}: {error.strerror or error}; the rows so far are in {partial}, go on with --resume"
+        ) from error
+
+
+def _finished_paths(output: Path, finished: Finished) -> Iterator[str]:
+    if not finished.rows:
+        return
+    with partial_path(output).open("rb") as file:
+        for _ in range(finished.rows):
+            yield json.loads(file.readline())["path"]

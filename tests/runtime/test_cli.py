@@ -1,0 +1,212 @@
+"""`fer-infer` as a process: rows, exit codes, and nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_runtime.expressions import EXPRESSIONS
+
+
+def _infer(*arguments: object, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [os.fsencode(one) for one in (sys.executable, "-m", "fer_runtime", *map(str, arguments))]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=60, cwd=cwd)
+
+
+def _rows(run: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.stdout.decode("ascii").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_band_model(tmp_path_factory.mktemp("model") / "bands.onnx")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index, name in enumerate(EXPRESSIONS):
+        cv2.imwrite(str(tmp_path / f"{index}_{name}.png"), band_face(index))
+    return tmp_path
+
+
+def test_a_folder_gives_a_row_per_picture_in_order(model: Path, folder: Path) -> None:
+    run = _infer(folder, "--model", model)
+    assert run.returncode == 0
+    rows = _rows(run)
+    assert [row["faces"][0]["expression"] for row in rows] == list(EXPRESSIONS)
+    row = rows[3]
+    assert list(row) == ["path", "width", "height", "error", "faces"]
+    assert row["path"] == str(folder / "3_happy.png")
+    assert (row["width"], row["height"], row["error"]) == (48, 48, None)
+    face = row["faces"][0]
+    assert face["box"] == [0, 0, 48, 48]
+    assert list(face["probabilities"]) == list(EXPRESSIONS)
+    assert face["confidence"] == max(face["probabilities"].values())
+
+
+def test_a_broken_picture_has_its_row_and_the_exit_code_is_1(model: Path, folder: Path) -> None:
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
+    (folder / "empty.png").touch()
+    (folder / "notes.txt").write_text("no picture, not counted")
+    run = _infer(folder, folder / "missing.png", "--model", model)
+    assert run.returncode == 1
+    failed = {Path(row["path"]).name: row["error"] for row in _rows(run) if row["error"]}
+    assert set(failed) == {"broken.jpg", "empty.png", "missing.png"}
+    assert "No such file" in failed["missing.png"]
+    assert len(_rows(run)) == 10
+    assert b"3 failed" in run.stderr
+    assert b"1 files with other suffixes" in run.stderr
+
+
+def test_wrong_usage_exits_2_and_no_model_exits_1(folder: Path) -> None:
+    assert _infer().returncode == 2
+    assert _infer(folder, "--detector", "psychic").returncode == 2
+    run = _infer(folder, "--model", folder / "none.onnx")
+    assert run.returncode == 1
+    assert run.stderr.startswith(b"Error: no model at ")
+    assert b"Traceback" not in run.stderr
+
+
+def test_a_folder_of_folders_says_so(model: Path, folder: Path) -> None:
+    outer = folder / "outer"
+    (outer / "inner").mkdir(parents=True)
+    cv2.imwrite(str(outer / "inner" / "1.png"), band_face(1))
+    run = _infer(outer, "--model", model)
+    assert run.returncode == 1
+    assert b"holds only folders; add --recursive" in run.stderr
+    assert len(_rows(_infer(outer, "--model", model, "--recursive"))) == 1
+
+
+def test_a_link_to_its_own_folder_ends(model: Path, folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "again").symlink_to(folder, target_is_directory=True)
+    (folder / "itself.png").symlink_to(folder / "itself.png")
+    run = _infer(folder, "--model", model, "--recursive")
+    assert len(_rows(run)) == 8
+    assert run.returncode == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse names that are no UTF-8")
+def test_names_that_are_no_utf8_survive(model: Path, tmp_path: Path) -> None:
+    names = [b"\xff\xfe.png", b"line\nbreak.png", 'quote"ü.png'.encode()]
+    for name in names:
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(cv2.imencode(".png", band_face(1))[1].tobytes())
+    run = _infer(tmp_path, "--model", model)
+    assert run.returncode == 0
+    assert {os.fsencode(Path(row["path"]).name) for row in _rows(run)} == set(names)
+    table = _infer(tmp_path, "--model", model, "--format", "table")
+    assert table.returncode == 0
+    assert len(table.stdout.decode("utf-8").splitlines()) == 4
+
+
+def test_csv_holds_the_same_as_json_lines(model: Path, folder: Path) -> None:
+    (folder / "broken.jpg").write_bytes(b"none")
+    rows = _rows(_infer(folder, "--model", model, "--format", "jsonl"))
+    lines = list(csv.DictReader(io.StringIO(_infer(folder, "--model", model, "--format", "csv").stdout.decode())))
+    assert [line["path"] for line in lines] == [row["path"] for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        assert line["error"] == (row["error"] or "")
+        for face in row["faces"]:
+            assert line["expression"] == face["expression"]
+            assert float(line["happy"]) == face["probabilities"]["happy"]
+
+
+def test_output_is_written_whole_and_a_closed_pipe_is_no_error(model: Path, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    run = _infer(folder, "--model", model, "--output", output)
+    assert run.stdout == b""
+    assert len(output.read_text().splitlines()) == 7
+    refused = _infer(folder, "--model", model, "--output", folder / "0_angry.png" / "rows.jsonl")
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith(b"Error: cannot write")
+    for index in range(400):
+        cv2.imwrite(str(folder / f"more{index}.png"), band_face(index % 7))
+    script = f'"{sys.executable}" -m fer_runtime "{folder}" --model "{model}" --format jsonl'
+    command = script + " | head -n 1; echo ${PIPESTATUS[0]}"
+    piped = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60)
+    assert piped.stdout.splitlines()[-1] == b"0"
+    assert b"Traceback" not in piped.stderr
+    assert b"rror" not in piped.stderr
+
+
+def test_a_picture_and_a_list_come_from_standard_input(model: Path, folder: Path) -> None:
+    picture = cv2.imencode(".png", band_face(5))[1].tobytes()
+    (row,) = _rows(_infer("-", "--model", model, stdin=picture))
+    assert (row["path"], row["faces"][0]["expression"]) == ("-", EXPRESSIONS[5])
+    paths = sorted(str(path) for path in folder.glob("*.png"))
+    assert [row["path"] for row in _rows(_infer("-", "--model", model, stdin="\n".join(paths).encode()))] == paths
+    assert _infer("-", "--model", model).returncode == 1
+
+
+def test_globs_are_expanded_where_the_shell_has_not(model: Path, folder: Path) -> None:
+    assert len(_rows(_infer(folder / "[0-2]_*.png", "--model", model))) == 3
+
+
+def test_real_faces_read_one_by_one_equal_a_folder_run(real_data: Path, tmp_path: Path) -> None:
+    from fer_runtime import Recognizer
+
+    source = real_data / "images" / "validation" / "disgust"
+    rows = _rows(_infer(source))
+    assert len(rows) == 56
+    with Recognizer("v0") as recognizer:
+        for row in rows[:20]:
+            (face,) = recognizer.predict(row["path"]).faces
+            # Rows hold six decimals; a batch of one adds its floats in another order.
+            assert face.probabilities == pytest.approx(row["faces"][0]["probabilities"], abs=2e-6)
+    assert np.mean([row["faces"][0]["expression"] == "disgust" for row in rows]) > 1 / 7
+
+
+def test_killed_and_resumed_the_rows_are_those_of_a_whole_run(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(1500):
+        cv2.imwrite(str(folder / f"{index:05}.png"), random.integers(0, 256, (48, 48), np.uint8))
+    (folder / "00700.png").write_bytes(b"broken")
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert _infer(folder, "--model", model, "--output", whole).returncode == 1
+    # A list that never ends holds the run open until it is killed, in the middle of its work.
+    arguments = ["-", "--model", model, "--output", killed]
+    command = [sys.executable, "-m", "fer_runtime", *map(str, arguments)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdin is not None
+    paths = sorted(folder.iterdir())
+    process.stdin.write("".join(f"{path}\n" for path in paths[:1300]).encode())
+    process.stdin.flush()
+    partial = tmp_path / "killed.jsonl.partial"
+    while not partial.exists() or partial.stat().st_size < 200_000:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    assert not killed.exists()
+    kept = len(partial.read_text().splitlines())
+    assert 0 < kept < 1500
+    resumed = _infer(folder, "--model", model, "--output", killed, "--resume")
+    assert resumed.returncode == 1
+    assert f"{kept // 64 * 64} rows are there already".encode() in resumed.stderr
+    assert killed.read_bytes() == whole.read_bytes()
+    assert not partial.exists()
+
+
+def test_faces_below_the_threshold_are_uncertain(model: Path, folder: Path) -> None:
+    rows = _rows(_infer(folder, "--model", model, "--min-confidence", "0.999999"))
+    assert [row["faces"][0]["uncertain"] for row in rows] == [True] * 7
+    rows = _rows(_infer(folder, "--model", model, "--min-confidence", "0.2"))
+    assert [row["faces"][0]["uncertain"] for row in rows] == [False] * 7
+    run = _infer(folder, "--model", model, "--min-confidence", "auto")
+    assert run.returncode == 1
+    assert b"no fitted confidence threshold" in run.stderr

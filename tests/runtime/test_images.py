@@ -1,0 +1,107 @@
+"""Reading pictures: what OpenCV decodes equals Pillow's answer, and what is no picture is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fer_runtime.errors import PictureError
+from fer_runtime.images import decode_image, read_image, to_gray
+
+
+def _picture(seed: int = 0, size: tuple[int, int] = (40, 60)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp", "ppm"])
+def test_lossless_formats_are_read_as_pillow_reads_them(tmp_path: Path, suffix: str) -> None:
+    rgb = _picture()
+    path = tmp_path / f"picture.{suffix}"
+    Image.fromarray(rgb).save(path, lossless=True)  # other writers than WebP's leave that option unread
+    assert np.array_equal(read_image(path)[:, :, ::-1], rgb)
+
+
+def test_jpeg_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    smooth = np.linspace(0, 255, 64 * 64).reshape(64, 64).astype(np.uint8)
+    Image.fromarray(smooth).save(path, quality=90)
+    # Both decode with libjpeg-turbo; other builds may round one level apart.
+    assert np.abs(read_image(path).astype(int) - np.asarray(Image.open(path)).astype(int)).max() <= 1
+
+
+def test_grayscale_stays_one_channel(tmp_path: Path) -> None:
+    path = tmp_path / "gray.png"
+    Image.fromarray(_picture()[:, :, 0]).save(path)
+    assert read_image(path).shape == (40, 60)
+
+
+def test_alpha_palette_and_16_bits_become_8_bit_pictures(tmp_path: Path) -> None:
+    rgb = _picture()
+    alpha = np.dstack([rgb, np.full(rgb.shape[:2], 128, np.uint8)])
+    Image.fromarray(alpha, "RGBA").save(tmp_path / "alpha.png")
+    assert np.array_equal(read_image(tmp_path / "alpha.png")[:, :, ::-1], rgb)
+    palette = Image.fromarray(rgb).convert("P", palette=Image.Palette.ADAPTIVE)
+    palette.save(tmp_path / "palette.png")
+    assert np.array_equal(read_image(tmp_path / "palette.png")[:, :, ::-1], np.asarray(palette.convert("RGB")))
+    deep = rgb[:, :, 0].astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.array_equal(read_image(tmp_path / "deep.png"), rgb[:, :, 0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_picture_upright_as_pillow_does(tmp_path: Path, orientation: int) -> None:
+    from PIL import ImageOps
+
+    path = tmp_path / "turned.jpg"
+    smooth = np.add.outer(np.arange(48) * 2, np.arange(64)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(smooth).save(path, quality=95, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert read_image(path).shape == upright.shape
+    assert np.abs(read_image(path).astype(int) - upright.astype(int)).max() <= 1
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="No such file"):
+        read_image(tmp_path / "missing.jpg")
+    with pytest.raises(PictureError, match="regular file"):
+        read_image(tmp_path)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(PictureError, match="0 bytes"):
+        read_image(tmp_path / "empty.jpg")
+    with pytest.raises(PictureError, match="no picture"):
+        decode_image(b"GIF no, not this")
+    with pytest.raises(PictureError, match="null"):
+        read_image("a\0b")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_without_a_writer_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(PictureError, match="no regular file"):
+        read_image(tmp_path / "pipe.jpg")
+
+
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    content = zlib.compress(bytes(1000))
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    with pytest.raises(PictureError, match="more pixels than the limit"):
+        decode_image(bomb)
+
+
+def test_gray_is_the_standard_luma() -> None:
+    # ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B.
+    bgr = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    assert to_gray(bgr).tolist() == [[29, 150, 76]]

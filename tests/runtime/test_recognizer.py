@@ -1,0 +1,138 @@
+"""The Python interface: a model in, typed faces out."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_runtime import EXPRESSIONS, Recognizer
+from fer_runtime.errors import ModelFileError, PictureError
+from fer_runtime.faces import prepare_face
+from fer_runtime.inputs import sample_pictures
+from fer_runtime.metadata import ModelMetadata
+
+
+@pytest.fixture(scope="module")
+def band_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_band_model(tmp_path_factory.mktemp("models") / "bands.onnx")
+
+
+def test_each_expression_gets_its_own_label(band_model: Path) -> None:
+    with Recognizer(band_model) as recognizer:
+        for index, name in enumerate(EXPRESSIONS):
+            (face,) = recognizer.predict(band_face(index)).faces
+            assert face.expression == name
+            assert face.confidence == max(face.probabilities.values())
+            assert list(face.probabilities) == list(EXPRESSIONS)
+            assert sum(face.probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_probabilities_are_those_of_a_plain_session(band_model: Path) -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (150, 48, 48), np.uint8)
+    plain = onnxruntime.InferenceSession(str(band_model), providers=["CPUExecutionProvider"])
+    expected = plain.run(["probabilities"], {"faces": faces})[0]
+    with Recognizer(band_model) as recognizer:
+        # Batches are cut differently, so the last bits of float32 sums may differ.
+        assert np.allclose(recognizer.classify(faces), expected, atol=1e-6)
+        assert recognizer.classify(faces[:0]).shape == (0, 7)
+
+
+def test_the_shipped_photographs_have_their_faces() -> None:
+    with Recognizer("v0") as recognizer:
+        found = {Path(path).name: recognizer.predict(path).faces for path in sample_pictures()}
+    assert {name: len(faces) for name, faces in found.items()} == {
+        "eileen_collins.jpg": 1,
+        "grace_hopper.jpg": 1,
+        "group.jpg": 5,
+    }
+    # Eyes and mouth lie inside: looked up in the photograph by hand.
+    x, y, width, height = found["eileen_collins.jpg"][0].box
+    assert x < 205 < 245 < x + width
+    assert y < 95 < 145 < y + height
+    assert found["eileen_collins.jpg"][0].expression == "happy"
+
+
+def test_a_large_picture_without_a_face_has_none(band_model: Path) -> None:
+    with Recognizer(band_model) as recognizer:
+        result = recognizer.predict(np.full((300, 400, 3), 127, np.uint8))
+    assert (result.faces, result.width, result.height, result.error) == ((), 400, 300, None)
+
+
+def test_small_pictures_are_faces_and_large_ones_are_searched(band_model: Path) -> None:
+    with Recognizer(band_model) as recognizer:
+        assert recognizer.predict(band_face(2, side=64)).faces[0].box == (0, 0, 64, 64)
+        assert recognizer.predict(band_face(2, side=65)).faces == ()
+    with Recognizer(band_model, detector="whole") as recognizer:
+        assert recognizer.predict(band_face(2, side=300)).faces[0].expression == EXPRESSIONS[2]
+
+
+def test_wrong_arrays_are_a_callers_mistake(band_model: Path) -> None:
+    with Recognizer(band_model) as recognizer:
+        with pytest.raises(ValueError, match=r"float64 \(48, 48\)"):
+            recognizer.predict(np.zeros((48, 48)))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"\(2, 32, 32\)"):
+            recognizer.classify(np.zeros((2, 32, 32), np.uint8))
+        with pytest.raises(PictureError, match=r"missing\.jpg cannot be opened"):
+            recognizer.predict("missing.jpg")
+
+
+def test_threads_share_a_recognizer(band_model: Path) -> None:
+    faces = [band_face(index % 7) for index in range(200)]
+    with Recognizer(band_model) as recognizer, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda face: recognizer.predict(face).faces[0].expression, faces))
+    assert answers == [EXPRESSIONS[index % 7] for index in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("", "has no 'fer' metadata"),
+        ("{}", "cannot be read"),
+        ("no json", "cannot be read"),
+        (json.dumps({"schema": 99}), "newer fer-edge"),
+    ],
+)
+def test_a_model_without_our_metadata_is_refused(tmp_path: Path, metadata: str, message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        Recognizer(write_band_model(tmp_path / "m.onnx", metadata=metadata))
+
+
+def test_files_that_are_no_model_are_refused(tmp_path: Path, band_model: Path) -> None:
+    truncated = tmp_path / "truncated.onnx"
+    truncated.write_bytes(band_model.read_bytes()[:2000])
+    for path, message in (
+        (tmp_path / "missing.onnx", "no model at"),
+        (truncated, "cannot be loaded"),
+        (write_band_model(tmp_path / "large.onnx", input_shape=64), r"not faces uint8 \(batch, 48, 48\)"),
+    ):
+        with pytest.raises(ModelFileError, match=message):
+            Recognizer(path)
+    (tmp_path / "text.onnx").write_text("not a model")
+    with pytest.raises(ModelFileError, match="cannot be loaded"):
+        Recognizer(tmp_path / "text.onnx")
+
+
+def test_labels_come_from_the_file_and_not_from_its_name(tmp_path: Path) -> None:
+    turned = ModelMetadata(name="v1", expressions=EXPRESSIONS[::-1], precision="int8", opset=18)
+    with Recognizer(write_band_model(tmp_path / "model_0.onnx", metadata=turned)) as recognizer:
+        assert recognizer.predict(band_face(0)).faces[0].expression == EXPRESSIONS[6]
+
+
+def test_a_box_beyond_the_border_repeats_it() -> None:
+    image = np.tile(np.arange(100, dtype=np.uint8), (100, 1))
+    face = prepare_face(image, (-24, 0, 48, 48))
+    assert (face[:, :24] == 0).all()
+    assert face[0, 24:].tolist() == list(range(24))
+    with pytest.raises(ValueError, match="outside"):
+        prepare_face(image, (200, 0, 48, 48))
+
+
+def test_shrinking_averages() -> None:
+    checkered = np.indices((96, 96)).sum(0) % 2 * 200
+    assert (prepare_face(checkered.astype(np.uint8)) == 100).all()
