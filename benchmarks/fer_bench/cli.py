@@ -50,7 +50,15 @@ main.add_command(show)
 @precisions_option
 @models_dir_option
 @click.option("--engine", "engines", multiple=True, help="Engine. May be given several times. [default: all]")
-@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True)
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Faces in one call. May be given several times.",
+)
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
