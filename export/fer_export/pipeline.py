@@ -51,13 +51,13 @@ CALIBRATION_FACES = 512  # training faces whose activations set the int8 ranges
 _FILES_COMPARED = 512
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
 
-# How far a replay of the golden faces may lie from the export's own answers on another machine. fp32
-# sums in another order; int8 rounds halves differently, and one step of an early layer moves the
-# logits of made-up faces by some hundredths.
+# How far a replay of the golden faces may lie from the export's own answers on another machine. Floats
+# are summed in another order there. Integers came out equal on AVX2, AVX-512 and ARM; the room is for
+# providers that round halves differently. Sums cut off in 16 bits moved logits by 6.
 _REPLAY_TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": FP32_TOLERANCE,
     "fp16": FP16_TOLERANCE,
-    "int8": Tolerance(logits=0.15, probabilities=0.1, margin=0.3),
+    "int8": Tolerance(logits=0.05, probabilities=0.03, margin=0.1),
 }
 
 
