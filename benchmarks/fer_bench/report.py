@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fer_bench.accuracy import LabelledPictures, compare_pairwise, measure_accuracy, read_labelled_pictures
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
-from fer_bench.latency import Configuration, configurations, measure_latency
+from fer_bench.latency import Configuration, Unavailable, configurations, measure_latency
 from fer_bench.limits import measure_ceilings, rows_with_limits
 from fer_bench.report_data import ENGINE, label_of
 from fer_bench.robustness import (
@@ -115,18 +115,13 @@ def measure_report(
     ceilings = measure_ceilings()
     results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=progress("turn"))
     latency = rows_with_limits(results, wanted, ceilings)
-    busy = [
-        f"{label_of(one.model, one.precision)} ({one.engine}, batch {one.batch}, {one.spread:.0%})"
-        for one in results
-        if one.is_busy
-    ]
     warnings = []
-    if busy:
-        warnings.append(
-            "the machine was busy while these were timed, their rounds differ by as much as is said: " + ", ".join(busy)
-        )
+    if busy := [one for one in results if one.is_busy]:
+        named = [f"{label_of(one.model, one.precision)} on {one.engine}, batch {one.batch}" for one in busy]
+        listed = "; ".join(named) if len(named) <= 4 else f"{len(named)} of {len(results)} configurations"
+        warnings.append(f"the machine was busy while some times were taken ({listed}). Read them with care.")
     if pictures.unreadable:
-        warnings.append(f"{len(pictures.unreadable)} pictures could not be read and are not counted")
+        warnings.append(f"{len(pictures.unreadable)} pictures could not be read and are not counted.")
 
     say(f"accuracy on {len(pictures.labels)} pictures of {pictures.folder}")
     accuracy, measured = [], []
@@ -159,7 +154,7 @@ def measure_report(
         "latency": latency,
         "robustness": [point.to_dict() for point in curves.points],
         "warnings": warnings,
-        "not_measured": [f"{one.configuration}: {one.reason}" for one in unavailable],
+        "not_measured": _say_unavailable(unavailable),
     }
 
 
@@ -187,6 +182,17 @@ def reliability_bins(
                 }
             )
     return found
+
+
+def _say_unavailable(unavailable: Sequence[Unavailable]) -> list[str]:
+    """One line per engine and reason, however many models it concerns."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for one in unavailable:
+        label = label_of(one.configuration.model, one.configuration.precision)
+        found = models.setdefault((one.configuration.engine, one.reason), [])
+        if label not in found:
+            found.append(label)
+    return [f"{engine} ({', '.join(found)}): {reason}" for (engine, reason), found in models.items()]
 
 
 def _model_files(models: Sequence[str], precisions: Sequence[Precision], models_dir: Path) -> list[Configuration]:

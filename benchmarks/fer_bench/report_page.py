@@ -78,15 +78,15 @@ def _header(report: ReportData, verdict: Verdict | None) -> str:
     else:
         parts.append(f'<h1>{escape(verdict.headline)}</h1><p class="lead">{escape(verdict.reason)}</p>')
         parts.append('<div class="cards">')
-        parts.append(_card("For most uses", verdict.pick, "The most accurate at this speed.", pick=True))
+        parts.append(_card("For most uses", verdict.pick, verdict.pick_reason, pick=True))
         if verdict.lean:
             parts.append(_card("Where speed or size decides", verdict.lean, verdict.lean_reason, pick=False))
         parts.append("</div>")
         parts.append(
             '<p class="note">Decided by rule: of the models that keep up with a camera '
             f"({say_ms(REAL_TIME_MS)} ms a face), the fastest whose accuracy lies inside the 95% interval of the most "
-            f"accurate. Accuracy is over {report.accuracy[0].images:,} labelled pictures that no training step used "
-            f"({escape(report.data)}); guessing gives 14%.</p>"
+            f"accurate. Accuracy is over {report.accuracy[0].images:,} labelled pictures ({escape(report.data)}); "
+            "guessing gives 14%.</p>"
         )
     parts += [f'<p class="warning"><strong>Mind:</strong> {escape(one)}</p>' for one in report.warnings]
     return "".join(parts) + "</header>"
@@ -150,9 +150,9 @@ def _table(report: ReportData, verdict: Verdict | None) -> str:
     head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
     return (
         '<section><h2>All models</h2><table class="wrap"><caption>Times: one face, one thread, through the runtime as '
-        "shipped. <em>Times the limit</em>: median over what this core's measured arithmetic and memory ceilings "
-        "allow for the model's graph. <em>Faces/s</em>: one thread, the best batch. <em>Cold start</em>: CPU time "
-        "from starting Python to the first answer. <em>Front</em>: no other model is as accurate, as fast and as "
+        "shipped. <em>Times the limit</em>: median over the time that the model's arithmetic alone takes at this "
+        "core's measured ceiling. <em>Faces/s</em>: one thread, the best batch. <em>Cold start</em>: CPU time from "
+        "starting Python to the first answer. <em>Front</em>: no other model is as accurate, as fast and as "
         f"small.</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
     )
 
@@ -391,6 +391,12 @@ def _environment(report: ReportData) -> str:
     facts = []
     for key, value in report.environment.items():
         if value in (None, "", [], {}):
+            continue
+        if key == "ceilings":
+            rates = ((name.partition("_")[0], rate) for name, rate in value.items())
+            facts.append(
+                ("ceiling of one thread", ", ".join(f"{name} {rate / 1e9:.0f} GMAC/s" for name, rate in rates))
+            )
             continue
         if isinstance(value, dict):
             text = ", ".join(f"{name} {one}" for name, one in value.items())

@@ -30,6 +30,7 @@ class Verdict:
     lean: Candidate | None  # the choice where speed or size decides; None when that is the pick itself
     headline: str
     reason: str
+    pick_reason: str  # beside the others
     lean_reason: str  # empty without `lean`
 
 
@@ -74,7 +75,20 @@ def decide(candidates: Sequence[Candidate]) -> Verdict:
         lean=lean,
         headline=f"Take {pick.label}.",
         reason=reason,
+        pick_reason=_pick_reason(pick, best, len(candidates)),
         lean_reason=_lean_reason(pick, lean) if lean else "",
+    )
+
+
+def _pick_reason(pick: Candidate, best: Candidate, count: int) -> str:
+    if count == 1:
+        return "The only model that was measured."
+    if pick == best:
+        return f"The most accurate of {count}."
+    faster = say_ratio(best.p50_ms / pick.p50_ms)
+    return (
+        f"As accurate as the best ({best.label}, {best.accuracy:.1%}) as far as these faces can tell, "
+        f"and {faster} times faster."
     )
 
 
