@@ -55,7 +55,7 @@ class AccuracyResult:
     per_class_recall: dict[str, Interval]
     per_class_precision: dict[str, Interval]
     confusion: ConfusionMatrix  # rows are the true class
-    probabilities: FloatArray  # (images, 7)
+    probabilities: FloatArray  # (images, 7), columns in the order of EXPRESSIONS
 
     @property
     def predictions(self) -> Int64Array:
@@ -154,7 +154,9 @@ def measure_accuracy(recognizer: Recognizer, pictures: LabelledPictures, *, resa
     Args:
         resamples: bootstrap resamples behind each interval.
     """
-    probabilities = recognizer.classify(pictures.faces)
+    # By name: a model may have its labels in another order than the folders have.
+    columns = [recognizer.metadata.expressions.index(name) for name in EXPRESSIONS]
+    probabilities = recognizer.classify(pictures.faces)[:, columns]
     labels, predictions = pictures.labels, probabilities.argmax(1)
     confidences, correct = probabilities.max(1), predictions == labels
 

@@ -28,7 +28,7 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
     """A probability, or "auto"."""
     if value is None or value == "auto":
         return value
-    confidence: float = click.FloatRange(0, 1).convert(value, parameter, context)
+    confidence: float = click.FloatRange(0, 1)(value, parameter, context)
     return confidence
 
 

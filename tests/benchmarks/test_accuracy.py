@@ -1,0 +1,112 @@
+"""Accuracy on labelled pictures whose answers are known by construction."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_bench.accuracy import compare_pairwise, confident_mistakes, measure_accuracy, read_labelled_pictures
+from fer_runtime import EXPRESSIONS, Recognizer
+from fer_runtime.errors import DataError
+from fer_runtime.metadata import ModelMetadata
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures per class that the band model gets right, and one labelled angry that it takes for sad."""
+    root = tmp_path_factory.mktemp("data") / "validation"
+    for index, name in enumerate(EXPRESSIONS):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            cv2.imwrite(str(root / name / f"{number}.png"), band_face(index))
+    cv2.imwrite(str(root / "angry" / "wrong.png"), band_face(EXPRESSIONS.index("sad")))
+    (root / "fear" / "broken.jpg").write_bytes(b"none")
+    (root / "fear" / "notes.txt").write_text("no picture")
+    return root.parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_band_model(tmp_path_factory.mktemp("model") / "bands.onnx")
+
+
+def test_the_dataset_root_a_split_and_class_folders_are_the_same(pictures: Path) -> None:
+    whole = read_labelled_pictures(pictures)
+    assert whole.paths == read_labelled_pictures(pictures / "validation").paths
+    assert len(whole.labels) == 29
+    assert whole.unreadable == ("fear/broken.jpg: cannot be decoded: damaged, or no picture",)
+
+
+def test_figures_are_those_worked_by_hand(pictures: Path, model: Path) -> None:
+    with Recognizer(model) as recognizer:
+        found = read_labelled_pictures(pictures)
+        result = measure_accuracy(recognizer, found, resamples=200)
+    assert result.accuracy.value == pytest.approx(28 / 29)
+    assert result.per_class_recall["angry"].value == pytest.approx(4 / 5)
+    assert result.per_class_precision["sad"].value == pytest.approx(4 / 5)
+    # F1 of angry and of sad: 8 / 9 each; five classes are perfect.
+    assert result.macro_f1.value == pytest.approx((5 + 2 * 8 / 9) / 7)
+    assert result.confusion[0, EXPRESSIONS.index("sad")] == 1
+    assert result.accuracy.low <= 28 / 29 <= result.accuracy.high <= 1
+    (mistake,) = confident_mistakes(result, found.labels)
+    assert found.paths[mistake] == "angry/wrong.png"
+
+
+def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_path: Path) -> None:
+    # The other model's labels trade places: it gets neither angry nor disgust right, but for the odd picture out.
+    traded = ("disgust", "angry", *EXPRESSIONS[2:])
+    other = write_band_model(
+        tmp_path / "other.onnx", metadata=ModelMetadata(name="v1", expressions=traded, precision="int8", opset=18)
+    )
+    found = read_labelled_pictures(pictures)
+    results = []
+    for path in (model, other):
+        with Recognizer(path) as recognizer:
+            results.append(measure_accuracy(recognizer, found, resamples=10))
+    (pair,) = compare_pairwise(results, found.labels)
+    assert (pair.only_first_right, pair.only_second_right, pair.changed) == (8, 0, 8)
+    assert pair.p_value == pytest.approx(2 / 2**8)
+
+
+def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no class folders"):
+        read_labelled_pictures(tmp_path)
+    (tmp_path / "bored").mkdir()
+    with pytest.raises(DataError, match="bored, which is no expression"):
+        read_labelled_pictures(tmp_path)
+    with pytest.raises(DataError, match="cannot read"):
+        read_labelled_pictures(tmp_path / "missing")
+
+
+def test_the_command_writes_what_it_prints(pictures: Path, model: Path, tmp_path: Path) -> None:
+    output, page = tmp_path / "accuracy.json", tmp_path / "mistakes.png"
+    script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
+    arguments = ["accuracy", "--model", str(model), "--data", str(pictures), "--json", str(output)]
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments, "--mistakes", str(page)], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    content = json.loads(output.read_text())
+    assert set(content) >= {"environment", "results"}
+    (result,) = content["results"]
+    assert set(result) >= {"model", "precision", "images", "accuracy", "macro_f1", "per_class_recall", "confusion"}
+    assert f"{result['accuracy']:.1%}" in run.stdout
+    drawn = cv2.imread(str(page), cv2.IMREAD_GRAYSCALE)
+    assert drawn is not None
+    assert np.ptp(drawn) > 200
+
+
+def test_the_shipped_v0_is_as_good_as_its_results_file_says(real_data: Path) -> None:
+    said = json.loads((Path(__file__).parents[2] / "models" / "model_0_results.json").read_text())
+    with Recognizer("v0") as recognizer:
+        result = measure_accuracy(recognizer, read_labelled_pictures(real_data), resamples=10)
+    # Through the runtime's decoding and ONNX Runtime, a face or two at the border may tip over.
+    assert result.accuracy.value == pytest.approx(said["accuracy"], abs=0.001)
+    assert np.abs(result.confusion - np.array(said["confusion"])).sum() <= 8

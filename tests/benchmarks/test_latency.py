@@ -1,0 +1,144 @@
+"""Latency of real sessions in real processes, and the comparison of two measurements."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.runtime.tiny_models import write_band_model
+
+from fer_bench.compare import compare_results
+from fer_bench.latency import Configuration, LatencyResult, configurations, measure_latency
+from fer_bench.limits import measure_ceilings
+from fer_runtime.errors import ModelFileError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_band_model(tmp_path_factory.mktemp("models") / "bands.onnx")
+
+
+def _measure(model: Path) -> LatencyResult:
+    wanted = configurations(models=[str(model)], engines=["onnxruntime"], models_dir=model.parent)
+    results, unavailable = measure_latency(wanted, rounds=4, seconds=0.05)
+    assert not unavailable
+    (result,) = results
+    return result
+
+
+def test_a_configuration_is_timed_in_its_own_process(model: Path) -> None:
+    result = _measure(model)
+    assert 0 < result.min_ms <= result.p50_ms <= result.p95_ms <= result.p99_ms
+    assert result.images_per_second == pytest.approx(1000 / result.p50_ms)
+    assert len(result.round_p50_ms) == 4
+    assert result.runs >= 12
+    assert result.warmup_runs > 0
+    assert result.peak_mb > 10
+    assert result.model_bytes == model.stat().st_size
+
+
+def test_an_engine_that_cannot_load_says_why_and_the_others_are_measured(model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    wanted = [
+        Configuration(engine="onnxruntime", model=path.name, precision="fp32", batch=1, threads=1, source=path)
+        for path in (broken, model)
+    ]
+    results, unavailable = measure_latency(wanted, rounds=2, seconds=0.02)
+    assert [result.model for result in results] == ["bands.onnx"]
+    assert "cannot be loaded" in unavailable[0].reason
+
+
+def test_a_model_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"none\.onnx"):
+        configurations(models=[str(tmp_path / "none.onnx")], models_dir=tmp_path)
+
+
+def _results(rounds: list[float], **changes: object) -> list[dict[str, object]]:
+    one = {"engine": "onnxruntime", "model": "v0", "precision": "fp32", "batch": 1, "threads": 1}
+    return [one | {"p50_ms": sorted(rounds)[len(rounds) // 2], "round_p50_ms": rounds} | changes]
+
+
+def test_twenty_per_cent_slower_is_a_regression_and_noise_is_not() -> None:
+    old = _results([1.00, 1.02, 0.99, 1.01, 1.00, 1.03, 1.00, 0.98])
+    slower = _results([1.20, 1.22, 1.19, 1.21, 1.20, 1.23, 1.20, 1.18])
+    # A busy machine: half of the rounds took twice as long.
+    busy = _results([1.00, 2.02, 0.99, 2.01, 1.00, 2.03, 1.00, 1.98])
+    assert [change.is_regression for change in compare_results(old, slower)[0]] == [True]
+    assert [change.is_regression for change in compare_results(old, busy)[0]] == [False]
+    assert [change.is_regression for change in compare_results(slower, old)[0]] == [False]
+
+
+def test_configurations_in_one_file_only_are_named() -> None:
+    changes, single = compare_results(_results([1.0, 1.0]), _results([1.0, 1.0], batch=64))
+    assert changes == []
+    assert len(single) == 2
+
+
+def test_the_limit_is_within_reach_of_numpy() -> None:
+    import time
+
+    import numpy as np
+
+    left, right = (np.ones((768, 768), np.float32) for _ in range(2))
+    best = 1e9
+    for _ in range(30):
+        started = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - started)
+    # The ceiling is what ONNX Runtime's product reaches; another library's on the same core differs by
+    # a small factor, not by orders of magnitude (a wrong count of the work would be off by 1000).
+    ceiling = measure_ceilings(seconds=0.3).fp32_macs_per_second
+    assert 0.1 < ceiling / (768**3 / best) < 10
+
+
+# The slowed runtime: every run of a session takes a fifth longer, as if a release had made it so.
+_SLOWED = """
+import time
+import fer_bench.engines.onnxruntime_engine as engine
+load = engine.load
+def slowed(source, **options):
+    run = load(source, **options)
+    def slow(faces):
+        started = time.perf_counter()
+        run(faces)
+        end = time.perf_counter() + (time.perf_counter() - started) * 0.2
+        while time.perf_counter() < end:
+            pass
+    return slow
+engine.load = slowed
+"""
+
+
+def test_a_slowed_runtime_makes_compare_exit_1_and_the_same_build_does_not(tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    # Python imports sitecustomize in every process that finds it: the measured one is really slower.
+    (tmp_path / "slow" / "sitecustomize.py").write_text(_SLOWED)
+
+    def latency(name: str, *, slowed: bool) -> Path:
+        path = tmp_path / name
+        script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
+        arguments = ["latency", "--model", "v0", "--precision", "fp32", "--engine", "onnxruntime", "--rounds", "10"]
+        environment = dict(os.environ, PYTHONPATH=str(tmp_path / "slow")) if slowed else None
+        run = subprocess.run(
+            [sys.executable, "-c", script, *arguments, "--seconds", "0.1", "--json", str(path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert run.returncode == 0, run.stderr
+        assert "round_p50_ms" in json.loads(path.read_text())["results"][0]
+        return path
+
+    def compare(old: Path, new: Path) -> int:
+        script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
+        return subprocess.run([sys.executable, "-c", script, "compare", str(old), str(new)], timeout=60).returncode
+
+    first, slow = latency("first.json", slowed=False), latency("slow.json", slowed=True)
+    assert compare(first, slow) == 1
+    assert [compare(first, latency(f"again{number}.json", slowed=False)) for number in range(5)] == [0] * 5
