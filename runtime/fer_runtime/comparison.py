@@ -146,8 +146,8 @@ def comparison_checks(worst: Comparison, tolerance: Tolerance) -> list[Check]:
     details = {
         "finite": f"{worst.not_finite} values are NaN or infinite",
         "logits": f"max |Δlogit| {worst.max_logit_difference:.1e}, "
-        f"relative {worst.max_relative_difference:.1e} (allowed {tolerance.logits:.0e})",
-        "probabilities": f"max |Δp| {worst.max_probability_difference:.1e} (allowed {tolerance.probabilities:.0e})",
+        f"relative {worst.max_relative_difference:.1e} (allowed {tolerance.logits:g})",
+        "probabilities": f"max |Δp| {worst.max_probability_difference:.1e} (allowed {tolerance.probabilities:g})",
         "top-1": f"{worst.top1_flips_beyond_margin} of {worst.faces} faces change their expression",
     }
     return [Check(name=name, passed=name not in failed, detail=detail) for name, detail in details.items()]

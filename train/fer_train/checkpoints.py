@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import write_atomically
-from fer_train.networks import create_network
+from fer_train.networks import NETWORKS, create_network
 
 FORMAT = "fer-edge checkpoint"
 
@@ -53,27 +54,140 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, *, name: str) -> Checkpoint:
-    """Read the checkpoint of the network `name`.
+    """Read weights of the network `name`: a checkpoint of ours, a plain state dict, or a whole pickled module.
+
+    No code of the file runs, whatever it holds: PyTorch's restricted unpickler reads it, and the classes of
+    the first version's modules are replaced by an empty one that only takes their attributes.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds code, or is of another network.
+        CheckpointError: the file is missing, damaged, holds anything else, or is of another network.
     """
+    content = _read(path, name)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        if content["name"] != name:
+            raise CheckpointError(f"{path} holds {content['name']}, not {name}; use --model {content['name']}")
+        checkpoint = Checkpoint(
+            name=content["name"],
+            state_dict=content["state_dict"],
+            mean=content["mean"],
+            std=content["std"],
+            expressions=tuple(content["expressions"]),
+            training=content["training"],
+        )
+    else:
+        checkpoint = Checkpoint(name=name, state_dict=_state_dict_in(content, path, name))
+    _check_fits(checkpoint.state_dict, path, name)
+    return checkpoint
+
+
+# The classes in modules that the first version saved whole, with torch.save(model).
+_MODULE_CLASSES = (
+    "__main__.FaceExpressionModel",
+    "NNmodel.face_expression_model.FaceExpressionModel",
+    "face_expression_model.FaceExpressionModel",
+    "fer_train.networks.FaceExpressionCNN",
+    "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.batchnorm.BatchNorm2d",
+    "torch.nn.modules.container.Sequential",
+    "torch.nn.modules.conv.Conv2d",
+    "torch.nn.modules.dropout.Dropout",
+    "torch.nn.modules.flatten.Flatten",
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.linear.Linear",
+    "torch.nn.modules.pooling.AdaptiveAvgPool2d",
+    "torch.nn.modules.pooling.MaxPool2d",
+    "torchvision.models.resnet.BasicBlock",
+    "torchvision.models.resnet.ResNet",
+)
+
+
+class _PickledModule:
+    """Stands in for every class of _MODULE_CLASSES: takes a module's attributes and has no code."""
+
+    _parameters: dict[str, Tensor | None]
+    _buffers: dict[str, Tensor | None]
+    _modules: dict[str, _PickledModule | None]
+
+    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """Parameters and buffers by the names that `nn.Module.state_dict` gives them."""
+        found: dict[str, Tensor] = {}
+        for values in (self._parameters, self._buffers):
+            found |= {prefix + key: value for key, value in values.items() if value is not None}
+        for key, module in self._modules.items():
+            if isinstance(module, _PickledModule):
+                found |= module.state_dict(f"{prefix}{key}.")
+        return found
+
+
+def _read(path: Path, name: str) -> Any:
+    allowed: list[Any] = [(_PickledModule, one) for one in _MODULE_CLASSES]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.is_file() and path.stat().st_size == 0:
+            raise CheckpointError(f"{path} is empty; copy it again, or train with: fer-train --model {name}")
+        with torch.serialization.safe_globals([*allowed, set]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint at {path}; train one with: fer-train --model {name}") from error
+    except CheckpointError:
+        raise
     except Exception as error:  # torch.load raises a dozen types for damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot read the checkpoint {path}: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of fer-train; train one with: fer-train --model {name}")
-    if content["name"] != name:
-        raise CheckpointError(f"{path} holds {content['name']}, not {name}; use --model {content['name']}")
-    return Checkpoint(
-        name=content["name"],
-        state_dict=content["state_dict"],
-        mean=content["mean"],
-        std=content["std"],
-        expressions=tuple(content["expressions"]),
-        training=content["training"],
-    )
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} asks for {refused[1]}, which no checkpoint needs; it was not run. Load the file where you "
+                "trust it, and save its weights alone: torch.save(network.state_dict(), FILE)"
+            ) from error
+        fact = error.strerror if isinstance(error, PermissionError) else "it is cut short, damaged, or no PyTorch file"
+        raise CheckpointError(
+            f"cannot read the checkpoint {path}: {fact}; copy it again, or train with: fer-train --model {name}"
+        ) from error
+
+
+def _state_dict_in(content: Any, path: Path, name: str) -> dict[str, Tensor]:
+    """Weights out of a module, a state dict, or a dict that holds one of them beside an optimiser's state."""
+    if isinstance(content, dict):
+        for key in ("state_dict", "model_state_dict", "model"):
+            if isinstance(content.get(key), (dict, _PickledModule)):
+                return _state_dict_in(content[key], path, name)
+    try:
+        values = content.state_dict() if isinstance(content, _PickledModule) else content
+        if not isinstance(values, dict) or not values or not all(isinstance(one, Tensor) for one in values.values()):
+            raise TypeError
+    except (AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} holds no weights of a network; train some with: fer-train --model {name}"
+        ) from error
+    # DataParallel puts "module." before every name.
+    return {
+        key.removeprefix("module."): value.detach().float() if value.is_floating_point() else value.detach()
+        for key, value in values.items()
+    }
+
+
+def _check_fits(state_dict: dict[str, Tensor], path: Path, name: str) -> None:
+    """Hold the weights against the network, so that a message names the layer and not a traceback."""
+    differences = _differences(state_dict, name)
+    if not differences:
+        return
+    others = [other for other in NETWORKS if other != name and not _differences(state_dict, other)]
+    if others:
+        advice = f"it is a checkpoint of {others[0]}: use --model {others[0]}"
+    elif all(" has shape " in one for one in differences):
+        advice = f"{name} has {len(EXPRESSIONS)} classes: {', '.join(EXPRESSIONS)}"
+    else:
+        advice = "it is of another network"
+    more = f" and {len(differences) - 1} more differences" if len(differences) > 1 else ""
+    raise CheckpointError(f"{path} does not fit {name}: {differences[0]}{more}; {advice}")
+
+
+def _differences(state_dict: dict[str, Tensor], name: str) -> list[str]:
+    wanted = create_network(name).state_dict()
+    # Other shapes first: a wrong number of classes is told apart from a wrong network by them.
+    return [
+        *(
+            f"{key} has shape {tuple(state_dict[key].shape)}, not {tuple(value.shape)}"
+            for key, value in wanted.items()
+            if key in state_dict and state_dict[key].shape != value.shape
+        ),
+        *(f"{key} is missing" for key in wanted if key not in state_dict),
+        *(f"{key} is unknown" for key in state_dict if key not in wanted),
+    ]
