@@ -25,7 +25,7 @@ types: $(TEST)/.installed ## mypy --strict
 	@$(TEST)/bin/mypy
 
 layers: $(TEST)/.installed ## Imports only point towards the runtime
-	@$(TEST)/bin/lint-imports
+	@$(TEST)/bin/lint-imports --no-logo
 
 tests: $(TEST)/.installed ## pytest
 	@$(TEST)/bin/python -m pytest

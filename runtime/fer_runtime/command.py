@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from fer_runtime import __version__
 from fer_runtime.errors import ExtraMissingError, FerError
 
 # Modules of each extra; an ImportError of any other module is a bug and keeps its traceback.
@@ -57,8 +58,19 @@ def _invoke(invoke: Any, context: click.Context) -> Any:
         context.exit(0)
 
 
+def _with_version(params: list[click.Parameter], context: click.Context) -> list[click.Parameter]:
+    if context.parent is not None:  # one --version a command, not one a subcommand
+        return params
+    version = click.version_option(__version__, message="fer-edge %(version)s", help="Show the version and exit.")
+    holder = version(click.Command("version"))
+    return [*params[:-1], *holder.params, *params[-1:]]
+
+
 class FerCommand(click.Command):
     """A command that prints a FerError as one `Error:` line and exits 1."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return _with_version(super().get_params(ctx), ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         return _invoke(super().invoke, ctx)
@@ -68,6 +80,9 @@ class FerGroup(click.Group):
     """A group of `FerCommand`s, with the same treatment of errors."""
 
     command_class = FerCommand
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return _with_version(super().get_params(ctx), ctx)
 
     def invoke(self, ctx: click.Context) -> Any:
         return _invoke(super().invoke, ctx)

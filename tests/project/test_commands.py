@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 
 import click
 import pytest
+from click.testing import CliRunner
 
 
 def all_commands() -> Iterator[tuple[str, click.Command]]:
@@ -44,3 +45,8 @@ def test_an_option_means_the_same_everywhere(option: str) -> None:
     }
     first = next(iter(meanings.values()))
     assert {path: meaning for path, meaning in meanings.items() if meaning != first} == {}
+
+
+@pytest.mark.parametrize("path", [path for path in COMMANDS if " " not in path])
+def test_every_command_tells_its_version(path: str) -> None:
+    assert CliRunner().invoke(COMMANDS[path], ["--version"]).output == f"fer-edge {version('fer-edge')}\n"
