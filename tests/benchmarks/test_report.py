@@ -1,0 +1,346 @@
+"""The report: the verdict's rule by hand-made candidates, the page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tests.benchmarks.browser import NAMES, Browser, find_browser
+from tests.benchmarks.test_robustness import write_band_pictures
+from tests.runtime.tiny_models import write_band_model
+
+from fer_bench.cli import main
+from fer_bench.report import reliability_bins
+from fer_bench.report_data import parse_report, read_report
+from fer_bench.report_page import render_page
+from fer_bench.report_verdict import Candidate, decide, pareto_front
+from fer_bench.robustness import CONDITIONS, wilson_interval
+from fer_runtime.errors import DataError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.metrics import expected_calibration_error
+
+
+def candidate(label: str, accuracy: float, p50_ms: float, megabytes: float, *, half: float = 0.015) -> Candidate:
+    model, _, precision = label.partition(" ")
+    return Candidate(
+        label=label,
+        model=model,
+        precision=precision,
+        accuracy=accuracy,
+        low=accuracy - half,
+        high=accuracy + half,
+        p50_ms=p50_ms,
+        megabytes=megabytes,
+    )
+
+
+SMALL = candidate("v0 fp32", 0.620, 0.10, 1.28)
+SMALL8 = candidate("v0 int8", 0.616, 0.11, 0.35)
+LARGE = candidate("v1 fp32", 0.690, 7.0, 45.3)
+LARGE8 = candidate("v1 int8", 0.686, 2.0, 11.5)
+
+
+def test_the_front_drops_what_is_beaten_in_all_three() -> None:
+    beaten = candidate("v1 fp16", 0.685, 7.5, 22.6)  # slower, larger and less accurate than v1 int8
+    assert pareto_front([SMALL, SMALL8, LARGE, LARGE8, beaten]) == [SMALL, SMALL8, LARGE, LARGE8]
+    twin = candidate("v0 twin", 0.620, 0.10, 1.28)
+    assert pareto_front([SMALL, twin]) == [SMALL, twin]
+
+
+def test_the_pick_is_the_fastest_of_those_as_good_as_the_best() -> None:
+    verdict = decide([SMALL, SMALL8, LARGE, LARGE8])
+    assert verdict.pick == LARGE8  # 68.6 % lies within 69.0 ± 1.5, and is 3.5 times faster
+    assert "3.5 times faster" in verdict.pick_reason
+    assert verdict.lean == SMALL8  # the smallest of what is faster
+    # 2.0 / 0.11 = 18, 11.5 / 0.35 = 33, 68.6 - 61.6 = 7.0
+    assert verdict.lean_reason == "It is 18 times faster and 33 times smaller, and gives up 7.0 points of accuracy."
+    assert verdict.headline == "Take v1 int8."
+    assert "68.6%" in verdict.reason
+    assert "2.00 ms" in verdict.reason
+
+
+def test_a_model_below_the_bests_interval_is_not_picked_for_its_speed() -> None:
+    assert decide([LARGE, candidate("v1 int8", 0.674, 2.0, 11.5)]).pick == LARGE
+
+
+def test_a_model_that_cannot_follow_a_camera_is_not_picked_while_another_can() -> None:
+    slow = candidate("v1 fp32", 0.69, 40.0, 45.3)  # 25 faces a second
+    assert decide([SMALL, slow]).pick == SMALL
+    alone = decide([slow])
+    assert alone.pick == slow
+    assert alone.lean is None
+    assert "No model keeps up" in alone.reason
+
+
+def test_nothing_to_choose_from_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no candidates"):
+        decide([])
+
+
+def test_reliability_bins_add_up_to_the_calibration_error() -> None:
+    # Two faces at 0.9, one of them right; four at 0.5, three of them right.
+    confidences = np.array([0.9, 0.9, 0.5, 0.5, 0.5, 0.5])
+    correct = np.array([True, False, True, True, True, False])
+    bins = reliability_bins(confidences, correct)
+    assert [(one["accuracy"], one["faces"]) for one in bins] == [(0.75, 4), (0.5, 2)]
+    error = sum(one["faces"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / 6
+    assert error == pytest.approx((4 * 0.25 + 2 * 0.4) / 6)
+    assert error == pytest.approx(expected_calibration_error(confidences, correct))
+
+
+def made_up_report(**changes: Any) -> dict[str, Any]:
+    """What `fer-bench report --json` writes, for four model files, with made-up figures."""
+    random = np.random.default_rng(0)
+    accuracy, latency, robustness = [], [], []
+    for one in (SMALL, SMALL8, LARGE, LARGE8):
+        confusion = np.full((7, 7), 10)
+        np.fill_diagonal(confusion, round(60 * one.accuracy / (1 - one.accuracy)))
+        share = float(np.trace(confusion) / confusion.sum())
+        accuracy.append(
+            {
+                "model": one.model,
+                "precision": one.precision,
+                "images": int(confusion.sum()),
+                "accuracy": one.accuracy,
+                "accuracy_interval": [one.low, one.high],
+                "macro_f1": one.accuracy - 0.03,
+                "expected_calibration_error": 0.021,
+                "confusion": confusion.tolist(),
+                "per_class_recall": dict.fromkeys(EXPRESSIONS, share),
+                "reliability": [{"confidence": x, "accuracy": x - 0.02, "faces": 50} for x in (0.4, 0.6, 0.9)],
+            }
+        )
+        for engine, factor, batch in (("onnxruntime", 1.0, 1), ("onnxruntime", 20.0, 32), ("torch", 5.0, 1)):
+            samples = np.sort(one.p50_ms * factor * (1 + random.gamma(1.5, 0.05, 200)))
+            p50, p95, p99 = np.percentile(samples, [50, 95, 99])
+            latency.append(
+                {
+                    "engine": engine,
+                    "model": one.model,
+                    "precision": one.precision,
+                    "batch": batch,
+                    "threads": 1,
+                    "min_ms": samples[0],
+                    "p50_ms": one.p50_ms * factor,
+                    "p95_ms": max(p95, p50),
+                    "p99_ms": p99,
+                    "images_per_second": 1000 * batch / (one.p50_ms * factor),
+                    "histogram_ms": samples.tolist(),
+                    "times_the_limit": 1.6,
+                    "cold_start_cpu_ms": {"python_ms": 12.0, "load_ms": 80.0},
+                    "peak_mb": 80.0,
+                    "model_bytes": round(one.megabytes * 1e6),
+                }
+            )
+        for condition in CONDITIONS:
+            for rank, level in enumerate(condition.levels):
+                right = round(1000 * one.accuracy * (1 - 0.08 * rank))
+                low, high = wilson_interval(right, 1000)
+                robustness.append(
+                    {
+                        "model": one.model,
+                        "precision": one.precision,
+                        "condition": condition.name,
+                        "level": level,
+                        "accuracy": right / 1000,
+                        "low": low,
+                        "high": high,
+                        "faces": 1000,
+                    }
+                )
+    return {
+        "created": "2026-11-24T12:00:00+00:00",
+        "command": "fer-bench report --data faces",
+        "environment": {
+            "cpu": "Some <Processor> & more",
+            "cpus": 2,
+            "versions": {"onnxruntime": "1.32.0"},
+            "ceilings": {"fp32_macs_per_second": 1.2e11, "int8_macs_per_second": 4.5e11},
+        },
+        "data": "images/validation",
+        "accuracy": accuracy,
+        "latency": latency,
+        "robustness": robustness,
+        "warnings": ["the machine was busy."],
+        "not_measured": ["openvino (v0 fp32): not installed; pip install 'fer-edge[bench]'"],
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_page(parse_report(made_up_report(), source="here"))
+
+
+class _Structure(HTMLParser):
+    """Open elements, ids, references and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "br", "img", "input", "hr"):
+            self.open.append(tag)
+        for name, value in attrs:
+            value = value or ""
+            if name == "id":
+                self.ids.append(value)
+            self.references += re.findall(r"url\(#([^)]+)\)", value)
+            if name in ("href", "xlink:href") and value.startswith("#"):
+                self.references.append(value[1:])
+            if name == "aria-labelledby":
+                self.references += value.split()
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole(page: str) -> None:
+    structure = _Structure()
+    structure.feed(page)
+    assert structure.open == []
+    assert len(structure.ids) == len(set(structure.ids))
+    assert set(structure.references) <= set(structure.ids)
+    # 4 matrices, 4 reliability diagrams, 8 conditions, and two plots for two widths each
+    assert page.count('role="img"') == 4 + 4 + 8 + 4
+    assert page.count("<title id=") == page.count("<desc id=") == 20
+    for words in (
+        "Take v1 int8.",
+        "18 times faster",
+        "Some <Processor> & more",  # escaped in the page, whole in its text
+        "fer-bench report --data faces",
+        "pip install 'fer-edge[bench]'",
+        "120 GMAC/s",
+        "the machine was busy.",
+    ):
+        assert words in structure.text
+
+
+def test_the_page_names_no_address(page: str) -> None:
+    without_namespaces = page.replace("http://www.w3.org/2000/svg", "")
+    assert re.findall(r"https?:|//[a-z]|@import|<script|<img|<iframe", without_namespaces) == []
+
+
+def test_every_colour_of_a_plot_is_one_of_the_themes(page: str) -> None:
+    plots = "".join(re.findall(r'<svg class="plot".*?</svg>', page, flags=re.DOTALL))
+    assert re.findall(r"#[0-9a-f]{6}\b", plots) == []
+    assert "var(--first)" in plots
+
+
+def test_the_same_figures_make_the_same_page(page: str) -> None:
+    assert render_page(parse_report(made_up_report(), source="here")) == page
+
+
+def test_a_report_without_robustness_or_latency_still_makes_a_page() -> None:
+    text = render_page(parse_report(made_up_report(robustness=[], latency=[]), source="here"))
+    assert "none is recommended" in text
+    assert "What is taken for what" in text
+    assert "What a camera does" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "no JSON"), ("[]", "no report"), ('{"created": "now"}', "KeyError")],
+)
+def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=reason) as raised:
+        read_report(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_report_file_that_is_not_there_says_how_it_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="fer-bench report --data DIR --json"):
+        read_report(tmp_path / "none.json")
+
+
+def test_the_command_measures_and_draws_the_same_page_again(tmp_path: Path) -> None:
+    model, data = write_band_model(tmp_path / "bands.onnx"), write_band_pictures(tmp_path / "data")
+    written, first, again = tmp_path / "r.json", tmp_path / "first.html", tmp_path / "again.html"
+    measure = ["report", "--model", str(model), "--data", str(data), "--json", str(written), "--output", str(first)]
+    result = CliRunner().invoke(main, [*measure, "--engine", "onnxruntime", "--rounds", "2", "--seconds", "0.02"])
+    assert result.exit_code == 0, result.output
+    assert "Take bands.onnx. It names the right expression for 100.0% of the faces" in result.stdout
+    content = json.loads(written.read_text())
+    assert [row["batch"] for row in content["latency"]] == [1, 32]
+    assert content["accuracy"][0]["images"] == 14
+    result = CliRunner().invoke(main, ["report", "--from", str(written), "--output", str(again)])
+    assert result.exit_code == 0, result.output
+    assert first.read_text() == again.read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--data", "d", "--from", "f"]])
+def test_the_command_wants_pictures_or_a_file(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, ["report", *arguments])
+    assert result.exit_code == 2
+    assert "--from FILE" in result.output
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_browser()
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed")
+    with Browser(path) as one:
+        yield one
+
+
+# The element that reaches furthest to the right, beyond the window's edge.
+_TOO_WIDE = """[...document.querySelectorAll('body *')].filter(one =>
+    one.getBoundingClientRect().width && one.getBoundingClientRect().right > innerWidth + 1).map(one => one.tagName)"""
+_VISIBLE = "[...document.querySelectorAll('.plot')].filter(one => one.getBoundingClientRect().width > 0).length"
+_PAPER = "getComputedStyle(document.body).backgroundColor"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, False), (1280, True)])
+def test_a_browser_finds_no_error_and_asks_for_nothing(
+    browser: Browser, page: str, tmp_path: Path, width: int, dark: bool
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page)
+    questions = {"too wide": _TOO_WIDE, "plots": _VISIBLE, "paper": _PAPER, "title": "document.title"}
+    visit = browser.visit(file, width=width, dark=dark, expressions=questions)
+    assert visit.requests == []
+    assert visit.complaints == []
+    assert visit.values == {
+        "too wide": [],
+        "plots": 18,  # of the two plots that come in two widths, one each
+        "paper": "rgb(22, 25, 29)" if dark else "rgb(255, 255, 255)",
+        "title": "Take v1 int8. fer-edge benchmark",
+    }
+
+
+def test_the_browser_would_see_a_request_and_an_error(browser: Browser, page: str, tmp_path: Path) -> None:
+    """The test above is worth what this one shows."""
+    file = tmp_path / "report.html"
+    policy = re.search(r"<meta http-equiv.*?>", page)
+    assert policy
+    leaky = '<img src="http://127.0.0.1:9/pixel.png">'
+    file.write_text(page.replace(policy[0], "").replace("<main>", f"<main>{leaky}<script>none()</script>"))
+    visit = browser.visit(file, width=400)
+    assert visit.requests == ["http://127.0.0.1:9/pixel.png"]
+    assert any("none is not defined" in one for one in visit.complaints)
+    # With the policy the same page asks for nothing, and says so in the console.
+    file.write_text(page.replace("<main>", f"<main>{leaky}"))
+    guarded = browser.visit(file, width=400)
+    assert any("Content Security Policy" in one for one in guarded.complaints)
