@@ -111,7 +111,7 @@ def _prepare(recognizer: Recognizer, path: str, read: Callable[[str], bytes], se
         seconds["decode"] += decoded_at - read_at
         picture.height, picture.width = image.shape[:2]
         picture.detections = recognizer.detect(image)
-        picture.faces = [prepare_face(image, detection.box) for detection in picture.detections]
+        picture.faces = [prepare_face(image, one.box, roll=one.roll) for one in picture.detections]
         seconds["detect"] += perf_counter() - decoded_at
     except PictureError as error:
         picture.error = str(error)

@@ -40,8 +40,9 @@ class Recognizer:
         model: "v0", "v1" or the path of an .onnx file that fer-export wrote.
         precision: of a named model, "fp32", "int8" or "fp16"; None takes the first that is there.
         models_dir: where named models are looked for before the installed package.
-        detector: "auto" (crops are taken whole, faces are found in larger pictures), or the name of a
-            detector that is used on every picture.
+        detector: "auto" (crops are taken whole; in larger pictures YuNet finds the faces where its file is
+            there, else Haar), or "haar", "yunet" or "whole" for every picture.
+        yunet: YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache folder.
         min_face: smallest side of a face in pixels.
         min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
             export fitted for the model.
@@ -61,6 +62,7 @@ class Recognizer:
         precision: Precision | None = None,
         models_dir: Path | str = DEFAULT_MODELS_DIR,
         detector: str = "auto",
+        yunet: Path | str | None = None,
         min_face: int = 24,
         min_confidence: float | Literal["auto"] | None = None,
         threads: int = 1,
@@ -74,6 +76,7 @@ class Recognizer:
         self.metadata = _checked_metadata(self._session, self.path)
         self.min_confidence = self._threshold(min_confidence)
         self.detector_name = detector
+        self._yunet = None if yunet is None else Path(yunet)
         self._min_face = min_face
         self._detectors = threading.local()
         # Fails here for an unknown name, not in the middle of a folder.
@@ -119,7 +122,7 @@ class Recognizer:
         """Detected faces with their expressions."""
         if not detections:
             return ()
-        faces = np.stack([prepare_face(image, detection.box) for detection in detections])
+        faces = np.stack([prepare_face(image, detection.box, roll=detection.roll) for detection in detections])
         probabilities = self.classify(faces)
         return tuple(self.face(detection.box, row) for detection, row in zip(detections, probabilities, strict=True))
 
@@ -182,7 +185,7 @@ class Recognizer:
         # OpenCV's cascades keep state between calls, so each thread has its own.
         detector: Detector | None = getattr(self._detectors, "value", None)
         if detector is None:
-            detector = create_detector(self.detector_name, min_face=self._min_face)
+            detector = create_detector(self.detector_name, min_face=self._min_face, yunet=self._yunet)
             self._detectors.value = detector
         return detector
 

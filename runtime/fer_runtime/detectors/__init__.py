@@ -1,13 +1,16 @@
-"""Face detectors: each a small module, registered by one line."""
+"""Face detectors: each a small module, made by name in `create_detector`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
+from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array
+from fer_runtime.yunet_file import yunet_path
 
 Point = tuple[float, float]  # x, y in pixels
 
@@ -20,6 +23,28 @@ class Detection:
     score: float = 1.0  # how sure the detector is, 0 to 1
     landmarks: tuple[Point, ...] = ()  # right eye, left eye, nose, right and left corner of the mouth, where found
 
+    @property
+    def roll(self) -> float:
+        """Degrees that the line through the eyes is turned, clockwise in the picture; 0 without landmarks."""
+        if len(self.landmarks) < 2:
+            return 0.0
+        (right_x, right_y), (left_x, left_y) = self.landmarks[:2]
+        return math.degrees(math.atan2(left_y - right_y, left_x - right_x))
+
+
+def square_crop(face: Sequence[float], crop: tuple[float, float]) -> tuple[int, int, int, int]:
+    """The square that a model is shown, around the box that a detector gives.
+
+    Args:
+        face: x, y, width, height in pixels.
+        crop: side of the square, and how far its centre lies below the box's, in units of the box's longer side.
+    """
+    x, y, width, height = face
+    longer = max(width, height)
+    side, below = crop[0] * longer, crop[1] * longer
+    left, top = x + width / 2 - side / 2, y + height / 2 - side / 2 + below
+    return round(left), round(top), max(1, round(side)), max(1, round(side))
+
 
 class Detector(Protocol):
     """Finds faces. One detector serves one thread at a time."""
@@ -31,26 +56,37 @@ class Detector(Protocol):
         ...
 
 
-# Name, module and class. Imported on use: a run over face crops loads no detector.
-DETECTORS: dict[str, tuple[str, str]] = {
-    "haar": ("fer_runtime.detectors.haar", "HaarDetector"),
-    "whole": ("fer_runtime.detectors.whole", "WholeDetector"),
-}
-DETECTOR_NAMES = ("auto", *DETECTORS)
+DETECTOR_NAMES = ("auto", "haar", "yunet", "whole")
 
 
-def create_detector(name: str, *, min_face: int = 24) -> Detector:
-    """The detector registered as `name`; "auto" is Haar.
+def create_detector(name: str, *, min_face: int = 24, yunet: Path | None = None) -> Detector:
+    """The detector of that name; "auto" is YuNet where its file is, else Haar.
 
     Args:
+        name: one of DETECTOR_NAMES.
         min_face: smallest side of a face in pixels.
+        yunet: YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache folder.
 
     Raises:
+        ModelFileError: YuNet is asked for and its file is missing or damaged.
         ValueError: no detector has that name.
     """
-    chosen = "haar" if name == "auto" else name
-    if chosen not in DETECTORS:
-        raise ValueError(f"no detector named {name!r}; one of: {', '.join(DETECTOR_NAMES)}")
-    module, attribute = DETECTORS[chosen]
-    factory: Callable[..., Detector] = getattr(import_module(module), attribute)
-    return factory(min_face=min_face)
+    # Imported on use: a run over face crops loads no detector, one with Haar no session.
+    if name == "auto":
+        name = "yunet" if (yunet or yunet_path()).is_file() else "haar"
+    if name == "haar":
+        from fer_runtime.detectors.haar import HaarDetector
+
+        return HaarDetector(min_face=min_face)
+    if name == "yunet":
+        from fer_runtime.detectors.yunet import YuNetDetector
+
+        path = yunet or yunet_path()
+        if not path.is_file():
+            raise ModelFileError(f"no YuNet at {path}; download it with: fer-infer --fetch-yunet, or give --yunet FILE")
+        return YuNetDetector(path, min_face=min_face)
+    if name == "whole":
+        from fer_runtime.detectors.whole import WholeDetector
+
+        return WholeDetector()
+    raise ValueError(f"no detector named {name!r}; one of: {', '.join(DETECTOR_NAMES)}")

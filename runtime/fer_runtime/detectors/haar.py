@@ -7,7 +7,7 @@ from typing import Any
 
 import cv2
 
-from fer_runtime.detectors import Detection
+from fer_runtime.detectors import Detection, square_crop
 from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array, to_gray
 
@@ -16,6 +16,8 @@ _CASCADE = "haarcascade_frontalface_alt2.xml"
 _LONG_SIDE = 320  # pixels that the picture is shrunk to
 _SCALE_STEP = 1.1
 _NEIGHBOURS = 5
+# As for YuNet: FER2013's crop around the cascade's box, the median over its training pictures.
+_CROP = (1.03, 0.01)
 
 
 class HaarDetector:
@@ -44,5 +46,5 @@ class HaarDetector:
             gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         smallest = max(20, round(self._min_face * shrink))
         found = self._cascade.detectMultiScale(gray, _SCALE_STEP, _NEIGHBOURS, minSize=(smallest, smallest))
-        boxes = sorted(tuple(round(float(value) / shrink) for value in box) for box in found)
-        return tuple(Detection(box=(x, y, w, h)) for x, y, w, h in boxes)
+        boxes = sorted(square_crop([float(value) / shrink for value in box], _CROP) for box in found)
+        return tuple(Detection(box=box) for box in boxes)

@@ -11,9 +11,6 @@ class WholeDetector:
 
     name = "whole"
 
-    def __init__(self, *, min_face: int = 0) -> None:
-        """`min_face` is accepted as by every detector and changes nothing."""
-
     def detect(self, image: Uint8Array) -> tuple[Detection, ...]:
         """One face: the picture."""
         height, width = image.shape[:2]
