@@ -100,15 +100,12 @@ def reject_threshold(
         (threshold to three digits, precision reached, fraction of faces kept), or three None where no
         threshold that keeps a hundred faces reaches the precision.
     """
-    order = np.argsort(-confidences, kind="stable")
-    kept = np.arange(1, len(order) + 1)
-    reached = np.cumsum(correct[order]) / kept
-    good = np.flatnonzero((reached >= precision) & (kept >= _FEWEST_FACES))
-    if not len(good):
-        return None, None, None
-    # Rounded up, so that the figures below belong to the number that is stored.
-    threshold = float(np.ceil(confidences[order[good[-1]]] * 1000) / 1000)
-    above = confidences >= threshold
-    if not above.any():
-        return None, None, None
-    return threshold, round(float(correct[above].mean()), 6), round(float(above.mean()), 6)
+    # On the grid of the digits that are stored, so that the figures belong to the number that is used.
+    for threshold in np.arange(1, 1001) / 1000:
+        kept = confidences >= threshold
+        if kept.sum() < _FEWEST_FACES:
+            break
+        reached = float(correct[kept].mean())
+        if reached >= precision:
+            return float(threshold), round(reached, 6), round(float(kept.mean()), 6)
+    return None, None, None

@@ -61,7 +61,8 @@ class Observations:
     """What flows through a float model over calibration faces."""
 
     ranges: dict[str, ActivationRange]  # of each tensor
-    inputs: dict[str, InputStatistics]  # of each convolution and linear layer, by the node's name
+    # Of each convolution and linear layer, by the node's name; one that is missing has its weights rounded one by one.
+    inputs: dict[str, InputStatistics]
 
 
 def observe(model: onnx.ModelProto, faces: Uint8Array) -> Observations:
@@ -281,14 +282,17 @@ class _Quantizer:
         # a large bias would leave its 32 bits.
         fewest = np.abs(bias) / (input_scale * 2.0**30)
         scales = np.maximum(weight_scales(self._as_in_memory(node, weights)), fewest).astype(np.float32)
-        flat, correction = round_weights(weights.reshape(len(weights), -1), scales, self.inputs[node.name])
+        flat, correction = round_weights(weights.reshape(len(weights), -1), scales, self.inputs.get(node.name))
         ordered = trim_pairs(self._as_in_memory(node, flat.reshape(weights.shape)))
         return _Layer(weights=self._from_memory(node, ordered), scales=scales, bias=bias + correction)
 
     def _as_in_memory(self, node: onnx.NodeProto, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Weights with their inputs in the order in which the integer kernels multiply them: channels last."""
+        """Weights with their inputs in the order in which the integer kernels multiply them: channels last.
+
+        The first convolution's channels will be its neighbouring columns.
+        """
         if node.op_type == "Conv":
-            return weights if weights.shape[1] == 1 else weights.transpose(0, 2, 3, 1)
+            return weights if node.input[0] == self.planes else weights.transpose(0, 2, 3, 1)
         channels, height, width = self.spatial[node.input[0]]
         turned: npt.NDArray[Any] = weights.reshape(len(weights), channels, height, width).transpose(0, 2, 3, 1)
         return turned
@@ -297,7 +301,7 @@ class _Quantizer:
         """The inverse for Conv, whose ONNX weights have the channels first; Gemm's stay as the kernels read them."""
         if node.op_type == "Gemm":
             return weights.reshape(len(weights), -1)
-        return weights if weights.shape[1] == 1 else weights.transpose(0, 3, 1, 2)
+        return weights if node.input[0] == self.planes else weights.transpose(0, 3, 1, 2)
 
     def _conv(self, node: onnx.NodeProto) -> None:
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}

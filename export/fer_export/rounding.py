@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
@@ -85,8 +86,7 @@ def round_weights(
     )
     # Inputs with the most curvature first: their errors are the dear ones, and the others can make up for them.
     order = np.argsort(-np.diag(moments), kind="stable")
-    inverse = np.linalg.inv(moments[np.ix_(order, order)])
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+    upper = _inverse_factor(moments[np.ix_(order, order)])
     remaining = weights[:, order].astype(np.float64)
     rounded = np.empty((len(weights), inputs))
     for start in range(0, inputs, _BLOCK):
@@ -102,6 +102,19 @@ def round_weights(
     integers = np.empty((len(weights), inputs), np.int8)
     integers[:, order] = rounded.astype(np.int8)
     return integers, ((weights - integers * steps) @ statistics.means).astype(np.float32)
+
+
+def _inverse_factor(moments: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The upper triangular U with inverse(moments) = Uᵀ U, without the inverse.
+
+    Cholesky's factor of the matrix turned by 180 degrees, turned back, is an upper triangular V with
+    moments = V Vᵀ; U is V's inverse. A third of the work, and no precision lost on the way.
+    """
+    turned = torch.from_numpy(np.ascontiguousarray(moments[::-1, ::-1]))
+    factor = torch.linalg.cholesky(turned).flip(0, 1)
+    unit = torch.eye(len(moments), dtype=torch.float64)
+    inverse: npt.NDArray[np.float64] = torch.linalg.solve_triangular(factor, unit, upper=True).numpy()
+    return inverse
 
 
 def trim_pairs(integers: Int8Array) -> Int8Array:

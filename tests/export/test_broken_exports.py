@@ -1,0 +1,158 @@
+"""Exports that are broken in one way each, and the check that notices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+from tests.export.conftest import TEMPERATURE, v0_metadata
+
+from fer_export.faces import synthetic_faces
+from fer_export.graph import export_graph, serialize
+from fer_export.parity import check_parity
+from fer_runtime.errors import ModelFileError
+from fer_runtime.metadata import ModelMetadata
+from fer_train.checkpoints import Checkpoint
+
+Breakage = Callable[[onnx.ModelProto, ModelMetadata], ModelMetadata]
+
+
+def _change(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor = next(one for one in model.graph.initializer if one.name.endswith(name))
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), tensor.name))
+
+
+def _one_weight_by_one_percent(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    def change(weights: np.ndarray) -> np.ndarray:
+        largest = np.unravel_index(np.abs(weights).argmax(), weights.shape)
+        weights[largest] *= 1.01
+        return weights
+
+    _change(model, "conv_block_1.0.weight", change)
+    return said
+
+
+def _swapped_labels(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    names = list(said.expressions)
+    names[4], names[6] = names[6], names[4]
+    return dataclasses.replace(said, expressions=tuple(names))
+
+
+def _swapped_logits(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    _change(model, "fc_layer.4.weight", lambda weights: weights[[1, 0, 2, 3, 4, 5, 6]])
+    return said
+
+
+def _without_255(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    _change(model, "conv_block_1.0.weight", lambda weights: weights * 255)
+    return said
+
+
+def _fixed_batch(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    return said
+
+
+def _nan_weight(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    def change(weights: np.ndarray) -> np.ndarray:
+        weights.flat[0] = np.nan
+        return weights
+
+    _change(model, "fc_layer.4.weight", change)
+    return said
+
+
+def _wrong_temperature_in_the_graph(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    divisor = next(node for node in model.graph.node if node.op_type == "Div").input[1]
+    _change(model, divisor, lambda value: value * np.float32(1.01))
+    return said
+
+
+def _wrong_temperature_in_the_metadata(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(said, temperature=1.0)
+
+
+def _other_opset(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    model.opset_import[0].version = 19
+    return said
+
+
+def _other_network(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(said, name="v1")
+
+
+def _float_input(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return said
+
+
+def _renamed_output(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+    model.graph.node.append(helper.make_node("Identity", ["probabilities"], ["scores"]))
+    model.graph.output[1].name = "scores"
+    return said
+
+
+BREAKAGES: list[tuple[Breakage, str]] = [
+    (_one_weight_by_one_percent, "logits"),
+    (_swapped_labels, "labels"),
+    (_swapped_logits, "top-1"),
+    (_without_255, "logits"),
+    (_fixed_batch, "contract"),
+    (_nan_weight, "finite"),
+    (_wrong_temperature_in_the_graph, "temperature"),
+    (_wrong_temperature_in_the_metadata, "metadata"),
+    (_other_opset, "opset"),
+    (_other_network, "metadata"),
+    (_float_input, "contract"),
+]
+
+
+@pytest.mark.parametrize(("breakage", "noticed_by"), BREAKAGES, ids=lambda value: getattr(value, "__name__", value))
+def test_a_broken_export_is_noticed(
+    breakage: Breakage, noticed_by: str, v0_graph: onnx.ModelProto, trained_v0: Checkpoint
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(v0_graph)
+    content = serialize(model, breakage(model, v0_metadata()))
+    report = check_parity(content, trained_v0, synthetic_faces(), temperature=TEMPERATURE, opset=18)
+    assert noticed_by in [check.name for check in report.failures]
+
+
+def test_channels_that_were_not_summed_are_noticed(trained_v0: Checkpoint, v0_graph: onnx.ModelProto) -> None:
+    """Three times the first channel's weights instead of the sum of all three: the classical slip in this fold."""
+    model = onnx.ModelProto()
+    model.CopyFrom(v0_graph)
+    plain = trained_v0.state_dict["conv_block_1.0.weight"].numpy()
+    ratio = 3 * plain[:, :1] / plain.sum(1, keepdims=True)
+    _change(model, "conv_block_1.0.weight", lambda weights: (weights * ratio).astype(np.float32))
+    report = check_parity(serialize(model, v0_metadata()), trained_v0, synthetic_faces(), temperature=TEMPERATURE)
+    assert "logits" in [check.name for check in report.failures]
+
+
+def test_reversed_colour_order_is_no_fault_of_gray_faces(trained_v0: Checkpoint) -> None:
+    """RGB against BGR cannot go wrong here: the three channels are one plane, and the fold sums them."""
+    state = dict(trained_v0.state_dict)
+    state["conv_block_1.0.weight"] = state["conv_block_1.0.weight"].flip(1)
+    flipped = dataclasses.replace(trained_v0, state_dict=state)
+    content = serialize(export_graph(flipped, temperature=TEMPERATURE), v0_metadata())
+    assert check_parity(content, trained_v0, synthetic_faces(), temperature=TEMPERATURE).passed
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
+def test_a_truncated_file_is_named(kept: float, v0_content: bytes, trained_v0: Checkpoint) -> None:
+    part = v0_content[: int(kept * len(v0_content)) if isinstance(kept, float) else kept]
+    with pytest.raises(ModelFileError):
+        check_parity(part, trained_v0, synthetic_faces(), temperature=TEMPERATURE)
+
+
+def test_a_renamed_output_is_noticed(v0_graph: onnx.ModelProto, trained_v0: Checkpoint) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(v0_graph)
+    content = serialize(model, _renamed_output(model, v0_metadata()))
+    report = check_parity(content, trained_v0, synthetic_faces(), temperature=TEMPERATURE)
+    assert "contract" in [check.name for check in report.failures]

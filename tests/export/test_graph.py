@@ -1,0 +1,81 @@
+"""The exported graph against the network it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tests.export.conftest import TEMPERATURE, v0_metadata
+from torch import nn
+
+from fer_export.faces import synthetic_faces, textures
+from fer_export.graph import export_graph, fold_preprocessing, serialize
+from fer_export.parity import check_parity, network_logits
+from fer_runtime.comparison import run_model
+from fer_runtime.errors import CheckpointError
+from fer_runtime.session import open_session
+from fer_train.checkpoints import Checkpoint
+from fer_train.networks import create_network, to_network_input
+
+
+def test_one_plane_of_pixels_gives_what_three_scaled_planes_gave(trained_v0: Checkpoint) -> None:
+    network = trained_v0.network()
+    faces = torch.from_numpy(synthetic_faces())
+    with torch.inference_mode():
+        expected = network(to_network_input(faces, std=0.25))
+        actual = fold_preprocessing(network, std=0.25)(faces.float()[:, None])
+    # The sum of three products rounds differently from one product: a few float32 steps.
+    assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-4)
+
+
+def test_folding_leaves_the_network_alone(trained_v0: Checkpoint) -> None:
+    network = trained_v0.network()
+    fold_preprocessing(network)
+    assert network.get_parameter("conv_block_1.0.weight").shape == (16, 3, 3, 3)
+
+
+def test_a_network_without_three_channels_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="three channels"):
+        fold_preprocessing(nn.Sequential(nn.Conv2d(1, 4, 3)))
+
+
+def test_mean_and_std_of_a_recipe_are_exact_beside_the_border(trained_v0: Checkpoint) -> None:
+    """A mean folded into the bias would be wrong where the padding adds zeros."""
+    checkpoint = dataclasses.replace(trained_v0, mean=0.5, std=0.25)
+    content = serialize(export_graph(checkpoint, temperature=TEMPERATURE), v0_metadata())
+    assert check_parity(content, checkpoint, synthetic_faces(), temperature=TEMPERATURE).passed
+
+
+def test_the_file_holds_no_paths_and_nothing_beside_it(v0_graph: onnx.ModelProto, v0_content: bytes) -> None:
+    assert b"site-packages" not in v0_content
+    assert b".py" not in v0_content
+    assert not any(tensor.HasField("data_location") and tensor.data_location for tensor in v0_graph.graph.initializer)
+
+
+def test_the_batch_axis_is_named_and_free(v0_graph: onnx.ModelProto) -> None:
+    batch, height, width = v0_graph.graph.input[0].type.tensor_type.shape.dim
+    assert (batch.dim_param, height.dim_value, width.dim_value) == ("batch", 48, 48)
+
+
+def test_equal_checkpoints_give_equal_bytes(trained_v0: Checkpoint, v0_content: bytes) -> None:
+    again = export_graph(trained_v0, temperature=v0_metadata().temperature)
+    assert serialize(again, v0_metadata()) == v0_content
+
+
+def test_resnet18_is_exported_right() -> None:
+    torch.manual_seed(1)
+    network = create_network("v1")
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # fresh statistics would hide a wrong fold
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    checkpoint = Checkpoint(name="v1", state_dict=network.state_dict())
+    model = export_graph(checkpoint)
+    assert sum(node.op_type == "Conv" for node in model.graph.node) == 20
+    faces = np.concatenate([synthetic_faces(), textures(8)])
+    logits = run_model(open_session(model.SerializeToString()).session, faces).logits
+    # float32 sums of up to 4608 products in another order, through 18 layers.
+    assert np.allclose(logits, network_logits(checkpoint, faces), rtol=1e-3, atol=1e-3)

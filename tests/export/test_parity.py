@@ -1,0 +1,59 @@
+"""The comparison's figures, worked by hand, and a good file's way through the gate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.export.conftest import TEMPERATURE
+
+from fer_export.faces import golden_faces, synthetic_faces
+from fer_export.parity import check_parity, network_outputs
+from fer_runtime.comparison import Outputs, Tolerance, compare_outputs, softmax, worst_of
+from fer_train.checkpoints import Checkpoint
+
+
+def _outputs(*rows: list[float]) -> Outputs:
+    logits = np.array(rows, np.float32)
+    return Outputs(logits=logits, probabilities=softmax(logits))
+
+
+def test_differences_worked_by_hand() -> None:
+    found = compare_outputs(_outputs([0.0, 3.0], [1.0, 1.0005]), _outputs([0.0, 2.0], [1.0, 0.6]), margin=1e-3)
+    assert found.max_logit_difference == pytest.approx(1.0)
+    assert found.max_relative_difference == pytest.approx(1 / 4)  # 1 over 1 + |3|; the other is 0.4005 over 2.0005
+    # The second face flips, but its margin is half a thousandth: a tie.
+    assert (found.top1_flips, found.top1_flips_beyond_margin) == (1, 0)
+
+
+def test_nan_fails_every_limit() -> None:
+    found = compare_outputs(_outputs([0.0, 3.0]), _outputs([0.0, float("nan")]))
+    assert found.not_finite > 0
+    assert {"finite", "logits", "probabilities"} <= set(found.failures(Tolerance()))
+    assert found.to_dict()["max_logit_difference"] is None  # JSON has no NaN
+    same = _outputs([0.0, 3.0])
+    assert np.isnan(worst_of([compare_outputs(same, same), found]).max_logit_difference)
+
+
+def test_one_face_is_not_broadcast_over_many() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 2\).*\(1, 2\)"):
+        compare_outputs(_outputs([0.0, 1.0], [0.0, 1.0]), _outputs([0.0, 1.0]))
+
+
+def test_a_good_file_passes_every_check(v0_content: bytes, trained_v0: Checkpoint) -> None:
+    report = check_parity(v0_content, trained_v0, synthetic_faces(), temperature=TEMPERATURE, opset=18)
+    assert report.passed, report.failures
+    assert report.to_dict()["batches"] == [1, 2, 7, 32]
+
+
+def test_reference_probabilities_are_pytorchs(trained_v0: Checkpoint) -> None:
+    outputs = network_outputs(trained_v0, golden_faces(), temperature=TEMPERATURE)
+    assert np.allclose(softmax(outputs.logits, temperature=TEMPERATURE), outputs.probabilities, atol=1e-6)
+
+
+def test_synthetic_faces_are_the_same_everywhere() -> None:
+    faces = synthetic_faces()
+    assert faces.shape == (16, 48, 48)
+    assert faces[0].max() == 0
+    assert faces[1].min() == 255
+    assert (faces[3] > 0).sum() == 1  # one pixel
+    assert int(faces.astype(np.int64).sum()) == int(synthetic_faces().astype(np.int64).sum())

@@ -1,0 +1,179 @@
+"""The int8 graph: the same function in other shapes, within what integers can hold on every CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tests.export.conftest import TEMPERATURE, Exported, v0_metadata
+
+from fer_export.faces import synthetic_faces, textures
+from fer_export.graph import export_graph, serialize
+from fer_export.quantization import (
+    ActivationRange,
+    Observations,
+    blocked_weights,
+    integer_check,
+    observe,
+    quantize_model,
+)
+from fer_runtime.comparison import run_model
+from fer_runtime.onnx_file import read_onnx
+from fer_runtime.session import open_session
+from fer_train.checkpoints import Checkpoint
+from fer_train.networks import create_network
+
+
+@pytest.fixture(scope="module")
+def observations(v0_graph: onnx.ModelProto) -> Observations:
+    return observe(v0_graph, textures(64))
+
+
+@pytest.fixture(scope="module")
+def int8_graph(v0_graph: onnx.ModelProto, observations: Observations) -> onnx.ModelProto:
+    return quantize_model(v0_graph, observations)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 1, 1), (7, 2, 3), (5, 1, 2)])
+def test_four_columns_as_channels_are_the_same_convolution(kernel: int, stride: int, pad: int) -> None:
+    random = np.random.default_rng(0)
+    weights = random.integers(-127, 128, (5, kernel, kernel), np.int8)
+    plane = random.integers(0, 256, (2, 1, 48, 48)).astype(np.float32)
+    expected = torch.nn.functional.conv2d(
+        torch.from_numpy(plane), torch.from_numpy(weights[:, None].astype(np.float32)), stride=stride, padding=pad
+    ).numpy()
+
+    blocked, before, after = blocked_weights(weights, stride=stride, pad=pad)
+    columns = torch.from_numpy(plane.reshape(2, 48, 12, 4).transpose(0, 3, 1, 2).copy())
+    padded = torch.nn.functional.pad(columns, (before, after, pad, pad))
+    answer = torch.nn.functional.conv2d(padded, torch.from_numpy(blocked.astype(np.float32)), stride=(stride, 1))
+    size = expected.shape[-1]
+    actual = answer.numpy().transpose(0, 2, 3, 1).reshape(2, size, size, 5).transpose(0, 3, 1, 2)
+    assert np.array_equal(actual, expected)  # integers below 2**24: exact in float32
+
+
+def test_two_rows_at_once_put_the_four_values_of_a_pooling_side_by_side() -> None:
+    random = np.random.default_rng(1)
+    weights = random.integers(-127, 128, (5, 3, 3), np.int8)
+    plane = random.integers(0, 256, (2, 1, 48, 48)).astype(np.float32)
+    convolved = torch.nn.functional.conv2d(
+        torch.from_numpy(plane), torch.from_numpy(weights[:, None].astype(np.float32)), padding=1
+    )
+    expected = torch.nn.functional.max_pool2d(convolved, 2).numpy()
+
+    blocked, before, after = blocked_weights(weights, stride=1, pad=1, rows=2)
+    columns = torch.from_numpy(plane.reshape(2, 48, 12, 4).transpose(0, 3, 1, 2).copy())
+    padded = torch.nn.functional.pad(columns, (before, after, 1, 1))
+    answer = torch.nn.functional.conv2d(padded, torch.from_numpy(blocked.astype(np.float32)), stride=(2, 1)).numpy()
+    candidates = answer.transpose(0, 2, 3, 1).reshape(2, 24 * 12, 4, 2 * 5)
+    actual = candidates.max(2).reshape(2, 24, 24, 5).transpose(0, 3, 1, 2)
+    assert np.array_equal(actual, expected)
+
+
+def test_int8_answers_like_fp32(v0_graph: onnx.ModelProto, int8_graph: onnx.ModelProto) -> None:
+    faces = textures(96)
+    expected = run_model(open_session(v0_graph.SerializeToString()).session, faces).logits
+    actual = run_model(open_session(int8_graph.SerializeToString()).session, faces).logits
+    # A hundredth of the logits' spread: eight bits through five layers.
+    assert np.sqrt(np.mean((actual - expected) ** 2)) < 0.02 * expected.std()
+
+
+def test_rounding_against_the_inputs_is_nearer_than_rounding_each_weight(
+    v0_graph: onnx.ModelProto, int8_graph: onnx.ModelProto, observations: Observations
+) -> None:
+    faces = textures(96)
+    expected = run_model(open_session(v0_graph.SerializeToString()).session, faces).logits
+    nearest = quantize_model(v0_graph, Observations(ranges=observations.ranges, inputs={}))
+    errors = [
+        np.abs(run_model(open_session(model.SerializeToString()).session, faces).logits - expected).mean()
+        for model in (int8_graph, nearest)
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_every_convolution_and_linear_layer_runs_in_integers(int8_graph: onnx.ModelProto) -> None:
+    check = integer_check(serialize(int8_graph, v0_metadata()))
+    assert check.passed, check.detail
+    assert check.detail.startswith("3 of 3 convolutions and 2 of 2 linear")
+
+
+def test_a_layer_left_in_float_is_noticed(v0_content: bytes) -> None:
+    assert not integer_check(v0_content).passed
+
+
+def _kernel_order(node: onnx.NodeProto, weights: Any) -> Any:
+    """Weights as the integer kernels walk through them: one row per output, the inputs with channels last."""
+    if node.op_type == "Conv":
+        return weights.transpose(0, 2, 3, 1).reshape(len(weights), -1)
+    return weights.T
+
+
+def test_no_two_neighbouring_products_leave_16_bits(exported: Exported) -> None:
+    """AVX2 without VNNI adds two products of uint8 and int8 in int16 (vpmaddubsw) and cuts off what is beyond."""
+    model = onnx.load(exported.models_dir / "model_0.int8.onnx")
+    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    behind = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(layers) == 5
+    for node in layers:
+        rows = _kernel_order(node, constants[behind[node.input[1]]]).astype(np.int64)
+        assert rows.shape[1] % 2 == 0
+        pairs = rows.reshape(len(rows), -1, 2)
+        # The worst pixels: 255 under every weight of one sign, 0 under the others.
+        largest = 255 * np.maximum(pairs, 0).sum(2).max()
+        smallest = 255 * np.minimum(pairs, 0).sum(2).min()
+        assert -32768 <= smallest <= largest <= 32767
+        assert np.abs(rows).max() > 63  # more than the seven bits that would be safe without looking
+
+
+def test_integers_equal_the_same_graph_in_float(int8_graph: onnx.ModelProto) -> None:
+    """onnxruntime's integer kernels against its float operators between the same QuantizeLinear pairs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = onnxruntime.InferenceSession(int8_graph.SerializeToString(), options, ["CPUExecutionProvider"])
+    faces = synthetic_faces()
+    expected = plain.run(["logits"], {"faces": faces})[0]
+    actual = run_model(open_session(int8_graph.SerializeToString()).session, faces).logits
+    # A rounding at half a step may go the other way, which moves the logits by some thousandths.
+    assert np.abs(expected - actual).max() < 0.02 * np.abs(expected).max()
+
+
+def test_pixels_flow_into_the_first_convolution_unquantised(int8_graph: onnx.ModelProto) -> None:
+    first = int8_graph.graph.node[0]
+    assert (first.op_type, first.input[0]) == ("Reshape", "faces")
+    scale = next(one for one in int8_graph.graph.initializer if one.name == "planes_scale")
+    assert numpy_helper.to_array(scale) == 1.0
+    assert "Cast" not in {node.op_type for node in int8_graph.graph.node}
+
+
+def test_ranges_hold_zero_exactly() -> None:
+    assert ActivationRange(0.0, 2.55).zero_point == 0
+    assert ActivationRange(0.5, 2.55).zero_point == 0
+    signed = ActivationRange(-1.0, 1.55)
+    assert signed.scale == pytest.approx(0.01)
+    assert signed.zero_point == 100
+    assert ActivationRange(0.0, 0.0).scale > 0
+
+
+def test_resnet18_is_quantised_whole() -> None:
+    torch.manual_seed(0)
+    network = create_network("v1")
+    checkpoint = Checkpoint(name="v1", state_dict=network.state_dict())
+    model = export_graph(checkpoint, temperature=TEMPERATURE)
+    faces = textures(32)
+    # The statistics of 4608 inputs take half a minute; v0's tests cover what they do.
+    observed = observe(model, faces[:8])
+    quantized = quantize_model(model, Observations(ranges=observed.ranges, inputs={}))
+    content = serialize(quantized, v0_metadata())
+    check = integer_check(content)
+    assert check.passed, check.detail
+    expected = run_model(open_session(model.SerializeToString()).session, faces).logits
+    actual = run_model(open_session(content).session, faces).logits
+    assert np.corrcoef(expected.ravel(), actual.ravel())[0, 1] > 0.99
+    assert sum(node.op_type == "Add" for node in read_onnx(content, source="v1").nodes) == 8
