@@ -35,6 +35,7 @@ from fer_runtime.files import replaced_atomically
 _SUFFIXES = (".png", ".svg", ".pdf")
 MODEL_ROLES = ("first", "second", "third", "fourth")
 _LATENCY_EDGE = 2.5  # medians at which the latency axis ends at the latest
+_STEADY_BIN = 20  # faces behind a point of a reliability line
 _GUESSING = 1 / 7  # accuracy of a model that knows nothing
 LINE_STYLES = {"fp32": "-", "int8": (0, (4, 2)), "fp16": (0, (1, 1.5))}
 
@@ -302,7 +303,9 @@ def draw_reliability(
     color = model_color(theme, model, [model])
     axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
     most = max((one.faces for one in bins), default=1)
-    axes.plot([one.confidence for one in bins], [one.accuracy for one in bins], color=color, zorder=2)
+    # A bin of a few faces says little and would make the line jump.
+    steady = [one for one in bins if one.faces >= _STEADY_BIN]
+    axes.plot([one.confidence for one in steady], [one.accuracy for one in steady], color=color, zorder=2)
     axes.scatter(
         [one.confidence for one in bins],
         [one.accuracy for one in bins],

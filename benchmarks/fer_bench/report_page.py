@@ -221,10 +221,15 @@ def _engines(report: ReportData) -> str:
     more = f'<p class="note">Not measured here:</p><ul class="note">{missing}</ul>' if missing else ""
     return (
         f"<section><h2>Beside other engines</h2><p>{_say_peers(report, rows)}</p>"
-        '<table class="wrap"><caption>Median milliseconds per call with one face on one thread, and how many times '
-        f'the shipped runtime\'s time that is.</caption><thead><tr><th scope="col">Engine</th>{head}</tr></thead>'
+        f'<table class="{_wrap(labels)}"><caption>Median milliseconds per call with one face on one thread, and how '
+        f'many times the shipped runtime\'s time that is.</caption><thead><tr><th scope="col">Engine</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>{more}</section>"
     )
+
+
+def _wrap(columns: Sequence[object]) -> str:
+    """Classes of a table whose rows become blocks on a phone: two columns there where three would leave a gap."""
+    return "wrap even" if len(columns) in (2, 4) else "wrap"
 
 
 def _say_peers(report: ReportData, rows: Sequence[LatencyRow]) -> str:
@@ -365,8 +370,8 @@ def _reach_table(by_model: dict[tuple[str, str], list[RobustnessPoint]]) -> str:
         )
     head = "".join(f'<th scope="col">{escape(label)}</th>' for label, _ in columns)
     return (
-        '<table class="wrap"><caption>How far each may go before a tenth of the accuracy is lost, linear between the '
-        f'measured levels.</caption><thead><tr><th scope="col">Condition</th>{head}</tr></thead>'
+        f'<table class="{_wrap(columns)}"><caption>How far each may go before a tenth of the accuracy is lost, linear '
+        f'between the measured levels.</caption><thead><tr><th scope="col">Condition</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
@@ -403,11 +408,13 @@ def _environment(report: ReportData) -> str:
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         facts.append((key.replace("_", " "), text))
+    # Broken between words only: a command that breaks inside an option is misread.
+    words = " ".join(f'<span class="word">{escape(word)}</span>' for word in report.command.split(" "))
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts)
     return (
         "<section><h2>How this was measured</h2><p>Every latency configuration ran in a process of its own, the "
         "processes took turns, and each was warm before it was timed. This command makes the page again:</p>"
-        f'<pre><code>{escape(report.command)}</code></pre><dl class="facts">{listed}</dl></section>'
+        f'<pre><code>{words}</code></pre><dl class="facts">{listed}</dl></section>'
     )
 
 
