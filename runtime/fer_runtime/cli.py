@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "v0"
 
 
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
 def _confidence(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
     """A probability, or "auto"."""
     if value is None or value == "auto":
@@ -46,7 +50,7 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
 )
 @click.option(
     "--models-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_FOLDER,
     default=DEFAULT_MODELS_DIR,
     show_default=True,
     help="Where named models are looked for before those inside the package.",
@@ -59,7 +63,7 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
     help="auto: a picture up to 64 pixels on its short side is a face, in larger ones faces are found, by YuNet "
     "where its file is there, else by Haar; haar, yunet: find faces in all; whole: every picture is a face.",
 )
-@click.option("--yunet", type=click.Path(path_type=Path, dir_okay=False), help="YuNet's file, if not in the cache.")
+@click.option("--yunet", type=_FILE, help="YuNet's file, if not in the cache.")
 @click.option("--fetch-yunet", is_flag=True, help="Download YuNet (233 kB, MIT) to the cache folder: better, faster.")
 @click.option("--min-face", type=click.IntRange(min=1), default=24, show_default=True, help="Smallest face in pixels.")
 @click.option(
@@ -71,10 +75,23 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(["table", "jsonl", "csv"]),
-    help="Of the rows. [default: table on a terminal, else jsonl]",
+    type=click.Choice(["table", "jsonl", "csv", "srt"]),
+    help="Of the rows; srt: subtitles of a video. [default: table on a terminal, else jsonl]",
 )
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows to FILE, whole or not.")
+@click.option("--annotate", type=_FOLDER, help="Write the pictures, or the video, with their faces drawn in to DIR.")
+@click.option("--contact-sheet", type=_FILE, help="Write a page of the faces, grouped by expression, to FILE.")
+@click.option(
+    "--random",
+    "random_count",
+    type=click.IntRange(min=1),
+    help="Take N random pictures of the folders; a class folder's name counts as the true label.",
+)
+@click.option("--camera", type=click.IntRange(min=0), help="Watch camera N until Ctrl-C or --duration.")
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Of a video: each N-th frame.")
+@click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Of a video: seconds to pass over first.")
+@click.option("--duration", type=click.FloatRange(min=0), help="Of a video: seconds to look at.")
+@click.option("--segments", is_flag=True, help="Of a video: a row per face and expression, with start and end.")
+@click.option("--output", type=_FILE, help="Write the rows to FILE, whole or not.")
 @click.option("--resume", is_flag=True, help="Go on with a stopped run of JSON lines to --output.")
 @click.option("--provider", default="CPU", show_default=True, help="ONNX Runtime execution provider.")
 @click.option("--strict", is_flag=True, help="Fail when ONNX Runtime falls back to another provider.")
@@ -95,6 +112,14 @@ def main(
     min_face: int,
     min_confidence: Any,
     format_name: str | None,
+    annotate: Path | None,
+    contact_sheet: Path | None,
+    random_count: int | None,
+    camera: int | None,
+    every: int,
+    start: float,
+    duration: float | None,
+    segments: bool,
     output: Path | None,
     resume: bool,
     provider: str,
@@ -102,13 +127,16 @@ def main(
     threads: int,
     self_test: bool,
 ) -> None:
-    """Read expressions from the faces in pictures and folders of pictures.
+    """Read expressions from the faces in pictures, folders of pictures, videos and cameras.
 
     \b
     fer-infer --samples                          the photographs that ship with the package
     fer-infer holiday/ --recursive               a table, one line per face
     fer-infer holiday/ --format jsonl | head     one JSON line per picture
     fer-infer crops/ --output faces.jsonl        rows in a file; a stopped run goes on with --resume
+    fer-infer holiday/ --annotate seen/          copies with boxes, expressions and bars
+    fer-infer film.mp4 --format srt              subtitles: who looked how, from when to when
+    fer-infer --camera 0 --annotate seen/        a camera, until Ctrl-C
     fer-infer --self-test                        does this machine compute what was trained?
 
     Every picture gets its row, a broken one with the reason. PATH may be "-": a picture, or a list
@@ -124,19 +152,19 @@ def main(
         click.echo(fetch())
         if not paths and not samples:
             return
-    if not paths and not samples:
-        raise click.UsageError("Give pictures or folders, or try: fer-infer --samples")
+    if not paths and not samples and camera is None:
+        raise click.UsageError("Give pictures, folders or videos, or try: fer-infer --samples")
     format_name = format_name or ("table" if output is None and sys.stdout.isatty() else "jsonl")
-    if resume and (output is None or format_name != "jsonl"):
-        raise click.UsageError("--resume goes on with a run of --format jsonl to --output FILE")
     # OpenCV and ONNX Runtime take 0.1 s to load; --help needs neither.
-    from fer_runtime import inputs
     from fer_runtime.recognizer import Recognizer
 
-    source = _Source(paths)
-    pictures = inputs.Inputs(
-        (path for part in (source, inputs.sample_pictures() if samples else ()) for path in part), recursive=recursive
-    )
+    videos = _videos(paths, camera)
+    if videos and (resume or random_count or contact_sheet or samples):
+        raise click.UsageError("--resume, --random, --contact-sheet and --samples are for pictures, not for videos")
+    if not videos and (segments or format_name == "srt"):
+        raise click.UsageError("--segments and --format srt are for videos and cameras")
+    if resume and (output is None or format_name != "jsonl"):
+        raise click.UsageError("--resume goes on with a run of --format jsonl to --output FILE")
     with Recognizer(
         model,
         precision=precision,
@@ -150,11 +178,109 @@ def main(
         strict=strict,
     ) as recognizer:
         click.echo(f"{recognizer.path}  {recognizer.metadata.precision}  {recognizer.provider}", err=True)
-        failed = _write_rows(recognizer, pictures, source.read, format_name, output, resume=resume)
+        if videos:
+            options = {"every": every, "start": start, "duration": duration, "segments": segments, "annotate": annotate}
+            _write_videos(recognizer, videos, format_name, output, **options)
+            return
+        failed = _write_pictures(
+            recognizer,
+            paths,
+            format_name,
+            output,
+            samples=samples,
+            recursive=recursive,
+            random_count=random_count,
+            annotate=annotate,
+            contact_sheet=contact_sheet,
+            resume=resume,
+        )
+    if failed:
+        sys.exit(1)
+
+
+def _videos(paths: tuple[str, ...], camera: int | None) -> list[Path | int]:
+    """The videos among the arguments; all of them are videos, or none is."""
+    from fer_runtime.video import VIDEO_SUFFIXES
+
+    files: list[Path | int] = [Path(path) for path in paths if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES]
+    cameras: list[Path | int] = [] if camera is None else [camera]
+    if (files or cameras) and len(files) < len(paths):
+        raise click.UsageError("Give videos, or pictures and folders, but not both in one run")
+    return files + cameras
+
+
+def _write_videos(
+    recognizer: Recognizer, videos: list[Path | int], format_name: str, output: Path | None, **options: Any
+) -> None:
+    from fer_runtime.resume import Finished
+    from fer_runtime.video_output import write_video_rows
+
+    with _sink(output, Finished()) as write:
+        for number, video in enumerate(videos):
+            started = perf_counter()
+            summary = write_video_rows(
+                recognizer, video, write, format_name=format_name, with_header=number == 0, **options
+            )
+            counts, seconds = summary.counts, perf_counter() - started
+            click.echo(
+                f"{video}: {counts.total} frames: {counts.processed} looked at, {counts.skipped} skipped, "
+                f"{counts.dropped} dropped; {summary.tracks} faces followed; {seconds:.1f} s, "
+                f"{counts.processed / max(seconds, 1e-9):.0f} frames/s",
+                err=True,
+            )
+
+
+def _write_pictures(
+    recognizer: Recognizer,
+    paths: tuple[str, ...],
+    format_name: str,
+    output: Path | None,
+    *,
+    samples: bool,
+    recursive: bool,
+    random_count: int | None,
+    annotate: Path | None,
+    contact_sheet: Path | None,
+    resume: bool,
+) -> bool:
+    """Write a row per picture; whether any failed, or a folder was not gone into."""
+    from fer_runtime import inputs
+
+    source = _Source(paths)
+    listed: Iterable[str] = (path for part in (source, inputs.sample_pictures() if samples else ()) for path in part)
+    if random_count is not None:
+        listed = [picture for path in listed for picture in inputs.random_pictures(path, random_count)]
+    pictures = inputs.Inputs(listed, recursive=recursive)
+    takers: list[Any] = []
+    if annotate is not None:
+        from fer_runtime.pictures_out import AnnotatedCopies
+
+        takers.append(AnnotatedCopies(annotate, paths))
+    if contact_sheet is not None:
+        from fer_runtime.contact_sheet import ContactSheet
+        from fer_runtime.pictures_out import SheetOfFaces
+
+        truth = _class_folder if random_count else _unknown
+        takers.append(SheetOfFaces(contact_sheet, ContactSheet(recognizer.metadata.expressions), truth))
+    failed = _write_rows(recognizer, pictures, source.read, format_name, output, resume=resume, takers=takers)
+    if contact_sheet is not None:
+        takers[-1].write()
+        click.echo(contact_sheet, err=True)
     for folder in pictures.only_folders:
         click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)
-    if failed or pictures.only_folders:
-        sys.exit(1)
+    return failed or bool(pictures.only_folders)
+
+
+def _class_folder(path: str) -> str | None:
+    """The true label of a picture in a class folder."""
+    from fer_runtime.expressions import EXPRESSIONS
+
+    name = os.path.basename(os.path.dirname(path))
+    return name if name in EXPRESSIONS else None
+
+
+def _unknown(path: str) -> None:
+    return None
 
 
 class _Source:
@@ -199,6 +325,7 @@ def _write_rows(
     output: Path | None,
     *,
     resume: bool,
+    takers: list[Any],
 ) -> bool:
     """Write all rows; whether any picture failed, now or in the run that is resumed."""
     from fer_runtime.jobs import JobSummary, recognize_files
@@ -216,7 +343,14 @@ def _write_rows(
     with _sink(output, finished) as write:
         if not finished.rows:
             write(rows.header())
-        for result in _shown(recognize_files(recognizer, paths, summary=summary, read=read), summary, started):
+        results = recognize_files(
+            recognizer,
+            paths,
+            summary=summary,
+            read=read,
+            on_picture=(lambda image, row: [taker.add(image, row) for taker in takers]) if takers else None,
+        )
+        for result in _shown(results, summary, started):
             written = perf_counter()
             write(rows.row(result))
             summary.seconds_by_stage["write"] += perf_counter() - written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -116,3 +117,16 @@ def sample_pictures() -> list[str]:
     """The photographs inside the installed package, for `--samples`."""
     folder = Path(__file__).parent / "samples"
     return sorted(str(path) for path in folder.iterdir() if path.suffix in PICTURE_SUFFIXES)
+
+
+def random_pictures(folder: str, count: int, *, seed: int | None = None) -> list[str]:
+    """`count` pictures of a folder and its folders, chosen at random; all of them where there are fewer."""
+    # Reservoir sampling (Vitter's algorithm R): one pass, and no more than `count` paths in memory.
+    chooser, chosen = random.Random(seed), []
+    for number, path in enumerate(Inputs((folder,), recursive=True)):
+        if number < count:
+            chosen.append(path)
+        elif (place := chooser.randint(0, number)) < count:
+            chosen[place] = path
+    chooser.shuffle(chosen)
+    return chosen

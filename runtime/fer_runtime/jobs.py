@@ -52,6 +52,7 @@ class _Prepared:
     error: str | None = None
     detections: tuple[Detection, ...] = ()
     faces: list[Uint8Array] = field(default_factory=list)
+    image: Uint8Array | None = None  # kept only where somebody draws on it
 
 
 def recognize_files(
@@ -61,6 +62,7 @@ def recognize_files(
     summary: JobSummary | None = None,
     workers: int | None = None,
     read: Callable[[str], bytes] = read_bytes,
+    on_picture: Callable[[Uint8Array, PictureResult], object] | None = None,
 ) -> Iterator[PictureResult]:
     """One row for every path, in order; a picture that fails has its row with the reason.
 
@@ -69,6 +71,7 @@ def recognize_files(
         summary: filled while the rows are taken.
         workers: threads that read, decode and find faces; the CPUs that this process may use by default.
         read: a path to the file's content.
+        on_picture: called with each picture that could be read, and its row.
     """
     summary = summary or JobSummary()
     count = workers or available_cpus()
@@ -79,13 +82,16 @@ def recognize_files(
             while True:
                 # One block more than there are threads: none waits, and no more than that is in memory.
                 while len(pending) <= count and (block := list(islice(remaining, BLOCK))):
-                    pending.append(pool.submit(_prepare_block, recognizer, block, read))
+                    pending.append(pool.submit(_prepare_block, recognizer, block, read, on_picture is not None))
                 if not pending:
                     return
                 prepared, seconds = pending.popleft().result()
                 for stage, spent in seconds.items():
                     summary.seconds_by_stage[stage] += spent
-                yield from _classified(recognizer, prepared, summary)
+                for picture, row in zip(prepared, _classified(recognizer, prepared, summary), strict=True):
+                    if on_picture is not None and picture.image is not None:
+                        on_picture(picture.image, row)
+                    yield row
         finally:
             # The consumer has gone, or a row could not be written: nothing more is read.
             for one in pending:
@@ -93,13 +99,15 @@ def recognize_files(
 
 
 def _prepare_block(
-    recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes]
+    recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes], keeps_images: bool
 ) -> tuple[list[_Prepared], dict[str, float]]:
     seconds = dict.fromkeys(("read", "decode", "detect"), 0.0)
-    return [_prepare(recognizer, path, read, seconds) for path in paths], seconds
+    return [_prepare(recognizer, path, read, keeps_images, seconds) for path in paths], seconds
 
 
-def _prepare(recognizer: Recognizer, path: str, read: Callable[[str], bytes], seconds: dict[str, float]) -> _Prepared:
+def _prepare(
+    recognizer: Recognizer, path: str, read: Callable[[str], bytes], keeps_images: bool, seconds: dict[str, float]
+) -> _Prepared:
     picture = _Prepared(path)
     started = perf_counter()
     try:
@@ -110,6 +118,7 @@ def _prepare(recognizer: Recognizer, path: str, read: Callable[[str], bytes], se
         decoded_at = perf_counter()
         seconds["decode"] += decoded_at - read_at
         picture.height, picture.width = image.shape[:2]
+        picture.image = image if keeps_images else None
         picture.detections = recognizer.detect(image)
         picture.faces = [prepare_face(image, one.box, roll=one.roll) for one in picture.detections]
         seconds["detect"] += perf_counter() - decoded_at

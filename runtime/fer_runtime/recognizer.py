@@ -141,10 +141,10 @@ class Recognizer:
             return self._run(faces)
         return np.concatenate([self._run(faces[start : start + _BATCH]) for start in range(0, len(faces), _BATCH)])
 
-    def face(self, box: tuple[int, int, int, int], probabilities: FloatArray) -> Face:
-        """A typed face from one row of `classify`."""
+    def face(self, box: tuple[int, int, int, int], probabilities: FloatArray, *, best: int | None = None) -> Face:
+        """A typed face from one row of `classify`; `best` is its expression's index, the most probable by default."""
         values = probabilities.tolist()
-        best = int(probabilities.argmax())
+        best = int(probabilities.argmax()) if best is None else best
         return Face(
             box=box,
             expression=self.metadata.expressions[best],

@@ -1,0 +1,137 @@
+"""Pictures with their faces drawn in: a box, the expression, and a bar per probability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fer_runtime.errors import OutputError
+from fer_runtime.files import write_atomically
+from fer_runtime.images import Uint8Array
+from fer_runtime.results import Face
+
+# One colour per expression, BGR: told apart on light and dark pictures, and by most colour-blind readers
+# (after Okabe and Ito's palette).
+COLORS = {
+    "angry": (0, 94, 213),
+    "disgust": (115, 158, 0),
+    "fear": (167, 121, 204),
+    "happy": (0, 159, 230),
+    "neutral": (160, 160, 160),
+    "sad": (178, 114, 0),
+    "surprise": (233, 180, 86),
+}
+_FALLBACK = (200, 200, 200)
+_WHITE, _PANEL = (255, 255, 255), (32, 28, 24)
+_Box = tuple[int, int, int, int]  # x, y, width, height in pixels
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_FONT_HEIGHT = 22  # pixels of a capital letter at scale 1
+
+
+def draw_faces(image: Uint8Array, faces: Sequence[Face]) -> Uint8Array:
+    """A copy of the picture with its faces drawn in; lines and letters grow with the picture.
+
+    Args:
+        image: uint8 (height, width, 3) in BGR, or (height, width).
+        faces: as `Recognizer.predict` gives them for this picture.
+
+    Returns:
+        uint8 (height, width, 3), or larger: a small picture is enlarged until letters can be read.
+    """
+    drawn = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
+    # Below some 300 pixels no letter fits a face, so what is enlarged is the picture.
+    factor = max(1, -(-320 // min(drawn.shape[:2])))
+    if factor > 1:
+        drawn = cv2.resize(drawn, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    unit = max(1.0, min(drawn.shape[:2]) / 480)
+    boxes: list[_Box] = []
+    for face in faces:
+        x, y, width, height = (value * factor for value in face.box)
+        boxes.append((x, y, width, height))
+    taken = list(boxes)
+    for face, box in zip(faces, boxes, strict=True):
+        taken.append(_draw_box(drawn, face, box, unit))
+    # The largest first: where there is no room for all panels, it keeps its own.
+    for face, box in sorted(zip(faces, boxes, strict=True), key=lambda one: -one[1][2]):
+        _draw_panel(drawn, face, box, unit, taken)
+    return drawn  # type: ignore[return-value]
+
+
+def write_picture(path: Path, image: Uint8Array) -> None:
+    """Encode by the path's suffix and write atomically.
+
+    Raises:
+        OutputError: the suffix is of no picture that OpenCV writes, or the file cannot be written.
+    """
+    try:
+        encoded, content = cv2.imencode(path.suffix, image)
+    except cv2.error:
+        encoded, content = False, np.empty(0, np.uint8)
+    if not encoded:
+        raise OutputError(f"cannot write a picture to {path}; end its name in .jpg or .png")
+    write_atomically(path, content.tobytes())
+
+
+def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float) -> _Box:
+    """Draw the box and its title; where the title is."""
+    x, y, width, height = box
+    color = COLORS.get(face.expression, _FALLBACK)
+    line = max(1, round(2 * unit))
+    cv2.rectangle(image, (x, y), (x + width, y + height), color, line, cv2.LINE_AA)
+    title = f"{face.expression} {face.confidence:.0%}{'?' if face.uncertain else ''}"
+    # As wide as the box where that can be read, never wider than the picture.
+    scale = min(max(width / (cv2.getTextSize(title, _FONT, 1, 2)[0][0] + 12), 0.42 * unit), 0.9 * unit)
+    text_width = cv2.getTextSize(title, _FONT, scale, line)[0][0]
+    bar = round((_FONT_HEIGHT + 14) * scale)
+    left = max(0, min(x, image.shape[1] - text_width - bar // 2))
+    top = y - bar if y - bar >= 0 else min(y + height, image.shape[0] - bar)
+    cv2.rectangle(image, (left, top), (left + text_width + bar // 2, top + bar), color, -1)
+    baseline = (left + bar // 4, top + round(bar * 0.72))
+    cv2.putText(image, title, baseline, _FONT, scale, _PANEL, max(1, round(1.6 * scale)), cv2.LINE_AA)
+    return left, top, text_width + bar // 2, bar
+
+
+def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, taken: list[_Box]) -> None:
+    """Draw a bar per probability beside or below the box, where nothing else is drawn; add it to `taken`."""
+    x, y, width, height = box
+    scale = max(0.38 * unit, min(0.55 * unit, height / 340))
+    row = round((_FONT_HEIGHT + 8) * scale)
+    names = round(max(cv2.getTextSize(name, _FONT, scale, 1)[0][0] for name in face.probabilities) + 8 * scale)
+    bars = round(100 * scale)
+    panel_width, panel_height = names + bars + round(16 * scale), row * len(face.probabilities) + round(10 * scale)
+    gap = round(6 * unit)
+    places = (
+        (x + width + gap, y),
+        (x - gap - panel_width, y),
+        (x + (width - panel_width) // 2, y + height + gap),
+        (x + width + gap, y + height - panel_height),
+        (x - gap - panel_width, y + height - panel_height),
+    )
+    panels = ((left, top, panel_width, panel_height) for left, top in places)
+    panel = next((one for one in panels if _is_free(one, image.shape, taken)), None)
+    if panel is None:
+        return  # a crowd: the boxes and their titles say enough
+    taken.append(panel)
+    left, top = panel[:2]
+    patch = image[top : top + panel_height, left : left + panel_width]
+    patch[:] = (patch * 0.28 + np.array(_PANEL) * 0.72).astype(np.uint8)
+    for number, (name, probability) in enumerate(face.probabilities.items()):
+        middle = top + round(5 * scale) + row * number + row // 2
+        text = (left + round(5 * scale), middle + round(_FONT_HEIGHT * scale / 2.4))
+        cv2.putText(image, name, text, _FONT, scale, _WHITE, max(1, round(1.2 * scale)), cv2.LINE_AA)
+        start, half = left + names + round(4 * scale), max(1, round(row * 0.28))
+        cv2.rectangle(image, (start, middle - half), (start + bars, middle + half), (70, 66, 62), -1)
+        end = start + round(bars * probability)
+        cv2.rectangle(image, (start, middle - half), (end, middle + half), COLORS.get(name, _FALLBACK), -1)
+
+
+def _is_free(box: _Box, shape: tuple[int, ...], taken: list[_Box]) -> bool:
+    x, y, width, height = box
+    inside = x >= 0 and y >= 0 and x + width <= shape[1] and y + height <= shape[0]
+    return inside and not any(
+        x < left + other_width and left < x + width and y < top + other_height and top < y + height
+        for left, top, other_width, other_height in taken
+    )

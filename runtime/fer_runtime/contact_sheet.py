@@ -1,0 +1,90 @@
+"""A page of faces grouped by expression: what a run found, at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fer_runtime.annotate import COLORS
+from fer_runtime.images import Uint8Array
+from fer_runtime.results import Face
+
+_COLUMNS = 12
+_ROWS_PER_EXPRESSION = 3
+_FACE = 96  # pixels
+_CAPTION = 34
+_GAP = 8
+_HEADER = 40
+_INK, _PAPER, _WRONG = (40, 36, 32), (250, 250, 250), (40, 40, 210)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+@dataclass(slots=True)
+class ContactSheet:
+    """Collects faces and draws them; holds at most three rows of pictures per expression.
+
+    Args:
+        expressions: groups, in the order of the page.
+    """
+
+    expressions: Sequence[str]
+    _groups: dict[str, list[tuple[Uint8Array, str, bool]]] = field(default_factory=dict)
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, image: Uint8Array, face: Face, *, true: str | None = None) -> None:
+        """Add one face of a picture.
+
+        Args:
+            image: uint8 (height, width, 3) or (height, width).
+            true: the label that the face really has, where it is known.
+        """
+        self._counts[face.expression] = self._counts.get(face.expression, 0) + 1
+        group = self._groups.setdefault(face.expression, [])
+        if len(group) >= _COLUMNS * _ROWS_PER_EXPRESSION:
+            return
+        x, y, width, height = face.box
+        patch = image[max(0, y) : y + height, max(0, x) : x + width]
+        if 0 in patch.shape:
+            return
+        caption = f"{face.confidence:.0%}" + ("" if true is None else f" is {true}")
+        group.append((_thumbnail(patch), caption, true is not None and true != face.expression))
+
+    def draw(self) -> Uint8Array:
+        """The page, uint8 (height, width, 3) in BGR."""
+        rows = {name: -(-len(self._groups[name]) // _COLUMNS) for name in self.expressions if name in self._groups}
+        height = _GAP + sum(_HEADER + count * (_FACE + _CAPTION) for count in rows.values())
+        page = np.full((max(height, _HEADER), _COLUMNS * (_FACE + _GAP) + _GAP, 3), _PAPER, np.uint8)
+        top = _GAP
+        for name in rows:
+            count, shown = self._counts[name], self._groups[name]
+            title = f"{name}: {count} faces" + (f", {len(shown)} shown" if len(shown) < count else "")
+            cv2.rectangle(page, (_GAP, top + 6), (_GAP + 14, top + 26), COLORS.get(name, _INK), -1)
+            cv2.putText(page, title, (_GAP + 24, top + 23), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
+            top += _HEADER
+            for number, (thumbnail, caption, is_wrong) in enumerate(shown):
+                x = _GAP + number % _COLUMNS * (_FACE + _GAP)
+                y = top + number // _COLUMNS * (_FACE + _CAPTION)
+                page[y : y + _FACE, x : x + _FACE] = thumbnail
+                color = _WRONG if is_wrong else _INK
+                for line, text in enumerate(caption.split(" is ")):
+                    text = text if line == 0 else f"is {text}"
+                    cv2.putText(page, text, (x, y + _FACE + 13 + 14 * line), _FONT, 0.42, color, 1, cv2.LINE_AA)
+            top += rows[name] * (_FACE + _CAPTION)
+        return page
+
+
+def _thumbnail(patch: Uint8Array) -> Uint8Array:
+    # Whole and undistorted: the longer side fills the square, the rest is paper.
+    scale = _FACE / max(patch.shape[:2])
+    size = (max(1, round(patch.shape[1] * scale)), max(1, round(patch.shape[0] * scale)))
+    small: Any = cv2.resize(patch, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    if small.ndim == 2:
+        small = cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)
+    square = np.full((_FACE, _FACE, 3), _PAPER, np.uint8)
+    top, left = (_FACE - size[1]) // 2, (_FACE - size[0]) // 2
+    square[top : top + size[1], left : left + size[0]] = small
+    return square

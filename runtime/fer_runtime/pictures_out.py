@@ -1,0 +1,83 @@
+"""Pictures that a run leaves behind: annotated copies, and a page of its faces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fer_runtime.annotate import draw_faces, write_picture
+from fer_runtime.contact_sheet import ContactSheet
+from fer_runtime.images import Uint8Array
+from fer_runtime.results import PictureResult
+
+_WRITTEN_AS_IS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+
+
+@dataclass(slots=True)
+class AnnotatedCopies:
+    """Writes an annotated copy of every picture that was read, in the folders that the originals have.
+
+    Args:
+        folder: where the copies go.
+        roots: the arguments of the command; a picture of a folder among them keeps its place under it.
+    """
+
+    folder: Path
+    roots: Sequence[str]
+    _written: set[str] = field(default_factory=set)
+
+    def add(self, image: Uint8Array, result: PictureResult) -> None:
+        """Write the copy of one picture.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_picture(self.folder / self._name(result.path), draw_faces(image, result.faces))
+
+    def _name(self, path: str) -> str:
+        name = os.path.basename(path) or "picture"
+        for root in self.roots:
+            if os.path.isdir(root) and path.startswith(os.path.join(root, "")):
+                name = os.path.relpath(path, root)
+                break
+        if name == "-":
+            name = "stdin"
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in _WRITTEN_AS_IS:
+            stem, suffix = name, ".jpg"
+        # Two pictures of one name from two folders: the second gets a number, none is lost.
+        chosen, number = stem + suffix, 2
+        while chosen in self._written:
+            chosen, number = f"{stem}-{number}{suffix}", number + 1
+        self._written.add(chosen)
+        return chosen
+
+
+@dataclass(slots=True)
+class SheetOfFaces:
+    """Collects every face of a run for a page that is written at its end.
+
+    Args:
+        path: the page, .jpg or .png.
+        sheet: where the faces go.
+        truth: the true label of a picture by its path, None where it is not known.
+    """
+
+    path: Path
+    sheet: ContactSheet
+    truth: Callable[[str], str | None] = lambda path: None
+
+    def add(self, image: Uint8Array, result: PictureResult) -> None:
+        """Take the faces of one picture."""
+        for face in result.faces:
+            self.sheet.add(image, face, true=self.truth(result.path))
+
+    def write(self) -> None:
+        """Write the page.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_picture(self.path, self.sheet.draw())

@@ -1,0 +1,187 @@
+"""Rows of a video: per frame or per segment, as JSON lines, CSV or subtitles; and the video with its faces drawn in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from fer_runtime.annotate import draw_faces
+from fer_runtime.errors import OutputError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.images import Uint8Array
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.video import FrameCounts, FrameResult, Segment, SegmentBuilder, recognize_video, to_srt
+
+VIDEO_FORMATS = ("jsonl", "csv", "srt", "table")
+_FRAME_COLUMNS = ("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence")
+_SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence")
+
+
+@dataclass(slots=True, kw_only=True)
+class VideoSummary:
+    """What a run over one video did."""
+
+    counts: FrameCounts = field(default_factory=FrameCounts)
+    segments: int = 0
+    tracks: int = 0  # different faces
+
+
+def write_video_rows(
+    recognizer: Recognizer,
+    source: Path | int,
+    write: Callable[[str], object],
+    *,
+    format_name: str = "jsonl",
+    segments: bool = False,
+    annotate: Path | None = None,
+    with_header: bool = True,
+    every: int = 1,
+    start: float = 0.0,
+    duration: float | None = None,
+) -> VideoSummary:
+    """Recognise a video and write its rows while it is read.
+
+    Args:
+        source: a file, or a camera's number.
+        write: takes text.
+        format_name: one of VIDEO_FORMATS; subtitles and tables are per segment always.
+        segments: a row per stretch of one face with one expression, instead of one per frame.
+        annotate: folder for the video with its faces drawn in.
+
+    Raises:
+        PictureError: the source cannot be opened.
+        OutputError: the annotated video cannot be written.
+    """
+    summary, builder = VideoSummary(), SegmentBuilder()
+    per_segment = segments or format_name in ("srt", "table")
+    drawn = None if annotate is None else _AnnotatedVideo(annotate, source, every=every)
+    if with_header and format_name == "csv":
+        write(_csv_line(_SEGMENT_COLUMNS if per_segment else (*_FRAME_COLUMNS, *EXPRESSIONS)))
+
+    def emit(ended: Sequence[Segment]) -> None:
+        for segment in ended:
+            summary.segments += 1
+            write(_segment_row(segment, format_name, summary.segments))
+
+    try:
+        results = recognize_video(
+            recognizer,
+            source,
+            every=every,
+            start=start,
+            duration=duration,
+            counts=summary.counts,
+            on_frame=None if drawn is None else drawn.add,
+        )
+        for result in results:
+            summary.tracks = max(summary.tracks, *(face.track for face in result.faces), 0)
+            if per_segment:
+                emit(builder.add(result))
+            else:
+                write(_frame_row(result, format_name))
+        if per_segment:
+            emit(builder.finish())
+        if drawn is not None:
+            drawn.finish()
+    finally:
+        if drawn is not None:
+            drawn.close()
+    return summary
+
+
+def _frame_row(result: FrameResult, format_name: str) -> str:
+    if format_name == "jsonl":
+        return json.dumps(_rounded(result.to_dict())) + "\n"
+    return "".join(
+        _csv_line(
+            (
+                result.path,
+                result.frame,
+                f"{result.time:.4f}",
+                tracked.track,
+                *tracked.face.box,
+                tracked.face.expression,
+                f"{tracked.face.confidence:.6f}",
+                *(f"{tracked.face.probabilities[name]:.6f}" for name in EXPRESSIONS),
+            )
+        )
+        for tracked in result.faces
+    ) or _csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (7 + len(EXPRESSIONS))))
+
+
+def _segment_row(segment: Segment, format_name: str, number: int) -> str:
+    if format_name == "srt":
+        return to_srt(segment, number)
+    if format_name == "jsonl":
+        return json.dumps(segment.to_dict()) + "\n"
+    values = segment.to_dict()
+    if format_name == "csv":
+        return _csv_line([values[name] for name in _SEGMENT_COLUMNS])
+    return (
+        f"{segment.start:8.2f} - {segment.end:8.2f} s  face {segment.track:3}  {segment.expression:10} "
+        f"{segment.confidence:4.0%}\n"
+    )
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six decimals, as the rows of pictures have them."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return value
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()
+
+
+class _AnnotatedVideo:
+    """Writes frames to a temporary file that takes its name at the end."""
+
+    def __init__(self, folder: Path, source: Path | int, *, every: int) -> None:
+        stem = f"camera{source}" if isinstance(source, int) else source.stem
+        self._path = folder / f"{stem}.annotated.mp4"
+        self._partial = folder / f".{stem}.annotated.partial.mp4"
+        rate = 0.0
+        if not isinstance(source, int):
+            capture = cv2.VideoCapture(str(source))
+            rate = capture.get(cv2.CAP_PROP_FPS)
+            capture.release()
+        self._rate = (rate if 0 < rate < 1000 else 25.0) / every
+        self._writer: cv2.VideoWriter | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+
+    def add(self, image: Uint8Array, result: FrameResult) -> None:
+        drawn = draw_faces(image, [tracked.face for tracked in result.faces])
+        if self._writer is None:
+            size = (drawn.shape[1], drawn.shape[0])
+            self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
+            if not self._writer.isOpened():
+                raise OutputError(f"this OpenCV cannot write the video {self._path}; leave --annotate away")
+        self._writer.write(drawn)
+
+    def finish(self) -> None:
+        self.close()
+        if self._partial.exists():
+            os.replace(self._partial, self._path)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None

@@ -1,0 +1,100 @@
+"""Annotated copies and contact sheets: nothing is overwritten, and what is drawn is where it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_runtime.annotate import COLORS, draw_faces, write_picture
+from fer_runtime.contact_sheet import ContactSheet
+from fer_runtime.errors import OutputError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.inputs import random_pictures
+from fer_runtime.pictures_out import AnnotatedCopies
+from fer_runtime.results import Face, PictureResult
+
+
+def _face(box: tuple[int, int, int, int], expression: str = "happy") -> Face:
+    shares = dict.fromkeys(EXPRESSIONS, 0.05) | {expression: 0.7}
+    return Face(box=box, expression=expression, confidence=0.7, probabilities=shares)
+
+
+@pytest.mark.parametrize("side", [48, 200, 720, 3000])
+def test_the_box_is_drawn_on_the_face_at_every_size(side: int) -> None:
+    image = np.full((side, side, 3), 255, np.uint8)
+    box = (side // 4, side // 2, side // 4, side // 4)
+    drawn = draw_faces(image, [_face(box)])
+    factor = drawn.shape[0] // side
+    assert drawn.shape[0] >= 320
+    x, y, width, height = (value * factor for value in box)
+    edge = drawn[y + height // 2, x]
+    assert np.abs(edge.astype(int) - COLORS["happy"]).max() < 40
+    # The face itself stays to be seen, and so does the picture that was given.
+    assert (drawn[y + height // 2, x + width // 2] == 255).all()
+    assert (image == 255).all()
+
+
+def test_panels_cover_no_face() -> None:
+    image = np.full((600, 900, 3), 255, np.uint8)
+    boxes = [(40, 120, 120, 120), (220, 120, 120, 120), (400, 120, 120, 120), (40, 400, 60, 60)]
+    drawn = draw_faces(image, [_face(box) for box in boxes])
+    for x, y, width, height in boxes:
+        inside = drawn[y + height // 3 : y + height - 8, x + 8 : x + width - 8]
+        assert (inside == 255).all()
+
+
+def test_a_face_beyond_the_border_is_no_error() -> None:
+    for box in ((-40, -40, 100, 100), (500, 400, 200, 200), (0, 0, 640, 480)):
+        draw_faces(np.zeros((480, 640), np.uint8), [_face(box)])
+
+
+def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    for name in ("a/1.jpg", "b/1.jpg", "c/deep/1.jpg", "c/2.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    copies = AnnotatedCopies(tmp_path / "out", [str(tmp_path / "c")])
+    image = np.zeros((100, 100, 3), np.uint8)
+    for name in ("a/1.jpg", "b/1.jpg", "c/deep/1.jpg", "c/2.gif"):
+        result = PictureResult(path=str(tmp_path / name), width=100, height=100, error=None, faces=())
+        copies.add(image, result)
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg"))
+    assert written == ["1-2.jpg", "1.jpg", "2.gif.jpg", "deep/1.jpg"]
+
+
+def test_a_suffix_that_is_no_picture_is_refused(tmp_path: Path) -> None:
+    for name in ("page.html", "page"):
+        with pytest.raises(OutputError, match=r"\.jpg or \.png"):
+            write_picture(tmp_path / name, np.zeros((9, 9), np.uint8))
+
+
+def test_the_sheet_groups_faces_and_marks_what_is_wrong() -> None:
+    sheet = ContactSheet(EXPRESSIONS)
+    gray = np.full((60, 40), 128, np.uint8)
+    for _ in range(50):
+        sheet.add(gray, _face((0, 0, 40, 60)), true="happy")
+    only_right = sheet.draw()
+    sheet.add(gray, _face((0, 0, 40, 60), "sad"), true="happy")
+    page = sheet.draw()
+    # Fifty faces are three rows of twelve; one more group adds a header and a row.
+    assert page.shape[0] - only_right.shape[0] == 40 + 96 + 34
+
+    def red(image: np.ndarray) -> int:
+        return int(((image[:, :, 2] > 180) & (image[:, :, 1] < 90) & (image[:, :, 0] < 90)).sum())
+
+    assert red(only_right) == 0
+    assert red(page) > 20
+
+
+def test_random_pictures_are_different_and_repeatable(tmp_path: Path) -> None:
+    for number in range(40):
+        folder = tmp_path / EXPRESSIONS[number % 7]
+        folder.mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / f"{number}.png"), np.zeros((4, 4), np.uint8))
+    chosen = random_pictures(str(tmp_path), 10, seed=1)
+    assert len(set(chosen)) == 10
+    assert chosen == random_pictures(str(tmp_path), 10, seed=1)
+    assert chosen != random_pictures(str(tmp_path), 10, seed=2)
+    assert len(random_pictures(str(tmp_path), 100)) == 40

@@ -1,0 +1,144 @@
+"""Videos made from the shipped portraits: two faces move, every frame is accounted for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_runtime import Recognizer
+from fer_runtime.errors import PictureError
+from fer_runtime.images import read_image
+from fer_runtime.inputs import sample_pictures
+from fer_runtime.results import Face
+from fer_runtime.video import FrameCounts, FrameResult, Segment, SegmentBuilder, TrackedFace, recognize_video, to_srt
+
+RATE = 20
+
+
+def write_video(path: Path, *, frames: int, size: tuple[int, int] = (640, 360)) -> Path:
+    """Two portraits that move towards each other and back, without touching."""
+    faces = []
+    for name, (x, y, width, height) in (("eileen", (120, 30, 210, 210)), ("grace", (110, 60, 300, 300))):
+        sample = next(one for one in sample_pictures() if name in one)
+        faces.append(cv2.resize(read_image(sample)[y : y + height, x : x + width], (150, 150)))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), RATE, size)
+    for frame in range(frames):
+        image = np.full((size[1], size[0], 3), (200, 205, 210), np.uint8)
+        away = round(80 + 60 * np.sin(frame / RATE))
+        image[60:210, away : away + 150] = faces[0]
+        image[150:300, size[0] - away - 150 : size[0] - away] = faces[1]
+        writer.write(image)
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "two.mp4", frames=60)
+
+
+def test_two_moving_faces_give_two_tracks_and_every_frame_is_accounted_for(video: Path) -> None:
+    counts = FrameCounts()
+    with Recognizer("v0") as recognizer:
+        results = list(recognize_video(recognizer, video, counts=counts))
+    assert (counts.processed, counts.skipped, counts.dropped) == (60, 0, 0)
+    assert [result.frame for result in results] == list(range(60))
+    assert [result.time for result in results] == pytest.approx([frame / RATE for frame in range(60)], abs=1e-3)
+    assert {face.track for result in results for face in result.faces} == {1, 2}
+    # The cascade may miss a face now and then; most frames show both.
+    assert np.mean([len(result.faces) == 2 for result in results]) > 0.8
+    left = next(face for face in results[-1].faces if face.face.box[0] < 300)
+    assert left.face.expression == "happy"
+
+
+def test_every_start_and_duration_leave_frames_out_and_count_them(video: Path) -> None:
+    counts = FrameCounts()
+    with Recognizer("v0") as recognizer:
+        results = list(recognize_video(recognizer, video, every=4, start=1.0, duration=1.0, counts=counts))
+        with pytest.raises(ValueError, match="every"):
+            next(recognize_video(recognizer, video, every=0))
+        with pytest.raises(PictureError, match="no video"):
+            next(recognize_video(recognizer, "missing.mp4"))
+    # Of the frames 20 to 39, every fourth.
+    assert [result.frame for result in results] == [20, 24, 28, 32, 36]
+    assert (counts.processed, counts.skipped) == (5, 35)
+
+
+def _frame(time: float, *faces: tuple[int, str]) -> FrameResult:
+    return FrameResult(
+        path="film",
+        frame=round(time * 10),
+        time=time,
+        faces=tuple(
+            TrackedFace(
+                track=track,
+                face=Face(box=(0, 0, 9, 9), expression=name, confidence=0.5 + time / 10, probabilities={name: 0.5}),
+            )
+            for track, name in faces
+        ),
+    )
+
+
+def test_segments_worked_by_hand() -> None:
+    builder = SegmentBuilder(max_gap=1.0)
+    assert builder.add(_frame(0.0, (1, "happy"))) == []
+    assert builder.add(_frame(1.0, (1, "happy"), (2, "sad"))) == []
+    (ended,) = builder.add(_frame(2.0, (1, "angry"), (2, "sad")))
+    assert (ended.track, ended.start, ended.end, ended.expression) == (1, 0.0, 2.0, "happy")
+    assert ended.confidence == pytest.approx((0.5 + 0.6) / 2)
+    # Face 2 is gone for more than a second: its stretch ends where it was last seen.
+    assert builder.add(_frame(2.8, (1, "angry"))) == []
+    (gone,) = builder.add(_frame(3.5, (1, "angry")))
+    assert (gone.track, gone.start, gone.end) == (2, 1.0, 2.0)
+    assert [(one.track, one.start, one.end) for one in builder.finish()] == [(1, 2.0, 3.5)]
+
+
+def test_subtitles_are_subrip() -> None:
+    segment = Segment(path="f", track=2, start=3661.5, end=3662.042, expression="sad", confidence=0.654)
+    assert to_srt(segment, 7) == "7\n01:01:01,500 --> 01:01:02,042\nface 2: sad 65%\n\n"
+
+
+def _infer(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fer_runtime", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(video: Path, tmp_path: Path) -> None:
+    run = _infer(video, "--every", 3, "--annotate", tmp_path)
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [row["frame"] for row in rows] == list(range(0, 60, 3))
+    assert "60 frames: 20 looked at, 40 skipped, 0 dropped; 2 faces followed" in run.stderr
+    annotated = cv2.VideoCapture(str(tmp_path / "two.annotated.mp4"))
+    assert annotated.get(cv2.CAP_PROP_FRAME_COUNT) == 20
+    _, first = annotated.read()
+    assert first.shape == (360, 640, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["two.annotated.mp4"]
+
+    segments = [json.loads(line) for line in _infer(video, "--every", 3, "--segments").stdout.splitlines()]
+    assert {segment["track"] for segment in segments} == {1, 2}
+    table = list(csv.DictReader(io.StringIO(_infer(video, "--every", 3, "--segments", "--format", "csv").stdout)))
+    assert [float(line["start"]) for line in table] == [segment["start"] for segment in segments]
+    subtitles = _infer(video, "--every", 3, "--format", "srt").stdout
+    assert len(re.findall(r"^\d\d:\d\d:\d\d,\d{3} --> ", subtitles, re.MULTILINE)) == len(segments)
+
+
+def test_a_broken_video_and_mixed_inputs_are_refused(video: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(video.read_bytes()[:300])
+    run = _infer(broken)
+    assert run.returncode == 1
+    assert "cannot be opened as a video" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert _infer(video, tmp_path).returncode == 2
+    assert _infer(tmp_path, "--segments").returncode == 2
+    assert "no camera 63" in _infer("--camera", 63).stderr
