@@ -222,7 +222,8 @@ def _engines(report: ReportData) -> str:
     return (
         f"<section><h2>Beside other engines</h2><p>{_say_peers(report, rows)}</p>"
         f'<table class="{_wrap(labels)}"><caption>Median milliseconds per call with one face on one thread, and how '
-        f'many times the shipped runtime\'s time that is.</caption><thead><tr><th scope="col">Engine</th>{head}</tr></thead>'
+        "many times the shipped runtime's time that is.</caption>"
+        f'<thead><tr><th scope="col">Engine</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>{more}</section>"
     )
 
