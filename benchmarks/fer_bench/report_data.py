@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,18 @@ class LatencyRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairRow:
+    """Two models face by face."""
+
+    first: str
+    second: str
+    only_first_right: int
+    only_second_right: int
+    changed: int  # faces with another predicted expression
+    p_value: float  # McNemar's exact test
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything on the page."""
 
@@ -89,10 +101,10 @@ class ReportData:
     accuracy: tuple[AccuracyRow, ...]
     latency: tuple[LatencyRow, ...]
     robustness: tuple[RobustnessPoint, ...]
+    pairs: tuple[PairRow, ...]
     megabytes: dict[str, float]  # size of the file by label, "v0 int8"
     warnings: tuple[str, ...] = ()
     not_measured: tuple[str, ...] = ()  # engines that are not installed, and what to install
-    raw: dict[str, Any] = field(default_factory=dict)  # the JSON that all this was read from
 
     def headline_latency(self, label: str) -> LatencyRow | None:
         """One face on one thread through the runtime as shipped."""
@@ -148,6 +160,7 @@ def parse_report(content: Mapping[str, Any], *, source: str) -> ReportData:
             accuracy=tuple(_accuracy_row(row) for row in content["accuracy"]),
             latency=tuple(_latency_row(row) for row in content["latency"]),
             robustness=tuple(RobustnessPoint(**row) for row in content["robustness"]),
+            pairs=tuple(_pair_row(row) for row in content.get("comparisons", ())),
             megabytes={
                 label_of(row["model"], row["precision"]): int(row["model_bytes"]) / 1e6
                 for row in content["latency"]
@@ -155,7 +168,6 @@ def parse_report(content: Mapping[str, Any], *, source: str) -> ReportData:
             },
             warnings=tuple(str(one) for one in content.get("warnings", ())),
             not_measured=tuple(str(one) for one in content.get("not_measured", ())),
-            raw=dict(content),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -223,4 +235,15 @@ def _latency_row(row: Mapping[str, Any]) -> LatencyRow:
         times_limit=row.get("times_the_limit"),
         cold_start_ms=sum(row["cold_start_cpu_ms"].values()) if "cold_start_cpu_ms" in row else None,
         peak_mb=row.get("peak_mb"),
+    )
+
+
+def _pair_row(row: Mapping[str, Any]) -> PairRow:
+    return PairRow(
+        first=str(row["first"]),
+        second=str(row["second"]),
+        only_first_right=int(row["only_first_right"]),
+        only_second_right=int(row["only_second_right"]),
+        changed=int(row["changed"]),
+        p_value=float(row["mcnemar_p"]),
     )

@@ -153,7 +153,26 @@ def _table(report: ReportData, verdict: Verdict | None) -> str:
         "shipped. <em>Times the limit</em>: median over the time that the model's arithmetic alone takes at this "
         "core's measured ceiling. <em>Faces/s</em>: one thread, the best batch. <em>Cold start</em>: CPU time from "
         "starting Python to the first answer. <em>Front</em>: no other model is as accurate, as fast and as "
-        f"small.</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
+        f"small.</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{_pairs(report)}</section>"
+    )
+
+
+def _pairs(report: ReportData) -> str:
+    """Every two models face by face, folded away: for who doubts a difference."""
+    if not report.pairs:
+        return ""
+    heads = ("Models", "Answers that differ", "Only the first right", "Only the second right", "McNemar p")
+    rows = []
+    for pair in report.pairs:
+        cells = (pair.changed, pair.only_first_right, pair.only_second_right, f"{pair.p_value:.2g}")
+        filled = "".join(f'<td data-label="{head}">{cell}</td>' for head, cell in zip(heads[1:], cells, strict=True))
+        rows.append(f'<tr><th scope="row">{escape(pair.first)} – {escape(pair.second)}</th>{filled}</tr>')
+    head = "".join(f'<th scope="col">{one}</th>' for one in heads)
+    return (
+        "<details><summary>Model against model, face by face</summary>"
+        f'<table class="wrap even"><caption>A small p says that the difference is no chance. It need not be large: '
+        f"compare the two counts.</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></details>"
     )
 
 

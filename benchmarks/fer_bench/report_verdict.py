@@ -60,7 +60,7 @@ def decide(candidates: Sequence[Candidate]) -> Verdict:
     in_time = [one for one in candidates if one.p50_ms <= REAL_TIME_MS]
     eligible = in_time or list(candidates)
     best = max(eligible, key=lambda one: one.accuracy)
-    # What lies inside the interval is as good as the best as far as these faces can tell.
+    # A difference smaller than what another sample of faces would make is not worth a slower model.
     pick = min((one for one in eligible if one.accuracy >= best.low), key=lambda one: (one.p50_ms, one.megabytes))
     leaner = [one for one in candidates if one.p50_ms < pick.p50_ms and one.megabytes <= pick.megabytes]
     lean = min(leaner, key=lambda one: (one.megabytes, one.p50_ms)) if leaner else None
@@ -85,10 +85,10 @@ def _pick_reason(pick: Candidate, best: Candidate, count: int) -> str:
         return "The only model that was measured."
     if pick == best:
         return f"The most accurate of {count}."
-    faster = say_ratio(best.p50_ms / pick.p50_ms)
+    points = 100 * (best.accuracy - pick.accuracy)
     return (
-        f"As accurate as the best ({best.label}, {best.accuracy:.1%}) as far as these faces can tell, "
-        f"and {faster} times faster."
+        f"{points:.1f} points below the most accurate ({best.label}, {best.accuracy:.1%}), which is inside its 95% "
+        f"interval, and {say_ratio(best.p50_ms / pick.p50_ms)} times faster."
     )
 
 

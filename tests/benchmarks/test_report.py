@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -57,7 +59,9 @@ def test_the_front_drops_what_is_beaten_in_all_three() -> None:
 def test_the_pick_is_the_fastest_of_those_as_good_as_the_best() -> None:
     verdict = decide([SMALL, SMALL8, LARGE, LARGE8])
     assert verdict.pick == LARGE8  # 68.6 % lies within 69.0 ± 1.5, and is 3.5 times faster
-    assert "3.5 times faster" in verdict.pick_reason
+    assert verdict.pick_reason == (
+        "0.4 points below the most accurate (v1 fp32, 69.0%), which is inside its 95% interval, and 3.5 times faster."
+    )
     assert verdict.lean == SMALL8  # the smallest of what is faster
     # 2.0 / 0.11 = 18, 11.5 / 0.35 = 33, 68.6 - 61.6 = 7.0
     assert verdict.lean_reason == "It is 18 times faster and 33 times smaller, and gives up 7.0 points of accuracy."
@@ -168,6 +172,16 @@ def made_up_report(**changes: Any) -> dict[str, Any]:
         "accuracy": accuracy,
         "latency": latency,
         "robustness": robustness,
+        "comparisons": [
+            {
+                "first": "v1 fp32",
+                "second": "v1 int8",
+                "only_first_right": 34,
+                "only_second_right": 20,
+                "changed": 71,
+                "mcnemar_p": 0.0759,
+            }
+        ],
         "warnings": ["the machine was busy."],
         "not_measured": ["openvino (v0 fp32): not installed; pip install 'fer-edge[bench]'"],
     } | changes
@@ -231,6 +245,7 @@ def test_the_page_is_whole(page: str) -> None:
         "pip install 'fer-edge[bench]'",
         "120 GMAC/s",
         "the machine was busy.",
+        "0.076",
     ):
         assert words in structure.text
 
@@ -287,6 +302,29 @@ def test_the_command_measures_and_draws_the_same_page_again(tmp_path: Path) -> N
     result = CliRunner().invoke(main, ["report", "--from", str(written), "--output", str(again)])
     assert result.exit_code == 0, result.output
     assert first.read_text() == again.read_text()
+
+
+def _without(blocked: list[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """`fer-bench` in a process in which packages are not installed."""
+    script = f"import sys; sys.modules.update(dict.fromkeys({blocked})); from fer_bench.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+
+
+def test_without_the_extra_the_report_names_it_before_measuring(tmp_path: Path) -> None:
+    data = write_band_pictures(tmp_path / "data")
+    done = _without(["matplotlib"], ["report", "--data", str(data)])
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: this needs matplotlib, which is not installed; install it with: pip install 'fer-edge[bench]'\n"
+    )
+
+
+def test_robustness_runs_on_the_base_install(tmp_path: Path) -> None:
+    model, data = write_band_model(tmp_path / "bands.onnx"), write_band_pictures(tmp_path / "data")
+    arguments = ["robustness", "--model", str(model), "--data", str(data), "--condition", "size"]
+    done = _without(["matplotlib", "torch", "torchvision", "onnx", "onnxscript", "openvino"], arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Face size" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["--data", "d", "--from", "f"]])
