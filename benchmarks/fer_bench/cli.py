@@ -65,8 +65,9 @@ main.add_command(show)
     multiple=True,
     default=(1,),
     show_default=True,
-    help="Threads of the engine, within the CPUs that this process may use.",
+    help="Threads of the engine, within the CPUs that this process may use. May be given several times.",
 )
+@click.option("--sweep-threads", is_flag=True, help="1, 2, 4 ... threads, up to the CPUs that this process may use.")
 @click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns of each configuration.")
 @click.option("--seconds", type=float, default=0.4, show_default=True, help="Length of a turn.")
 @json_option
@@ -77,6 +78,7 @@ def latency(
     engines: tuple[str, ...],
     batches: tuple[int, ...],
     threads: tuple[int, ...],
+    sweep_threads: bool,
     rounds: int,
     seconds: float,
     json_path: Path | None,
@@ -95,6 +97,8 @@ def latency(
     if unknown := [name for name in engines if name not in ENGINES]:
         raise click.BadParameter(f"no engine {unknown[0]!r}; one of: {', '.join(ENGINES)}", param_hint="--engine")
     cpus = available_cpus()
+    if sweep_threads:
+        threads = tuple(sorted({*(1 << power for power in range(cpus.bit_length())), cpus}))
     if max(threads) > cpus:
         raise click.BadParameter(f"this process may use {cpus} CPUs", param_hint="--threads")
     wanted = configurations(
@@ -119,8 +123,8 @@ def latency(
     for result in results:
         if result.is_busy:
             click.echo(
-                f"warning: the machine was busy during {result.engine} {result.model} {result.precision} batch "
-                f"{result.batch}: its rounds differ by {result.spread:.0%}",
+                f"warning: the machine was busy during {result}: its rounds differ by {result.spread:.0%}, "
+                f"it had a CPU for {min(result.cpu_share, 1):.0%} of the time",
                 err=True,
             )
     for missing in unavailable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ class Configuration:
     batch: int
     threads: int
     source: Path = field(compare=False)  # the model file, or the checkpoint for PyTorch
+    python: Path = field(default=Path(sys.executable), compare=False)  # whose environment it runs in
+    module: str = ""  # with `load`, of an engine that is not in ENGINES
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:
@@ -61,11 +64,15 @@ class LatencyResult:
     warmup_runs: int
     round_p50_ms: tuple[float, ...]  # median of each round: what `compare` works with
     spread: float  # (largest - smallest) / median of the rounds' medians
+    cpu_share: float  # CPU time / wall time; below 1 on one thread it waited for a CPU
     is_busy: bool  # the machine did something else meanwhile
     peak_mb: float  # largest resident memory of the process
     model_bytes: int
     cold_start_cpu_ms: dict[str, float]  # by stage, CPU time
     histogram_ms: tuple[float, ...]  # 200 quantiles of the samples, for drawing the distribution
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.model} {self.precision} batch {self.batch} threads {self.threads}"
 
     def to_dict(self) -> dict[str, Any]:
         """As results files hold it."""
@@ -150,8 +157,8 @@ def measure_latency(
     unavailable: list[Unavailable] = []
     try:
         for configuration in wanted:
-            engine = ENGINES[configuration.engine]
-            if not engine.is_installed:
+            engine = ENGINES.get(configuration.engine)
+            if engine is not None and not engine.is_installed:
                 unavailable.append(Unavailable(configuration=configuration, reason=f"not installed; {engine.install}"))
                 continue
             worker = _Worker(configuration)
@@ -178,8 +185,12 @@ class _Worker:
         self.configuration = configuration
         self.error: str | None = None
         self._rounds: list[dict[str, Any]] = []
+        # Another environment has no fer_bench of its own; the worker is the same file.
+        folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(folder for folder in folders if folder))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fer_bench.worker"],
+            [str(configuration.python), "-m", "fer_bench.worker"],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -188,7 +199,7 @@ class _Worker:
         )
         self._ready = self._ask(
             {
-                "engine": configuration.engine,
+                "module": configuration.module or ENGINES[configuration.engine].module,
                 "model": configuration.model,
                 "source": str(configuration.source),
                 "batch": configuration.batch,
@@ -229,6 +240,7 @@ class _Worker:
             warmup_runs=self._ready["warmup_runs"],
             round_p50_ms=tuple(medians),
             spread=spread,
+            cpu_share=cpu / wall,
             is_busy=spread > _BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,
             peak_mb=max(one["peak_bytes"] for one in self._rounds) / 1e6,
             model_bytes=configuration.source.stat().st_size,

@@ -1,7 +1,9 @@
 """One configuration in a process of its own, told what to do by lines on standard input.
 
 `python -m fer_bench.worker` reads a JSON object per line and answers with one: first the configuration,
-then `{"seconds": 0.3}` for a round of timed runs. It ends with its input.
+then `{"seconds": 0.3}` for a round of timed runs, or `{"faces": FILE, "answers": FILE}` to run the faces
+of one .npy file one by one and write what came out to another. It ends with its input. It needs numpy and
+the engine, nothing else, so that it also runs in environments where fer-edge is not installed.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 from typing import Any
 
@@ -69,13 +73,10 @@ def main() -> None:
         start = process_time_ns()
         import numpy as np
 
-        from fer_bench.engines import ENGINES
-
-        imported = process_time_ns()
+        numpy_imported = process_time_ns()
         faces = np.random.default_rng(0).integers(0, 256, (configuration["batch"], 48, 48), np.uint8)
-        from pathlib import Path
-
-        engine = ENGINES[configuration["engine"]]
+        engine = import_module(configuration["module"])
+        engine_imported = process_time_ns()
         infer = engine.load(
             Path(configuration["source"]), model=configuration["model"], threads=configuration["threads"]
         )
@@ -89,15 +90,21 @@ def main() -> None:
         return
     cold = {
         "python_ms": start / 1e6,
-        "numpy_ms": (imported - start) / 1e6,
-        "load_ms": (loaded - imported) / 1e6,
+        "numpy_ms": (numpy_imported - start) / 1e6,
+        "engine_ms": (engine_imported - numpy_imported) / 1e6,
+        "model_ms": (loaded - engine_imported) / 1e6,
         "first_run_ms": (first - loaded) / 1e6,
     }
     answers.write(json.dumps({"cold_start_cpu": cold, "warmup_runs": warmup_runs}) + "\n")
     for line in sys.stdin:
-        seconds = json.loads(line)["seconds"]
+        question = json.loads(line)
+        if "faces" in question:
+            found = [np.asarray(infer(face[np.newaxis])).reshape(-1) for face in np.load(question["faces"])]
+            np.save(question["answers"], np.stack(found))
+            answers.write("{}\n")
+            continue
         cpu, wall = process_time_ns(), perf_counter_ns()
-        samples = timed_runs(lambda: infer(faces), seconds)
+        samples = timed_runs(lambda: infer(faces), question["seconds"])
         answers.write(
             json.dumps(
                 {

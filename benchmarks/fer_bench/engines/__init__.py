@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-# Takes faces uint8 (batch, 48, 48), returns when the answer is there.
+# Takes faces uint8 (batch, 48, 48), returns probabilities (batch, 7) when they are there.
 Run = Callable[[npt.NDArray[np.uint8]], Any]
 
 
@@ -29,11 +27,6 @@ class Engine:
     @property
     def is_installed(self) -> bool:
         return find_spec(self.needs) is not None
-
-    def load(self, source: Path, *, model: str, threads: int) -> Run:
-        """Make ready to run; imports the engine's package."""
-        load: Callable[..., Run] = import_module(self.module).load
-        return load(source, model=model, threads=threads)
 
 
 def _engine(name: str, needs: str, install: str, source: str = "model") -> Engine:

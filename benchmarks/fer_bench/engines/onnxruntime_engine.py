@@ -14,6 +14,6 @@ def load(source: Path, *, model: str, threads: int) -> Run:
     session = open_session(source, threads=threads).session
 
     def run(faces: Any) -> Any:
-        return session.run(["probabilities"], {"faces": faces})
+        return session.run(["probabilities"], {"faces": faces})[0]
 
     return run
