@@ -93,7 +93,9 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--segments", is_flag=True, help="Of a video: a row per face and expression, with start and end.")
 @click.option("--output", type=_FILE, help="Write the rows to FILE, whole or not.")
 @click.option("--resume", is_flag=True, help="Go on with a stopped run of JSON lines to --output.")
-@click.option("--provider", default="CPU", show_default=True, help="ONNX Runtime execution provider.")
+@click.option(
+    "--provider", default="CPU", show_default=True, help="ONNX Runtime execution provider: CPU, CUDA, CoreML, ..."
+)
 @click.option("--strict", is_flag=True, help="Fail when ONNX Runtime falls back to another provider.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of ONNX Runtime.")
 @click.option(
@@ -178,6 +180,8 @@ def main(
         strict=strict,
     ) as recognizer:
         click.echo(f"{recognizer.path}  {recognizer.metadata.precision}  {recognizer.provider}", err=True)
+        if recognizer.provider.lower() != provider.lower():
+            click.echo(f"warning: onnxruntime fell back from {provider} to {recognizer.provider}", err=True)
         if videos:
             options = {"every": every, "start": start, "duration": duration, "segments": segments, "annotate": annotate}
             _write_videos(recognizer, videos, format_name, output, **options)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_runtime.errors import ModelFileError
+from fer_runtime.errors import ModelFileError, ProviderError
 
 # onnxruntime's Linux wheel records telemetry unless this is set before its import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -58,17 +58,47 @@ def open_session(
 
     Raises:
         ModelFileError: the file is missing, damaged, or wants data from outside its folder.
+        ProviderError: this onnxruntime has no such provider, or fell back to another under `strict`.
     """
     name = source or (str(model) if isinstance(model, Path) else "the model")
+    wanted = find_provider(provider)
     content = model if isinstance(model, bytes) else _read(model)
     try:
+        # From bytes: a file that wants external data cannot reach outside its folder, nor anywhere else.
         session = onnxruntime.InferenceSession(
-            content, session_options(threads=threads), [f"{provider}ExecutionProvider"]
+            content,
+            session_options(threads=threads),
+            [f"{one}ExecutionProvider" for one in dict.fromkeys((wanted, "CPU"))],
         )
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFileError(f"{name} cannot be loaded by onnxruntime: {reason}") from error
-    return OpenedSession(session, session.get_providers()[0].removesuffix("ExecutionProvider"))
+    used = session.get_providers()[0].removesuffix("ExecutionProvider")
+    if strict and used != wanted:
+        raise ProviderError(
+            f"onnxruntime fell back from {wanted} to {used}; install what {wanted} needs, or leave --strict away"
+        )
+    return OpenedSession(session, used)
+
+
+def available_providers() -> tuple[str, ...]:
+    """Execution providers of the installed onnxruntime, such as "CPU", "CUDA", "CoreML", the fastest first."""
+    return tuple(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+
+
+def find_provider(name: str) -> str:
+    """The provider's own spelling of `name`, which may be in any case and with the suffix ExecutionProvider.
+
+    Raises:
+        ProviderError: this onnxruntime does not have it.
+    """
+    there = available_providers()
+    for one in there:
+        if one.lower() == name.lower().removesuffix("executionprovider"):
+            return one
+    raise ProviderError(
+        f"onnxruntime {onnxruntime.__version__} has no execution provider {name} here; it has: {', '.join(there)}"
+    )
 
 
 def _read(path: Path) -> bytes:
