@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from typing import Any
 
@@ -82,8 +83,9 @@ def export_graph(checkpoint: Checkpoint, *, temperature: float = 1.0, opset: int
     ).eval()
     # Two faces: a batch of one would be exported as a constant.
     example = torch.zeros(2, FACE_SIZE, FACE_SIZE, dtype=torch.uint8)
+    # The exporter warns about its own internals; what it wrote is checked afterwards.
+    logging.getLogger("onnxscript").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
-        # PyTorch's exporter warns about its own internals; what it wrote is checked afterwards.
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             network,

@@ -292,6 +292,9 @@ def _exported(subject: _Subject) -> onnx.ModelProto:
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFileError(f"PyTorch cannot export at opset {subject.opset} ({reason}); {advice}") from error
+    written = model.opset_import[0].version
+    if written != subject.opset:  # the exporter only warns when it cannot convert
+        raise ModelFileError(f"PyTorch wrote opset {written}, not opset {subject.opset} as asked; {advice}")
     try:
         open_session(model.SerializeToString(), source="the exported model")
     except ModelFileError as error:

@@ -86,3 +86,23 @@ def exported(trained_v0: Checkpoint, dataset: Path, tmp_path_factory: pytest.Tem
         keep_anyway=True,
     )
     return Exported(models_dir=models_dir, data=dataset, checkpoint=checkpoint, report=report)
+
+
+@pytest.fixture(scope="session")
+def exported_graphs() -> dict[str, onnx.ModelProto]:
+    return {}
+
+
+@pytest.fixture
+def exports_once(monkeypatch: pytest.MonkeyPatch, exported_graphs: dict[str, onnx.ModelProto]) -> None:
+    """PyTorch's exporter takes seconds: equal weights and settings are exported once for these tests."""
+    from fer_export import pipeline
+
+    def export(checkpoint: Checkpoint, *, temperature: float, opset: int) -> onnx.ModelProto:
+        weights = sum(float(value.double().sum()) for value in checkpoint.state_dict.values())
+        key = f"{weights!r} {temperature!r} {opset}"
+        if key not in exported_graphs:
+            exported_graphs[key] = export_graph(checkpoint, temperature=temperature, opset=opset)
+        return exported_graphs[key]
+
+    monkeypatch.setattr(pipeline, "export_graph", export)

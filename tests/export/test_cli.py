@@ -1,0 +1,62 @@
+"""The command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tests.export.conftest import Exported
+
+from fer_export.cli import main
+
+pytestmark = pytest.mark.usefixtures("exports_once")
+
+
+def test_an_export_prints_its_checks_and_a_table(exported: Exported, tmp_path: Path) -> None:
+    shutil.copy(exported.checkpoint, tmp_path / "model_0.pth")
+    done = CliRunner().invoke(main, ["--model", "v0", "--models-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "ok    logits" in done.stdout
+    assert "model_0.onnx" in done.stdout
+    assert "passed" in done.stdout
+    assert "not calibrated" in done.stdout
+    assert (tmp_path / "model_0.parity.json").is_file()
+
+
+def test_a_refused_export_prints_its_checks_and_exits_1(exported: Exported, tmp_path: Path) -> None:
+    shutil.copy(exported.checkpoint, tmp_path / "model_0.pth")
+    options = {"--precision": "int8", "--data": exported.data, "--models-dir": tmp_path, "--budget": "-200,1,1"}
+    arguments = [str(part) for option in options.items() for part in option]
+    done = CliRunner().invoke(main, ["--model", "v0", *arguments])
+    assert done.exit_code == 1
+    assert "FAIL  accuracy" in done.stdout
+    assert "Error: " in done.stderr
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_inspect_tells_in_words_and_as_json(exported: Exported) -> None:
+    path = str(exported.models_dir / "model_0.int8.onnx")
+    words = CliRunner().invoke(main, ["--inspect", path])
+    assert words.exit_code == 0
+    assert "v0 int8: faces uint8 (batch, 48, 48)" in words.stdout
+    facts = json.loads(CliRunner().invoke(main, ["--inspect", path, "--json"]).stdout)
+    assert facts["arithmetic"] == "int8"
+    assert facts["metadata"]["expressions"][0] == "angry"
+    assert facts["metadata"]["certificate"]["faces"] == [12, 48, 48]
+
+
+def test_wrong_usage_exits_2() -> None:
+    assert CliRunner().invoke(main, []).exit_code == 2
+    assert CliRunner().invoke(main, ["--model", "v0", "--budget", "much"]).exit_code == 2
+    assert CliRunner().invoke(main, ["--model", "v2"]).exit_code == 2
+
+
+def test_inspect_of_something_else_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(b"hello world")
+    done = CliRunner().invoke(main, ["--inspect", str(tmp_path / "a.onnx")])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
