@@ -102,6 +102,7 @@ def drawing(theme: Theme | None = None) -> Iterator[Theme]:
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text: it can be selected, searched and read aloud
         "svg.hashsalt": "fer-edge",  # equal data give equal bytes
+        "text.parse_math": False,  # a dollar sign in a file's name is a dollar sign
         "font.family": "DejaVu Sans",
         "font.size": 11,
         "axes.titlesize": 12,

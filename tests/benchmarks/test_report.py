@@ -255,6 +255,21 @@ def test_the_page_names_no_address(page: str) -> None:
     assert re.findall(r"https?:|//[a-z]|@import|<script|<img|<iframe", without_namespaces) == []
 
 
+def test_a_files_name_is_text_and_nothing_else() -> None:
+    name = "<script>alert(1)</script> & $\\frac{$.onnx"
+    content = made_up_report(comparisons=[])
+    for row in content["accuracy"] + content["latency"] + content["robustness"]:
+        if (row["model"], row["precision"]) == ("v1", "int8"):
+            row["model"], row["precision"] = name, "file"
+    text = render_page(parse_report(content, source="here"))
+    assert "<script" not in text
+    structure = _Structure()
+    structure.feed(text)
+    assert structure.open == []
+    # The title, the headline and a cell of each table at least, each as it was written.
+    assert structure.text.count(name) >= 5
+
+
 def test_every_colour_of_a_plot_is_one_of_the_themes(page: str) -> None:
     plots = "".join(re.findall(r'<svg class="plot".*?</svg>', page, flags=re.DOTALL))
     assert re.findall(r"#[0-9a-f]{6}\b", plots) == []
