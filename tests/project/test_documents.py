@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+
+from fer_runtime.expressions import EXPRESSIONS
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -43,6 +46,17 @@ def test_links_of_documents_lead_somewhere() -> None:
             if not file.exists() or (anchor and file.suffix == ".md" and anchor not in anchors(file)):
                 broken.append(f"{document.relative_to(CHECKOUT)}: {link}")
     assert broken == []
+
+
+def test_the_readme_shows_what_the_samples_give() -> None:
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"^\$ fer-infer --samples --format table\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    assert found
+    shown = found[1]
+    program = "from fer_runtime.cli import main; main(['--samples', '--format', 'table'])"
+    printed = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    expressions = rf"\b({'|'.join(EXPRESSIONS)})\b"
+    assert re.findall(expressions, shown) == re.findall(expressions, printed.stdout)
 
 
 def test_every_direct_dependency_is_pinned() -> None:
