@@ -204,7 +204,7 @@ def main(
 
 def _videos(paths: tuple[str, ...], camera: int | None) -> list[Path | int]:
     """The videos among the arguments; all of them are videos, or none is."""
-    from fer_runtime.video import VIDEO_SUFFIXES
+    from fer_runtime.inputs import VIDEO_SUFFIXES
 
     files: list[Path | int] = [Path(path) for path in paths if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES]
     cameras: list[Path | int] = [] if camera is None else [camera]

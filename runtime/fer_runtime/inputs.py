@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 from fer_runtime.images import PICTURE_SUFFIXES
 
+VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
+
 # A folder's names are sorted in blocks of this many, so that a million files cost no more memory.
 _SORTED_BLOCK = 65_536
 

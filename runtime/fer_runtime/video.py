@@ -19,8 +19,6 @@ from fer_runtime.results import Face
 from fer_runtime.smoothing import Smoother
 from fer_runtime.tracking import Tracker
 
-VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedFace:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from fer_runtime.errors import DownloadError
@@ -32,6 +29,10 @@ def fetch_yunet(*, url: str = URL) -> Path:
         DownloadError: no network, or another file came.
         OutputError: the cache folder cannot be written.
     """
+    # Every run asks for the path, few fetch: OpenSSL and the HTTP client take 30 ms to load.
+    import hashlib
+    import urllib.request
+
     path = yunet_path()
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
         return path
@@ -39,7 +40,7 @@ def fetch_yunet(*, url: str = URL) -> Path:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
             # One byte more than is right tells a longer file apart without reading all of it.
             content = response.read(SIZE + 1)
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise DownloadError(
             f"cannot download {url} ({error}); fetch it elsewhere and give --yunet FILE, or put it at {path}"
         ) from error
