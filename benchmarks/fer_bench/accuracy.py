@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ class AccuracyResult:
         return {
             "model": self.model,
             "precision": self.precision,
+            "model_sha256": sha256(self.path.read_bytes()).hexdigest(),
             "images": self.images,
             "accuracy": self.accuracy.value,
             "accuracy_interval": self.accuracy.to_list(),

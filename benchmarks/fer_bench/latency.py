@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fer_bench.engines import ENGINES
 from fer_bench.statistics import percentiles
@@ -178,6 +180,27 @@ def measure_latency(
             worker.close()
 
 
+def classify_in_worker(configuration: Configuration, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """What the configuration's engine says, one face per call, in a process and an environment of its own.
+
+    Args:
+        faces: uint8, shape (faces, 48, 48).
+
+    Returns:
+        Probabilities, shape (faces, 7).
+
+    Raises:
+        ModelFileError: the engine cannot run the model.
+    """
+    worker = _Worker(configuration)
+    try:
+        if worker.error is not None:
+            raise ModelFileError(f"{configuration}: {worker.error}")
+        return worker.classify(faces)
+    finally:
+        worker.close()
+
+
 class _Worker:
     """The parent's side of fer_bench.worker."""
 
@@ -215,6 +238,16 @@ class _Worker:
         if "error" in answer:
             raise ModelFileError(f"{self.configuration}: {answer['error']}")
         self._rounds.append(answer)
+
+    def classify(self, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        with tempfile.TemporaryDirectory() as folder:
+            given, answers = Path(folder, "faces.npy"), Path(folder, "answers.npy")
+            np.save(given, faces)
+            answer = self._ask({"faces": str(given), "answers": str(answers)})
+            if "error" in answer:
+                raise ModelFileError(f"{self.configuration}: {answer['error']}")
+            probabilities: npt.NDArray[np.float64] = np.load(answers)
+            return probabilities
 
     def result(self) -> LatencyResult:
         configuration = self.configuration
