@@ -1,0 +1,62 @@
+"""Facts about model files, worked by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tests.runtime.tiny_models import write_band_model
+
+from fer_runtime.inspect import inspect_model
+from fer_runtime.models import find_model
+
+
+def test_v0_is_counted_by_hand() -> None:
+    facts = inspect_model(find_model("v0", precision="fp32"))
+    # 3x3 kernels over 1, 16 and 32 channels at 48, 24 and 12 pixels; then two matrices.
+    convolutions = 48 * 48 * 16 * 9 + 24 * 24 * 32 * 9 * 16 + 12 * 12 * 64 * 9 * 32
+    assert facts.macs == convolutions + 2304 * 128 + 128 * 7
+    weights = 16 * 9 + 32 * 9 * 16 + 64 * 9 * 32 + 2304 * 128 + 128 * 7
+    assert facts.parameters == weights + 16 + 32 + 64 + 128 + 7
+    assert facts.weight_bytes == 4 * facts.parameters
+    assert (facts.arithmetic, facts.opset, facts.is_unchanged) == ("fp32", 18, True)
+
+
+def test_int8_counts_the_zeros_that_it_multiplies() -> None:
+    facts = inspect_model(find_model("v0", precision="int8"))
+    # Two rows of four columns at once: 4 x 3 kernels over 4 columns to 8 x 16 results, at 24 x 12 places.
+    first = 24 * 12 * 128 * 4 * 3 * 4
+    assert facts.macs == first + 24 * 24 * 32 * 9 * 16 + 12 * 12 * 64 * 9 * 32 + 2304 * 128 + 128 * 7
+    assert facts.arithmetic == "int8"
+    assert facts.weight_bytes < 1.05 * facts.parameters  # one byte each, four for the few biases
+
+
+def test_facts_are_json_and_leave_the_pixels_out() -> None:
+    text = json.dumps(inspect_model(find_model("v0")).to_dict())
+    assert "zlib" not in text
+    assert json.loads(text)["metadata"]["name"] == "v0"
+
+
+def test_a_file_that_is_not_ours_is_still_described(tmp_path: Path) -> None:
+    facts = inspect_model(write_band_model(tmp_path / "a.onnx", metadata=""))
+    assert facts.metadata is None
+    assert facts.is_unchanged is None
+    assert "labels and input are unknown" in facts.to_text()
+
+
+@pytest.mark.parametrize("op_type", ["ConvTranspose", "Resize"])
+def test_work_behind_an_unknown_shape_is_not_guessed(op_type: str, tmp_path: Path) -> None:
+    weights = numpy_helper.from_array(np.zeros((4, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node(op_type, ["x"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [weights],
+    )
+    onnx.save(helper.make_model(graph), tmp_path / "a.onnx")
+    assert inspect_model(tmp_path / "a.onnx").macs is None

@@ -1,0 +1,175 @@
+"""What the replay of a certificate notices: every change of the file, and a machine that computes something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper
+from tests.runtime.tiny_models import write_band_model
+
+from fer_runtime.certificate import Certificate, parse_certificate
+from fer_runtime.cli import main
+from fer_runtime.comparison import Tolerance
+from fer_runtime.errors import ModelFileError
+from fer_runtime.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.models import find_model
+from fer_runtime.onnx_file import content_digest
+from fer_runtime.self_test import SelfTestReport, run_self_test
+
+
+@pytest.fixture(params=["fp32", "int8"])
+def shipped(request: pytest.FixtureRequest) -> Path:
+    return find_model("v0", precision=request.param)
+
+
+def _failures(report: SelfTestReport) -> set[str]:
+    return {check.name for check in report.checks if not check.passed}
+
+
+def _change_metadata(path: Path, target: Path, change: Callable[[dict[str, Any]], None], *, sealed: bool) -> Path:
+    """Write `path` with changed metadata; `sealed` computes the digest anew, as a thorough forger would."""
+    model = onnx.load(path)
+    entry = next(one for one in model.metadata_props if one.key == METADATA_KEY)
+    values = json.loads(entry.value)
+    change(values)
+    entry.value = json.dumps(values, sort_keys=True)
+    if sealed:
+        values["certificate"]["digest"] = content_digest(model.SerializeToString())
+        entry.value = json.dumps(values, sort_keys=True)
+    onnx.save(model, target)
+    return target
+
+
+def test_shipped_files_compute_here_what_was_trained(shipped: Path) -> None:
+    report = run_self_test(shipped)
+    assert report.passed, report.to_text()
+    assert report.provider == "CPU"
+    assert report.comparison.faces == 12
+
+
+def test_a_weight_changed_by_one_percent_is_noticed(shipped: Path, tmp_path: Path) -> None:
+    model = onnx.load(shipped)
+    tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+    values = numpy_helper.to_array(tensor).copy()
+    largest = np.unravel_index(np.abs(values.astype(np.float64)).argmax(), values.shape)
+    values[largest] = values[largest] * 0.99
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, tmp_path / "a.onnx")
+    assert "digest" in _failures(run_self_test(tmp_path / "a.onnx"))
+
+
+def test_an_exchanged_layer_is_noticed_by_its_numbers_even_with_a_new_digest(shipped: Path, tmp_path: Path) -> None:
+    model = onnx.load(shipped)
+    tensor = next(one for one in model.graph.initializer if one.name.endswith("fc_layer.4.weight"))
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor)[::-1]), tensor.name))
+    onnx.save(model, tmp_path / "a.onnx")
+    resealed = _change_metadata(tmp_path / "a.onnx", tmp_path / "b.onnx", lambda values: None, sealed=True)
+    assert "logits" in _failures(run_self_test(resealed))
+
+
+def _swap_labels(values: dict[str, Any]) -> None:
+    values["expressions"][0], values["expressions"][1] = values["expressions"][1], values["expressions"][0]
+
+
+def _rename_label(values: dict[str, Any]) -> None:
+    values["expressions"][0] = "bored"
+
+
+def _change_temperature(values: dict[str, Any]) -> None:
+    values["temperature"] *= 1.5
+
+
+def _change_golden_logit(values: dict[str, Any]) -> None:
+    values["certificate"]["model_logits"][3][2] += 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "noticed_by"),
+    [
+        (_swap_labels, "digest"),
+        (_rename_label, "labels"),
+        (_change_temperature, "probabilities"),
+        (_change_golden_logit, "logits"),
+    ],
+)
+def test_changed_metadata_is_noticed(
+    change: Callable[[dict[str, Any]], None], noticed_by: str, shipped: Path, tmp_path: Path
+) -> None:
+    changed = _change_metadata(shipped, tmp_path / "a.onnx", change, sealed=False)
+    assert {"digest", noticed_by} <= _failures(run_self_test(changed))
+
+
+def test_last_bits_of_another_machine_pass(shipped: Path, tmp_path: Path) -> None:
+    """Another architecture adds in another order: logits that differ by some float32 steps are the same answer."""
+
+    def last_bits(values: dict[str, Any]) -> None:
+        rows = values["certificate"]["model_logits"]
+        values["certificate"]["model_logits"] = [[value * (1 + 3e-6) + 1e-6 for value in row] for row in rows]
+
+    changed = _change_metadata(shipped, tmp_path / "a.onnx", last_bits, sealed=True)
+    assert run_self_test(changed).passed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["certificate"]["faces"].update(zlib_base64="AAAA"),
+        lambda values: values["certificate"]["faces"].update(shape=[10**9, 48, 48]),
+        lambda values: values["certificate"].update(model_logits=[[1.0]]),
+        lambda values: values["certificate"].pop("tolerance"),
+    ],
+)
+def test_a_damaged_certificate_is_our_own_error(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:
+    changed = _change_metadata(find_model("v0", precision="fp32"), tmp_path / "a.onnx", change, sealed=False)
+    with pytest.raises(ModelFileError, match="certificate"):
+        run_self_test(changed)
+
+
+def test_a_file_without_certificate_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="no parity certificate"):
+        run_self_test(write_band_model(tmp_path / "a.onnx"))
+
+
+def test_certificates_survive_their_own_json() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(2, 7)).astype(np.float32)
+    made = Certificate(
+        faces=random.integers(0, 256, (2, 48, 48), np.uint8),
+        network_logits=logits,
+        model_logits=logits * 3,
+        tolerance=Tolerance(logits=0.5),
+        digest="abc",
+    )
+    metadata = parse_metadata(_metadata_text(made), source="it")
+    read = parse_certificate(metadata, source="it")
+    assert np.array_equal(read.faces, made.faces)
+    assert np.array_equal(read.network_logits, logits)  # every bit
+    assert (
+        dataclasses.replace(read, faces=made.faces, network_logits=logits, model_logits=logits)
+        == dataclasses.replace(made, model_logits=logits)
+        or read.tolerance == made.tolerance
+    )
+
+
+def _metadata_text(certificate: Certificate) -> str:
+    values = {"schema": 1, "name": "v0", "expressions": list("abcdefg"), "precision": "fp32", "opset": 18}
+    return json.dumps({**values, "certificate": certificate.to_dict()})
+
+
+def test_the_command_exits_1_on_a_difference(tmp_path: Path) -> None:
+    shipped = find_model("v0", precision="fp32")
+    good = CliRunner().invoke(main, ["--self-test", "--model", str(shipped)])
+    assert good.exit_code == 0
+    assert "This machine computes what was trained." in good.output
+    changed = _change_metadata(shipped, tmp_path / "a.onnx", _swap_labels, sealed=False)
+    bad = CliRunner().invoke(main, ["--self-test", "--model", str(changed)])
+    assert bad.exit_code == 1
+    assert "FAIL  digest" in bad.output
