@@ -54,6 +54,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Do not train on faces: learn from any folder of class folders, and write weights for --weights.",
 )
 @click.option(
+    "--audit",
+    type=_FOLDER,
+    is_flag=False,
+    flag_value=Path("audit"),
+    metavar="[DIR]",
+    help="Do not train: look for copies, contradictions and what is no face in --data; writes to DIR, or to audit/.",
+)
+@click.option(
     "--teacher",
     "teachers",
     type=_FILE,
@@ -85,6 +93,7 @@ def main(
     drop: str | None,
     weights: str | None,
     pretrain_dir: Path | None,
+    audit: Path | None,
     teachers: tuple[Path, ...],
     device: str,
     threads: int | None,
@@ -100,10 +109,14 @@ def main(
     fer-train --model v0 --data data                 the first version's settings, a minute or two
     fer-train --model v0 --data data --recipe best   what ships
     fer-train --model v1 --data data --recipe best --weights models/model_v1_pretrained.pth
+    fer-train --audit --data data                    copies and contradictions among the pictures
 
     Writes the checkpoint, the results as JSON and two pictures to --models-dir. A run that was
     stopped goes on with --resume and ends with the same weights.
     """
+    if audit is not None:
+        _audit(_data_root(data), audit)
+        return
     if model is None:
         raise click.UsageError("Missing option '--model'. Choose from: v0, v1.")
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
@@ -170,6 +183,18 @@ def main(
         ):
             plot(results.to_dict(), path)
             click.echo(path)
+
+
+def _audit(data: Path, folder: Path) -> None:
+    with needs_extra("train"):
+        from fer_train.audit import audit_faces, write_audit
+        from fer_train.data import load_faces
+
+    train, validation = load_faces(data, "train"), load_faces(data, "validation")
+    found = audit_faces(train, validation)
+    click.echo(found.to_text())
+    for path in write_audit(found, folder, train, validation):
+        click.echo(path)
 
 
 class InterruptedTrainingError(FerError):

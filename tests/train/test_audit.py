@@ -1,0 +1,92 @@
+"""The audit on pictures whose faults were planted, and on the real ones, whose faults are known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tests.train.pictures import write_pictures
+
+from fer_train.audit import audit_faces, near_pairs, strangest
+from fer_train.data import load_faces
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    """Copies of happy/000 within train, across the splits and under another label; a blank picture."""
+    root = write_pictures(tmp_path / "data", train=4, validation=2)
+    images = root / "images"
+    content = (images / "train" / "happy" / "000.png").read_bytes()
+    for copy in ("train/happy/copy.png", "validation/happy/copy.png", "train/sad/copy.png"):
+        (images / copy).write_bytes(content)
+    picture = cv2.imread(str(images / "train" / "fear" / "001.png"), cv2.IMREAD_GRAYSCALE)
+    assert picture is not None
+    # The same picture, a little darker: another file, nearly the same.
+    cv2.imwrite(str(images / "train" / "surprise" / "near.png"), (picture * 0.9).astype(np.uint8))
+    cv2.imwrite(str(images / "train" / "angry" / "blank.png"), np.full((48, 48), 7, np.uint8))
+    return root
+
+
+def test_planted_faults_are_found(planted: Path) -> None:
+    found = audit_faces(load_faces(planted, "train"), load_faces(planted, "validation"))
+    (group,) = found.exact
+    assert set(group.paths) == {
+        "train/happy/000.png",
+        "train/happy/copy.png",
+        "train/sad/copy.png",
+        "validation/happy/copy.png",
+    }
+    assert group.has_conflict
+    assert group.crosses_splits
+    assert found.spare == 3
+    assert {frozenset(pair.paths) for pair in found.near} == {
+        frozenset(("train/fear/001.png", "train/surprise/near.png"))
+    }
+    assert found.blank == ("train/angry/blank.png",)
+
+
+def test_near_pairs_do_not_mind_brightness_and_do_mind_another_picture() -> None:
+    random = np.random.default_rng(0)
+    one, other = random.integers(40, 200, (2, 48, 48), np.uint8)
+    faces = np.stack([one, other, (one * 0.8 + 30).astype(np.uint8)])
+    assert near_pairs(faces) == [(0, 2)]
+
+
+def test_the_odd_one_out_is_the_strangest() -> None:
+    rows = np.linspace(0, 1, 48)
+    # Two hundred smooth gradients of two directions, and one picture of noise.
+    smooth = [np.add.outer(rows * a, rows * b) * 100 + 20 for a, b in np.random.default_rng(0).random((200, 2))]
+    noise = np.random.default_rng(1).integers(0, 256, (48, 48))
+    faces = np.stack([*smooth, noise]).astype(np.uint8)
+    assert strangest(faces)[0] == 200
+
+
+def test_the_command_says_it_writes_it_and_changes_nothing(planted: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in planted.rglob("*.png")}
+    command = [sys.executable, "-m", "fer_train", "--audit", str(tmp_path / "found"), "--data", str(planted)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert "1 groups, 3 pictures to spare; 1 groups under two labels, 1 in both splits" in run.stdout
+    content = json.loads((tmp_path / "found" / "audit.json").read_text())
+    assert content["exact_spare"] == 3
+    sheet = cv2.imread(str(tmp_path / "found" / "audit.png"), cv2.IMREAD_GRAYSCALE)
+    assert sheet is not None
+    assert sheet.shape[1] > 1000
+    assert {path: path.read_bytes() for path in planted.rglob("*.png")} == before
+
+
+def test_the_real_pictures_have_the_copies_that_were_counted_independently(real_data: Path) -> None:
+    # Counted with sha256sum and sort over the same folders.
+    found = audit_faces(load_faces(real_data, "train"), load_faces(real_data, "validation")).to_dict()
+    assert (found["exact_groups"], found["exact_spare"]) == (1273, 1532)
+    assert (found["exact_conflicts"], found["exact_across_splits"]) == (47, 270)

@@ -1,0 +1,209 @@
+"""A look at labelled pictures before they teach anything: copies, contradictions, and what is no face."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fer_runtime.annotate import write_picture
+from fer_runtime.files import write_atomically
+from fer_train.data import LabelledFaces, Uint8Array
+
+FloatArray = npt.NDArray[np.float32]
+
+# Cosine similarity of 16 x 16 thumbnails, mean taken off, above which two pictures are near duplicates:
+# the same photograph stored twice, not two photographs of one person.
+_NEAR = 0.995
+_THUMBNAIL = 16
+_BLANK_STD = 8.0  # gray levels; a picture flatter than this shows nothing
+_COMPONENTS = 60
+_STRANGEST = 48  # pictures of the contact sheet's last row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Pictures that are equal, or nearly."""
+
+    paths: tuple[str, ...]  # "train/happy/1.jpg"
+    labels: tuple[str, ...]  # of the pictures, in the same order
+
+    @property
+    def has_conflict(self) -> bool:
+        """Whether the group stands under two labels."""
+        return len(set(self.labels)) > 1
+
+    @property
+    def crosses_splits(self) -> bool:
+        """Whether the group stands in train and in validation."""
+        return len({path.partition("/")[0] for path in self.paths}) > 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What was found. Paths begin with their split."""
+
+    counts: dict[str, dict[str, int]]  # pictures per class and split
+    exact: tuple[Group, ...]  # byte-identical files
+    near: tuple[Group, ...]  # pairs that look the same and are not byte-identical
+    blank: tuple[str, ...]
+    strange: tuple[str, ...]  # least like the others, the strangest first: look at them
+
+    @property
+    def spare(self) -> int:
+        """Pictures that stand there although an identical one does already."""
+        return sum(len(group.paths) - 1 for group in self.exact)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the JSON file holds it."""
+        return {
+            "counts": self.counts,
+            "exact_groups": len(self.exact),
+            "exact_spare": self.spare,
+            "exact_conflicts": sum(group.has_conflict for group in self.exact),
+            "exact_across_splits": sum(group.crosses_splits for group in self.exact),
+            "near_pairs": len(self.near),
+            "near_conflicts": sum(pair.has_conflict for pair in self.near),
+            "near_across_splits": sum(pair.crosses_splits for pair in self.near),
+            "blank": list(self.blank),
+            "strange": list(self.strange),
+            "exact": [asdict(group) for group in self.exact],
+            "near": [asdict(pair) for pair in self.near],
+        }
+
+    def to_text(self) -> str:
+        """The findings for a terminal."""
+        names = list(next(iter(self.counts.values())))
+        lines = [f"{'':12}" + "".join(f"{name:>10}" for name in names) + f"{'in all':>10}"]
+        for split, counts in self.counts.items():
+            lines.append(f"{split:12}" + "".join(f"{counts[name]:10}" for name in names) + f"{sum(counts.values()):10}")
+        found = self.to_dict()
+        lines += [
+            "",
+            f"byte-identical   {found['exact_groups']} groups, {found['exact_spare']} pictures to spare; "
+            f"{found['exact_conflicts']} groups under two labels, {found['exact_across_splits']} in both splits",
+            f"nearly the same  {found['near_pairs']} pairs more; {found['near_conflicts']} under two labels, "
+            f"{found['near_across_splits']} in both splits",
+            f"blank            {len(self.blank)}" + "".join(f"\n  {path}" for path in self.blank),
+            f"strange          {len(self.strange)}, the least like the others: look at the contact sheet",
+        ]
+        return "\n".join(lines)
+
+
+def audit_faces(train: LabelledFaces, validation: LabelledFaces) -> Audit:
+    """Look at both splits; nothing is changed on disk."""
+    splits = {"train": train, "validation": validation}
+    paths = [f"{split}/{path}" for split, part in splits.items() for path in part.paths]
+    labels = [part.classes[label] for part in splits.values() for label in part.labels]
+    digests = [digest for part in splits.values() for digest in part.file_sha256]
+    faces = np.concatenate([part.faces for part in splits.values()])
+    by_digest: dict[str, list[int]] = defaultdict(list)
+    for index, digest in enumerate(digests):
+        by_digest[digest].append(index)
+
+    def group(indices: Sequence[int]) -> Group:
+        return Group(paths=tuple(paths[i] for i in indices), labels=tuple(labels[i] for i in indices))
+
+    spread = faces.reshape(len(faces), -1).std(1)
+    blank = np.flatnonzero(spread < _BLANK_STD)
+    # One of each group of equal pictures is enough to compare, and a blank one is like every other.
+    distinct = np.array([indices[0] for indices in by_digest.values()])
+    distinct = distinct[~np.isin(distinct, blank)]
+    return Audit(
+        counts={split: part.counts for split, part in splits.items()},
+        exact=tuple(group(indices) for indices in by_digest.values() if len(indices) > 1),
+        near=tuple(group((distinct[one], distinct[other])) for one, other in near_pairs(faces[distinct])),
+        blank=tuple(paths[i] for i in blank),
+        strange=tuple(paths[distinct[i]] for i in strangest(faces[distinct])[:_STRANGEST]),
+    )
+
+
+def near_pairs(faces: Uint8Array, *, similarity: float = _NEAR) -> list[tuple[int, int]]:
+    """Pairs of pictures whose small copies are all but equal up to brightness and contrast.
+
+    Args:
+        faces: uint8 (pictures, size, size).
+        similarity: least cosine of the angle between two small copies, their means taken off.
+    """
+    small = _thumbnails(faces)
+    pairs: list[tuple[int, int]] = []
+    for start in range(0, len(small), 1024):
+        likeness = small[start : start + 1024] @ small[start:].T
+        first, second = np.nonzero(likeness > similarity)
+        pairs += [(start + int(a), start + int(b)) for a, b in zip(first, second, strict=True) if a < b]
+    return pairs
+
+
+def strangest(faces: Uint8Array) -> npt.NDArray[np.int64]:
+    """Indices by how badly a picture is made up of what the others have in common, the worst first.
+
+    What is left of a small copy after its projection on the first principal components of all.
+    """
+    small = _thumbnails(faces)
+    centered = small - small.mean(0)
+    _, vectors = np.linalg.eigh(centered.T @ centered)
+    main = vectors[:, -_COMPONENTS:]
+    left = ((centered - centered @ main @ main.T) ** 2).sum(1)
+    order: npt.NDArray[np.int64] = np.argsort(-left, kind="stable")
+    return order
+
+
+def write_audit(audit: Audit, folder: Path, train: LabelledFaces, validation: LabelledFaces) -> tuple[Path, Path]:
+    """Write `audit.json` and the contact sheet `audit.png`; the paths of both."""
+    report, sheet = folder / "audit.json", folder / "audit.png"
+    write_atomically(report, json.dumps(audit.to_dict(), indent=1, ensure_ascii=True) + "\n")
+    pictures = {
+        f"{split}/{path}": face
+        for split, part in (("train", train), ("validation", validation))
+        for path, face in zip(part.paths, part.faces, strict=True)
+    }
+    write_picture(sheet, _draw_sheet(audit, pictures))
+    return report, sheet
+
+
+def _thumbnails(faces: Uint8Array) -> FloatArray:
+    """Unit vectors float32 (pictures, 256) of small copies without their mean."""
+    side = (_THUMBNAIL, _THUMBNAIL)
+    small = np.stack([cv2.resize(face, side, interpolation=cv2.INTER_AREA) for face in faces]).astype(np.float32)
+    flat = small.reshape(len(small), -1)
+    flat -= flat.mean(1, keepdims=True)
+    unit: FloatArray = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    return unit
+
+
+def _draw_sheet(audit: Audit, pictures: dict[str, Uint8Array]) -> Uint8Array:
+    """Rows of examples: contradictions, copies across the splits, near copies, blank and strange pictures."""
+    conflicts = [group for group in audit.exact if group.has_conflict]
+    near = [pair for pair in audit.near if pair.has_conflict] or list(audit.near)
+    rows: list[tuple[str, list[tuple[str, str]]]] = [
+        (
+            f"under two labels: {len(conflicts)} groups",
+            [(group.paths[0], " / ".join(sorted(set(group.labels)))) for group in conflicts],
+        ),
+        (
+            f"nearly the same: {len(audit.near)} pairs, side by side",
+            [(path, label) for pair in near for path, label in zip(pair.paths, pair.labels, strict=True)],
+        ),
+        (f"blank: {len(audit.blank)}", [(path, path.split("/")[1]) for path in audit.blank]),
+        ("the least like the others", [(path, path.split("/")[1]) for path in audit.strange]),
+    ]
+    columns, side, caption, header, shown = 12, 96, 20, 34, 48
+    height = sum(header + -(-min(len(row), shown) // columns) * (side + caption) for _, row in rows) + 8
+    page = np.full((height, columns * (side + 8) + 8), 250, np.uint8)
+    top = 4
+    for title, row in rows:
+        cv2.putText(page, title, (8, top + 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, 30, 1, cv2.LINE_AA)
+        top += header
+        for number, (path, text) in enumerate(row[:shown]):
+            x, y = 8 + number % columns * (side + 8), top + number // columns * (side + caption)
+            page[y : y + side, x : x + side] = cv2.resize(pictures[path], (side, side), interpolation=cv2.INTER_CUBIC)
+            cv2.putText(page, text, (x, y + side + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, 30, 1, cv2.LINE_AA)
+        top += -(-min(len(row), shown) // columns) * (side + caption)
+    return page
