@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,8 @@ def test_noise_is_our_own_error_or_no_model() -> None:
     random = np.random.default_rng(0)
     for _ in range(300):
         noise = random.integers(0, 256, int(random.integers(1, 200)), np.uint8).tobytes()
-        try:
+        with suppress(ModelFileError):
             assert read_onnx(noise, source="noise").nodes == ()
-        except ModelFileError:
-            pass
 
 
 def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
