@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 _NEAR = 0.995
 _THUMBNAIL = 16
 _BLANK_STD = 8.0  # gray levels; a picture flatter than this shows nothing
-_COMPONENTS = 60
+_COMMON = 0.95  # share of the variance that counts as what pictures have in common
 _STRANGEST = 48  # pictures of the contact sheet's last row
 
 
@@ -148,8 +148,10 @@ def strangest(faces: Uint8Array) -> npt.NDArray[np.int64]:
     """
     small = _thumbnails(faces)
     centered = small - small.mean(0)
-    _, vectors = np.linalg.eigh(centered.T @ centered)
-    main = vectors[:, -_COMPONENTS:]
+    variances, vectors = np.linalg.eigh(centered.T @ centered)
+    # eigh sorts them rising: the last ones that make up the share.
+    components = int(np.searchsorted(np.cumsum(variances[::-1]), _COMMON * variances.sum())) + 1
+    main = vectors[:, -components:]
     left = ((centered - centered @ main @ main.T) ** 2).sum(1)
     order: npt.NDArray[np.int64] = np.argsort(-left, kind="stable")
     return order
