@@ -40,7 +40,7 @@ def test_the_wheel_carries_packages_models_and_samples(wheel: Path) -> None:
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
     samples = {path.name for path in (CHECKOUT / "runtime/fer_runtime/samples").iterdir()}
     assert {f"fer_runtime/samples/{name}" for name in samples} <= names
-    assert "fer_runtime/models/model_0.onnx" in names
+    assert {"fer_runtime/models/model_0.onnx", "fer_runtime/models/model_0.int8.onnx"} <= names
     assert f"fer_edge-{__version__}.dist-info/licenses/LICENSE" in names
 
 
