@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -213,6 +215,22 @@ def compare_pairwise(results: Sequence[AccuracyResult], labels: Int64Array) -> l
             )
         )
     return comparisons
+
+
+def flips_csv(results: Sequence[AccuracyResult], pictures: LabelledPictures) -> str:
+    """The pictures that a model classifies otherwise than the first, as CSV with both answers and confidences."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = ("answer", "confidence", "other_model", "other_answer", "other_confidence")
+    writer.writerow(("path", "label", "model", *columns))
+    for other in results[1:]:
+        for index in np.flatnonzero(results[0].predictions != other.predictions):
+            row = [pictures.paths[index], EXPRESSIONS[pictures.labels[index]]]
+            for result in (results[0], other):
+                answer = EXPRESSIONS[result.predictions[index]]
+                row += [f"{result.model} {result.precision}", answer, f"{result.probabilities[index].max():.3f}"]
+            writer.writerow(row)
+    return text.getvalue()
 
 
 def confident_mistakes(result: AccuracyResult, labels: Int64Array, *, count: int = 40) -> Int64Array:

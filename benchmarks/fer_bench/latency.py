@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from fer_bench.engines import ENGINES
 from fer_bench.statistics import percentiles
 from fer_runtime.errors import ModelFileError
+from fer_runtime.inspect import inspect_model
 from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision, checkpoint_path, find_model, packaged_models_dir
 
 # Beyond these the machine did something else meanwhile, and the figure is no property of the model.
@@ -70,6 +72,7 @@ class LatencyResult:
     is_busy: bool  # the machine did something else meanwhile
     peak_mb: float  # largest resident memory of the process
     model_bytes: int
+    max_probability_difference: float | None  # from ONNX Runtime's answer to the same faces; None: not measured beside
     cold_start_cpu_ms: dict[str, float]  # by stage, CPU time
     histogram_ms: tuple[float, ...]  # 200 quantiles of the samples, for drawing the distribution
 
@@ -174,7 +177,7 @@ def measure_latency(
                 worker.round(seconds)
                 if progress is not None:
                     progress(number * len(workers) + index + 1, rounds * len(workers))
-        return [worker.result() for worker in workers], unavailable
+        return [worker.result(_reference(worker, workers)) for worker in workers], unavailable
     finally:
         for worker in workers:
             worker.close()
@@ -199,6 +202,33 @@ def classify_in_worker(configuration: Configuration, faces: npt.NDArray[np.uint8
         return worker.classify(faces)
     finally:
         worker.close()
+
+
+def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.float64] | None:
+    """What the probabilities should be: ONNX Runtime's of the same file, or of the fp32 model beside a checkpoint."""
+    mine = worker.configuration
+    same = (
+        other
+        for other in workers
+        if other.configuration.engine == "onnxruntime"
+        and (other.configuration.model, other.configuration.precision) == (mine.model, mine.precision)
+    )
+    other = next(same, None)
+    if other is None or mine.engine == "onnxruntime" or mine.module:
+        return None
+    if mine.source == other.configuration.source:
+        return other.probabilities
+    # A checkpoint has no temperature; softmax(logits / t) is p ** (1 / t), normalised, so this undoes it.
+    metadata = inspect_model(other.configuration.source).metadata
+    powers = other.probabilities ** (1.0 if metadata is None else metadata.temperature)
+    untempered: npt.NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return untempered
+
+
+def _difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
+    # The faces come from one seed, so those of a small batch are the first of a large one.
+    count = min(len(first), len(second))
+    return float(np.abs(first[:count] - second[:count]).max())
 
 
 class _Worker:
@@ -249,7 +279,13 @@ class _Worker:
             probabilities: npt.NDArray[np.float64] = np.load(answers)
             return probabilities
 
-    def result(self) -> LatencyResult:
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Its answer to the faces that it is timed with, shape (batch, classes)."""
+        return np.array(self._ready["probabilities"], np.float64)
+
+    def result(self, reference: npt.NDArray[np.float64] | None) -> LatencyResult:
+        """The timed rounds; `reference` is what the probabilities should be."""
         configuration = self.configuration
         by_round = [np.asarray(one["samples_ns"], np.float64) / 1e6 for one in self._rounds]
         samples = np.concatenate(by_round)
@@ -277,6 +313,7 @@ class _Worker:
             is_busy=spread > _BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,
             peak_mb=max(one["peak_bytes"] for one in self._rounds) / 1e6,
             model_bytes=configuration.source.stat().st_size,
+            max_probability_difference=None if reference is None else _difference(self.probabilities, reference),
             cold_start_cpu_ms=self._ready["cold_start_cpu"],
             histogram_ms=tuple(np.quantile(samples, np.linspace(0, 1, 200)).tolist()),
         )
@@ -301,6 +338,8 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            return {"error": f"its process ended with {self._process.wait()}"}
+            code = self._process.wait()
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+            return {"error": f"its process {how}"}
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_bench.engines import ENGINES
 from fer_bench.latency import Configuration, LatencyResult
 from fer_runtime.inspect import inspect_model
 from fer_runtime.session import open_session
@@ -92,7 +93,9 @@ def rows_with_limits(
         # PyTorch's network does the fp32 model's arithmetic.
         work = works.get((result.model, result.precision)) or works.get((result.model, "fp32"))
         limit = None
-        if work is not None:
+        engine = ENGINES.get(result.engine)
+        # Against the fp32 ceiling bfloat16 would look better than possible.
+        if work is not None and (engine is None or engine.arithmetic is None):
             arithmetic = ceilings.limit_ms(
                 work.macs, precision=result.precision, batch=result.batch, threads=result.threads
             )

@@ -9,7 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-_fer: Any = import_module("fer")
+# The README imports it from `fer`, where 25.10.3 no longer has it.
+_fer: Any = import_module("fer.fer")
 _EXPRESSIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
 

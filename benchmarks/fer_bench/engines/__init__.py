@@ -22,6 +22,7 @@ class Engine:
     module: str
     needs: str  # the package that must be there
     install: str  # the command that installs it
+    arithmetic: str | None = None  # "bf16" when it computes in another precision than the file's
     source: str = "model"  # runs the exported "model", or the "checkpoint" as a PyTorch network
 
     @property
@@ -29,9 +30,9 @@ class Engine:
         return find_spec(self.needs) is not None
 
 
-def _engine(name: str, needs: str, install: str, source: str = "model") -> Engine:
+def _engine(name: str, needs: str, install: str, source: str = "model", arithmetic: str | None = None) -> Engine:
     module = f"fer_bench.engines.{name.replace('-', '_')}_engine"
-    return Engine(name=name, module=module, needs=needs, install=install, source=source)
+    return Engine(name=name, module=module, needs=needs, install=install, source=source, arithmetic=arithmetic)
 
 
 ENGINES = {
@@ -41,6 +42,7 @@ ENGINES = {
         _engine("torch", "torch", "pip install 'fer-edge[train]'", source="checkpoint"),
         _engine("torch-compile", "torch", "pip install 'fer-edge[train]'", source="checkpoint"),
         _engine("openvino", "openvino", "pip install 'fer-edge[bench]'"),
+        _engine("openvino-bf16", "openvino", "pip install 'fer-edge[bench]'", arithmetic="bf16"),
         _engine("opencv-dnn", "cv2", "pip install fer-edge"),
     )
 }
