@@ -224,7 +224,11 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
     """Compare two files of `fer-bench latency --json`; exit 1 when something became slower beyond noise."""
     from fer_bench.compare import compare_results
 
-    changes, single = compare_results(_read_results(old), _read_results(new), tolerance=tolerance)
+    before, after = _read_latency(old), _read_latency(new)
+    machines = [content["environment"].get("cpu") for content in (before, after)]
+    if machines[0] != machines[1]:
+        click.echo(f"warning: measured on different processors, {machines[0]} and {machines[1]}", err=True)
+    changes, single = compare_results(before["results"], after["results"], tolerance=tolerance)
     for change in changes:
         click.echo(str(change))
     for name in single:
@@ -274,12 +278,11 @@ def _percent(interval: Any, *, short: bool = False) -> str:
     return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
 
 
-def _read_results(path: Path) -> list[dict[str, Any]]:
+def _read_latency(path: Path) -> dict[str, Any]:
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        if not all("round_p50_ms" in one for one in results):
-            raise KeyError("round_p50_ms")
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content["environment"], dict) or not all(one["round_p50_ms"] for one in content["results"]):
+            raise ValueError("a configuration without rounds")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no file of fer-bench latency --json ({error!r}); write one with it") from error
-    found: list[dict[str, Any]] = results
-    return found
+    return content

@@ -52,14 +52,19 @@ def cpu_flags() -> list[str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+" for uncommitted changes; None outside a checkout."""
-    folder = Path(__file__).parent
+    """The checkout's commit, with "+" for uncommitted changes of what is measured; None outside a checkout."""
+    folder = Path(__file__).parents[2]
+    # Results are written while others are still being measured.
+    measured = ("runtime", "train", "export", "benchmarks", "models", ":!benchmarks/results")
     try:
         head = subprocess.run(
             ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
         )
         changes = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain"], capture_output=True, text=True, check=True
+            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", "--", *measured],
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -187,6 +187,9 @@ def _output_shape(node: Node, source: _Shape | None, shapes: dict[str, _Shape | 
         wanted = [source[index] if size == 0 else size for index, size in enumerate(wanted)]
         known = math.prod(size for size in wanted if size > 0)
         return tuple(math.prod(source) // known if size < 0 else size for size in wanted)
+    if node.op_type == "Flatten":
+        axis = node.attributes.get("axis", 1)
+        return (math.prod(source[:axis]), math.prod(source[axis:]))
     if node.op_type == "GlobalAveragePool":
         return (*source[:2], *(1 for _ in source[2:]))
     if node.op_type == "ReduceMean":
