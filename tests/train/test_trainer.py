@@ -160,7 +160,7 @@ def test_a_teacher_pulls_the_student_towards_its_answers(pictures: Path, tmp_pat
 def test_an_epoch_trains_on_every_face_once(pictures: Path) -> None:
     faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
     run = Trainer(create_network("v0"), *faces, TINY, device=torch.device("cpu"), seed=0)
-    seen = torch.cat([indices for _, _, indices in run._batches(None)])
+    seen = torch.cat([batch.indices for batch in run._batches(None)])
     assert sorted(seen.tolist()) == list(range(len(faces[0])))
-    again = torch.cat([indices for _, _, indices in run._batches(None)])
+    again = torch.cat([batch.indices for batch in run._batches(None)])
     assert not torch.equal(seen, again)

@@ -13,6 +13,7 @@ from fer_runtime.errors import FerError
 from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES
 
 if TYPE_CHECKING:
+    from fer_train.pipeline import Trained
     from fer_train.results import History
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -109,6 +110,7 @@ def main(
     fer-train --model v0 --data data                 the first version's settings, a minute or two
     fer-train --model v0 --data data --recipe best   what ships
     fer-train --model v1 --data data --recipe best --weights models/model_v1_pretrained.pth
+    torchrun --nproc-per-node 2 -m fer_train --model v1 ...   several processes or GPUs, the same result
     fer-train --audit --data data                    copies and contradictions among the pictures
 
     Writes the checkpoint, the results as JSON and two pictures to --models-dir. A run that was
@@ -124,6 +126,7 @@ def main(
 
         from fer_train import pipeline
         from fer_train.devices import choose_device
+        from fer_train.distributed import joined_world
         from fer_train.recipes import PRETRAIN, RECIPES
 
     if threads:
@@ -149,22 +152,30 @@ def main(
                 f"accuracy {learned.accuracy:.1%} on held-out ones"
             )
             return
-        trained = pipeline.train_model(
-            model,
-            _data_root(data),
-            recipe,
-            recipe_name=recipe_name,
-            weights=weights or ("imagenet" if model == "v1" else "none"),
-            teachers=teachers,
-            device=where,
-            seed=seed,
-            models_dir=models_dir,
-            resume=resume,
-            progress=progress,
-        )
+        with joined_world(where) as (world, where):
+            trained = pipeline.train_model(
+                model,
+                _data_root(data),
+                recipe,
+                recipe_name=recipe_name,
+                weights=weights or ("imagenet" if model == "v1" else "none"),
+                teachers=teachers,
+                device=where,
+                seed=seed,
+                models_dir=models_dir,
+                resume=resume,
+                world=world,
+                progress=progress,
+            )
+            if world.is_writer:
+                _say(trained, models_dir, plots=not no_plots)
     except KeyboardInterrupt:
         progress.close()
         raise InterruptedTrainingError from None
+
+
+def _say(trained: Trained, models_dir: Path, *, plots: bool) -> None:
+    """Name what was written, and draw the two pictures."""
     for split in (trained.train, trained.validation):
         if split.resized:
             click.echo(f"{split.resized} pictures in {split.folder} had another size and were resized", err=True)
@@ -174,15 +185,16 @@ def main(
         f"macro-F1 {results.to_dict()['macro_f1']:.1%}, epoch {results.history.best_epoch} of {results.history.epochs}"
     )
     click.echo(trained.results_file)
-    if not no_plots:
-        from fer_train.plots import confusion_plot_path, curves_plot_path, plot_confusion, plot_curves
+    if not plots:
+        return
+    from fer_train.plots import confusion_plot_path, curves_plot_path, plot_confusion, plot_curves
 
-        for plot, path in (
-            (plot_curves, curves_plot_path(models_dir, model)),
-            (plot_confusion, confusion_plot_path(models_dir, model)),
-        ):
-            plot(results.to_dict(), path)
-            click.echo(path)
+    for plot, path in (
+        (plot_curves, curves_plot_path(models_dir, results.model)),
+        (plot_confusion, confusion_plot_path(models_dir, results.model)),
+    ):
+        plot(results.to_dict(), path)
+        click.echo(path)
 
 
 def _audit(data: Path, folder: Path) -> None:

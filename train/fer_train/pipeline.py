@@ -20,6 +20,7 @@ from fer_runtime.models import FILE_STEMS, checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.cleaning import training_indices_without
 from fer_train.data import LabelledFaces, load_class_folders, load_faces
+from fer_train.distributed import ALONE, World
 from fer_train.networks import create_network
 from fer_train.pretrained import imagenet_weights, load_weights, save_weights
 from fer_train.recipes import Recipe
@@ -53,6 +54,7 @@ def train_model(
     seed: int = 0,
     models_dir: Path = Path("models"),
     resume: bool = False,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a network on `data` and write its checkpoint and results.
@@ -68,6 +70,7 @@ def train_model(
         seed: of everything random.
         models_dir: where the files go.
         resume: continue a killed run of the same settings.
+        world: this process among those that train together; only the writer leaves files.
 
     Raises:
         DataError: the pictures are missing or unreadable.
@@ -98,6 +101,7 @@ def train_model(
         device=device,
         seed=seed,
         teacher_logits=teacher_logits(teachers, train, device) if teachers else None,
+        world=world,
         identity=identity,
     )
     resume_path = models_dir / f"{FILE_STEMS[name]}.resume.pth"
@@ -112,6 +116,7 @@ def train_model(
             "teachers": [path.name for path in teachers],
             "device": device.type,
             "threads": torch.get_num_threads(),
+            "processes": world.size,
         },
         seed=seed,
         history=trainer.history,
@@ -125,15 +130,16 @@ def train_model(
         versions=tool_versions(),
     )
     path = checkpoint_path(models_dir, name)
-    save_checkpoint(
-        path,
-        Checkpoint(
-            name=name, state_dict=trainer.best.state_dict, expressions=train.classes, training=results.summary()
-        ),
-    )
-    write_results(results_path(models_dir, name), results)
-    # Last: a run killed before this line finishes its files with --resume.
-    resume_path.unlink(missing_ok=True)
+    if world.is_writer:
+        save_checkpoint(
+            path,
+            Checkpoint(
+                name=name, state_dict=trainer.best.state_dict, expressions=train.classes, training=results.summary()
+            ),
+        )
+        write_results(results_path(models_dir, name), results)
+        # Last: a run killed before this line finishes its files with --resume.
+        resume_path.unlink(missing_ok=True)
     return Trained(
         checkpoint=path,
         results_file=results_path(models_dir, name),

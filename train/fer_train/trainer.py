@@ -22,6 +22,7 @@ from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
 from fer_train.augment import AUGMENTATIONS
 from fer_train.data import LabelledFaces, class_weights
 from fer_train.devices import supports_bf16
+from fer_train.distributed import ALONE, World, spread, summed
 from fer_train.networks import to_network_input
 from fer_train.recipes import Recipe
 from fer_train.results import History
@@ -66,6 +67,17 @@ class Evaluation:
     predictions: Tensor  # int64 (faces,), on CPU
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """One process's share of a batch."""
+
+    pictures: Tensor  # float32 (share, 3, size, size), channels last
+    labels: Tensor  # int64 (share,)
+    indices: Tensor  # int64 (share,), of the faces
+    faces: int  # in the whole batch
+    weight: Tensor  # sum of the class weights of the whole batch
+
+
 class Trainer:
     """One network, one recipe, one seed.
 
@@ -76,7 +88,8 @@ class Trainer:
         recipe: the settings.
         device: where the arithmetic happens.
         seed: of the order of the faces, the augmentation and the dropout.
-        teacher_probabilities: float32 (train, classes), what the distillation aims at; None without a teacher.
+        teacher_logits: float32 (train, classes), what the distillation aims at; None without a teacher.
+        world: this process among those that train together.
         identity: what a resumed run must have in common with the killed one (model, recipe, seed, data).
     """
 
@@ -90,11 +103,13 @@ class Trainer:
         device: torch.device,
         seed: int,
         teacher_logits: Tensor | None = None,
+        world: World = ALONE,
         identity: dict[str, Any] | None = None,
     ) -> None:
         self.recipe = recipe
         self.device = device
         self.seed = seed
+        self.world = world
         self.history = History()
         self.best = BestEpoch()
         self._identity = identity or {}
@@ -102,6 +117,7 @@ class Trainer:
         self._autocast_bf16 = supports_bf16(device)
         # Convolutions run a third faster on channels-last pictures, on CPUs and GPUs alike.
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._spread = spread(self.network, world, device)
         self.average = (
             AveragedModel(self.network, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
             if recipe.ema_decay
@@ -117,7 +133,7 @@ class Trainer:
         self._weights = torch.tensor(class_weights(list(train.counts.values())), dtype=torch.float32, device=device)
         self._generator = Generator().manual_seed(seed)
         self._steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
-        torch.manual_seed(seed)  # dropout
+        torch.manual_seed(seed + world.rank)  # dropout
 
     def run(self, *, resume_path: Path | None = None, resume: bool = False, progress: Progress | None = None) -> None:
         """Train to the recipe's last epoch; afterwards `best` and `history` are complete.
@@ -150,6 +166,8 @@ class Trainer:
                 self.best.confusion = confusion_matrix(
                     self._validation_labels, evaluation.predictions.numpy(), classes=self._classes
                 )
+            if not self.world.is_writer:
+                continue
             if resume_path is not None:
                 self._save(resume_path)
             progress.epoch(epoch, self.recipe.epochs, self.history)
@@ -167,7 +185,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, progress: Progress) -> tuple[float, float]:
         """Loss (mean per face) and accuracy on the augmented pictures."""
-        self.network.train()
+        self._spread.train()
         recipe, total = self.recipe, len(self._labels)
         step = (epoch - 1) * self._steps_per_epoch
         # Summed on the device: reading a value every step would make a GPU wait for Python.
@@ -176,52 +194,68 @@ class Trainer:
         seen = 0
         shown = time.perf_counter()
         size = recipe.small_size if epoch <= recipe.small_until * recipe.epochs else None
-        for pictures, labels, indices in self._batches(size):
+        for batch in self._batches(size):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, self._steps_per_epoch * recipe.epochs)
             step += 1
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast_bf16):
-                logits = self.network(pictures)
+                logits = self._spread(batch.pictures)
             logits = logits.float()
-            loss = self._loss(logits, labels, indices)
+            loss = self._loss(logits, batch)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.network)
             with torch.no_grad():
-                loss_sum += loss * len(labels)
-                hits += (logits.argmax(1) == labels).sum()
-            seen += len(labels)
-            if time.perf_counter() - shown > 0.25:
+                loss_sum += loss * (batch.faces / self.world.size)
+                hits += (logits.argmax(1) == batch.labels).sum()
+            seen += batch.faces
+            if self.world.is_writer and time.perf_counter() - shown > 0.25:
                 shown = time.perf_counter()
-                progress.batch(epoch, recipe.epochs, seen, total, float(loss_sum) / seen, float(hits) / seen)
-        return float(loss_sum) / total, float(hits) / total
+                # This process's share stands for all of them until the epoch's end.
+                own = seen / self.world.size
+                progress.batch(epoch, recipe.epochs, seen, total, float(loss_sum) / own, float(hits) / own)
+        return float(summed(loss_sum, self.world)) / seen, float(summed(hits, self.world)) / seen
 
-    def _batches(self, size: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Pictures float32 (batch, 3, size, size), labels, and the faces' indices, in a new order every epoch."""
+    def _batches(self, size: int | None) -> Iterator[_Batch]:
+        """This process's shares of all batches, in a new order every epoch."""
         augmentation = AUGMENTATIONS[self.recipe.augmentation]
         batch_size = self.recipe.batch_size
         order = torch.randperm(len(self._labels), generator=self._generator).to(self.device)
+        share = slice(self.world.rank, None, self.world.size)
         for chunk in torch.split(order, max(1, _CHUNK // batch_size) * batch_size):
             planes = augmentation(self._faces[chunk], self._generator)
             if size is not None:
                 planes = F.interpolate(planes[:, None], (size, size), mode="area")[:, 0]
             for pictures, indices in zip(torch.split(planes, batch_size), torch.split(chunk, batch_size), strict=True):
-                network_input = pictures[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-                yield network_input, self._labels[indices], indices
+                if len(indices) < self.world.size:
+                    continue  # fewer faces than processes: one of them would have none
+                own = pictures[share, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+                yield _Batch(
+                    pictures=own,
+                    labels=self._labels[indices[share]],
+                    indices=indices[share],
+                    faces=len(indices),
+                    weight=self._weights[self._labels[indices]].sum(),
+                )
 
-    def _loss(self, logits: Tensor, labels: Tensor, indices: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, batch: _Batch) -> Tensor:
+        """The loss of this process's share, so scaled that the processes' mean is the whole batch's loss."""
         recipe = self.recipe
-        loss = F.cross_entropy(logits, labels, weight=self._weights, label_smoothing=recipe.label_smoothing)
+        summed_up = F.cross_entropy(
+            logits, batch.labels, weight=self._weights, label_smoothing=recipe.label_smoothing, reduction="sum"
+        )
+        loss = summed_up / batch.weight * self.world.size
         if self._teacher_logits is None:
             return loss
         temperature = recipe.teacher_temperature
         distilled = F.kl_div(
             F.log_softmax(logits / temperature, 1),
-            F.softmax(self._teacher_logits[indices] / temperature, 1),
-            reduction="batchmean",
+            F.softmax(self._teacher_logits[batch.indices] / temperature, 1),
+            reduction="sum",
         )
+        distilled = distilled / batch.faces * self.world.size
         # The factor keeps the gradients' size when the temperature changes (Hinton et al., section 2).
         return (1 - recipe.teacher_weight) * loss + recipe.teacher_weight * temperature**2 * distilled
 
