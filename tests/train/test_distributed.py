@@ -31,7 +31,10 @@ network = create_network(sys.argv[3])
 for part in network.modules():
     if isinstance(part, torch.nn.Dropout):
         part.p = 0.0
-recipe = Recipe(epochs=int(sys.argv[4]), batch_size=int(sys.argv[5]), optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05)
+epochs, batch_size = map(int, sys.argv[4:])
+recipe = Recipe(
+    epochs=epochs, batch_size=batch_size, optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05
+)
 with joined_world(torch.device("cpu")) as (world, device):
     faces = load_faces(data, "train"), load_faces(data, "validation")
     teacher = torch.zeros(len(faces[0]), 7)

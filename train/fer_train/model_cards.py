@@ -1,0 +1,119 @@
+"""`models/README.md`: what each file is and how good, with every figure out of the results files.
+
+`python -m fer_train.model_cards` writes it, `--check` fails when it is stale.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fer_runtime.command import FerCommand
+from fer_runtime.files import write_atomically
+from fer_runtime.models import DEFAULT_MODELS_DIR, FILE_STEMS, MODEL_NAMES, PRECISIONS, model_path, results_path
+from fer_train.results import read_results
+
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+_WHAT = {
+    "v0": "a small CNN: three blocks of convolution, BatchNorm, ReLU and pooling, two linear layers; "
+    "319,751 parameters, 6.6 M multiply-accumulates a face",
+    "v1": "torchvision's ResNet18 with a head of two linear layers; "
+    "11.3 M parameters, 98 M multiply-accumulates a face",
+}
+
+_HEAD = Path(__file__).with_suffix(".md")  # what no results file says
+
+
+def model_cards(models_dir: Path) -> str:
+    """The page as Markdown; a model without a results file is left out.
+
+    Raises:
+        DataError: a results file is damaged.
+    """
+    cards = [_card(name, models_dir) for name in MODEL_NAMES if results_path(models_dir, name).is_file()]
+    return "\n".join([_HEAD.read_text(encoding="utf-8"), *cards])
+
+
+def _card(name: str, models_dir: Path) -> str:
+    results = read_results(results_path(models_dir, name))
+    validation = sum(results["data"]["validation"]["counts"].values())
+    train = results["data"]["train"]
+    settings = results["settings"]
+    started = settings["weights"] if settings["weights"] != "none" else "scratch"
+    teachers = f", distilled from {', '.join(settings['teachers'])}" if settings["teachers"] else ""
+    files = [f"`{FILE_STEMS[name]}.pth`"]
+    files += [
+        f"`{model_path(models_dir, name, precision).name}`"
+        for precision in PRECISIONS
+        if model_path(models_dir, name, precision).is_file()
+    ]
+    unseen = results["accuracy_without_duplicates"]
+    lines = [
+        f"## {name}",
+        "",
+        f"{', '.join(files)}: {_WHAT[name]}.",
+        "",
+        f"Trained with `--recipe {results['recipe']}` from {started}{teachers}, seed {results['seed']}, on "
+        f"{train['used']:,} of {sum(train['counts'].values()):,} training pictures (left out: "
+        f"{', '.join(settings['drop']) or 'none'}), {len(results['test_acc'])} epochs of "
+        f"{results['seconds_per_epoch']:.0f} s, epoch {results['best_epoch']} kept. "
+        f"PyTorch {results['versions']['torch']}, {settings['device']}, {settings['threads']} thread.",
+        "",
+        "| validation, single view | |",
+        "|---|---|",
+        f"| accuracy | {_with_interval(results['accuracy'], validation)} |",
+        f"| accuracy without pictures that also stand in train | {'' if unseen is None else f'{unseen:.1%}'} |",
+        f"| macro-F1 | {results['macro_f1']:.1%} |",
+        *_recalls(results),
+        "",
+        f"![curves]({FILE_STEMS[name]}_curves.png)",
+        "",
+        f"![confusion matrix]({FILE_STEMS[name]}_confusion.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _recalls(results: Mapping[str, Any]) -> list[str]:
+    counts = results["data"]["validation"]["counts"]
+    recalls = results["per_class_recall"]
+    return [f"| recall of {name} | {_with_interval(recall, counts[name])} |" for name, recall in recalls.items()]
+
+
+def _with_interval(share: float, count: int) -> str:
+    """A share with its 95 % interval (Wilson, 1927)."""
+    low, high = wilson_interval(share, count)
+    return f"{share:.1%} [{low:.1%}, {high:.1%}] of {count:,}"
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Where the true share of successes lies, 95 times in 100, when `share` of `count` were seen."""
+    center = share + _Z**2 / (2 * count)
+    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
+    scale = 1 + _Z**2 / count
+    return (center - half) / scale, (center + half) / scale
+
+
+@click.command(cls=FerCommand)
+@click.option("--models-dir", type=click.Path(path_type=Path), default=DEFAULT_MODELS_DIR, show_default=True)
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 when the page is not what the results say.")
+def main(models_dir: Path, check: bool) -> None:
+    """Write models/README.md out of the results files."""
+    page = models_dir / "README.md"
+    text = model_cards(models_dir)
+    if not check:
+        write_atomically(page, text)
+        click.echo(page)
+    elif not page.is_file() or page.read_text(encoding="utf-8") != text:
+        click.echo(f"{page} is stale; write it with: python -m fer_train.model_cards", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
