@@ -57,7 +57,14 @@ main.add_command(show)
 @models_option
 @precisions_option
 @models_dir_option
-@click.option("--engine", "engines", multiple=True, help="Engine. May be given several times. [default: all]")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="NAME",
+    help="onnxruntime (as shipped), torch, torch-compile, openvino, openvino-bf16 or opencv-dnn. "
+    "May be given several times. [default: all]",
+)
 @click.option(
     "--batch",
     "batches",

@@ -104,7 +104,7 @@ def render_table(results: Mapping[str, Mapping[str, Any]]) -> str:
                     "–" if eager is None else _times(eager["p50_ms"] / row["p50_ms"]),
                     _against_fer(peers, name, precision),
                     _throughput(latency, name, precision),
-                    f"{row['model_bytes'] / 1e6:.1f}",
+                    f"{row['model_bytes'] / 1e6:.2f}",
                 )
             )
     for name in MODEL_NAMES:
@@ -114,18 +114,18 @@ def render_table(results: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(
                 _line(
                     f"{name} in PyTorch eager",
-                    "the same",
+                    _accuracy(_peer(peers, "torch-loop", name, "fp32")),
                     _milliseconds(row["p50_ms"]),
                     limit,
                     "1",
                     "–",
                     "–",
-                    f"{row['model_bytes'] / 1e6:.1f}",
+                    f"{row['model_bytes'] / 1e6:.2f}",
                 )
             )
     for row in peers:
         if row["engine"] == "fer":
-            size = f"{row['model_bytes'] / 1e6:.1f}"
+            size = f"{row['model_bytes'] / 1e6:.2f}"
             lines.append(_line("`fer` (PyPI)", _accuracy(row), _milliseconds(row["p50_ms"]), "–", "–", "1", "–", size))
     return "\n".join(lines) + "\n\n" + _how(results) + "\n"
 
@@ -185,6 +185,11 @@ def _row(rows: Sequence[Row], engine: str, model: str, precision: str, *, batch:
     key = (engine, model, precision, batch, 1)
     names = ("engine", "model", "precision", "batch", "threads")
     return next((row for row in rows if tuple(row[name] for name in names) == key), None)
+
+
+def _peer(peers: Sequence[Row], engine: str, model: str, precision: str) -> Row | None:
+    key = (engine, model, precision)
+    return next((row for row in peers if (row["engine"], row["model"], row["precision"]) == key), None)
 
 
 def _against_fer(peers: Sequence[Row], model: str, precision: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_bench.accuracy import compare_pairwise, confident_mistakes, measure_accuracy, read_labelled_pictures
+from fer_bench.accuracy import compare_pairwise, confident_mistakes, flips_csv, measure_accuracy, read_labelled_pictures
 from fer_runtime import EXPRESSIONS, Recognizer
 from fer_runtime.errors import DataError
 from fer_runtime.metadata import ModelMetadata
@@ -73,6 +74,18 @@ def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_p
     (pair,) = compare_pairwise(results, found.labels)
     assert (pair.only_first_right, pair.only_second_right, pair.changed) == (8, 0, 8)
     assert pair.p_value == pytest.approx(2 / 2**8)
+    flips = list(csv.DictReader(flips_csv(results, found).splitlines()))
+    assert len(flips) == 8
+    assert flips[0] == {
+        "path": "angry/0.png",
+        "label": "angry",
+        "model": "v0 fp32",
+        "answer": "angry",
+        "confidence": flips[0]["confidence"],
+        "other_model": "v1 int8",
+        "other_answer": "disgust",
+        "other_confidence": flips[0]["confidence"],
+    }
 
 
 def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:

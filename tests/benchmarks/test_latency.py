@@ -13,7 +13,7 @@ from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.compare import compare_results
 from fer_bench.latency import Configuration, LatencyResult, configurations, measure_latency
-from fer_bench.limits import measure_ceilings
+from fer_bench.limits import Ceilings, measure_ceilings, rows_with_limits
 from fer_runtime.errors import ModelFileError
 
 
@@ -38,6 +38,8 @@ def test_a_configuration_is_timed_in_its_own_process(model: Path) -> None:
     assert result.runs >= 12
     assert result.warmup_runs > 0
     assert result.peak_mb > 10
+    assert set(result.cold_start_cpu_ms) == {"python_ms", "numpy_ms", "engine_ms", "model_ms", "first_run_ms"}
+    assert all(stage > 0 for stage in result.cold_start_cpu_ms.values())
     assert result.model_bytes == model.stat().st_size
 
 
@@ -94,6 +96,20 @@ def test_the_limit_is_within_reach_of_numpy() -> None:
     # a small factor, not by orders of magnitude (a wrong count of the work would be off by 1000).
     ceiling = measure_ceilings(seconds=0.3).fp32_macs_per_second
     assert 0.1 < ceiling / (768**3 / best) < 10
+
+
+def test_the_limit_is_arithmetic_or_reading_whichever_is_longer(model: Path) -> None:
+    wanted = configurations(models=[str(model)], engines=["onnxruntime"], models_dir=model.parent)
+    results, _ = measure_latency(wanted, rounds=2, seconds=0.02)
+    slow = Ceilings(fp32_macs_per_second=1e6, int8_macs_per_second=1e6)
+    quick = Ceilings(fp32_macs_per_second=1e30, int8_macs_per_second=1e30)
+    (by_arithmetic,), (by_reading,) = (rows_with_limits(results, wanted, one) for one in (slow, quick))
+    # The band model multiplies 48 * 48 pixels with 7 columns of float32.
+    assert by_arithmetic["macs"] == 48 * 48 * 7
+    assert by_arithmetic["weight_bytes"] == 48 * 48 * 7 * 4
+    assert by_arithmetic["limit_ms"] == pytest.approx(48 * 48 * 7 / 1e6 * 1000)
+    assert by_arithmetic["times_the_limit"] == pytest.approx(results[0].p50_ms / by_arithmetic["limit_ms"])
+    assert 0 < by_reading["limit_ms"] < 1
 
 
 # The slowed runtime: every run of a session takes a fifth longer, as if a release had made it so.

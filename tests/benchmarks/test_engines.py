@@ -1,0 +1,57 @@
+"""Engines: each computes the same function, and one that does not is found out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_bench.engines import ENGINES
+from fer_bench.latency import Configuration, classify_in_worker, configurations, measure_latency
+from fer_runtime.errors import ModelFileError
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+def test_every_engine_gives_the_same_probabilities_for_the_shipped_v0() -> None:
+    # torch.compile is left out: it needs a C++ compiler and half a minute.
+    engines = [name for name in ENGINES if name != "torch-compile" and ENGINES[name].is_installed]
+    wanted = configurations(models=["v0"], precisions=["fp32"], engines=engines, models_dir=MODELS)
+    results, unavailable = measure_latency(wanted, rounds=2, seconds=0.02)
+    assert not unavailable
+    differences = {result.engine: result.max_probability_difference for result in results}
+    assert differences.pop("onnxruntime") is None
+    # bfloat16 has 8 bits of mantissa; the others differ from float32 by its rounding only.
+    differences.pop("openvino-bf16", None)
+    assert {"torch", "opencv-dnn"} <= set(differences)
+    assert all(difference is not None and difference < 1e-4 for difference in differences.values()), differences
+
+
+def test_a_fast_engine_that_computes_something_else_is_found_out(tmp_path: Path) -> None:
+    bands = write_band_model(tmp_path / "bands.onnx")
+    other = Configuration(engine="opencv-dnn", model="v0", precision="fp32", batch=1, threads=1, source=bands)
+    right = configurations(models=["v0"], precisions=["fp32"], engines=["onnxruntime"], models_dir=MODELS)
+    results, unavailable = measure_latency([*right, other], rounds=2, seconds=0.02)
+    assert not unavailable
+    difference = results[1].max_probability_difference
+    assert difference is not None
+    assert difference > 0.1
+
+
+def test_faces_are_classified_one_by_one_in_another_process(tmp_path: Path) -> None:
+    bands = write_band_model(tmp_path / "bands.onnx")
+    configuration = Configuration(
+        engine="onnxruntime", model="bands", precision="fp32", batch=1, threads=1, source=bands
+    )
+    faces = np.stack([band_face(index) for index in (3, 0, 6)])
+    assert classify_in_worker(configuration, faces).argmax(1).tolist() == [3, 0, 6]
+
+
+def test_a_peer_whose_environment_lacks_it_says_so(tmp_path: Path) -> None:
+    peer = Configuration(
+        engine="peer", model="x", precision="fp32", batch=1, threads=1, source=tmp_path, module="no_such_peer"
+    )
+    with pytest.raises(ModelFileError, match="No module named 'no_such_peer'"):
+        classify_in_worker(peer, np.zeros((1, 48, 48), np.uint8))

@@ -1,0 +1,116 @@
+"""The README's table says what the results files say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fer_bench.readme_table import END, START, outdated_models, read_results, render_table, replace_table
+from fer_runtime.errors import DataError
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def _latency(engine: str, precision: str, p50_ms: float, *, batch: int = 1) -> dict[str, Any]:
+    return {
+        "engine": engine,
+        "model": "v0",
+        "precision": precision,
+        "batch": batch,
+        "threads": 1,
+        "p50_ms": p50_ms,
+        "images_per_second": batch / p50_ms * 1000,
+        "times_the_limit": p50_ms / 0.05,
+        "model_bytes": 1_290_000,
+    }
+
+
+def _results() -> dict[str, dict[str, Any]]:
+    machine = {
+        "cpu": "Some CPU",
+        "cpu_flags": ["avx2"],
+        "system": "Linux x86_64",
+        "versions": {"onnxruntime": "1.2.3"},
+        "commit": "abc",
+        "date": "2026-01-02T03:04:05",
+    }
+    rows = [_latency("onnxruntime", "fp32", 0.08), _latency("torch", "fp32", 0.4)]
+    rows.append(_latency("onnxruntime", "fp32", 2.0, batch=32))
+    scored = {
+        "model": "v0",
+        "precision": "fp32",
+        "images": 3589,
+        "accuracy": 0.681,
+        "accuracy_interval": [0.666, 0.695],
+    }
+    ours = {"engine": "fer-edge", "model": "v0", "precision": "fp32", "p50_ms": 0.1}
+    theirs = {"engine": "fer", "model": "its own", "precision": "tflite", "p50_ms": 0.25, "model_bytes": 93_000}
+    return {
+        "latency": {"environment": machine, "results": rows},
+        "accuracy": {"environment": machine, "results": [scored]},
+        "peers": {"environment": machine, "results": [ours, theirs | scored | {"engine": "fer", "model": "its own"}]},
+    }
+
+
+def test_cells_are_those_worked_by_hand() -> None:
+    lines = render_table(_results()).splitlines()
+    # 0.4 / 0.08, 0.25 / 0.1, 0.08 / 0.05, and 32 faces in 2 ms.
+    cells = "| **v0 fp32** | 68.1% (66.6–69.5) | 0.080 | 1.6 | 5.0 × faster | 2.5 × faster | 16,000 | 1.29 |"
+    assert cells in lines
+    assert any(line.startswith("| v0 in PyTorch eager | – | 0.400 | 8.0 | 1 |") for line in lines)
+    assert any(line.startswith("| `fer` (PyPI) | 68.1%") for line in lines)
+    assert "Some CPU (avx2), Linux x86_64, ONNX Runtime 1.2.3; commit abc, 2026-01-02." in lines[-1]
+
+
+def test_without_results_there_is_no_table() -> None:
+    assert render_table({}) == ""
+
+
+def test_the_text_around_the_markers_stays() -> None:
+    text = f"before\n{START}\nold\n{END}\nafter\n"
+    assert replace_table(text, "new\n", source="R") == f"before\n{START}\nnew\n{END}\nafter\n"
+    for broken in ("", START, f"{END}{START}", text + text):
+        with pytest.raises(DataError, match="R needs one line"):
+            replace_table(broken, "new\n", source="R")
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fer_bench.readme_table", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_check_fails_until_the_table_is_written(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{START}\n| stale |\n{END}\n")
+    for name, content in _results().items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    places = ("--readme", str(readme), "--results", str(tmp_path))
+    failed = _run("--check", *places)
+    assert failed.returncode == 1
+    assert "make readme-table" in failed.stderr
+    assert "stale" in readme.read_text()
+    assert _run(*places).returncode == 0
+    assert _run("--check", *places).returncode == 0
+    assert "5.0 × faster" in readme.read_text()
+
+
+def test_the_readme_shows_what_the_results_say() -> None:
+    checked = _run("--check")
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_model_that_was_replaced_after_the_measurement_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model_0.onnx").write_bytes(b"other")
+    (outdated,) = outdated_models(_results(), tmp_path)
+    assert "model_0.onnx is not the file" in outdated
+
+
+def test_damaged_results_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "latency.json").write_text("{")
+    with pytest.raises(DataError, match="make results"):
+        read_results(tmp_path)
