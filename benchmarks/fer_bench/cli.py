@@ -203,7 +203,8 @@ def accuracy(
     for pair in comparisons:
         click.echo(
             f"\n{pair.first} against {pair.second}: {pair.changed} predictions differ; only the first right "
-            f"{pair.only_first_right}, only the second {pair.only_second_right}; McNemar p = {pair.p_value:.2g}"
+            f"{pair.only_first_right}, only the second {pair.only_second_right}; McNemar "
+            + (f"p = {pair.p_value:.2g}" if pair.p_value > 1e-99 else "p < 1e-99")
         )
     if flips is not None:
         from fer_runtime.files import write_atomically

@@ -177,7 +177,13 @@ def measure_latency(
                 worker.round(seconds)
                 if progress is not None:
                     progress(number * len(workers) + index + 1, rounds * len(workers))
-        return [worker.result(_reference(worker, workers)) for worker in workers], unavailable
+        measured = [worker for worker in workers if worker.error is None]
+        unavailable += [
+            Unavailable(configuration=worker.configuration, reason=worker.error)
+            for worker in workers
+            if worker.error is not None
+        ]
+        return [worker.result(_reference(worker, workers)) for worker in measured], unavailable
     finally:
         for worker in workers:
             worker.close()
@@ -264,10 +270,13 @@ class _Worker:
             self.close()
 
     def round(self, seconds: float) -> None:
+        """Take a turn; one that died in an earlier turn only lets the others go on."""
+        if self.error is not None:
+            return
         answer = self._ask({"seconds": seconds})
-        if "error" in answer:
-            raise ModelFileError(f"{self.configuration}: {answer['error']}")
-        self._rounds.append(answer)
+        self.error = answer.get("error")
+        if self.error is None:
+            self._rounds.append(answer)
 
     def classify(self, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         with tempfile.TemporaryDirectory() as folder:

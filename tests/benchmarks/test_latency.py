@@ -55,6 +55,42 @@ def test_an_engine_that_cannot_load_says_why_and_the_others_are_measured(model: 
     assert "cannot be loaded" in unavailable[0].reason
 
 
+# An engine that dies as OpenCV does on some graphs, as soon as there is a file beside it.
+_CRASHING = """
+import os, pathlib, signal
+def load(source, *, model, threads):
+    def run(faces):
+        if pathlib.Path(__file__).with_name("crash").exists():
+            os.kill(os.getpid(), signal.SIGFPE)
+        return faces[:, 0, :7]
+    return run
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_a_crashed_engine_is_named_and_the_others_are_measured(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    (tmp_path / "crashing.py").write_text(_CRASHING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    crashing = Configuration(
+        engine="crashing", model=when, precision="fp32", batch=1, threads=1, source=model, module="crashing"
+    )
+    good = configurations(models=[str(model)], engines=["onnxruntime"], models_dir=model.parent)
+    crash = tmp_path / "crash"
+    if when == "at once":
+        crash.touch()
+    # Otherwise in its second turn.
+    results, unavailable = measure_latency(
+        [crashing, *good], rounds=3, seconds=0.02, progress=lambda done, of: crash.touch()
+    )
+    assert [result.engine for result in results] == ["onnxruntime"]
+    assert len(results[0].round_p50_ms) == 3
+    assert [(one.configuration.engine, one.reason) for one in unavailable] == [
+        ("crashing", "its process was killed by SIGFPE")
+    ]
+
+
 def test_a_model_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"none\.onnx"):
         configurations(models=[str(tmp_path / "none.onnx")], models_dir=tmp_path)
