@@ -30,9 +30,10 @@ class Ceilings:
         """As results files hold it."""
         return {"fp32_macs_per_second": self.fp32_macs_per_second, "int8_macs_per_second": self.int8_macs_per_second}
 
-    def limit_ms(self, macs: int, *, precision: str, batch: int, threads: int = 1) -> float:
+    def limit_ms(self, macs: int, *, arithmetic: str, batch: int, threads: int = 1) -> float:
         """Time that the arithmetic alone takes, in ms, if every thread ran at the ceiling."""
-        rate = self.int8_macs_per_second if precision == "int8" else self.fp32_macs_per_second
+        # ONNX Runtime computes float16 files in float32 on CPUs.
+        rate = self.int8_macs_per_second if arithmetic == "int8" else self.fp32_macs_per_second
         return macs * batch / rate / threads * 1000
 
 
@@ -54,6 +55,7 @@ class Work:
     """What one call of a model cannot do without."""
 
     macs: int  # multiply-accumulates per face
+    arithmetic: str  # "fp32", "int8" or "fp16", as the graph has it
     weight_bytes: int  # read once per call
     read_ms: float  # for reading them, measured
 
@@ -67,7 +69,12 @@ def measure_work(path: Path) -> Work | None:
     facts = inspect_model(path)
     if facts.macs is None:
         return None
-    return Work(macs=facts.macs, weight_bytes=facts.weight_bytes, read_ms=measure_reading(facts.weight_bytes))
+    return Work(
+        macs=facts.macs,
+        arithmetic=facts.arithmetic,
+        weight_bytes=facts.weight_bytes,
+        read_ms=measure_reading(facts.weight_bytes),
+    )
 
 
 def measure_reading(weight_bytes: int, *, seconds: float = 0.2) -> float:
@@ -97,7 +104,7 @@ def rows_with_limits(
         # Against the fp32 ceiling bfloat16 would look better than possible.
         if work is not None and (engine is None or engine.arithmetic is None):
             arithmetic = ceilings.limit_ms(
-                work.macs, precision=result.precision, batch=result.batch, threads=result.threads
+                work.macs, arithmetic=work.arithmetic, batch=result.batch, threads=result.threads
             )
             limit = max(arithmetic, work.read_ms)
         rows.append(

@@ -55,6 +55,16 @@ def test_an_engine_that_cannot_load_says_why_and_the_others_are_measured(model: 
     assert "cannot be loaded" in unavailable[0].reason
 
 
+def test_the_limit_goes_by_the_arithmetic_in_the_file_not_by_its_name(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "models" / "model_0.int8.onnx"
+    renamed = tmp_path / "renamed.onnx"
+    renamed.write_bytes(shipped.read_bytes())
+    wanted = configurations(models=[str(renamed)], engines=["onnxruntime"], models_dir=tmp_path)
+    results, _ = measure_latency(wanted, rounds=2, seconds=0.02)
+    (row,) = rows_with_limits(results, wanted, Ceilings(fp32_macs_per_second=1e6, int8_macs_per_second=2e6))
+    assert row["limit_ms"] == pytest.approx(row["macs"] / 2e6 * 1000)
+
+
 # An engine that dies as OpenCV does on some graphs, as soon as there is a file beside it.
 _CRASHING = """
 import os, pathlib, signal
