@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,19 +18,13 @@ from fer_bench.console import (
     precisions_option,
     say_environment,
     show_progress,
+    warn_about,
     write_json,
 )
 from fer_bench.report_commands import report, robustness, show
 from fer_runtime.command import FerGroup
 from fer_runtime.errors import DataError
 from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision
-
-if TYPE_CHECKING:
-    from fer_bench.latency import LatencyResult
-
-
-# Integer arithmetic may round otherwise in another engine; beyond this a time is that of another function.
-_SAME_ANSWER = 0.02
 
 
 @click.group(cls=FerGroup, context_settings={"max_content_width": 100})
@@ -135,7 +128,7 @@ def latency(
     results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=show_progress("turn"))
     rows = rows_with_limits(results, wanted, ceilings)
     _latency_table(rows)
-    _warn(results)
+    warn_about(results)
     for missing in unavailable:
         click.echo(f"not measured: {missing.configuration}: {missing.reason}", err=True)
     write_json(json_path, machine | {"ceilings": ceilings.to_dict()}, rows)
@@ -260,24 +253,6 @@ def _latency_table(rows: list[dict[str, Any]]) -> None:
             f"{row['images_per_second']:9.0f} {row['cpu_ms']:8.3f} {times:>8} {row['model_bytes'] / 1e6:6.2f} "
             f"{row['peak_mb']:8.0f}"
         )
-
-
-def _warn(results: Sequence[LatencyResult]) -> None:
-    """Say on stderr what keeps a figure from being a property of the model."""
-    if busy := [result for result in results if result.is_busy]:
-        named = ", ".join(map(str, busy)) if len(busy) <= 3 else f"{len(busy)} of {len(results)} configurations"
-        share, spread = min(result.cpu_share for result in busy), max(result.spread for result in busy)
-        click.echo(
-            f"warning: the machine was busy during {named}: they had a CPU for down to {min(share, 1):.0%} of the "
-            f"time, and rounds differ by up to {spread:.0%}",
-            err=True,
-        )
-    for result in results:
-        difference = result.max_probability_difference or 0
-        if difference > _SAME_ANSWER:
-            click.echo(
-                f"warning: {result} gives other probabilities than ONNX Runtime, by up to {difference:.3f}", err=True
-            )
 
 
 def _percent(interval: Any, *, short: bool = False) -> str:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fer_runtime.models import DEFAULT_MODELS_DIR, PRECISIONS
+
+if TYPE_CHECKING:
+    from fer_bench.latency import LatencyResult
+
+# Integer arithmetic may round otherwise in another engine; beyond this a time is that of another function.
+_SAME_ANSWER = 0.02
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -55,6 +61,24 @@ def show_progress(unit: str) -> Callable[[int, int], None]:
             click.echo(f"\r{unit} {done} of {of}" + ("\n" if done == of else ""), err=True, nl=False)
 
     return show
+
+
+def warn_about(results: Sequence[LatencyResult]) -> None:
+    """Say on stderr what keeps a figure from being a property of the model."""
+    if busy := [result for result in results if result.is_busy]:
+        named = ", ".join(map(str, busy)) if len(busy) <= 3 else f"{len(busy)} of {len(results)} configurations"
+        share, spread = min(result.cpu_share for result in busy), max(result.spread for result in busy)
+        click.echo(
+            f"warning: the machine was busy during {named}: they had a CPU for down to {min(share, 1):.0%} of the "
+            f"time, and rounds differ by up to {spread:.0%}",
+            err=True,
+        )
+    for result in results:
+        difference = result.max_probability_difference or 0
+        if difference > _SAME_ANSWER:
+            click.echo(
+                f"warning: {result} gives other probabilities than ONNX Runtime, by up to {difference:.3f}", err=True
+            )
 
 
 def write_json(path: Path | None, machine: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:

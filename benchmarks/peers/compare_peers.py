@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_bench.accuracy import read_labelled_pictures
-from fer_bench.console import FILE, data_option, models_dir_option, say_environment, show_progress, write_json
+from fer_bench.console import (
+    FILE,
+    data_option,
+    models_dir_option,
+    say_environment,
+    show_progress,
+    warn_about,
+    write_json,
+)
 from fer_bench.environment import environment
 from fer_bench.latency import Configuration, classify_in_worker, measure_latency
 from fer_bench.statistics import Interval, bootstrap
@@ -72,8 +80,7 @@ def main(models_dir: Path, data: Path, rounds: int, seconds: float, json_path: P
             f"{result.engine:14} {result.model + ' ' + result.precision:12} {scored:>22} {result.p50_ms:8.3f} "
             f"{result.p95_ms:8.3f} {start:12.2f} {result.peak_mb:8.0f} {install:11.0f}"
         )
-        if result.is_busy:
-            click.echo(f"warning: the machine was busy during {result}: rounds differ by {result.spread:.0%}", err=True)
+    warn_about(results)
     for missing in unavailable:
         click.echo(f"not measured: {missing.configuration}: {missing.reason}", err=True)
     write_json(json_path, machine, rows)
