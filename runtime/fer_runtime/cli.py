@@ -169,6 +169,7 @@ def main(
         raise click.UsageError("--segments and --format srt are for videos and cameras")
     if resume and (output is None or format_name != "jsonl"):
         raise click.UsageError("--resume goes on with a run of --format jsonl to --output FILE")
+    _refuse_overwriting(paths, annotate=annotate, output=output, recursive=recursive)
     with Recognizer(
         model,
         precision=precision,
@@ -181,7 +182,11 @@ def main(
         provider=provider,
         strict=strict,
     ) as recognizer:
-        click.echo(f"{recognizer.path}  {recognizer.metadata.precision}  {recognizer.provider}", err=True)
+        click.echo(
+            f"{recognizer.path}  {recognizer.metadata.precision}  {recognizer.provider}  "
+            f"faces by {recognizer.detector_used}",
+            err=True,
+        )
         if recognizer.provider.lower() != provider.lower():
             click.echo(f"warning: onnxruntime fell back from {provider} to {recognizer.provider}", err=True)
         if videos:
@@ -202,6 +207,29 @@ def main(
         )
     if failed:
         sys.exit(1)
+
+
+def _refuse_overwriting(paths: tuple[str, ...], *, annotate: Path | None, output: Path | None, recursive: bool) -> None:
+    """Stop before a copy or the rows would take the place of somebody's picture."""
+    if output is not None and any(os.path.isfile(path) and _is_same(output, path) for path in paths):
+        raise click.UsageError(f"--output {output} would overwrite that very file; give another name")
+    if annotate is None:
+        return
+    for path in paths:
+        folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+        parents = [annotate.resolve(), *(annotate.resolve().parents if recursive and os.path.isdir(path) else ())]
+        if path != "-" and any(_is_same(parent, folder) for parent in parents):
+            raise click.UsageError(
+                f"--annotate {annotate} is among the pictures of {path}, and copies would overwrite them; "
+                "give a folder elsewhere"
+            )
+
+
+def _is_same(one: Path, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them is not there, or has a name that none can have
+        return False
 
 
 def _videos(paths: tuple[str, ...], camera: int | None) -> list[Path | int]:
@@ -347,13 +375,14 @@ def _write_rows(
 
     rows = FORMATS[format_name]()
     finished, paths = Finished(), iter(pictures)
+    settings = recognizer.settings() if output is not None and format_name == "jsonl" else None
     if resume and output is not None:
-        finished = finished_rows(output)
+        finished = finished_rows(output, settings)
         paths = paths_left(pictures, output, finished)
         click.echo(f"{finished.rows} rows are there already", err=True)
     summary = JobSummary()
     started = perf_counter()
-    with _sink(output, finished) as write:
+    with _sink(output, finished, settings) as write:
         if not finished.rows:
             write(rows.header())
         results = recognize_files(
@@ -408,7 +437,9 @@ def _with_rate(results: Iterable[Any], summary: JobSummary, started: float, tota
 
 
 @contextmanager
-def _sink(output: Path | None, finished: Any) -> Iterator[Callable[[str], object]]:
+def _sink(
+    output: Path | None, finished: Any, settings: dict[str, Any] | None = None
+) -> Iterator[Callable[[str], object]]:
     if output is None:
         # Names and reasons may hold anything; the rows are UTF-8 whatever the terminal's locale.
         with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="", buffering=1 << 16) as stream:
@@ -416,8 +447,13 @@ def _sink(output: Path | None, finished: Any) -> Iterator[Callable[[str], object
         return
     from fer_runtime.resume import appended_output
 
-    with appended_output(output, finished) as stream:
-        yield stream.write
+    try:
+        with appended_output(output, finished, settings) as stream:
+            yield stream.write
+    except KeyboardInterrupt:
+        if settings is not None:
+            click.echo(f"\nstopped; the rows so far wait beside {output}, go on with --resume", err=True)
+        raise
 
 
 def _self_test(

@@ -19,9 +19,15 @@ from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import PictureResult
 from fer_runtime.threads import available_cpus
 
-# Pictures that one task reads: enough that threads seldom meet, and one batch for the model.
-# Rows depend on how pictures fall into blocks in the last bits only; `--resume` keeps to them.
+# Pictures that go through the model together. Rows depend on how pictures fall into blocks in the
+# last bits only; `--resume` keeps to them.
 BLOCK = 64
+# Where the pictures themselves are kept for somebody to draw on, a block of 64 would be 1.6 GB at 4K.
+_KEPT_BLOCK = 2
+# Seconds of work in one task: enough that threads seldom meet over crops, which take 25 us each, and
+# little enough that a handful of photographs, 30 ms each, keeps every thread busy.
+_TASK_SECONDS = 0.01
+_FIRST_TASK = 8  # pictures, before anything is known about them
 
 
 @dataclass(slots=True)
@@ -55,6 +61,9 @@ class _Prepared:
     image: Uint8Array | None = None  # kept only where somebody draws on it
 
 
+_Task = Future[tuple[list[_Prepared], dict[str, float]]]  # pictures, and seconds by stage
+
+
 def recognize_files(
     recognizer: Recognizer,
     paths: Iterable[str],
@@ -76,29 +85,44 @@ def recognize_files(
     summary = summary or JobSummary()
     count = workers or available_cpus()
     remaining = iter(paths)
-    pending: deque[Future[tuple[list[_Prepared], dict[str, float]]]] = deque()
+    block_size = BLOCK if on_picture is None else _KEPT_BLOCK
+    task_size = _FIRST_TASK
+    pending: deque[list[_Task]] = deque()  # the tasks of each block
     with ThreadPoolExecutor(count, thread_name_prefix="fer-read") as pool:
         try:
             while True:
                 # One block more than there are threads: none waits, and no more than that is in memory.
-                while len(pending) <= count and (block := list(islice(remaining, BLOCK))):
-                    pending.append(pool.submit(_prepare_block, recognizer, block, read, on_picture is not None))
+                while len(pending) <= count and (block := list(islice(remaining, block_size))):
+                    parts = [block[start : start + task_size] for start in range(0, len(block), task_size)]
+                    pending.append(
+                        [
+                            pool.submit(_prepare_pictures, recognizer, part, read, on_picture is not None)
+                            for part in parts
+                        ]
+                    )
                 if not pending:
                     return
-                prepared, seconds = pending.popleft().result()
-                for stage, spent in seconds.items():
-                    summary.seconds_by_stage[stage] += spent
+                prepared: list[_Prepared] = []
+                busy = 0.0
+                for task in pending.popleft():
+                    pictures, seconds = task.result()
+                    prepared += pictures
+                    busy += sum(seconds.values())
+                    for stage, spent in seconds.items():
+                        summary.seconds_by_stage[stage] += spent
+                task_size = min(BLOCK, max(1, int(_TASK_SECONDS * len(prepared) / max(busy, 1e-9))))
                 for picture, row in zip(prepared, _classified(recognizer, prepared, summary), strict=True):
                     if on_picture is not None and picture.image is not None:
                         on_picture(picture.image, row)
                     yield row
         finally:
             # The consumer has gone, or a row could not be written: nothing more is read.
-            for one in pending:
-                one.cancel()
+            for block_tasks in pending:
+                for task in block_tasks:
+                    task.cancel()
 
 
-def _prepare_block(
+def _prepare_pictures(
     recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes], keeps_images: bool
 ) -> tuple[list[_Prepared], dict[str, float]]:
     seconds = dict.fromkeys(("read", "decode", "detect"), 0.0)

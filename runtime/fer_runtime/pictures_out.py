@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fer_runtime.annotate import draw_faces, write_picture
 from fer_runtime.contact_sheet import ContactSheet
+from fer_runtime.errors import OutputError
 from fer_runtime.images import Uint8Array
 from fer_runtime.results import PictureResult
 
@@ -34,7 +35,10 @@ class AnnotatedCopies:
         Raises:
             OutputError: it cannot be written.
         """
-        write_picture(self.folder / self._name(result.path), draw_faces(image, result.faces))
+        copy = self.folder / self._name(result.path)
+        if os.path.lexists(copy) and os.path.lexists(result.path) and os.path.samefile(copy, result.path):
+            raise OutputError(f"the annotated copy would overwrite {result.path}; give --annotate a folder elsewhere")
+        write_picture(copy, draw_faces(image, result.faces))
 
     def _name(self, path: str) -> str:
         name = os.path.basename(path) or "picture"

@@ -6,15 +6,16 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.detectors import Detection, Detector, create_detector
+from fer_runtime.detectors import Detection, Detector, create_detector, find_detector
 from fer_runtime.errors import ModelFileError, PictureError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import is_face_crop, prepare_face
+from fer_runtime.files import sha256_of
 from fer_runtime.images import Uint8Array, read_image
 from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.models import DEFAULT_MODELS_DIR, Precision, find_model
@@ -77,6 +78,8 @@ class Recognizer:
         self.min_confidence = self._threshold(min_confidence)
         self.detector_name = detector
         self._yunet = None if yunet is None else Path(yunet)
+        # Settled once: a file that arrives in the cache folder meanwhile must not split a run's rows.
+        self.detector_used = find_detector(detector, yunet=self._yunet)
         self._min_face = min_face
         self._detectors = threading.local()
         # Fails here for an unknown name, not in the middle of a folder.
@@ -153,6 +156,18 @@ class Recognizer:
             uncertain=None if self.min_confidence is None else values[best] < self.min_confidence,
         )
 
+    def settings(self) -> dict[str, Any]:
+        """Everything that the rows depend on besides the pictures, as plain JSON."""
+        return {
+            "model": self.metadata.name,
+            "precision": self.metadata.precision,
+            "model_sha256": sha256_of(self.path),
+            "detector": self.detector_name,
+            "detector_used": self.detector_used,
+            "min_face": self._min_face,
+            "min_confidence": self.min_confidence,
+        }
+
     def close(self) -> None:
         """Release the model. Using the recognizer afterwards is an error."""
         del self._session
@@ -185,7 +200,7 @@ class Recognizer:
         # OpenCV's cascades keep state between calls, so each thread has its own.
         detector: Detector | None = getattr(self._detectors, "value", None)
         if detector is None:
-            detector = create_detector(self.detector_name, min_face=self._min_face, yunet=self._yunet)
+            detector = create_detector(self.detector_used, min_face=self._min_face, yunet=self._yunet)
             self._detectors.value = detector
         return detector
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fer_runtime.errors import OutputError
 from fer_runtime.jobs import BLOCK
@@ -28,12 +28,26 @@ def partial_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def finished_rows(output: Path) -> Finished:
+def _settings_path(output: Path) -> Path:
+    """What the unfinished rows were made with; gone when they are whole."""
+    return output.with_name(output.name + ".partial.settings")
+
+
+def finished_rows(output: Path, settings: Mapping[str, Any] | None = None) -> Finished:
     """The whole rows of an unfinished run of JSON lines, down to a full block.
 
     Rows of a block that was cut short are made again: a block's faces go through the model
     together, so that an interrupted run ends with the same bytes as an uninterrupted one.
+
+    Args:
+        output: where the rows were to go.
+        settings: of this run, as plain JSON; None takes rows of any run.
+
+    Raises:
+        OutputError: the rows were made with other settings, or cannot be read.
     """
+    if settings is not None and partial_path(output).exists():
+        _check_settings(output, settings)
     ends: list[tuple[int, int]] = [(0, 0)]  # failed rows and file size after each block
     failed, size = 0, 0
     try:
@@ -77,8 +91,13 @@ def paths_left(paths: Iterable[str], output: Path, finished: Finished) -> Iterat
 
 
 @contextmanager
-def appended_output(output: Path, finished: Finished) -> Iterator[IO[str]]:
+def appended_output(output: Path, finished: Finished, settings: Mapping[str, Any] | None = None) -> Iterator[IO[str]]:
     """A stream for the rows; the file takes its name when the block ends without an error.
+
+    Args:
+        output: where the rows go.
+        finished: the rows that are there already.
+        settings: what the rows are made with, kept beside them until they are whole.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full. What was written stays for --resume.
@@ -86,16 +105,38 @@ def appended_output(output: Path, finished: Finished) -> Iterator[IO[str]]:
     partial = partial_path(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        if settings is not None and not finished.size:
+            # Rows of another run go first: killed between the two, nothing stands beside the wrong settings.
+            partial.unlink(missing_ok=True)
+            _settings_path(output).write_text(json.dumps(settings), encoding="utf-8")
         with partial.open("a" if finished.size else "w", encoding="utf-8", newline="", buffering=1 << 18) as stream:
             stream.truncate(finished.size)
             yield stream
         partial.replace(output)
+        _settings_path(output).unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
         raise OutputError(
             f"cannot write {output}: {error.strerror or error}; the rows so far are in {partial}, go on with --resume"
         ) from error
+
+
+def _check_settings(output: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(_settings_path(output).read_text(encoding="utf-8"))
+        differing = [key for key in settings if before.get(key) != settings[key]]
+        changed = [f"{key} was {before.get(key)}, is {settings[key]}" for key in differing]
+    except (OSError, ValueError, AttributeError) as error:
+        raise OutputError(
+            f"what the rows in {partial_path(output)} were made with is not known ({error}); "
+            "start again without --resume"
+        ) from error
+    if changed:
+        raise OutputError(
+            f"the rows in {partial_path(output)} were made with other settings ({'; '.join(changed)}); give the "
+            "same, or start again without --resume"
+        )
 
 
 def _finished_paths(output: Path, finished: Finished) -> Iterator[str]:

@@ -10,11 +10,14 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import cv2
 import numpy as np
+from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime import Recognizer
 from fer_runtime.errors import ModelFileError, PictureError
@@ -101,13 +104,17 @@ def try_model(content: bytes, folder: Path) -> str:
 @click.option("--minutes", default=10.0, show_default=True)
 @click.option("--seed", default=1, show_default=True)
 def main(minutes: float, seed: int) -> None:
-    """Mutate pictures for the given time; a crash or another error ends the run."""
+    """Mutate pictures and models for the given time; a crash or another error ends the run."""
     counts: Counter[str] = Counter()
     end = time.monotonic() + minutes * 60
-    for content in mutations(picture_seeds(), seed=seed):
-        counts[try_picture(content)] += 1
-        if time.monotonic() > end:
-            break
+    pictures = mutations(picture_seeds(), seed=seed)
+    with TemporaryDirectory() as folder:
+        models = mutations([write_band_model(Path(folder) / "bands.onnx").read_bytes()], seed=seed)
+        while time.monotonic() < end:
+            # A model takes as long as twenty pictures.
+            for content in islice(pictures, 20):
+                counts[f"pictures {try_picture(content)}"] += 1
+            counts[f"models {try_model(next(models), Path(folder))}"] += 1
     click.echo(dict(counts))
 
 

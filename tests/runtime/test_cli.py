@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.metadata import ModelMetadata
 
 
 def _infer(*arguments: object, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -200,6 +202,61 @@ def test_killed_and_resumed_the_rows_are_those_of_a_whole_run(model: Path, tmp_p
     assert f"{kept // 64 * 64} rows are there already".encode() in resumed.stderr
     assert killed.read_bytes() == whole.read_bytes()
     assert not partial.exists()
+
+
+def test_rows_of_two_models_are_never_mixed_by_resume(model: Path, folder: Path, tmp_path: Path) -> None:
+    output, partial = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.partial"
+    # A list that never ends holds the run open until it is interrupted.
+    paths = "".join(f"{path}\n" for path in sorted(folder.glob("*.png"))) * 60
+    command = [sys.executable, "-m", "fer_runtime", "-", "--model", str(model), "--output", str(output)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write((paths * 4).encode())
+    process.stdin.flush()
+    while not partial.exists() or partial.stat().st_size < 200_000:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 1
+    assert b"go on with --resume" in process.stderr.read()
+    before = partial.read_bytes()
+    # A second model of the same name: its rows would look just the same.
+    retrained = ModelMetadata(name="v0", expressions=EXPRESSIONS, precision="fp32", opset=18, checkpoint_sha256="ab")
+    other = write_band_model(tmp_path / "other.onnx", metadata=retrained)
+    refused = _infer(folder, "--model", other, "--output", output, "--resume")
+    assert refused.returncode == 1
+    assert b"made with other settings (model_sha256 was" in refused.stderr
+    refused = _infer(folder, "--model", model, "--detector", "whole", "--output", output, "--resume")
+    assert b"detector was auto, is whole" in refused.stderr
+    assert partial.read_bytes() == before
+
+
+def test_copies_and_rows_never_overwrite_the_pictures(model: Path, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    inside = folder / "deep"
+    inside.mkdir()
+    picture = folder / "3_happy.png"
+    for arguments in (
+        (folder, "--annotate", folder),
+        (picture, "--annotate", folder),
+        (folder, "--recursive", "--annotate", inside),
+        (picture, "--output", picture),
+    ):
+        run = _infer(*arguments, "--model", model)
+        assert run.returncode == 2
+        assert b"overwrite" in run.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert _infer(folder, "--annotate", inside, "--model", model).returncode == 0
+    assert len(list(inside.iterdir())) == 7
+
+
+def test_a_list_from_standard_input_cannot_overwrite_its_pictures(model: Path, folder: Path) -> None:
+    picture = folder / "3_happy.png"
+    before = picture.read_bytes()
+    run = _infer("-", "--annotate", folder, "--model", model, stdin=f"{picture}\n".encode())
+    assert run.returncode == 1
+    assert b"would overwrite" in run.stderr
+    assert picture.read_bytes() == before
 
 
 def test_faces_below_the_threshold_are_uncertain(model: Path, folder: Path) -> None:

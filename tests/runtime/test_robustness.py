@@ -119,7 +119,11 @@ def test_a_run_opens_no_network_and_writes_nothing_but_its_output(tmp_path: Path
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=tmp_path)
     seen = json.loads(next(line for line in run.stderr.splitlines() if line.startswith("SEEN "))[5:])
     assert seen["network"] == []
-    assert {path for path in seen["written"] if path != os.devnull} == {f"{output}.partial"}
+    assert {path for path in seen["written"] if path != os.devnull} == {
+        f"{output}.partial",
+        f"{output}.partial.settings",
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "rows.jsonl"]
     # The libraries below Python leave nothing either: ONNX Runtime's telemetry would, in the cache folder.
     assert list(home.rglob("*")) == []
     assert len(output.read_text().splitlines()) == len(sample_pictures())

@@ -59,6 +59,13 @@ class Detector(Protocol):
 DETECTOR_NAMES = ("auto", "haar", "yunet", "whole")
 
 
+def find_detector(name: str, *, yunet: Path | None = None) -> str:
+    """The detector that `name` stands for here: "auto" is "yunet" where its file is, else "haar"."""
+    if name == "auto":
+        return "yunet" if (yunet or yunet_path()).is_file() else "haar"
+    return name
+
+
 def create_detector(name: str, *, min_face: int = 24, yunet: Path | None = None) -> Detector:
     """The detector of that name; "auto" is YuNet where its file is, else Haar.
 
@@ -72,8 +79,7 @@ def create_detector(name: str, *, min_face: int = 24, yunet: Path | None = None)
         ValueError: no detector has that name.
     """
     # Imported on use: a run over face crops loads no detector, one with Haar no session.
-    if name == "auto":
-        name = "yunet" if (yunet or yunet_path()).is_file() else "haar"
+    name = find_detector(name, yunet=yunet)
     if name == "haar":
         from fer_runtime.detectors.haar import HaarDetector
 
