@@ -152,7 +152,8 @@ class SegmentBuilder:
         """The segments that this frame ends, earliest first."""
         ended = [one for one in self._open.values() if result.time - one.end > self.max_gap]
         for gone in ended:
-            del self._open[gone.track]
+            # A count that stayed would be one more per face of a film without end.
+            del self._open[gone.track], self._frames[gone.track]
         for tracked in result.faces:
             segment = self._open.get(tracked.track)
             face = tracked.face
@@ -179,7 +180,7 @@ class SegmentBuilder:
     def finish(self) -> list[Segment]:
         """The segments that are open at the end of the video."""
         left = sorted(self._open.values(), key=lambda one: (one.start, one.track))
-        self._open = {}
+        self._open, self._frames = {}, {}
         return left
 
 

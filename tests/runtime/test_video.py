@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -100,6 +101,20 @@ def test_segments_worked_by_hand() -> None:
     (gone,) = builder.add(_frame(3.5, (1, "angry")))
     assert (gone.track, gone.start, gone.end) == (2, 1.0, 2.0)
     assert [(one.track, one.start, one.end) for one in builder.finish()] == [(1, 2.0, 3.5)]
+
+
+def test_segments_keep_nothing_of_faces_that_are_gone() -> None:
+    builder = SegmentBuilder(max_gap=1.0)
+
+    def held() -> int:
+        return len(pickle.dumps(builder))
+
+    sizes = []
+    for number in range(100, 900):
+        builder.add(_frame(2.0 * number, (number, "happy")))
+        sizes.append(held())
+    # Each face is alone in its frame, so one segment is open whatever came before; integers pickle in 2 to 3 bytes.
+    assert max(sizes) - min(sizes) < 40
 
 
 def test_subtitles_are_subrip() -> None:
