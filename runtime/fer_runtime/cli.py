@@ -156,11 +156,12 @@ def main(
             return
     if not paths and not samples and camera is None:
         raise click.UsageError("Give pictures, folders or videos, or try: fer-infer --samples")
-    format_name = format_name or ("table" if output is None and sys.stdout.isatty() else "jsonl")
+    format_name = format_name or ("table" if output is None and sys.stdout and sys.stdout.isatty() else "jsonl")
     # numpy's BLAS would start a thread per core, 0.04 s of CPU time, and nothing here multiplies matrices with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # OpenCV and ONNX Runtime take 0.1 s to load; --help needs neither.
     from fer_runtime.recognizer import Recognizer
+    from fer_runtime.session import find_provider
 
     videos = _videos(paths, camera)
     if videos and (resume or random_count or contact_sheet or samples):
@@ -187,7 +188,7 @@ def main(
             f"faces by {recognizer.detector_used}",
             err=True,
         )
-        if recognizer.provider.lower() != provider.lower():
+        if recognizer.provider != find_provider(provider):
             click.echo(f"warning: onnxruntime fell back from {provider} to {recognizer.provider}", err=True)
         if videos:
             options = {"every": every, "start": start, "duration": duration, "segments": segments, "annotate": annotate}
@@ -337,6 +338,10 @@ class _Source:
             if path != "-":
                 yield path
                 continue
+            if sys.stdin is None:  # as `<&-` leaves it
+                self._picture = b""
+                yield path
+                continue
             with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
                 head = stream.peek(4096)
                 if not head or looks_like_a_picture(head):
@@ -417,7 +422,7 @@ def _say_summary(summary: JobSummary, pictures: Inputs, seconds: float) -> None:
 
 def _shown(results: Iterable[Any], summary: JobSummary, started: float, total: int | None) -> Iterable[Any]:
     """The results, with the rate and the time left on the terminal, unless the rows themselves go there."""
-    if not sys.stderr.isatty() or sys.stdout.isatty():
+    if not sys.stderr.isatty() or (sys.stdout and sys.stdout.isatty()):
         return results
     return _with_rate(results, summary, started, total)
 
@@ -441,9 +446,20 @@ def _sink(
     output: Path | None, finished: Any, settings: dict[str, Any] | None = None
 ) -> Iterator[Callable[[str], object]]:
     if output is None:
-        # Names and reasons may hold anything; the rows are UTF-8 whatever the terminal's locale.
-        with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="", buffering=1 << 16) as stream:
-            yield stream.write
+        from fer_runtime.errors import OutputError
+
+        if sys.stdout is None:  # as `>&-` leaves it
+            raise OutputError("standard output is closed; give --output FILE")
+        try:
+            # Names and reasons may hold anything; the rows are UTF-8 whatever the terminal's locale.
+            with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="", buffering=1 << 16) as stream:
+                yield stream.write
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to standard output: {error.strerror or error}; make room, or give --output FILE"
+            ) from error
         return
     from fer_runtime.resume import appended_output
 

@@ -48,7 +48,8 @@ def _invoke(invoke: Any, context: click.Context) -> Any:
     try:
         result = invoke(context)
         # Flushed here so that a closed pipe shows itself inside this try, not at interpreter exit.
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where the shell closed it, `>&-`
+            sys.stdout.flush()
         return result
     except FerError as error:
         raise _ErrorLine(str(error)) from error

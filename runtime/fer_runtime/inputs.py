@@ -61,7 +61,7 @@ class Inputs:
         folders: list[str] = []
         files = 0
         with entries:
-            while block := sorted(islice(entries, _SORTED_BLOCK), key=lambda entry: entry.name):
+            while block := _next_entries(entries):
                 for entry in block:
                     if entry.name.startswith("."):
                         continue
@@ -77,6 +77,14 @@ class Inputs:
                 yield from self._in_folder(subfolder, seen=seen)
         elif folders and not files:
             self.only_folders.append(folder)
+
+
+def _next_entries(entries: Iterator[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
+    """Some entries of a folder, sorted by name."""
+    try:
+        return sorted(islice(entries, _SORTED_BLOCK), key=lambda entry: entry.name)
+    except OSError:  # the folder's disk has gone while it was read; reading its files says so
+        return []
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

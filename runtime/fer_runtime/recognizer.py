@@ -136,6 +136,7 @@ class Recognizer:
             faces: crops, uint8 (faces, 48, 48), grayscale.
 
         Raises:
+            ModelFileError: the model does not run, or gives something else.
             ValueError: the array is of another shape or dtype.
         """
         if faces.dtype != np.uint8 or faces.ndim != 3 or faces.shape[1:] != (FACE_SIZE, FACE_SIZE):
@@ -193,7 +194,17 @@ class Recognizer:
     def _run(self, faces: Uint8Array) -> FloatArray:
         if len(faces) == 0:
             return np.zeros((0, len(self.metadata.expressions)), np.float32)
-        answer: FloatArray = self._session.run(["probabilities"], {"faces": faces})[0]
+        try:
+            answer: FloatArray = self._session.run(["probabilities"], {"faces": faces})[0]
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise ModelFileError(
+                f"{self.path} cannot be run by onnxruntime: {error}; export it again with fer-export"
+            ) from error
+        if answer.shape != (len(faces), len(self.metadata.expressions)):
+            raise ModelFileError(
+                f"{self.path} gives probabilities of shape {answer.shape} for {len(faces)} faces and "
+                f"{len(self.metadata.expressions)} expressions; export it again with fer-export"
+            )
         return answer
 
     def _detector(self) -> Detector:
@@ -218,10 +229,13 @@ def _checked_metadata(session: object, path: Path) -> ModelMetadata:
     import onnxruntime
 
     assert isinstance(session, onnxruntime.InferenceSession)
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        inputs = {one.name: (one.type, one.shape[1:]) for one in session.get_inputs()}
+        outputs = {one.name for one in session.get_outputs()}
+    except UnicodeDecodeError as error:  # onnxruntime takes bytes in names and metadata that Python does not
+        raise ModelFileError(f"{path} is damaged: {error}; export the model again with fer-export") from error
     metadata = parse_metadata(text, source=str(path))
-    inputs = {one.name: (one.type, one.shape[1:]) for one in session.get_inputs()}
-    outputs = {one.name for one in session.get_outputs()}
     if inputs != {"faces": ("tensor(uint8)", [FACE_SIZE, FACE_SIZE])} or not {"logits", "probabilities"} <= outputs:
         raise ModelFileError(
             f"{path} takes {inputs} and gives {sorted(outputs)}, not faces uint8 (batch, 48, 48) to logits and "

@@ -144,6 +144,22 @@ def test_output_is_written_whole_and_a_closed_pipe_is_no_error(model: Path, fold
     assert b"rror" not in piped.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_and_closed_streams_are_one_error_line(model: Path, folder: Path) -> None:
+    for redirection, message in (
+        (">/dev/full", b"Error: cannot write to standard output: No space left"),
+        (">&-", b"Error: standard output is closed"),
+        ("2>&1 <&-", b""),
+    ):
+        script = f'"{sys.executable}" -m fer_runtime - "{folder}" --model "{model}" {redirection}'
+        run = subprocess.run(["bash", "-c", script], input=b"", capture_output=True, timeout=60)
+        assert run.returncode == 1
+        assert b"Traceback" not in run.stdout + run.stderr
+        assert message in run.stderr
+    assert run.stdout.count(b'"error": null') == 7
+    assert b"standard input is empty" in run.stdout
+
+
 def test_a_picture_and_a_list_come_from_standard_input(model: Path, folder: Path) -> None:
     picture = cv2.imencode(".png", band_face(5))[1].tobytes()
     (row,) = _rows(_infer("-", "--model", model, stdin=picture))

@@ -103,6 +103,22 @@ def test_a_model_without_our_metadata_is_refused(tmp_path: Path, metadata: str, 
         Recognizer(write_band_model(tmp_path / "m.onnx", metadata=metadata))
 
 
+def test_metadata_that_is_no_utf8_is_refused(tmp_path: Path, band_model: Path) -> None:
+    content = band_model.read_bytes()
+    assert content.count(b'"temperature"') == 1
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(content.replace(b'"temperature"', b'"temp\xebrature"'))
+    with pytest.raises(ModelFileError, match="is damaged"):
+        Recognizer(broken)
+
+
+def test_fewer_labels_than_probabilities_are_refused(tmp_path: Path) -> None:
+    metadata = ModelMetadata(name="v0", expressions=EXPRESSIONS[:6], precision="fp32", opset=18)
+    recognizer = Recognizer(write_band_model(tmp_path / "six.onnx", metadata=metadata))
+    with pytest.raises(ModelFileError, match=r"shape \(2, 7\) for 2 faces and 6 expressions"):
+        recognizer.classify(np.zeros((2, 48, 48), np.uint8))
+
+
 def test_files_that_are_no_model_are_refused(tmp_path: Path, band_model: Path) -> None:
     truncated = tmp_path / "truncated.onnx"
     truncated.write_bytes(band_model.read_bytes()[:2000])
