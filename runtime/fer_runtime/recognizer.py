@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.models import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.results import Face, PictureResult
 from fer_runtime.session import open_session
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -73,8 +76,8 @@ class Recognizer:
         self.path = find_model(model, precision=precision, models_dir=Path(models_dir))
         opened = open_session(self.path, threads=threads, provider=provider, strict=strict)
         self.provider = opened.provider
-        self._session = opened.session
-        self.metadata = _checked_metadata(self._session, self.path)
+        self._session: InferenceSession | None = opened.session
+        self.metadata = _checked_metadata(opened.session, self.path)
         self.min_confidence = self._threshold(min_confidence)
         self.detector_name = detector
         self._yunet = None if yunet is None else Path(yunet)
@@ -170,8 +173,8 @@ class Recognizer:
         }
 
     def close(self) -> None:
-        """Release the model. Using the recognizer afterwards is an error."""
-        del self._session
+        """Release the model; faces given afterwards are a ValueError."""
+        self._session = None
 
     def __enter__(self) -> Recognizer:
         return self
@@ -194,8 +197,11 @@ class Recognizer:
     def _run(self, faces: Uint8Array) -> FloatArray:
         if len(faces) == 0:
             return np.zeros((0, len(self.metadata.expressions)), np.float32)
+        session = self._session
+        if session is None:
+            raise ValueError("the recognizer has been closed")
         try:
-            answer: FloatArray = self._session.run(["probabilities"], {"faces": faces})[0]
+            answer: FloatArray = session.run(["probabilities"], {"faces": faces})[0]
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelFileError(
                 f"{self.path} cannot be run by onnxruntime: {error}; export it again with fer-export"

@@ -103,6 +103,13 @@ def test_a_model_without_our_metadata_is_refused(tmp_path: Path, metadata: str, 
         Recognizer(write_band_model(tmp_path / "m.onnx", metadata=metadata))
 
 
+def test_a_closed_recognizer_says_so(band_model: Path) -> None:
+    with Recognizer(band_model) as recognizer:
+        pass
+    with pytest.raises(ValueError, match="has been closed"):
+        recognizer.classify(np.zeros((1, 48, 48), np.uint8))
+
+
 def test_metadata_that_is_no_utf8_is_refused(tmp_path: Path, band_model: Path) -> None:
     content = band_model.read_bytes()
     assert content.count(b'"temperature"') == 1
