@@ -64,21 +64,38 @@ def open_session(
     wanted = find_provider(provider)
     content = model if isinstance(model, bytes) else _read(model)
     try:
-        # From bytes: a file that wants external data cannot reach outside its folder, nor anywhere else.
-        session = onnxruntime.InferenceSession(
-            content,
-            session_options(threads=threads),
-            [f"{one}ExecutionProvider" for one in dict.fromkeys((wanted, "CPU"))],
-        )
+        session = _create_session(content, threads, (wanted, "CPU"))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFileError(f"{name} cannot be loaded by onnxruntime: {reason}") from error
+        failure = ModelFileError(f"{name} cannot be loaded by onnxruntime: {_reason(error)}")
+        if wanted == "CPU":
+            raise failure from error
+        try:
+            # A provider that cannot start fails like a model that cannot be read; on CPU they part.
+            session = _create_session(content, threads, ("CPU",))
+        except Exception:
+            raise failure from error
     used = session.get_providers()[0].removesuffix("ExecutionProvider")
     if strict and used != wanted:
         raise ProviderError(
             f"onnxruntime fell back from {wanted} to {used}; install what {wanted} needs, or leave --strict away"
         )
     return OpenedSession(session, used)
+
+
+def _create_session(content: bytes, threads: int, providers: tuple[str, ...]) -> InferenceSession:
+    # From bytes: a file that wants external data cannot reach outside its folder, nor anywhere else.
+    return onnxruntime.InferenceSession(
+        content,
+        session_options(threads=threads),
+        [f"{one}ExecutionProvider" for one in dict.fromkeys(providers)],
+        # Its own fallback says so on standard output, among the rows.
+        enable_fallback=0,
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def available_providers() -> tuple[str, ...]:

@@ -56,6 +56,17 @@ def test_a_model_that_wants_outside_data_reaches_nothing(tmp_path: Path) -> None
         Recognizer(folder / "outside.onnx")
 
 
+def test_nothing_but_rows_reaches_standard_output(tmp_path: Path) -> None:
+    # onnxruntime's fallback prints on standard output when a name in the graph is no UTF-8.
+    content = write_band_model(tmp_path / "bands.onnx").read_bytes()
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(content.replace(b"MatMul", b"MatM\xeb\xff"[:6]))
+    run = _infer("--samples", "--model", broken)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr.startswith(f"Error: {broken} cannot be loaded by onnxruntime")
+
+
 def _infer(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fer_runtime", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
