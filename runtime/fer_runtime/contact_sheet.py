@@ -57,11 +57,15 @@ class ContactSheet:
         """The page, uint8 (height, width, 3) in BGR."""
         rows = {name: -(-len(self._groups[name]) // _COLUMNS) for name in self.expressions if name in self._groups}
         height = _GAP + sum(_HEADER + count * (_FACE + _CAPTION) for count in rows.values())
-        page = np.full((max(height, _HEADER), _COLUMNS * (_FACE + _GAP) + _GAP, 3), _PAPER, np.uint8)
+        # A few faces make a narrow page, though a title fits on it in any case.
+        columns = min(_COLUMNS, max((4, *map(len, self._groups.values()))))
+        page = np.full((max(height, _HEADER), columns * (_FACE + _GAP) + _GAP, 3), _PAPER, np.uint8)
         top = _GAP
         for name in rows:
             count, shown = self._counts[name], self._groups[name]
-            title = f"{name}: {count} faces" + (f", {len(shown)} shown" if len(shown) < count else "")
+            title = f"{name}: {count} face{'s' if count != 1 else ''}" + (
+                f", {len(shown)} shown" if len(shown) < count else ""
+            )
             cv2.rectangle(page, (_GAP, top + 6), (_GAP + 14, top + 26), COLORS.get(name, _INK), -1)
             cv2.putText(page, title, (_GAP + 24, top + 23), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
             top += _HEADER
