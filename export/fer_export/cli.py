@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,25 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Say what an .onnx file is, and exit. Needs no extra.",
 )
 @click.option("--json", "as_json", is_flag=True, help="With --inspect: as JSON.")
+@click.option(
+    "--site",
+    type=_FOLDER,
+    metavar="DIR",
+    help="Write a web page that runs an exported model (int8, unless --precision says otherwise) to DIR, and exit. "
+    "Any static server serves it. Needs no extra.",
+)
+@click.option("--serve", is_flag=True, help="With --site: serve the page on this machine only, until Ctrl-C.")
+@click.option(
+    "--ort-web",
+    type=_FOLDER,
+    help="With --site: the unpacked npm package onnxruntime-web. "
+    "[default: fetched once through npm, at a pinned version]",
+)
+@click.option(
+    "--yunet",
+    type=_FILE,
+    help="With --site: YuNet's file, which finds faces in the page; without it the page has a frame for one face.",
+)
 def main(
     model: str | None,
     precisions: tuple[Precision, ...],
@@ -80,6 +100,10 @@ def main(
     keep_anyway: bool,
     inspected: Path | None,
     as_json: bool,
+    site: Path | None,
+    serve: bool,
+    ort_web: Path | None,
+    yunet: Path | None,
 ) -> None:
     """Export a trained network to ONNX and check its parity with PyTorch.
 
@@ -87,6 +111,7 @@ def main(
     fer-export --model v0                                         compares on made-up faces
     fer-export --model v0 --data data --precision fp32 --precision int8
     fer-export --inspect models/model_0.onnx
+    fer-export --model v0 --site site --serve                     the model in a browser
 
     A file is published only when it passes its gate: written beside its place, read back, replayed,
     then renamed. Otherwise nothing changes, the report says why, and the command exits 1.
@@ -96,6 +121,11 @@ def main(
 
         facts = inspect_model(inspected)
         click.echo(json.dumps(facts.to_dict(), indent=1) if as_json else facts.to_text())
+        return
+    if site is None and (serve or ort_web or yunet):
+        raise click.UsageError("--serve, --ort-web and --yunet go with --site DIR.")
+    if site is not None:
+        _site(model or "v0", precisions, models_dir, site, serve=serve, ort_web=ort_web, yunet=yunet)
         return
     if model is None:
         raise click.UsageError("Missing option '--model'. Choose from: v0, v1.")
@@ -118,6 +148,32 @@ def main(
         _show(error.report)
         raise
     _show(report)
+
+
+def _site(
+    model: str,
+    precisions: tuple[Precision, ...],
+    models_dir: Path,
+    folder: Path,
+    *,
+    serve: bool,
+    ort_web: Path | None,
+    yunet: Path | None,
+) -> None:
+    from fer_export.site import create_server, write_site
+    from fer_runtime.models import find_model
+
+    if len(precisions) > 1:
+        raise click.UsageError("A site runs one model; give --precision once.")
+    path = find_model(model, precision=precisions[0] if precisions else "int8", models_dir=models_dir)
+    written = write_site(folder, model=path, ort_web=ort_web, yunet=yunet)
+    finder = "YuNet finds the faces" if written.has_detector else "a frame for one face; --yunet FILE finds faces"
+    click.echo(f"{folder}  {path.name}, {written.site_bytes / 1e6:.1f} MB, {finder}")
+    if serve:
+        with create_server(folder) as server:
+            click.echo(f"http://127.0.0.1:{server.server_address[1]}/  Ctrl-C ends it")
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
 
 
 def _budget(text: str) -> Budget:

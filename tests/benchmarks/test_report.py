@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.benchmarks.browser import NAMES, Browser, find_browser
 from tests.benchmarks.test_robustness import write_band_pictures
 from tests.runtime.tiny_models import write_band_model
 
+from fer_bench.chromium import NAMES, Browser, find_browser
 from fer_bench.cli import main
 from fer_bench.report import reliability_bins
 from fer_bench.report_data import parse_report, read_report

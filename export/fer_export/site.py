@@ -1,0 +1,253 @@
+"""A static site that runs a model in the browser: page, model and onnxruntime-web in one folder."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import ClassVar
+
+from fer_runtime import __version__
+from fer_runtime.errors import DownloadError, ModelFileError, OutputError
+from fer_runtime.files import cache_folder, write_atomically
+from fer_runtime.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.onnx_file import read_onnx_file
+
+ORT_WEB_VERSION = "1.30.0"
+# The registry's checksum of the package onnxruntime-web at that version.
+ORT_WEB_INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+# Modules end in .js in the site: many servers do not know .mjs, and browsers refuse a module of unknown type.
+_ORT_FILES = {
+    "ort.wasm.min.mjs": "ort/ort.wasm.min.js",
+    "ort-wasm-simd-threaded.mjs": "ort/ort-wasm-simd-threaded.js",
+    "ort-wasm-simd-threaded.wasm": "ort/ort-wasm-simd-threaded.wasm",
+}
+_PAGE_FILES = (
+    "style.css",
+    "icon.svg",
+    "app.js",
+    "certificate.js",
+    "face.js",
+    "following.js",
+    "runtime.js",
+    "yunet.js",
+)
+_SAMPLES = {"eileen_collins.jpg": "Eileen Collins", "grace_hopper.jpg": "Grace Hopper", "group.jpg": "A group"}
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
+    "media-src 'self' blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"
+)
+# Of the pinned files, for the terms of what the folder passes on.
+_NOTICE = f"""onnxruntime-web {ORT_WEB_VERSION} (folder ort): Copyright (c) Microsoft Corporation, MIT License.
+The files are those of the npm package, two of them renamed from .mjs to .js.
+https://www.npmjs.com/package/onnxruntime-web
+Photographs (folder samples): public domain, see samples/CREDITS.md.
+"""
+_NPM_SECONDS = 300
+_FIRST_PORT = 8000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A folder that any static server can serve."""
+
+    path: Path
+    model: Path  # what was copied
+    site_bytes: int
+    has_detector: bool
+
+
+def write_site(
+    folder: Path,
+    *,
+    model: Path,
+    ort_web: Path | None = None,
+    yunet: Path | None = None,
+) -> Site:
+    """Write the page, `model`, the samples and onnxruntime-web's files to `folder`.
+
+    Args:
+        model: an exported model.
+        ort_web: the unpacked npm package onnxruntime-web; None takes the pinned version through npm.
+        yunet: YuNet's file; without it the page reads the face inside a frame.
+
+    Raises:
+        ModelFileError: a model file is missing or not one of ours.
+        DownloadError: onnxruntime-web is not there and cannot be fetched.
+        OutputError: the folder holds something else, or cannot be written.
+    """
+    if (folder / "index.html").exists() and not (folder / "site.json").exists():
+        raise OutputError(f"{folder} holds another site; choose a folder of its own, or an empty one")
+    facts, content = read_onnx_file(model)
+    parse_metadata(facts.metadata.get(METADATA_KEY), source=str(model))
+    entries: dict[str, bytes] = {"model.onnx": content, "LICENSES.txt": _NOTICE.encode()}
+    if yunet is not None:
+        facts, entries["face_detection_yunet.onnx"] = read_onnx_file(yunet)
+        if not {"cls_8", "bbox_32"} <= {one.name for one in facts.outputs}:
+            raise ModelFileError(f"{yunet} is no YuNet face detector; take face_detection_yunet_2023mar.onnx")
+    entries |= _ort_files(ort_web)
+    samples = files("fer_runtime") / "samples"
+    for name in (*_SAMPLES, "CREDITS.md"):
+        entries[f"samples/{name}"] = (samples / name).read_bytes()
+    page = files("fer_export") / "web"
+    entries |= {name: (page / name).read_bytes() for name in _PAGE_FILES}
+    settings = {
+        "fer-edge": __version__,
+        "onnxruntime-web": ORT_WEB_VERSION if ort_web is None else "given",
+        "model": "model.onnx",
+        "model_file": model.name,
+        "model_bytes": len(content),
+        "yunet": "face_detection_yunet.onnx" if yunet is not None else None,
+        "samples": [{"file": f"samples/{name}", "title": title} for name, title in _SAMPLES.items()],
+    }
+    entries["site.json"] = (json.dumps(settings, indent=1) + "\n").encode()
+    policy = html.escape(CONTENT_SECURITY_POLICY, quote=False)
+    entries["index.html"] = (page / "index.html").read_text("utf-8").replace("@CSP@", policy).encode()
+    entries["sw.js"] = _service_worker((page / "sw.js").read_text("utf-8"), entries)
+    for name, data in entries.items():
+        write_atomically(folder / name, data)
+    if yunet is None:
+        (folder / "face_detection_yunet.onnx").unlink(missing_ok=True)  # of an earlier export
+    return Site(path=folder, model=model, site_bytes=sum(map(len, entries.values())), has_detector=yunet is not None)
+
+
+def _service_worker(source: str, entries: dict[str, bytes]) -> bytes:
+    """The worker with its list of files; other contents give another version, so that browsers fetch them anew."""
+    digest = hashlib.sha256()
+    for name in sorted(entries):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(entries[name]).digest())
+    kept = ["./", *sorted(name for name in entries if not name.endswith((".md", ".txt")))]
+    return source.replace("@VERSION@", digest.hexdigest()[:16]).replace("@FILES@", json.dumps(kept, indent=2)).encode()
+
+
+def _ort_files(ort_web: Path | None) -> dict[str, bytes]:
+    if ort_web is not None:
+        root = ort_web / "dist" if (ort_web / "dist").is_dir() else ort_web
+        try:
+            return {target: (root / name).read_bytes() for name, target in _ORT_FILES.items()}
+        except OSError as error:
+            raise DownloadError(
+                f"{ort_web} is not the unpacked npm package onnxruntime-web: it has no {Path(error.filename).name}"
+            ) from error
+    package = fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
+    contents = read_npm_package(package, {f"package/dist/{name}" for name in _ORT_FILES})
+    return {target: contents[f"package/dist/{name}"] for name, target in _ORT_FILES.items()}
+
+
+def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
+    """The package's archive in the cache folder, fetched with the npm client unless it is there.
+
+    Args:
+        integrity: "sha512-..." as the registry gives it; nothing but these bytes is kept.
+
+    Raises:
+        DownloadError: there is no npm, no network, or other bytes came.
+        OutputError: the cache folder cannot be written.
+    """
+    archive = f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    path = cache_folder() / "npm" / archive
+    if path.is_file() and _integrity(path.read_bytes()) == integrity:
+        return path
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DownloadError(
+            f"{name} {version} comes through npm, which is not installed; install Node.js, "
+            "or unpack the package elsewhere and give its folder (fer-export: --ort-web DIR)"
+        )
+    with tempfile.TemporaryDirectory(prefix="fer-edge-npm-") as folder:
+        try:
+            done = subprocess.run(
+                [npm, "pack", f"{name}@{version}", "--silent", "--pack-destination", folder],
+                capture_output=True,
+                text=True,
+                timeout=_NPM_SECONDS,
+                cwd=folder,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise DownloadError(f"npm could not fetch {name} {version}: {error}") from error
+        fetched = Path(folder) / archive
+        if done.returncode or not fetched.is_file():
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise DownloadError(f"npm could not fetch {name} {version}: {reason}")
+        content = fetched.read_bytes()
+    if _integrity(content) != integrity:
+        raise DownloadError(f"npm gave other bytes of {name} {version} than expected; nothing was kept")
+    write_atomically(path, content)
+    return path
+
+
+def read_npm_package(path: Path, wanted: set[str]) -> dict[str, bytes]:
+    """The named members of a package's archive.
+
+    Raises:
+        DownloadError: a member is missing.
+    """
+    found = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.name in wanted and (stream := archive.extractfile(member)) is not None:
+                found[member.name] = stream.read()
+    if missing := sorted(wanted - found.keys()):
+        raise DownloadError(f"{path} has no {missing[0]}")
+    return found
+
+
+def _integrity(content: bytes) -> str:
+    return "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    """Static files with their right types, whatever the system's own table says."""
+
+    protocol_version = "HTTP/1.1"
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".json": "application/json",
+        ".css": "text/css",
+        ".svg": "image/svg+xml",
+        ".wasm": "application/wasm",
+    }
+    extra_headers: ClassVar[dict[str, str]] = {}
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-cache")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in self.extra_headers.items():
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent: a page's own requests are no news."""
+
+
+def create_server(
+    folder: Path, *, port: int | None = None, headers: dict[str, str] | None = None
+) -> ThreadingHTTPServer:
+    """A server of `folder` on this machine's loopback address only; `serve_forever` starts it.
+
+    Args:
+        port: None takes 8000, or any free one where 8000 is taken.
+        headers: sent with every answer besides the usual ones.
+    """
+    handler = type("_SiteHandler", (_Handler,), {"extra_headers": headers or {}})
+
+    def listen(number: int) -> ThreadingHTTPServer:
+        return ThreadingHTTPServer(("127.0.0.1", number), partial(handler, directory=str(folder)))
+
+    if port is not None:
+        return listen(port)
+    try:
+        return listen(_FIRST_PORT)
+    except OSError:
+        return listen(0)

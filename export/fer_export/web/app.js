@@ -1,0 +1,425 @@
+/** The page: pictures and camera frames in, boxes and bars out. What is done with a face is in face.js. */
+
+import { replayCertificate } from "./certificate.js";
+import { FACE_SIZE, FaceModel, ModelFileError, prepareFace } from "./face.js";
+import { Follower } from "./following.js";
+import { ort } from "./runtime.js";
+import { YuNet } from "./yunet.js";
+
+const CROP_SIDE = 64; // pictures up to this short side are face crops already
+const MAX_SIDE = 4096; // pixels of a picture that are kept; more than a phone's canvas holds helps nobody
+const CAMERA_LONG_SIDE = 320; // pixels that a frame is shrunk to before faces are looked for
+const SPOKEN_EVERY = 1000; // ms between changes that a screen reader is told
+
+const element = (id) => document.getElementById(id);
+const canvas = element("picture");
+const context = canvas.getContext("2d");
+const source = document.createElement("canvas"); // the picture or frame without boxes
+const sourceContext = source.getContext("2d", { willReadFrequently: true });
+const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true });
+
+let model = null;
+let detector = null;
+let stream = null;
+let frame = null; // where the face is read when no detector is there: {x, y, width, height}
+let shown = 0; // number of the picture that is on the screen; an older one's answer is dropped
+let spokenAt = 0;
+let frameTimes = [];
+
+async function start() {
+  try {
+    const site = await (await fetch("site.json")).json();
+    model = await FaceModel.load(ort, site.model);
+    if (site.yunet) {
+      detector = await YuNet.load(ort, new Uint8Array(await (await fetch(site.yunet)).arrayBuffer()));
+    }
+    addSamples(site.samples);
+    describeModel(site);
+    element("camera").disabled = element("file").disabled = false;
+    say("Ready.");
+    // Kept for whoever looks in from outside, such as the tests.
+    window.fer = { model, prepareFace, ort, answers: [] };
+    showCertificate(await replayCertificate(model));
+  } catch (error) {
+    fail(error instanceof ModelFileError ? error.message : `The page cannot start: ${error.message}`);
+  }
+  document.documentElement.dataset.ready = model ? "yes" : "no";
+}
+
+function addSamples(samples) {
+  for (const { file, title } of samples) {
+    const button = document.createElement("button");
+    const image = Object.assign(new Image(), { src: file, alt: title });
+    Object.assign(button, { type: "button", title });
+    button.append(image);
+    button.addEventListener("click", async () => {
+      stopCamera();
+      await showPicture(await (await fetch(file)).blob(), title);
+    });
+    element("samples").append(button);
+  }
+}
+
+function describeModel(site) {
+  const { name, precision, verdict, training } = model.metadata;
+  const accuracy = verdict?.accuracy ?? training?.accuracy;
+  element("model").textContent =
+    `${name} ${precision}, ${(site.model_bytes / 1e6).toFixed(2)} MB` +
+    (accuracy ? `, right on ${(100 * accuracy).toFixed(1)} % of its validation pictures.` : ".");
+}
+
+function showCertificate(result) {
+  const line = element("certificate");
+  if (result === null) return;
+  line.className = result.passed ? "passed" : "failed";
+  line.textContent = result.passed
+    ? `Checked: this browser computes what was exported, on ${result.faces} faces to ${result.difference.toExponential(0)}.`
+    : `This browser does not compute what was exported (${result.flips} of ${result.faces} faces change). Do not trust the answers.`;
+}
+
+function say(text) {
+  const status = element("status");
+  if (status.textContent !== text) status.textContent = text;
+}
+
+function fail(text) {
+  element("problem").textContent = text;
+  element("problem").hidden = false;
+  say("");
+}
+
+/** Find and classify the faces of what is in `source`. */
+async function recognise(isVideo) {
+  const times = {};
+  let began = performance.now();
+  const lap = (name) => {
+    const now = performance.now();
+    times[name] = now - began;
+    began = now;
+  };
+  const { width, height } = source;
+  let detections;
+  if (Math.min(width, height) <= CROP_SIDE) {
+    detections = [{ box: { x: 0, y: 0, width, height }, roll: 0 }];
+  } else if (detector) {
+    detections = await detector.detect(source, width, height, isVideo ? CAMERA_LONG_SIDE : 640);
+  } else {
+    frame ??= middle(width, height);
+    detections = [{ box: frame, roll: 0 }];
+  }
+  lap("find");
+  const image = detections.length ? sourceContext.getImageData(0, 0, width, height) : null;
+  const area = FACE_SIZE * FACE_SIZE;
+  const faces = new Uint8Array(detections.length * area);
+  detections.forEach(({ box, roll }, index) => faces.set(prepareFace(image, box, roll), index * area));
+  lap("crop");
+  const count = model.expressions.length;
+  const { probabilities } = detections.length ? await model.run(faces) : { probabilities: [] };
+  lap("classify");
+  return {
+    times,
+    faces: detections.map(({ box }, index) => ({
+      box,
+      probabilities: probabilities.slice(index * count, (index + 1) * count),
+    })),
+  };
+}
+
+function middle(width, height) {
+  const side = Math.round(0.7 * Math.min(width, height));
+  return { x: Math.round((width - side) / 2), y: Math.round((height - side) / 2), width: side, height: side };
+}
+
+async function showPicture(blob, title) {
+  const number = ++shown;
+  element("problem").hidden = true;
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(blob);
+  } catch {
+    fail(`${title} is no picture that this browser reads.`);
+    return;
+  }
+  const shrink = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
+  source.width = Math.round(bitmap.width * shrink);
+  source.height = Math.round(bitmap.height * shrink);
+  sourceContext.drawImage(bitmap, 0, 0, source.width, source.height);
+  bitmap.close();
+  frame = null;
+  await answerPicture(number, title);
+}
+
+let pictureTitle = "";
+
+async function answerPicture(number, title = pictureTitle) {
+  pictureTitle = title;
+  try {
+    const { faces, times } = await recognise(false);
+    if (number !== shown) return;
+    const numbered = faces.map((face, index) => ({
+      ...face,
+      number: index + 1,
+      best: face.probabilities.indexOf(Math.max(...face.probabilities)),
+    }));
+    present(numbered, times, title);
+    element("fps").textContent = "–";
+    say(summary(numbered));
+  } catch (error) {
+    fail(`${title}: ${error.message}`);
+  }
+}
+
+async function startCamera() {
+  element("problem").hidden = true;
+  if (!navigator.mediaDevices) {
+    fail("The camera needs a secure address: https, or localhost.");
+    return;
+  }
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user", width: { ideal: 640 } } });
+  } catch (error) {
+    fail(
+      error.name === "NotAllowedError"
+        ? "The camera was not allowed. Allow it in the browser's settings for this page, or choose a picture."
+        : `No camera can be used: ${error.message}`,
+    );
+    return;
+  }
+  video.srcObject = stream;
+  await video.play();
+  const button = element("camera");
+  button.textContent = "Stop camera";
+  button.setAttribute("aria-pressed", "true");
+  frame = null;
+  frameTimes = [];
+  const number = ++shown;
+  const follower = new Follower();
+  while (stream && number === shown) {
+    try {
+      await answerFrame(number, follower);
+    } catch (error) {
+      fail(`The camera's picture cannot be read: ${error.message}`);
+      stopCamera();
+    }
+    await nextFrame();
+  }
+}
+
+async function answerFrame(number, follower) {
+  if (!video.videoWidth) return;
+  if (source.width !== video.videoWidth || source.height !== video.videoHeight) {
+    source.width = video.videoWidth;
+    source.height = video.videoHeight;
+    frame = null;
+  }
+  sourceContext.drawImage(video, 0, 0);
+  const { faces, times } = await recognise(true);
+  if (number !== shown || !stream) return;
+  const now = performance.now();
+  const followed = follower.update(now / 1000, faces);
+  const numbered = faces.map((face, index) => ({ ...face, ...followed[index] }));
+  present(numbered, times, "The camera");
+  frameTimes = [...frameTimes.filter((time) => now - time < 1000), now];
+  element("fps").textContent = String(frameTimes.length);
+  if (now - spokenAt > SPOKEN_EVERY) {
+    say(summary(numbered));
+    spokenAt = now;
+  }
+}
+
+function nextFrame() {
+  // A hidden tab gets no animation frames: the loop rests there, as it should.
+  return new Promise((resolve) => requestAnimationFrame(resolve));
+}
+
+function stopCamera() {
+  if (!stream) return;
+  stream.getTracks().forEach((track) => track.stop());
+  stream = null;
+  shown++;
+  video.srcObject = null;
+  element("camera").textContent = "Start camera";
+  element("camera").setAttribute("aria-pressed", "false");
+}
+
+function summary(faces) {
+  if (faces.length === 0) return "No face found.";
+  const names = faces.map(({ best }) => model.expressions[best]);
+  return `${faces.length === 1 ? "One face" : `${faces.length} faces`}: ${names.join(", ")}.`;
+}
+
+function present(faces, times, title) {
+  const began = performance.now();
+  element("empty").hidden = true;
+  draw(faces);
+  list(faces);
+  canvas.setAttribute("aria-label", `${title}. ${summary(faces)}`);
+  const isFramed = !detector && frame !== null;
+  canvas.classList.toggle("movable", isFramed);
+  element("hint").hidden = !isFramed;
+  times.draw = performance.now() - began;
+  for (const [stage, value] of Object.entries(times)) {
+    element(stage).textContent = value < 10 ? value.toFixed(1) : value.toFixed(0);
+  }
+  window.fer.answers = faces.map(({ box, probabilities, best }) => ({
+    box,
+    expression: model.expressions[best],
+    probabilities: Array.from(probabilities),
+  }));
+}
+
+function colour(name) {
+  const styles = getComputedStyle(document.documentElement);
+  return styles.getPropertyValue(`--${name}`).trim() || styles.getPropertyValue("--accent").trim();
+}
+
+function draw(faces) {
+  const { width, height } = source;
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  context.drawImage(source, 0, 0);
+  // Lines and letters as large on a phone as on a desk, whatever the picture's own size.
+  const unit = width / Math.max(canvas.clientWidth, 1);
+  const letters = Math.max(14 * unit, 6);
+  context.font = `600 ${letters}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  for (const { box, number, best, probabilities } of faces) {
+    const name = model.expressions[best];
+    const ink = colour(name);
+    context.lineWidth = 3 * unit;
+    context.strokeStyle = ink;
+    context.beginPath();
+    context.roundRect(box.x, box.y, box.width, box.height, 8 * unit);
+    context.stroke();
+    const text = `${faces.length > 1 ? `${number} ` : ""}${name} ${Math.round(100 * probabilities[best])} %`;
+    const tagWidth = context.measureText(text).width + letters;
+    const tagHeight = 1.6 * letters;
+    const x = Math.min(Math.max(box.x, 0), Math.max(width - tagWidth, 0));
+    const y = box.y >= tagHeight + 2 * unit ? box.y - tagHeight - 2 * unit : Math.max(box.y, 0);
+    context.fillStyle = ink;
+    context.beginPath();
+    context.roundRect(x, y, tagWidth, tagHeight, 6 * unit);
+    context.fill();
+    context.fillStyle = colour("on-accent");
+    context.fillText(text, x + letters / 2, y + tagHeight / 2);
+  }
+}
+
+function list(faces) {
+  const parent = element("faces");
+  while (parent.children.length > faces.length) parent.lastChild.remove();
+  while (parent.children.length < faces.length) parent.append(card());
+  faces.forEach(({ number, best, probabilities }, index) => {
+    const item = parent.children[index];
+    const name = model.expressions[best];
+    item.querySelector(".name").textContent = name;
+    item.querySelector("small").textContent = `face ${number}`;
+    item.querySelectorAll("dt").forEach((term, at) => {
+      const row = term.nextElementSibling;
+      const share = row.nextElementSibling;
+      const fill = row.firstChild;
+      term.classList.toggle("best", at === best);
+      share.classList.toggle("best", at === best);
+      share.textContent = `${Math.round(100 * probabilities[at])} %`;
+      fill.style.transform = `scaleX(${probabilities[at]})`;
+      fill.style.backgroundColor = `var(--${model.expressions[at]}, var(--accent))`;
+    });
+  });
+}
+
+function card() {
+  const item = Object.assign(document.createElement("li"), { className: "face" });
+  const heading = document.createElement("h3");
+  heading.append(Object.assign(document.createElement("span"), { className: "name" }), document.createElement("small"));
+  const bars = Object.assign(document.createElement("dl"), { className: "bars" });
+  for (const name of model.expressions) {
+    const track = Object.assign(document.createElement("dd"), { className: "track" });
+    track.setAttribute("aria-hidden", "true");
+    track.append(document.createElement("span"));
+    bars.append(
+      Object.assign(document.createElement("dt"), { textContent: name }),
+      track,
+      Object.assign(document.createElement("dd"), { className: "share" }),
+    );
+  }
+  item.append(heading, bars);
+  return item;
+}
+
+// The frame, where no detector is there.
+
+function moveFrame(dx, dy, growth = 0) {
+  if (!frame || detector) return;
+  const { width, height } = source;
+  const side = Math.min(Math.max(frame.width + growth, FACE_SIZE), Math.min(width, height));
+  const [x, y] = [frame.x + dx - (side - frame.width) / 2, frame.y + dy - (side - frame.height) / 2];
+  frame = {
+    x: Math.round(Math.min(Math.max(x, 0), width - side)),
+    y: Math.round(Math.min(Math.max(y, 0), height - side)),
+    width: Math.round(side),
+    height: Math.round(side),
+  };
+  if (!stream) answerPicture(++shown);
+}
+
+canvas.addEventListener("keydown", (event) => {
+  const step = Math.max(2, Math.round(source.width / 60));
+  const moves = {
+    ArrowLeft: [-step, 0],
+    ArrowRight: [step, 0],
+    ArrowUp: [0, -step],
+    ArrowDown: [0, step],
+    "+": [0, 0, 2 * step],
+    "=": [0, 0, 2 * step],
+    "-": [0, 0, -2 * step],
+  };
+  if (!frame || detector || !(event.key in moves)) return;
+  event.preventDefault();
+  moveFrame(...moves[event.key]);
+});
+
+let grip = null;
+canvas.addEventListener("pointerdown", (event) => {
+  if (!frame || detector) return;
+  grip = [event.clientX, event.clientY];
+  canvas.setPointerCapture(event.pointerId);
+});
+canvas.addEventListener("pointermove", (event) => {
+  if (!grip) return;
+  // The canvas is letterboxed by object-fit: one factor for both directions.
+  const scale = Math.max(source.width / canvas.clientWidth, source.height / canvas.clientHeight);
+  moveFrame((event.clientX - grip[0]) * scale, (event.clientY - grip[1]) * scale);
+  grip = [event.clientX, event.clientY];
+});
+for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (grip = null));
+
+element("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
+
+async function showFile(file) {
+  if (!model || !file) return;
+  stopCamera();
+  await showPicture(file, file.name || "The pasted picture");
+}
+
+element("file").addEventListener("change", async (event) => {
+  await showFile(event.target.files[0]);
+  event.target.value = ""; // so that the same file can be chosen again
+});
+const screen = element("drop");
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  screen.classList.add("over");
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) screen.classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  screen.classList.remove("over");
+  showFile(event.dataTransfer.files[0]);
+});
+document.addEventListener("paste", (event) => showFile(event.clipboardData.files[0]));
+
+if ("serviceWorker" in navigator && window.isSecureContext) {
+  navigator.serviceWorker.register("sw.js").catch(() => {}); // the page works without it, online
+}
+start();
