@@ -27,6 +27,7 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    "--hide-scrollbars",  # as on a phone; with them a screenshot is cut at the right
     "--remote-debugging-pipe",
 )
 _PATIENCE = 60.0  # seconds for a browser to start and answer on a busy machine

@@ -1,0 +1,434 @@
+"""The site in a real Chromium: its answers against PyTorch's and the Python runtime's, and what it asks for."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tests.conftest import CHECKOUT
+
+from fer_bench.chromium import NAMES, Browser, Page, find_browser
+from fer_export.cli import main
+from fer_export.site import (
+    ORT_WEB_INTEGRITY,
+    ORT_WEB_VERSION,
+    create_server,
+    fetch_npm_package,
+    write_site,
+)
+from fer_runtime.certificate import parse_certificate
+from fer_runtime.errors import DownloadError, ModelFileError, OutputError
+from fer_runtime.faces import prepare_face
+from fer_runtime.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.onnx_file import read_onnx_file
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.yunet_file import yunet_path
+
+MODELS = CHECKOUT / "models"
+SAMPLES = CHECKOUT / "runtime" / "fer_runtime" / "samples"
+READY = "document.documentElement.dataset.ready"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium whose camera shows Eileen Collins in the middle of a frame of 640 x 480 pixels."""
+    path = find_browser()
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed")
+    film = tmp_path_factory.mktemp("film") / "camera.mjpeg"
+    is_encoded, jpeg = cv2.imencode(".jpg", camera_frame(), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    assert is_encoded
+    film.write_bytes(jpeg.tobytes() * 10)
+    flags = [
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-video-capture={film}",
+    ]
+    with Browser(path, flags=flags) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def ort_web(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stand-in for onnxruntime-web's three files, for tests that run none of it."""
+    folder = tmp_path_factory.mktemp("ort") / "dist"
+    folder.mkdir()
+    for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
+        (folder / name).write_bytes(name.encode())
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def has_ort_web() -> None:
+    try:
+        fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
+    except DownloadError as error:
+        pytest.skip(f"needs onnxruntime-web {ORT_WEB_VERSION}: {error}")
+
+
+@pytest.fixture(scope="module")
+def yunet() -> Path:
+    given = os.environ.get("FER_EDGE_YUNET")
+    shared = CHECKOUT.parent / "shared" / "data" / "face_detection_yunet_2026may.onnx"
+    for path in (Path(given) if given else shared, yunet_path()):
+        if path.is_file():
+            return path
+    pytest.skip("needs YuNet's file: set FER_EDGE_YUNET, or fetch it with fer-infer --fetch-yunet")
+
+
+@pytest.fixture(scope="module")
+def framed_site(has_ort_web: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a site with v0 fp32 and no face detector."""
+    folder = tmp_path_factory.mktemp("framed")
+    write_site(folder, model=MODELS / "model_0.onnx")
+    with served(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def site(has_ort_web: None, yunet: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a site with v0 int8 and YuNet."""
+    folder = tmp_path_factory.mktemp("site")
+    write_site(folder, model=MODELS / "model_0.int8.onnx", yunet=yunet)
+    with served(folder) as address:
+        yield address
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    with create_server(folder, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def camera_frame() -> Any:
+    frame = np.full((480, 640, 3), 128, np.uint8)
+    picture = cv2.imread(str(SAMPLES / "eileen_collins.jpg"))
+    assert picture is not None
+    # The head, enlarged: what the page's frame shows without a detector is a face then.
+    frame[:, 80:560] = cv2.resize(picture[40:210, 140:310], (480, 480))
+    return frame
+
+
+def opened(browser: Browser, address: str, **how: Any) -> Page:
+    page = browser.open(address, **how)
+    assert page.wait_for(READY) == "yes", page.evaluate("document.getElementById('problem').textContent")
+    page.wait_for("document.getElementById('certificate').textContent")
+    return page
+
+
+def run_faces(page: Page, faces: Any) -> Any:
+    """The page's logits for faces uint8 (faces, 48, 48)."""
+    text = base64.b64encode(faces.tobytes()).decode()
+    logits = page.evaluate(
+        f"fer.model.run(Uint8Array.from(atob('{text}'), (c) => c.charCodeAt(0))).then((one) => Array.from(one.logits))"
+    )
+    return np.array(logits, np.float32).reshape(len(faces), -1)
+
+
+def test_golden_faces_give_pytorchs_logits_in_webassembly(browser: Browser, framed_site: str) -> None:
+    source = MODELS / "model_0.onnx"
+    metadata = parse_metadata(read_onnx_file(source)[0].metadata[METADATA_KEY], source=str(source))
+    certificate = parse_certificate(metadata, source=str(source))
+    with opened(browser, framed_site) as page:
+        logits = run_faces(page, certificate.faces)
+        expressions = page.evaluate("fer.model.expressions")
+    expected = certificate.network_logits
+    assert logits.shape == expected.shape
+    assert (np.abs(logits - expected) <= certificate.tolerance.logits * (1 + np.abs(expected))).all()
+    assert tuple(expressions) == metadata.expressions
+
+
+def test_the_page_says_that_the_certificate_holds(browser: Browser, site: str) -> None:
+    with opened(browser, site) as page:
+        assert page.evaluate("document.getElementById('certificate').className") == "passed"
+
+
+def test_a_certificate_of_other_logits_is_not_believed(browser: Browser, has_ort_web: None, tmp_path: Path) -> None:
+    write_site(tmp_path, model=MODELS / "model_0.onnx")
+    path = tmp_path / "model.onnx"
+    content = path.read_bytes()
+    at = content.index(b'"model_logits": [[') + len(b'"model_logits": [[')
+    end = content.index(b",", at)
+    # Another first logit of the same length, so that the file stays whole.
+    path.write_bytes(content[:at] + b"9" * (end - at) + content[end:])
+    with served(tmp_path) as address, opened(browser, address) as page:
+        assert page.evaluate("document.getElementById('certificate').className") == "failed"
+
+
+@pytest.mark.parametrize("name", ["eileen_collins.jpg", "grace_hopper.jpg", "group.jpg"])
+def test_samples_get_the_python_runtimes_faces(browser: Browser, site: str, yunet: Path, name: str) -> None:
+    with Recognizer(MODELS / "model_0.int8.onnx", detector="yunet", yunet=yunet) as recognizer:
+        expected = recognizer.predict(SAMPLES / name).faces
+    with opened(browser, site) as page:
+        page.evaluate(f"document.querySelector('.samples img[src$=\"{name}\"]').click()")
+        page.wait_for("fer.answers.length")
+        answers = page.evaluate("fer.answers")
+    assert [one["expression"] for one in answers] == [one.expression for one in expected]
+    for answer, face in zip(answers, expected, strict=True):
+        # Chromium's JPEG decoder and its shrinking differ from OpenCV's by a gray level; a box by a pixel.
+        here = [answer["box"][side] for side in ("x", "y", "width", "height")]
+        np.testing.assert_allclose(here, face.box, atol=2)
+        np.testing.assert_allclose(answer["probabilities"], list(face.probabilities.values()), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "roll"),
+    [
+        ((48, 48), (0, 0, 48, 48), 0.0),
+        ((130, 170), (13, 9, 101, 101), 0.0),
+        ((130, 170), (-20, 60, 96, 96), 0.0),  # over two edges
+        ((90, 70), (5, 8, 31, 31), 0.0),  # enlarged
+        ((300, 300), (90, 100, 120, 120), 17.0),
+        ((300, 300), (200, 10, 110, 110), -32.0),
+    ],
+)
+def test_a_face_is_prepared_as_in_python(
+    browser: Browser, framed_site: str, size: tuple[int, int], box: tuple[int, int, int, int], roll: float
+) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 2)
+    image = cv2.normalize(image, np.empty_like(image), 0, 255, cv2.NORM_MINMAX)
+    rgba = base64.b64encode(cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).tobytes()).decode()
+    x, y, width, height = box
+    with opened(browser, framed_site) as page:
+        face = page.evaluate(
+            "Array.from(fer.prepareFace(new ImageData(Uint8ClampedArray.from(atob("
+            f"'{rgba}'), (c) => c.charCodeAt(0)), {size[1]}, {size[0]}), "
+            f"{{x: {x}, y: {y}, width: {width}, height: {height}}}, {roll}))"
+        )
+    expected = prepare_face(image, box, roll=roll).astype(int)  # type: ignore[arg-type]
+    difference = np.abs(np.array(face).reshape(48, 48) - expected)
+    # cv2 rounds in fixed point, and warps with weights in steps of 1/32.
+    assert difference.max() <= (1 if roll == 0 else 3)
+
+
+def test_the_camera_gets_the_python_runtimes_expression(browser: Browser, site: str, yunet: Path) -> None:
+    with Recognizer(MODELS / "model_0.int8.onnx", detector="yunet", yunet=yunet) as recognizer:
+        (expected,) = recognizer.recognize(camera_frame()).faces
+    with opened(browser, site) as page:
+        page.evaluate("document.getElementById('camera').click()")
+        page.wait_for("fer.answers.length && Number(document.getElementById('fps').textContent) > 1")
+        (answer,) = page.evaluate("fer.answers")
+        numbers = page.evaluate("document.querySelector('.face small').textContent")
+        page.evaluate("document.getElementById('camera').click()")
+        label = page.evaluate("document.getElementById('camera').textContent")
+        assert page.visit().complaints == []
+    assert answer["expression"] == expected.expression
+    assert numbers == "face 1"  # followed: frames later it has its first number
+    assert label == "Start camera"
+
+
+def test_without_a_detector_the_face_is_read_inside_the_frame(browser: Browser, framed_site: str) -> None:
+    side = round(0.7 * 480)
+    box = ((640 - side) // 2, (480 - side) // 2, side, side)
+    with Recognizer(MODELS / "model_0.onnx") as recognizer:
+        probabilities = recognizer.classify(prepare_face(camera_frame(), box)[None])[0]
+        expected = recognizer.face(box, probabilities)
+    with opened(browser, framed_site) as page:
+        page.evaluate("document.getElementById('camera').click()")
+        page.wait_for("fer.answers.length")
+        (answer,) = page.evaluate("fer.answers")
+        page.evaluate("document.getElementById('camera').click()")
+    assert tuple(answer["box"].values()) == box
+    assert answer["expression"] == expected.expression
+
+
+def test_the_frame_moves_by_keys(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        page.evaluate("document.querySelector('.samples button').click()")
+        before = page.wait_for("fer.answers[0]?.box")
+        page.evaluate("document.getElementById('picture').focus()")
+        page.press("ArrowLeft")
+        page.press("-")
+        page.wait_for(f"fer.answers[0].box.width < {before['width']}")
+        after = page.evaluate("fer.answers[0].box")
+        assert not page.evaluate("document.getElementById('hint').hidden")
+    assert after["x"] + after["width"] / 2 < before["x"] + before["width"] / 2
+
+
+def test_keys_alone_reach_a_sample_and_its_answer(browser: Browser, site: str) -> None:
+    with opened(browser, site) as page:
+        for _ in range(8):
+            page.press("Tab")
+            if page.evaluate("document.activeElement.title") == "Eileen Collins":
+                break
+        page.press("Enter")
+        page.wait_for("fer.answers.length")
+        assert page.evaluate("document.getElementById('status').textContent") == "One face: happy."
+        assert page.evaluate("document.getElementById('picture').getAttribute('aria-label')").startswith("Eileen")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (400, True)])
+def test_nothing_is_complained_about_and_nothing_comes_from_elsewhere(
+    browser: Browser, site: str, width: int, dark: bool
+) -> None:
+    with opened(browser, site, width=width, dark=dark) as page:
+        page.evaluate("document.querySelectorAll('.samples button')[2].click()")
+        page.wait_for("fer.answers.length === 5")
+        visit = page.visit()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        text = page.evaluate("document.body.innerText")
+    assert visit.complaints == []
+    assert [one for one in visit.requests if not one.startswith((site, f"blob:{site}"))] == []
+    assert "Nothing is uploaded" in text
+    assert "An expression is not a feeling" in text
+
+
+def test_the_policy_stops_a_request_to_another_origin(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        stopped = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => String(error))")
+        complaints = " ".join(page.visit().complaints)
+    assert stopped != "sent"
+    assert "Content Security Policy" in complaints
+
+
+def test_it_works_without_a_network_once_loaded(browser: Browser, has_ort_web: None, tmp_path: Path) -> None:
+    write_site(tmp_path, model=MODELS / "model_0.onnx")
+    with served(tmp_path) as address:
+        page = opened(browser, address)
+        page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+        page.wait_for("navigator.serviceWorker.controller !== null")
+    with page:  # the server is gone
+        page.go(address)
+        assert page.wait_for(READY) == "yes"
+        page.evaluate("document.querySelector('.samples button').click()")
+        assert page.wait_for("fer.answers.length") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"no model at all", "damaged or no ONNX model"),
+        (b"", 'has no "fer" metadata'),
+        (None, "the server answered 404"),
+    ],
+)
+def test_a_bad_model_file_gives_a_readable_message(
+    browser: Browser, has_ort_web: None, tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    write_site(tmp_path, model=MODELS / "model_0.onnx")
+    if content is None:
+        (tmp_path / "model.onnx").unlink()
+    else:
+        (tmp_path / "model.onnx").write_bytes(content)
+    with served(tmp_path) as address, browser.open(address) as page:
+        assert page.wait_for(READY) == "no"
+        assert message in page.evaluate("document.querySelector('#problem:not([hidden])').textContent")
+        assert page.evaluate("document.getElementById('camera').disabled")
+
+
+def test_a_file_that_is_no_picture_is_named(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        page.evaluate(
+            "(() => { const data = new DataTransfer(); data.items.add(new File(['text'], 'notes.jpg'));"
+            "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true})); })()"
+        )
+        text = page.wait_for("document.querySelector('#problem:not([hidden])')?.textContent")
+    assert text == "notes.jpg is no picture that this browser reads."
+
+
+def test_any_static_server_will_do(browser: Browser, has_ort_web: None, tmp_path: Path) -> None:
+    write_site(tmp_path, model=MODELS / "model_0.int8.onnx")
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(100):
+            try:
+                socket.create_connection(("127.0.0.1", port), 0.2).close()
+                break
+            except OSError:
+                threading.Event().wait(0.1)
+        with opened(browser, f"http://127.0.0.1:{port}/") as page:
+            assert page.visit().complaints == []
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_the_command_writes_a_site(ort_web: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    result = CliRunner().invoke(
+        main, ["--model", "v0", "--models-dir", str(MODELS), "--site", str(folder), "--ort-web", str(ort_web)]
+    )
+    assert result.exit_code == 0, result.output
+    assert "model_0.int8.onnx" in result.stdout
+    assert (folder / "model.onnx").read_bytes() == (MODELS / "model_0.int8.onnx").read_bytes()
+    # Every file that the page or the offline worker names is there.
+    worker = (folder / "sw.js").read_text("utf-8")
+    listed = json.loads(worker.partition("const FILES = ")[2].partition(";")[0])
+    assert all((folder / name).exists() for name in listed)
+    assert {"index.html", "app.js", "model.onnx", "ort/ort-wasm-simd-threaded.wasm"} <= set(listed)
+
+
+def test_other_contents_give_the_offline_copy_another_version(ort_web: Path, tmp_path: Path) -> None:
+    workers = []
+    for model in ("model_0.onnx", "model_0.int8.onnx"):
+        write_site(tmp_path, model=MODELS / model, ort_web=ort_web)
+        workers.append((tmp_path / "sw.js").read_text("utf-8"))
+    assert workers[0] != workers[1]
+
+
+def test_the_server_listens_on_loopback_only(tmp_path: Path) -> None:
+    with create_server(tmp_path, port=0) as server:
+        assert server.server_address[0] == "127.0.0.1"
+
+
+def test_another_site_is_not_overwritten(ort_web: Path, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(OutputError, match="another site"):
+        write_site(tmp_path, model=MODELS / "model_0.onnx", ort_web=ort_web)
+    assert [one.name for one in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_a_model_is_not_taken_for_a_face_detector(ort_web: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="no YuNet"):
+        write_site(tmp_path, model=MODELS / "model_0.onnx", ort_web=ort_web, yunet=MODELS / "model_0.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_onnxruntime_web_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"has no ort\.wasm\.min\.mjs"):
+        write_site(tmp_path / "site", model=MODELS / "model_0.onnx", ort_web=tmp_path)
+
+
+def test_without_npm_the_way_around_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DownloadError, match="--ort-web DIR"):
+        write_site(tmp_path / "site", model=MODELS / "model_0.onnx")
+
+
+def test_other_bytes_than_the_pinned_ones_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    npm = tmp_path / "npm"
+    npm.write_text('#!/bin/sh\nfor last in "$@"; do :; done\necho other > "$last/onnxruntime-web-1.30.0.tgz"\n')
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(shutil.which('sh') or '/bin/sh').parent}")
+    with pytest.raises(DownloadError, match="other bytes"):
+        fetch_npm_package("onnxruntime-web", "1.30.0", ORT_WEB_INTEGRITY)
+    assert not (tmp_path / "cache").exists()
