@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fer_bench.browser import browser
 from fer_bench.console import (
     FILE,
     data_option,
@@ -38,12 +39,14 @@ def main() -> None:
     fer-bench report --data data --output report.html everything above as one page
     fer-bench compare old.json new.json               has anything become slower?
     fer-bench show models/                            how the trainings went, side by side
+    fer-bench browser                                 a face in a browser tab, beside face-api.js
     """
 
 
 main.add_command(robustness)
 main.add_command(report)
 main.add_command(show)
+main.add_command(browser)
 
 
 @main.command()

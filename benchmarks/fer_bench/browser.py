@@ -1,0 +1,312 @@
+"""A face in a browser tab: the site's way and face-api.js, both in WebAssembly on one thread, in turns."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+from fer_bench.chromium import NAMES, Browser, find_browser
+from fer_bench.console import json_option, models_dir_option, say_environment, show_progress, write_json
+from fer_runtime.command import FerCommand
+from fer_runtime.errors import FerError
+from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision
+
+FACE_API_VERSION = "1.7.15"
+_FACE_API_INTEGRITY = "sha512-WDMmK3CfNLo8jylWqMoQgf4nIst3M0fzx1dnac96wv/dvMTN4DxC/Pq1DGtduDk1lktCamQ3MIDXFnvrdHTXDw=="
+# The TensorFlow.js that this face-api.js contains; its WebAssembly comes as a package of its own.
+_TFJS_VERSION = "4.22.0"
+_TFJS_INTEGRITY = "sha512-/IYhReRIp4jg/wYW0OwbbJZG8ON87mbz0PgkiP3CdcACRSvUN0h8rvC0O3YcDtkTQtFWF/tcXq/KlVDyV49wmA=="
+FACE_API = "face-api.js"
+# Without them a page's clock ticks in 100 microseconds, more than a face takes.
+_FINE_CLOCK = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
+
+_PAGE = """<!doctype html><meta charset="utf-8"><title>Timing</title><link rel="icon" href="data:,">
+<script type="module" src="bench.js"></script>
+"""
+_MEASURE = """
+const loaded = (await (await fetch("faces.json")).json()).map((text) => {
+  const gray = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const canvas = Object.assign(document.createElement("canvas"), { width: 48, height: 48 });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const image = context.createImageData(48, 48);
+  gray.forEach((value, index) => image.data.set([value, value, value, 255], 4 * index));
+  context.putImageData(image, 0, 0);
+  return canvas;
+});
+window.measure = async (seconds) => {
+  const times = [];
+  const end = performance.now() + 1000 * seconds;
+  for (let index = 0; performance.now() < end; index++) {
+    const began = performance.now();
+    await answer(loaded[index % loaded.length]);
+    times.push(performance.now() - began);
+  }
+  return times;
+};
+window.first = await answer(loaded[0]);
+window.ready = performance.now();
+"""
+_OURS = """import { ort } from "./runtime.js";
+import { FaceModel, prepareFace } from "./face.js";
+const model = await FaceModel.load(ort, "model.onnx");
+const answer = (canvas) => {
+  const image = canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, canvas.width, canvas.height);
+  return model.classify(prepareFace(image)).then(({ probabilities }) => probabilities);
+};
+"""
+_THEIRS = """import * as faceapi from "./face-api.esm.js";
+faceapi.tf.env().set("WASM_HAS_MULTITHREAD_SUPPORT", false);
+faceapi.tf.setWasmPaths(new URL("./", import.meta.url).href);
+if (!(await faceapi.tf.setBackend("wasm"))) throw new Error("no WASM back end");
+await faceapi.tf.ready();
+await faceapi.nets.faceExpressionNet.loadFromUri("./");
+const answer = async (canvas) => ({ ...(await faceapi.nets.faceExpressionNet.predictExpressions(canvas)) });
+"""
+
+
+class BrowserMissingError(FerError):
+    """No Chromium is installed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowserResult:
+    """One way to seven probabilities in a tab: from a canvas of 48 x 48 pixels to named numbers."""
+
+    name: str  # "v0 int8" or "face-api.js 1.7.15"
+    p50_ms: float
+    p95_ms: float
+    min_ms: float
+    runs: int
+    round_p50_ms: tuple[float, ...]
+    cold_ms: float  # median: from navigation, with a new profile, to the first answer
+    transferred_bytes: int  # by that first visit, uncompressed, HTTP headers included
+    probabilities: dict[str, float]  # of the first face, to see that it is an answer
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_browser(
+    models: Sequence[tuple[str, Path]],
+    *,
+    rounds: int,
+    seconds: float,
+    cold_starts: int = 3,
+    with_face_api: bool = True,
+    ort_web: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[str, list[BrowserResult]]:
+    """Time faces in tabs that take turns.
+
+    Args:
+        models: names and exported files.
+        rounds: turns of each tab.
+        seconds: length of a turn.
+        cold_starts: visits with a new profile.
+        with_face_api: measure face-api.js in the same rounds.
+        ort_web: see `write_site`.
+
+    Returns:
+        The browser's version and a result for each model, face-api.js last.
+
+    Raises:
+        BrowserMissingError: no Chromium is installed.
+        DownloadError: a package cannot be fetched.
+    """
+    program = find_browser()
+    if program is None:
+        raise BrowserMissingError(
+            f"needs a browser: none of {', '.join(NAMES)} is installed; on Debian: apt-get install chromium"
+        )
+    with tempfile.TemporaryDirectory(prefix="fer-edge-browser-") as name, ExitStack() as stack:
+        root = Path(name)
+        faces = _golden_faces(models[0][1])
+        pages = [(label, _our_page(root / str(index), path, ort_web)) for index, (label, path) in enumerate(models)]
+        if with_face_api:
+            pages.append((f"{FACE_API} {FACE_API_VERSION}", _their_page(root / "face-api")))
+        for _, folder in pages:
+            (folder / "bench.html").write_text(_PAGE, encoding="utf-8")
+            (folder / "faces.json").write_text(json.dumps(faces), encoding="utf-8")
+        address = stack.enter_context(_served(root))
+        urls = {label: f"{address}{folder.relative_to(root).as_posix()}/bench.html" for label, folder in pages}
+        total, done = len(pages) * (cold_starts + rounds), 0
+        cold: dict[str, list[tuple[float, int]]] = {label: [] for label in urls}
+        for _ in range(cold_starts):
+            for label, url in urls.items():
+                cold[label].append(_visit_cold(program, url))
+                done += 1
+                progress(done, total)
+        browser = stack.enter_context(Browser(program))
+        tabs = {label: browser.open(url) for label, url in urls.items()}
+        first = {}
+        for label, tab in tabs.items():
+            tab.wait_for("window.ready", seconds=60)
+            first[label] = tab.evaluate("window.first")
+            tab.evaluate(f"measure({min(seconds, 1.0)}).then(() => true)")  # the engine compiles what runs often
+        times: dict[str, list[list[float]]] = {label: [] for label in urls}
+        for number in range(rounds):
+            for label in list(tabs)[:: 1 if number % 2 == 0 else -1]:
+                times[label].append(tabs[label].evaluate(f"measure({seconds})"))
+                done += 1
+                progress(done, total)
+        version = str(browser.ask("Browser.getVersion")["product"])
+        return version, [_result(label, times[label], cold[label], first[label]) for label in urls]
+
+
+def _result(
+    name: str, rounds: list[list[float]], cold: list[tuple[float, int]], first: dict[str, float]
+) -> BrowserResult:
+    from fer_bench.statistics import percentiles  # loads numpy, which --help does without
+
+    single = percentiles([time for one in rounds for time in one])
+    return BrowserResult(
+        name=name,
+        p50_ms=single.p50,
+        p95_ms=single.p95,
+        min_ms=single.minimum,
+        runs=sum(map(len, rounds)),
+        round_p50_ms=tuple(median(one) for one in rounds),
+        cold_ms=median(time for time, _ in cold),
+        transferred_bytes=round(median(size for _, size in cold)),
+        probabilities=first,
+    )
+
+
+def _visit_cold(program: str, url: str) -> tuple[float, int]:
+    with Browser(program) as browser:
+        tab = browser.open(url)
+        ready = float(tab.wait_for("window.ready", seconds=60))
+        # The answer is there before the last "finished" event of a small file may be.
+        time.sleep(0.2)
+        tab.evaluate("0")
+        return ready, tab.transferred_bytes()
+
+
+def _our_page(folder: Path, model: Path, ort_web: Path | None) -> Path:
+    from fer_export.site import write_site
+
+    write_site(folder, model=model, ort_web=ort_web)
+    (folder / "bench.js").write_text(_OURS + _MEASURE, encoding="utf-8")
+    return folder
+
+
+def _their_page(folder: Path) -> Path:
+    from fer_export.site import fetch_npm_package, read_npm_package
+
+    folder.mkdir(parents=True)
+    package = fetch_npm_package("@vladmandic/face-api", FACE_API_VERSION, _FACE_API_INTEGRITY)
+    names = {
+        "package/dist/face-api.esm.js",
+        "package/model/face_expression_model.bin",
+        "package/model/face_expression_model-weights_manifest.json",
+    }
+    contents = read_npm_package(package, names)
+    wasm = fetch_npm_package("@tensorflow/tfjs-backend-wasm", _TFJS_VERSION, _TFJS_INTEGRITY)
+    contents |= read_npm_package(
+        wasm, {f"package/dist/tfjs-backend-wasm{kind}.wasm" for kind in ("", "-simd", "-threaded-simd")}
+    )
+    for name, content in contents.items():
+        (folder / Path(name).name).write_bytes(content)
+    (folder / "bench.js").write_text(_THEIRS + _MEASURE, encoding="utf-8")
+    return folder
+
+
+def _golden_faces(model: Path) -> list[str]:
+    """The faces of the model's certificate, base64."""
+    from fer_runtime.certificate import parse_certificate
+    from fer_runtime.metadata import METADATA_KEY, parse_metadata
+    from fer_runtime.onnx_file import read_onnx_file
+
+    metadata = parse_metadata(read_onnx_file(model)[0].metadata.get(METADATA_KEY), source=str(model))
+    certificate = parse_certificate(metadata, source=str(model))
+    return [base64.b64encode(face.tobytes()).decode() for face in certificate.faces]
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    from fer_export.site import create_server
+
+    with create_server(folder, port=0, headers=_FINE_CLOCK) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@click.command(cls=FerCommand)
+@click.option("--model", type=click.Choice(MODEL_NAMES), default="v0", show_default=True, help="Model to time.")
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    default=("fp32", "int8"),
+    show_default=True,
+    help="Its files. May be given several times.",
+)
+@models_dir_option
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each tab.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Length of a turn.")
+@click.option("--no-face-api", is_flag=True, help="Leave face-api.js out; it is fetched through npm.")
+@click.option(
+    "--ort-web",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The unpacked npm package onnxruntime-web. [default: fetched once through npm]",
+)
+@json_option
+def browser(
+    model: str,
+    precisions: tuple[Precision, ...],
+    models_dir: Path,
+    rounds: int,
+    seconds: float,
+    no_face_api: bool,
+    ort_web: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Time a face in a browser tab, beside face-api.js.
+
+    From a canvas of 48 x 48 pixels to seven named probabilities, in WebAssembly on one thread, in a headless
+    Chromium: median, 95th percentile and minimum in ms; time and bytes of a first visit.
+    """
+    from fer_bench.environment import environment
+    from fer_runtime.models import find_model
+
+    models = [
+        (f"{model} {precision}", find_model(model, precision=precision, models_dir=models_dir))
+        for precision in precisions
+    ]
+    machine = environment()
+    say_environment(machine)
+    version, results = measure_browser(
+        models,
+        rounds=rounds,
+        seconds=seconds,
+        with_face_api=not no_face_api,
+        ort_web=ort_web,
+        progress=show_progress("turn"),
+    )
+    click.echo(version, err=True)
+    theirs = next((one for one in results if one.name.startswith(FACE_API)), None)
+    click.echo(f"{'in the tab':20} {'p50 ms':>8} {'p95':>8} {'min':>8} {'faster':>8} {'first visit ms':>15} {'MB':>6}")
+    for one in results:
+        faster = f"{theirs.p50_ms / one.p50_ms:.1f} x" if theirs is not None and theirs is not one else ""
+        click.echo(
+            f"{one.name:20} {one.p50_ms:8.3f} {one.p95_ms:8.3f} {one.min_ms:8.3f} {faster:>8} "
+            f"{one.cold_ms:15.0f} {one.transferred_bytes / 1e6:6.2f}"
+        )
+    write_json(json_path, machine | {"browser": version}, [one.to_dict() for one in results])

@@ -1,0 +1,48 @@
+"""Timing in a real Chromium: the timed answers are the Python runtime's, the counted bytes those of the files."""
+
+from __future__ import annotations
+
+import pytest
+from tests.conftest import CHECKOUT
+
+from fer_bench.browser import measure_browser
+from fer_bench.chromium import NAMES, find_browser
+from fer_export.site import ORT_WEB_INTEGRITY, ORT_WEB_VERSION, fetch_npm_package
+from fer_runtime.certificate import parse_certificate
+from fer_runtime.errors import DownloadError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.onnx_file import read_onnx_file
+from fer_runtime.recognizer import Recognizer
+
+MODEL = CHECKOUT / "models" / "model_0.onnx"
+
+
+def test_what_is_timed_is_an_answer() -> None:
+    if find_browser() is None:
+        pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed")
+    try:
+        fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
+        version, (ours, theirs) = measure_browser([("v0 fp32", MODEL)], rounds=2, seconds=0.1, cold_starts=1)
+    except DownloadError as error:
+        pytest.skip(f"needs packages of npm: {error}")
+    assert version.partition("/")[2][0].isdigit()
+
+    metadata = parse_metadata(read_onnx_file(MODEL)[0].metadata[METADATA_KEY], source=str(MODEL))
+    face = parse_certificate(metadata, source=str(MODEL)).faces[:1]
+    with Recognizer(MODEL) as recognizer:
+        (expected,) = recognizer.classify(face)
+    assert list(ours.probabilities) == list(EXPRESSIONS)
+    # The tolerance of the file's own certificate.
+    assert list(ours.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-3)
+    # face-api.js has names of its own; the seven sum to 1.
+    assert set(theirs.probabilities) == {"angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"}
+    assert sum(theirs.probabilities.values()) == pytest.approx(1, abs=1e-4)
+
+    # onnxruntime-web's WebAssembly and the model make almost all of a visit, each fetched once.
+    files = 14_239_897 + MODEL.stat().st_size
+    assert files < ours.transferred_bytes < files + 300_000
+    for one in (ours, theirs):
+        assert 0 < one.min_ms <= one.p50_ms <= one.p95_ms < one.cold_ms
+        assert one.runs > 2
+        assert len(one.round_p50_ms) == 2
