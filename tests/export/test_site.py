@@ -432,3 +432,13 @@ def test_other_bytes_than_the_pinned_ones_are_not_kept(tmp_path: Path, monkeypat
     with pytest.raises(DownloadError, match="other bytes"):
         fetch_npm_package("onnxruntime-web", "1.30.0", ORT_WEB_INTEGRITY)
     assert not (tmp_path / "cache").exists()
+
+
+def test_an_answer_below_the_fitted_threshold_has_a_question_mark(browser: Browser, site: str, yunet: Path) -> None:
+    with Recognizer(MODELS / "model_0.int8.onnx", detector="yunet", yunet=yunet, min_confidence="auto") as recognizer:
+        (face,) = recognizer.predict(SAMPLES / "grace_hopper.jpg").faces
+    assert face.uncertain
+    with opened(browser, site) as page:
+        page.evaluate("document.querySelectorAll('.samples button')[1].click()")
+        page.wait_for("fer.answers.length")
+        assert page.evaluate("document.querySelector('.face .name').textContent") == f"{face.expression}?"

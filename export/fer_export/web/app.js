@@ -65,7 +65,8 @@ function describeModel(site) {
   const accuracy = verdict?.accuracy ?? training?.accuracy;
   element("model").textContent =
     `${name} ${precision}, ${(site.model_bytes / 1e6).toFixed(2)} MB` +
-    (accuracy ? `, right on ${(100 * accuracy).toFixed(1)} % of its validation pictures.` : ".");
+    (accuracy ? `, right on ${(100 * accuracy).toFixed(1)} % of its validation pictures.` : ".") +
+    (model.metadata.uncertain_below ? ` A question mark: less sure than ${Math.round(100 * model.metadata.uncertain_below)} %.` : "");
 }
 
 function showCertificate(result) {
@@ -242,9 +243,15 @@ function stopCamera() {
   element("camera").setAttribute("aria-pressed", "false");
 }
 
+/** The expression, with a question mark below the confidence that the export fitted for an answer. */
+function nameOf(best, probabilities) {
+  const isUncertain = probabilities[best] < (model.metadata.uncertain_below ?? 0);
+  return model.expressions[best] + (isUncertain ? "?" : "");
+}
+
 function summary(faces) {
   if (faces.length === 0) return "No face found.";
-  const names = faces.map(({ best }) => model.expressions[best]);
+  const names = faces.map(({ best, probabilities }) => nameOf(best, probabilities));
   return `${faces.length === 1 ? "One face" : `${faces.length} faces`}: ${names.join(", ")}.`;
 }
 
@@ -278,7 +285,7 @@ function draw(faces) {
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   context.drawImage(source, 0, 0);
   // Lines and letters as large on a phone as on a desk, whatever the picture's own size.
-  const unit = width / Math.max(canvas.clientWidth, 1);
+  const unit = Math.max(width / Math.max(canvas.clientWidth, 1), height / Math.max(canvas.clientHeight, 1));
   const letters = Math.max(14 * unit, 6);
   context.font = `600 ${letters}px system-ui, sans-serif`;
   context.textBaseline = "middle";
@@ -290,7 +297,7 @@ function draw(faces) {
     context.beginPath();
     context.roundRect(box.x, box.y, box.width, box.height, 8 * unit);
     context.stroke();
-    const text = `${faces.length > 1 ? `${number} ` : ""}${name} ${Math.round(100 * probabilities[best])} %`;
+    const text = `${faces.length > 1 ? `${number} ` : ""}${nameOf(best, probabilities)} ${Math.round(100 * probabilities[best])} %`;
     const tagWidth = context.measureText(text).width + letters;
     const tagHeight = 1.6 * letters;
     const x = Math.min(Math.max(box.x, 0), Math.max(width - tagWidth, 0));
@@ -310,8 +317,7 @@ function list(faces) {
   while (parent.children.length < faces.length) parent.append(card());
   faces.forEach(({ number, best, probabilities }, index) => {
     const item = parent.children[index];
-    const name = model.expressions[best];
-    item.querySelector(".name").textContent = name;
+    item.querySelector(".name").textContent = nameOf(best, probabilities);
     item.querySelector("small").textContent = `face ${number}`;
     item.querySelectorAll("dt").forEach((term, at) => {
       const row = term.nextElementSibling;
