@@ -44,6 +44,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Training pictures to leave out, instead of the recipe's: duplicates,conflicts or none. Nothing is deleted.",
 )
 @click.option(
+    "--set",
+    "given_settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any other setting of the recipe, such as augmentation=light or ema_decay=0; docs/training.md lists them.",
+)
+@click.option(
     "--weights",
     help="What v1 starts from: imagenet (downloaded by torchvision), none, or a file that --pretrain wrote. "
     "[default: imagenet for v1, none for v0]",
@@ -92,6 +99,7 @@ def main(
     data: Path | None,
     recipe_name: str,
     drop: str | None,
+    given_settings: tuple[str, ...],
     weights: str | None,
     pretrain_dir: Path | None,
     audit: Path | None,
@@ -133,6 +141,11 @@ def main(
         torch.set_num_threads(threads)
     where = choose_device(device)
     recipe = PRETRAIN if pretrain_dir else RECIPES[recipe_name][model]
+    try:
+        for text in given_settings:
+            recipe = recipe.with_setting(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--set") from None
     recipe = recipe.overridden(**settings, drop=_drop(drop))
     progress = _Progress()
     try:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+_CHOICES = {
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("constant", "one-cycle"),
+    "augmentation": ("none", "light", "faces", "autoaugment"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,12 +18,12 @@ class Recipe:
 
     epochs: int
     batch_size: int
-    optimizer: str  # "adam", "adamw" or "sgd" (Nesterov momentum 0.9)
+    optimizer: str  # "adam", "adamw", or "sgd" with Nesterov momentum 0.9
     lr: float  # peak learning rate
     schedule: str = "constant"  # or "one-cycle": linear rise over `warmup`, cosine to zero
     warmup: float = 0.15  # fraction of all steps
     weight_decay: float = 0.0  # on weights, not on biases and BatchNorm
-    augmentation: str = "autoaugment"  # one of AUGMENTATIONS
+    augmentation: str = "autoaugment"  # one of fer_train.augment.AUGMENTATIONS
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
     drop: tuple[str, ...] = ()  # pictures left out of training: "duplicates", "conflicts"
@@ -33,6 +39,31 @@ class Recipe:
     def overridden(self, **settings: Any) -> Recipe:
         """This recipe with those of `settings` that are not None."""
         return replace(self, **{key: value for key, value in settings.items() if value is not None})
+
+    def with_setting(self, text: str) -> Recipe:
+        """This recipe with one setting given as text, such as "ema_decay=0" or "drop=duplicates,conflicts".
+
+        Raises:
+            ValueError: there is no such setting, or the value is not of its type.
+        """
+        name, equals, value = text.partition("=")
+        types = {field.name: str(field.type) for field in fields(self)}
+        if not equals or name not in types:
+            raise ValueError(f"{text} is none of these, with =VALUE behind it: {', '.join(types)}")
+        typed: Any
+        try:
+            if types[name].startswith("tuple"):
+                typed = tuple(part for part in value.split(",") if part not in ("", "none"))
+            else:
+                typed = {"int": int, "float": float, "str": str}[types[name]](value)
+        except ValueError:
+            raise ValueError(f"{text}: {name} takes {types[name]}, such as {getattr(self, name)}") from None
+        return replace(self, **{name: typed})
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value}")
 
 
 # The first version's settings: what its published results were made with.
@@ -69,12 +100,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 
 # For `--pretrain DIR`: any folder of class folders, no face among them.
 PRETRAIN = Recipe(
-    epochs=8,
+    epochs=4,
     batch_size=128,
     optimizer="sgd",
     lr=0.1,
     schedule="one-cycle",
     weight_decay=5e-4,
     augmentation="light",
-    small_until=0.5,
+    small_until=0.75,
 )

@@ -1,0 +1,58 @@
+"""Recipes: single settings given as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fer_train.augment import AUGMENTATIONS
+from fer_train.cli import main
+from fer_train.recipes import RECIPES, Recipe
+
+BEST = RECIPES["best"]["v0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("epochs=3", "epochs", 3),
+        ("ema_decay=0", "ema_decay", 0.0),
+        ("augmentation=none", "augmentation", "none"),
+        ("drop=duplicates,conflicts", "drop", ("duplicates", "conflicts")),
+        ("drop=none", "drop", ()),
+    ],
+)
+def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> None:
+    changed = BEST.with_setting(text)
+    assert getattr(changed, name) == value
+    assert type(getattr(changed, name)) is type(value)
+    others = {key: one for key, one in BEST.to_dict().items() if key != name}
+    assert {key: one for key, one in changed.to_dict().items() if key != name} == others
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch=3", "epoch=3 is none of these.*epochs"),
+        ("epochs", "with =VALUE behind it"),
+        ("epochs=many", "epochs takes int, such as 60"),
+        ("augmentation=heavy", "augmentation must be one of none, light, faces, autoaugment, not heavy"),
+        ("optimizer=lion", "optimizer must be one of adam, adamw, sgd"),
+    ],
+)
+def test_a_setting_that_is_none_is_named_with_those_that_are(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BEST.with_setting(text)
+
+
+def test_every_registered_augmentation_can_be_chosen() -> None:
+    for name in AUGMENTATIONS:
+        assert Recipe(epochs=1, batch_size=2, optimizer="sgd", lr=1.0, augmentation=name).augmentation == name
+
+
+def test_the_command_refuses_an_unknown_setting_before_it_reads_a_picture(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["--model", "v0", "--data", str(tmp_path), "--set", "mixup=1"])
+    assert done.exit_code == 2
+    assert "mixup=1 is none of these" in done.output

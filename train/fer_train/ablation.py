@@ -1,0 +1,138 @@
+"""What each ingredient of the best recipe is worth: `python -m fer_train.ablation` trains v0 without each of them.
+
+Every run has the same pictures, epochs and seed, so that a row differs from the first by its one change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.files import write_atomically
+from fer_runtime.models import results_path
+
+# A row each: what it is called, and what differs from the recipe "best".
+ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("best recipe", ()),
+    ("without augmentation", ("augmentation=none",)),
+    ("AutoAugment instead of light augmentation", ("augmentation=autoaugment",)),
+    ("stronger augmentation, with erasing", ("augmentation=faces",)),
+    ("without label smoothing", ("label_smoothing=0",)),
+    ("without weight averaging", ("ema_decay=0",)),
+    ("constant learning rate 1e-3 instead of one-cycle", ("schedule=constant", "lr=0.001")),
+    ("without weight decay", ("weight_decay=0",)),
+    ("with duplicates and conflicts", ("drop=none",)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AblationRow:
+    """One training of the study."""
+
+    name: str
+    settings: tuple[str, ...]  # as `fer-train --set` takes them
+    accuracy: float  # fraction of the validation pictures, best epoch
+    macro_f1: float
+    epochs: int
+    seconds_per_epoch: float  # median wall clock
+
+
+def run_ablation(
+    data: Path, folder: Path, *, epochs: int, seed: int = 0, teachers: Sequence[Path] = ()
+) -> Iterator[AblationRow]:
+    """Train and yield the rows in turn; a row that is finished in `folder` is read, one that was stopped goes on.
+
+    Args:
+        data: the dataset's root.
+        folder: each row's files go to a folder of its own in it.
+        teachers: checkpoints for one row more, distilled from them.
+    """
+    with needs_extra("train"):
+        import torch
+
+        from fer_train.pipeline import train_model
+        from fer_train.recipes import RECIPES
+        from fer_train.results import read_results
+
+    rows = [*((name, settings, ()) for name, settings in ROWS)]
+    extra = [(f"distilled from {', '.join(path.name for path in teachers)}", (), tuple(teachers))] if teachers else []
+    for name, settings, given in (*rows, *extra):
+        recipe = RECIPES["best"]["v0"].overridden(epochs=epochs)
+        for setting in settings:
+            recipe = recipe.with_setting(setting)
+        own = folder / ("_".join(settings).replace("=", "-") or ("distilled" if given else "best"))
+        if not results_path(own, "v0").is_file():
+            train_model(
+                "v0",
+                data,
+                recipe,
+                recipe_name="best",
+                teachers=given,
+                device=torch.device("cpu"),
+                seed=seed,
+                models_dir=own,
+                resume=True,
+            )
+        results: dict[str, Any] = read_results(results_path(own, "v0"))
+        yield AblationRow(
+            name=name,
+            settings=settings,
+            accuracy=results["accuracy"],
+            macro_f1=results["macro_f1"],
+            epochs=epochs,
+            seconds_per_epoch=results["seconds_per_epoch"],
+        )
+
+
+def ablation_table(rows: Sequence[AblationRow]) -> str:
+    """The rows as a Markdown table, the first row's difference beside each."""
+    lines = ["| v0 | accuracy | difference | macro-F1 | s per epoch |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        difference = "" if row is rows[0] else f"{100 * (row.accuracy - rows[0].accuracy):+.1f}"
+        lines.append(
+            f"| {row.name} | {row.accuracy:.1%} | {difference} | {row.macro_f1:.1%} | {row.seconds_per_epoch:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+@click.command(cls=FerCommand)
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="The dataset's root.")
+@click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Of every row.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+@click.option(
+    "--teacher",
+    "teachers",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    help="Adds a row that is distilled from this checkpoint; may be given several times.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/ablation"),
+    show_default=True,
+    help="Where the runs go; finished rows there are not trained again.",
+)
+def main(data: Path, epochs: int, seed: int, threads: int, teachers: tuple[Path, ...], output: Path) -> None:
+    """Train v0 without each ingredient of the best recipe, and print the table."""
+    with needs_extra("train"):
+        import torch
+
+    torch.set_num_threads(threads)
+    rows = []
+    for row in run_ablation(data, output, epochs=epochs, seed=seed, teachers=teachers):
+        rows.append(row)
+        click.echo(f"{row.name}: {row.accuracy:.1%}, macro-F1 {row.macro_f1:.1%}", err=True)
+        write_atomically(output / "ablation.json", json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+    click.echo(ablation_table(rows))
+
+
+if __name__ == "__main__":
+    main()
