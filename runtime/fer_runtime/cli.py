@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -387,16 +387,16 @@ def _write_rows(
         click.echo(f"{finished.rows} rows are there already", err=True)
     summary = JobSummary()
     started = perf_counter()
-    with _sink(output, finished, settings) as write:
+    results = recognize_files(
+        recognizer,
+        paths,
+        summary=summary,
+        read=read,
+        on_picture=(lambda image, row: [taker.add(image, row) for taker in takers]) if takers else None,
+    )
+    with closing(results), _sink(output, finished, settings) as write:
         if not finished.rows:
             write(rows.header())
-        results = recognize_files(
-            recognizer,
-            paths,
-            summary=summary,
-            read=read,
-            on_picture=(lambda image, row: [taker.add(image, row) for taker in takers]) if takers else None,
-        )
         for result in _shown(results, summary, started, None if total is None else total - finished.rows):
             written = perf_counter()
             write(rows.row(result))

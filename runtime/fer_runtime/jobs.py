@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -72,8 +72,10 @@ def recognize_files(
     workers: int | None = None,
     read: Callable[[str], bytes] = read_bytes,
     on_picture: Callable[[Uint8Array, PictureResult], object] | None = None,
-) -> Iterator[PictureResult]:
+) -> Generator[PictureResult, None, None]:
     """One row for every path, in order; a picture that fails has its row with the reason.
+
+    Who stops before the last row closes the generator (`contextlib.closing`), and no more pictures are read.
 
     Args:
         paths: picture files; consumed as rows are taken, a few blocks ahead.
@@ -88,38 +90,36 @@ def recognize_files(
     block_size = BLOCK if on_picture is None else _KEPT_BLOCK
     task_size = _FIRST_TASK
     pending: deque[list[_Task]] = deque()  # the tasks of each block
-    with ThreadPoolExecutor(count, thread_name_prefix="fer-read") as pool:
-        try:
-            while True:
-                # One block more than there are threads: none waits, and no more than that is in memory.
-                while len(pending) <= count and (block := list(islice(remaining, block_size))):
-                    parts = [block[start : start + task_size] for start in range(0, len(block), task_size)]
-                    pending.append(
-                        [
-                            pool.submit(_prepare_pictures, recognizer, part, read, on_picture is not None)
-                            for part in parts
-                        ]
-                    )
-                if not pending:
-                    return
-                prepared: list[_Prepared] = []
-                busy = 0.0
-                for task in pending.popleft():
-                    pictures, seconds = task.result()
-                    prepared += pictures
-                    busy += sum(seconds.values())
-                    for stage, spent in seconds.items():
-                        summary.seconds_by_stage[stage] += spent
-                task_size = min(BLOCK, max(1, int(_TASK_SECONDS * len(prepared) / max(busy, 1e-9))))
-                for picture, row in zip(prepared, _classified(recognizer, prepared, summary), strict=True):
-                    if on_picture is not None and picture.image is not None:
-                        on_picture(picture.image, row)
-                    yield row
-        finally:
-            # The consumer has gone, or a row could not be written: nothing more is read.
-            for block_tasks in pending:
-                for task in block_tasks:
-                    task.cancel()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="fer-read")
+    try:
+        while True:
+            # One block more than there are threads: none waits, and no more than that is in memory.
+            while len(pending) <= count and (block := list(islice(remaining, block_size))):
+                parts = [block[start : start + task_size] for start in range(0, len(block), task_size)]
+                pending.append(
+                    [pool.submit(_prepare_pictures, recognizer, part, read, on_picture is not None) for part in parts]
+                )
+            if not pending:
+                pool.shutdown()
+                return
+            prepared: list[_Prepared] = []
+            busy = 0.0
+            for task in pending.popleft():
+                pictures, seconds = task.result()
+                prepared += pictures
+                busy += sum(seconds.values())
+                for stage, spent in seconds.items():
+                    summary.seconds_by_stage[stage] += spent
+            task_size = min(BLOCK, max(1, int(_TASK_SECONDS * len(prepared) / max(busy, 1e-9))))
+            for picture, row in zip(prepared, _classified(recognizer, prepared, summary), strict=True):
+                if on_picture is not None and picture.image is not None:
+                    on_picture(picture.image, row)
+                yield row
+    finally:
+        # The consumer has gone, or a row could not be written: nothing more is read. The threads are not
+        # waited for: one of them may be running this, as the garbage collector that found a generator
+        # which nobody closed.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _prepare_pictures(

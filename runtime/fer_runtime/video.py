@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -97,8 +97,10 @@ def recognize_video(
     duration: float | None = None,
     counts: FrameCounts | None = None,
     on_frame: Callable[[Uint8Array, FrameResult], None] | None = None,
-) -> Iterator[FrameResult]:
+) -> Generator[FrameResult, None, None]:
     """Faces of a video file, or of a camera, frame by frame.
+
+    Who stops before the last frame closes the generator (`contextlib.closing`), and the source is released.
 
     Args:
         source: the file, or the camera's number. A camera's frames that come while another is looked at
@@ -300,8 +302,9 @@ class _Camera:
 
     def close(self) -> None:
         self._ends = True
-        self._thread.join(timeout=2)
-        self._capture.release()
+        # The garbage collector may run this in the camera's own thread, for a generator that nobody closed.
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=2)
 
     def _grab(self) -> None:
         while not self._ends:
@@ -313,3 +316,5 @@ class _Camera:
                     self._newest = (self._grabbed, perf_counter() - self._started, image)
                     self._grabbed += 1
                 self._condition.notify()
+        # Here, for a camera that hangs: releasing it in the middle of a read crashes.
+        self._capture.release()

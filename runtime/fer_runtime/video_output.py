@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,13 @@ def write_video_rows(
             counts=summary.counts,
             on_frame=None if drawn is None else drawn.add,
         )
-        for result in results:
-            summary.tracks = max(summary.tracks, *(face.track for face in result.faces), 0)
-            if per_segment:
-                emit(builder.add(result))
-            else:
-                write(_frame_row(result, format_name))
+        with closing(results):
+            for result in results:
+                summary.tracks = max(summary.tracks, *(face.track for face in result.faces), 0)
+                if per_segment:
+                    emit(builder.add(result))
+                else:
+                    write(_frame_row(result, format_name))
         if per_segment:
             emit(builder.finish())
         if drawn is not None:

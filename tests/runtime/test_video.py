@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import pickle
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -87,6 +90,55 @@ def _frame(time: float, *faces: tuple[int, str]) -> FrameResult:
             for track, name in faces
         ),
     )
+
+
+class _FakeCamera:
+    """Stands for cv2.VideoCapture: gray frames, one when `read_frame` lets it; then the camera is unplugged."""
+
+    def __init__(self, read_frame: Callable[[int], bool]) -> None:
+        self._read_frame = read_frame
+        self._read = 0
+        self.released = threading.Event()
+
+    def isOpened(self) -> bool:  # noqa: N802, OpenCV's name
+        return True
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        there = self._read_frame(self._read)
+        self._read += 1
+        return there, np.full((64, 64, 3), 128, np.uint8) if there else None
+
+    def release(self) -> None:
+        self.released.set()
+
+
+def test_a_camera_that_is_forgotten_may_be_collected_in_its_own_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forgotten = threading.Event()
+    ignored: list[object] = []  # exceptions that the garbage collector can raise to nobody
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+
+    def read_frame(number: int) -> bool:
+        if number > 0:
+            forgotten.wait(timeout=60)
+            gc.collect()
+        return number < 100
+
+    camera = _FakeCamera(read_frame)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
+    gc.disable()  # nothing else may find the generator first
+    try:
+        results = recognize_video(Recognizer("v0"), 0)
+        assert next(results).frame == 0
+        circle: list[object] = [results]
+        circle.append(circle)
+        del results, circle
+        forgotten.set()
+        assert camera.released.wait(timeout=60)
+    finally:
+        gc.enable()
+    assert ignored == []
 
 
 def test_segments_worked_by_hand() -> None:

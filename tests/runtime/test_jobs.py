@@ -1,0 +1,86 @@
+"""A run over many pictures: its threads end with it, however it ends."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import cv2
+import pytest
+from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_runtime import Recognizer
+from fer_runtime.jobs import BLOCK, recognize_files
+
+
+@pytest.fixture(scope="module")
+def recognizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recognizer]:
+    with Recognizer(write_band_model(tmp_path_factory.mktemp("model") / "bands.onnx")) as recognizer:
+        yield recognizer
+
+
+@pytest.fixture(scope="module")
+def picture() -> bytes:
+    return cv2.imencode(".png", band_face(3))[1].tobytes()
+
+
+def _reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("fer-read")]
+
+
+def test_after_the_last_row_no_thread_is_left(recognizer: Recognizer, picture: bytes) -> None:
+    rows = list(recognize_files(recognizer, ["face.png"] * 200, workers=2, read=lambda path: picture))
+    assert len(rows) == 200
+    assert _reading_threads() == []
+
+
+def test_a_closed_run_reads_no_more_pictures(recognizer: Recognizer, picture: bytes) -> None:
+    read: list[str] = []
+
+    def read_and_count(path: str) -> bytes:
+        read.append(path)
+        return picture
+
+    paths = (f"{number}.png" for number in range(100 * BLOCK))
+    with closing(recognize_files(recognizer, paths, workers=1, read=read_and_count)) as rows:
+        next(rows)
+    for thread in _reading_threads():
+        thread.join(timeout=60)
+    # The block of the row that was taken, and the one or two that wait behind it.
+    assert BLOCK <= len(read) <= 3 * BLOCK
+
+
+def test_a_run_that_is_forgotten_may_be_collected_in_one_of_its_own_threads(
+    recognizer: Recognizer, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten, collected = threading.Event(), threading.Event()
+    ignored: list[object] = []  # exceptions that the garbage collector can raise to nobody
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+
+    def read_and_collect(path: str) -> bytes:
+        if path == f"{BLOCK}.png":  # of the block after the one whose rows are taken
+            forgotten.wait(timeout=60)
+            gc.collect()
+            collected.set()
+        return picture
+
+    paths = (f"{number}.png" for number in range(4 * BLOCK))
+    gc.disable()  # nothing else may find the generator first
+    try:
+        rows = recognize_files(recognizer, paths, workers=1, read=read_and_collect)
+        assert next(rows).path == "0.png"
+        # As an exception's traceback does that refers to its own frame.
+        circle: list[object] = [rows]
+        circle.append(circle)
+        del rows, circle
+        forgotten.set()
+        assert collected.wait(timeout=60)
+    finally:
+        gc.enable()
+    for thread in _reading_threads():
+        thread.join(timeout=60)
+    assert ignored == []
+    assert _reading_threads() == []
