@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.command import FerCommand
+from fer_runtime.command import FerCommand, is_terminal
 from fer_runtime.models import DEFAULT_MODELS_DIR, PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from fer_runtime.inputs import Inputs
-    from fer_runtime.jobs import JobSummary
     from fer_runtime.recognizer import Recognizer
 
 # The model and precision of a run without --model; README's table has the reason.
@@ -156,7 +156,7 @@ def main(
             return
     if not paths and not samples and camera is None:
         raise click.UsageError("Give pictures, folders or videos, or try: fer-infer --samples")
-    format_name = format_name or ("table" if output is None and sys.stdout and sys.stdout.isatty() else "jsonl")
+    format_name = format_name or ("table" if output is None and is_terminal(sys.stdout) else "jsonl")
     # numpy's BLAS would start a thread per core, 0.04 s of CPU time, and nothing here multiplies matrices with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # OpenCV and ONNX Runtime take 0.1 s to load; --help needs neither.
@@ -248,9 +248,10 @@ def _write_videos(
     recognizer: Recognizer, videos: list[Path | int], format_name: str, output: Path | None, **options: Any
 ) -> None:
     from fer_runtime.resume import Finished
+    from fer_runtime.sink import opened_sink
     from fer_runtime.video_output import write_video_rows
 
-    with _sink(output, Finished()) as write:
+    with opened_sink(output, Finished()) as write:
         for number, video in enumerate(videos):
             started = perf_counter()
             summary = write_video_rows(
@@ -281,8 +282,8 @@ def _write_pictures(
     """Write a row per picture; whether any failed, or a folder was not gone into."""
     from fer_runtime import inputs
 
-    source = _Source(paths)
-    listed: Iterable[str] = (path for part in (source, inputs.sample_pictures() if samples else ()) for path in part)
+    given = inputs.GivenPaths(paths)
+    listed: Iterable[str] = chain(given, inputs.sample_pictures() if samples else ())
     if random_count is not None:
         listed = [picture for path in listed for picture in inputs.random_pictures(path, random_count)]
     pictures = inputs.Inputs(listed, recursive=recursive)
@@ -295,14 +296,24 @@ def _write_pictures(
         from fer_runtime.contact_sheet import ContactSheet
         from fer_runtime.pictures_out import SheetOfFaces
 
-        truth = _class_folder if random_count else _unknown
+        truth = _class_folder if random_count else lambda path: None
         takers.append(SheetOfFaces(contact_sheet, ContactSheet(recognizer.metadata.expressions), truth))
+    # Not among the rows, where these go to the terminal themselves.
+    shows_progress = is_terminal(sys.stderr) and not (output is None and is_terminal(sys.stdout))
     total = None
-    if sys.stderr.isatty() and "-" not in paths and random_count is None:
+    if shows_progress and "-" not in paths and random_count is None:
         # Walking the folders twice takes a second per million files, and tells how long the rest will take.
         total = sum(1 for _ in inputs.Inputs([*paths, *(inputs.sample_pictures() if samples else ())], recursive))
     failed = _write_rows(
-        recognizer, pictures, source.read, format_name, output, resume=resume, takers=takers, total=total
+        recognizer,
+        pictures,
+        given.read,
+        format_name,
+        output,
+        resume=resume,
+        takers=takers,
+        total=total,
+        shows_progress=shows_progress,
     )
     if contact_sheet is not None:
         takers[-1].write()
@@ -320,48 +331,6 @@ def _class_folder(path: str) -> str | None:
     return name if name in EXPRESSIONS else None
 
 
-def _unknown(path: str) -> None:
-    return None
-
-
-class _Source:
-    """The paths of the command line, with those that standard input lists in the place of "-"."""
-
-    def __init__(self, paths: tuple[str, ...]) -> None:
-        self._paths = paths
-        self._picture: bytes | None = None  # the picture that standard input holds
-
-    def __iter__(self) -> Iterator[str]:
-        from fer_runtime.inputs import looks_like_a_picture, paths_from_list
-
-        for path in self._paths:
-            if path != "-":
-                yield path
-                continue
-            if sys.stdin is None:  # as `<&-` leaves it
-                self._picture = b""
-                yield path
-                continue
-            with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
-                head = stream.peek(4096)
-                if not head or looks_like_a_picture(head):
-                    self._picture = stream.read()
-                    yield path
-                else:
-                    yield from paths_from_list(stream, head)
-
-    def read(self, path: str) -> bytes:
-        """Content of a picture; the path "-" is the one on standard input."""
-        from fer_runtime.errors import PictureError
-        from fer_runtime.images import read_bytes
-
-        if path != "-" or self._picture is None:
-            return read_bytes(path)
-        if not self._picture:
-            raise PictureError("standard input is empty; pipe a picture or a list of paths into it")
-        return self._picture
-
-
 def _write_rows(
     recognizer: Recognizer,
     pictures: Inputs,
@@ -372,11 +341,14 @@ def _write_rows(
     resume: bool,
     takers: list[Any],
     total: int | None,
+    shows_progress: bool,
 ) -> bool:
     """Write all rows; whether any picture failed, now or in the run that is resumed."""
     from fer_runtime.jobs import JobSummary, recognize_files
     from fer_runtime.output import FORMATS
+    from fer_runtime.progress import Progress, say_summary
     from fer_runtime.resume import Finished, finished_rows, paths_left
+    from fer_runtime.sink import opened_sink
 
     rows = FORMATS[format_name]()
     finished, paths = Finished(), iter(pictures)
@@ -394,82 +366,17 @@ def _write_rows(
         read=read,
         on_picture=(lambda image, row: [taker.add(image, row) for taker in takers]) if takers else None,
     )
-    with closing(results), _sink(output, finished, settings) as write:
+    progress = Progress(summary, None if total is None else total - finished.rows, is_shown=shows_progress)
+    with closing(results), progress, opened_sink(output, finished, settings) as write:
         if not finished.rows:
             write(rows.header())
-        for result in _shown(results, summary, started, None if total is None else total - finished.rows):
+        for result in results:
             written = perf_counter()
             write(rows.row(result))
             summary.seconds_by_stage["write"] += perf_counter() - written
-    _say_summary(summary, pictures, perf_counter() - started)
+            progress.say()
+    say_summary(summary, skipped_files=pictures.skipped, seconds=perf_counter() - started)
     return bool(summary.failed or finished.failed)
-
-
-def _say_summary(summary: JobSummary, pictures: Inputs, seconds: float) -> None:
-    click.echo(
-        f"{summary.pictures} pictures, {summary.faces} faces, {summary.without_face} without a face, "
-        f"{summary.failed} failed, {seconds:.1f} s, {summary.pictures / max(seconds, 1e-9):.0f} pictures/s",
-        err=True,
-    )
-    if summary.pictures > 100:
-        stages = ", ".join(f"{name} {spent:.1f}" for name, spent in summary.seconds_by_stage.items())
-        click.echo(f"  seconds by stage, over all threads: {stages}", err=True)
-    for reason, count in summary.failures.most_common():
-        click.echo(f"  {count} x {reason}", err=True)
-    if pictures.skipped:
-        click.echo(f"  {pictures.skipped} files with other suffixes were not read", err=True)
-
-
-def _shown(results: Iterable[Any], summary: JobSummary, started: float, total: int | None) -> Iterable[Any]:
-    """The results, with the rate and the time left on the terminal, unless the rows themselves go there."""
-    if not sys.stderr.isatty() or (sys.stdout and sys.stdout.isatty()):
-        return results
-    return _with_rate(results, summary, started, total)
-
-
-def _with_rate(results: Iterable[Any], summary: JobSummary, started: float, total: int | None) -> Iterator[Any]:
-    said = started
-    for result in results:
-        yield result
-        now = perf_counter()
-        if now - said > 0.5:
-            said = now
-            rate = summary.pictures / (now - started)
-            left = "" if total is None else f" of {total}, {(total - summary.pictures) / rate:.0f} s left"
-            text = f"{summary.pictures} pictures{left}, {summary.failed} failed, {rate:.0f}/s"
-            click.echo(f"\r\x1b[K{text}", err=True, nl=False)
-    click.echo("\r\x1b[K", err=True, nl=False)
-
-
-@contextmanager
-def _sink(
-    output: Path | None, finished: Any, settings: dict[str, Any] | None = None
-) -> Iterator[Callable[[str], object]]:
-    if output is None:
-        from fer_runtime.errors import OutputError
-
-        if sys.stdout is None:  # as `>&-` leaves it
-            raise OutputError("standard output is closed; give --output FILE")
-        try:
-            # Names and reasons may hold anything; the rows are UTF-8 whatever the terminal's locale.
-            with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="", buffering=1 << 16) as stream:
-                yield stream.write
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to standard output: {error.strerror or error}; make room, or give --output FILE"
-            ) from error
-        return
-    from fer_runtime.resume import appended_output
-
-    try:
-        with appended_output(output, finished, settings) as stream:
-            yield stream.write
-    except KeyboardInterrupt:
-        if settings is not None:
-            click.echo(f"\nstopped; the rows so far wait beside {output}, go on with --resume", err=True)
-        raise
 
 
 def _self_test(

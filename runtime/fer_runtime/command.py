@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -38,6 +38,11 @@ def needs_extra(extra: str) -> Iterator[None]:
         raise ExtraMissingError(
             f"this needs {module}, which is not installed; install it with: pip install 'fer-edge[{extra}]'"
         ) from error
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether a person reads `stream`; None is one that the shell closed, as in `2>&-`."""
+    return stream is not None and stream.isatty()
 
 
 class _ErrorLine(click.ClickException):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import os
 import random
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from fer_runtime.images import PICTURE_SUFFIXES
+from fer_runtime.errors import PictureError
+from fer_runtime.images import PICTURE_SUFFIXES, read_bytes
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 
@@ -92,6 +94,43 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
+
+
+class GivenPaths:
+    """The arguments of the command, with the paths that standard input lists in the place of "-"."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+        self._picture: bytes | None = None  # the picture that standard input holds
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self._paths:
+            if path != "-":
+                yield path
+                continue
+            if sys.stdin is None:  # as `<&-` leaves it
+                self._picture = b""
+                yield path
+                continue
+            with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+                head = stream.peek(4096)
+                if not head or looks_like_a_picture(head):
+                    self._picture = stream.read()
+                    yield path
+                else:
+                    yield from paths_from_list(stream, head)
+
+    def read(self, path: str) -> bytes:
+        """Content of a picture; the path "-" is the one on standard input.
+
+        Raises:
+            PictureError: it cannot be read.
+        """
+        if path != "-" or self._picture is None:
+            return read_bytes(path)
+        if not self._picture:
+            raise PictureError("standard input is empty; pipe a picture or a list of paths into it")
+        return self._picture
 
 
 def paths_from_list(stream: BinaryIO, head: bytes) -> Iterator[str]:

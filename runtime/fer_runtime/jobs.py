@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -32,7 +32,7 @@ _FIRST_TASK = 8  # pictures, before anything is known about them
 
 @dataclass(slots=True)
 class JobSummary:
-    """What a run did, complete when its last row has been taken."""
+    """What a run did; grows by the block, before its rows are taken."""
 
     pictures: int = 0
     faces: int = 0
@@ -153,11 +153,12 @@ def _prepare(
     return picture
 
 
-def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobSummary) -> Iterator[PictureResult]:
+def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobSummary) -> list[PictureResult]:
     started = perf_counter()
     crops = [face for picture in pictures for face in picture.faces]
     probabilities = iter(recognizer.classify(np.stack(crops))) if crops else iter(())
     summary.seconds_by_stage["classify"] += perf_counter() - started
+    rows = []
     for picture in pictures:
         faces = tuple(recognizer.face(one.box, next(probabilities)) for one in picture.detections)
         summary.pictures += 1
@@ -166,6 +167,9 @@ def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobS
             summary.failures[picture.error] += 1
         elif not faces:
             summary.without_face += 1
-        yield PictureResult(
-            path=picture.path, width=picture.width, height=picture.height, error=picture.error, faces=faces
+        rows.append(
+            PictureResult(
+                path=picture.path, width=picture.width, height=picture.height, error=picture.error, faces=faces
+            )
         )
+    return rows
