@@ -29,6 +29,8 @@ _WHITE, _PANEL = (255, 255, 255), (32, 28, 24)
 _Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_HEIGHT = 22  # pixels of a capital letter at scale 1
+_READABLE_SIDE = 320  # pixels that the short side is enlarged to
+_ENLARGED_SIDE = 4096  # pixels that the long side stays within: a strip of 10 x 16,000 would take 0.5 GB
 
 
 def draw_faces(image: Uint8Array, faces: Sequence[Face]) -> Uint8Array:
@@ -42,8 +44,8 @@ def draw_faces(image: Uint8Array, faces: Sequence[Face]) -> Uint8Array:
         uint8 (height, width, 3), or larger: a small picture is enlarged until letters can be read.
     """
     drawn = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
-    # Below some 300 pixels no letter fits a face, so what is enlarged is the picture.
-    factor = max(1, -(-320 // min(drawn.shape[:2])))
+    # In a small picture no letter fits a face, so what is enlarged is the picture.
+    factor = max(1, min(-(-_READABLE_SIDE // min(drawn.shape[:2])), _ENLARGED_SIDE // max(drawn.shape[:2])))
     if factor > 1:
         drawn = cv2.resize(drawn, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     unit = max(1.0, min(drawn.shape[:2]) / 480)
@@ -66,13 +68,22 @@ def write_picture(path: Path, image: Uint8Array) -> None:
     Raises:
         OutputError: the suffix is of no picture that OpenCV writes, or the file cannot be written.
     """
+    write_atomically(path, encode_picture(path, image))
+
+
+def encode_picture(path: Path, image: Uint8Array) -> bytes:
+    """The bytes of a file of that name.
+
+    Raises:
+        OutputError: the suffix is of no picture that OpenCV writes.
+    """
     try:
         encoded, content = cv2.imencode(path.suffix, image)
     except cv2.error:
         encoded, content = False, np.empty(0, np.uint8)
     if not encoded:
         raise OutputError(f"cannot write a picture to {path}; end its name in .jpg or .png")
-    write_atomically(path, content.tobytes())
+    return content.tobytes()
 
 
 def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float) -> _Box:
@@ -112,6 +123,10 @@ def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, t
     )
     panels = ((left, top, panel_width, panel_height) for left, top in places)
     panel = next((one for one in panels if _is_free(one, image.shape, taken)), None)
+    if panel is None and 2 * panel_width <= width and 2 * panel_height <= height:
+        # A face that fills the picture, as a crop does: in its corner, which shows hair or a shoulder.
+        corner = (x + width - panel_width - gap, y + gap, panel_width, panel_height)
+        panel = corner if _is_free(corner, image.shape, [one for one in taken if one != box]) else None
     if panel is None:
         return  # a crowd: the boxes and their titles say enough
     taken.append(panel)

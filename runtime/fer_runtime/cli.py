@@ -166,11 +166,21 @@ def main(
     videos = _videos(paths, camera)
     if videos and (resume or random_count or contact_sheet or samples):
         raise click.UsageError("--resume, --random, --contact-sheet and --samples are for pictures, not for videos")
-    if not videos and (segments or format_name == "srt"):
-        raise click.UsageError("--segments and --format srt are for videos and cameras")
+    if not videos and (segments or format_name == "srt" or every != 1 or start or duration is not None):
+        raise click.UsageError(
+            "--segments, --format srt, --every, --start and --duration are for videos and cameras, not for pictures"
+        )
+    if len(videos) > 1 and format_name == "srt":
+        raise click.UsageError("--format srt takes one video at a time: subtitles belong to one film")
     if resume and (output is None or format_name != "jsonl"):
         raise click.UsageError("--resume goes on with a run of --format jsonl to --output FILE")
-    _refuse_overwriting(paths, annotate=annotate, output=output, recursive=recursive)
+    if resume and (random_count or contact_sheet):
+        raise click.UsageError("--resume cannot know the pictures of --random, nor the faces of --contact-sheet so far")
+    if yunet is not None and detector in ("haar", "whole"):
+        raise click.UsageError(f"--yunet is for --detector auto or yunet, not for {detector}")
+    if paths.count("-") > 1:
+        raise click.UsageError("Give - once: standard input can be read only once")
+    _refuse_overwriting(paths, annotate=annotate, output=output, contact_sheet=contact_sheet, recursive=recursive)
     with Recognizer(
         model,
         precision=precision,
@@ -210,20 +220,40 @@ def main(
         sys.exit(1)
 
 
-def _refuse_overwriting(paths: tuple[str, ...], *, annotate: Path | None, output: Path | None, recursive: bool) -> None:
-    """Stop before a copy or the rows would take the place of somebody's picture."""
-    if output is not None and any(os.path.isfile(path) and _is_same(output, path) for path in paths):
-        raise click.UsageError(f"--output {output} would overwrite that very file; give another name")
-    if annotate is None:
-        return
+def _refuse_overwriting(
+    paths: tuple[str, ...],
+    *,
+    annotate: Path | None,
+    output: Path | None,
+    contact_sheet: Path | None,
+    recursive: bool,
+) -> None:
+    """Stop before a copy, the rows or the sheet would take the place of somebody's picture."""
+    from fer_runtime.images import PICTURE_SUFFIXES
+
     for path in paths:
-        folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
-        parents = [annotate.resolve(), *(annotate.resolve().parents if recursive and os.path.isdir(path) else ())]
-        if path != "-" and any(_is_same(parent, folder) for parent in parents):
+        is_folder = os.path.isdir(path)
+        for option, file in (("--output", output), ("--contact-sheet", contact_sheet)):
+            if file is None or not file.exists():
+                continue
+            is_among = is_folder and file.suffix.lower() in PICTURE_SUFFIXES and _holds(path, file, recursive=recursive)
+            if is_among or _is_same(file, path):
+                raise click.UsageError(f"{option} {file} would overwrite that very picture; give another name")
+        folder = path if is_folder else os.path.dirname(path) or "."
+        if (
+            annotate is not None
+            and path != "-"
+            and _holds(folder, annotate / "copy", recursive=recursive and is_folder)
+        ):
             raise click.UsageError(
                 f"--annotate {annotate} is among the pictures of {path}, and copies would overwrite them; "
                 "give a folder elsewhere"
             )
+
+
+def _holds(folder: str, file: Path, *, recursive: bool) -> bool:
+    parents = file.resolve().parents
+    return any(_is_same(parent, folder) for parent in (parents if recursive else parents[:1]))
 
 
 def _is_same(one: Path, other: str) -> bool:
@@ -285,7 +315,7 @@ def _write_pictures(
     given = inputs.GivenPaths(paths)
     listed: Iterable[str] = chain(given, inputs.sample_pictures() if samples else ())
     if random_count is not None:
-        listed = [picture for path in listed for picture in inputs.random_pictures(path, random_count)]
+        listed = inputs.random_pictures(listed, random_count)
     pictures = inputs.Inputs(listed, recursive=recursive)
     takers: list[Any] = []
     if annotate is not None:

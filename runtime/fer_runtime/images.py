@@ -17,6 +17,7 @@ from fer_runtime.errors import PictureError
 MAX_PIXELS = 100_000_000
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
 
 import cv2  # noqa: E402
 
@@ -79,6 +80,9 @@ def decode_image(content: bytes) -> Uint8Array:
     Raises:
         PictureError: the content is no picture that OpenCV reads, is truncated, or has too many pixels.
     """
+    if content.startswith(b"\x89PNG") and b"IEND" not in content:
+        # libpng would refuse it as well, and print so on stderr without the picture's name.
+        raise PictureError("cannot be decoded: its end is missing")
     # IMREAD_ANYCOLOR keeps a grayscale picture at one channel: a third of the work for FER2013's
     # crops. Alpha is dropped, 16 bits become 8, palettes colours, and EXIF turns the picture upright.
     try:

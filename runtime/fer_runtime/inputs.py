@@ -38,7 +38,7 @@ class Inputs:
     def __iter__(self) -> Iterator[str]:
         for path in self.paths:
             if os.path.isdir(path):
-                yield from self._in_folder(path, seen=set())
+                yield from self._in_folder(path)
             elif not os.path.lexists(path) and glob.has_magic(path):
                 found = sorted(glob.glob(path, recursive=True))
                 # A pattern that matches nothing is a path like any other: it gets its row, with the reason.
@@ -48,37 +48,40 @@ class Inputs:
             else:
                 yield path
 
-    def _in_folder(self, folder: str, *, seen: set[tuple[int, int]]) -> Iterator[str]:
-        try:
-            status = os.stat(folder)
-            entries = os.scandir(folder)
-        except OSError:
-            yield folder  # reading it fails again, and its row says why
-            return
-        # A symbolic link may lead back to a folder that was visited.
-        identity = (status.st_dev, status.st_ino)
-        if identity in seen:
-            return
-        seen.add(identity)
-        folders: list[str] = []
-        files = 0
-        with entries:
-            while block := _next_entries(entries):
-                for entry in block:
-                    if entry.name.startswith("."):
-                        continue
-                    if _is_folder(entry):
-                        folders.append(entry.path)
-                    elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
-                        files += 1
-                        yield entry.path
-                    else:
-                        self.skipped += 1
-        if self.recursive:
-            for subfolder in folders:
-                yield from self._in_folder(subfolder, seen=seen)
-        elif folders and not files:
-            self.only_folders.append(folder)
+    def _in_folder(self, folder: str) -> Iterator[str]:
+        seen: set[tuple[int, int]] = set()
+        waiting = [folder]  # a stack, because folders may be nested deeper than Python calls itself
+        while waiting:
+            folder = waiting.pop()
+            try:
+                status = os.stat(folder)
+                entries = os.scandir(folder)
+            except OSError:
+                yield folder  # reading it fails again, and its row says why
+                continue
+            # A symbolic link may lead back to a folder that was visited.
+            identity = (status.st_dev, status.st_ino)
+            if identity in seen:
+                continue
+            seen.add(identity)
+            folders: list[str] = []
+            files = 0
+            with entries:
+                while block := _next_entries(entries):
+                    for entry in block:
+                        if entry.name.startswith("."):
+                            continue
+                        if _is_folder(entry):
+                            folders.append(entry.path)
+                        elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+                            files += 1
+                            yield entry.path
+                        else:
+                            self.skipped += 1
+            if self.recursive:
+                waiting += reversed(folders)
+            elif folders and not files:
+                self.only_folders.append(folder)
 
 
 def _next_entries(entries: Iterator[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
@@ -168,11 +171,11 @@ def sample_pictures() -> list[str]:
     return sorted(str(path) for path in folder.iterdir() if path.suffix in PICTURE_SUFFIXES)
 
 
-def random_pictures(folder: str, count: int, *, seed: int | None = None) -> list[str]:
-    """`count` pictures of a folder and its folders, chosen at random; all of them where there are fewer."""
+def random_pictures(paths: Iterable[str], count: int, *, seed: int | None = None) -> list[str]:
+    """`count` pictures of folders and their folders, chosen at random; all of them where there are fewer."""
     # Reservoir sampling (Vitter's algorithm R): one pass, and no more than `count` paths in memory.
     chooser, chosen = random.Random(seed), []
-    for number, path in enumerate(Inputs((folder,), recursive=True)):
+    for number, path in enumerate(Inputs(paths, recursive=True)):
         if number < count:
             chosen.append(path)
         elif (place := chooser.randint(0, number)) < count:

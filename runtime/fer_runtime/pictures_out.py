@@ -7,13 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fer_runtime.annotate import draw_faces, write_picture
+import numpy as np
+
+from fer_runtime.annotate import draw_faces, encode_picture, write_picture
 from fer_runtime.contact_sheet import ContactSheet
 from fer_runtime.errors import OutputError
 from fer_runtime.images import Uint8Array
 from fer_runtime.results import PictureResult
 
 _WRITTEN_AS_IS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+
+
+def unused_name(stem: str, suffix: str, used: set[str]) -> str:
+    """`stem` and `suffix`, with a number between them where `used` has that name already; adds it there."""
+    chosen, number = stem + suffix, 2
+    while chosen in used:
+        chosen, number = f"{stem}-{number}{suffix}", number + 1
+    used.add(chosen)
+    return chosen
 
 
 @dataclass(slots=True)
@@ -51,12 +62,8 @@ class AnnotatedCopies:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() not in _WRITTEN_AS_IS:
             stem, suffix = name, ".jpg"
-        # Two pictures of one name from two folders: the second gets a number, none is lost.
-        chosen, number = stem + suffix, 2
-        while chosen in self._written:
-            chosen, number = f"{stem}-{number}{suffix}", number + 1
-        self._written.add(chosen)
-        return chosen
+        # Two pictures of one name from two folders.
+        return unused_name(stem, suffix, self._written)
 
 
 @dataclass(slots=True)
@@ -67,11 +74,18 @@ class SheetOfFaces:
         path: the page, .jpg or .png.
         sheet: where the faces go.
         truth: the true label of a picture by its path, None where it is not known.
+
+    Raises:
+        OutputError: the page's suffix is of no picture that OpenCV writes.
     """
 
     path: Path
     sheet: ContactSheet
     truth: Callable[[str], str | None] = lambda path: None
+
+    def __post_init__(self) -> None:
+        # At the end of a long run would be late.
+        encode_picture(self.path, np.zeros((1, 1, 3), np.uint8))
 
     def add(self, image: Uint8Array, result: PictureResult) -> None:
         """Take the faces of one picture."""

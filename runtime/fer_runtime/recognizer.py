@@ -85,8 +85,8 @@ class Recognizer:
         self.detector_used = find_detector(detector, yunet=self._yunet)
         self._min_face = min_face
         self._detectors = threading.local()
-        # Fails here for an unknown name, not in the middle of a folder.
-        if detector != "auto":
+        # Fails here for an unknown name or a file that is no YuNet, not in the middle of a folder.
+        if detector != "auto" or yunet is not None:
             self._detector()
 
     def predict(self, image: Uint8Array | Path | str) -> PictureResult:

@@ -97,12 +97,14 @@ def appended_output(output: Path, finished: Finished, settings: Mapping[str, Any
     Args:
         output: where the rows go.
         finished: the rows that are there already.
-        settings: what the rows are made with, kept beside them until they are whole.
+        settings: what the rows are made with, kept beside them until they are whole; None where no run
+            can go on with them.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full. What was written stays for --resume.
     """
     partial = partial_path(output)
+    next_step = "choose another folder"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if settings is not None and not finished.size:
@@ -111,15 +113,14 @@ def appended_output(output: Path, finished: Finished, settings: Mapping[str, Any
             _settings_path(output).write_text(json.dumps(settings), encoding="utf-8")
         with partial.open("a" if finished.size else "w", encoding="utf-8", newline="", buffering=1 << 18) as stream:
             stream.truncate(finished.size)
+            next_step = f"the rows so far are in {partial}" + (", go on with --resume" if settings is not None else "")
             yield stream
         partial.replace(output)
         _settings_path(output).unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise OutputError(
-            f"cannot write {output}: {error.strerror or error}; the rows so far are in {partial}, go on with --resume"
-        ) from error
+        raise OutputError(f"cannot write {output}: {error.strerror or error}; {next_step}") from error
 
 
 def _check_settings(output: Path, settings: Mapping[str, Any]) -> None:

@@ -66,7 +66,9 @@ def open_session(
     try:
         session = _create_session(content, threads, (wanted, "CPU"))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        failure = ModelFileError(f"{name} cannot be loaded by onnxruntime: {_reason(error)}")
+        failure = ModelFileError(
+            f"{name} cannot be loaded by onnxruntime: {_reason(error)}; copy the file again, or give another"
+        )
         if wanted == "CPU":
             raise failure from error
         try:

@@ -32,6 +32,7 @@ def fetch_yunet(*, url: str = URL) -> Path:
     # Every run asks for the path, few fetch: OpenSSL and the HTTP client take 30 ms to load.
     import hashlib
     import urllib.request
+    from http.client import HTTPException
 
     path = yunet_path()
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
@@ -40,14 +41,15 @@ def fetch_yunet(*, url: str = URL) -> Path:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
             # One byte more than is right tells a longer file apart without reading all of it.
             content = response.read(SIZE + 1)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise DownloadError(
             f"cannot download {url} ({error}); fetch it elsewhere and give --yunet FILE, or put it at {path}"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
     if len(content) != SIZE or digest != SHA256:
         raise DownloadError(
-            f"{url} gave other bytes than expected (SHA-256 {digest[:12]}…, not {SHA256[:12]}…); nothing was kept"
+            f"{url} gave other bytes than expected (SHA-256 {digest[:12]}…, not {SHA256[:12]}…); nothing was kept, "
+            "fetch it elsewhere and give --yunet FILE"
         )
     write_atomically(path, content)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.inputs import Inputs
 from fer_runtime.metadata import ModelMetadata
 
 
@@ -61,20 +63,26 @@ def test_a_folder_gives_a_row_per_picture_in_order(model: Path, folder: Path) ->
 def test_a_broken_picture_has_its_row_and_the_exit_code_is_1(model: Path, folder: Path) -> None:
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
     (folder / "empty.png").touch()
+    noise = np.random.default_rng(0).integers(0, 256, (48, 48), np.uint8)
+    (folder / "cut.png").write_bytes(cv2.imencode(".png", noise)[1].tobytes()[:1500])
     (folder / "notes.txt").write_text("no picture, not counted")
     run = _infer(folder, folder / "missing.png", "--model", model)
     assert run.returncode == 1
     failed = {Path(row["path"]).name: row["error"] for row in _rows(run) if row["error"]}
-    assert set(failed) == {"broken.jpg", "empty.png", "missing.png"}
+    assert set(failed) == {"broken.jpg", "cut.png", "empty.png", "missing.png"}
     assert "No such file" in failed["missing.png"]
-    assert len(_rows(run)) == 10
-    assert b"3 failed" in run.stderr
+    assert len(_rows(run)) == 11
+    assert b"4 failed" in run.stderr
+    assert b"libpng" not in run.stderr
     assert b"1 files with other suffixes" in run.stderr
 
 
 def test_wrong_usage_exits_2_and_no_model_exits_1(folder: Path) -> None:
     assert _infer().returncode == 2
     assert _infer(folder, "--detector", "psychic").returncode == 2
+    assert _infer(folder, "--detector", "haar", "--yunet", "yunet.onnx").returncode == 2
+    assert _infer("-", "-").returncode == 2
+    assert _infer(folder, "--resume", "--output", folder / "rows.jsonl", "--random", 3).returncode == 2
     run = _infer(folder, "--model", folder / "none.onnx")
     assert run.returncode == 1
     assert run.stderr.startswith(b"Error: no model at ")
@@ -98,6 +106,18 @@ def test_a_link_to_its_own_folder_ends(model: Path, folder: Path) -> None:
     run = _infer(folder, "--model", model, "--recursive")
     assert len(_rows(run)) == 8
     assert run.returncode == 1
+
+
+def test_folders_may_be_nested_deeper_than_python_calls_itself(tmp_path: Path) -> None:
+    inner = tmp_path.joinpath(*["d"] * 100)
+    inner.mkdir(parents=True)
+    (inner / "1.png").touch()
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 60)
+    try:
+        assert list(Inputs([str(tmp_path)], recursive=True)) == [str(inner / "1.png")]
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse names that are no UTF-8")
@@ -133,7 +153,9 @@ def test_output_is_written_whole_and_a_closed_pipe_is_no_error(model: Path, fold
     assert len(output.read_text().splitlines()) == 7
     refused = _infer(folder, "--model", model, "--output", folder / "0_angry.png" / "rows.jsonl")
     assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith(b"Error: cannot write")
+    error = refused.stderr.splitlines()[-1]
+    assert error.startswith(b"Error: cannot write")
+    assert error.endswith(b"choose another folder")
     for index in range(400):
         cv2.imwrite(str(folder / f"more{index}.png"), band_face(index % 7))
     script = f'"{sys.executable}" -m fer_runtime "{folder}" --model "{model}" --format jsonl'
@@ -257,6 +279,9 @@ def test_copies_and_rows_never_overwrite_the_pictures(model: Path, folder: Path)
         (picture, "--annotate", folder),
         (folder, "--recursive", "--annotate", inside),
         (picture, "--output", picture),
+        (folder, "--output", picture),
+        (picture, "--contact-sheet", picture),
+        (folder.parent, "--recursive", "--contact-sheet", picture),
     ):
         run = _infer(*arguments, "--model", model)
         assert run.returncode == 2

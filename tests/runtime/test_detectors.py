@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_runtime import yunet_file
+from fer_runtime import Recognizer, yunet_file
 from fer_runtime.detectors import Detection, create_detector, square_crop
 from fer_runtime.detectors.yunet import YuNetDetector
 from fer_runtime.errors import DownloadError, ModelFileError
@@ -121,6 +122,14 @@ def test_auto_takes_yunet_where_its_file_is(yunet: Path, tmp_path: Path, monkeyp
         create_detector("yunet")
 
 
+def test_a_yunet_file_that_is_given_is_never_replaced_by_haar_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"no YuNet at .*none\.onnx"):
+        Recognizer("v0", yunet=tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ModelFileError, match=r"text\.onnx cannot be loaded"):
+        Recognizer("v0", yunet=tmp_path / "text.onnx")
+
+
 def test_a_file_that_is_no_yunet_is_refused() -> None:
     with pytest.raises(ModelFileError, match="no YuNet face detector"):
         YuNetDetector(CHECKOUT / "models" / "model_0.onnx")
@@ -161,6 +170,21 @@ def test_only_the_pinned_bytes_are_kept(server: str, tmp_path: Path, monkeypatch
     assert path.read_bytes() == _Files.content
     # The second time nothing is asked of the network.
     assert yunet_file.fetch_yunet(url="http://127.0.0.1:9/") == path
+
+
+def test_an_answer_that_is_no_http_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path))
+
+    def answer(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"nobody speaks HTTP here\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        with pytest.raises(DownloadError, match="--yunet FILE"):
+            yunet_file.fetch_yunet(url=f"http://127.0.0.1:{listener.getsockname()[1]}/yunet.onnx")
 
 
 def test_offline_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from fer_runtime.contact_sheet import ContactSheet
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.inputs import random_pictures
-from fer_runtime.pictures_out import AnnotatedCopies
+from fer_runtime.pictures_out import AnnotatedCopies, SheetOfFaces
 from fer_runtime.results import Face, PictureResult
 
 
@@ -46,6 +46,21 @@ def test_panels_cover_no_face() -> None:
         assert (inside == 255).all()
 
 
+def test_a_face_that_fills_the_picture_has_its_bars_in_a_corner() -> None:
+    image = np.full((48, 48), 255, np.uint8)
+    plain = draw_faces(image, [Face(box=(0, 0, 48, 48), expression="happy", confidence=0.7, probabilities={"": 0})])
+    drawn = draw_faces(image, [_face((0, 0, 48, 48))])
+    side = drawn.shape[0]
+    # Dark where the panel is, in the upper right quarter; the middle of the face stays to be seen.
+    assert (drawn[20 : side // 4, side // 2 + 20 : side - 20] < 120).mean() > 0.3
+    assert (drawn[side // 2, side // 4 : 3 * side // 4] == 255).all()
+    assert plain.shape == drawn.shape
+
+
+def test_a_thin_strip_is_not_enlarged_beyond_memory() -> None:
+    assert max(draw_faces(np.zeros((10, 16000), np.uint8), []).shape) == 16000
+
+
 def test_a_face_beyond_the_border_is_no_error() -> None:
     for box in ((-40, -40, 100, 100), (500, 400, 200, 200), (0, 0, 640, 480)):
         draw_faces(np.zeros((480, 640), np.uint8), [_face(box)])
@@ -68,6 +83,9 @@ def test_a_suffix_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     for name in ("page.html", "page"):
         with pytest.raises(OutputError, match=r"\.jpg or \.png"):
             write_picture(tmp_path / name, np.zeros((9, 9), np.uint8))
+        # Before the run whose faces it is for.
+        with pytest.raises(OutputError, match=r"\.jpg or \.png"):
+            SheetOfFaces(tmp_path / name, ContactSheet(EXPRESSIONS))
 
 
 def test_the_sheet_groups_faces_and_marks_what_is_wrong() -> None:
@@ -93,8 +111,10 @@ def test_random_pictures_are_different_and_repeatable(tmp_path: Path) -> None:
         folder = tmp_path / EXPRESSIONS[number % 7]
         folder.mkdir(exist_ok=True)
         cv2.imwrite(str(folder / f"{number}.png"), np.zeros((4, 4), np.uint8))
-    chosen = random_pictures(str(tmp_path), 10, seed=1)
+    chosen = random_pictures([str(tmp_path)], 10, seed=1)
     assert len(set(chosen)) == 10
-    assert chosen == random_pictures(str(tmp_path), 10, seed=1)
-    assert chosen != random_pictures(str(tmp_path), 10, seed=2)
-    assert len(random_pictures(str(tmp_path), 100)) == 40
+    assert chosen == random_pictures([str(tmp_path)], 10, seed=1)
+    assert chosen != random_pictures([str(tmp_path)], 10, seed=2)
+    assert len(random_pictures([str(tmp_path)], 100)) == 40
+    # Of several folders together, not of each.
+    assert len(random_pictures([str(tmp_path / name) for name in EXPRESSIONS], 10)) == 10

@@ -60,9 +60,9 @@ DETECTOR_NAMES = ("auto", "haar", "yunet", "whole")
 
 
 def find_detector(name: str, *, yunet: Path | None = None) -> str:
-    """The detector that `name` stands for here: "auto" is "yunet" where its file is, else "haar"."""
+    """The detector that `name` stands for here: "auto" is "yunet" where its file is given or cached, else "haar"."""
     if name == "auto":
-        return "yunet" if (yunet or yunet_path()).is_file() else "haar"
+        return "yunet" if yunet is not None or yunet_path().is_file() else "haar"
     return name
 
 

@@ -49,7 +49,10 @@ class YuNetDetector:
         (self._input, *_), outputs = self._session.get_inputs(), {one.name for one in self._session.get_outputs()}
         wanted = [f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in _STRIDES]
         if not set(wanted) <= outputs:
-            raise ModelFileError(f"{path} is no YuNet face detector: it has the outputs {', '.join(sorted(outputs))}")
+            raise ModelFileError(
+                f"{path} is no YuNet face detector: it has the outputs {', '.join(sorted(outputs))}; "
+                "download one with: fer-infer --fetch-yunet"
+            )
         self._outputs = wanted
         height, width = self._input.shape[2:]
         # The file of 2023 takes 640 x 640 only, later ones any multiple of 32.
