@@ -201,21 +201,30 @@ def main(
         if recognizer.provider != find_provider(provider):
             click.echo(f"warning: onnxruntime fell back from {provider} to {recognizer.provider}", err=True)
         if videos:
-            options = {"every": every, "start": start, "duration": duration, "segments": segments, "annotate": annotate}
-            _write_videos(recognizer, videos, format_name, output, **options)
-            return
-        failed = _write_pictures(
-            recognizer,
-            paths,
-            format_name,
-            output,
-            samples=samples,
-            recursive=recursive,
-            random_count=random_count,
-            annotate=annotate,
-            contact_sheet=contact_sheet,
-            resume=resume,
-        )
+            failed = _write_videos(
+                recognizer,
+                videos,
+                format_name,
+                output,
+                annotate=annotate,
+                segments=segments,
+                every=every,
+                start=start,
+                duration=duration,
+            )
+        else:
+            failed = _write_pictures(
+                recognizer,
+                paths,
+                format_name,
+                output,
+                samples=samples,
+                recursive=recursive,
+                random_count=random_count,
+                annotate=annotate,
+                contact_sheet=contact_sheet,
+                resume=resume,
+            )
     if failed:
         sys.exit(1)
 
@@ -275,18 +284,36 @@ def _videos(paths: tuple[str, ...], camera: int | None) -> list[Path | int]:
 
 
 def _write_videos(
-    recognizer: Recognizer, videos: list[Path | int], format_name: str, output: Path | None, **options: Any
-) -> None:
+    recognizer: Recognizer,
+    videos: list[Path | int],
+    format_name: str,
+    output: Path | None,
+    *,
+    annotate: Path | None,
+    segments: bool,
+    **part: Any,
+) -> bool:
+    """Write the rows of all videos; whether any could not be opened."""
+    from fer_runtime.errors import PictureError
     from fer_runtime.resume import Finished
     from fer_runtime.sink import opened_sink
-    from fer_runtime.video_output import write_video_rows
+    from fer_runtime.video_output import annotated_paths, write_video_header, write_video_rows
 
+    copies = [None] * len(videos) if annotate is None else annotated_paths(annotate, videos)
+    failed = False
     with opened_sink(output, Finished()) as write:
-        for number, video in enumerate(videos):
+        write_video_header(write, format_name=format_name, segments=segments)
+        for video, copy in zip(videos, copies, strict=True):
             started = perf_counter()
-            summary = write_video_rows(
-                recognizer, video, write, format_name=format_name, with_header=number == 0, **options
-            )
+            try:
+                summary = write_video_rows(
+                    recognizer, video, write, format_name=format_name, segments=segments, annotate=copy, **part
+                )
+            except PictureError as error:
+                # The rows of the other videos are not lost for it.
+                click.echo(f"Error: {error}", err=True)
+                failed = True
+                continue
             counts, seconds = summary.counts, perf_counter() - started
             click.echo(
                 f"{video}: {counts.total} frames: {counts.processed} looked at, {counts.skipped} skipped, "
@@ -294,6 +321,12 @@ def _write_videos(
                 f"{counts.processed / max(seconds, 1e-9):.0f} frames/s",
                 err=True,
             )
+            if counts.missing_seconds:
+                click.echo(
+                    f"warning: {video} ends {counts.missing_seconds:.1f} s earlier than it says: cut short, or damaged",
+                    err=True,
+                )
+    return failed
 
 
 def _write_pictures(

@@ -58,6 +58,7 @@ class FrameCounts:
     processed: int = 0
     skipped: int = 0  # left out by `every` or before `start`
     dropped: int = 0  # a camera's frames that came while another was looked at
+    missing_seconds: float = 0.0  # how much earlier a file ended than it says
 
     @property
     def total(self) -> int:
@@ -227,6 +228,9 @@ class _Smoothers:
         return recognizer.face(face.box, values, best=best)
 
 
+_LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE = 0.5, 0.02
+
+
 class _File:
     """A video file's frames."""
 
@@ -238,11 +242,13 @@ class _File:
             raise PictureError(f"{path} cannot be opened as a video: damaged, or of a kind that OpenCV does not read")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self._rate = rate if 0 < rate < 1000 else 25.0
+        # Some containers state the number of frames, of others OpenCV reckons it from the duration.
+        self._stated_seconds = max(0.0, self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) / self._rate
 
     def read(
         self, *, every: int, start: float, duration: float | None, counts: FrameCounts
     ) -> Iterator[tuple[int, float, Uint8Array]]:
-        frame = -1
+        frame, time = -1, 0.0
         # grab() decodes without converting to pixels: a frame that is left out costs a fraction.
         while self._capture.grab():
             frame += 1
@@ -259,6 +265,10 @@ class _File:
                 counts.dropped += 1
                 continue
             yield frame, time, image  # type: ignore[misc]
+        missing = self._stated_seconds - (time + 1 / self._rate)
+        # A duration is rounded, and sound may go on a little longer than the pictures.
+        if missing > max(_LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE * self._stated_seconds):
+            counts.missing_seconds = missing
 
     def close(self) -> None:
         self._capture.release()

@@ -18,6 +18,7 @@ from fer_runtime.annotate import draw_faces
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
+from fer_runtime.pictures_out import unused_name
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.video import FrameCounts, FrameResult, Segment, SegmentBuilder, recognize_video, to_srt
 
@@ -35,6 +36,24 @@ class VideoSummary:
     tracks: int = 0  # different faces
 
 
+def annotated_paths(folder: Path, sources: Sequence[Path | int]) -> list[Path]:
+    """Files for the videos with their faces drawn in; of two sources with one name, the second gets a number."""
+    used: set[str] = set()
+    stems = (f"camera{source}" if isinstance(source, int) else source.stem for source in sources)
+    return [folder / unused_name(stem, ".annotated.mp4", used) for stem in stems]
+
+
+def write_video_header(write: Callable[[str], object], *, format_name: str, segments: bool) -> None:
+    """Write what stands before the rows of all videos."""
+    if format_name == "csv":
+        columns = _SEGMENT_COLUMNS if _is_per_segment(format_name, segments) else (*_FRAME_COLUMNS, *EXPRESSIONS)
+        write(_csv_line(columns))
+
+
+def _is_per_segment(format_name: str, segments: bool) -> bool:
+    return segments or format_name in ("srt", "table")
+
+
 def write_video_rows(
     recognizer: Recognizer,
     source: Path | int,
@@ -43,29 +62,26 @@ def write_video_rows(
     format_name: str = "jsonl",
     segments: bool = False,
     annotate: Path | None = None,
-    with_header: bool = True,
     every: int = 1,
     start: float = 0.0,
     duration: float | None = None,
 ) -> VideoSummary:
-    """Recognise a video and write its rows while it is read.
+    """Recognise a video and write its rows while it is read; Ctrl-C is how watching a camera ends.
 
     Args:
         source: a file, or a camera's number.
         write: takes text.
         format_name: one of VIDEO_FORMATS; subtitles and tables are per segment always.
         segments: a row per stretch of one face with one expression, instead of one per frame.
-        annotate: folder for the video with its faces drawn in.
+        annotate: file for the video with its faces drawn in.
 
     Raises:
         PictureError: the source cannot be opened.
         OutputError: the annotated video cannot be written.
     """
     summary, builder = VideoSummary(), SegmentBuilder()
-    per_segment = segments or format_name in ("srt", "table")
+    per_segment = _is_per_segment(format_name, segments)
     drawn = None if annotate is None else _AnnotatedVideo(annotate, source, every=every)
-    if with_header and format_name == "csv":
-        write(_csv_line(_SEGMENT_COLUMNS if per_segment else (*_FRAME_COLUMNS, *EXPRESSIONS)))
 
     def emit(ended: Sequence[Segment]) -> None:
         for segment in ended:
@@ -82,13 +98,17 @@ def write_video_rows(
             counts=summary.counts,
             on_frame=None if drawn is None else drawn.add,
         )
-        with closing(results):
-            for result in results:
-                summary.tracks = max(summary.tracks, *(face.track for face in result.faces), 0)
-                if per_segment:
-                    emit(builder.add(result))
-                else:
-                    write(_frame_row(result, format_name))
+        try:
+            with closing(results):
+                for result in results:
+                    summary.tracks = max(summary.tracks, *(face.track for face in result.faces), 0)
+                    if per_segment:
+                        emit(builder.add(result))
+                    else:
+                        write(_frame_row(result, format_name))
+        except KeyboardInterrupt:
+            if not isinstance(source, int):
+                raise
         if per_segment:
             emit(builder.finish())
         if drawn is not None:
@@ -153,10 +173,10 @@ def _csv_line(values: Sequence[object]) -> str:
 class _AnnotatedVideo:
     """Writes frames to a temporary file that takes its name at the end."""
 
-    def __init__(self, folder: Path, source: Path | int, *, every: int) -> None:
-        stem = f"camera{source}" if isinstance(source, int) else source.stem
-        self._path = folder / f"{stem}.annotated.mp4"
-        self._partial = folder / f".{stem}.annotated.partial.mp4"
+    def __init__(self, path: Path, source: Path | int, *, every: int) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        self._is_camera = isinstance(source, int)
         rate = 0.0
         if not isinstance(source, int):
             capture = cv2.VideoCapture(str(source))
@@ -164,10 +184,11 @@ class _AnnotatedVideo:
             capture.release()
         self._rate = (rate if 0 < rate < 1000 else 25.0) / every
         self._writer: cv2.VideoWriter | None = None
+        self._frames = 0
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+            raise OutputError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
 
     def add(self, image: Uint8Array, result: FrameResult) -> None:
         drawn = draw_faces(image, [tracked.face for tracked in result.faces])
@@ -176,14 +197,29 @@ class _AnnotatedVideo:
             self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
             if not self._writer.isOpened():
                 raise OutputError(f"this OpenCV cannot write the video {self._path}; leave --annotate away")
-        self._writer.write(drawn)
+        # A camera's frames come as fast as they are looked at: each stays until it is the next one's time.
+        for _ in range(round(result.time * self._rate) + 1 - self._frames if self._is_camera else 1):
+            self._writer.write(drawn)
+            self._frames += 1
 
     def finish(self) -> None:
-        self.close()
-        if self._partial.exists():
-            os.replace(self._partial, self._path)
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        # The writer reports no error, not even of a full disk.
+        capture = cv2.VideoCapture(str(self._partial))
+        written = round(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        capture.release()
+        if written != self._frames:
+            raise OutputError(
+                f"cannot write {self._path}: {written} of {self._frames} frames arrived; is the disk full?"
+            )
+        os.replace(self._partial, self._path)
 
     def close(self) -> None:
+        """Leave no half-written file behind."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None
+        self._partial.unlink(missing_ok=True)
