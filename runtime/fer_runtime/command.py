@@ -18,7 +18,7 @@ EXTRA_MODULES = {
     "train": ("torch", "torchvision", "kagglehub", "matplotlib", "tqdm"),
     "export": ("torch", "torchvision", "kagglehub", "matplotlib", "tqdm", "onnx", "onnxscript"),
     "bench": ("openvino", "matplotlib", "torch"),
-    "ray": ("ray", "pyarrow"),
+    "ray": ("ray", "pyarrow", "fsspec"),
 }
 
 

@@ -41,3 +41,7 @@ class DownloadError(FerError):
 
 class ExtraMissingError(FerError):
     """A package of an optional extra is not installed."""
+
+
+class ClusterError(FerError):
+    """A Ray cluster cannot be reached, or gave up."""

@@ -1,0 +1,125 @@
+"""A run in numbered parts: which pictures belong to each, which are finished, and what all of them were made with.
+
+    OUTPUT/part-000000.jsonl, ...      rows, in the order of the paths
+    OUTPUT/_SUCCESS                    there when all parts are
+    OUTPUT/_job/settings.json          model, detector, paths, number of parts
+    OUTPUT/_job/paths/000000.json      the paths of a part, written before any work starts
+    OUTPUT/_job/counts/000000.json     what became of them
+
+Readers of such folders (Ray, Spark, Hive) pass over names that begin with an underscore.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from fer_runtime.errors import OutputError
+from fer_runtime.jobs import JobSummary
+from fer_runtime.storage import Store
+
+SETTINGS = "_job/settings.json"
+SUCCESS = "_SUCCESS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The parts of a run, settled before its first row."""
+
+    parts: int
+    pictures: int
+    folder: str  # relative paths start here, on every machine
+
+
+def part_name(number: int, format_name: str) -> str:
+    """The file of a part's rows."""
+    return f"part-{number:06d}.{format_name}"
+
+
+def paths_name(number: int) -> str:
+    """The file that lists a part's paths, as JSON."""
+    return f"_job/paths/{number:06d}.json"
+
+
+def counts_name(number: int) -> str:
+    """The file that counts a part's pictures; written before its rows, so that it is there when they are."""
+    return f"_job/counts/{number:06d}.json"
+
+
+def path_lists(paths: Iterable[str], part_size: int) -> Iterator[list[str]]:
+    """The paths of one part after another."""
+    remaining = iter(paths)
+    while part := list(islice(remaining, part_size)):
+        yield part
+
+
+def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume: bool) -> Plan | None:
+    """The plan of the run that is to go on; None when there is none, and a new one can start.
+
+    Args:
+        output: the place of `store`, for messages.
+        settings: everything that the rows depend on, as plain JSON.
+
+    Raises:
+        OutputError: another run is there.
+    """
+    content = store.read(SETTINGS)
+    if content is None:
+        if any(re.fullmatch(r"part-\d+\.\w+", name) for name in store.names()):
+            raise OutputError(f"{output} holds parts that are not of this run; give another folder")
+        return None
+    if not resume:
+        raise OutputError(f"{output} holds a run already; go on with it by --resume, or give another folder")
+    try:
+        job = json.loads(content)
+        plan, before = Plan(**job["plan"]), job["settings"]
+        changed = [
+            f"{key} was {before.get(key)}, is {settings[key]}" for key in settings if before[key] != settings[key]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{output}/{SETTINGS} is damaged ({error!r}); give another folder") from error
+    if changed:
+        raise OutputError(
+            f"the parts in {output} were made with other settings ({'; '.join(changed)}); give the "
+            "same, or another folder"
+        )
+    return plan
+
+
+def write_plan(store: Store, settings: Mapping[str, Any], paths: Iterable[str], *, part_size: int) -> Plan:
+    """Settle the parts of a new run; a run that was killed meanwhile has no plan, and starts again."""
+    parts = pictures = 0
+    for part in path_lists(paths, part_size):
+        store.write(paths_name(parts), json.dumps(part).encode("ascii"))
+        parts += 1
+        pictures += len(part)
+    plan = Plan(parts=parts, pictures=pictures, folder=os.getcwd())
+    store.write(SETTINGS, json.dumps({"settings": dict(settings), "plan": asdict(plan)}, indent=1).encode("ascii"))
+    return plan
+
+
+def finished_parts(store: Store, plan: Plan, format_name: str) -> set[int]:
+    """Numbers of the parts whose rows are there."""
+    there = store.names()
+    return {number for number in range(plan.parts) if part_name(number, format_name) in there}
+
+
+def summary_to_json(summary: JobSummary) -> str:
+    """A part's summary as plain JSON."""
+    return json.dumps(asdict(summary))
+
+
+def add_summary(total: JobSummary, text: str | bytes) -> None:
+    """Add a part's summary, as `summary_to_json` wrote it, to `total`."""
+    part = json.loads(text)
+    total.pictures += part["pictures"]
+    total.faces += part["faces"]
+    total.without_face += part["without_face"]
+    total.failures.update(part["failures"])
+    for stage, seconds in part["seconds_by_stage"].items():
+        total.seconds_by_stage[stage] += seconds

@@ -1,0 +1,375 @@
+"""A run over pictures on a Ray cluster: Ray Data hands parts to an actor pool, each actor a recognizer.
+
+A part is a fixed sequence of full blocks in the order of the paths, so that its rows have the bytes of a
+local run. It is written whole or not at all; an actor that dies midway leaves nothing, and another one makes
+the same part again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fer_runtime import __version__
+from fer_runtime.command import needs_extra
+from fer_runtime.errors import ClusterError, FerError, OutputError
+from fer_runtime.files import CACHE_VARIABLE
+from fer_runtime.images import read_bytes
+from fer_runtime.jobs import BLOCK, JobSummary, recognize_files
+from fer_runtime.output import JsonLines
+from fer_runtime.parquet import to_parquet
+from fer_runtime.parts import (
+    SUCCESS,
+    add_summary,
+    counts_name,
+    find_plan,
+    finished_parts,
+    part_name,
+    path_lists,
+    paths_name,
+    summary_to_json,
+    write_plan,
+)
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.storage import is_uri, open_store, read_uri
+from fer_runtime.threads import available_cpus
+from fer_runtime.yunet_file import yunet_path
+
+if TYPE_CHECKING:
+    import pyarrow
+
+RAY_FORMATS = ("jsonl", "parquet")
+PART_SIZE = 1024  # pictures: a fifth of a second to a minute of work
+# Without --output the paths and rows of so many parts are in the cluster's memory, a few hundred bytes a picture.
+_WAVE = 128
+# Ray's default is a third of the memory; paths and counts of the parts under way need little.
+_OBJECT_STORE_BYTES = 256 * 1024 * 1024
+_COUNT_READERS = 16  # an object store answers each after some 20 ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecognizerRecipe:
+    """What an actor needs to make the driver's recognizer again, on a machine that may lack its files."""
+
+    model_name: str  # the file's name, for messages
+    model: bytes
+    yunet: bytes | None  # None where the driver does not use it
+    options: dict[str, Any]  # keyword arguments of Recognizer
+    settings: dict[str, Any]  # of the driver's recognizer
+
+
+def pack_recognizer(recognizer: Recognizer, *, yunet: Path | None = None, **options: Any) -> RecognizerRecipe:
+    """The recipe of `recognizer`.
+
+    Args:
+        yunet: the file that it was made with.
+        options: the other keyword arguments that it was made with, but for the model and its folder.
+    """
+    return RecognizerRecipe(
+        model_name=recognizer.path.name,
+        model=recognizer.path.read_bytes(),
+        yunet=(yunet or yunet_path()).read_bytes() if recognizer.detector_used == "yunet" else None,
+        options=options,
+        settings=settings_of(recognizer),
+    )
+
+
+def settings_of(recognizer: Recognizer) -> dict[str, Any]:
+    """What the rows depend on besides the pictures, with the versions that must agree on all machines."""
+    import cv2
+    import onnxruntime
+
+    versions = {"fer-edge": __version__, "onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
+    return recognizer.settings() | versions
+
+
+class PartRecognizer:
+    """An actor of the pool: a part's number and paths in, its rows written or given back."""
+
+    def __init__(self, recipe: RecognizerRecipe, *, output: str | None, format_name: str, folder: str) -> None:
+        self._files = tempfile.TemporaryDirectory(prefix="fer-")
+        # This machine's cache folder must not decide how faces are found; the process is the actor's alone.
+        os.environ[CACHE_VARIABLE] = self._files.name
+        if recipe.yunet is not None:
+            yunet_path().write_bytes(recipe.yunet)
+        model = Path(self._files.name, recipe.model_name)
+        model.write_bytes(recipe.model)
+        self._recognizer = Recognizer(model, **recipe.options)
+        here = settings_of(self._recognizer)
+        self._different = [
+            f"{key} {here[key]}, not {value}" for key, value in recipe.settings.items() if here[key] != value
+        ]
+        self._store = None if output is None else open_store(output)
+        self._format_name = format_name
+        self._folder = folder
+
+    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
+        import pyarrow as pa
+
+        if self._different:
+            raise ClusterError(
+                f"the machine {os.uname().nodename} has {'; '.join(self._different)}; install the same versions on all"
+            )
+        part, listed = batch["part"][0].as_py(), batch["paths"][0].as_py()
+        summary = JobSummary()
+        rows = self._rows(json.loads(listed or self._read_paths(part)), summary)
+        if self._store is not None:
+            content = to_parquet(rows) if self._format_name == "parquet" else rows.encode("utf-8")
+            # Counts first: where a part's rows are, its counts are too.
+            self._store.write(counts_name(part), summary_to_json(summary).encode("ascii"))
+            self._store.write(part_name(part, self._format_name), content)
+            rows = ""
+        return pa.table({"part": [part], "summary": [summary_to_json(summary)], "rows": [rows]})
+
+    def _read_paths(self, part: int) -> bytes:
+        content = None if self._store is None else self._store.read(paths_name(part))
+        if content is None:
+            raise OutputError(
+                f"{paths_name(part)} is not in the output folder as this machine sees it; give a folder that all "
+                "machines share, or an object store"
+            )
+        return content
+
+    def _rows(self, paths: list[str], summary: JobSummary) -> str:
+        write = JsonLines().row
+        results = recognize_files(self._recognizer, paths, summary=summary, workers=1, read=self._read)
+        return "".join([write(result) for result in results])
+
+    def _read(self, path: str) -> bytes:
+        # Ray starts actors in a folder of its own choice.
+        return read_uri(path) if is_uri(path) else read_bytes(os.path.join(self._folder, path))
+
+
+@contextmanager
+def connected(address: str | None, *, threads: int = 1) -> Iterator[int]:
+    """Ray while the block runs, and how many actors of so many threads the cluster has CPUs for.
+
+    Args:
+        address: of a running cluster, `host:port` or `auto`; None starts one on this machine, for this run only.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or has too few CPUs.
+    """
+    # Read when Ray is imported: it reports how it is used to its makers unless told not to.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # What goes wrong reaches the user as our own error.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address is None:
+        # All of it on the loopback address, which Ray has for systems with a noisy firewall.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    with needs_extra("ray"):
+        import ray
+        import ray.data
+    folder = None
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        folder = tempfile.mkdtemp(prefix="fer-ray-")
+        options = {
+            "address": "local",  # whatever $RAY_ADDRESS says
+            "num_cpus": max(threads, available_cpus()),
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+            "_temp_dir": folder,
+        }
+    try:
+        try:
+            ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"cannot reach a Ray cluster at {address or 'this machine'}: {_first_line(error)}; "
+                "see if `ray status` finds it"
+            ) from error
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        capacity = int(ray.cluster_resources().get("CPU", 0)) // threads
+        if capacity < 1:
+            raise ClusterError(f"the Ray cluster has no machine with {threads} CPUs; give fewer --threads")
+        yield capacity
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def recognized_parts(
+    parts: Iterable[dict[str, Any]],
+    recipe: RecognizerRecipe,
+    *,
+    workers: int,
+    threads: int,
+    capacity: int,
+    folder: str,
+    output: str | None = None,
+    format_name: str = "jsonl",
+) -> Iterator[dict[str, Any]]:
+    """What became of each part: `part`, its `summary` as JSON, and its `rows` where there is no output.
+
+    Args:
+        parts: `part`, the number, and `paths`, JSON, or None where the output folder lists them.
+        workers: actors at most.
+        threads: CPUs of each.
+        capacity: actors that the cluster has CPUs for.
+        folder: where relative paths start.
+        output: a folder of parts, as path or URI; None gives rows back, in the order of the parts.
+
+    Raises:
+        ClusterError: the cluster gave up. Parts that are written stay for --resume.
+    """
+    import ray
+
+    items = list(parts)
+    if not items:
+        return
+    workers = min(workers, len(items))
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        PartRecognizer,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_constructor_args=(recipe,),
+        fn_constructor_kwargs={"output": output, "format_name": format_name, "folder": folder},
+        # A pool that can shrink: where a machine is lost, an idle actor leaves its place to the one to be restarted.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=workers, initial_size=min(workers, capacity), max_tasks_in_flight_per_actor=2
+        ),
+        num_cpus=threads,
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    dataset.context.execution_options.preserve_order = output is None
+    try:
+        yield from dataset.iter_rows()
+    except (ray.exceptions.RayError, RuntimeError) as error:
+        raise _cause(error) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayOptions:
+    """How a run uses the cluster."""
+
+    address: str | None = None  # None: this machine
+    workers: int | None = None  # actors; None: as many as there are CPUs for
+    threads: int = 1  # of ONNX Runtime in each actor
+    part_size: int = PART_SIZE  # pictures, a multiple of BLOCK
+
+    def __post_init__(self) -> None:
+        if self.part_size < 1 or self.part_size % BLOCK:
+            raise ValueError(f"part_size must be a multiple of {BLOCK}, not {self.part_size}")
+
+
+def write_parts(
+    recipe: RecognizerRecipe,
+    pictures: Iterable[str],
+    output: str,
+    options: RayOptions,
+    *,
+    given: dict[str, Any],
+    format_name: str,
+    resume: bool,
+    summary: JobSummary,
+    on_start: Callable[[int, int, int], object] = lambda finished, parts, pictures: None,
+    on_part: Callable[[], object] = lambda: None,
+) -> None:
+    """Write the rows of all pictures to a folder of parts.
+
+    Args:
+        pictures: paths or URIs; not looked at where a plan is there from the run that goes on.
+        output: the folder, as path or URI, reachable from all machines of the cluster.
+        given: what `pictures` were listed from, as plain JSON; a run goes on with the same only.
+        summary: filled while parts come in, those of the run before included.
+        on_start: called with the numbers of parts that are finished already, of all parts and of all pictures.
+        on_part: called after each part.
+
+    Raises:
+        OutputError: another run is in the folder, or it cannot be written.
+        ClusterError: the cluster cannot be reached, or gave up.
+    """
+    store = open_store(output)
+    settings = recipe.settings | {"format": format_name, "part_size": options.part_size} | given
+    plan = find_plan(store, output, settings, resume=resume)
+    if plan is None:
+        plan = write_plan(store, settings, pictures, part_size=options.part_size)
+    finished = finished_parts(store, plan, format_name)
+    with ThreadPoolExecutor(_COUNT_READERS) as pool:
+        for counts in pool.map(store.read, map(counts_name, sorted(finished))):
+            add_summary(summary, counts or summary_to_json(JobSummary()))
+    on_start(len(finished), plan.parts, plan.pictures)
+    left = [{"part": number, "paths": None} for number in range(plan.parts) if number not in finished]
+    if left:
+        with connected(options.address, threads=options.threads) as capacity:
+            for done in recognized_parts(
+                left,
+                recipe,
+                workers=options.workers or capacity,
+                threads=options.threads,
+                capacity=capacity,
+                folder=plan.folder,
+                output=output if is_uri(output) else os.path.abspath(output),
+                format_name=format_name,
+            ):
+                add_summary(summary, done["summary"])
+                on_part()
+    store.write(SUCCESS, summary_to_json(summary).encode("ascii"))
+    _remove_leftovers(output)
+
+
+def rows_in_order(
+    recipe: RecognizerRecipe, pictures: Iterable[str], options: RayOptions, *, summary: JobSummary
+) -> Iterator[str]:
+    """The rows of all pictures as JSON lines, in their order, a part at a time.
+
+    Args:
+        pictures: paths or URIs, taken some parts ahead.
+        summary: filled while parts come in.
+
+    Raises:
+        ClusterError: the cluster cannot be reached, or gave up.
+    """
+    lists = enumerate(path_lists(pictures, options.part_size))
+    with connected(options.address, threads=options.threads) as capacity:
+        while wave := list(islice(lists, _WAVE)):
+            for done in recognized_parts(
+                [{"part": number, "paths": json.dumps(paths)} for number, paths in wave],
+                recipe,
+                workers=options.workers or capacity,
+                threads=options.threads,
+                capacity=capacity,
+                folder=os.getcwd(),
+            ):
+                add_summary(summary, done["summary"])
+                yield done["rows"]
+
+
+def _remove_leftovers(output: str) -> None:
+    """What killed actors were writing, under temporary names; nobody writes any more."""
+    if is_uri(output):
+        return
+    for folder in (Path(output), Path(output, "_job", "counts")):
+        for partial in folder.glob(".*.partial"):
+            with suppress(OSError):
+                partial.unlink()
+
+
+def _cause(error: BaseException) -> FerError:
+    """The error of ours inside Ray's, or Ray's in one line."""
+    seen: BaseException | None = error
+    while seen is not None:
+        cause = getattr(seen, "cause", None)  # RayTaskError keeps the actor's own error there
+        if isinstance(cause, FerError):
+            return cause
+        seen = seen.__cause__
+    return ClusterError(f"the Ray cluster gave up: {_first_line(error)}; parts that are written stay for --resume")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

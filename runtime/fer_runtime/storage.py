@@ -1,0 +1,222 @@
+"""Pictures and results by URI (s3://, gs://, file://, ... as pyarrow or fsspec know them), and folders of results."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from fer_runtime.command import needs_extra
+from fer_runtime.errors import OutputError, PictureError
+from fer_runtime.files import write_atomically
+from fer_runtime.images import MAX_FILE_BYTES, PICTURE_SUFFIXES
+
+
+def is_uri(path: str) -> bool:
+    """Whether `path` is `scheme://...`; what follows is taken as it is, without percent signs."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
+
+
+def read_uri(uri: str) -> bytes:
+    """The content of an object.
+
+    Raises:
+        PictureError: it is missing, unreadable, empty or too large.
+    """
+    try:
+        filesystem, path = _located(uri)
+        with filesystem.open_input_stream(path) as stream:
+            content: bytes = stream.read(MAX_FILE_BYTES + 1)
+    except OSError as error:  # pyarrow's errors of every storage are these
+        raise PictureError(f"cannot be read: {_reason(error)}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise PictureError(f"has more bytes than the limit of {MAX_FILE_BYTES}")
+    if not content:
+        raise PictureError("is empty (0 bytes)")
+    return content
+
+
+@dataclass(slots=True)
+class RemoteFolders:
+    """Paths, those that are URIs of folders replaced by the pictures inside; iterate once.
+
+    A folder's entries are held in memory while it is read: 1 GB per some million. Where a bucket keeps
+    more than that under one prefix, list them elsewhere (an inventory) and give the list on standard input.
+    """
+
+    paths: Iterable[str]
+    recursive: bool = False
+    skipped: int = 0  # objects whose suffix is that of no picture
+    only_folders: list[str] = field(default_factory=list)  # folders that hold nothing but folders, not gone into
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.paths:
+            if is_uri(path) and _is_folder(path):
+                yield from self._in_folder(path.rstrip("/"))
+            else:
+                yield path
+
+    def _in_folder(self, uri: str) -> Iterator[str]:
+        from pyarrow import fs
+
+        try:
+            filesystem, folder = _located(uri)
+            entries = filesystem.get_file_info(fs.FileSelector(folder))
+        except OSError:
+            yield uri  # reading it fails again, and its row says why
+            return
+        folders: list[str] = []
+        files = 0
+        for entry in sorted(entries, key=lambda one: one.base_name):
+            if entry.base_name.startswith("."):
+                continue
+            if entry.type == fs.FileType.Directory:
+                folders.append(f"{uri}/{entry.base_name}")
+            elif os.path.splitext(entry.base_name)[1].lower() in PICTURE_SUFFIXES:
+                files += 1
+                yield f"{uri}/{entry.base_name}"
+            else:
+                self.skipped += 1
+        if self.recursive:
+            for subfolder in folders:
+                yield from self._in_folder(subfolder)
+        elif folders and not files:
+            self.only_folders.append(uri)
+
+
+class Store(Protocol):
+    """A folder of results. A file in it is whole or absent, whatever is killed."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None when there is no such file."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """A new file, or a new content of it."""
+        ...
+
+    def names(self) -> set[str]:
+        """The files of the folder itself, not those in its folders."""
+        ...
+
+
+def open_store(location: str) -> Store:
+    """The folder at a path or URI, whether it is there yet or not. It may be pickled."""
+    if location.startswith("file://"):
+        # A rename makes files whole on a disk; pyarrow's streams write under the final name.
+        return _LocalStore(Path(location.removeprefix("file://")))
+    return _RemoteStore(location.rstrip("/")) if is_uri(location) else _LocalStore(Path(location).absolute())
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalStore:
+    root: Path
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutputError(f"cannot read {self.root / name}: {error.strerror}") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        write_atomically(self.root / name, content)
+
+    def names(self) -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(self.root)}
+        except FileNotFoundError:
+            return set()
+        except OSError as error:
+            raise OutputError(f"cannot read {self.root}: {error.strerror}; choose another folder") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteStore:
+    """Object stores show an object when its upload has ended, never before."""
+
+    uri: str
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            filesystem, path = _located(f"{self.uri}/{name}")
+            with filesystem.open_input_stream(path) as stream:
+                content: bytes = stream.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutputError(f"cannot read {self.uri}/{name}: {_reason(error)}") from error
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        try:
+            filesystem, path = _located(f"{self.uri}/{name}")
+            with filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+        except OSError as error:
+            raise OutputError(f"cannot write {self.uri}/{name}: {_reason(error)}; go on with --resume") from error
+
+    def names(self) -> set[str]:
+        from pyarrow import fs
+
+        try:
+            filesystem, path = _located(self.uri)
+            return {one.base_name for one in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))}
+        except OSError as error:
+            raise OutputError(f"cannot read {self.uri}: {_reason(error)}; choose another place") from error
+
+
+def _is_folder(uri: str) -> bool:
+    try:
+        filesystem, path = _located(uri)
+        return bool(filesystem.get_file_info(path).type.name == "Directory")
+    except OSError:  # no network, no permission: its row says so
+        return False
+
+
+def _located(uri: str) -> tuple[Any, str]:
+    """The filesystem that a URI names, pyarrow's interface of it, and the path there."""
+    scheme, _, rest = uri.partition("://")
+    if scheme.lower() == "file":
+        return _filesystem("file", ""), rest
+    authority, _, key = rest.partition("/")
+    # Asked for once a bucket, not once a picture: finding S3's region is a request.
+    filesystem, base = _filesystem(scheme, authority)
+    return filesystem, f"{base}/{key}".rstrip("/")
+
+
+@lru_cache
+def _filesystem(scheme: str, authority: str) -> Any:
+    with needs_extra("ray"):
+        from pyarrow import ArrowInvalid, fs
+    if scheme == "file":
+        return fs.LocalFileSystem()
+    root = f"{scheme}://{authority}"
+    try:
+        filesystem, base = fs.FileSystem.from_uri(root)
+    except ArrowInvalid:  # not one of pyarrow's own
+        filesystem, base = _fsspec_filesystem(root)
+    return filesystem, base.rstrip("/")
+
+
+def _fsspec_filesystem(root: str) -> tuple[Any, str]:
+    import fsspec
+    from pyarrow import fs
+
+    try:
+        found, base = fsspec.core.url_to_fs(root)
+    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
+        raise OSError(str(error)) from error
+    return fs.PyFileSystem(fs.FSSpecHandler(found)), base
+
+
+def _reason(error: OSError) -> str:
+    """Why, in words; pyarrow repeats the name of the object in `strerror`, which the row has already."""
+    if error.errno is not None:
+        return os.strerror(error.errno)
+    return str(error).strip().splitlines()[0]
