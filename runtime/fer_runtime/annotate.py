@@ -108,7 +108,8 @@ def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float) -> 
 def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, taken: list[_Box]) -> None:
     """Draw a bar per probability beside or below the box, where nothing else is drawn; add it to `taken`."""
     x, y, width, height = box
-    scale = max(0.38 * unit, min(0.55 * unit, height / 340))
+    fills = 10 * width >= 7 * image.shape[1] and 10 * height >= 7 * image.shape[0]
+    scale = 0.38 * unit if fills else max(0.38 * unit, min(0.55 * unit, height / 340))
     row = round((_FONT_HEIGHT + 8) * scale)
     names = round(max(cv2.getTextSize(name, _FONT, scale, 1)[0][0] for name in face.probabilities) + 8 * scale)
     bars = round(100 * scale)
@@ -123,8 +124,8 @@ def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, t
     )
     panels = ((left, top, panel_width, panel_height) for left, top in places)
     panel = next((one for one in panels if _is_free(one, image.shape, taken)), None)
-    if panel is None and 2 * panel_width <= width and 2 * panel_height <= height:
-        # A face that fills the picture, as a crop does: in its corner, which shows hair or a shoulder.
+    if panel is None and fills:
+        # A crop: in its corner, small enough to leave the eyes free.
         corner = (x + width - panel_width - gap, y + gap, panel_width, panel_height)
         panel = corner if _is_free(corner, image.shape, [one for one in taken if one != box]) else None
     if panel is None:

@@ -76,7 +76,7 @@ def open_session(
             session = _create_session(content, threads, ("CPU",))
         except Exception:
             raise failure from error
-    used = session.get_providers()[0].removesuffix("ExecutionProvider")
+    used = _used_provider(session, wanted)
     if strict and used != wanted:
         raise ProviderError(
             f"onnxruntime fell back from {wanted} to {used}; install what {wanted} needs, or leave --strict away"
@@ -85,14 +85,28 @@ def open_session(
 
 
 def _create_session(content: bytes, threads: int, providers: tuple[str, ...]) -> InferenceSession:
+    options = session_options(threads=threads)
+    if providers[0] != "CPU":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # From bytes: a file that wants external data cannot reach outside its folder, nor anywhere else.
     return onnxruntime.InferenceSession(
         content,
-        session_options(threads=threads),
+        options,
         [f"{one}ExecutionProvider" for one in dict.fromkeys(providers)],
         # Its own fallback says so on standard output, among the rows.
         enable_fallback=0,
     )
+
+
+def _used_provider(session: InferenceSession, wanted: str) -> str:
+    """`wanted` where it runs a part of the model, else the CPU, which runs what no other provider takes."""
+    if wanted == "CPU" or f"{wanted}ExecutionProvider" not in session.get_providers():
+        return "CPU"
+    if not hasattr(session, "get_provider_graph_assignment_info"):  # an older onnxruntime
+        return wanted
+    # A provider may start and then take nothing of the graph, which is a fallback as well.
+    parts = {part.ep_name.removesuffix("ExecutionProvider") for part in session.get_provider_graph_assignment_info()}
+    return wanted if wanted in parts else "CPU"
 
 
 def _reason(error: Exception) -> str:

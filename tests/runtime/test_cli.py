@@ -63,8 +63,8 @@ def test_a_folder_gives_a_row_per_picture_in_order(model: Path, folder: Path) ->
 def test_a_broken_picture_has_its_row_and_the_exit_code_is_1(model: Path, folder: Path) -> None:
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing more")
     (folder / "empty.png").touch()
-    noise = np.random.default_rng(0).integers(0, 256, (48, 48), np.uint8)
-    (folder / "cut.png").write_bytes(cv2.imencode(".png", noise)[1].tobytes()[:1500])
+    noise = cv2.imencode(".png", np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8))[1].tobytes()
+    (folder / "cut.png").write_bytes(noise[: len(noise) // 3])
     (folder / "notes.txt").write_text("no picture, not counted")
     run = _infer(folder, folder / "missing.png", "--model", model)
     assert run.returncode == 1

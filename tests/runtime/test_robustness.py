@@ -19,7 +19,7 @@ from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.errors import ProviderError
 from fer_runtime.inputs import sample_pictures
-from fer_runtime.session import find_provider, open_session
+from fer_runtime.session import available_providers, find_provider, open_session
 from fer_runtime.threads import available_cpus, cgroup_quota
 
 
@@ -166,6 +166,16 @@ def test_a_session_says_what_it_really_runs_on(tmp_path: Path) -> None:
     assert open_session(write_band_model(tmp_path / "m.onnx"), strict=True).provider == "CPU"
 
 
+@pytest.mark.skipif("Azure" not in available_providers(), reason="needs a provider that takes no local model")
+def test_a_provider_that_takes_nothing_of_the_model_is_a_fallback(tmp_path: Path) -> None:
+    model = write_band_model(tmp_path / "m.onnx")
+    if not hasattr(open_session(model).session, "get_provider_graph_assignment_info"):
+        pytest.skip("this onnxruntime does not say which provider takes what")
+    assert open_session(model, provider="Azure").provider == "CPU"
+    with pytest.raises(ProviderError, match="fell back from Azure to CPU"):
+        open_session(model, provider="Azure", strict=True)
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
 def test_threads_count_the_cpus_that_the_process_may_use() -> None:
     script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + (
@@ -173,6 +183,12 @@ def test_threads_count_the_cpus_that_the_process_may_use() -> None:
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "1"
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+
+def test_more_threads_than_cpus_are_said_and_not_started() -> None:
+    run = _infer("--samples", "--threads", 10_000)
+    assert run.returncode == 0
+    assert run.stderr.startswith(f"warning: 10000 threads are more than the {available_cpus()} CPUs")
 
 
 @pytest.mark.parametrize(
