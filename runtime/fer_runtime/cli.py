@@ -75,8 +75,9 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(["table", "jsonl", "csv", "srt"]),
-    help="Of the rows; srt: subtitles of a video. [default: table on a terminal, else jsonl]",
+    type=click.Choice(["table", "jsonl", "csv", "srt", "parquet"]),
+    help="Of the rows; srt: subtitles of a video; parquet: with --engine ray. [default: table on a terminal, else "
+    "jsonl]",
 )
 @click.option("--annotate", type=_FOLDER, help="Write the pictures, or the video, with their faces drawn in to DIR.")
 @click.option("--contact-sheet", type=_FILE, help="Write a page of the faces, grouped by expression, to FILE.")
@@ -91,8 +92,32 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Of a video: seconds to pass over first.")
 @click.option("--duration", type=click.FloatRange(min=0), help="Of a video: seconds to look at.")
 @click.option("--segments", is_flag=True, help="Of a video: a row per face and expression, with start and end.")
-@click.option("--output", type=_FILE, help="Write the rows to FILE, whole or not.")
-@click.option("--resume", is_flag=True, help="Go on with a stopped run of JSON lines to --output.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=str),
+    metavar="FILE",
+    help="Write the rows to FILE, whole or not; with --engine ray a folder of parts, or its URI.",
+)
+@click.option("--resume", is_flag=True, help="Go on with a stopped run of JSON lines, or of --engine ray, to --output.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: pictures at paths or URIs (s3://, gs://, ...) over the machines of a Ray cluster; extra `ray`.",
+)
+@click.option(
+    "--ray-address", metavar="ADDRESS", help="Of a running cluster, host:port or auto. [default: this machine]"
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Of --engine ray: recognizers at once. [default: the cluster's CPUs]"
+)
+@click.option(
+    "--part-size",
+    type=click.IntRange(min=64),
+    metavar="N",
+    help="Of --engine ray: pictures a part, a multiple of 64. [default: 1024]",
+)
 @click.option(
     "--provider", default="CPU", show_default=True, help="ONNX Runtime execution provider: CPU, CUDA, CoreML, ..."
 )
@@ -128,8 +153,12 @@ def main(
     start: float,
     duration: float | None,
     segments: bool,
-    output: Path | None,
+    output: str | None,
     resume: bool,
+    engine: str,
+    ray_address: str | None,
+    workers: int | None,
+    part_size: int | None,
     provider: str,
     strict: bool,
     threads: int,
@@ -145,6 +174,7 @@ def main(
     fer-infer holiday/ --annotate seen/          copies with boxes, expressions and bars
     fer-infer film.mp4 --format srt              subtitles: who looked how, from when to when
     fer-infer --camera 0 --annotate seen/        a camera, until Ctrl-C
+    fer-infer s3://b/p --engine ray --output d   a folder of parts, by the machines of a Ray cluster
     fer-infer --self-test                        does this machine compute what was trained?
 
     Every picture gets its row, a broken one with the reason. PATH may be "-": a picture, or a list
@@ -162,6 +192,21 @@ def main(
             return
     if not paths and not samples and camera is None:
         raise click.UsageError("Give pictures, folders or videos, or try: fer-infer --samples")
+    if engine == "ray":
+        format_name = format_name or "jsonl"
+        if annotate or contact_sheet or random_count or camera is not None or segments:
+            raise click.UsageError(
+                "--annotate, --contact-sheet, --random, --camera and --segments are not for --engine ray"
+            )
+        if format_name not in ("jsonl", "parquet") or (format_name == "parquet" and output is None):
+            raise click.UsageError("--engine ray writes --format jsonl, or --format parquet to --output DIR")
+        if (part_size or 64) % 64:
+            raise click.UsageError(f"--part-size must be a multiple of 64, not {part_size}")
+    elif ray_address or workers or part_size or format_name == "parquet":
+        raise click.UsageError("--ray-address, --workers, --part-size and --format parquet need --engine ray")
+    file = None if output is None or engine == "ray" else Path(output)
+    if file is not None and file.is_dir():
+        raise click.UsageError(f"--output {file} is a folder; give the name of a file")
     format_name = format_name or ("table" if output is None and is_terminal(sys.stdout) else "jsonl")
     # numpy's BLAS would start a thread per core, 0.04 s of CPU time, and nothing here multiplies matrices with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -171,6 +216,8 @@ def main(
     from fer_runtime.threads import available_cpus
 
     videos = _videos(paths, camera)
+    if videos and engine == "ray":
+        raise click.UsageError("--engine ray is for pictures, not for videos")
     if videos and (resume or random_count or contact_sheet or samples):
         raise click.UsageError("--resume, --random, --contact-sheet and --samples are for pictures, not for videos")
     if not videos and (segments or format_name == "srt" or every != 1 or start or duration is not None):
@@ -179,7 +226,7 @@ def main(
         )
     if len(videos) > 1 and format_name == "srt":
         raise click.UsageError("--format srt takes one video at a time: subtitles belong to one film")
-    if resume and (output is None or format_name != "jsonl"):
+    if resume and (output is None or (format_name != "jsonl" and engine == "local")):
         raise click.UsageError("--resume goes on with a run of --format jsonl to --output FILE")
     if resume and (random_count or contact_sheet):
         raise click.UsageError("--resume cannot know the pictures of --random, nor the faces of --contact-sheet so far")
@@ -187,7 +234,7 @@ def main(
         raise click.UsageError(f"--yunet is for --detector auto or yunet, not for {detector}")
     if paths.count("-") > 1:
         raise click.UsageError("Give - once: standard input can be read only once")
-    _refuse_overwriting(paths, annotate=annotate, output=output, contact_sheet=contact_sheet, recursive=recursive)
+    _refuse_overwriting(paths, annotate=annotate, output=file, contact_sheet=contact_sheet, recursive=recursive)
     cpus = available_cpus()
     if threads > cpus:
         click.echo(f"warning: {threads} threads are more than the {cpus} CPUs that this process may use", err=True)
@@ -210,12 +257,37 @@ def main(
         )
         if recognizer.provider != find_provider(provider):
             click.echo(f"warning: onnxruntime fell back from {provider} to {recognizer.provider}", err=True)
-        if videos:
+        if engine == "ray":
+            from fer_runtime.ray_command import run_on_ray
+            from fer_runtime.ray_engine import PART_SIZE, RayOptions, pack_recognizer
+
+            recipe = pack_recognizer(
+                recognizer,
+                yunet=yunet,
+                detector=detector,
+                min_face=min_face,
+                min_confidence=min_confidence,
+                threads=threads,
+                provider=provider,
+                strict=strict,
+            )
+            failed = run_on_ray(
+                recipe,
+                paths,
+                output,
+                RayOptions(address=ray_address, workers=workers, threads=threads, part_size=part_size or PART_SIZE),
+                format_name=format_name,
+                samples=samples,
+                recursive=recursive,
+                resume=resume,
+                shows_progress=is_terminal(sys.stderr) and not (output is None and is_terminal(sys.stdout)),
+            )
+        elif videos:
             failed = _write_videos(
                 recognizer,
                 videos,
                 format_name,
-                output,
+                file,
                 annotate=annotate,
                 segments=segments,
                 every=every,
@@ -227,7 +299,7 @@ def main(
                 recognizer,
                 paths,
                 format_name,
-                output,
+                file,
                 samples=samples,
                 recursive=recursive,
                 random_count=random_count,
