@@ -54,20 +54,27 @@ def _face_json(face: Face) -> str:
     )
 
 
+def csv_line(values: Sequence[object]) -> str:
+    """One line of CSV with its end; None is an empty field."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()
+
+
 class Csv:
     """One line per face, one for a picture without faces; the columns stay the same."""
 
     columns: Sequence[str] = ("path", "width", "height", "error", "face", "x", "y", "box_width", "box_height")
 
     def header(self) -> str:
-        return self._line([*self.columns, "expression", "confidence", *EXPRESSIONS, "uncertain"])
+        return csv_line([*self.columns, "expression", "confidence", *EXPRESSIONS, "uncertain"])
 
     def row(self, result: PictureResult) -> str:
         picture = [_escaped(result.path), result.width, result.height, result.error]
         if not result.faces:
-            return self._line([*picture, *[None] * (8 + len(EXPRESSIONS))])
+            return csv_line([*picture, *[None] * (8 + len(EXPRESSIONS))])
         return "".join(
-            self._line(
+            csv_line(
                 [
                     *picture,
                     number,
@@ -80,12 +87,6 @@ class Csv:
             )
             for number, face in enumerate(result.faces)
         )
-
-    @staticmethod
-    def _line(values: Sequence[object]) -> str:
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerow(values)
-        return buffer.getvalue()
 
 
 class Table:
@@ -131,8 +132,6 @@ def _escaped(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        one
-        if unicodedata.category(one) not in ("Cc", "Cs", "Zl", "Zp")
-        else one.encode("unicode_escape", "surrogatepass").decode()
+        one if unicodedata.category(one) not in _UNPRINTABLE else one.encode("unicode_escape", "surrogatepass").decode()
         for one in text
     )

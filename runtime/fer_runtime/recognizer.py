@@ -230,11 +230,8 @@ def _check_image(image: Uint8Array) -> None:
         )
 
 
-def _checked_metadata(session: object, path: Path) -> ModelMetadata:
+def _checked_metadata(session: InferenceSession, path: Path) -> ModelMetadata:
     """The model's metadata, after its inputs and outputs have been held against the contract."""
-    import onnxruntime
-
-    assert isinstance(session, onnxruntime.InferenceSession)
     try:
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         inputs = {one.name: (one.type, one.shape[1:]) for one in session.get_inputs()}

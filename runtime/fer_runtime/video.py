@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -167,7 +167,7 @@ class SegmentBuilder:
             else:
                 if segment is not None:
                     # The old expression lasts until the new one begins: no hole between the two.
-                    ended.append(_until(segment, result.time))
+                    ended.append(replace(segment, end=result.time))
                 count, mean, start = 0, face.confidence, result.time
             self._frames[tracked.track] = count + 1
             self._open[tracked.track] = Segment(
@@ -192,17 +192,6 @@ def to_srt(segment: Segment, number: int) -> str:
     return (
         f"{number}\n{_srt_time(segment.start)} --> {_srt_time(segment.end)}\n"
         f"face {segment.track}: {segment.expression} {segment.confidence:.0%}\n\n"
-    )
-
-
-def _until(segment: Segment, end: float) -> Segment:
-    return Segment(
-        path=segment.path,
-        track=segment.track,
-        start=segment.start,
-        end=end,
-        expression=segment.expression,
-        confidence=segment.confidence,
     )
 
 

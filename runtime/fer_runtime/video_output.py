@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from fer_runtime.annotate import draw_faces
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
+from fer_runtime.output import csv_line
 from fer_runtime.pictures_out import unused_name
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.video import FrameCounts, FrameResult, Segment, SegmentBuilder, recognize_video, to_srt
@@ -47,7 +46,7 @@ def write_video_header(write: Callable[[str], object], *, format_name: str, segm
     """Write what stands before the rows of all videos."""
     if format_name == "csv":
         columns = _SEGMENT_COLUMNS if _is_per_segment(format_name, segments) else (*_FRAME_COLUMNS, *EXPRESSIONS)
-        write(_csv_line(columns))
+        write(csv_line(columns))
 
 
 def _is_per_segment(format_name: str, segments: bool) -> bool:
@@ -123,7 +122,7 @@ def _frame_row(result: FrameResult, format_name: str) -> str:
     if format_name == "jsonl":
         return json.dumps(_rounded(result.to_dict())) + "\n"
     return "".join(
-        _csv_line(
+        csv_line(
             (
                 result.path,
                 result.frame,
@@ -136,7 +135,7 @@ def _frame_row(result: FrameResult, format_name: str) -> str:
             )
         )
         for tracked in result.faces
-    ) or _csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (7 + len(EXPRESSIONS))))
+    ) or csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (7 + len(EXPRESSIONS))))
 
 
 def _segment_row(segment: Segment, format_name: str, number: int) -> str:
@@ -146,7 +145,7 @@ def _segment_row(segment: Segment, format_name: str, number: int) -> str:
         return json.dumps(segment.to_dict()) + "\n"
     values = segment.to_dict()
     if format_name == "csv":
-        return _csv_line([values[name] for name in _SEGMENT_COLUMNS])
+        return csv_line([values[name] for name in _SEGMENT_COLUMNS])
     return (
         f"{segment.start:8.2f} - {segment.end:8.2f} s  face {segment.track:3}  {segment.expression:10} "
         f"{segment.confidence:4.0%}\n"
@@ -162,12 +161,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(one) for one in value]
     return value
-
-
-def _csv_line(values: Sequence[object]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
-    return buffer.getvalue()
 
 
 class _AnnotatedVideo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fer_runtime.errors import DownloadError
-from fer_runtime.files import cache_folder, write_atomically
+from fer_runtime.files import cache_folder, sha256_of, write_atomically
 
 # The OpenCV Zoo keeps the file in Git LFS; this address gives its bytes, not the pointer.
 URL = (
@@ -35,7 +35,7 @@ def fetch_yunet(*, url: str = URL) -> Path:
     from http.client import HTTPException
 
     path = yunet_path()
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256:
+    if path.is_file() and sha256_of(path) == SHA256:
         return path
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
