@@ -12,7 +12,7 @@ import click
 from fer_runtime.inputs import GivenPaths, Inputs, sample_pictures
 from fer_runtime.jobs import JobSummary
 from fer_runtime.progress import Progress, say_summary
-from fer_runtime.ray_engine import RayOptions, RecognizerRecipe, rows_in_order, write_parts
+from fer_runtime.ray_engine import RayOptions, RecognizerRecipe, load_ray, rows_in_order, write_parts
 from fer_runtime.resume import Finished
 from fer_runtime.sink import opened_sink
 from fer_runtime.storage import RemoteFolders, is_uri
@@ -36,6 +36,7 @@ def run_on_ray(
         output: a folder of parts, as path or URI; None is standard output, JSON lines in the order of the paths.
         shows_progress: whether there is a terminal, and no rows go to it.
     """
+    load_ray(options.address)  # where it is missing, nothing is listed or written
     remote = RemoteFolders(chain(_without_picture(GivenPaths(paths)), sample_pictures() if samples else ()), recursive)
     pictures = Inputs(remote, recursive)
     summary = JobSummary()
