@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fer_runtime.certificate import parse_certificate
+from fer_runtime.errors import ModelFileError
 from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.onnx_file import Node, OnnxFile, bytes_per_value, content_digest, read_onnx_file
 
@@ -54,7 +56,8 @@ class ModelFacts:
             said = {name: getattr(self.metadata, name) for name in ModelMetadata.__dataclass_fields__}
             said["expressions"] = list(self.metadata.expressions)
             said["certificate"] = {
-                key: value["shape"] if key == "faces" else value for key, value in self.metadata.certificate.items()
+                key: value.get("shape") if key == "faces" and isinstance(value, dict) else value
+                for key, value in self.metadata.certificate.items()
             }
             facts["metadata"] = said
         return facts
@@ -85,22 +88,32 @@ class ModelFacts:
             reasons = "; ".join(said.verdict.get("failures", []))
             lines.append(f"  verdict       {passed}{': ' + reasons if reasons else ''}")
         if said.certificate:
-            worst = said.certificate.get("measured", {}).get("max_logit_difference")
-            lines.append(
-                f"  certificate   {said.certificate['faces']['shape'][0]} golden faces, "
-                + ("" if worst is None else f"max |Δlogit| from PyTorch {worst:.1e}, ")
-                + ("unchanged since export" if self.is_unchanged else "CHANGED since export")
-                + "; replay: fer-infer --self-test"
-            )
+            lines.append(f"  certificate   {self._certificate(said)}")
         lines.append("  versions      " + ", ".join(f"{key} {value}" for key, value in said.versions.items()))
         return "\n".join(lines)
+
+    def _certificate(self, said: ModelMetadata) -> str:
+        try:
+            certificate = parse_certificate(said, source=str(self.path))
+        except ModelFileError:
+            return "DAMAGED, cannot be replayed; export the model again with fer-export"
+        worst = certificate.measured.get("max_logit_difference")
+        return (
+            f"{len(certificate.faces)} golden faces, "
+            + (f"max |Δlogit| from PyTorch {worst:.1e}, " if isinstance(worst, float) else "")
+            + ("unchanged since export" if self.is_unchanged else "CHANGED since export")
+            + "; replay: fer-infer --self-test"
+        )
 
 
 def _calibration(said: ModelMetadata) -> str:
     fitted = said.calibration
     if not fitted.get("faces"):
         return ", not calibrated: no labelled faces at export"
-    text = f", calibration error {fitted['ece_before']:.1%} -> {fitted['ece_after']:.1%} on {fitted['faces']} faces"
+    text = f", fitted on {fitted['faces']} faces"
+    before, after = fitted.get("ece_before"), fitted.get("ece_after")
+    if isinstance(before, float) and isinstance(after, float):
+        text = f", calibration error {before:.1%} -> {after:.1%} on {fitted['faces']} faces"
     if said.uncertain_below is not None:
         text += f"; uncertain below {said.uncertain_below:.3f}"
     return text

@@ -60,6 +60,14 @@ def parse_metadata(text: str | None, *, source: str) -> ModelMetadata:
         known = {key: values[key] for key in ModelMetadata.__dataclass_fields__ if key in values}
         known["expressions"] = tuple(known["expressions"])
         known["temperature"] = float(known.get("temperature", 1.0))
+        if known.get("uncertain_below") is not None:
+            known["uncertain_below"] = float(known["uncertain_below"])
+        for key in ("name", "precision", "checkpoint_sha256"):
+            if not isinstance(known.get(key, ""), str):
+                raise TypeError(f"{key} is no text")
+        for key in ("training", "calibration", "verdict", "versions", "certificate"):
+            if not isinstance(known.get(key, {}), dict):
+                raise TypeError(f"{key} is no object")
         return ModelMetadata(**known)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.runtime.tiny_models import write_band_model
 
+from fer_runtime.errors import ModelFileError
 from fer_runtime.inspect import inspect_model
 from fer_runtime.models import find_model
 
@@ -60,3 +62,37 @@ def test_work_behind_an_unknown_shape_is_not_guessed(op_type: str, tmp_path: Pat
     )
     onnx.save(helper.make_model(graph), tmp_path / "a.onnx")
     assert inspect_model(tmp_path / "a.onnx").macs is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"certificate": {"digest": 5}}, "DAMAGED"),
+        ({"certificate": {"faces": [1], "digest": "0"}}, "DAMAGED"),
+        ({"calibration": {"faces": 3}}, "fitted on 3 faces"),
+        ({"verdict": {"passed": False}}, "DID NOT PASS"),
+    ],
+)
+def test_changed_metadata_is_described_as_far_as_it_goes(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    facts = inspect_model(_changed(tmp_path, change))
+    assert told in facts.to_text()
+    assert not facts.is_unchanged
+    json.dumps(facts.to_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"certificate": [1]}, {"verdict": "good"}, {"training": 3}, {"versions": []}, {"uncertain_below": "low"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_metadata_of_another_shape_is_one_error(change: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"changed\.onnx has 'fer' metadata that cannot be read"):
+        inspect_model(_changed(tmp_path, change))
+
+
+def _changed(folder: Path, change: dict[str, Any]) -> Path:
+    model = onnx.load(find_model("v0", precision="fp32"))
+    entry = model.metadata_props[0]
+    entry.value = json.dumps(json.loads(entry.value) | change)
+    onnx.save(model, folder / "changed.onnx")
+    return folder / "changed.onnx"

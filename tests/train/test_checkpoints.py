@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fer_runtime.errors import CheckpointError
-from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fer_train.checkpoints import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.networks import create_network
 
 
@@ -162,7 +162,29 @@ def test_cut_files_are_named(kept: int, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
-    for content in ({"epoch": 3}, [1, 2], torch.zeros(3), {}):
+    for content in ({"epoch": 3}, [1, 2], torch.zeros(3), {}, {1: torch.zeros(2)}):
         torch.save(content, tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match="holds no weights"):
             load_checkpoint(tmp_path / "a.pth", name="v0")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"mean": None}, r"a\.pth is a damaged checkpoint.*train again"),
+        ({"state_dict": "weights"}, "holds no weights"),
+        ({"expressions": ["angry", "happy"]}, r"trained for angry, happy; its classes must be angry, disgust"),
+        ({"std": 0.0}, "std 0, which nothing can be divided by"),
+    ],
+)
+def test_a_checkpoint_of_ours_that_was_changed_is_told(change: dict[str, Any], told: str, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a.pth", Checkpoint(name="v0", state_dict=create_network("v0").state_dict()))
+    torch.save(torch.load(tmp_path / "a.pth") | change, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=told):
+        load_checkpoint(tmp_path / "a.pth", name="v0")
+
+
+def test_a_checkpoint_without_its_settings_is_told(tmp_path: Path) -> None:
+    torch.save({"format": FORMAT, "name": "v0"}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"damaged checkpoint.*state_dict"):
+        load_checkpoint(tmp_path / "a.pth", name="v0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,19 +65,38 @@ def load_checkpoint(path: Path, *, name: str) -> Checkpoint:
     """
     content = _read(path, name)
     if isinstance(content, dict) and content.get("format") == FORMAT:
-        if content["name"] != name:
+        if content.get("name") in NETWORKS and content["name"] != name:
             raise CheckpointError(f"{path} holds {content['name']}, not {name}; use --model {content['name']}")
-        checkpoint = Checkpoint(
-            name=content["name"],
-            state_dict=content["state_dict"],
-            mean=content["mean"],
-            std=content["std"],
-            expressions=tuple(content["expressions"]),
-            training=content["training"],
-        )
+        checkpoint = _own_checkpoint(content, path)
     else:
         checkpoint = Checkpoint(name=name, state_dict=_state_dict_in(content, path, name))
     _check_fits(checkpoint.state_dict, path, name)
+    return checkpoint
+
+
+def _own_checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
+    """A checkpoint out of what `save_checkpoint` wrote, or what somebody made of it."""
+    try:
+        checkpoint = Checkpoint(
+            name=content["name"],
+            state_dict=_state_dict_in(content["state_dict"], path, content["name"]),
+            mean=float(content["mean"]),
+            std=float(content["std"]),
+            expressions=tuple(content["expressions"]),
+            training=dict(content["training"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is a damaged checkpoint ({error!r}); copy it again, or train again") from error
+    if sorted(checkpoint.expressions) != sorted(EXPRESSIONS):
+        raise CheckpointError(
+            f"{path} was trained for {', '.join(map(str, checkpoint.expressions))}; "
+            f"its classes must be {', '.join(EXPRESSIONS)}"
+        )
+    if not (checkpoint.std > 0 and math.isfinite(checkpoint.std) and math.isfinite(checkpoint.mean)):
+        raise CheckpointError(
+            f"{path} normalises faces with mean {checkpoint.mean:g} and std {checkpoint.std:g}, which nothing can be "
+            "divided by; train again"
+        )
     return checkpoint
 
 
@@ -150,7 +170,9 @@ def _state_dict_in(content: Any, path: Path, name: str) -> dict[str, Tensor]:
                 return _state_dict_in(content[key], path, name)
     try:
         values = content.state_dict() if isinstance(content, _PickledModule) else content
-        if not isinstance(values, dict) or not values or not all(isinstance(one, Tensor) for one in values.values()):
+        if not isinstance(values, dict) or not values:
+            raise TypeError
+        if not all(isinstance(key, str) and isinstance(one, Tensor) for key, one in values.items()):
             raise TypeError
     except (AttributeError, TypeError) as error:
         raise CheckpointError(
