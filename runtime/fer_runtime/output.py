@@ -70,7 +70,7 @@ class Csv:
         return csv_line([*self.columns, "expression", "confidence", *EXPRESSIONS, "uncertain"])
 
     def row(self, result: PictureResult) -> str:
-        picture = [_escaped(result.path), result.width, result.height, result.error]
+        picture = [escaped(result.path), result.width, result.height, result.error]
         if not result.faces:
             return csv_line([*picture, *[None] * (8 + len(EXPRESSIONS))])
         return "".join(
@@ -101,7 +101,7 @@ class Table:
     def row(self, result: PictureResult) -> str:
         name = self._padded(result.path)
         if result.error is not None:
-            return f"{name}  {_escaped(result.error)}\n"
+            return f"{name}  {escaped(result.error)}\n"
         if not result.faces:
             return f"{name}  no face\n"
         lines = []
@@ -115,7 +115,7 @@ class Table:
         return "".join(lines)
 
     def _padded(self, path: str) -> str:
-        text = _escaped(path)
+        text = escaped(path)
         # The end of a path tells pictures apart.
         text = text if len(text) <= self._path_width else "…" + text[1 - self._path_width :]
         return f"{text:{self._path_width}}"
@@ -127,7 +127,7 @@ _UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
 FORMATS: dict[str, type[JsonLines] | type[Csv] | type[Table]] = {"table": Table, "jsonl": JsonLines, "csv": Csv}
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """`text` without control characters and lone surrogates: it cannot forge a line, nor break the encoding."""
     if text.isascii() and text.isprintable():
         return text

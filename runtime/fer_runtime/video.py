@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
@@ -187,6 +188,11 @@ class SegmentBuilder:
         return left
 
 
+def native_path(path: Path) -> Any:
+    """`path` as cv2's videos take it: a str with a byte that is no UTF-8 crashes the process, bytes do not."""
+    return os.fsencode(path)
+
+
 def to_srt(segment: Segment, number: int) -> str:
     """One subtitle in SubRip's format, numbered from 1."""
     return (
@@ -226,7 +232,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise PictureError(f"no video at {path}")
-        self._capture = cv2.VideoCapture(str(path))
+        self._capture = cv2.VideoCapture(native_path(path))
         if not self._capture.isOpened():
             raise PictureError(f"{path} cannot be opened as a video: damaged, or of a kind that OpenCV does not read")
         rate = self._capture.get(cv2.CAP_PROP_FPS)

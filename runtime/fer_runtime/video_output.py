@@ -16,10 +16,18 @@ from fer_runtime.annotate import draw_faces
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
-from fer_runtime.output import csv_line
+from fer_runtime.output import csv_line, escaped
 from fer_runtime.pictures_out import unused_name
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.video import FrameCounts, FrameResult, Segment, SegmentBuilder, recognize_video, to_srt
+from fer_runtime.video import (
+    FrameCounts,
+    FrameResult,
+    Segment,
+    SegmentBuilder,
+    native_path,
+    recognize_video,
+    to_srt,
+)
 
 VIDEO_FORMATS = ("jsonl", "csv", "srt", "table")
 _FRAME_COLUMNS = ("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence")
@@ -124,7 +132,7 @@ def _frame_row(result: FrameResult, format_name: str) -> str:
     return "".join(
         csv_line(
             (
-                result.path,
+                escaped(result.path),
                 result.frame,
                 f"{result.time:.4f}",
                 tracked.track,
@@ -135,7 +143,7 @@ def _frame_row(result: FrameResult, format_name: str) -> str:
             )
         )
         for tracked in result.faces
-    ) or csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (7 + len(EXPRESSIONS))))
+    ) or csv_line((escaped(result.path), result.frame, f"{result.time:.4f}", *[None] * (7 + len(EXPRESSIONS))))
 
 
 def _segment_row(segment: Segment, format_name: str, number: int) -> str:
@@ -145,6 +153,7 @@ def _segment_row(segment: Segment, format_name: str, number: int) -> str:
         return json.dumps(segment.to_dict()) + "\n"
     values = segment.to_dict()
     if format_name == "csv":
+        values["path"] = escaped(segment.path)
         return csv_line([values[name] for name in _SEGMENT_COLUMNS])
     return (
         f"{segment.start:8.2f} - {segment.end:8.2f} s  face {segment.track:3}  {segment.expression:10} "
@@ -172,7 +181,7 @@ class _AnnotatedVideo:
         self._is_camera = isinstance(source, int)
         rate = 0.0
         if not isinstance(source, int):
-            capture = cv2.VideoCapture(str(source))
+            capture = cv2.VideoCapture(native_path(source))
             rate = capture.get(cv2.CAP_PROP_FPS)
             capture.release()
         self._rate = (rate if 0 < rate < 1000 else 25.0) / every
@@ -187,7 +196,8 @@ class _AnnotatedVideo:
         drawn = draw_faces(image, [tracked.face for tracked in result.faces])
         if self._writer is None:
             size = (drawn.shape[1], drawn.shape[0])
-            self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*"mp4v"), self._rate, size)
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(native_path(self._partial), codec, self._rate, size)
             if not self._writer.isOpened():
                 raise OutputError(f"this OpenCV cannot write the video {self._path}; leave --annotate away")
         # A camera's frames come as fast as they are looked at: each stays until it is the next one's time.
@@ -201,7 +211,7 @@ class _AnnotatedVideo:
         self._writer.release()
         self._writer = None
         # The writer reports no error, not even of a full disk.
-        capture = cv2.VideoCapture(str(self._partial))
+        capture = cv2.VideoCapture(native_path(self._partial))
         written = round(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         capture.release()
         if written != self._frames:

@@ -6,6 +6,7 @@ import csv
 import gc
 import io
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -242,6 +243,18 @@ def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(vi
 def test_videos_of_one_name_do_not_overwrite_each_other() -> None:
     paths = annotated_paths(Path("out"), [Path("a/film.mp4"), Path("b/film.avi"), 0])
     assert [path.name for path in paths] == ["film.annotated.mp4", "film-2.annotated.mp4", "camera0.annotated.mp4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse names that are no UTF-8")
+def test_names_of_videos_that_are_no_utf8_survive(video: Path, tmp_path: Path) -> None:
+    film, folder = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.mp4")), Path(os.fsdecode(bytes(tmp_path) + b"/\xfe"))
+    film.write_bytes(video.read_bytes())
+    for options in (["--annotate", folder], ["--segments"]):
+        run = _infer(film, "--every", 30, "--format", "csv", *options)
+        assert run.returncode == 0, run.stderr
+        paths = {row["path"] for row in csv.DictReader(io.StringIO(run.stdout))}
+        assert paths == {f"{tmp_path}/\\udcff.mp4"}
+    assert os.listdir(bytes(folder)) == [b"\xff.annotated.mp4"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of file size differ")
