@@ -77,8 +77,10 @@ def encode_picture(path: Path, image: Uint8Array) -> bytes:
     Raises:
         OutputError: the suffix is of no picture that OpenCV writes.
     """
+    # OpenCV's formats have ASCII names, and a suffix that is no UTF-8 would crash it.
+    suffix = path.suffix if path.suffix.isascii() else ""
     try:
-        encoded, content = cv2.imencode(path.suffix, image)
+        encoded, content = cv2.imencode(suffix, image)
     except cv2.error:
         encoded, content = False, np.empty(0, np.uint8)
     if not encoded:

@@ -80,7 +80,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> Non
 
 
 def test_a_suffix_that_is_no_picture_is_refused(tmp_path: Path) -> None:
-    for name in ("page.html", "page"):
+    for name in ("page.html", "page", "page.\udcff"):
         with pytest.raises(OutputError, match=r"\.jpg or \.png"):
             write_picture(tmp_path / name, np.zeros((9, 9), np.uint8))
         # Before the run whose faces it is for.
