@@ -14,7 +14,7 @@ from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Prec
 
 if TYPE_CHECKING:
     from fer_export.accuracy import Budget
-    from fer_export.pipeline import ExportReport
+    from fer_export.report import ExportReport
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -130,7 +130,8 @@ def main(
     if model is None:
         raise click.UsageError("Missing option '--model'. Choose from: v0, v1.")
     with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
-        from fer_export.pipeline import ExportRefusedError, export_model
+        from fer_export.pipeline import export_model
+        from fer_export.report import ExportRefusedError
 
     try:
         report = export_model(

@@ -1,4 +1,4 @@
-"""Made-up faces: extremes that the gate tries beside real ones, and the golden faces that travel in a model file."""
+"""Faces that an export looks at: seeded samples of real ones, made-up extremes, and the golden faces in every file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.expressions import FACE_SIZE
+from fer_train.data import LabelledFaces
 
 Uint8Array = npt.NDArray[np.uint8]
+
+SEED = 0  # of every random choice of faces
+PARITY_FACES = 256  # real faces that the gate compares; more find no other fault
+CALIBRATION_FACES = 512  # training faces whose activations set the int8 ranges
 
 
 def synthetic_faces() -> Uint8Array:
@@ -72,3 +77,18 @@ def textures(count: int) -> Uint8Array:
     random = np.random.Generator(np.random.PCG64(48))
     planes = [_clouds(random, int(random.integers(2, 25))) for _ in range(count)]
     return np.rint(np.stack(planes)).astype(np.uint8)
+
+
+def parity_faces(validation: LabelledFaces | None) -> tuple[Uint8Array, int]:
+    """Faces for the gate, uint8 (faces, 48, 48), and how many of them are real."""
+    if validation is None:
+        return np.concatenate([textures(PARITY_FACES), synthetic_faces()]), 0
+    chosen = np.random.default_rng(SEED).permutation(len(validation))[:PARITY_FACES]
+    real = validation.faces[np.sort(chosen)]
+    made_up = [synthetic_faces()] if len(real) >= PARITY_FACES else [textures(PARITY_FACES), synthetic_faces()]
+    return np.concatenate([real, *made_up]), len(real)
+
+
+def calibration_faces(train: LabelledFaces) -> Uint8Array:
+    """The training faces that set the int8 ranges, uint8 (faces, 48, 48): a seeded sample."""
+    return train.faces[np.random.default_rng(SEED).permutation(len(train))[:CALIBRATION_FACES]]

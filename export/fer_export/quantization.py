@@ -7,198 +7,19 @@ is quantised at the input: the first convolution reads them with the scale 1 (it
 
 from __future__ import annotations
 
-import tempfile
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
-import torch
 from onnx import helper, numpy_helper
 
-from fer_export.rounding import (
-    InputStatistics,
-    Int8Array,
-    input_statistics,
-    round_weights,
-    trim_pairs,
-    weight_scales,
-)
-from fer_runtime.comparison import Check, FloatArray, Uint8Array
+from fer_export.integer_graph import GraphWriter, IntegerLayer, QuantizedTensor
+from fer_export.observation import Observations
+from fer_export.rounding import Int8Array, round_weights, trim_pairs, weight_scales
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.onnx_file import Node, read_onnx
-from fer_runtime.session import open_session, session_options
 
 _BLOCK = 4  # columns that the first convolution takes as channels
-_OBSERVED_BATCH = 32
-_PATCHES_PER_FACE = 48
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationRange:
-    """What a tensor's quantisation must cover."""
-
-    low: float
-    high: float
-
-    @property
-    def scale(self) -> float:
-        low, high = min(self.low, 0.0), max(self.high, 0.0)
-        return float(np.float32(max(high - low, 1e-8) / 255))
-
-    @property
-    def zero_point(self) -> int:
-        return int(np.clip(round(-min(self.low, 0.0) / self.scale), 0, 255))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observations:
-    """What flows through a float model over calibration faces."""
-
-    ranges: dict[str, ActivationRange]  # of each tensor
-    # Of each convolution and linear layer, by the node's name; one that is missing has its weights rounded one by one.
-    inputs: dict[str, InputStatistics]
-
-
-def observe(model: onnx.ModelProto, faces: Uint8Array) -> Observations:
-    """Run the float32 `model` on calibration faces uint8 (faces, 48, 48) and watch every layer.
-
-    Ranges are from the smallest to the largest value: leaving out even one in ten thousand cost more on v0
-    and v1 than the finer steps gained.
-    """
-    kinds = {"Conv", "Relu", "Add", "Gemm", "MaxPool", "ReduceMean", "GlobalAveragePool"}
-    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    ranged = [name for node in model.graph.node if node.op_type in kinds for name in node.output]
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    shown = {output.name for output in watched.graph.output}
-    names = list(dict.fromkeys([*ranged, *(node.input[0] for node in layers)]))
-    for name in names:
-        if name not in shown:
-            watched.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = open_session(watched.SerializeToString(), source="the model being calibrated").session
-    random = np.random.default_rng(0)
-    low = dict.fromkeys(ranged, 0.0)
-    high = dict.fromkeys(ranged, 0.0)
-    rows: dict[str, list[FloatArray]] = {node.name: [] for node in layers}
-    for start in range(0, len(faces), _OBSERVED_BATCH):
-        answers = session.run(names, {"faces": faces[start : start + _OBSERVED_BATCH]})
-        values = dict(zip(names, answers, strict=True))
-        for name in ranged:
-            low[name] = min(low[name], float(values[name].min()))
-            high[name] = max(high[name], float(values[name].max()))
-        for node in layers:
-            rows[node.name].append(_layer_rows(node, values[node.input[0]], random))
-    return Observations(
-        ranges={name: ActivationRange(low[name], high[name]) for name in ranged},
-        inputs={name: input_statistics(parts) for name, parts in rows.items()},
-    )
-
-
-def _layer_rows(node: onnx.NodeProto, values: FloatArray, random: np.random.Generator) -> FloatArray:
-    """What a layer multiplies its weights with, float32 (rows, inputs): of a convolution, some of its patches."""
-    if node.op_type == "Gemm":
-        return values
-    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    patches: FloatArray = (
-        torch.nn.functional.unfold(
-            torch.from_numpy(values),
-            kernel_size=attributes["kernel_shape"],
-            padding=attributes["pads"][:2],
-            stride=attributes["strides"],
-        )
-        .transpose(1, 2)
-        .numpy()
-    )
-    # Neighbouring patches overlap, so a few of a face say as much as all.
-    if patches.shape[1] > _PATCHES_PER_FACE:
-        patches = patches[:, random.permutation(patches.shape[1])[:_PATCHES_PER_FACE]]
-    return patches.reshape(-1, patches.shape[-1])
-
-
-@dataclass(frozen=True, slots=True)
-class _Quantized:
-    """A tensor in the integer graph."""
-
-    name: str
-    scale: float
-    zero_point: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """A layer's parameters in the integer graph."""
-
-    weights: Int8Array
-    scales: FloatArray  # (outputs,)
-    bias: FloatArray  # (outputs,)
-
-
-@dataclass(slots=True)
-class _Writer:
-    """The nodes and constants of the integer graph, written front to back."""
-
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
-
-    def constant(self, name: str, values: npt.NDArray[Any]) -> str:
-        # Not ascontiguousarray, which makes scalars one-dimensional: onnxruntime fuses Add for scalar scales only.
-        self.constants.setdefault(name, numpy_helper.from_array(np.asarray(values, order="C"), name))
-        return name
-
-    def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
-        return output
-
-    def reshape(self, source: str, output: str, shape: Sequence[int]) -> str:
-        return self.node("Reshape", [source, self.constant(f"{output}_shape", np.array(shape, np.int64))], output)
-
-    def dequantize(self, tensor: _Quantized) -> str:
-        output = f"{tensor.name}_float"
-        if not any(node.output[0] == output for node in self.nodes):
-            self.node("DequantizeLinear", [tensor.name, *self._scale(tensor)], output)
-        return output
-
-    def quantize(self, source: str, output: str, covered: ActivationRange) -> _Quantized:
-        tensor = _Quantized(output, covered.scale, covered.zero_point)
-        self.node("QuantizeLinear", [source, *self._scale(tensor)], output)
-        return tensor
-
-    def _scale(self, tensor: _Quantized) -> tuple[str, str]:
-        return (
-            self.constant(f"{tensor.name}_scale", np.array(tensor.scale, np.float32)),
-            self.constant(f"{tensor.name}_zero", np.array(tensor.zero_point, np.uint8)),
-        )
-
-    def parameters(self, name: str, layer: _Layer, input_scale: float, *, axis: int) -> list[str]:
-        """Weights and bias behind their DequantizeLinear, as inputs for Conv or Gemm; `axis` counts the outputs."""
-        weights = self.node(
-            "DequantizeLinear",
-            [
-                self.constant(name, layer.weights),
-                self.constant(f"{name}_scale", layer.scales),
-                self.constant(f"{name}_zero", np.zeros(len(layer.scales), np.int8)),
-            ],
-            f"{name}_float",
-            axis=axis,
-        )
-        # The integer sum counts in steps of input scale times weight scale, and the bias with it.
-        scales = (layer.scales.astype(np.float64) * input_scale).astype(np.float32)
-        biases = self.node(
-            "DequantizeLinear",
-            [
-                self.constant(f"{name}_bias", np.rint(layer.bias / scales.astype(np.float64)).astype(np.int32)),
-                self.constant(f"{name}_bias_scale", scales),
-            ],
-            f"{name}_bias_float",
-            axis=0,
-        )
-        return [weights, biases]
 
 
 def quantize_model(model: onnx.ModelProto, observations: Observations, *, mean: float = 0.0) -> onnx.ModelProto:
@@ -224,8 +45,8 @@ class _Quantizer:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
         self.outputs = {one.name for one in model.graph.output}
-        self.writer = _Writer()
-        self.quantized: dict[str, _Quantized] = {}
+        self.writer = GraphWriter()
+        self.quantized: dict[str, QuantizedTensor] = {}
         self.spatial: dict[str, tuple[int, int, int]] = {}  # channels, height, width of each quantised tensor
         self.done: set[str] = set()  # names of nodes that an earlier one took with it
 
@@ -272,7 +93,7 @@ class _Quantizer:
             output = following[0].output[0]
         return output
 
-    def _layer(self, node: onnx.NodeProto, input_scale: float) -> _Layer:
+    def _layer(self, node: onnx.NodeProto, input_scale: float) -> IntegerLayer:
         """The integer parameters of a Conv or Gemm, in the float model's layout with the outputs first."""
         weights = self.initializers[node.input[1]]
         if node.op_type == "Gemm" and not any(one.name == "transB" and one.i for one in node.attribute):
@@ -284,7 +105,7 @@ class _Quantizer:
         scales = np.maximum(weight_scales(self._as_in_memory(node, weights)), fewest).astype(np.float32)
         flat, correction = round_weights(weights.reshape(len(weights), -1), scales, self.inputs.get(node.name))
         ordered = trim_pairs(self._as_in_memory(node, flat.reshape(weights.shape)))
-        return _Layer(weights=self._from_memory(node, ordered), scales=scales, bias=bias + correction)
+        return IntegerLayer(weights=self._from_memory(node, ordered), scales=scales, bias=bias + correction)
 
     def _as_in_memory(self, node: onnx.NodeProto, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Weights with their inputs in the order in which the integer kernels multiply them: channels last.
@@ -333,9 +154,9 @@ class _Quantizer:
         blocked, before, after = blocked_weights(layer.weights[:, 0], stride=stride, pad=pad, rows=rows)
         columns = self.writer.reshape("faces", "columns", (0, FACE_SIZE, FACE_SIZE // _BLOCK, _BLOCK))
         planes = self.writer.node("Transpose", [columns], "planes", perm=(0, 3, 1, 2))
-        source = _Quantized(planes, 1.0, self.zero_point)
+        source = QuantizedTensor(planes, 1.0, self.zero_point)
         copies = len(blocked) // channels
-        every = _Layer(blocked, np.tile(layer.scales, copies), np.tile(layer.bias, copies))
+        every = IntegerLayer(blocked, np.tile(layer.scales, copies), np.tile(layer.bias, copies))
         parameters = self.writer.parameters(node.input[1], every, 1.0, axis=0)
         raw = self.writer.node(
             "Conv",
@@ -350,7 +171,7 @@ class _Quantizer:
         if pool is None:
             wide = self.writer.reshape(last, f"{output}_wide", (0, size, size, channels))
             first = self.writer.node("Transpose", [wide], f"{output}_first", perm=(0, 3, 1, 2))
-            self.quantized[output] = _Quantized(first, whole.scale, whole.zero_point)
+            self.quantized[output] = QuantizedTensor(first, whole.scale, whole.zero_point)
             self.spatial[output] = (channels, size, size)
             return
         self.done.add(pool.name)
@@ -362,7 +183,7 @@ class _Quantizer:
         back = self.writer.node("Transpose", [pooled], f"{output}_back", perm=(0, 2, 3, 1))
         square = self.writer.reshape(back, f"{output}_square", (0, half, half, channels))
         final = self.writer.node("Transpose", [square], f"{output}_pooled", perm=(0, 3, 1, 2))
-        self.quantized[pool.output[0]] = _Quantized(final, whole.scale, whole.zero_point)
+        self.quantized[pool.output[0]] = QuantizedTensor(final, whole.scale, whole.zero_point)
         self.spatial[pool.output[0]] = (channels, half, half)
 
     def _following_pool(self, output: str) -> onnx.NodeProto | None:
@@ -379,7 +200,7 @@ class _Quantizer:
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         kept = {key: attributes[key] for key in ("kernel_shape", "pads", "strides") if key in attributes}
         name = self.writer.node("MaxPool", [source.name], f"{node.output[0]}_u8", **kept)
-        self.quantized[node.output[0]] = _Quantized(name, source.scale, source.zero_point)
+        self.quantized[node.output[0]] = QuantizedTensor(name, source.scale, source.zero_point)
         channels, height, width = self.spatial[node.input[0]]
         pads = kept.get("pads", [0, 0, 0, 0])
         self.spatial[node.output[0]] = (
@@ -406,11 +227,10 @@ class _Quantizer:
         # next layer's weights are put into the same order.
         source = self.quantized[node.input[0]]
         channels, height, width = self.spatial[node.input[0]]
-        name = source.name
-        if height * width > 1:
-            name = self.writer.node("Transpose", [name], f"{node.output[0]}_last", perm=(0, 2, 3, 1))
-        flat = self.writer.reshape(name, f"{node.output[0]}_u8", (0, channels * height * width))
-        self.quantized[node.output[0]] = _Quantized(flat, source.scale, source.zero_point)
+        # Written even where height and width are 1: it cancels the transposition that integer layers end with.
+        last = self.writer.node("Transpose", [source.name], f"{node.output[0]}_last", perm=(0, 2, 3, 1))
+        flat = self.writer.reshape(last, f"{node.output[0]}_u8", (0, channels * height * width))
+        self.quantized[node.output[0]] = QuantizedTensor(flat, source.scale, source.zero_point)
         self.spatial[node.output[0]] = (channels, height, width)
 
     def _gemm(self, node: onnx.NodeProto) -> None:
@@ -418,7 +238,7 @@ class _Quantizer:
         output = self._with_relu(node)
         layer = self._layer(node, source.scale)
         # (in, out) and no transB: the form that onnxruntime packs once, when the session opens.
-        turned = _Layer(np.ascontiguousarray(layer.weights.T), layer.scales, layer.bias)
+        turned = IntegerLayer(np.ascontiguousarray(layer.weights.T), layer.scales, layer.bias)
         parameters = self.writer.parameters(node.input[1], turned, source.scale, axis=1)
         inputs = [self.writer.dequantize(source), *parameters]
         if output in self.outputs:
@@ -465,31 +285,3 @@ def blocked_weights(
         pairs = blocked.reshape(outputs // 2, 2, *blocked.shape[1:])
         blocked = np.ascontiguousarray(pairs.transpose(2, 1, 0, 3, 4, 5, 6))
     return blocked.reshape(-1, *blocked.shape[-3:]), -first, last
-
-
-def integer_check(content: bytes) -> Check:
-    """Does onnxruntime really compute every convolution and product of the file in integers?
-
-    A pattern that it does not recognise runs in float, slower than fp32, and says nothing.
-    """
-    before = Counter(node.op_type for node in read_onnx(content, source="the int8 model").nodes)
-    after = Counter(node.op_type for node in optimized_nodes(content))
-    wanted = before["Conv"] + before["Gemm"]
-    found = after["QLinearConv"] + after["QGemm"]
-    left = sum(after[name] for name in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"))
-    return Check(
-        name="integers",
-        passed=found == wanted and not left,
-        detail=f"{after['QLinearConv']} of {before['Conv']} convolutions and {after['QGemm']} of {before['Gemm']} "
-        "linear layers run in integers",
-    )
-
-
-def optimized_nodes(content: bytes) -> tuple[Node, ...]:
-    """The nodes that onnxruntime runs after its own optimisation of a model, on this machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
-        options = session_options()
-        options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-        return read_onnx(path.read_bytes(), source="the optimised model").nodes

@@ -7,13 +7,12 @@ brain quantisation with the ordering of GPTQ (Frantar et al., arXiv 2210.17323).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
@@ -26,21 +25,32 @@ _DAMPING = 0.01  # of the mean squared input, GPTQ's value: inputs that are neve
 _BLOCK = 128  # inputs whose error is passed on at once
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class InputStatistics:
-    """What a layer sees, over calibration faces."""
+    """What a layer sees, over calibration faces: gathered part by part, without keeping the parts."""
 
-    second_moments: npt.NDArray[np.float64]  # (inputs, inputs), mean of x xᵀ
-    means: npt.NDArray[np.float64]  # (inputs,)
+    def __init__(self, inputs: int) -> None:
+        self.rows = 0
+        # In single precision: ResNet18's widest layers have 4,608 inputs, and all layers' sums live at once.
+        self._products = torch.zeros(inputs, inputs)
+        self._sums = torch.zeros(inputs, dtype=torch.float64)
 
+    def add(self, rows: FloatArray) -> None:
+        """Count inputs float32 (rows, inputs); a convolution's rows are its patches."""
+        part = torch.from_numpy(rows)
+        self._products.addmm_(part.T, part)
+        self._sums += part.sum(0, dtype=torch.float64)
+        self.rows += len(rows)
 
-def input_statistics(rows: Sequence[FloatArray]) -> InputStatistics:
-    """Statistics of a layer's inputs, given in parts float32 (rows, inputs); a convolution's rows are its patches."""
-    count = sum(len(part) for part in rows)
-    return InputStatistics(
-        second_moments=np.sum([(part.T @ part).astype(np.float64) for part in rows], axis=0) / count,
-        means=np.sum([part.sum(0, dtype=np.float64) for part in rows], axis=0) / count,
-    )
+    @property
+    def second_moments(self) -> Tensor:
+        """Mean of x xᵀ, float64 (inputs, inputs)."""
+        return self._products.double().div_(self.rows)
+
+    @property
+    def means(self) -> npt.NDArray[np.float64]:
+        """float64 (inputs,)."""
+        means: npt.NDArray[np.float64] = (self._sums / self.rows).numpy()
+        return means
 
 
 def weight_scales(weights: FloatArray) -> FloatArray:
@@ -81,39 +91,38 @@ def round_weights(
         nearest = np.clip(np.rint(weights / steps), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
         return nearest, np.zeros(len(weights), np.float32)
     inputs = weights.shape[1]
-    moments = statistics.second_moments + np.eye(inputs) * (
-        _DAMPING * np.trace(statistics.second_moments) / inputs + 1e-12
-    )
+    moments = statistics.second_moments
+    diagonal = moments.diagonal()
+    diagonal += _DAMPING * diagonal.mean() + 1e-12
     # Inputs with the most curvature first: their errors are the dear ones, and the others can make up for them.
-    order = np.argsort(-np.diag(moments), kind="stable")
-    upper = _inverse_factor(moments[np.ix_(order, order)])
-    remaining = weights[:, order].astype(np.float64)
-    rounded = np.empty((len(weights), inputs))
+    order = diagonal.argsort(descending=True, stable=True)
+    upper = inverse_factor(moments[order][:, order])
+    remaining = torch.tensor(weights, dtype=torch.float64)[:, order]
+    step = torch.tensor(steps[:, 0])
+    integers = torch.empty(len(weights), inputs, dtype=torch.float64)
     for start in range(0, inputs, _BLOCK):
         stop = min(start + _BLOCK, inputs)
-        errors = np.empty((len(weights), stop - start))
+        errors = torch.empty(len(weights), stop - start, dtype=torch.float64)
         for column in range(start, stop):
-            integer = np.clip(np.rint(remaining[:, column] / steps[:, 0]), -WEIGHT_LIMIT, WEIGHT_LIMIT)
-            rounded[:, column] = integer
-            error = (remaining[:, column] - integer * steps[:, 0]) / upper[column, column]
-            remaining[:, column + 1 : stop] -= np.outer(error, upper[column, column + 1 : stop])
+            integer = (remaining[:, column] / step).round_().clamp_(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+            integers[:, order[column]] = integer
+            error = (remaining[:, column] - integer * step) / upper[column, column]
+            remaining[:, column + 1 : stop].addr_(error, upper[column, column + 1 : stop], alpha=-1)
             errors[:, column - start] = error
-        remaining[:, stop:] -= errors @ upper[start:stop, stop:]
-    integers = np.empty((len(weights), inputs), np.int8)
-    integers[:, order] = rounded.astype(np.int8)
-    return integers, ((weights - integers * steps) @ statistics.means).astype(np.float32)
+        remaining[:, stop:].addmm_(errors, upper[start:stop, stop:], alpha=-1)
+    rounded: Int8Array = integers.numpy().astype(np.int8)
+    return rounded, ((weights - rounded * steps) @ statistics.means).astype(np.float32)
 
 
-def _inverse_factor(moments: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def inverse_factor(moments: Tensor) -> Tensor:
     """The upper triangular U with inverse(moments) = Uᵀ U, without the inverse.
 
     Cholesky's factor of the matrix turned by 180 degrees, turned back, is an upper triangular V with
     moments = V Vᵀ; U is V's inverse. A third of the work, and no precision lost on the way.
     """
-    turned = torch.from_numpy(np.ascontiguousarray(moments[::-1, ::-1]))
-    factor = torch.linalg.cholesky(turned).flip(0, 1)
+    factor = torch.linalg.cholesky(moments.flip(0, 1)).flip(0, 1)
     unit = torch.eye(len(moments), dtype=torch.float64)
-    inverse: npt.NDArray[np.float64] = torch.linalg.solve_triangular(factor, unit, upper=True).numpy()
+    inverse: Tensor = torch.linalg.solve_triangular(factor, unit, upper=True)
     return inverse
 
 

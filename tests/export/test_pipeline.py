@@ -11,12 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests.export.conftest import Exported
 
 from fer_export import pipeline
 from fer_export.accuracy import Budget, Quality, budget_checks
 from fer_export.graph import export_graph
-from fer_export.pipeline import ExportRefusedError, export_model
+from fer_export.pipeline import export_model
+from fer_export.report import ExportRefusedError
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.inspect import inspect_model
@@ -166,6 +168,27 @@ def test_a_folder_that_is_a_file_is_named(exported: Exported, tmp_path: Path) ->
         export_model("v0", checkpoint=exported.checkpoint, models_dir=tmp_path / "models")
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").write_text("no folder")
+    monkeypatch.setattr(pipeline, "export_graph", lambda *given, **options: pytest.fail("exported first"))
+    with pytest.raises(OutputError, match="another folder"):
+        export_model("v0", checkpoint=exported.checkpoint, models_dir=tmp_path / "models")
+
+
+def test_an_export_leaves_pytorchs_threads_as_they_were(exported: Exported, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(DataError):
+            export_model("v0", precisions=("int8",), models_dir=exported.models_dir)
+        export_model("v0", checkpoint=exported.checkpoint, models_dir=tmp_path)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 _FULL_DISK = """
 import resource, signal, sys
 from fer_export.cli import main
@@ -176,9 +199,9 @@ main(sys.argv[1:])
 
 _KILLED_BEFORE_THE_RENAME = """
 import os, signal, sys
-from fer_export import pipeline
+from fer_export import publishing
 from fer_export.cli import main
-pipeline.run_self_test = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+publishing.run_self_test = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])
 """
 

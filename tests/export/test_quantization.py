@@ -13,14 +13,9 @@ from tests.export.conftest import TEMPERATURE, Exported, v0_metadata
 
 from fer_export.faces import synthetic_faces, textures
 from fer_export.graph import export_graph, serialize
-from fer_export.quantization import (
-    ActivationRange,
-    Observations,
-    blocked_weights,
-    integer_check,
-    observe,
-    quantize_model,
-)
+from fer_export.observation import ActivationRange, Observations, observe
+from fer_export.optimized import integer_check, optimized_nodes
+from fer_export.quantization import blocked_weights, quantize_model
 from fer_runtime.comparison import run_model
 from fer_runtime.onnx_file import read_onnx
 from fer_runtime.session import open_session
@@ -177,3 +172,9 @@ def test_resnet18_is_quantised_whole() -> None:
     actual = run_model(open_session(content).session, faces).logits
     assert np.corrcoef(expected.ravel(), actual.ravel())[0, 1] > 0.99
     assert sum(node.op_type == "Add" for node in read_onnx(content, source="v1").nodes) == 8
+    # Between the pixels and the logits nothing is quantised again, taken back to float, or moved about.
+    kinds = {node.op_type for node in optimized_nodes(content)}
+    assert kinds == {
+        *("Reshape", "QLinearConv", "NhwcMaxPool", "QLinearAdd", "QLinearGlobalAveragePool", "QGemm"),
+        *("Div", "Softmax"),
+    }

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from fer_export.rounding import PAIR_LIMIT, _inverse_factor, input_statistics, round_weights, trim_pairs, weight_scales
+from fer_export.rounding import (
+    PAIR_LIMIT,
+    FloatArray,
+    InputStatistics,
+    inverse_factor,
+    round_weights,
+    trim_pairs,
+    weight_scales,
+)
+
+
+def _statistics(*parts: FloatArray) -> InputStatistics:
+    gathered = InputStatistics(parts[0].shape[1])
+    for part in parts:
+        gathered.add(part)
+    return gathered
 
 
 def test_the_factor_is_that_of_the_inverse() -> None:
     rows = np.random.default_rng(0).normal(size=(40, 25))
     moments = rows.T @ rows / 40 + 0.1 * np.eye(25)
-    factor = _inverse_factor(moments)
+    factor = inverse_factor(torch.from_numpy(moments)).numpy()
     assert np.allclose(np.tril(factor, -1), 0)
     assert np.allclose(factor.T @ factor, np.linalg.inv(moments))
 
 
 def test_statistics_are_the_means_over_all_parts() -> None:
     rows = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32)
-    found = input_statistics([rows[:10], rows[10:]])
+    found = _statistics(rows[:10], rows[10:])
     assert np.allclose(found.means, rows.mean(0), atol=1e-6)
     assert np.allclose(found.second_moments, sum(np.outer(row, row) for row in rows) / 30, atol=1e-5)
 
@@ -30,7 +46,7 @@ def test_a_layers_output_changes_less_than_with_rounding_to_the_nearest() -> Non
     scales = np.full(8, 0.3, np.float32)  # coarse, so that errors are large
 
     def output_error(statistics: bool) -> float:
-        integers, correction = round_weights(weights, scales, input_statistics([inputs]) if statistics else None)
+        integers, correction = round_weights(weights, scales, _statistics(inputs) if statistics else None)
         answer = inputs @ (integers * scales[:, None]).T + correction
         return float(np.mean((answer - inputs @ weights.T) ** 2))
 
@@ -42,7 +58,7 @@ def test_the_mean_output_stays() -> None:
     inputs = random.uniform(0, 1, (500, 10)).astype(np.float32)
     weights = random.normal(size=(3, 10)).astype(np.float32)
     scales = np.full(3, 0.5, np.float32)
-    integers, correction = round_weights(weights, scales, input_statistics([inputs]))
+    integers, correction = round_weights(weights, scales, _statistics(inputs))
     answer = inputs @ (integers * scales[:, None]).T + correction
     assert np.allclose(answer.mean(0), (inputs @ weights.T).mean(0), atol=1e-4)
 

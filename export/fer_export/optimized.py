@@ -1,0 +1,41 @@
+"""The graph that onnxruntime really runs: a model after its own optimisation on this machine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import onnxruntime
+
+from fer_runtime.comparison import Check
+from fer_runtime.onnx_file import Node, read_onnx
+from fer_runtime.session import session_options
+
+
+def integer_check(content: bytes) -> Check:
+    """Does onnxruntime really compute every convolution and product of the file in integers?
+
+    A pattern that it does not recognise runs in float, slower than fp32, and says nothing.
+    """
+    before = Counter(node.op_type for node in read_onnx(content, source="the int8 model").nodes)
+    after = Counter(node.op_type for node in optimized_nodes(content))
+    wanted = before["Conv"] + before["Gemm"]
+    found = after["QLinearConv"] + after["QGemm"]
+    left = sum(after[name] for name in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul"))
+    return Check(
+        name="integers",
+        passed=found == wanted and not left,
+        detail=f"{after['QLinearConv']} of {before['Conv']} convolutions and {after['QGemm']} of {before['Gemm']} "
+        "linear layers run in integers",
+    )
+
+
+def optimized_nodes(content: bytes) -> tuple[Node, ...]:
+    """The nodes that onnxruntime runs after its own optimisation of a model, on this machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = session_options()
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        return read_onnx(path.read_bytes(), source="the optimised model").nodes

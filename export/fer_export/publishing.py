@@ -1,0 +1,131 @@
+"""A judged file gets its verdict and its certificate, is replayed from the disk, and only then gets its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from fer_export.accuracy import Budget
+from fer_export.calibration import Calibration
+from fer_export.faces import CALIBRATION_FACES, SEED, golden_faces
+from fer_export.graph import serialize
+from fer_export.parity import FP16_TOLERANCE, FP32_TOLERANCE, network_logits
+from fer_export.report import ExportedModel, tool_versions
+from fer_export.rounding import PAIR_LIMIT, WEIGHT_LIMIT
+from fer_runtime.certificate import Certificate
+from fer_runtime.comparison import Tolerance, Uint8Array, run_model
+from fer_runtime.errors import ParityError
+from fer_runtime.files import replaced_atomically
+from fer_runtime.metadata import ModelMetadata
+from fer_runtime.models import Precision
+from fer_runtime.onnx_file import content_digest
+from fer_runtime.self_test import run_self_test
+from fer_runtime.session import open_session
+from fer_train.checkpoints import Checkpoint
+from fer_train.data import LabelledFaces
+
+# How far a replay of the golden faces may lie from the export's own answers on another machine. Floats
+# are summed in another order there. Integers came out equal on AVX2, AVX-512 and ARM; the room is for
+# providers that round halves differently. Sums cut off in 16 bits moved logits by 6.
+REPLAY_TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": FP32_TOLERANCE,
+    "fp16": FP16_TOLERANCE,
+    "int8": Tolerance(logits=0.05, probabilities=0.03, margin=0.1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What all files of one run have in common."""
+
+    name: str
+    trained: Checkpoint
+    checkpoint_sha256: str
+    opset: int
+    calibration: Calibration
+    faces: Uint8Array  # for the parity gate
+    real_faces: int
+    train: LabelledFaces | None
+    validation: LabelledFaces | None
+    budget: Budget = field(default_factory=Budget)
+
+    def metadata(self, precision: Precision) -> ModelMetadata:
+        """What a file of this run says of itself before it is judged."""
+        return ModelMetadata(
+            name=self.name,
+            expressions=self.trained.expressions,
+            precision=precision,
+            opset=self.opset,
+            temperature=self.calibration.temperature,
+            uncertain_below=self.calibration.uncertain_below,
+            checkpoint_sha256=self.checkpoint_sha256,
+            training=self.trained.training,
+            calibration=self.calibration.to_dict(),
+            versions=tool_versions(),
+        )
+
+
+def publish(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> ExportedModel:
+    """Write the file with verdict and certificate, replay it from the disk, and only then give it its name."""
+    sealed = _sealed(subject, judged, model)
+    with replaced_atomically(judged.path) as partial:
+        partial.write_bytes(sealed)
+        replayed = run_self_test(partial)
+        if not replayed.passed:
+            raise ParityError(
+                f"{judged.path} is not published: what was written does not pass its own self-test: "
+                + "; ".join(str(check) for check in replayed.checks if not check.passed)
+            )
+    return dataclasses.replace(judged, is_published=True, model_bytes=len(sealed))
+
+
+def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> bytes:
+    golden = golden_faces()
+    metadata = subject.metadata(judged.precision)
+    own = run_model(open_session(serialize(model, metadata), source="the exported model").session, golden)
+    certificate = Certificate(
+        faces=golden,
+        network_logits=network_logits(subject.trained, golden),
+        model_logits=own.logits,
+        tolerance=REPLAY_TOLERANCES[judged.precision],
+        measured={} if judged.parity.comparison is None else judged.parity.comparison.to_dict(),
+        made_with={"onnxruntime": onnxruntime.__version__, "provider": "CPU", "machine": platform.machine()},
+    )
+    metadata = dataclasses.replace(metadata, verdict=_verdict(subject, judged), certificate=certificate.to_dict())
+    digest = content_digest(serialize(model, metadata))
+    return serialize(model, dataclasses.replace(metadata, certificate={**metadata.certificate, "digest": digest}))
+
+
+def _verdict(subject: Subject, judged: ExportedModel) -> dict[str, Any]:
+    """What the gate found, without times: equal exports give equal bytes. Only a refusal for speed names them."""
+    verdict: dict[str, Any] = {
+        "passed": judged.parity.passed,
+        "failures": [f"{check.name}: {check.detail}" for check in judged.parity.failures],
+        "checks": [check.name for check in judged.parity.checks],
+        "faces": judged.parity.faces,
+        "real_faces": judged.parity.real_faces,
+        "labelled_faces": 0,
+    }
+    if judged.quality is not None and subject.validation is not None:
+        verdict |= {
+            "labelled_faces": judged.quality.faces,
+            "labelled_faces_fingerprint": subject.validation.fingerprint,
+            "accuracy": round(judged.quality.accuracy, 6),
+            "macro_f1": round(judged.quality.macro_f1, 6),
+            "worst_recall": round(judged.quality.worst_recall, 6),
+            "agreement_with_fp32": None if judged.agreement is None else round(judged.agreement, 6),
+        }
+    if judged.precision == "int8":
+        verdict["budget_points"] = dataclasses.asdict(subject.budget)
+        verdict["quantization"] = {
+            "activations": "uint8",
+            "weights": f"int8 per channel, up to {WEIGHT_LIMIT}, neighbours together up to {PAIR_LIMIT}",
+            "calibration_faces": CALIBRATION_FACES,
+            "seed": SEED,
+        }
+    return verdict

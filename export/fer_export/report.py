@@ -1,0 +1,112 @@
+"""What one run of the export found, and the report of it on disk."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxscript
+import torch
+
+from fer_export.accuracy import Quality
+from fer_export.calibration import Calibration
+from fer_export.file_parity import FileParity
+from fer_export.parity import ParityReport
+from fer_export.timing import Timing
+from fer_runtime import __version__
+from fer_runtime.errors import ParityError
+from fer_runtime.files import write_atomically
+from fer_runtime.models import Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedModel:
+    """One file, published or refused."""
+
+    precision: Precision
+    path: Path
+    is_published: bool
+    model_bytes: int
+    parity: ParityReport  # all checks of the gate, whatever they ask
+    quality: Quality | None  # on labelled faces; None without them
+    agreement: float | None  # fraction of the labelled faces with the same label as fp32
+    latency: Timing  # at batch 1, in turns with the other files
+    throughput: Timing  # at batch 64
+    speedup: float  # over fp32 at batch 1, both undisturbed
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "precision": self.precision,
+            "file": self.path.name,
+            "is_published": self.is_published,
+            "model_bytes": self.model_bytes,
+            **self.parity.to_dict(),
+            "quality": None if self.quality is None else self.quality.to_dict(),
+            "agreement_with_fp32": self.agreement,
+            "latency": self.latency.to_dict(),
+            "throughput": self.throughput.to_dict(),
+            "speedup": self.speedup,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """Everything that one run compared."""
+
+    name: str
+    models: tuple[ExportedModel, ...]
+    calibration: Calibration
+    file_parity: FileParity | None  # None without pictures
+    path: Path  # of the report on disk
+
+
+class ExportRefusedError(ParityError):
+    """A file did not pass its gate and was not published; `report` has the whole story."""
+
+    def __init__(self, message: str, report: ExportReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what shapes the file."""
+    return {
+        "fer-edge": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxscript": onnxscript.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def write_report(report: ExportReport, checkpoint_sha256: str) -> None:
+    """Write the report; what it says of other precisions of the same checkpoint stays."""
+    files: dict[str, Any] = {}
+    try:
+        before = json.loads(report.path.read_text(encoding="utf-8"))
+        if before["checkpoint_sha256"] == checkpoint_sha256:
+            files = dict(before["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    files |= {one.precision: one.to_dict() for one in report.models}
+    content = {
+        "model": report.name,
+        "checkpoint_sha256": checkpoint_sha256,
+        "versions": tool_versions(),
+        "calibration": {
+            "temperature": report.calibration.temperature,
+            "uncertain_below": report.calibration.uncertain_below,
+            **report.calibration.to_dict(),
+        },
+        "file_parity": None if report.file_parity is None else report.file_parity.to_dict(),
+        "files": files,
+    }
+    write_atomically(report.path, json.dumps(content, indent=1) + "\n")

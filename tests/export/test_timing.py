@@ -1,0 +1,44 @@
+"""Times of models in turns, and the verdict on speed. No test here depends on how fast this machine is."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from tests.export.conftest import v0_metadata
+
+from fer_export import timing
+from fer_export.faces import textures
+from fer_export.graph import serialize
+from fer_export.timing import Timing, measure_in_turns, speed_check
+
+
+def _timing(undisturbed_ms: float, p50_ms: float) -> Timing:
+    return Timing(batch=1, undisturbed_ms=undisturbed_ms, p50_ms=p50_ms, runs=1000)
+
+
+def test_speed_is_judged_without_the_interruptions() -> None:
+    """Medians of a machine whose cores were taken away from the second model more often."""
+    check = speed_check(_timing(0.14, 0.31), _timing(0.18, 0.22))
+    assert check.passed
+    assert check.detail.startswith("1.29 times as fast as fp32 at batch 1 (0.140 ms, fp32 0.180 ms")
+
+
+@pytest.mark.parametrize("own", [0.18, 0.19])
+def test_as_fast_as_fp32_is_not_faster(own: float) -> None:
+    assert not speed_check(_timing(own, own), _timing(0.18, 0.18)).passed
+
+
+def test_a_run_that_was_interrupted_does_not_count() -> None:
+    assert timing._fastest_tenth([1.0, 1.2, *[50.0] * 18]) == pytest.approx(1.1)
+    assert timing._fastest_tenth([3.0]) == 3.0
+
+
+def test_a_close_call_is_measured_longer(v0_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = dict.fromkeys(("fp32", "int8"), serialize(v0_graph, v0_metadata()))
+    for is_close, repeats in ((True, timing._MOST_REPEATS), (False, 1)):
+        monkeypatch.setattr(timing, "_is_close_call", lambda milliseconds, answer=is_close: answer)
+        measured = measure_in_turns(models, textures(2), batch=2, rounds=2)
+        # Of a turn's 1 to 50 runs, as many as fit its slice.
+        assert all(one.runs % (2 * repeats) == 0 for one in measured.values())
+        assert all(0 < one.undisturbed_ms <= one.p50_ms for one in measured.values())
+    assert not timing._is_close_call([1.0])
