@@ -61,6 +61,11 @@ def csv_line(values: Sequence[object]) -> str:
     return buffer.getvalue()
 
 
+def uncertain_field(face: Face) -> str | None:
+    """ "true" or "false"; None, an empty field, where no threshold was asked for."""
+    return None if face.uncertain is None else str(face.uncertain).lower()
+
+
 class Csv:
     """One line per face, one for a picture without faces; the columns stay the same."""
 
@@ -82,7 +87,7 @@ class Csv:
                     face.expression,
                     f"{face.confidence:.6f}",
                     *[f"{face.probabilities[name]:.6f}" for name in EXPRESSIONS],
-                    None if face.uncertain is None else str(face.uncertain).lower(),
+                    uncertain_field(face),
                 ]
             )
             for number, face in enumerate(result.faces)

@@ -16,7 +16,7 @@ from fer_runtime.annotate import draw_faces
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
-from fer_runtime.output import csv_line, escaped
+from fer_runtime.output import csv_line, escaped, uncertain_field
 from fer_runtime.pictures_out import unused_name
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.video import (
@@ -30,7 +30,11 @@ from fer_runtime.video import (
 )
 
 VIDEO_FORMATS = ("jsonl", "csv", "srt", "table")
-_FRAME_COLUMNS = ("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence")
+_FRAME_COLUMNS = (
+    *("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence"),
+    *EXPRESSIONS,
+    "uncertain",
+)
 _SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence")
 
 
@@ -53,7 +57,7 @@ def annotated_paths(folder: Path, sources: Sequence[Path | int]) -> list[Path]:
 def write_video_header(write: Callable[[str], object], *, format_name: str, segments: bool) -> None:
     """Write what stands before the rows of all videos."""
     if format_name == "csv":
-        columns = _SEGMENT_COLUMNS if _is_per_segment(format_name, segments) else (*_FRAME_COLUMNS, *EXPRESSIONS)
+        columns = _SEGMENT_COLUMNS if _is_per_segment(format_name, segments) else _FRAME_COLUMNS
         write(csv_line(columns))
 
 
@@ -140,10 +144,11 @@ def _frame_row(result: FrameResult, format_name: str) -> str:
                 tracked.face.expression,
                 f"{tracked.face.confidence:.6f}",
                 *(f"{tracked.face.probabilities[name]:.6f}" for name in EXPRESSIONS),
+                uncertain_field(tracked.face),
             )
         )
         for tracked in result.faces
-    ) or csv_line((escaped(result.path), result.frame, f"{result.time:.4f}", *[None] * (7 + len(EXPRESSIONS))))
+    ) or csv_line((escaped(result.path), result.frame, f"{result.time:.4f}", *[None] * (len(_FRAME_COLUMNS) - 3)))
 
 
 def _segment_row(segment: Segment, format_name: str, number: int) -> str:

@@ -240,6 +240,13 @@ def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(vi
     assert len(re.findall(r"^\d\d:\d\d:\d\d,\d{3} --> ", subtitles, re.MULTILINE)) == len(segments)
 
 
+def test_the_table_of_frames_says_which_faces_are_uncertain(video: Path) -> None:
+    run = _infer(video, "--every", 20, "--format", "csv", "--min-confidence", 0.9)
+    rows = list(csv.DictReader(io.StringIO(run.stdout)))
+    assert [row["uncertain"] for row in rows] == [str(float(row["confidence"]) < 0.9).lower() for row in rows]
+    assert {row["uncertain"] for row in rows} == {"true", "false"}
+
+
 def test_videos_of_one_name_do_not_overwrite_each_other() -> None:
     paths = annotated_paths(Path("out"), [Path("a/film.mp4"), Path("b/film.avi"), 0])
     assert [path.name for path in paths] == ["film.annotated.mp4", "film-2.annotated.mp4", "camera0.annotated.mp4"]
