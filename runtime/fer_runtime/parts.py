@@ -111,7 +111,16 @@ def finished_parts(store: Store, plan: Plan, format_name: str) -> set[int]:
 
 def summary_to_json(summary: JobSummary) -> str:
     """A part's summary as plain JSON."""
-    return json.dumps(asdict(summary))
+    # Field by field: dataclasses.asdict makes a Counter of pairs from a Counter.
+    return json.dumps(
+        {
+            "pictures": summary.pictures,
+            "faces": summary.faces,
+            "without_face": summary.without_face,
+            "failures": dict(summary.failures),
+            "seconds_by_stage": summary.seconds_by_stage,
+        }
+    )
 
 
 def add_summary(total: JobSummary, text: str | bytes) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -373,16 +374,17 @@ def _remove_leftovers(output: str) -> None:
 
 
 def _cause(error: BaseException) -> FerError:
-    """The error of ours inside Ray's, or Ray's in one line."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)  # RayTaskError keeps the actor's own error there
-        if isinstance(cause, FerError):
-            return cause
-        seen = seen.__cause__
-    # The traceback of another machine ends with what went wrong there.
-    reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-    return ClusterError(f"the Ray cluster gave up: {reason[0]}; parts that are written stay for --resume")
+    """The error of ours inside Ray's, or Ray's in a line."""
+    text = str(error)
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, FerError) and not hasattr(inner, "cause"):  # Ray's copies have the traceback as text
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    # An exception that was raised in an actor arrives as its traceback; Ray's own advice comes after it.
+    raised = re.findall(r"^(\w[\w.]*(?:Error|Exception): .+)$", text, flags=re.MULTILINE)
+    reason = next((one for one in raised if "UserCodeException" not in one), _first_line(error))
+    return ClusterError(f"the Ray cluster gave up: {reason}; parts that are written stay for --resume")
 
 
 def _first_line(error: BaseException) -> str:

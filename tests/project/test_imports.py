@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 # Everything that an extra brings, and what those bring in turn; an edge device has none of it.
 BLOCKED = {"torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "kagglehub", "matplotlib", "tqdm", "PIL"}
@@ -77,6 +79,17 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     """`fer-infer --help` on a slow board must not wait for OpenCV."""
     loaded = run_without_extras("import fer_runtime, fer_runtime.cli; print(*sys.modules)").split()
     assert not {"cv2", "onnxruntime", "numpy"} & set(loaded)
+
+
+def test_the_cluster_needs_its_extra_and_writes_nothing_without() -> None:
+    program = "from fer_runtime.cli import main\nmain(['--samples', '--engine', 'ray', '--output', 'rows'])"
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", PREAMBLE + program], capture_output=True, text=True, check=False, cwd=folder
+        )
+        assert list(Path(folder).iterdir()) == []
+    assert done.returncode == 1
+    assert "pip install 'fer-edge[ray]'" in done.stderr
 
 
 def test_commands_that_need_an_extra_name_it() -> None:

@@ -1,0 +1,231 @@
+"""The engine `ray` on a real cluster of two nodes: rows of a local run, and nothing lost when parts of it die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from tests.runtime.tiny_models import write_band_model
+
+ray: Any = pytest.importorskip("ray", reason="needs the extra `ray`")
+pq: Any = pytest.importorskip("pyarrow.parquet", reason="needs the extra `ray`")
+
+PART = 64
+PARTS = 12
+# Ray takes a node for dead after so many checks without an answer; its own patience is half a minute.
+QUICK_TO_MISS_A_NODE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 500,
+    "health_check_failure_threshold": 4,
+}
+
+
+class Cluster:
+    """Two nodes with a CPU each, on loopback addresses; drivers connect to the first."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster as RayCluster
+
+        # 127.0.0.1 itself would be replaced by the machine's outer address.
+        node = {"num_cpus": 1, "node_ip_address": "127.0.0.2"}
+        settings = QUICK_TO_MISS_A_NODE | {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
+        self._cluster = RayCluster(
+            initialize_head=True, head_node_args=node | {"include_dashboard": False, "_system_config": settings}
+        )
+        self.second = self._cluster.add_node(**node)
+        self.address: str = self._cluster.address
+
+    def kill_node(self, node: Any) -> None:
+        """End every process of a node at once, as a power cut does."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    running = Cluster()
+    yield running
+    running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_band_model(tmp_path_factory.mktemp("model") / "bands.onnx")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures for eleven full parts and a short one, some of them broken."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(7)
+    # Large enough that a part takes the better part of a second, and a kill falls into the middle of one.
+    kinds = []
+    for kind in range(10):
+        kinds.append(root.parent / f"kind{kind}.jpg")
+        cv2.imwrite(str(kinds[-1]), cv2.resize(random.integers(0, 256, (9, 9), np.uint8), (1000, 1000)))
+    for number in range(PART * PARTS - 20):
+        name = root / f"{number:04d}.jpg"
+        if number % 100 == 50:
+            name.write_bytes(b"\xff\xd8\xff and no more")
+        else:
+            os.link(kinds[number % 10 if number % 7 else 3], name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def local_rows(model: Path, folder: Path) -> bytes:
+    return infer(folder, "--model", model, "--detector", "whole").stdout
+
+
+def infer(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "fer_runtime", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=300)
+
+
+def parts_of(output: Path) -> list[Path]:
+    return sorted(output.glob("part-*.jsonl"))
+
+
+def rows_of(output: Path) -> bytes:
+    return b"".join(part.read_bytes() for part in parts_of(output))
+
+
+def sorted_lines(rows: bytes) -> list[bytes]:
+    return sorted(rows.splitlines())
+
+
+def wait_for(condition: Callable[[], bool], what: str, run: subprocess.Popen[bytes], *, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert run.poll() is None, f"ended before {what}: {run.communicate()[1].decode()}"
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+def actors_of(node: Any) -> list[int]:
+    """Process ids of the recognizers on a node; Ray writes an actor's class into its process's title."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            parent = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if parent == raylet and b"PartRecognizer" in process.joinpath("cmdline").read_bytes():
+                found.append(int(process.name))
+        except (OSError, ValueError, IndexError):  # no process, or one that has ended meanwhile
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the actors' processes in /proc")
+def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
+    cluster: Cluster, model: Path, folder: Path, local_rows: bytes, tmp_path: Path
+) -> None:
+    output = tmp_path / "rows"
+    arguments = (folder, "--model", model, "--detector", "whole", "--output", output, "--part-size", PART)
+    on_cluster = ("--engine", "ray", "--ray-address", cluster.address)
+    command = [sys.executable, "-m", "fer_runtime", *map(str, (*arguments, *on_cluster))]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as run:
+        wait_for(lambda: len(parts_of(output)) >= 2 and bool(actors_of(cluster.second)), "two parts", run)
+        killed = actors_of(cluster.second)
+        os.kill(killed[0], signal.SIGKILL)
+        before_node = len(parts_of(output))
+        wait_for(lambda: bool(actors_of(cluster.second)), "the actor that takes its place", run)
+        wait_for(lambda: len(parts_of(output)) >= before_node + 2, "two more parts", run)
+        left = PARTS - len(parts_of(output))
+        cluster.kill_node(cluster.second)
+        assert left >= 3, "the node died too late to be missed"
+        _, said = run.communicate(timeout=300)
+    assert run.returncode == 1, said.decode()  # some pictures are broken
+    assert sorted_lines(rows_of(output)) == sorted_lines(local_rows)
+    assert rows_of(output) == local_rows
+    assert list(output.rglob("*.partial")) == []
+    assert json.loads((output / "_SUCCESS").read_bytes())["pictures"] == PART * PARTS - 20
+
+    # Parts that are there stay as they are; what is missing is made again, by one node.
+    written = {part.name: part.stat().st_mtime_ns for part in parts_of(output)}
+    (output / "part-000003.jsonl").unlink()
+    again = infer(*arguments, *on_cluster, "--resume")
+    assert again.returncode == 1, again.stderr.decode()
+    assert b"11 of them are there already" in again.stderr
+    assert b"748 pictures" in again.stderr
+    assert rows_of(output) == local_rows
+    changed = {part.name for part in parts_of(output) if part.stat().st_mtime_ns != written[part.name]}
+    assert changed == {"part-000003.jsonl"}
+
+    # Two models, or two runs, never share a folder.
+    assert b"go on with it by --resume" in infer(*arguments, *on_cluster).stderr
+    other = infer(*arguments, *on_cluster, "--resume", "--min-confidence", "0.5")
+    assert other.returncode == 1
+    assert b"min_confidence was None, is 0.5" in other.stderr
+
+
+def test_parquet_parts_hold_the_rows_of_the_json_lines(
+    cluster: Cluster, model: Path, folder: Path, local_rows: bytes, tmp_path: Path
+) -> None:
+    listed = "\n".join(str(path) for path in sorted(folder.iterdir())[: 2 * PART])
+    arguments = ("--model", model, "--detector", "whole", "--format", "parquet", "--output", tmp_path / "rows")
+    command = [sys.executable, "-m", "fer_runtime", "-", *map(str, arguments), "--part-size", str(PART)]
+    command += ["--engine", "ray", "--ray-address", cluster.address]
+    run = subprocess.run(command, input=listed.encode(), capture_output=True, timeout=300)
+    assert run.returncode == 1, run.stderr.decode()
+    parts = sorted((tmp_path / "rows").glob("*.parquet"))
+    rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
+    for row in rows:
+        for face in row["faces"]:
+            assert face.pop("uncertain") is None
+    assert rows == [json.loads(line) for line in local_rows.splitlines()[: 2 * PART]]
+
+
+def test_without_an_address_a_run_stays_here_and_gives_ordered_rows_of_uris(
+    model: Path, folder: Path, tmp_path: Path
+) -> None:
+    for picture in sorted(folder.iterdir())[: PART + 6]:
+        os.link(picture, tmp_path / picture.name)
+    arguments = ("--model", model, "--detector", "whole")
+    run = infer(f"file://{tmp_path}", *arguments, "--engine", "ray", "--part-size", PART)
+    assert run.returncode == 1, run.stderr.decode()
+    assert run.stdout.replace(b'"file://', b'"') == infer(tmp_path, *arguments).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--annotate", "seen"),
+        ("--contact-sheet", "page.png"),
+        ("--camera", "0"),
+        ("--format", "csv"),
+        ("--format", "parquet"),
+        ("--part-size", "100"),
+        ("film.mp4",),
+    ],
+)
+def test_what_the_cluster_cannot_do_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+    from click.testing import CliRunner
+
+    from fer_runtime.cli import main
+
+    given = arguments if arguments == ("film.mp4",) else ("a.png", *arguments)
+    assert CliRunner().invoke(main, [*given, "--engine", "ray"]).exit_code == 2
+
+
+def test_options_of_the_cluster_need_it() -> None:
+    from click.testing import CliRunner
+
+    from fer_runtime.cli import main
+
+    for arguments in (("--workers", "2"), ("--ray-address", "auto"), ("--part-size", "64"), ("--format", "parquet")):
+        assert CliRunner().invoke(main, ["a.png", *arguments]).exit_code == 2
