@@ -62,7 +62,7 @@ def csv_line(values: Sequence[object]) -> str:
 
 
 def uncertain_field(face: Face) -> str | None:
-    """ "true" or "false"; None, an empty field, where no threshold was asked for."""
+    """Whether a face is uncertain, as "true" or "false"; None, an empty field, without a threshold."""
     return None if face.uncertain is None else str(face.uncertain).lower()
 
 
