@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.compare import compare_results
 from fer_bench.latency import Configuration, LatencyResult, configurations, measure_latency
-from fer_bench.limits import Ceilings, measure_ceilings, rows_with_limits
+from fer_bench.limits import Ceilings, measure_ceilings, rows_with_limits, warn_about_limits
 from fer_runtime.errors import ModelFileError
 
 
@@ -41,6 +43,12 @@ def test_a_configuration_is_timed_in_its_own_process(model: Path) -> None:
     assert set(result.cold_start_cpu_ms) == {"python_ms", "numpy_ms", "engine_ms", "model_ms", "first_run_ms"}
     assert all(stage > 0 for stage in result.cold_start_cpu_ms.values())
     assert result.model_bytes == model.stat().st_size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another system's peak is its own")
+def test_the_peak_is_the_workers_and_not_what_its_parent_held(model: Path) -> None:
+    held = np.ones(400_000_000, np.uint8)
+    assert _measure(model).peak_mb < held.nbytes / 1e6
 
 
 def test_an_engine_that_cannot_load_says_why_and_the_others_are_measured(model: Path, tmp_path: Path) -> None:
@@ -133,8 +141,6 @@ def test_configurations_in_one_file_only_are_named() -> None:
 def test_the_limit_is_within_reach_of_numpy() -> None:
     import time
 
-    import numpy as np
-
     left, right = (np.ones((768, 768), np.float32) for _ in range(2))
     best = 1e9
     for _ in range(30):
@@ -159,6 +165,20 @@ def test_the_limit_is_arithmetic_or_reading_whichever_is_longer(model: Path) -> 
     assert by_arithmetic["limit_ms"] == pytest.approx(48 * 48 * 7 / 1e6 * 1000)
     assert by_arithmetic["times_the_limit"] == pytest.approx(results[0].p50_ms / by_arithmetic["limit_ms"])
     assert 0 < by_reading["limit_ms"] < 1
+
+
+def test_a_limit_that_was_beaten_is_said_to_be_none() -> None:
+    rows: list[dict[str, Any]] = [{"times_the_limit": 1.2}, {"times_the_limit": None}]
+    assert warn_about_limits(rows) is None
+    warning = warn_about_limits([*rows, {"times_the_limit": 0.8}])
+    assert warning is not None
+    assert "1 of 3 configurations took less than the limit" in warning
+
+
+def test_the_ceiling_is_the_higher_of_two() -> None:
+    first = Ceilings(fp32_macs_per_second=3.0, int8_macs_per_second=5.0)
+    second = Ceilings(fp32_macs_per_second=2.0, int8_macs_per_second=9.0)
+    assert first.or_higher(second) == Ceilings(fp32_macs_per_second=3.0, int8_macs_per_second=9.0)
 
 
 # The slowed runtime: every run of a session takes a fifth longer, as if a release had made it so.
