@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,9 @@ def measure_accuracy(recognizer: Recognizer, pictures: LabelledPictures, *, resa
 
 
 def compare_pairwise(results: Sequence[AccuracyResult], labels: Int64Array) -> list[PairedComparison]:
-    """Every result against the first, face by face."""
+    """Every two results face by face, in their order."""
     comparisons = []
-    for other in results[1:]:
-        first = results[0]
+    for first, other in combinations(results, 2):
         right, other_right = first.predictions == labels, other.predictions == labels
         only_first, only_second = int((right & ~other_right).sum()), int((other_right & ~right).sum())
         comparisons.append(
@@ -218,15 +218,15 @@ def compare_pairwise(results: Sequence[AccuracyResult], labels: Int64Array) -> l
 
 
 def flips_csv(results: Sequence[AccuracyResult], pictures: LabelledPictures) -> str:
-    """The pictures that a model classifies otherwise than the first, as CSV with both answers and confidences."""
+    """The pictures that any two models classify differently, as CSV with both answers and confidences."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ("answer", "confidence", "other_model", "other_answer", "other_confidence")
     writer.writerow(("path", "label", "model", *columns))
-    for other in results[1:]:
-        for index in np.flatnonzero(results[0].predictions != other.predictions):
+    for first, other in combinations(results, 2):
+        for index in np.flatnonzero(first.predictions != other.predictions):
             row = [pictures.paths[index], EXPRESSIONS[pictures.labels[index]]]
-            for result in (results[0], other):
+            for result in (first, other):
                 answer = EXPRESSIONS[result.predictions[index]]
                 row += [f"{result.model} {result.precision}", answer, f"{result.probabilities[index].max():.3f}"]
             writer.writerow(row)

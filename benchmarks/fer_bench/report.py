@@ -14,7 +14,7 @@ from fer_bench.accuracy import LabelledPictures, compare_pairwise, measure_accur
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
 from fer_bench.latency import Configuration, Unavailable, configurations, measure_latency
-from fer_bench.limits import measure_ceilings, rows_with_limits
+from fer_bench.limits import measure_ceilings, rows_with_limits, warn_about_limits
 from fer_bench.report_data import ENGINE, label_of
 from fer_bench.robustness import (
     CONDITIONS,
@@ -114,12 +114,14 @@ def measure_report(
     )
     ceilings = measure_ceilings()
     results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=progress("turn"))
-    latency = rows_with_limits(results, wanted, ceilings)
+    latency = rows_with_limits(results, wanted, ceilings.or_higher(measure_ceilings()))
     warnings = []
     if busy := [one for one in results if one.is_busy]:
         named = [f"{label_of(one.model, one.precision)} on {one.engine}, batch {one.batch}" for one in busy]
         listed = "; ".join(named) if len(named) <= 4 else f"{len(named)} of {len(results)} configurations"
         warnings.append(f"the machine was busy while some times were taken ({listed}). Read them with care.")
+    if warning := warn_about_limits(latency):
+        warnings.append(f"{warning}.")
     if pictures.unreadable:
         warnings.append(f"{len(pictures.unreadable)} pictures could not be read and are not counted.")
 

@@ -36,6 +36,7 @@ from fer_bench.report_verdict import (
     say_ratio,
 )
 from fer_bench.robustness import CONDITIONS, RobustnessPoint, clean_accuracy, find_reaches
+from fer_bench.statistics import say_p
 from fer_runtime.expressions import EXPRESSIONS
 
 WIDE, NARROW = 940, 368  # pixels: the plots that are drawn once for desks and once for phones
@@ -164,7 +165,8 @@ def _pairs(report: ReportData) -> str:
     heads = ("Models", "Answers that differ", "Only the first right", "Only the second right", "McNemar p")
     rows = []
     for pair in report.pairs:
-        cells = (pair.changed, pair.only_first_right, pair.only_second_right, f"{pair.p_value:.2g}")
+        p_value = escape(say_p(pair.p_value).removeprefix("= "))
+        cells = (pair.changed, pair.only_first_right, pair.only_second_right, p_value)
         filled = "".join(f'<td data-label="{head}">{cell}</td>' for head, cell in zip(heads[1:], cells, strict=True))
         rows.append(f'<tr><th scope="row">{escape(pair.first)} – {escape(pair.second)}</th>{filled}</tr>')
     head = "".join(f'<th scope="col">{one}</th>' for one in heads)

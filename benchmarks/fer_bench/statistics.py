@@ -93,3 +93,8 @@ def mcnemar(only_first_right: int, only_second_right: int) -> float:
         for k in range(fewer + 1)
     )
     return min(1.0, 2 * tail)
+
+
+def say_p(value: float) -> str:
+    """A p-value with its sign, "= 0.0043"; below 1e-99 that is said, because "= 0" would be wrong."""
+    return f"= {value:.2g}" if value > 1e-99 else "< 1e-99"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fer_bench.statistics import bootstrap, mcnemar, percentiles, ratio_interval
+from fer_bench.statistics import bootstrap, mcnemar, percentiles, ratio_interval, say_p
 
 
 def test_percentiles_are_numpys_on_recorded_samples() -> None:
@@ -50,6 +50,11 @@ def test_a_ratio_of_two_runs_has_an_interval_around_it() -> None:
 )
 def test_mcnemar_is_the_exact_binomial_test(first: int, second: int, p: float) -> None:
     assert mcnemar(first, second) == pytest.approx(p)
+
+
+def test_a_p_value_is_never_said_to_be_zero() -> None:
+    assert say_p(0.00432) == "= 0.0043"
+    assert say_p(0.0) == "< 1e-99"
 
 
 def test_mcnemar_of_thousands_does_not_underflow() -> None:
