@@ -36,7 +36,7 @@ def draw_mistakes(result: AccuracyResult, pictures: LabelledPictures, path: Path
         face: Any = cv2.resize(pictures.faces[index], (_FACE, _FACE), interpolation=cv2.INTER_CUBIC)
         page[top : top + _FACE, left : left + _FACE] = face
         said = EXPRESSIONS[int(result.predictions[index])]
-        lines = (f"{said} {result.probabilities[index].max():.0%}", f"is {EXPRESSIONS[int(pictures.labels[index])]}")
+        lines = (f"{said} {result.probabilities[index].max():.0%}", f"label {EXPRESSIONS[int(pictures.labels[index])]}")
         for line, text in enumerate(lines):
             position = (left, top + _FACE + 12 + 13 * line)
             cv2.putText(page, text, position, cv2.FONT_HERSHEY_SIMPLEX, 0.38, 0, 1, cv2.LINE_AA)

@@ -50,7 +50,7 @@ class ContactSheet:
         patch = image[max(0, y) : y + height, max(0, x) : x + width]
         if 0 in patch.shape:
             return
-        caption = f"{face.confidence:.0%}" + ("" if true is None else f" is {true}")
+        caption = f"{face.confidence:.0%}" + ("" if true is None else f"\nlabel {true}")
         group.append((_thumbnail(patch), caption, true is not None and true != face.expression))
 
     def draw(self) -> Uint8Array:
@@ -74,8 +74,7 @@ class ContactSheet:
                 y = top + number // _COLUMNS * (_FACE + _CAPTION)
                 page[y : y + _FACE, x : x + _FACE] = thumbnail
                 color = _WRONG if is_wrong else _INK
-                for line, text in enumerate(caption.split(" is ")):
-                    text = text if line == 0 else f"is {text}"
+                for line, text in enumerate(caption.split("\n")):
                     cv2.putText(page, text, (x, y + _FACE + 13 + 14 * line), _FONT, 0.42, color, 1, cv2.LINE_AA)
             top += rows[name] * (_FACE + _CAPTION)
         return page
