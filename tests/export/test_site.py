@@ -238,6 +238,43 @@ def test_the_camera_gets_the_python_runtimes_expression(browser: Browser, site: 
     assert label == "Start camera"
 
 
+# Remembers what the page asks of the camera.
+SPY = """
+window.asked = [];
+const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = (what) => { const answer = ask(what); asked.push(answer); return answer; };
+"""
+
+
+def test_an_impatient_second_click_opens_no_second_camera(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        page.evaluate(SPY)
+        page.evaluate("for (const _ of [1, 2]) document.getElementById('camera').click()")
+        page.wait_for("fer.answers.length")
+        assert page.evaluate("asked.length") == 1
+
+
+def test_a_picture_chosen_while_the_browser_asks_is_kept(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        page.evaluate(SPY)
+        page.evaluate("document.getElementById('camera').click(); document.querySelector('.samples button').click()")
+        page.wait_for("asked[0].then((stream) => stream.getTracks().every((track) => track.readyState === 'ended'))")
+        page.wait_for("fer.answers.length")
+        assert page.evaluate("document.getElementById('picture').getAttribute('aria-label')").startswith("Eileen")
+        assert page.evaluate("document.getElementById('camera').textContent") == "Start camera"
+
+
+def test_a_camera_that_is_unplugged_is_said(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        page.evaluate(SPY)
+        page.evaluate("document.getElementById('camera').click()")
+        page.wait_for("fer.answers.length")
+        page.evaluate("asked[0].then((stream) => stream.getTracks()[0].dispatchEvent(new Event('ended')))")
+        page.wait_for("!document.getElementById('problem').hidden")
+        assert "unplugged" in page.evaluate("document.getElementById('problem').textContent")
+        assert page.evaluate("document.getElementById('camera').textContent") == "Start camera"
+
+
 def test_without_a_detector_the_face_is_read_inside_the_frame(browser: Browser, framed_site: str) -> None:
     side = round(0.7 * 480)
     box = ((640 - side) // 2, (480 - side) // 2, side, side)
@@ -262,7 +299,9 @@ def test_the_frame_moves_by_keys(browser: Browser, framed_site: str) -> None:
         page.press("-")
         page.wait_for(f"fer.answers[0].box.width < {before['width']}")
         after = page.evaluate("fer.answers[0].box")
-        assert not page.evaluate("document.getElementById('hint').hidden")
+        assert not page.evaluate("document.getElementById('framing').hidden")
+        page.evaluate("document.getElementById('larger').click()")
+        page.wait_for(f"fer.answers[0].box.width > {after['width']}")
     assert after["x"] + after["width"] / 2 < before["x"] + before["width"] / 2
 
 

@@ -170,24 +170,48 @@ async function answerPicture(number, title = pictureTitle) {
   }
 }
 
+let isStarting = false; // the browser may be asking for permission
+
 async function startCamera() {
+  if (isStarting) return;
   element("problem").hidden = true;
   if (!navigator.mediaDevices) {
     fail("The camera needs a secure address: https, or localhost.");
     return;
   }
+  const before = shown;
+  let granted = null;
+  isStarting = true;
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user", width: { ideal: 640 } } });
+    granted = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user", width: { ideal: 640 } } });
+    if (shown === before) {
+      video.srcObject = granted;
+      await video.play();
+    }
   } catch (error) {
+    granted?.getTracks().forEach((track) => track.stop());
+    video.srcObject = null;
     fail(
       error.name === "NotAllowedError"
         ? "The camera was not allowed. Allow it in the browser's settings for this page, or choose a picture."
         : `No camera can be used: ${error.message}`,
     );
     return;
+  } finally {
+    isStarting = false;
   }
-  video.srcObject = stream;
-  await video.play();
+  if (shown !== before) {
+    // A picture was chosen while the browser asked.
+    granted.getTracks().forEach((track) => track.stop());
+    video.srcObject = null;
+    return;
+  }
+  stream = granted;
+  granted.getVideoTracks()[0].addEventListener("ended", () => {
+    if (stream !== granted) return;
+    stopCamera();
+    fail("The camera gives no more pictures: it was unplugged, taken by another program or forbidden.");
+  });
   const button = element("camera");
   button.textContent = "Stop camera";
   button.setAttribute("aria-pressed", "true");
@@ -263,7 +287,8 @@ function present(faces, times, title) {
   canvas.setAttribute("aria-label", `${title}. ${summary(faces)}`);
   const isFramed = !detector && frame !== null;
   canvas.classList.toggle("movable", isFramed);
-  element("hint").hidden = !isFramed;
+  canvas.tabIndex = isFramed ? 0 : -1; // a stop for the keyboard only where keys do something
+  element("framing").hidden = !isFramed;
   times.draw = performance.now() - began;
   for (const [stage, value] of Object.entries(times)) {
     element(stage).textContent = value < 10 ? value.toFixed(1) : value.toFixed(0);
@@ -297,7 +322,10 @@ function draw(faces) {
     context.beginPath();
     context.roundRect(box.x, box.y, box.width, box.height, 8 * unit);
     context.stroke();
-    const text = `${faces.length > 1 ? `${number} ` : ""}${nameOf(best, probabilities)} ${Math.round(100 * probabilities[best])} %`;
+    const short = `${faces.length > 1 ? `${number} ` : ""}${nameOf(best, probabilities)}`;
+    let text = `${short} ${Math.round(100 * probabilities[best])} %`;
+    // Among small faces a long tag would cover the neighbours; the share stands beside the picture, too.
+    if (faces.length > 1 && context.measureText(text).width > 2 * box.width) text = short;
     const tagWidth = context.measureText(text).width + letters;
     const tagHeight = 1.6 * letters;
     const x = Math.min(Math.max(box.x, 0), Math.max(width - tagWidth, 0));
@@ -353,6 +381,8 @@ function card() {
 
 // The frame, where no detector is there.
 
+const frameStep = () => Math.max(2, Math.round(source.width / 60));
+
 function moveFrame(dx, dy, growth = 0) {
   if (!frame || detector) return;
   const { width, height } = source;
@@ -368,7 +398,7 @@ function moveFrame(dx, dy, growth = 0) {
 }
 
 canvas.addEventListener("keydown", (event) => {
-  const step = Math.max(2, Math.round(source.width / 60));
+  const step = frameStep();
   const moves = {
     ArrowLeft: [-step, 0],
     ArrowRight: [step, 0],
@@ -397,6 +427,10 @@ canvas.addEventListener("pointermove", (event) => {
   grip = [event.clientX, event.clientY];
 });
 for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (grip = null));
+
+// For fingers, which have no plus and minus.
+element("smaller").addEventListener("click", () => moveFrame(0, 0, -4 * frameStep()));
+element("larger").addEventListener("click", () => moveFrame(0, 0, 4 * frameStep()));
 
 element("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
 
