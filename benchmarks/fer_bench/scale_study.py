@@ -74,7 +74,7 @@ def main(folder: str, pictures: int, workers: tuple[int, ...]) -> None:
     runs: list[tuple[str, list[str], tuple[str, ...]]] = [("local", paths, ())]
     for count in workers:
         # The short run is nearly all start; what the long one takes more is what pictures cost.
-        arguments = ("--engine", "ray", "--workers", str(count), "--part-size", str(PART_SIZE))
+        arguments: tuple[str, ...] = ("--engine", "ray", "--workers", str(count), "--part-size", str(PART_SIZE))
         runs += [(f"ray, {count} workers", some, arguments) for some in (paths[:64], paths)]
     for name, some, arguments in runs:
         run = measure_run(some, *arguments)
