@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fer_bench.latency import LatencyResult
 
 # Integer arithmetic may round otherwise in another engine; beyond this a time is that of another function.
-_SAME_ANSWER = 0.02
+SAME_ANSWER = 0.02
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -75,7 +75,7 @@ def warn_about(results: Sequence[LatencyResult]) -> None:
         )
     for result in results:
         difference = result.max_probability_difference or 0
-        if difference > _SAME_ANSWER:
+        if difference > SAME_ANSWER:
             click.echo(
                 f"warning: {result} gives other probabilities than ONNX Runtime, by up to {difference:.3f}", err=True
             )

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from html import escape
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.transforms import Bbox
 
 from fer_bench.report_data import LatencyRow, ReliabilityBin, label_of
 from fer_bench.report_verdict import Candidate, pareto_front, say_megabytes, say_ms
@@ -34,6 +36,8 @@ from fer_runtime.files import replaced_atomically
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 MODEL_ROLES = ("first", "second", "third", "fourth")
+# How many lines a label may lie above its point, the best first: just above the dotted line to the right of it.
+_LIFTS = (0.6, -0.6, 1.6, -1.6, 2.6, -2.6, 3.6, -3.6)
 _LATENCY_EDGE = 2.5  # medians at which the latency axis ends at the latest
 _STEADY_BIN = 20  # faces behind a point of a reliability line
 _GUESSING = 1 / 7  # accuracy of a model that knows nothing
@@ -188,7 +192,7 @@ def draw_tradeoff(points: Sequence[Candidate], *, theme: Theme, width: int = 760
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("milliseconds per face, one thread, median (log)")
     axes.set_ylabel("accuracy")
-    figure.canvas.draw()  # the layout decides where points lie, and labels are placed by that
+    figure.draw_without_rendering()  # the layout decides where points lie, and labels are placed by that
     _place_labels(axes, points, theme, narrow=width < 600)
     return figure
 
@@ -206,26 +210,26 @@ def _area(megabytes: float) -> float:
 
 
 def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narrow: bool) -> None:
-    """Label each point on the side that has room, pushed apart upwards where two would touch."""
+    """Label each point where the label touches no other label, no other point and as few bars as can be."""
     line = 32.0 if narrow else 18.0  # pixels that a label takes
-    reach = 150.0 if narrow else 260.0
-    placed: list[tuple[bool, float, float]] = []
+    frame = axes.get_window_extent()
+    places = {point.label: axes.transData.transform((point.p50_ms, point.accuracy)) for point in points}
+    marks, bars = {}, {}
+    for point in points:
+        x, y = places[point.label]
+        reach = _radius(point) + 3
+        marks[point.label] = Bbox.from_extents(x - reach, y - reach, x + reach, y + reach)
+        ends = [axes.transData.transform((point.p50_ms, value))[1] for value in (point.low, point.high)]
+        bars[point.label] = Bbox.from_extents(x - 1, ends[0], x + 1, ends[1])
+    placed: list[Bbox] = []
     for point in sorted(points, key=lambda one: one.accuracy):
-        x, y = axes.transData.transform((point.p50_ms, point.accuracy))
-        on_right = bool(axes.transAxes.inverted().transform((x, y))[0] < 0.55)
-        at = y + line * 0.6  # above the dotted line, which leaves the point to the right
-        for other_side, other_x, other_y in sorted(placed, key=lambda one: one[2]):
-            if other_side == on_right and abs(other_x - x) < reach and abs(other_y - at) < line:
-                at = other_y + line
-        placed.append((on_right, x, at))
-        radius = math.sqrt(_area(point.megabytes) / math.pi)
+        x, y = places[point.label]
         figures = f"{point.accuracy:.1%} · {say_ms(point.p50_ms)} ms · {say_megabytes(point.megabytes)} MB"
         label = axes.annotate(
             f"{point.label}\n{figures}" if narrow else f"{point.label} · {figures}",
             (point.p50_ms, point.accuracy),
-            xytext=(radius + 8 if on_right else -radius - 8, at - y),
+            xytext=(0, 0),
             textcoords="offset points",
-            ha="left" if on_right else "right",
             va="center",
             fontsize=11,
             color=theme.ink,
@@ -233,6 +237,28 @@ def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narr
         )
         # The layout is settled; a label must not shrink the axes that it was placed by.
         label.set_in_layout(False)
+        extent = label.get_window_extent()
+        aside = _radius(point) + 8
+        prefers_right = bool(x < frame.x0 + 0.55 * frame.width)
+        choices: list[tuple[float, float, bool, Bbox]] = []
+        for lift, on_right in product(_LIFTS, (prefers_right, not prefers_right)):
+            left = x + aside if on_right else x - aside - extent.width
+            box = Bbox.from_bounds(left, y + lift * line - extent.height / 2, extent.width, extent.height)
+            others = [name for name in places if name != point.label]
+            cost = abs(lift) + (0.5 if on_right != prefers_right else 0)
+            cost += 100 * sum(box.overlaps(one) for one in placed)
+            cost += 100 * (box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1)
+            cost += 30 * sum(box.overlaps(marks[name]) for name in others)
+            cost += 2 * sum(box.overlaps(bars[name]) for name in others)
+            choices.append((cost, lift, on_right, box))
+        _, lift, on_right, box = min(choices, key=lambda one: one[0])
+        placed.append(box)
+        label.set_position((aside if on_right else -aside, lift * line))
+        label.set_horizontalalignment("left" if on_right else "right")
+
+
+def _radius(point: Candidate) -> float:
+    return math.sqrt(_area(point.megabytes) / math.pi)
 
 
 def draw_latency(rows: Sequence[LatencyRow], *, theme: Theme, width: int = 760) -> Figure:

@@ -72,6 +72,7 @@ class LatencyRow:
     times_limit: float | None = None  # p50 over what the core's ceilings allow
     cold_start_ms: float | None = None
     peak_mb: float | None = None
+    difference: float | None = None  # largest |Δp| from ONNX Runtime's answer; None: it is the reference
 
     @property
     def label(self) -> str:
@@ -235,6 +236,7 @@ def _latency_row(row: Mapping[str, Any]) -> LatencyRow:
         times_limit=row.get("times_the_limit"),
         cold_start_ms=sum(row["cold_start_cpu_ms"].values()) if "cold_start_cpu_ms" in row else None,
         peak_mb=row.get("peak_mb"),
+        difference=row.get("max_probability_difference"),
     )
 
 

@@ -10,6 +10,7 @@ from string import Template
 
 from matplotlib.figure import Figure
 
+from fer_bench.console import SAME_ANSWER
 from fer_bench.plots import (
     DARK,
     LIGHT,
@@ -226,7 +227,7 @@ def _engines(report: ReportData) -> str:
     if len({row.engine for row in rows}) < 2 and not report.not_measured:
         return ""
     labels = list(dict.fromkeys(row.label for row in report.latency if row.engine == ENGINE))
-    lines = []
+    lines, has_other_answers = [], False
     for engine in dict.fromkeys(row.engine for row in rows):
         cells = []
         for label in labels:
@@ -234,16 +235,21 @@ def _engines(report: ReportData) -> str:
             row = next((one for one in rows if one.engine == engine and one.label == label), None)
             ratio = f"<small>{say_ratio(row.p50_ms / base.p50_ms)}×</small>" if row and base else ""
             text = f"{say_ms(row.p50_ms)} {ratio}" if row else "–"
+            if row and (row.difference or 0) > SAME_ANSWER:
+                text += f" <small>other answers, by {row.difference:.2f}</small>"
+                has_other_answers = True
             cells.append(f'<td data-label="{escape(label)}">{text}</td>')
         ships = ' <span class="tag">ships</span>' if engine == ENGINE else ""
         lines.append(f'<tr><th scope="row">{escape(engine)}{ships}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    mind = " <em>Other answers</em>: its probabilities are not those of the file, so its time is none of this model."
+    mind = mind if has_other_answers else ""
     missing = "".join(f"<li>{escape(one)}</li>" for one in report.not_measured)
     more = f'<p class="note">Not measured here:</p><ul class="note">{missing}</ul>' if missing else ""
     return (
         f"<section><h2>Beside other engines</h2><p>{_say_peers(report, rows)}</p>"
         f'<table class="{_wrap(labels)}"><caption>Median milliseconds per call with one face on one thread, and how '
-        "many times the shipped runtime's time that is.</caption>"
+        f"many times the shipped runtime's time that is.{mind}</caption>"
         f'<thead><tr><th scope="col">Engine</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>{more}</section>"
     )

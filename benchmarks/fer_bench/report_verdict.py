@@ -88,7 +88,7 @@ def _pick_reason(pick: Candidate, best: Candidate, count: int) -> str:
     points = 100 * (best.accuracy - pick.accuracy)
     return (
         f"{points:.1f} points below the most accurate ({best.label}, {best.accuracy:.1%}), which is inside its 95% "
-        f"interval, and {say_ratio(best.p50_ms / pick.p50_ms)} times faster."
+        f"interval, and {say_ratio(best.p50_ms / pick.p50_ms)} times as fast."
     )
 
 
@@ -97,7 +97,7 @@ def _lean_reason(pick: Candidate, lean: Candidate) -> str:
     smaller = say_ratio(pick.megabytes / lean.megabytes)
     points = 100 * (pick.accuracy - lean.accuracy)
     price = f"gives up {points:.1f} points of accuracy" if points >= 0.05 else "gives up no accuracy"
-    return f"It is {faster} times faster and {smaller} times smaller, and {price}."
+    return f"It is {faster} times as fast and {smaller} times smaller, and {price}."
 
 
 def say_ratio(ratio: float) -> str:

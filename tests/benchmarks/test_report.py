@@ -19,9 +19,10 @@ from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.chromium import NAMES, Browser, find_browser
 from fer_bench.cli import main
+from fer_bench.plots import LIGHT, draw_tradeoff, drawing
 from fer_bench.report import reliability_bins
 from fer_bench.report_data import parse_report, read_report
-from fer_bench.report_page import render_page
+from fer_bench.report_page import NARROW, WIDE, render_page
 from fer_bench.report_verdict import Candidate, decide, pareto_front
 from fer_bench.robustness import CONDITIONS, wilson_interval
 from fer_runtime.errors import DataError
@@ -58,13 +59,13 @@ def test_the_front_drops_what_is_beaten_in_all_three() -> None:
 
 def test_the_pick_is_the_fastest_of_those_as_good_as_the_best() -> None:
     verdict = decide([SMALL, SMALL8, LARGE, LARGE8])
-    assert verdict.pick == LARGE8  # 68.6 % lies within 69.0 ± 1.5, and is 3.5 times faster
+    assert verdict.pick == LARGE8  # 68.6 % lies within 69.0 ± 1.5, and is 3.5 times as fast
     assert verdict.pick_reason == (
-        "0.4 points below the most accurate (v1 fp32, 69.0%), which is inside its 95% interval, and 3.5 times faster."
+        "0.4 points below the most accurate (v1 fp32, 69.0%), which is inside its 95% interval, and 3.5 times as fast."
     )
     assert verdict.lean == SMALL8  # the smallest of what is faster
     # 2.0 / 0.11 = 18, 11.5 / 0.35 = 33, 68.6 - 61.6 = 7.0
-    assert verdict.lean_reason == "It is 18 times faster and 33 times smaller, and gives up 7.0 points of accuracy."
+    assert verdict.lean_reason == "It is 18 times as fast and 33 times smaller, and gives up 7.0 points of accuracy."
     assert verdict.headline == "Take v1 int8."
     assert "68.6%" in verdict.reason
     assert "2.00 ms" in verdict.reason
@@ -239,7 +240,7 @@ def test_the_page_is_whole(page: str) -> None:
     assert page.count("<title id=") == page.count("<desc id=") == 20
     for words in (
         "Take v1 int8.",
-        "18 times faster",
+        "18 times as fast",
         "Some <Processor> & more",  # escaped in the page, whole in its text
         "fer-bench report --data faces",
         "pip install 'fer-edge[bench]'",
@@ -268,6 +269,42 @@ def test_a_files_name_is_text_and_nothing_else() -> None:
     assert structure.open == []
     # The title, the headline and a cell of each table at least, each as it was written.
     assert structure.text.count(name) >= 5
+
+
+def test_an_engine_with_other_answers_is_marked() -> None:
+    content = made_up_report()
+    for row in content["latency"]:
+        if row["engine"] == "torch":
+            row["max_probability_difference"] = 0.046 if row["model"] == "v1" else 0.001
+    text = render_page(parse_report(content, source="here"))
+    assert text.count("other answers, by 0.05") == 2
+    assert text.count("<em>Other answers</em>") == 1
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize(
+    "points",
+    [
+        [SMALL, SMALL8],
+        [SMALL, SMALL8, LARGE, LARGE8],
+        [candidate("v0 fp32", 0.6197, 0.211, 1.29), candidate("v0 int8", 0.6158, 0.165, 0.35)],
+        [SMALL, SMALL8, candidate("v1 fp32", 0.70, 2.9, 44.8), candidate("v1 int8", 0.697, 1.4, 11.3)],
+        [SMALL],
+    ],
+)
+def test_no_label_covers_another_or_another_models_point(points: list[Candidate], width: int) -> None:
+    with drawing(LIGHT) as theme:
+        figure = draw_tradeoff(points, theme=theme, width=width)
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        labels = [one for one in axes.texts if "MB" in one.get_text()]
+        boxes = {one.get_text().split(" · ")[0].split("\n")[0]: one.get_window_extent() for one in labels}
+        assert set(boxes) == {one.label for one in points}
+        for one in points:
+            box, others = boxes[one.label], [other for other in points if other != one]
+            assert not any(box.overlaps(boxes[other.label]) for other in others)
+            centres = [axes.transData.transform((other.p50_ms, other.accuracy)) for other in others]
+            assert not any(box.contains(x, y) for x, y in centres)
 
 
 def test_every_colour_of_a_plot_is_one_of_the_themes(page: str) -> None:
