@@ -93,6 +93,11 @@ class BrowserResult:
     transferred_bytes: int  # by that first visit, uncompressed, HTTP headers included
     probabilities: dict[str, float]  # of the first face, to see that it is an answer
 
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) / median of the rounds' medians."""
+        return (max(self.round_p50_ms) - min(self.round_p50_ms)) / median(self.round_p50_ms)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -254,9 +259,7 @@ def _served(folder: Path) -> Iterator[str]:
     "precisions",
     type=click.Choice(PRECISIONS),
     multiple=True,
-    default=("fp32", "int8"),
-    show_default=True,
-    help="Its files. May be given several times.",
+    help="Its files. May be given several times. [default: all that are there]",
 )
 @models_dir_option
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each tab.")
@@ -284,12 +287,17 @@ def browser(
     Chromium: median, 95th percentile and minimum in ms; time and bytes of a first visit.
     """
     from fer_bench.environment import environment
+    from fer_bench.latency import BUSY_SPREAD, configurations
     from fer_runtime.models import find_model
 
-    models = [
-        (f"{model} {precision}", find_model(model, precision=precision, models_dir=models_dir))
-        for precision in precisions
-    ]
+    if precisions:
+        models = [
+            (f"{model} {precision}", find_model(model, precision=precision, models_dir=models_dir))
+            for precision in precisions
+        ]
+    else:
+        found = configurations(models=(model,), engines=("onnxruntime",), models_dir=models_dir)
+        models = [(f"{one.model} {one.precision}", one.source) for one in found]
     machine = environment()
     say_environment(machine)
     version, results = measure_browser(
@@ -309,4 +317,6 @@ def browser(
             f"{one.name:20} {one.p50_ms:8.3f} {one.p95_ms:8.3f} {one.min_ms:8.3f} {faster:>8} "
             f"{one.cold_ms:15.0f} {one.transferred_bytes / 1e6:6.2f}"
         )
+    if (spread := max(one.spread for one in results)) > BUSY_SPREAD:
+        click.echo(f"warning: the machine was busy: a tab's rounds differ by up to {spread:.0%}", err=True)
     write_json(json_path, machine | {"browser": version}, [one.to_dict() for one in results])

@@ -23,7 +23,7 @@ from fer_runtime.inspect import inspect_model
 from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision, checkpoint_path, find_model, packaged_models_dir
 
 # Beyond these the machine did something else meanwhile, and the figure is no property of the model.
-_BUSY_SPREAD = 0.25
+BUSY_SPREAD = 0.25
 _BUSY_CPU_SHARE = 0.85
 
 
@@ -137,7 +137,10 @@ def configurations(
                 for count in threads
             ]
     if not found:
-        raise ModelFileError(f"no model of {', '.join(models)} in {models_dir}; write one with: fer-export --model v0")
+        named_model = next((model for model in models if model in MODEL_NAMES), MODEL_NAMES[0])
+        raise ModelFileError(
+            f"no model of {', '.join(models)} in {models_dir}; write one with: fer-export --model {named_model}"
+        )
     return found
 
 
@@ -319,7 +322,7 @@ class _Worker:
             round_p50_ms=tuple(medians),
             spread=spread,
             cpu_share=cpu / wall,
-            is_busy=spread > _BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,
+            is_busy=spread > BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,
             peak_mb=max(one["peak_bytes"] for one in self._rounds) / 1e6,
             model_bytes=configuration.source.stat().st_size,
             max_probability_difference=None if reference is None else _difference(self.probabilities, reference),

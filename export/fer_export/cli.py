@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.errors import ModelFileError
 from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "--site",
     type=_FOLDER,
     metavar="DIR",
-    help="Write a web page that runs an exported model (int8, unless --precision says otherwise) to DIR, and exit. "
-    "Any static server serves it. Needs no extra.",
+    help="Write a web page that runs an exported model (int8 where it is there, unless --precision says "
+    "otherwise) to DIR, and exit. Any static server serves it. Needs no extra.",
 )
 @click.option("--serve", is_flag=True, help="With --site: serve the page on this machine only, until Ctrl-C.")
 @click.option(
@@ -166,7 +167,13 @@ def _site(
 
     if len(precisions) > 1:
         raise click.UsageError("A site runs one model; give --precision once.")
-    path = find_model(model, precision=precisions[0] if precisions else "int8", models_dir=models_dir)
+    try:
+        path = find_model(model, precision=precisions[0] if precisions else "int8", models_dir=models_dir)
+    except ModelFileError:
+        if precisions:
+            raise
+        # A model whose int8 file did not pass its gate has none.
+        path = find_model(model, precision="fp32", models_dir=models_dir)
     written = write_site(folder, model=path, ort_web=ort_web, yunet=yunet)
     finder = "YuNet finds the faces" if written.has_detector else "a frame for one face; --yunet FILE finds faces"
     click.echo(f"{folder}  {path.name}, {written.site_bytes / 1e6:.1f} MB, {finder}")

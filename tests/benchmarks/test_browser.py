@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.conftest import CHECKOUT
 
-from fer_bench.browser import measure_browser
+from fer_bench.browser import BrowserResult, measure_browser
 from fer_bench.chromium import NAMES, find_browser
 from fer_export.site import ORT_WEB_INTEGRITY, ORT_WEB_VERSION, fetch_npm_package
 from fer_runtime.certificate import parse_certificate
@@ -16,6 +16,21 @@ from fer_runtime.onnx_file import read_onnx_file
 from fer_runtime.recognizer import Recognizer
 
 MODEL = CHECKOUT / "models" / "model_0.onnx"
+
+
+def test_rounds_that_differ_make_a_spread() -> None:
+    result = BrowserResult(
+        name="v0 fp32",
+        p50_ms=1.0,
+        p95_ms=1.0,
+        min_ms=1.0,
+        runs=3,
+        round_p50_ms=(1.0, 1.25, 1.5),
+        cold_ms=9.0,
+        transferred_bytes=1,
+        probabilities={},
+    )
+    assert result.spread == pytest.approx(0.5 / 1.25)
 
 
 def test_what_is_timed_is_an_answer() -> None:

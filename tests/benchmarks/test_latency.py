@@ -114,6 +114,13 @@ def test_a_model_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
         configurations(models=[str(tmp_path / "none.onnx")], models_dir=tmp_path)
 
 
+def test_the_model_that_was_asked_for_is_the_one_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("fer_runtime.models", "fer_bench.latency"):
+        monkeypatch.setattr(f"{module}.packaged_models_dir", lambda: tmp_path)
+    with pytest.raises(ModelFileError, match="fer-export --model v1"):
+        configurations(models=["v1"], models_dir=tmp_path)
+
+
 def _results(rounds: list[float], **changes: object) -> list[dict[str, object]]:
     one = {"engine": "onnxruntime", "model": "v0", "precision": "fp32", "batch": 1, "threads": 1}
     return [one | {"p50_ms": sorted(rounds)[len(rounds) // 2], "round_p50_ms": rounds} | changes]

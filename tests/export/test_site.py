@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.conftest import CHECKOUT
+from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.chromium import NAMES, Browser, Page, find_browser
 from fer_export.cli import main
@@ -32,8 +33,9 @@ from fer_export.site import (
 )
 from fer_runtime.certificate import parse_certificate
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
+from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.faces import prepare_face
-from fer_runtime.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.onnx_file import read_onnx_file
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.yunet_file import yunet_path
@@ -422,6 +424,22 @@ def test_the_command_writes_a_site(ort_web: Path, tmp_path: Path) -> None:
     listed = json.loads(worker.partition("const FILES = ")[2].partition(";")[0])
     assert all((folder / name).exists() for name in listed)
     assert {"index.html", "app.js", "model.onnx", "ort/ort-wasm-simd-threaded.wasm"} <= set(listed)
+
+
+def test_a_model_without_int8_is_written_in_fp32(
+    ort_web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fer_runtime.models.packaged_models_dir", lambda: tmp_path / "none")
+    metadata = ModelMetadata(name="v1", expressions=EXPRESSIONS, precision="fp32", opset=18)
+    write_band_model(tmp_path / "model_v1.onnx", metadata=metadata)
+    arguments = ["--model", "v1", "--models-dir", str(tmp_path), "--ort-web", str(ort_web)]
+    result = CliRunner().invoke(main, [*arguments, "--site", str(tmp_path / "site")])
+    assert result.exit_code == 0, result.output
+    assert "model_v1.onnx" in result.stdout
+    # Whoever asks for int8 gets int8 or the reason.
+    result = CliRunner().invoke(main, [*arguments, "--site", str(tmp_path / "int8"), "--precision", "int8"])
+    assert result.exit_code == 1
+    assert "--model v1 --precision int8" in result.stderr
 
 
 def test_other_contents_give_the_offline_copy_another_version(ort_web: Path, tmp_path: Path) -> None:
