@@ -239,9 +239,20 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
     from fer_bench.compare import compare_results
 
     before, after = _read_latency(old), _read_latency(new)
-    machines = [content["environment"].get("cpu") for content in (before, after)]
+    # Clouds give processors of several generations one name; their instruction sets tell them apart.
+    machines = [
+        f"{content['environment'].get('cpu')} ({', '.join(content['environment'].get('cpu_flags', [])) or 'no flags'})"
+        for content in (before, after)
+    ]
     if machines[0] != machines[1]:
         click.echo(f"warning: measured on different processors, {machines[0]} and {machines[1]}", err=True)
+    for path, content in ((old, before), (new, after)):
+        if busy := sum(bool(one.get("is_busy")) for one in content["results"]):
+            click.echo(
+                f"warning: the machine was busy during {busy} of {len(content['results'])} configurations of {path}; "
+                "measure again on an idle one before you believe what is slower",
+                err=True,
+            )
     changes, single = compare_results(before["results"], after["results"], tolerance=tolerance)
     for change in changes:
         click.echo(str(change))
@@ -273,10 +284,14 @@ def _percent(interval: Interval) -> str:
 
 
 def _read_latency(path: Path) -> dict[str, Any]:
+    from fer_bench.compare import KEY
+
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["environment"], dict) or not all(one["round_p50_ms"] for one in content["results"]):
             raise ValueError("a configuration without rounds")
+        if missing := [key for one in content["results"] for key in (*KEY, "p50_ms") if key not in one]:
+            raise ValueError(f"a configuration without {missing[0]}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no file of fer-bench latency --json ({error!r}); write one with it") from error
     return content

@@ -8,7 +8,7 @@ from typing import Any
 
 from fer_bench.statistics import Interval, ratio_interval
 
-_KEY = ("engine", "model", "precision", "batch", "threads")
+KEY = ("engine", "model", "precision", "batch", "threads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +41,8 @@ def compare_results(
         old, new: the `results` of two files of `fer-bench latency --json`.
         tolerance: fraction that may be lost.
     """
-    before = {tuple(one[key] for key in _KEY): one for one in old}
-    after = {tuple(one[key] for key in _KEY): one for one in new}
+    before = {tuple(one[key] for key in KEY): one for one in old}
+    after = {tuple(one[key] for key in KEY): one for one in new}
     changes = []
     for key in before.keys() & after.keys():
         ratio = ratio_interval(_quiet(before[key]["round_p50_ms"]), _quiet(after[key]["round_p50_ms"]))

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tests.runtime.tiny_models import write_band_model
 
+from fer_bench.cli import main
 from fer_bench.compare import compare_results
 from fer_bench.latency import Configuration, LatencyResult, configurations, measure_latency
 from fer_bench.limits import Ceilings, measure_ceilings, rows_with_limits, warn_about_limits
@@ -143,6 +145,31 @@ def test_configurations_in_one_file_only_are_named() -> None:
     changes, single = compare_results(_results([1.0, 1.0]), _results([1.0, 1.0], batch=64))
     assert changes == []
     assert len(single) == 2
+
+
+def _write(path: Path, *, flags: list[str], **changes: object) -> str:
+    content = {"environment": {"cpu": "Some CPU", "cpu_flags": flags}, "results": _results([1.0, 1.0], **changes)}
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_what_makes_two_files_hard_to_compare_is_said(tmp_path: Path) -> None:
+    old = _write(tmp_path / "old.json", flags=["avx2"])
+    other = _write(tmp_path / "new.json", flags=["avx2", "avx512f"], is_busy=True)
+    result = CliRunner().invoke(main, ["compare", old, old])
+    assert (result.exit_code, result.stderr) == (0, "")
+    result = CliRunner().invoke(main, ["compare", old, other])
+    assert result.exit_code == 0
+    assert "different processors, Some CPU (avx2) and Some CPU (avx2, avx512f)" in result.stderr
+    assert "busy during 1 of 1 configurations of" in result.stderr
+
+
+def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text('{"environment": {}, "results": [{"round_p50_ms": [1.0]}]}')
+    result = CliRunner().invoke(main, ["compare", str(wrong), str(wrong)])
+    assert result.exit_code == 1
+    assert "is no file of fer-bench latency --json (ValueError('a configuration without engine'))" in result.stderr
 
 
 def test_the_limit_is_within_reach_of_numpy() -> None:
