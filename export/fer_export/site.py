@@ -42,7 +42,12 @@ _PAGE_FILES = (
     "runtime.js",
     "yunet.js",
 )
-_SAMPLES = {"eileen_collins.jpg": "Eileen Collins", "grace_hopper.jpg": "Grace Hopper", "group.jpg": "A group"}
+# Title, and x, y and side of the frame that the page starts with where it has no detector: YuNet's crop.
+_SAMPLES = {
+    "eileen_collins.jpg": ("Eileen Collins", (166, 65, 114)),
+    "grace_hopper.jpg": ("Grace Hopper", (162, 125, 213)),
+    "group.jpg": ("A group", (124, 104, 145)),
+}
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
     "media-src 'self' blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"
@@ -122,7 +127,9 @@ def write_site(
         "model_file": model.name,
         "model_bytes": len(content),
         "yunet": "face_detection_yunet.onnx" if yunet is not None else None,
-        "samples": [{"file": f"samples/{name}", "title": title} for name, title in _SAMPLES.items()],
+        "samples": [
+            {"file": f"samples/{name}", "title": title, "face": face} for name, (title, face) in _SAMPLES.items()
+        ],
     }
     entries["site.json"] = (json.dumps(settings, indent=1) + "\n").encode()
     policy = html.escape(CONTENT_SECURITY_POLICY, quote=False)

@@ -292,6 +292,14 @@ def test_without_a_detector_the_face_is_read_inside_the_frame(browser: Browser, 
     assert answer["expression"] == expected.expression
 
 
+def test_a_samples_frame_shows_its_face(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        for number, expression in enumerate(("happy", "neutral", "happy")):
+            page.evaluate(f"fer.answers = []; document.querySelectorAll('.samples button')[{number}].click()")
+            assert page.wait_for("fer.answers[0]?.expression") == expression
+        assert page.evaluate("getComputedStyle(document.getElementById('framing')).display") == "flex"
+
+
 def test_the_frame_moves_by_keys(browser: Browser, framed_site: str) -> None:
     with opened(browser, framed_site) as page:
         page.evaluate("document.querySelector('.samples button').click()")
@@ -328,6 +336,7 @@ def test_nothing_is_complained_about_and_nothing_comes_from_elsewhere(
         page.wait_for("fer.answers.length === 5")
         visit = page.visit()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("getComputedStyle(document.getElementById('framing')).display") == "none"
         text = page.evaluate("document.body.innerText")
     assert visit.complaints == []
     assert [one for one in visit.requests if not one.startswith((site, f"blob:{site}"))] == []

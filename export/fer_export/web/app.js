@@ -47,14 +47,14 @@ async function start() {
 }
 
 function addSamples(samples) {
-  for (const { file, title } of samples) {
+  for (const { file, title, face } of samples) {
     const button = document.createElement("button");
     const image = Object.assign(new Image(), { src: file, alt: title });
     Object.assign(button, { type: "button", title });
     button.append(image);
     button.addEventListener("click", async () => {
       stopCamera();
-      await showPicture(await (await fetch(file)).blob(), title);
+      await showPicture(await (await fetch(file)).blob(), title, face);
     });
     element("samples").append(button);
   }
@@ -131,7 +131,8 @@ function middle(width, height) {
   return { x: Math.round((width - side) / 2), y: Math.round((height - side) / 2), width: side, height: side };
 }
 
-async function showPicture(blob, title) {
+/** @param {number[]} [face] x, y and side of a frame that shows the picture's face */
+async function showPicture(blob, title, face = null) {
   const number = ++shown;
   element("problem").hidden = true;
   let bitmap;
@@ -146,7 +147,7 @@ async function showPicture(blob, title) {
   source.height = Math.round(bitmap.height * shrink);
   sourceContext.drawImage(bitmap, 0, 0, source.width, source.height);
   bitmap.close();
-  frame = null;
+  frame = face && { x: face[0], y: face[1], width: face[2], height: face[2] };
   await answerPicture(number, title);
 }
 
