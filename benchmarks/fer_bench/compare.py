@@ -19,13 +19,14 @@ class Change:
     old_p50_ms: float
     new_p50_ms: float
     ratio: Interval  # new / old of the rounds' medians
+    core_ratio: Interval | None  # the same of medians in units of the core's speed beside them; None: not in both files
     is_regression: bool
 
     def __str__(self) -> str:
         verdict = "SLOWER" if self.is_regression else "ok"
         return (
             f"{verdict:6}  {self.name:48}  {self.old_p50_ms:8.3f} -> {self.new_p50_ms:8.3f} ms  "
-            f"x {self.ratio.value:.3f} [{self.ratio.low:.3f}, {self.ratio.high:.3f}]"
+            f"x {_say(self.ratio)}" + (f"  by the core's speed x {_say(self.core_ratio)}" if self.core_ratio else "")
         )
 
 
@@ -35,7 +36,8 @@ def compare_results(
     """Changes of the configurations that stand in both, and the names of those that stand in one only.
 
     A regression is a ratio that lies above 1 + tolerance with its whole 95 % interval: the rounds of
-    each file say how much the machine itself wavers.
+    each file say how much the machine itself wavers. Where both files have the core's own speed beside each
+    round, the ratio of times in its units has to lie there as well: a core that was slower is no slower build.
 
     Args:
         old, new: the `results` of two files of `fer-bench latency --json`.
@@ -45,14 +47,18 @@ def compare_results(
     after = {tuple(one[key] for key in KEY): one for one in new}
     changes = []
     for key in before.keys() & after.keys():
-        ratio = ratio_interval(_quiet(before[key]["round_p50_ms"]), _quiet(after[key]["round_p50_ms"]))
+        ratio = ratio_interval(*(_quiet(one[key]["round_p50_ms"]) for one in (before, after)))
+        core_ratio = None
+        if all(one[key].get("round_control_ms") for one in (before, after)):
+            core_ratio = ratio_interval(*(_quiet(_in_core_speed(one[key])) for one in (before, after)))
         changes.append(
             Change(
                 name=_name(key),
                 old_p50_ms=before[key]["p50_ms"],
                 new_p50_ms=after[key]["p50_ms"],
                 ratio=ratio,
-                is_regression=ratio.low > 1 + tolerance,
+                core_ratio=core_ratio,
+                is_regression=min(one.low for one in (ratio, core_ratio) if one is not None) > 1 + tolerance,
             )
         )
     single = sorted(_name(key) for key in before.keys() ^ after.keys())
@@ -62,6 +68,15 @@ def compare_results(
 def _quiet(rounds: Sequence[float]) -> list[float]:
     """The faster half of the rounds: other processes only ever make a round slower."""
     return sorted(rounds)[: max(1, (len(rounds) + 1) // 2)]
+
+
+def _in_core_speed(result: dict[str, Any]) -> list[float]:
+    """The rounds' medians as multiples of numpy's product beside them."""
+    return [p50 / control for p50, control in zip(result["round_p50_ms"], result["round_control_ms"], strict=True)]
+
+
+def _say(ratio: Interval) -> str:
+    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 def _name(key: tuple[Any, ...]) -> str:

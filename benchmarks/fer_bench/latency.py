@@ -67,6 +67,7 @@ class LatencyResult:
     runs: int  # timed runs, after the warm-up
     warmup_runs: int
     round_p50_ms: tuple[float, ...]  # median of each round: what `compare` works with
+    round_control_ms: tuple[float, ...]  # a small product of numpy's beside each round: how fast the core was then
     spread: float  # (largest - smallest) / median of the rounds' medians
     cpu_share: float  # CPU time / wall time; below 1 on one thread it waited for a CPU
     is_busy: bool  # the machine did something else meanwhile
@@ -320,6 +321,7 @@ class _Worker:
             runs=len(samples),
             warmup_runs=self._ready["warmup_runs"],
             round_p50_ms=tuple(medians),
+            round_control_ms=tuple(one["control_ns"] / 1e6 for one in self._rounds),
             spread=spread,
             cpu_share=cpu / wall,
             is_busy=spread > BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,

@@ -38,7 +38,8 @@ def test_a_configuration_is_timed_in_its_own_process(model: Path) -> None:
     result = _measure(model)
     assert 0 < result.min_ms <= result.p50_ms <= result.p95_ms <= result.p99_ms
     assert result.images_per_second == pytest.approx(1000 / result.p50_ms)
-    assert len(result.round_p50_ms) == 4
+    assert len(result.round_p50_ms) == len(result.round_control_ms) == 4
+    assert all(control > 0 for control in result.round_control_ms)
     assert result.runs >= 12
     assert result.warmup_runs > 0
     assert result.peak_mb > 10
@@ -139,6 +140,18 @@ def test_twenty_per_cent_slower_is_a_regression_and_noise_is_not() -> None:
     # What is slower on a busy machine is found as well: the faster half of the rounds tells.
     busy_and_slower = _results([1.2 * value for value in (1.00, 2.02, 0.99, 2.01, 1.00, 2.03, 1.00, 1.98)])
     assert [change.is_regression for change in compare_results(busy, busy_and_slower)[0]] == [True]
+
+
+def test_a_slower_core_is_no_slower_build() -> None:
+    old = _results([1.0, 1.02, 0.99, 1.01], round_control_ms=[0.010, 0.010, 0.010, 0.010])
+    # Everything took 1.4 times as long, numpy's product too.
+    slower_core = _results([1.40, 1.42, 1.39, 1.41], round_control_ms=[0.014, 0.014, 0.014, 0.014])
+    slower_build = _results([1.40, 1.42, 1.39, 1.41], round_control_ms=[0.010, 0.010, 0.010, 0.010])
+    (core,), (build,) = (compare_results(old, new)[0] for new in (slower_core, slower_build))
+    assert (core.is_regression, build.is_regression) == (False, True)
+    assert core.core_ratio is not None
+    assert core.core_ratio.value == pytest.approx(1.0, abs=0.02)
+    assert "by the core's speed x 1.0" in str(core)
 
 
 def test_configurations_in_one_file_only_are_named() -> None:
