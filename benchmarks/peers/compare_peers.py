@@ -105,7 +105,9 @@ def _configurations(models_dir: Path) -> list[Configuration]:
         if checkpoint.is_file():
             found.append(_peer("torch-loop", name, "fp32", checkpoint, torch))
     python = _python(_HERE / ".venv-fer")
-    tflite = next(python.parents[1].glob("lib/python*/site-packages/fer/data/emotion_model_quantized.tflite"))
+    tflite = next(python.parents[1].glob("lib/python*/site-packages/fer/data/emotion_model_quantized.tflite"), None)
+    if tflite is None:
+        raise DataError(f"{python.parents[1]} has no fer; make it again: remove the folder, then make peers DATA=DIR")
     return [*found, _peer("fer", "its own", "tflite", tflite, python)]
 
 
