@@ -100,7 +100,7 @@ def latency(
     """Time single inferences: every configuration in a process of its own, taking turns.
 
     Prints median, 95th and 99th percentile and minimum in ms, images per second, CPU time per run,
-    and how many times the limit of the processor's arithmetic that is.
+    and how many times the limit of the processor's arithmetic that is; then the cold start by stage.
     """
     from fer_bench.engines import ENGINES
     from fer_bench.environment import environment
@@ -136,6 +136,7 @@ def latency(
     )
     rows = rows_with_limits(results, wanted, ceilings)
     _latency_table(rows)
+    _cold_start_table(rows)
     warn_about(results)
     if warning := warn_about_limits(rows):
         click.echo(f"warning: {warning}", err=True)
@@ -277,6 +278,22 @@ def _latency_table(rows: list[dict[str, Any]]) -> None:
             f"{row['images_per_second']:9.0f} {row['cpu_ms']:8.3f} {times:>8} {row['model_bytes'] / 1e6:6.2f} "
             f"{row['peak_mb']:8.0f}"
         )
+
+
+def _cold_start_table(rows: list[dict[str, Any]]) -> None:
+    """CPU time from nothing to the first answer, by stage, of each engine and model file."""
+    stages = {"python_ms": "Python", "numpy_ms": "numpy", "engine_ms": "engine", "model_ms": "model"}
+    stages["first_run_ms"] = "first run"
+    click.echo(f"\n{'cold start, CPU ms':29} " + " ".join(f"{name:>9}" for name in stages.values()) + f" {'all':>9}")
+    seen = set()
+    for row in sorted(rows, key=lambda one: (one["model"], one["batch"], one["threads"], one["p50_ms"])):
+        key = (row["engine"], row["model"], row["precision"])
+        if key in seen:
+            continue
+        seen.add(key)
+        times = [row["cold_start_cpu_ms"][stage] for stage in stages]
+        name = f"{row['engine']:14} {row['model']} {row['precision']}"
+        click.echo(f"{name:29} " + " ".join(f"{time:9.0f}" for time in (*times, sum(times))))
 
 
 def _percent(interval: Interval) -> str:

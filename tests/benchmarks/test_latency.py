@@ -264,6 +264,7 @@ def test_a_slowed_runtime_makes_compare_exit_1_and_the_same_build_does_not(tmp_p
             timeout=120,
         )
         assert run.returncode == 0, run.stderr
+        assert "cold start, CPU ms" in run.stdout
         assert "round_p50_ms" in json.loads(path.read_text())["results"][0]
         return path
 
