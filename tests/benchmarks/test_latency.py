@@ -260,16 +260,20 @@ def test_a_slowed_runtime_makes_compare_exit_1_and_the_same_build_does_not(tmp_p
         script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
         arguments = ["latency", "--model", "v0", "--precision", "fp32", "--engine", "onnxruntime", "--rounds", "40"]
         environment = dict(os.environ, PYTHONPATH=str(tmp_path / "slow")) if slowed else None
-        run = subprocess.run(
-            [sys.executable, "-c", script, *arguments, "--seconds", "0.05", "--json", str(path)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert run.returncode == 0, run.stderr
-        assert "cold start, CPU ms" in run.stdout
-        assert "round_p50_ms" in json.loads(path.read_text())["results"][0]
+        for _ in range(2):
+            run = subprocess.run(
+                [sys.executable, "-c", script, *arguments, "--seconds", "0.05", "--json", str(path)],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert run.returncode == 0, run.stderr
+            assert "cold start, CPU ms" in run.stdout
+            (result,) = json.loads(path.read_text())["results"]
+            assert "round_p50_ms" in result
+            if not result["is_busy"]:
+                break  # else measured once more, as the warning asks for
         return path
 
     def compare(old: Path, new: Path) -> int:
