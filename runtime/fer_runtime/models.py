@@ -50,7 +50,8 @@ def find_model(model: str | Path, *, precision: Precision | None = None, models_
     Args:
         model: a name (`v0`, `v1`) or the path of an `.onnx` file.
         precision: of a named model; None takes the first of fp32, int8, fp16 that exists.
-        models_dir: where a named model is looked for first; the installed package comes second.
+        models_dir: where a named model is looked for first; the installed package comes second, and only for
+            a model that `models_dir` has in no precision.
 
     Raises:
         ModelFileError: there is no such file.
@@ -64,13 +65,19 @@ def find_model(model: str | Path, *, precision: Precision | None = None, models_
         return path
     name = str(model)
     wanted = (precision,) if precision else PRECISIONS
+    missing = model_path(models_dir, name, wanted[0])
+    option = f" --precision {precision}" if precision else ""
     for folder in (models_dir, packaged_models_dir()):
         for one in wanted:
             path = model_path(folder, name, one)
             if path.is_file():
                 return path
-    missing = model_path(models_dir, name, wanted[0])
-    option = f" --precision {precision}" if precision else ""
+        # One folder's files are of one training: the package's int8 must not answer for somebody's own fp32.
+        if any(model_path(folder, name, one).is_file() for one in PRECISIONS):
+            raise ModelFileError(
+                f"no model at {model_path(folder, name, wanted[0])}, though {folder} has {name} in another precision; "
+                f"write it with: fer-export --model {name}{option}"
+            )
     raise ModelFileError(
         f"no model at {missing}, nor in the installed package; write one with: fer-export --model {name}{option}"
     )
