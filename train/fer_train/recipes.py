@@ -100,12 +100,12 @@ RECIPES: dict[str, dict[str, Recipe]] = {
 
 # For `--pretrain DIR`: any folder of class folders, no face among them.
 PRETRAIN = Recipe(
-    epochs=4,
+    epochs=8,
     batch_size=128,
     optimizer="sgd",
     lr=0.1,
     schedule="one-cycle",
     weight_decay=5e-4,
     augmentation="light",
-    small_until=0.75,
+    small_until=0.5,
 )
