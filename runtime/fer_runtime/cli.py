@@ -379,7 +379,7 @@ def _write_videos(
     from fer_runtime.errors import PictureError
     from fer_runtime.resume import Finished
     from fer_runtime.sink import opened_sink
-    from fer_runtime.video_output import annotated_paths, write_video_header, write_video_rows
+    from fer_runtime.video_output import annotated_paths, write_failed_row, write_video_header, write_video_rows
 
     copies = [None] * len(videos) if annotate is None else annotated_paths(annotate, videos)
     failed = False
@@ -394,6 +394,7 @@ def _write_videos(
             except PictureError as error:
                 # The rows of the other videos are not lost for it.
                 click.echo(f"Error: {error}", err=True)
+                write_failed_row(write, video, str(error), format_name=format_name, segments=segments)
                 failed = True
                 continue
             counts, seconds = summary.counts, perf_counter() - started

@@ -90,6 +90,11 @@ class Segment:
         }
 
 
+def source_name(source: Path | str | int) -> str:
+    """A video's name in the rows: its path, or "camera N"."""
+    return f"camera {source}" if isinstance(source, int) else str(source)
+
+
 def recognize_video(
     recognizer: Recognizer,
     source: Path | str | int,
@@ -120,7 +125,7 @@ def recognize_video(
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")
     counts = counts if counts is not None else FrameCounts()
-    name = f"camera {source}" if isinstance(source, int) else str(source)
+    name = source_name(source)
     tracker, smoothers = Tracker(), _Smoothers()
     frames = _Camera(source) if isinstance(source, int) else _File(Path(source))
     try:

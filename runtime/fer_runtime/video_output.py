@@ -26,6 +26,7 @@ from fer_runtime.video import (
     SegmentBuilder,
     native_path,
     recognize_video,
+    source_name,
     to_srt,
 )
 
@@ -34,8 +35,9 @@ _FRAME_COLUMNS = (
     *("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence"),
     *EXPRESSIONS,
     "uncertain",
+    "error",
 )
-_SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence")
+_SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence", "error")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +61,18 @@ def write_video_header(write: Callable[[str], object], *, format_name: str, segm
     if format_name == "csv":
         columns = _SEGMENT_COLUMNS if _is_per_segment(format_name, segments) else _FRAME_COLUMNS
         write(csv_line(columns))
+
+
+def write_failed_row(
+    write: Callable[[str], object], source: Path | int, reason: str, *, format_name: str, segments: bool
+) -> None:
+    """Write the one row of a video that could not be opened, where the format has a place for a reason."""
+    path = source_name(source)
+    if format_name == "jsonl":
+        write(json.dumps({"path": path, "error": reason}) + "\n")
+    elif format_name == "csv":
+        columns = _SEGMENT_COLUMNS if segments else _FRAME_COLUMNS
+        write(csv_line([escaped(path), *[None] * (len(columns) - 2), escaped(reason)]))
 
 
 def _is_per_segment(format_name: str, segments: bool) -> bool:
@@ -145,6 +159,7 @@ def _frame_row(result: FrameResult, format_name: str) -> str:
                 f"{tracked.face.confidence:.6f}",
                 *(f"{tracked.face.probabilities[name]:.6f}" for name in EXPRESSIONS),
                 uncertain_field(tracked.face),
+                None,
             )
         )
         for tracked in result.faces
@@ -159,7 +174,7 @@ def _segment_row(segment: Segment, format_name: str, number: int) -> str:
     values = segment.to_dict()
     if format_name == "csv":
         values["path"] = escaped(segment.path)
-        return csv_line([values[name] for name in _SEGMENT_COLUMNS])
+        return csv_line([values.get(name) for name in _SEGMENT_COLUMNS])
     return (
         f"{segment.start:8.2f} - {segment.end:8.2f} s  face {segment.track:3}  {segment.expression:10} "
         f"{segment.confidence:4.0%}\n"

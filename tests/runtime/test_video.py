@@ -286,7 +286,24 @@ def test_a_broken_video_loses_no_row_of_the_others(video: Path, tmp_path: Path) 
     run = _infer(broken, video, "--every", 20, "--format", "csv", "--output", output)
     assert run.returncode == 1
     assert run.stderr.splitlines()[1].startswith(f"Error: {broken} cannot be opened as a video")
-    assert {row["path"] for row in csv.DictReader(output.open())} == {str(video)}
+    first, *others = csv.DictReader(output.open())
+    assert first["path"] == str(broken)
+    assert first["error"].startswith(f"{broken} cannot be opened as a video")
+    assert {(row["path"], row["error"]) for row in others} == {(str(video), "")}
+
+
+@pytest.mark.parametrize("segments", [[], ["--segments"]])
+def test_a_broken_video_has_a_row_with_the_reason(segments: list[str], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no film")
+    (row,) = map(json.loads, _infer(broken, "--format", "jsonl", *segments).stdout.splitlines())
+    assert list(row) == ["path", "error"]
+    assert row["path"] == str(broken)
+    assert row["error"].startswith(f"{broken} cannot be opened as a video")
+    (row,) = csv.DictReader(_infer(broken, "--format", "csv", *segments).stdout.splitlines())
+    assert row.pop("path") == str(broken)
+    assert row.pop("error").startswith(f"{broken} cannot be opened as a video")
+    assert set(row.values()) == {""}
 
 
 def test_a_broken_video_and_mixed_inputs_are_refused(video: Path, tmp_path: Path) -> None:
