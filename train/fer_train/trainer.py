@@ -26,6 +26,7 @@ from fer_train.distributed import ALONE, World, spread, summed
 from fer_train.networks import to_network_input
 from fer_train.recipes import Recipe
 from fer_train.results import History
+from fer_train.small_maps import use_matrix_products
 
 # Faces are augmented this many at a time: enough that a group of one AutoAugment policy fills its
 # operations, few enough to stay near the cache.
@@ -117,6 +118,8 @@ class Trainer:
         self._autocast_bf16 = supports_bf16(device)
         # Convolutions run a third faster on channels-last pictures, on CPUs and GPUs alike.
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device.type == "cpu" and not self._autocast_bf16:
+            use_matrix_products(self.network)
         self._spread = spread(self.network, world, device)
         self.average = (
             AveragedModel(self.network, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)

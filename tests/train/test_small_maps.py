@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fer_train.networks import create_network
+from fer_train.small_maps import LARGEST_MAP, use_matrix_products
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def _gradients(network: nn.Module, pictures: Tensor, wanted: Tensor) -> tuple[Tensor, list[Tensor]]:
+    pictures = pictures.clone().requires_grad_()
+    result = network(pictures)
+    (result * wanted).sum().backward()
+    gradients = [parameter.grad for parameter in network.parameters()]
+    return result.detach(), [gradient for gradient in [pictures.grad, *gradients] if gradient is not None]
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (1, 1, 0), (5, 1, 2)])
+def test_a_small_map_is_convolved_as_pytorch_convolves_it(
+    size: int, kernel: int, stride: int, padding: int, memory_format: torch.memory_format
+) -> None:
+    convolution = nn.Conv2d(8, 4, kernel, stride, padding, bias=False).double().to(memory_format=memory_format)  # type: ignore[call-overload]
+    pictures = torch.randn(3, 8, size, size, dtype=torch.float64).contiguous(memory_format=memory_format)
+    rows = (size + 2 * padding - kernel) // stride + 1
+    wanted = torch.randn(3, 4, rows, rows, dtype=torch.float64)
+    expected = _gradients(copy.deepcopy(convolution), pictures, wanted)
+    use_matrix_products(convolution)
+    result, gradients = _gradients(convolution, pictures, wanted)
+    torch.testing.assert_close(result, expected[0])
+    assert len(gradients) == len(expected[1]) == 2
+    for gradient, other in zip(gradients, expected[1], strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+def test_the_resnet_learns_the_same_from_a_batch() -> None:
+    plain = create_network("v1").double().eval()  # eval: without dropout's draws
+    changed = copy.deepcopy(plain)
+    use_matrix_products(changed)
+    pictures, wanted = torch.rand(2, 3, 48, 48, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    expected, result = _gradients(plain, pictures, wanted), _gradients(changed, pictures, wanted)
+    torch.testing.assert_close(result[0], expected[0])
+    for gradient, other in zip(result[1], expected[1], strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+@pytest.mark.parametrize(("size", "changed"), [(LARGEST_MAP, True), (LARGEST_MAP + 1, False)])
+def test_only_maps_up_to_the_limit_go_that_way(size: int, changed: bool) -> None:
+    convolution = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+    use_matrix_products(convolution)
+    assert ("SmallMaps" in type(convolution(torch.rand(1, 2, size, size)).grad_fn).__name__) is changed
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2, bias=False),
+        nn.Conv2d(4, 4, (3, 1), padding=(1, 0), bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", bias=False),
+        nn.Conv2d(4, 4, 3, padding="same", bias=False),
+        nn.Conv2d(4, 4, 3, padding=1),
+    ],
+)
+def test_another_kind_of_convolution_stays_pytorchs(other: nn.Conv2d) -> None:
+    use_matrix_products(other)
+    assert type(other) is nn.Conv2d
+
+
+def test_the_state_dict_stays_as_it_is_and_loads_into_a_plain_network() -> None:
+    network = create_network("v1")
+    use_matrix_products(network)
+    create_network("v1").load_state_dict(network.state_dict())
