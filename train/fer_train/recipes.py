@@ -89,7 +89,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "v0": BEST,
         "v1": replace(
             BEST,
-            epochs=20,
+            epochs=18,
             batch_size=256,
             optimizer="sgd",
             lr=0.05,
