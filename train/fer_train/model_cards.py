@@ -45,7 +45,8 @@ def _card(name: str, models_dir: Path) -> str:
     validation = sum(results["data"]["validation"]["counts"].values())
     train = results["data"]["train"]
     settings = results["settings"]
-    started = settings["weights"] if settings["weights"] != "none" else "scratch"
+    started = Path(settings["weights"]).name if settings["weights"] != "none" else "scratch"
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] != 1 else ''}"
     teachers = f", distilled from {', '.join(settings['teachers'])}" if settings["teachers"] else ""
     files = [f"`{FILE_STEMS[name]}.pth`"]
     files += [
@@ -63,7 +64,7 @@ def _card(name: str, models_dir: Path) -> str:
         f"{train['used']:,} of {sum(train['counts'].values()):,} training pictures (left out: "
         f"{', '.join(settings['drop']) or 'none'}), {len(results['test_acc'])} epochs of "
         f"{results['seconds_per_epoch']:.0f} s, epoch {results['best_epoch']} kept. "
-        f"PyTorch {results['versions']['torch']}, {settings['device']}, {settings['threads']} thread.",
+        f"PyTorch {results['versions']['torch']}, {settings['device']}, {threads}.",
         "",
         "| validation, single view | |",
         "|---|---|",

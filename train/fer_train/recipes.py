@@ -89,13 +89,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "v0": BEST,
         "v1": replace(
             BEST,
-            epochs=18,
+            epochs=30,
             batch_size=256,
-            optimizer="sgd",
-            lr=0.05,
-            weight_decay=5e-4,
-            ema_decay=0.995,  # two epochs of 256 faces a step
-            small_until=0.35,
+            lr=1e-3,
+            ema_decay=0.99,  # of 106 steps an epoch
             small_size=36,
         ),
     },
