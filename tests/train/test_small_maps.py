@@ -68,6 +68,7 @@ def test_only_maps_up_to_the_limit_go_that_way(size: int, changed: bool) -> None
         nn.Conv2d(4, 4, (3, 1), padding=(1, 0), bias=False),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", bias=False),
         nn.Conv2d(4, 4, 3, padding="same", bias=False),
+        nn.Conv2d(4, 4, 1, padding=1, bias=False),
         nn.Conv2d(4, 4, 3, padding=1),
     ],
 )

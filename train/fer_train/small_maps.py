@@ -30,6 +30,7 @@ def _is_plain(module: nn.Conv2d) -> bool:
         not isinstance(module.padding, str)
         and all(len(set(pair)) == 1 for pair in (module.kernel_size, module.stride, module.padding))
         and module.padding_mode == "zeros"
+        and module.padding[0] < module.kernel_size[0]  # else a position would see padding only, and have no product
         and module.groups == 1
         and set(module.dilation) == {1}
         and module.bias is None
