@@ -18,10 +18,10 @@ from fer_runtime.results import PictureResult
 _WRITTEN_AS_IS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
 
-def unused_name(stem: str, suffix: str, used: set[str]) -> str:
-    """`stem` and `suffix`, with a number between them where `used` has that name already; adds it there."""
+def unused_name(stem: str, suffix: str, used: set[str], *, reserved: Callable[[str], bool] = lambda name: False) -> str:
+    """`stem` and `suffix`, with a number between them where that name is in `used` or reserved; adds it to `used`."""
     chosen, number = stem + suffix, 2
-    while chosen in used:
+    while chosen in used or reserved(chosen):
         chosen, number = f"{stem}-{number}{suffix}", number + 1
     used.add(chosen)
     return chosen
@@ -38,7 +38,7 @@ class AnnotatedCopies:
 
     folder: Path
     roots: Sequence[str]
-    _written: set[str] = field(default_factory=set)
+    _written: set[str] = field(default_factory=set)  # but for those that `_is_own_name` tells
 
     def add(self, image: Uint8Array, result: PictureResult) -> None:
         """Write the copy of one picture.
@@ -62,8 +62,18 @@ class AnnotatedCopies:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() not in _WRITTEN_AS_IS:
             stem, suffix = name, ".jpg"
+        elif self._is_own_name(name, path):
+            # Nothing to remember: a folder of a million pictures costs no memory.
+            return name
         # Two pictures of one name from two folders.
-        return unused_name(stem, suffix, self._written)
+        return unused_name(stem, suffix, self._written, reserved=self._is_own_name)
+
+    def _is_own_name(self, name: str, path: str | None = None) -> bool:
+        """Whether `name` is that of a picture in the only folder of the run: of `path`, where it is given."""
+        if len(self.roots) != 1:
+            return False
+        owner = os.path.join(self.roots[0], name)
+        return os.path.lexists(owner) if path is None else path == owner
 
 
 @dataclass(slots=True)

@@ -79,6 +79,23 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> Non
     assert written == ["1-2.jpg", "1.jpg", "2.gif.jpg", "deep/1.jpg"]
 
 
+def test_a_folder_of_any_size_is_copied_without_remembering_its_names(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    # In the order of a run: the copy of the GIF must leave the name to the picture that bears it.
+    for name in ("1.gif", "1.gif.jpg", "2.jpg", "3.png"):
+        (folder / name).touch()
+    copies = AnnotatedCopies(tmp_path / "out", [str(folder)])
+    image = np.zeros((100, 100, 3), np.uint8)
+    for name in ("1.gif", "1.gif.jpg", "2.jpg", "3.png"):
+        copies.add(image, PictureResult(path=str(folder / name), width=100, height=100, error=None, faces=()))
+    # And a sample beside the folder, whose name the folder has too.
+    copies.add(image, PictureResult(path=str(tmp_path / "2.jpg"), width=100, height=100, error=None, faces=()))
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["1.gif-2.jpg", "1.gif.jpg", "2-2.jpg", "2.jpg", "3.png"]
+    assert copies._written == {"1.gif-2.jpg", "2-2.jpg"}
+
+
 def test_a_suffix_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     for name in ("page.html", "page", "page.\udcff"):
         with pytest.raises(OutputError, match=r"\.jpg or \.png"):
