@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from fer_runtime.inputs import Inputs
     from fer_runtime.recognizer import Recognizer
 
-# The model and precision of a run without --model; README's table has the reason.
-DEFAULT_MODEL = "v0"
-
-
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -41,12 +37,12 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--samples", is_flag=True, help="Run on the photographs that ship with the package.")
 @click.option("--recursive", is_flag=True, help="Go down into folders of folders.")
 @click.option(
-    "--model", default=DEFAULT_MODEL, show_default=True, metavar="v0|v1|FILE", help="Model: a name or an .onnx file."
+    "--model", metavar="v0|v1|FILE", help="Model: a name or an .onnx file. [default: v1 where it is, else v0]"
 )
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Of a named model. [default: the first of fp32, int8, fp16 that is there]",
+    help="Of a named model. [default: int8 of v1, fp32 of v0]",
 )
 @click.option(
     "--models-dir",
@@ -136,7 +132,7 @@ def main(
     paths: tuple[str, ...],
     samples: bool,
     recursive: bool,
-    model: str,
+    model: str | None,
     precision: Precision | None,
     models_dir: Path,
     detector: str,
@@ -526,7 +522,7 @@ def _write_rows(
 
 
 def _self_test(
-    model: str, precision: Precision | None, models_dir: Path, *, provider: str, strict: bool, threads: int
+    model: str | None, precision: Precision | None, models_dir: Path, *, provider: str, strict: bool, threads: int
 ) -> None:
     from fer_runtime.models import find_model
     from fer_runtime.self_test import run_self_test

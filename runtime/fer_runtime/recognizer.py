@@ -41,8 +41,8 @@ class Recognizer:
     May be used from several threads at once.
 
     Args:
-        model: "v0", "v1" or the path of an .onnx file that fer-export wrote.
-        precision: of a named model, "fp32", "int8" or "fp16"; None takes the first that is there.
+        model: "v0", "v1" or the path of an .onnx file that fer-export wrote; None takes v1 where it is, else v0.
+        precision: of a named model, "fp32", "int8" or "fp16"; None takes v1's int8 and v0's fp32 where they are.
         models_dir: where named models are looked for before the installed package.
         detector: "auto" (crops are taken whole; in larger pictures YuNet finds the faces where its file is
             there, else Haar), or "haar", "yunet" or "whole" for every picture.
@@ -61,7 +61,7 @@ class Recognizer:
 
     def __init__(
         self,
-        model: str | Path = "v0",
+        model: str | Path | None = None,
         *,
         precision: Precision | None = None,
         models_dir: Path | str = DEFAULT_MODELS_DIR,

@@ -21,3 +21,17 @@ def test_the_packages_int8_does_not_answer_for_somebodys_own_model(tmp_path: Pat
     assert find_model("v0", models_dir=tmp_path) == own
     with pytest.raises(ModelFileError, match=r"model_0\.int8\.onnx, though .* --model v0 --precision int8"):
         find_model("v0", precision="int8", models_dir=tmp_path)
+
+
+def test_without_a_name_the_more_accurate_model_of_ones_own_folder_comes_first(tmp_path: Path) -> None:
+    own_v0 = write_band_model(tmp_path / "model_0.onnx")
+    # Somebody who trained and exported v0 means that one, whatever the package brings along.
+    assert find_model(models_dir=tmp_path) == own_v0
+    own_v1 = write_band_model(tmp_path / "model_v1.onnx")
+    assert find_model(models_dir=tmp_path) == own_v1
+    int8 = write_band_model(tmp_path / "model_v1.int8.onnx")
+    assert find_model(models_dir=tmp_path) == int8
+    assert find_model(precision="fp32", models_dir=tmp_path) == own_v1
+    assert find_model("v0", models_dir=tmp_path) == own_v0
+    with pytest.raises(ModelFileError, match=r"model_v1\.fp16\.onnx, though .* in another precision"):
+        find_model(precision="fp16", models_dir=tmp_path)
