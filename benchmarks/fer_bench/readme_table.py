@@ -199,7 +199,11 @@ def _against_fer(peers: Sequence[Row], model: str, precision: str) -> str:
 
 def _throughput(latency: Sequence[Row], model: str, precision: str) -> str:
     row = _row(latency, "onnxruntime", model, precision, batch=_BATCH)
-    return "–" if row is None else f"{round(row['images_per_second'], -2):,.0f}"
+    return "–" if row is None else _three_digits(row["images_per_second"])
+
+
+def _three_digits(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,.0f}"
 
 
 def _accuracy(row: Row | None) -> str:
