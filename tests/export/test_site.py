@@ -503,8 +503,12 @@ def test_other_bytes_than_the_pinned_ones_are_not_kept(tmp_path: Path, monkeypat
 def test_an_answer_below_the_fitted_threshold_has_a_question_mark(browser: Browser, site: str, yunet: Path) -> None:
     with Recognizer(MODELS / "model_0.int8.onnx", detector="yunet", yunet=yunet, min_confidence="auto") as recognizer:
         (face,) = recognizer.predict(SAMPLES / "grace_hopper.jpg").faces
-    assert face.uncertain
+        fitted = recognizer.min_confidence
+    sure, unsure = face.confidence - 0.01, face.confidence + 0.01
     with opened(browser, site) as page:
-        page.evaluate("document.querySelectorAll('.samples button')[1].click()")
-        page.wait_for("fer.answers.length")
-        assert page.evaluate("document.querySelector('.face .name').textContent") == f"{face.expression}?"
+        assert page.evaluate("fer.model.metadata.uncertain_below") == pytest.approx(fitted)
+        # Either side of this face's confidence, whatever the shipped model's is.
+        for threshold, name in ((sure, face.expression), (unsure, f"{face.expression}?")):
+            page.evaluate(f"fer.model.metadata.uncertain_below = {threshold}")
+            page.evaluate("document.querySelectorAll('.samples button')[1].click()")
+            assert page.wait_for(f"document.querySelector('.face .name')?.textContent === '{name}'")

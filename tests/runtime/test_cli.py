@@ -199,7 +199,7 @@ def test_real_faces_read_one_by_one_equal_a_folder_run(real_data: Path, tmp_path
     from fer_runtime import Recognizer
 
     source = real_data / "images" / "validation" / "disgust"
-    rows = _rows(_infer(source))
+    rows = _rows(_infer(source, "--model", "v0"))
     assert len(rows) == 56
     with Recognizer("v0") as recognizer:
         for row in rows[:20]:

@@ -241,9 +241,10 @@ def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(vi
 
 
 def test_the_table_of_frames_says_which_faces_are_uncertain(video: Path) -> None:
-    run = _infer(video, "--every", 20, "--format", "csv", "--min-confidence", 0.9)
+    # Between the astronaut's smile and the admiral's calm.
+    run = _infer(video, "--every", 20, "--format", "csv", "--min-confidence", 0.8)
     rows = list(csv.DictReader(io.StringIO(run.stdout)))
-    assert [row["uncertain"] for row in rows] == [str(float(row["confidence"]) < 0.9).lower() for row in rows]
+    assert [row["uncertain"] for row in rows] == [str(float(row["confidence"]) < 0.8).lower() for row in rows]
     assert {row["uncertain"] for row in rows} == {"true", "false"}
 
 
