@@ -234,7 +234,7 @@ def accuracy(
 @main.command()
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
-@click.option("--tolerance", type=float, default=0.1, show_default=True, help="Fraction that may be lost.")
+@click.option("--tolerance", type=float, default=0.07, show_default=True, help="Fraction that may be lost.")
 def compare(old: Path, new: Path, tolerance: float) -> None:
     """Compare two files of `fer-bench latency --json`; exit 1 when something became slower beyond noise."""
     from fer_bench.compare import compare_results

@@ -31,7 +31,7 @@ class Change:
 
 
 def compare_results(
-    old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], *, tolerance: float = 0.1
+    old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], *, tolerance: float = 0.07
 ) -> tuple[list[Change], list[str]]:
     """Changes of the configurations that stand in both, and the names of those that stand in one only.
 
