@@ -31,9 +31,10 @@ network = create_network(sys.argv[3])
 for part in network.modules():
     if isinstance(part, torch.nn.Dropout):
         part.p = 0.0
-epochs, batch_size = map(int, sys.argv[4:])
+epochs, batch_size, mixup = map(int, sys.argv[4:])
 recipe = Recipe(
-    epochs=epochs, batch_size=batch_size, optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05
+    epochs=epochs, batch_size=batch_size, optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05,
+    mixup=mixup, cutmix=mixup,
 )
 with joined_world(torch.device("cpu")) as (world, device):
     faces = load_faces(data, "train"), load_faces(data, "validation")
@@ -64,13 +65,19 @@ def _torchrun(processes: int, *arguments: object, env: dict[str, str]) -> subpro
 
 
 @pytest.mark.parametrize(
-    ("epochs", "batch_size", "tolerance"),
+    ("epochs", "batch_size", "mixup", "tolerance"),
     # One step of 35 faces, which two processes share unevenly: the same gradient but for the order of
     # its sums. Several steps let such differences grow (ReLU and MaxPool switch), so more is allowed.
-    [(1, 35, 1e-5), (2, 16, 5e-3)],
+    [(1, 35, 0, 1e-5), (1, 35, 1, 1e-5), (2, 16, 0, 5e-3)],
 )
 def test_two_processes_end_with_the_weights_of_one(
-    epochs: int, batch_size: int, tolerance: float, pictures: Path, tmp_path: Path, environment: dict[str, str]
+    epochs: int,
+    batch_size: int,
+    mixup: int,
+    tolerance: float,
+    pictures: Path,
+    tmp_path: Path,
+    environment: dict[str, str],
 ) -> None:
     script = tmp_path / "train.py"
     script.write_text(_SCRIPT)
@@ -78,7 +85,7 @@ def test_two_processes_end_with_the_weights_of_one(
     for processes in (1, 2):
         out = tmp_path / str(processes)
         out.mkdir()
-        run = _torchrun(processes, script, pictures, out, "v0", epochs, batch_size, env=environment)
+        run = _torchrun(processes, script, pictures, out, "v0", epochs, batch_size, mixup, env=environment)
         assert run.returncode == 0, run.stderr
         ends[processes] = [torch.load(path, weights_only=True) for path in sorted(out.glob("*.pt"))]
     ((alone,), (first, second)) = ends[1], ends[2]

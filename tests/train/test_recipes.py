@@ -39,6 +39,8 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
         ("epochs", "with =VALUE behind it"),
         ("epochs=many", "epochs takes int, such as 60"),
         ("augmentation=heavy", "augmentation must be one of none, light, faces, autoaugment, not heavy"),
+        ("mixup=-1", "mixup must be 0 or more, not -1.0"),
+        ("cutmix=nan", "cutmix must be 0 or more, not nan"),
         ("optimizer=lion", "optimizer must be one of adam, adamw, sgd"),
     ],
 )
@@ -53,6 +55,6 @@ def test_every_registered_augmentation_can_be_chosen() -> None:
 
 
 def test_the_command_refuses_an_unknown_setting_before_it_reads_a_picture(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["--model", "v0", "--data", str(tmp_path), "--set", "mixup=1"])
+    done = CliRunner().invoke(main, ["--model", "v0", "--data", str(tmp_path), "--set", "mixing=1"])
     assert done.exit_code == 2
-    assert "mixup=1 is none of these" in done.output
+    assert "mixing=1 is none of these" in done.output

@@ -97,6 +97,27 @@ def test_ctrl_c_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
     assert "--resume" in rest
     assert "Traceback" not in rest
 
+    # The same options and --finish: the files of the best epoch so far, and no other one trained.
+    finished = _train(pictures, tmp_path, "--epochs", "500", "--finish")
+    stdout, stderr = finished.communicate(timeout=60)
+    assert finished.returncode == 0
+    assert "epoch" not in stderr
+    results = json.loads((tmp_path / "model_0_results.json").read_text())
+    reached = len(results["test_acc"])
+    assert 1 <= reached < 500
+    assert f"epoch {results['best_epoch']} of {reached}" in stdout
+    network = load_checkpoint(tmp_path / "model_0.pth", name="v0").network()
+    faces = load_faces(pictures, "validation")
+    right = predict_logits(network, torch.from_numpy(faces.faces)).argmax(1).numpy() == faces.labels
+    assert right.mean() == pytest.approx(max(results["test_acc"]))
+    assert not list(tmp_path.glob("*.resume.pth"))
+
+    again = _train(pictures, tmp_path, "--epochs", "500", "--finish")
+    _, stderr = again.communicate(timeout=60)
+    assert again.returncode == 1
+    assert "no stopped run at" in stderr
+    assert "Traceback" not in stderr
+
 
 def test_a_state_of_other_settings_is_refused(pictures: Path, tmp_path: Path) -> None:
     faces = load_faces(pictures, "train"), load_faces(pictures, "validation")

@@ -93,6 +93,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Where the checkpoint, the results and the plots go.",
 )
 @click.option("--resume", is_flag=True, help="Continue a run that was stopped, from its last whole epoch.")
+@click.option(
+    "--finish", is_flag=True, help="Train no further: write the best epoch of a run that was stopped, as it stands."
+)
 @click.option("--no-plots", is_flag=True, help="Write no pictures of the curves and the confusion matrix.")
 def main(
     model: str | None,
@@ -109,6 +112,7 @@ def main(
     seed: int,
     models_dir: Path,
     resume: bool,
+    finish: bool,
     no_plots: bool,
     **settings: Any,
 ) -> None:
@@ -122,7 +126,7 @@ def main(
     fer-train --audit --data data                    copies and contradictions among the pictures
 
     Writes the checkpoint, the results as JSON and two pictures to --models-dir. A run that was
-    stopped goes on with --resume and ends with the same weights.
+    stopped goes on with --resume and ends with the same weights, or stays as it is with --finish.
     """
     if audit is not None:
         _audit(_data_root(data), audit)
@@ -158,6 +162,7 @@ def main(
                 seed=seed,
                 models_dir=models_dir,
                 resume=resume,
+                finish=finish,
                 progress=progress,
             )
             click.echo(
@@ -177,6 +182,7 @@ def main(
                 seed=seed,
                 models_dir=models_dir,
                 resume=resume,
+                finish=finish,
                 world=world,
                 progress=progress,
             )
@@ -226,7 +232,10 @@ class InterruptedTrainingError(FerError):
     """Ctrl-C during training."""
 
     def __init__(self) -> None:
-        super().__init__("interrupted; every whole epoch is saved: give the same command with --resume to go on")
+        super().__init__(
+            "interrupted; every whole epoch is saved: give the same command with --resume to go on, "
+            "or with --finish to keep the best one so far"
+        )
 
 
 def _drop(given: str | None) -> tuple[str, ...] | None:

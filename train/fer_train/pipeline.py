@@ -54,6 +54,7 @@ def train_model(
     seed: int = 0,
     models_dir: Path = Path("models"),
     resume: bool = False,
+    finish: bool = False,
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> Trained:
@@ -70,6 +71,7 @@ def train_model(
         seed: of everything random.
         models_dir: where the files go.
         resume: continue a killed run of the same settings.
+        finish: write what a killed run of the same settings has reached, without training on.
         world: this process among those that train together; only the writer leaves files.
 
     Raises:
@@ -105,7 +107,7 @@ def train_model(
         identity=identity,
     )
     resume_path = models_dir / f"{FILE_STEMS[name]}.resume.pth"
-    trainer.run(resume_path=resume_path, resume=resume, progress=progress)
+    trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
 
     results = TrainingResults(
         model=name,
@@ -168,6 +170,7 @@ def pretrain(
     seed: int = 0,
     models_dir: Path = Path("models"),
     resume: bool = False,
+    finish: bool = False,
     progress: Progress | None = None,
 ) -> Pretrained:
     """Train a network on any folder of class folders, for `--weights FILE` to start from.
@@ -198,7 +201,7 @@ def pretrain(
     }
     trainer = Trainer(network, train, validation, recipe, device=device, seed=seed, identity=identity)
     resume_path = models_dir / f"{FILE_STEMS[name]}_pretrained.resume.pth"
-    trainer.run(resume_path=resume_path, resume=resume, progress=progress)
+    trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
     path = models_dir / f"{FILE_STEMS[name]}_pretrained.pth"
     save_weights(path, trainer.best.state_dict)
     resume_path.unlink(missing_ok=True)

@@ -24,6 +24,9 @@ class Recipe:
     warmup: float = 0.15  # fraction of all steps
     weight_decay: float = 0.0  # on weights, not on biases and BatchNorm
     augmentation: str = "autoaugment"  # one of fer_train.augment.AUGMENTATIONS
+    mixup: float = 0.0  # a of the Beta(a, a) that blends of two faces are drawn from; 0: none (fer_train.mixing)
+    cutmix: float = 0.0  # the same of rectangles pasted from another face
+    mix_until: float = 1.0  # fraction of the epochs with mixed faces; the last ones may see whole faces again
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
     drop: tuple[str, ...] = ()  # pictures left out of training: "duplicates", "conflicts"
@@ -64,6 +67,9 @@ class Recipe:
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value}")
+        for name in ("mixup", "cutmix"):
+            if not getattr(self, name) >= 0:  # NaN, too
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
 
 # The first version's settings: what its published results were made with.

@@ -23,6 +23,7 @@ from fer_train.augment import AUGMENTATIONS
 from fer_train.data import LabelledFaces, class_weights
 from fer_train.devices import supports_bf16
 from fer_train.distributed import ALONE, World, spread, summed
+from fer_train.mixing import mix
 from fer_train.networks import to_network_input
 from fer_train.recipes import Recipe
 from fer_train.results import History
@@ -77,6 +78,8 @@ class _Batch:
     indices: Tensor  # int64 (share,), of the faces
     faces: int  # in the whole batch
     weight: Tensor  # sum of the class weights of the whole batch
+    partners: Tensor | None = None  # int64 (share,), of the faces that these are mixed with
+    own: Tensor | None = None  # float32 (share,), how much of each picture is its own face
 
 
 class Trainer:
@@ -138,19 +141,29 @@ class Trainer:
         self._steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
         torch.manual_seed(seed + world.rank)  # dropout
 
-    def run(self, *, resume_path: Path | None = None, resume: bool = False, progress: Progress | None = None) -> None:
+    def run(
+        self,
+        *,
+        resume_path: Path | None = None,
+        resume: bool = False,
+        finish: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
         """Train to the recipe's last epoch; afterwards `best` and `history` are complete.
 
         Args:
             resume_path: where each epoch leaves its state; None keeps nothing.
             resume: begin with the state at `resume_path` where there is one.
+            finish: train no further than the state at `resume_path`, which must be there.
 
         Raises:
-            CheckpointError: the state there is damaged or belongs to another run.
+            CheckpointError: the state there is damaged or belongs to another run, or there is none to finish.
         """
         progress = progress or Silent()
-        if resume and resume_path is not None and resume_path.exists():
+        if resume_path is not None and (finish or (resume and resume_path.exists())):
             self._restore(resume_path)
+        if finish:
+            return
         for epoch in range(self.history.epochs + 1, self.recipe.epochs + 1):
             started = time.perf_counter()
             loss, accuracy = self._train_epoch(epoch, progress)
@@ -197,7 +210,8 @@ class Trainer:
         seen = 0
         shown = time.perf_counter()
         size = recipe.small_size if epoch <= recipe.small_until * recipe.epochs else None
-        for batch in self._batches(size):
+        mixed = bool(recipe.mixup or recipe.cutmix) and epoch <= recipe.mix_until * recipe.epochs
+        for batch in self._batches(size, mixed=mixed):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, self._steps_per_epoch * recipe.epochs)
             step += 1
@@ -212,7 +226,7 @@ class Trainer:
                 self.average.update_parameters(self.network)
             with torch.no_grad():
                 loss_sum += loss * (batch.faces / self.world.size)
-                hits += (logits.argmax(1) == batch.labels).sum()
+                hits += self._hits(logits.argmax(1), batch)
             seen += batch.faces
             if self.world.is_writer and time.perf_counter() - shown > 0.25:
                 shown = time.perf_counter()
@@ -221,7 +235,7 @@ class Trainer:
                 progress.batch(epoch, recipe.epochs, seen, total, float(loss_sum) / own, float(hits) / own)
         return float(summed(loss_sum, self.world)) / seen, float(summed(hits, self.world)) / seen
 
-    def _batches(self, size: int | None) -> Iterator[_Batch]:
+    def _batches(self, size: int | None = None, *, mixed: bool = False) -> Iterator[_Batch]:
         """This process's shares of all batches, in a new order every epoch."""
         augmentation = AUGMENTATIONS[self.recipe.augmentation]
         batch_size = self.recipe.batch_size
@@ -234,33 +248,53 @@ class Trainer:
             for pictures, indices in zip(torch.split(planes, batch_size), torch.split(chunk, batch_size), strict=True):
                 if len(indices) < self.world.size:
                     continue  # fewer faces than processes: one of them would have none
-                own = pictures[share, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+                weights = self._weights[self._labels[indices]]
+                partners = own = None
+                if mixed:
+                    # Before the batch is shared out, so that any number of processes mixes the same pairs.
+                    result = mix(pictures, self._generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
+                    pictures, partners, own = result.planes, indices[result.partners], result.share
+                    weights = torch.lerp(self._weights[self._labels[partners]], weights, own)
                 yield _Batch(
-                    pictures=own,
+                    pictures=pictures[share, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last),
                     labels=self._labels[indices[share]],
                     indices=indices[share],
                     faces=len(indices),
-                    weight=self._weights[self._labels[indices]].sum(),
+                    weight=weights.sum(),
+                    partners=None if partners is None else partners[share],
+                    own=None if own is None else own[share],
                 )
 
     def _loss(self, logits: Tensor, batch: _Batch) -> Tensor:
         """The loss of this process's share, so scaled that the processes' mean is the whole batch's loss."""
         recipe = self.recipe
+        targets = batch.labels
+        if batch.partners is not None and batch.own is not None:
+            first = F.one_hot(batch.labels, self._classes).float()
+            second = F.one_hot(self._labels[batch.partners], self._classes).float()
+            targets = torch.lerp(second, first, batch.own[:, None])
         summed_up = F.cross_entropy(
-            logits, batch.labels, weight=self._weights, label_smoothing=recipe.label_smoothing, reduction="sum"
+            logits, targets, weight=self._weights, label_smoothing=recipe.label_smoothing, reduction="sum"
         )
         loss = summed_up / batch.weight * self.world.size
         if self._teacher_logits is None:
             return loss
         temperature = recipe.teacher_temperature
-        distilled = F.kl_div(
-            F.log_softmax(logits / temperature, 1),
-            F.softmax(self._teacher_logits[batch.indices] / temperature, 1),
-            reduction="sum",
-        )
+        taught = F.softmax(self._teacher_logits[batch.indices] / temperature, 1)
+        if batch.partners is not None and batch.own is not None:
+            other = F.softmax(self._teacher_logits[batch.partners] / temperature, 1)
+            taught = torch.lerp(other, taught, batch.own[:, None])
+        distilled = F.kl_div(F.log_softmax(logits / temperature, 1), taught, reduction="sum")
         distilled = distilled / batch.faces * self.world.size
         # The factor keeps the gradients' size when the temperature changes (Hinton et al., section 2).
         return (1 - recipe.teacher_weight) * loss + recipe.teacher_weight * temperature**2 * distilled
+
+    def _hits(self, predictions: Tensor, batch: _Batch) -> Tensor:
+        """How many of this share are right; a mixed picture counts by its parts."""
+        right = (predictions == batch.labels).float()
+        if batch.partners is not None and batch.own is not None:
+            right = torch.lerp((predictions == self._labels[batch.partners]).float(), right, batch.own)
+        return right.sum()
 
     def _save(self, path: Path) -> None:
         state = {
@@ -284,6 +318,8 @@ class Trainer:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             identity = state["identity"]
+        except FileNotFoundError as error:
+            raise CheckpointError(f"no stopped run at {path}; start one without --finish") from error
         except Exception as error:  # torch.load raises a dozen types for damaged files
             raise CheckpointError(
                 f"cannot read {path} ({error}); delete it and start again without --resume"
