@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from fer_train.augment import AUGMENTATIONS
 from fer_train.cli import main
+from fer_train.networks import create_network
 from fer_train.recipes import RECIPES, Recipe
 
 BEST = RECIPES["best"]["v0"]
@@ -58,3 +60,11 @@ def test_the_command_refuses_an_unknown_setting_before_it_reads_a_picture(tmp_pa
     done = CliRunner().invoke(main, ["--model", "v0", "--data", str(tmp_path), "--set", "mixing=1"])
     assert done.exit_code == 2
     assert "mixing=1 is none of these" in done.output
+
+
+@pytest.mark.parametrize("name", ["v0", "v1"])
+def test_the_recipes_dropout_is_the_networks(name: str) -> None:
+    faces = torch.rand(4, 3, 48, 48)
+    for dropout, equal in ((0.0, True), (0.5, False)):
+        network = create_network(name, dropout=dropout).train()
+        assert torch.equal(network(faces), network(faces)) is equal

@@ -53,18 +53,21 @@ def _resnet18(*, dropout: float = 0.25, classes: int = len(EXPRESSIONS)) -> nn.M
 
 
 # One line registers an architecture.
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"v0": FaceExpressionCNN, "v1": _resnet18}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"v0": FaceExpressionCNN, "v1": _resnet18}
 
 
-def create_network(name: str) -> nn.Module:
+def create_network(name: str, *, dropout: float = 0.25) -> nn.Module:
     """A network with fresh weights; float32 (batch, 3, 48, 48) to logits float32 (batch, 7).
+
+    Args:
+        dropout: share of the hidden layer's values left out of a training step.
 
     Raises:
         ValueError: `name` is not registered in NETWORKS.
     """
     if name not in NETWORKS:
         raise ValueError(f"no network named {name!r}; one of: {', '.join(NETWORKS)}")
-    return NETWORKS[name]()
+    return NETWORKS[name](dropout=dropout)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -85,7 +85,7 @@ def train_model(
     train = whole.subset(kept) if len(kept) < len(whole) else whole
 
     torch.manual_seed(seed)  # the fresh weights
-    network = create_network(name)
+    network = create_network(name, dropout=recipe.dropout)
     _start_from(network, name, weights)
     identity = {
         "model": name,
@@ -191,7 +191,7 @@ def pretrain(
     held_out = _last_of_each_class(whole)
     train, validation = whole.subset(np.flatnonzero(~held_out)), whole.subset(np.flatnonzero(held_out))
     torch.manual_seed(seed)
-    network = create_network(name)
+    network = create_network(name, dropout=recipe.dropout)
     _replace_last_layer(network, len(whole.classes))
     identity = {
         "model": name,

@@ -27,6 +27,7 @@ class Recipe:
     mixup: float = 0.0  # a of the Beta(a, a) that blends of two faces are drawn from; 0: none (fer_train.mixing)
     cutmix: float = 0.0  # the same of rectangles pasted from another face
     mix_until: float = 1.0  # fraction of the epochs with mixed faces; the last ones may see whole faces again
+    dropout: float = 0.25  # of the hidden layer; a network that cannot learn its pictures by heart needs none
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
     drop: tuple[str, ...] = ()  # pictures left out of training: "duplicates", "conflicts"

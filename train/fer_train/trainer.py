@@ -23,6 +23,7 @@ from fer_train.augment import AUGMENTATIONS
 from fer_train.data import LabelledFaces, class_weights
 from fer_train.devices import supports_bf16
 from fer_train.distributed import ALONE, World, spread, summed
+from fer_train.fused_blocks import fuse_blocks
 from fer_train.mixing import mix
 from fer_train.networks import to_network_input
 from fer_train.recipes import Recipe
@@ -123,6 +124,8 @@ class Trainer:
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cpu" and not self._autocast_bf16:
             use_matrix_products(self.network)
+            if world.size == 1:  # BatchNorm over several processes is another function
+                fuse_blocks(self.network)
         self._spread = spread(self.network, world, device)
         self.average = (
             AveragedModel(self.network, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
