@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.models import DEFAULT_MODELS_DIR, PRECISIONS
+from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS
 
 if TYPE_CHECKING:
     from fer_bench.latency import LatencyResult
@@ -32,7 +32,7 @@ models_option = click.option(
     "--model",
     "models",
     multiple=True,
-    metavar="v0|v1|FILE",
+    metavar="|".join((*MODEL_NAMES, "FILE")),
     help="Model: a name or an .onnx file. May be given several times. [default: all that are there]",
 )
 precisions_option = click.option(

@@ -32,7 +32,7 @@ class Configuration:
     """What is measured."""
 
     engine: str
-    model: str  # "v0", "v1", or the name of a file
+    model: str  # "v0", another name, or that of a file
     precision: str
     batch: int
     threads: int

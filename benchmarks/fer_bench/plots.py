@@ -33,6 +33,7 @@ from fer_bench.report_verdict import Candidate, pareto_front, say_megabytes, say
 from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint
 from fer_runtime.errors import OutputError
 from fer_runtime.files import replaced_atomically
+from fer_runtime.models import MODEL_NAMES
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 MODEL_ROLES = ("first", "second", "third", "fourth")
@@ -142,10 +143,10 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def model_color(theme: Theme, model: str, models: Sequence[str]) -> str:
-    """The colour of `model`: v0 and v1 have theirs, others take the next of `models`."""
-    fixed = {"v0": 0, "v1": 1}
-    others = [name for name in models if name not in fixed]
-    index = fixed[model] if model in fixed else 2 + others.index(model) % 2
+    """The colour of `model`: each of ours has its own, others take the next of `models`."""
+    others = [name for name in models if name not in MODEL_NAMES]
+    own = len(MODEL_NAMES)
+    index = MODEL_NAMES.index(model) if model in MODEL_NAMES else own + others.index(model) % (len(MODEL_ROLES) - own)
     return str(getattr(theme, MODEL_ROLES[index]))
 
 

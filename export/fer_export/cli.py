@@ -22,7 +22,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(cls=FerCommand, context_settings={"max_content_width": 100})
-@click.option("--model", type=click.Choice(MODEL_NAMES), help="Network to export: v0, a small CNN; v1, a ResNet18.")
+@click.option(
+    "--model",
+    type=click.Choice(MODEL_NAMES),
+    help="Network to export: v0, a small CNN; v1, a ResNet18; v2, a narrow ResNet.",
+)
 @click.option(
     "--precision",
     "precisions",
@@ -129,7 +133,7 @@ def main(
         _site(model or "v0", precisions, models_dir, site, serve=serve, ort_web=ort_web, yunet=yunet)
         return
     if model is None:
-        raise click.UsageError("Missing option '--model'. Choose from: v0, v1.")
+        raise click.UsageError("Missing option '--model'. Choose from: v0, v1, v2.")
     with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         from fer_export.pipeline import export_model
         from fer_export.report import ExportRefusedError

@@ -50,7 +50,7 @@ def fold_preprocessing(network: nn.Module, *, std: float = 1.0) -> nn.Module:
     folded = copy.deepcopy(network)
     name, first = next((found for found in folded.named_modules() if isinstance(found[1], nn.Conv2d)), ("", None))
     if first is None or first.in_channels != 3:
-        raise CheckpointError("the network does not begin with a convolution over three channels; export v0 or v1")
+        raise CheckpointError("the network does not begin with a convolution over three channels")
     plane = nn.Conv2d(
         1,
         first.out_channels,

@@ -66,7 +66,7 @@ def export_model(
     """Export a network and publish each file that passes its gate.
 
     Args:
-        name: "v0" or "v1".
+        name: of the network, such as "v0".
         precisions: which files to write.
         checkpoint: trained weights; the model's own in `models_dir` by default.
         data: the dataset's root; without it made-up faces are compared, and there is no int8.

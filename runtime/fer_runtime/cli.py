@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_runtime.command import FerCommand, is_terminal
-from fer_runtime.models import DEFAULT_MODELS_DIR, PRECISIONS, Precision
+from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
 
 if TYPE_CHECKING:
     from fer_runtime.inputs import Inputs
@@ -37,12 +37,16 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
 @click.option("--samples", is_flag=True, help="Run on the photographs that ship with the package.")
 @click.option("--recursive", is_flag=True, help="Go down into folders of folders.")
 @click.option(
-    "--model", metavar="v0|v1|FILE", help="Model: a name or an .onnx file. [default: v1 where it is, else v0]"
+    "--model",
+    metavar="|".join((*MODEL_NAMES, "FILE")),
+    help="Model: a name or an .onnx file. [default: the first that is there of: " + ", ".join(PREFERENCE) + "]",
 )
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Of a named model. [default: int8 of v1, fp32 of v0]",
+    help="Of a named model. [default: "
+    + ", ".join(f"{order[0]} of {name}" for name, order in PREFERENCE.items())
+    + ", or what is there]",
 )
 @click.option(
     "--models-dir",

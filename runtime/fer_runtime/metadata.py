@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 class ModelMetadata:
     """The contents of the `fer` entry. Fields that only a report reads stay plain JSON."""
 
-    name: str  # "v0" or "v1"
+    name: str  # of the network, such as "v0"
     expressions: tuple[str, ...]  # in the order of the logits
     precision: str  # "fp32", "int8" or "fp16"
     opset: int

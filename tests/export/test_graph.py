@@ -65,16 +65,17 @@ def test_equal_checkpoints_give_equal_bytes(trained_v0: Checkpoint, v0_content: 
     assert serialize(again, v0_metadata()) == v0_content
 
 
-def test_resnet18_is_exported_right() -> None:
+@pytest.mark.parametrize(("name", "convolutions"), [("v1", 20), ("v2", 16)])
+def test_a_residual_network_is_exported_right(name: str, convolutions: int) -> None:
     torch.manual_seed(1)
-    network = create_network("v1")
+    network = create_network(name)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):  # fresh statistics would hide a wrong fold
             nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
             nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-    checkpoint = Checkpoint(name="v1", state_dict=network.state_dict())
+    checkpoint = Checkpoint(name=name, state_dict=network.state_dict())
     model = export_graph(checkpoint)
-    assert sum(node.op_type == "Conv" for node in model.graph.node) == 20
+    assert sum(node.op_type == "Conv" for node in model.graph.node) == convolutions
     faces = np.concatenate([synthetic_faces(), textures(8)])
     logits = run_model(open_session(model.SerializeToString()).session, faces).logits
     # float32 sums of up to 4608 products in another order, through 18 layers.

@@ -156,10 +156,11 @@ def test_ranges_hold_zero_exactly() -> None:
     assert ActivationRange(0.0, 0.0).scale > 0
 
 
-def test_resnet18_is_quantised_whole() -> None:
+@pytest.mark.parametrize(("name", "additions"), [("v1", 8), ("v2", 6)])
+def test_a_residual_network_is_quantised_whole(name: str, additions: int) -> None:
     torch.manual_seed(0)
-    network = create_network("v1")
-    checkpoint = Checkpoint(name="v1", state_dict=network.state_dict())
+    network = create_network(name)
+    checkpoint = Checkpoint(name=name, state_dict=network.state_dict())
     model = export_graph(checkpoint, temperature=TEMPERATURE)
     faces = textures(32)
     # The statistics of 4608 inputs take half a minute; v0's tests cover what they do.
@@ -171,7 +172,7 @@ def test_resnet18_is_quantised_whole() -> None:
     expected = run_model(open_session(model.SerializeToString()).session, faces).logits
     actual = run_model(open_session(content).session, faces).logits
     assert np.corrcoef(expected.ravel(), actual.ravel())[0, 1] > 0.99
-    assert sum(node.op_type == "Add" for node in read_onnx(content, source="v1").nodes) == 8
+    assert sum(node.op_type == "Add" for node in read_onnx(content, source=name).nodes) == additions
     # Between the pixels and the logits nothing is quantised again, taken back to float, or moved about.
     kinds = {node.op_type for node in optimized_nodes(content)}
     assert kinds == {

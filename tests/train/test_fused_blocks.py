@@ -56,8 +56,8 @@ def test_a_block_trains_as_its_four_modules_do(size: int, layout: torch.memory_f
     assert torch.equal(plain(pictures), fused(pictures).detach())
 
 
-def test_v0_is_fused_throughout_and_v1_not_at_all() -> None:
-    for name, blocks in (("v0", 3), ("v1", 0)):
+def test_the_blocks_of_v0_and_the_stem_of_v2_are_fused() -> None:
+    for name, blocks in (("v0", 3), ("v1", 0), ("v2", 1)):
         network = create_network(name)
         kinds = [type(part) for part in network.modules()]
         keys = list(network.state_dict())

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from fer_train.augment import AUGMENTATIONS
 from fer_train.cli import main
-from fer_train.networks import create_network
+from fer_train.networks import NETWORKS, create_network
 from fer_train.recipes import RECIPES, Recipe
 
 BEST = RECIPES["best"]["v0"]
@@ -62,7 +62,7 @@ def test_the_command_refuses_an_unknown_setting_before_it_reads_a_picture(tmp_pa
     assert "mixing=1 is none of these" in done.output
 
 
-@pytest.mark.parametrize("name", ["v0", "v1"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_recipes_dropout_is_the_networks(name: str) -> None:
     faces = torch.rand(4, 3, 48, 48)
     for dropout, equal in ((0.0, True), (0.5, False)):

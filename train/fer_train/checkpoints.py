@@ -24,7 +24,7 @@ FORMAT = "fer-edge checkpoint"
 class Checkpoint:
     """Weights and what is needed to use them right."""
 
-    name: str  # "v0" or "v1"
+    name: str  # of the network, such as "v0"
     state_dict: dict[str, Tensor]
     mean: float = 0.0  # input = (faces / 255 - mean) / std, one number for all channels
     std: float = 1.0

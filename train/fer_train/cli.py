@@ -21,7 +21,11 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(cls=FerCommand, context_settings={"max_content_width": 100})
-@click.option("--model", type=click.Choice(MODEL_NAMES), help="Network to train: v0, a small CNN; v1, a ResNet18.")
+@click.option(
+    "--model",
+    type=click.Choice(MODEL_NAMES),
+    help="Network to train: v0, a small CNN; v1, a ResNet18; v2, a narrow ResNet.",
+)
 @click.option(
     "--data",
     type=_FOLDER,
@@ -52,8 +56,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--weights",
-    help="What v1 starts from: imagenet (downloaded by torchvision), none, or a file that --pretrain wrote. "
-    "[default: imagenet for v1, none for v0]",
+    help="What the network starts from: imagenet (v1, downloaded by torchvision), none, or a file of weights. "
+    "[default: imagenet for v1, none for the others]",
 )
 @click.option(
     "--pretrain",
@@ -132,7 +136,7 @@ def main(
         _audit(_data_root(data), audit)
         return
     if model is None:
-        raise click.UsageError("Missing option '--model'. Choose from: v0, v1.")
+        raise click.UsageError("Missing option '--model'. Choose from: v0, v1, v2.")
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         import torch
 

@@ -1,4 +1,4 @@
-"""The two architectures: v0, a small CNN, and v1, torchvision's ResNet18."""
+"""The architectures: v0, a small CNN; v1, torchvision's ResNet18; v2, a narrow residual network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fer_runtime.expressions import EXPRESSIONS
+from fer_train.face_resnet import FaceResNet
 from fer_train.torchvision_import import torchvision_models
 
 
@@ -53,7 +54,7 @@ def _resnet18(*, dropout: float = 0.25, classes: int = len(EXPRESSIONS)) -> nn.M
 
 
 # One line registers an architecture.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"v0": FaceExpressionCNN, "v1": _resnet18}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"v0": FaceExpressionCNN, "v1": _resnet18, "v2": FaceResNet}
 
 
 def create_network(name: str, *, dropout: float = 0.25) -> nn.Module:

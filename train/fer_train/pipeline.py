@@ -61,7 +61,7 @@ def train_model(
     """Train a network on `data` and write its checkpoint and results.
 
     Args:
-        name: "v0" or "v1".
+        name: of the network, one of NETWORKS.
         data: the dataset's root, or a folder that holds `train` and `validation`.
         recipe: the settings.
         recipe_name: name of the recipe for the results file.

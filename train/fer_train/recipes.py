@@ -91,7 +91,7 @@ BEST = Recipe(
 )
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "first": {"v0": FIRST, "v1": replace(FIRST, epochs=10, lr=1e-4)},
+    "first": {"v0": FIRST, "v1": replace(FIRST, epochs=10, lr=1e-4), "v2": FIRST},
     "best": {
         "v0": BEST,
         "v1": replace(
@@ -102,6 +102,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             ema_decay=0.99,  # of 106 steps an epoch
             small_size=36,
         ),
+        "v2": replace(BEST, augmentation="faces", weight_decay=0.05),
     },
 }
 
