@@ -58,7 +58,7 @@ def find_model(
     """The file that `--model`, `--precision` and `--models-dir` stand for.
 
     Args:
-        model: a name (`v0`, `v1`) or the path of an `.onnx` file; None takes the first of PREFERENCE that is there.
+        model: a name, such as `v0`, or the path of an `.onnx` file; None takes the first of PREFERENCE that is there.
         precision: of a named model; None takes the first of its PREFERENCE that is there.
         models_dir: where a named model is looked for first; the installed package comes second, and only for
             a model that `models_dir` has in no precision.

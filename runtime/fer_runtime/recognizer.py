@@ -41,8 +41,9 @@ class Recognizer:
     May be used from several threads at once.
 
     Args:
-        model: "v0", "v1" or the path of an .onnx file that fer-export wrote; None takes v1 where it is, else v0.
-        precision: of a named model, "fp32", "int8" or "fp16"; None takes v1's int8 and v0's fp32 where they are.
+        model: "v0", "v1", "v2" or the path of an .onnx file that fer-export wrote; None takes the first of
+            `fer_runtime.models.PREFERENCE` that is there.
+        precision: of a named model, "fp32", "int8" or "fp16"; None takes the model's first that is there.
         models_dir: where named models are looked for before the installed package.
         detector: "auto" (crops are taken whole; in larger pictures YuNet finds the faces where its file is
             there, else Haar), or "haar", "yunet" or "whole" for every picture.
