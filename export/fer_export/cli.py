@@ -133,7 +133,7 @@ def main(
         _site(model or "v0", precisions, models_dir, site, serve=serve, ort_web=ort_web, yunet=yunet)
         return
     if model is None:
-        raise click.UsageError("Missing option '--model'. Choose from: v0, v1, v2.")
+        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(MODEL_NAMES)}.")
     with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         from fer_export.pipeline import export_model
         from fer_export.report import ExportRefusedError

@@ -136,7 +136,7 @@ def main(
         _audit(_data_root(data), audit)
         return
     if model is None:
-        raise click.UsageError("Missing option '--model'. Choose from: v0, v1, v2.")
+        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(MODEL_NAMES)}.")
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         import torch
 

@@ -1,4 +1,4 @@
-"""BatchNorm, ReLU and 2 x 2 max pooling in one step: what saves a fifth of v0's training time on a CPU.
+"""BatchNorm, ReLU and 2 x 2 max pooling in one step: 13 to 20 % less CPU time for a training step of v0.
 
 Each of the three reads and writes whole maps that no longer fit the processor's cache. But BatchNorm is a line per
 channel, so the largest value of a window stays the largest one behind it (the smallest one where the line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -69,8 +70,10 @@ class Recipe:
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value}")
         for name in ("mixup", "cutmix"):
-            if not getattr(self, name) >= 0:  # NaN, too
+            if not 0 <= getattr(self, name) < math.inf:  # NaN, too
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
 
 # The first version's settings: what its published results were made with.
