@@ -27,6 +27,8 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("without weight averaging", ("ema_decay=0",)),
     ("constant learning rate 1e-3 instead of one-cycle", ("schedule=constant", "lr=0.001")),
     ("without weight decay", ("weight_decay=0",)),
+    ("without dropout", ("dropout=0",)),
+    ("with mixup", ("mixup=0.2",)),
     ("with duplicates and conflicts", ("drop=none",)),
 )
 

@@ -13,6 +13,8 @@ from fer_runtime.errors import FerError
 from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES
 
 if TYPE_CHECKING:
+    import torch
+
     from fer_train.pipeline import Trained
     from fer_train.results import History
 
@@ -81,6 +83,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     help="Checkpoint to distil from, such as models/model_v1.pth. May be given several times.",
 )
 @click.option(
+    "--average",
+    "averaged",
+    type=_FILE,
+    multiple=True,
+    metavar="FILE",
+    help="Do not train: write the mean of these checkpoints of --model, which must descend from the same weights. "
+    "Give it twice or more.",
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "mps", "cuda", "cpu"]),
     default="auto",
@@ -111,6 +122,7 @@ def main(
     pretrain_dir: Path | None,
     audit: Path | None,
     teachers: tuple[Path, ...],
+    averaged: tuple[Path, ...],
     device: str,
     threads: int | None,
     seed: int,
@@ -126,6 +138,7 @@ def main(
     fer-train --model v0 --data data                 the first version's settings, a minute or two
     fer-train --model v0 --data data --recipe best   what ships
     fer-train --model v1 --data data --recipe best --weights models/model_v1_pretrained.pth
+    fer-train --model v1 --data data --average a/model_v1.pth --average b/model_v1.pth
     torchrun --nproc-per-node 2 -m fer_train --model v1 ...   several processes or GPUs, the same result
     fer-train --audit --data data                    copies and contradictions among the pictures
 
@@ -155,6 +168,9 @@ def main(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
     recipe = recipe.overridden(**settings, drop=_drop(drop))
+    if averaged:
+        _average(model, averaged, _data_root(data), recipe.drop, where, models_dir, plots=not no_plots)
+        return
     progress = _Progress()
     try:
         if pretrain_dir is not None:
@@ -203,9 +219,14 @@ def _say(trained: Trained, models_dir: Path, *, plots: bool) -> None:
         if split.resized:
             click.echo(f"{split.resized} pictures in {split.folder} had another size and were resized", err=True)
     results = trained.results
+    which = (
+        f"the mean of {len(results.averaged)}"
+        if results.averaged
+        else f"epoch {results.history.best_epoch} of {results.history.epochs}"
+    )
     click.echo(
         f"{trained.checkpoint}  validation accuracy {results.accuracy:.1%}, "
-        f"macro-F1 {results.to_dict()['macro_f1']:.1%}, epoch {results.history.best_epoch} of {results.history.epochs}"
+        f"macro-F1 {results.to_dict()['macro_f1']:.1%}, {which}"
     )
     click.echo(trained.results_file)
     if not plots:
@@ -218,6 +239,30 @@ def _say(trained: Trained, models_dir: Path, *, plots: bool) -> None:
     ):
         plot(results.to_dict(), path)
         click.echo(path)
+
+
+def _average(
+    model: str,
+    files: tuple[Path, ...],
+    data: Path,
+    drop: tuple[str, ...],
+    device: torch.device,
+    models_dir: Path,
+    *,
+    plots: bool,
+) -> None:
+    from fer_train.averaging import average_models
+    from fer_train.results import Averaged
+
+    left = iter(files)
+
+    def progress(one: Averaged) -> None:
+        click.echo(f"{next(left)}  validation accuracy {one.test_acc:.1%}, loss {one.test_loss:.3f}", err=True)
+
+    trained = average_models(model, files, data, drop=drop, device=device, models_dir=models_dir, progress=progress)
+    if trained.results.accuracy <= (best := max(one.test_acc for one in trained.results.averaged)):
+        click.echo(f"the average is no better than the best of them, {best:.1%}", err=True)
+    _say(trained, models_dir, plots=plots)
 
 
 def _audit(data: Path, folder: Path) -> None:

@@ -48,11 +48,6 @@ def model_cards(models_dir: Path) -> str:
 def _card(name: str, models_dir: Path) -> str:
     results = read_results(results_path(models_dir, name))
     validation = sum(results["data"]["validation"]["counts"].values())
-    train = results["data"]["train"]
-    settings = results["settings"]
-    started = Path(settings["weights"]).name if settings["weights"] != "none" else "scratch"
-    threads = f"{settings['threads']} thread{'s' if settings['threads'] != 1 else ''}"
-    teachers = f", distilled from {', '.join(settings['teachers'])}" if settings["teachers"] else ""
     files = [f"`{FILE_STEMS[name]}.pth`"]
     files += [
         f"`{model_path(models_dir, name, precision).name}`"
@@ -65,11 +60,7 @@ def _card(name: str, models_dir: Path) -> str:
         "",
         f"{', '.join(files)}: {_WHAT[name]}.",
         "",
-        f"Trained with `--recipe {results['recipe']}` from {started}{teachers}, seed {results['seed']}, on "
-        f"{train['used']:,} of {sum(train['counts'].values()):,} training pictures (left out: "
-        f"{', '.join(settings['drop']) or 'none'}), {len(results['test_acc'])} epochs of "
-        f"{results['seconds_per_epoch']:.0f} s, epoch {results['best_epoch']} kept. "
-        f"PyTorch {results['versions']['torch']}, {settings['device']}, {threads}.",
+        _origin(results),
         "",
         "| validation, single view | |",
         "|---|---|",
@@ -84,6 +75,29 @@ def _card(name: str, models_dir: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(results: Mapping[str, Any]) -> str:
+    settings, train = results["settings"], results["data"]["train"]
+    pictures = (
+        f"{train['used']:,} of {sum(train['counts'].values()):,} training pictures "
+        f"(left out: {', '.join(settings['drop']) or 'none'})"
+    )
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] != 1 else ''}"
+    tools = f"PyTorch {results['versions']['torch']}, {settings['device']}, {threads}."
+    if parts := results.get("averaged"):
+        own = ", ".join(f"{part['test_acc']:.1%}" for part in parts)
+        return (
+            f"The mean of the weights of {len(parts)} trainings (`fer-train --average`), which alone have {own} "
+            f"on validation; its BatchNorm statistics are those of {pictures}. {tools}"
+        )
+    started = Path(settings["weights"]).name if settings["weights"] != "none" else "scratch"
+    teachers = f", distilled from {', '.join(settings['teachers'])}" if settings["teachers"] else ""
+    return (
+        f"Trained with `--recipe {results['recipe']}` from {started}{teachers}, seed {results['seed']}, on "
+        f"{pictures}, {len(results['test_acc'])} epochs of {results['seconds_per_epoch']:.0f} s, "
+        f"epoch {results['best_epoch']} kept. {tools}"
+    )
 
 
 def _recalls(results: Mapping[str, Any]) -> list[str]:

@@ -124,7 +124,7 @@ def train_model(
         history=trainer.history,
         expressions=train.classes,
         confusion=trainer.best.confusion,
-        accuracy_without_duplicates=_accuracy_of_unseen(whole, validation, trainer.best.predictions),
+        accuracy_without_duplicates=accuracy_of_unseen(whole, validation, trainer.best.predictions),
         data={
             "train": {"counts": whole.counts, "used": len(train), "fingerprint": whole.fingerprint},
             "validation": {"counts": validation.counts, "fingerprint": validation.fingerprint},
@@ -277,7 +277,7 @@ def _last_of_each_class(faces: LabelledFaces) -> Any:
     return mask
 
 
-def _accuracy_of_unseen(train: LabelledFaces, validation: LabelledFaces, predictions: Tensor) -> float | None:
+def accuracy_of_unseen(train: LabelledFaces, validation: LabelledFaces, predictions: Tensor) -> float | None:
     """Accuracy without the validation pictures whose very file also stands in train."""
     seen = set(train.file_sha256)
     unseen = np.array([digest not in seen for digest in validation.file_sha256])

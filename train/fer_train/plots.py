@@ -29,12 +29,15 @@ def confusion_plot_path(models_dir: Path, name: str) -> Path:
 
 
 def plot_curves(results: Mapping[str, Any], path: Path) -> None:
-    """Draw loss and accuracy per epoch, the best epoch marked.
+    """Draw loss and accuracy per epoch, the best epoch marked; of an averaged network, beside those that it is made of.
 
     Args:
         results: contents of a results file.
         path: PNG file to write.
     """
+    if "averaged" in results:
+        _plot_averaged(results, path)
+        return
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     epochs = np.arange(1, len(results["test_acc"]) + 1)
     best = results["best_epoch"]
@@ -52,6 +55,26 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[1].legend(frameon=False, loc="lower right")
+    figure.suptitle(_headline(results), x=0.01, ha="left", fontsize=12)
+    _write(figure, path)
+
+
+def _plot_averaged(results: Mapping[str, Any], path: Path) -> None:
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    parts = results["averaged"]
+    places = np.arange(1, len(parts) + 2)
+    panels = figure.subplots(1, 2)
+    for axes, key, title, scale in ((panels[0], "test_loss", "Loss", 1), (panels[1], "test_acc", "Accuracy, %", 100)):
+        values = np.multiply([part[key] for part in parts], scale)
+        axes.plot(places[:-1], values, "o", color=_VALIDATION, ms=7, label="a training, validation")
+        axes.plot(places[-1], results[key][-1] * scale, "o", color=_MARK, ms=9, label="kept: the mean of their weights")
+        axes.axhline(results[key][-1] * scale, color=_MARK, lw=0.8, ls=":")
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xticks(places, [*map(str, places[:-1]), "mean"])
+        axes.grid(color=_GRID, lw=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.12, y=0.2)
+    panels[1].legend(frameon=False, loc="best")
     figure.suptitle(_headline(results), x=0.01, ha="left", fontsize=12)
     _write(figure, path)
 

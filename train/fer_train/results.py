@@ -39,6 +39,16 @@ class History:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Averaged:
+    """One of the checkpoints that an averaged network is the mean of, and its own figures on validation."""
+
+    file: str  # its name
+    sha256: str
+    test_loss: float
+    test_acc: float  # fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResults:
     """Everything that the results file says."""
 
@@ -52,6 +62,8 @@ class TrainingResults:
     accuracy_without_duplicates: float | None  # without the validation pictures that also stand in train
     data: dict[str, Any]  # counts and fingerprints
     versions: dict[str, str]
+    # Empty for a trained network; for an averaged one the history has one value, measured on pictures as they are.
+    averaged: tuple[Averaged, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -73,6 +85,7 @@ class TrainingResults:
             "confusion": self.confusion.tolist(),
             "expressions": list(self.expressions),
             "settings": self.settings,
+            **({"averaged": [asdict(one) for one in self.averaged]} if self.averaged else {}),
             "data": self.data,
             "versions": self.versions,
             "seconds": sum(seconds),
@@ -92,7 +105,7 @@ class TrainingResults:
             "macro_f1",
             "per_class_recall",
         )
-        return {key: whole[key] for key in (*kept, "settings", "data")}
+        return {key: whole[key] for key in (*kept, "settings", "averaged", "data") if key in whole}
 
 
 def write_results(path: Path, results: TrainingResults) -> None:

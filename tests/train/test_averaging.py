@@ -1,0 +1,115 @@
+"""The mean of several trainings, held to hand-worked means and to PyTorch's own convolution."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from click.testing import CliRunner
+from tests.train.pictures import write_pictures
+
+from fer_train import cli
+from fer_train.averaging import mean_of, renew_statistics
+from fer_train.data import load_faces
+from fer_train.networks import create_network
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data"), train=16, validation=6)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+
+def test_the_mean_as_worked_by_hand() -> None:
+    states = [
+        {"weight": torch.tensor([1.0, -2.0]), "num_batches_tracked": torch.tensor(5)},
+        {"weight": torch.tensor([2.0, 4.0]), "num_batches_tracked": torch.tensor(9)},
+        {"weight": torch.tensor([6.0, 1.0]), "num_batches_tracked": torch.tensor(7)},
+    ]
+    mean = mean_of(states)
+    assert mean["weight"].tolist() == [3.0, 1.0]
+    assert mean["num_batches_tracked"] == 5
+
+
+def test_the_statistics_are_those_of_the_faces_and_their_mirror_images() -> None:
+    faces = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 48, 48), np.uint8))
+    torch.manual_seed(0)
+    network = create_network("v0")
+    weight, bias = (network.state_dict()[f"conv_block_1.0.{name}"].double() for name in ("weight", "bias"))
+    renew_statistics(network, faces)
+    planes = (torch.cat([faces, faces.flip(-1)]).double() / 255)[:, None].expand(-1, 3, -1, -1)
+    maps = F.conv2d(planes, weight, bias, padding=1)
+    state = network.state_dict()
+    assert torch.allclose(state["conv_block_1.1.running_mean"].double(), maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(state["conv_block_1.1.running_var"].double(), maps.var((0, 2, 3)), rtol=1e-3)
+    assert not network.training
+
+
+def test_the_command_averages_and_says_what_of(pictures: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    _train(pictures, first, "--epochs", "3")
+    parts = [tmp_path / "a", tmp_path / "b"]
+    for seed, part in enumerate(parts, 1):
+        _train(pictures, part, "--epochs", "1", "--weights", str(first / "model_0.pth"), "--seed", str(seed))
+    files = [part / "model_0.pth" for part in parts]
+    output = tmp_path / "mean"
+    options = ["--model", "v0", "--data", str(pictures), "--models-dir", str(output), "--device", "cpu"]
+    given = [text for path in files for text in ("--average", str(path))]
+    done = CliRunner().invoke(cli.main, [*options, *given])
+    assert done.exit_code == 0, done.output
+    assert "the mean of 2" in done.stdout
+    assert str(files[1]) in done.stderr
+
+    results = json.loads((output / "model_0_results.json").read_text())
+    for part, path, said in zip(parts, files, results["averaged"], strict=True):
+        own = json.loads((part / "model_0_results.json").read_text())
+        assert said["test_acc"] == pytest.approx(own["accuracy"])
+        assert said["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    contents = [torch.load(path, weights_only=True)["state_dict"] for path in files]
+    content = torch.load(output / "model_0.pth", weights_only=True)
+    assert content["training"]["averaged"] == results["averaged"]
+    for key, value in content["state_dict"].items():
+        if "running" in key or "num_batches" in key:
+            continue
+        assert torch.allclose(value, (contents[0][key] + contents[1][key]) / 2, atol=1e-7), key
+    # Its figures are those of its weights.
+    validation = load_faces(pictures, "validation")
+    network = create_network("v0")
+    network.load_state_dict(content["state_dict"])
+    planes = torch.from_numpy(validation.faces)[:, None].expand(-1, 3, -1, -1) / 255
+    predictions = network.eval()(planes).argmax(1).numpy()
+    assert results["accuracy"] == pytest.approx((predictions == validation.labels).mean())
+    assert results["test_acc"] == [pytest.approx(results["accuracy"])]
+    assert (output / "model_0_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [(("model_0.pth",), "takes two checkpoints"), (("model_0.pth", "nothing.pth"), "nothing.pth")],
+)
+def test_what_cannot_be_averaged_is_refused(
+    pictures: Path, tmp_path: Path, files: tuple[str, ...], reason: str
+) -> None:
+    _train(pictures, tmp_path, "--epochs", "1")
+    output = tmp_path / "mean"
+    given = [text for name in files for text in ("--average", str(tmp_path / name))]
+    done = CliRunner().invoke(cli.main, ["--model", "v0", "--data", str(pictures), "--models-dir", str(output), *given])
+    assert done.exit_code == 1
+    assert reason in done.stderr
+    assert not output.exists()
+
+
+def _train(pictures: Path, models_dir: Path, *options: str) -> None:
+    command = ["--model", "v0", "--data", str(pictures), "--models-dir", str(models_dir), "--no-plots"]
+    done = CliRunner().invoke(cli.main, [*command, "--device", "cpu", "--recipe", "first", *options])
+    assert done.exit_code == 0, done.output

@@ -1,0 +1,154 @@
+"""One network out of several trainings of it: the mean of their weights, what `fer-train --average` does.
+
+A "model soup" (Wortsman et al., arXiv 2203.05482): fine-tunings that began at the same weights lie in one basin, and
+their mean is often better than each of them, at the cost of one. Networks with other first weights have no such mean.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from fer_runtime.errors import CheckpointError
+from fer_runtime.files import sha256_of
+from fer_runtime.metrics import confusion_matrix
+from fer_runtime.models import checkpoint_path, results_path
+from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fer_train.cleaning import training_indices_without
+from fer_train.data import load_faces
+from fer_train.networks import create_network, to_network_input
+from fer_train.pipeline import Trained, accuracy_of_unseen
+from fer_train.recipes import BEST
+from fer_train.results import Averaged, History, TrainingResults, tool_versions, write_results
+from fer_train.trainer import predict_logits
+
+# Faces per batch of the BatchNorm statistics: enough that a batch's variance is near that of all.
+_BATCH = 256
+
+
+def average_models(
+    name: str,
+    files: Sequence[Path],
+    data: Path,
+    *,
+    drop: tuple[str, ...] = BEST.drop,
+    device: torch.device | None = None,
+    models_dir: Path = Path("models"),
+    progress: Callable[[Averaged], None] | None = None,
+) -> Trained:
+    """Average checkpoints of the network `name`, score the mean on validation, and write it with its results.
+
+    Args:
+        files: checkpoints; one that is given twice weighs twice.
+        data: the dataset's root; its training pictures renew the BatchNorm statistics, which no mean of statistics is.
+        drop: kinds of training pictures to leave out, as a recipe has them.
+        device: where the arithmetic happens, the CPU by default.
+        models_dir: where the files go.
+        progress: told each checkpoint's own figures.
+
+    Raises:
+        CheckpointError: fewer than two files, or one that cannot be read or is of another network.
+        DataError: the pictures are missing or unreadable.
+    """
+    if len(files) < 2:
+        raise CheckpointError(f"an average takes two checkpoints or more, not {len(files)}; give --average again")
+    started = time.perf_counter()
+    device = device or torch.device("cpu")
+    checkpoints = [load_checkpoint(path, name=name) for path in files]
+    whole, validation = load_faces(data, "train"), load_faces(data, "validation")
+    kept = training_indices_without(whole, validation, drop) if drop else np.arange(len(whole))
+    train = whole.subset(kept)
+    faces, labels = torch.from_numpy(validation.faces).to(device), torch.from_numpy(validation.labels)
+
+    averaged = []
+    for path, checkpoint in zip(files, checkpoints, strict=True):
+        loss, predictions = _score(checkpoint.network().to(device), faces, labels)
+        right = float((predictions == labels).float().mean())
+        averaged.append(Averaged(file=path.name, sha256=sha256_of(path), test_loss=loss, test_acc=right))
+        if progress is not None:
+            progress(averaged[-1])
+
+    network = create_network(name)
+    network.load_state_dict(mean_of([checkpoint.state_dict for checkpoint in checkpoints]))
+    network.to(device)
+    train_faces, train_labels = torch.from_numpy(train.faces).to(device), torch.from_numpy(train.labels)
+    renew_statistics(network, train_faces)
+    train_loss, train_predictions = _score(network, train_faces, train_labels)
+    loss, predictions = _score(network, faces, labels)
+    first = checkpoints[0].training
+    results = TrainingResults(
+        model=name,
+        recipe=str(first.get("recipe", "best")),
+        settings={
+            "drop": list(drop),
+            "weights": "none",
+            "teachers": [],
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "processes": 1,
+        },
+        seed=int(first.get("seed", 0)),
+        history=History(
+            train_loss=[train_loss],
+            train_acc=[float((train_predictions == train_labels).float().mean())],
+            test_loss=[loss],
+            test_acc=[float((predictions == labels).float().mean())],
+            seconds=[time.perf_counter() - started],
+        ),
+        expressions=train.classes,
+        confusion=confusion_matrix(validation.labels, predictions.numpy(), classes=len(validation.classes)),
+        accuracy_without_duplicates=accuracy_of_unseen(whole, validation, predictions),
+        data={
+            "train": {"counts": whole.counts, "used": len(train), "fingerprint": whole.fingerprint},
+            "validation": {"counts": validation.counts, "fingerprint": validation.fingerprint},
+        },
+        versions=tool_versions(),
+        averaged=tuple(averaged),
+    )
+    state = {key: value.cpu() for key, value in network.state_dict().items()}
+    path = checkpoint_path(models_dir, name)
+    save_checkpoint(
+        path, Checkpoint(name=name, state_dict=state, expressions=train.classes, training=results.summary())
+    )
+    write_results(results_path(models_dir, name), results)
+    return Trained(
+        checkpoint=path,
+        results_file=results_path(models_dir, name),
+        results=results,
+        train=train,
+        validation=validation,
+    )
+
+
+def mean_of(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of every floating-point tensor of equal state dicts; counters are the first one's."""
+    return {
+        key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
+        for key, value in states[0].items()
+    }
+
+
+def renew_statistics(network: nn.Module, faces: Tensor) -> None:
+    """Set the BatchNorm statistics to those of `faces`, uint8 (faces, size, size), and of their mirror images."""
+
+    def batches() -> Iterator[Tensor]:
+        for flip in (False, True):
+            for batch in torch.split(faces, _BATCH):
+                if len(batch) == _BATCH or len(faces) < _BATCH:  # a small rest would count as much as a whole batch
+                    yield to_network_input(batch.flip(-1) if flip else batch)
+
+    update_bn(batches(), network)
+    network.eval()
+
+
+def _score(network: nn.Module, faces: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """Mean cross-entropy, and the predicted classes, int64 (faces,)."""
+    logits = predict_logits(network, faces)
+    return float(F.cross_entropy(logits, labels)), logits.argmax(1)
