@@ -35,7 +35,7 @@ def prepare_face(image: Uint8Array, box: tuple[int, int, int, int] | None = None
     """
     if box is not None and abs(roll) >= _LEAST_ROLL:
         return _upright(image, box, roll)
-    if box is not None:
+    if box is not None and box != (0, 0, image.shape[1], image.shape[0]):
         image = _crop(image, box)
     return _shrunk(to_gray(image), FACE_SIZE)
 

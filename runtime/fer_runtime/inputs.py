@@ -39,7 +39,7 @@ class Inputs:
         for path in self.paths:
             if os.path.isdir(path):
                 yield from self._in_folder(path)
-            elif not os.path.lexists(path) and glob.has_magic(path):
+            elif glob.has_magic(path) and not os.path.lexists(path):
                 found = sorted(glob.glob(path, recursive=True))
                 # A pattern that matches nothing is a path like any other: it gets its row, with the reason.
                 for one in found or [path]:

@@ -7,6 +7,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol
 
 from fer_runtime.expressions import EXPRESSIONS
@@ -36,22 +37,33 @@ class JsonLines:
         # escaping goes through it. A byte of the path that is no UTF-8 becomes a lone surrogate
         # "\udcXX", which os.fsencode turns back into that byte.
         faces = ", ".join(map(_face_json, result.faces))
-        error = "null" if result.error is None else json.dumps(result.error)
+        error = "null" if result.error is None else _quoted(result.error)
         width, height = ("null", "null") if result.width is None else (result.width, result.height)
         return (
-            f'{{"path": {json.dumps(result.path)}, "width": {width}, "height": {height}, '
+            f'{{"path": {_quoted(result.path)}, "width": {width}, "height": {height}, '
             f'"error": {error}, "faces": [{faces}]}}\n'
         )
 
 
+_quoted = json.JSONEncoder().encode  # json.dumps looks at its nine options every time
+
+
 def _face_json(face: Face) -> str:
-    shares = ", ".join([f'"{name}": {value:.6f}' for name, value in face.probabilities.items()])
-    x, y, width, height = face.box
     uncertain = "" if face.uncertain is None else f', "uncertain": {"true" if face.uncertain else "false"}'
-    return (
-        f'{{"box": [{x}, {y}, {width}, {height}], "expression": "{face.expression}", '
-        f'"confidence": {face.confidence:.6f}, "probabilities": {{{shares}}}{uncertain}}}'
+    return _face_template(tuple(face.probabilities)) % (
+        *face.box,
+        face.expression,
+        face.confidence,
+        *face.probabilities.values(),
+        uncertain,
     )
+
+
+@cache
+def _face_template(expressions: tuple[str, ...]) -> str:
+    # One % for a whole face takes half as long as an f-string per number.
+    shares = ", ".join(f'"{name}": %.6f' for name in expressions)
+    return '{"box": [%d, %d, %d, %d], "expression": "%s", "confidence": %.6f, "probabilities": {' + shares + "}%s}"
 
 
 def csv_line(values: Sequence[object]) -> str:

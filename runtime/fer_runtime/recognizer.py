@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -122,7 +123,7 @@ class Recognizer:
         """The faces of `image`, by the detector that its size or the user asks for."""
         height, width = image.shape[:2]
         if self.detector_name == "auto" and is_face_crop(width, height):
-            return (Detection(box=(0, 0, width, height)),)
+            return _whole_picture(width, height)
         return self._detector().detect(image)
 
     def classify_detections(self, image: Uint8Array, detections: Sequence[Detection]) -> tuple[Face, ...]:
@@ -131,7 +132,7 @@ class Recognizer:
             return ()
         faces = np.stack([prepare_face(image, detection.box, roll=detection.roll) for detection in detections])
         probabilities = self.classify(faces)
-        return tuple(self.face(detection.box, row) for detection, row in zip(detections, probabilities, strict=True))
+        return tuple(self.faces([detection.box for detection in detections], probabilities))
 
     def classify(self, faces: Uint8Array) -> FloatArray:
         """Probabilities float32 (faces, 7), in the order of the model's expressions.
@@ -151,15 +152,13 @@ class Recognizer:
 
     def face(self, box: tuple[int, int, int, int], probabilities: FloatArray, *, best: int | None = None) -> Face:
         """A typed face from one row of `classify`; `best` is its expression's index, the most probable by default."""
-        values = probabilities.tolist()
-        best = int(probabilities.argmax()) if best is None else best
-        return Face(
-            box=box,
-            expression=self.metadata.expressions[best],
-            confidence=values[best],
-            probabilities=dict(zip(self.metadata.expressions, values, strict=True)),
-            uncertain=None if self.min_confidence is None else values[best] < self.min_confidence,
-        )
+        return self._face(box, probabilities.tolist(), int(probabilities.argmax()) if best is None else best)
+
+    def faces(self, boxes: Sequence[tuple[int, int, int, int]], probabilities: FloatArray) -> list[Face]:
+        """A typed face for each box and row of `classify`."""
+        # Converted as a whole: numpy takes as long for a row as for all of them.
+        rows, best = probabilities.tolist(), probabilities.argmax(1).tolist()
+        return [self._face(*one) for one in zip(boxes, rows, best, strict=True)]
 
     def settings(self) -> dict[str, Any]:
         """Everything that the rows depend on besides the pictures, as plain JSON."""
@@ -184,6 +183,15 @@ class Recognizer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _face(self, box: tuple[int, int, int, int], values: list[float], best: int) -> Face:
+        return Face(
+            box=box,
+            expression=self.metadata.expressions[best],
+            confidence=values[best],
+            probabilities=dict(zip(self.metadata.expressions, values, strict=True)),
+            uncertain=None if self.min_confidence is None else values[best] < self.min_confidence,
+        )
 
     def _threshold(self, wanted: float | Literal["auto"] | None) -> float | None:
         if wanted != "auto":
@@ -221,6 +229,12 @@ class Recognizer:
             detector = create_detector(self.detector_used, min_face=self._min_face, yunet=self._yunet)
             self._detectors.value = detector
         return detector
+
+
+@lru_cache
+def _whole_picture(width: int, height: int) -> tuple[Detection, ...]:
+    # Crops of a folder are of one size, or few: their detection is made once.
+    return (Detection(box=(0, 0, width, height)),)
 
 
 def _check_image(image: Uint8Array) -> None:
