@@ -1,0 +1,109 @@
+"""What an epoch costs in `fer-train`, beside a notebook's loop: `python -m fer_bench.epoch_study --data data`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from time import process_time
+from typing import TYPE_CHECKING
+
+import click
+
+from fer_bench.console import FOLDER, say_environment
+from fer_bench.environment import environment
+from fer_runtime.command import FerCommand, needs_extra
+
+if TYPE_CHECKING:
+    from fer_train.data import LabelledFaces
+
+_ROWS = (
+    ("notebook", "none"),
+    ("notebook", "autoaugment"),
+    ("fer-train", "none"),
+    ("fer-train", "autoaugment"),
+)
+
+
+def notebook_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) -> float:
+    """Train v0 over all faces as a notebook does, and return the last batch's loss.
+
+    PyTorch's modules as they are, float32, batch 32, Adam; torchvision's AutoAugment face by face. The pictures are
+    decoded already: with a decoder in the loop it would be slower.
+    """
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+
+    from fer_train.data import class_weights
+    from fer_train.networks import create_network
+    from fer_train.recipes import FIRST
+    from fer_train.torchvision_import import torchvision_transforms
+
+    torch.manual_seed(seed)
+    network = create_network("v0").train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=FIRST.lr)
+    weights = torch.tensor(class_weights(list(faces.counts.values())), dtype=torch.float32)
+    augment = torchvision_transforms().AutoAugment() if augmentation == "autoaugment" else lambda picture: picture
+    planes, labels = torch.from_numpy(faces.faces), torch.from_numpy(faces.labels)
+    loss = torch.zeros(())
+    for batch in torch.split(torch.randperm(len(labels)), FIRST.batch_size):
+        pictures = torch.stack([augment(planes[i].expand(3, -1, -1)) for i in batch.tolist()])
+        loss = F.cross_entropy(network(pictures / 255), labels[batch], weight=weights)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return float(loss.detach())
+
+
+def our_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) -> float:
+    """Train v0 over all faces with the recipe "first", and return the epoch's loss."""
+    import torch
+
+    from fer_train.networks import create_network
+    from fer_train.recipes import FIRST
+    from fer_train.trainer import Trainer
+
+    torch.manual_seed(seed)
+    trainer = Trainer(
+        create_network("v0"),
+        faces,
+        faces.subset([0]),  # what is scored after the epoch: the other loop scores nothing
+        FIRST.overridden(epochs=1, augmentation=augmentation),
+        device=torch.device("cpu"),
+        seed=seed,
+    )
+    trainer.run()
+    return trainer.history.train_loss[-1]
+
+
+@click.command(cls=FerCommand)
+@click.option("--data", type=FOLDER, required=True, help="The dataset's root.")
+@click.option("--faces", type=click.IntRange(min=64), default=6400, show_default=True, help="Of the training pictures.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of all rows, in turns.")
+def main(data: Path, faces: int, rounds: int) -> None:
+    """Measure both loops on one thread; seconds are scaled to an epoch of all training pictures."""
+    with needs_extra("train"):
+        import torch
+
+        from fer_train.data import load_faces
+
+    torch.set_num_threads(1)
+    whole = load_faces(data, "train")
+    step = max(1, len(whole) // faces)
+    some = whole.subset(list(range(0, len(whole), step))[:faces])  # of all classes, whose folders follow each other
+    loops: dict[str, Callable[[LabelledFaces, str], float]] = {"notebook": notebook_epoch, "fer-train": our_epoch}
+    seconds: dict[tuple[str, str], list[float]] = {row: [] for row in _ROWS}
+    for _ in range(rounds):
+        for loop, augmentation in _ROWS:
+            started = process_time()
+            loops[loop](some, augmentation)
+            seconds[loop, augmentation].append((process_time() - started) * len(whole) / len(some))
+    say_environment(environment())
+    click.echo(f"v0, recipe first, {len(whole):,} pictures, one thread, medians of {rounds} rounds")
+    click.echo("loop       augmentation  CPU s an epoch")
+    for (loop, augmentation), measured in seconds.items():
+        click.echo(f"{loop:9}  {augmentation:12}  {statistics.median(measured):14.1f}")
+
+
+if __name__ == "__main__":
+    main()
