@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
 from fer_train import cli
-from fer_train.averaging import mean_of, renew_statistics
+from fer_train.averaging import balancing_biases, mean_of, renew_statistics
 from fer_train.data import load_faces
 from fer_train.networks import create_network
 
@@ -93,10 +93,39 @@ def test_the_command_averages_and_says_what_of(pictures: Path, tmp_path: Path) -
     assert (output / "model_0_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [(("model_0.pth",), "takes two checkpoints"), (("model_0.pth", "nothing.pth"), "nothing.pth")],
-)
+def test_balanced_each_class_is_named_as_often_as_it_occurs() -> None:
+    random = np.random.default_rng(0)
+    labels = random.choice(3, 6000, p=(0.2, 0.3, 0.5))
+    # Logits that favour the last class: it is named for most of the others.
+    logits = (random.normal(size=(6000, 3)) + 1.5 * np.eye(3)[labels] + (0, 0, 1.5)).astype(np.float32)
+    biases = balancing_biases(torch.from_numpy(logits), torch.from_numpy(labels)).numpy()
+    true = np.bincount(labels) / 6000
+    before, after = (np.bincount(values.argmax(1), minlength=3) / 6000 for values in (logits, logits + biases))
+    assert abs(before - true).max() > 0.2
+    assert abs(after - true).max() < 0.002
+    assert biases.mean() == pytest.approx(0, abs=1e-6)
+    # As many of the middle class as there are, whichever they were: it was the favour that had to go.
+    assert biases[2] - biases[:2].mean() == pytest.approx(-1.5, abs=0.35)
+
+
+def test_half_a_balance_adds_half_of_the_biases(pictures: Path, tmp_path: Path) -> None:
+    _train(pictures, tmp_path, "--epochs", "1", "--lr", "1e-5")  # it has hardly learned, and names few classes
+    states = []
+    for balance in ("0", "0.5", "1"):
+        output = tmp_path / balance
+        given = ["--average", str(tmp_path / "model_0.pth"), "--balance", balance, "--models-dir", str(output)]
+        done = CliRunner().invoke(cli.main, ["--model", "v0", "--data", str(pictures), "--no-plots", *given])
+        assert done.exit_code == 0, done.output
+        states.append(torch.load(output / "model_0.pth", weights_only=True)["state_dict"])
+        results = json.loads((output / "model_0_results.json").read_text())
+        assert results["settings"]["balance"] == float(balance)
+    none, half, whole = (state.pop("fc_layer.4.bias") for state in states)
+    assert torch.allclose(half, (none + whole) / 2, atol=1e-6)
+    assert not torch.allclose(half, none)
+    assert all(torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+@pytest.mark.parametrize(("files", "reason"), [(("model_0.pth", "nothing.pth"), "nothing.pth")])
 def test_what_cannot_be_averaged_is_refused(
     pictures: Path, tmp_path: Path, files: tuple[str, ...], reason: str
 ) -> None:

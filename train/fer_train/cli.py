@@ -89,7 +89,16 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     multiple=True,
     metavar="FILE",
     help="Do not train: write the mean of these checkpoints of --model, which must descend from the same weights. "
-    "Give it twice or more.",
+    "Give it several times.",
+)
+@click.option(
+    "--balance",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="With --average: shift the last biases so that each class is named as often as it occurs in training (1), "
+    "or part of the way.",
 )
 @click.option(
     "--device",
@@ -123,6 +132,7 @@ def main(
     audit: Path | None,
     teachers: tuple[Path, ...],
     averaged: tuple[Path, ...],
+    balance: float,
     device: str,
     threads: int | None,
     seed: int,
@@ -138,7 +148,7 @@ def main(
     fer-train --model v0 --data data                 the first version's settings, a minute or two
     fer-train --model v0 --data data --recipe best   what ships
     fer-train --model v1 --data data --recipe best --weights models/model_v1_pretrained.pth
-    fer-train --model v1 --data data --average a/model_v1.pth --average b/model_v1.pth
+    fer-train --model v1 --data data --average a/model_v1.pth --average b/model_v1.pth --balance 0.5
     torchrun --nproc-per-node 2 -m fer_train --model v1 ...   several processes or GPUs, the same result
     fer-train --audit --data data                    copies and contradictions among the pictures
 
@@ -169,8 +179,10 @@ def main(
         raise click.BadParameter(str(error), param_hint="--set") from None
     recipe = recipe.overridden(**settings, drop=_drop(drop))
     if averaged:
-        _average(model, averaged, _data_root(data), recipe.drop, where, models_dir, plots=not no_plots)
+        _average(model, averaged, _data_root(data), balance, recipe.drop, where, models_dir, plots=not no_plots)
         return
+    if balance:
+        raise click.UsageError("--balance needs --average, which may be given a single checkpoint")
     progress = _Progress()
     try:
         if pretrain_dir is not None:
@@ -245,6 +257,7 @@ def _average(
     model: str,
     files: tuple[Path, ...],
     data: Path,
+    balance: float,
     drop: tuple[str, ...],
     device: torch.device,
     models_dir: Path,
@@ -259,9 +272,11 @@ def _average(
     def progress(one: Averaged) -> None:
         click.echo(f"{next(left)}  validation accuracy {one.test_acc:.1%}, loss {one.test_loss:.3f}", err=True)
 
-    trained = average_models(model, files, data, drop=drop, device=device, models_dir=models_dir, progress=progress)
+    trained = average_models(
+        model, files, data, balance=balance, drop=drop, device=device, models_dir=models_dir, progress=progress
+    )
     if trained.results.accuracy <= (best := max(one.test_acc for one in trained.results.averaged)):
-        click.echo(f"the average is no better than the best of them, {best:.1%}", err=True)
+        click.echo(f"the result is no better than the best of them, {best:.1%}", err=True)
     _say(trained, models_dir, plots=plots)
 
 
