@@ -82,11 +82,11 @@ def average_models(
     network.to(device)
     train_faces, train_labels = torch.from_numpy(train.faces).to(device), torch.from_numpy(train.labels)
     renew_statistics(network, train_faces)
+    train_logits = predict_logits(network, train_faces)
     if balance:
-        _last_linear(network).bias.data += balance * balancing_biases(
-            predict_logits(network, train_faces), train_labels
-        ).to(device)
-    train_loss, train_predictions = _score(network, train_faces, train_labels)
+        biases = balance * balancing_biases(train_logits, train_labels)
+        _last_linear(network).bias.data += biases.to(device)
+        train_logits += biases
     loss, predictions = _score(network, faces, labels)
     first = checkpoints[0].training
     results = TrainingResults(
@@ -103,8 +103,8 @@ def average_models(
         },
         seed=int(first.get("seed", 0)),
         history=History(
-            train_loss=[train_loss],
-            train_acc=[float((train_predictions == train_labels).float().mean())],
+            train_loss=[float(F.cross_entropy(train_logits, train_labels))],
+            train_acc=[float((train_logits.argmax(1) == train_labels).float().mean())],
             test_loss=[loss],
             test_acc=[float((predictions == labels).float().mean())],
             seconds=[time.perf_counter() - started],
