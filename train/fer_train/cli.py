@@ -179,7 +179,7 @@ def main(
         raise click.BadParameter(str(error), param_hint="--set") from None
     recipe = recipe.overridden(**settings, drop=_drop(drop))
     if averaged:
-        _average(model, averaged, _data_root(data), balance, recipe.drop, where, models_dir, plots=not no_plots)
+        _average(model, averaged, _data_root(data), balance, _drop(drop), where, models_dir, plots=not no_plots)
         return
     if balance:
         raise click.UsageError("--balance needs --average, which may be given a single checkpoint")
@@ -258,14 +258,17 @@ def _average(
     files: tuple[Path, ...],
     data: Path,
     balance: float,
-    drop: tuple[str, ...],
+    drop: tuple[str, ...] | None,
     device: torch.device,
     models_dir: Path,
     *,
     plots: bool,
 ) -> None:
     from fer_train.averaging import average_models
+    from fer_train.recipes import BEST
     from fer_train.results import Averaged
+
+    drop = BEST.drop if drop is None else drop
 
     left = iter(files)
 

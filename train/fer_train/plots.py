@@ -74,7 +74,7 @@ def _plot_averaged(results: Mapping[str, Any], path: Path) -> None:
         axes.grid(color=_GRID, lw=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.12, y=0.2)
-    panels[1].legend(frameon=False, loc="best")
+    figure.legend(*panels[1].get_legend_handles_labels(), frameon=False, loc="outside lower right", ncols=2)
     figure.suptitle(_headline(results), x=0.01, ha="left", fontsize=12)
     _write(figure, path)
 
