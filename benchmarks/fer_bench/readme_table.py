@@ -163,12 +163,15 @@ def _how(results: Mapping[str, Mapping[str, Any]]) -> str:
         if "peers" in results
         else ""
     )
+    # Weights may change where the graph, and with it every time, stays: the two need not be of one commit.
+    scored_at = results.get("accuracy", {}).get("environment", {}).get("commit")
+    also = f", accuracy at {scored_at}" if scored_at and scored_at != machine["commit"] else ""
     return (
         f"{scored}Median of one face per call on one thread, faces per second in batches of {_BATCH}; "
         "the limit is the model's arithmetic at the speed of ONNX Runtime's largest matrix product on the same core, "
         "or the time to read its weights, whichever is longer. "
         f"{peers}{processor}, {machine['system']}, {', '.join(used)}; "
-        f"commit {machine['commit']}, {machine['date'][:10]}. "
+        f"commit {machine['commit']}{also}, {machine['date'][:10]}. "
         "Made by `make results` and [explained here](docs/benchmark.md)."
     )
 

@@ -67,6 +67,12 @@ def test_cells_are_those_worked_by_hand() -> None:
     assert "Some CPU (avx2), Linux x86_64, ONNX Runtime 1.2.3; commit abc, 2026-01-02." in lines[-1]
 
 
+def test_an_accuracy_of_another_commit_is_said_to_be_one() -> None:
+    results = _results()
+    results["accuracy"]["environment"] = results["accuracy"]["environment"] | {"commit": "def"}
+    assert "commit abc, accuracy at def, 2026-01-02." in render_table(results)
+
+
 def test_without_results_there_is_no_table() -> None:
     assert render_table({}) == ""
 

@@ -89,7 +89,8 @@ def _origin(results: Mapping[str, Any]) -> str:
         own = ", ".join(f"{part['test_acc']:.1%}" for part in parts)
         return (
             f"The mean of the weights of {len(parts)} trainings (`fer-train --average`), which alone have {own} "
-            f"on validation; its BatchNorm statistics are those of {pictures}. {tools}"
+            f"on validation; its BatchNorm statistics are those of {pictures}, its biases balanced over them "
+            f"(`--balance {settings['balance']:g}`). {tools}"
         )
     started = Path(settings["weights"]).name if settings["weights"] != "none" else "scratch"
     teachers = f", distilled from {', '.join(settings['teachers'])}" if settings["teachers"] else ""
