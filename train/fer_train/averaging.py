@@ -24,7 +24,7 @@ from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.cleaning import training_indices_without
 from fer_train.data import load_faces
 from fer_train.networks import create_network, to_network_input
-from fer_train.pipeline import Trained, accuracy_of_unseen
+from fer_train.pipeline import Trained, accuracy_of_unseen, data_summary
 from fer_train.recipes import BEST
 from fer_train.results import Averaged, History, TrainingResults, tool_versions, write_results
 from fer_train.trainer import predict_logits
@@ -112,10 +112,7 @@ def average_models(
         expressions=train.classes,
         confusion=confusion_matrix(validation.labels, predictions.numpy(), classes=len(validation.classes)),
         accuracy_without_duplicates=accuracy_of_unseen(whole, validation, predictions),
-        data={
-            "train": {"counts": whole.counts, "used": len(train), "fingerprint": whole.fingerprint},
-            "validation": {"counts": validation.counts, "fingerprint": validation.fingerprint},
-        },
+        data=data_summary(whole, train, validation),
         versions=tool_versions(),
         averaged=tuple(averaged),
     )

@@ -125,10 +125,7 @@ def train_model(
         expressions=train.classes,
         confusion=trainer.best.confusion,
         accuracy_without_duplicates=accuracy_of_unseen(whole, validation, trainer.best.predictions),
-        data={
-            "train": {"counts": whole.counts, "used": len(train), "fingerprint": whole.fingerprint},
-            "validation": {"counts": validation.counts, "fingerprint": validation.fingerprint},
-        },
+        data=data_summary(whole, train, validation),
         versions=tool_versions(),
     )
     path = checkpoint_path(models_dir, name)
@@ -275,6 +272,14 @@ def _last_of_each_class(faces: LabelledFaces) -> Any:
         members = np.flatnonzero(faces.labels == label)
         mask[members[-max(1, min(_PRETRAIN_HELD_OUT, len(members) // 5)) :]] = True
     return mask
+
+
+def data_summary(whole: LabelledFaces, train: LabelledFaces, validation: LabelledFaces) -> dict[str, Any]:
+    """Counts and fingerprints as results files hold them; `train` is what is used of `whole`."""
+    return {
+        "train": {"counts": whole.counts, "used": len(train), "fingerprint": whole.fingerprint},
+        "validation": {"counts": validation.counts, "fingerprint": validation.fingerprint},
+    }
 
 
 def accuracy_of_unseen(train: LabelledFaces, validation: LabelledFaces, predictions: Tensor) -> float | None:
