@@ -29,17 +29,24 @@ def main() -> None:
     cv2.setNumThreads(1)
     decoded: queue.Queue[np.ndarray | None] = queue.Queue(4)
 
+    failed: list[Exception] = []
+
     def decode() -> None:
-        for first in range(0, len(paths), _BATCH):
-            faces = [cv2.imread(path, cv2.IMREAD_GRAYSCALE) for path in paths[first : first + _BATCH]]
-            decoded.put(np.stack(faces))  # type: ignore[arg-type] # a file that is no picture ends a bare loop
-        decoded.put(None)
+        try:
+            for first in range(0, len(paths), _BATCH):
+                faces = [cv2.imread(path, cv2.IMREAD_GRAYSCALE) for path in paths[first : first + _BATCH]]
+                decoded.put(np.stack(faces))  # type: ignore[arg-type] # a file that is no crop ends a bare loop
+        except Exception as error:
+            failed.append(error)
+        decoded.put(None)  # the other thread waits for it, whatever happened
 
     threading.Thread(target=decode, daemon=True).start()
     counts = np.zeros(7, np.int64)
     while (batch := decoded.get()) is not None:
         (probabilities,) = session.run(["probabilities"], {"faces": batch})
         counts += np.bincount(np.asarray(probabilities).argmax(1), minlength=7)
+    if failed:
+        sys.exit(f"{failed[0]}; the bare loop takes pictures of 48 x 48 only")
     print(*counts)
 
 
