@@ -22,6 +22,7 @@ from fer_train.data import load_faces
 from fer_train.distributed import joined_world
 from fer_train.networks import create_network
 from fer_train.recipes import Recipe
+from fer_train.teachers import FaceAnswers
 from fer_train.trainer import Trainer
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -40,7 +41,7 @@ with joined_world(torch.device("cpu")) as (world, device):
     faces = load_faces(data, "train"), load_faces(data, "validation")
     teacher = torch.zeros(len(faces[0]), 7)
     teacher[:, 2] = 1.0
-    run = Trainer(network, *faces, recipe, device=device, seed=0, teacher_logits=teacher, world=world)
+    run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=FaceAnswers(teacher), world=world)
     run._autocast_bf16 = False
     run.run()
     torch.save({"weights": run.network.state_dict(), "loss": run.history.train_loss}, out / f"{world.rank}.pt")

@@ -56,8 +56,8 @@ def test_a_block_trains_as_its_four_modules_do(size: int, layout: torch.memory_f
     assert torch.equal(plain(pictures), fused(pictures).detach())
 
 
-def test_the_blocks_of_v0_and_the_stem_of_v2_are_fused() -> None:
-    for name, blocks in (("v0", 3), ("v1", 0), ("v2", 1)):
+def test_the_blocks_of_v0_and_the_stems_of_v2_and_v3_are_fused() -> None:
+    for name, blocks in (("v0", 3), ("v1", 0), ("v2", 1), ("v3", 1)):
         network = create_network(name)
         kinds = [type(part) for part in network.modules()]
         keys = list(network.state_dict())

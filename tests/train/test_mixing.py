@@ -14,6 +14,7 @@ from fer_train.data import load_faces
 from fer_train.mixing import mix
 from fer_train.networks import create_network
 from fer_train.recipes import Recipe
+from fer_train.teachers import FaceAnswers
 from fer_train.trainer import Trainer
 
 
@@ -52,7 +53,9 @@ def test_the_loss_is_that_of_both_labels_by_their_shares(tmp_path: Path, monkeyp
     faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
     teacher = torch.randn(len(faces[0]), 7, generator=Generator().manual_seed(0))
     recipe = Recipe(epochs=1, batch_size=64, optimizer="sgd", lr=0.1, cutmix=1.0, teacher_weight=0.25)
-    run = Trainer(create_network("v0"), *faces, recipe, device=torch.device("cpu"), seed=0, teacher_logits=teacher)
+    run = Trainer(
+        create_network("v0"), *faces, recipe, device=torch.device("cpu"), seed=0, teachers=FaceAnswers(teacher)
+    )
     (batch,) = run._batches(mixed=True)
     assert batch.own is not None
     assert batch.partners is not None

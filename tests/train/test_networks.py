@@ -24,6 +24,8 @@ def test_every_named_model_has_a_network_and_its_recipes() -> None:
         ("v1", 11_309_639),
         # Stem 720; blocks 10464, 32544, 41664, 129600, 166272, 517248; last layer 1351.
         ("v2", 899_863),
+        # Stem 1440; blocks 41664, 129600, 166272, 517248, 664320, 2066688; last layer 2695.
+        ("v3", 3_589_927),
     ],
 )
 def test_a_network_has_its_published_size(name: str, parameters: int) -> None:

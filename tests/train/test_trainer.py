@@ -12,16 +12,15 @@ import numpy as np
 import pytest
 import torch
 from tests.train.pictures import write_pictures
-from torch import nn
 
 from fer_runtime.errors import CheckpointError
 from fer_train import trainer
 from fer_train.checkpoints import load_checkpoint
 from fer_train.data import load_faces
-from fer_train.networks import create_network
+from fer_train.networks import create_network, predict_logits
 from fer_train.pipeline import train_model
 from fer_train.recipes import RECIPES, Recipe
-from fer_train.trainer import Trainer, learning_rate, predict_logits
+from fer_train.trainer import Trainer, learning_rate
 
 TINY = Recipe(epochs=3, batch_size=16, optimizer="adamw", lr=3e-3, schedule="one-cycle", augmentation="light")
 
@@ -162,20 +161,6 @@ def test_the_moving_average_is_the_formula(pictures: Path) -> None:
     assert average[0].item() == pytest.approx(0.9)
     update(average, value, torch.tensor(1000))  # decay 0.9
     assert average[0].item() == pytest.approx(0.9 * 0.9 + 0.1)
-
-
-def test_a_teacher_pulls_the_student_towards_its_answers(pictures: Path, tmp_path: Path) -> None:
-    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
-    # A teacher that takes every face for the same class, against the labels.
-    stubborn = torch.zeros(len(faces[0]), 7)
-    stubborn[:, 3] = 10.0
-    torch.manual_seed(0)
-    network: nn.Module = create_network("v0")
-    recipe = TINY.overridden(epochs=6, teacher_weight=1.0)
-    run = Trainer(network, *faces, recipe, device=torch.device("cpu"), seed=0, teacher_logits=stubborn)
-    run.run()
-    predictions = predict_logits(network, torch.from_numpy(faces[1].faces)).argmax(1)
-    assert (predictions == 3).float().mean() > 0.9
 
 
 def test_an_epoch_trains_on_every_face_once(pictures: Path) -> None:

@@ -23,11 +23,10 @@ from fer_runtime.models import checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.cleaning import training_indices_without
 from fer_train.data import load_faces
-from fer_train.networks import create_network, to_network_input
+from fer_train.networks import create_network, predict_logits, to_network_input
 from fer_train.pipeline import Trained, accuracy_of_unseen, data_summary
 from fer_train.recipes import BEST
 from fer_train.results import Averaged, History, TrainingResults, tool_versions, write_results
-from fer_train.trainer import predict_logits
 
 # Faces per batch of the BatchNorm statistics: enough that a batch's variance is near that of all.
 _BATCH = 256

@@ -1,8 +1,9 @@
-"""The architectures: v0, a small CNN; v1, torchvision's ResNet18; v2, a narrow residual network."""
+"""The architectures: v0, a small CNN; v1, torchvision's ResNet18; v2 and v3, residual networks for small faces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,16 @@ def _resnet18(*, dropout: float = 0.25, classes: int = len(EXPRESSIONS)) -> nn.M
     return network
 
 
+# Faces at once, of which nothing is learned.
+_EVALUATION_BATCH = 256
+
 # One line registers an architecture.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"v0": FaceExpressionCNN, "v1": _resnet18, "v2": FaceResNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "v0": FaceExpressionCNN,
+    "v1": _resnet18,
+    "v2": FaceResNet,
+    "v3": partial(FaceResNet, width=2),
+}
 
 
 def create_network(name: str, *, dropout: float = 0.25) -> nn.Module:
@@ -83,3 +92,20 @@ def to_network_input(faces: Tensor, *, mean: float = 0.0, std: float = 1.0) -> T
     """
     scaled = (faces.to(torch.float32).div_(255.0) - mean) / std
     return scaled[:, None].expand(-1, 3, -1, -1)
+
+
+def predict_logits(network: nn.Module, faces: Tensor, *, flip: bool = False) -> Tensor:
+    """Logits float32 (faces, classes) on CPU, for faces uint8 (faces, size, size) on the network's device.
+
+    Args:
+        flip: of the mirrored faces.
+    """
+    was_training = network.training
+    network.eval()
+    rows = []
+    with torch.inference_mode():
+        for batch in torch.split(faces, _EVALUATION_BATCH):
+            pictures = to_network_input(batch.flip(-1) if flip else batch)
+            rows.append(network(pictures.contiguous(memory_format=torch.channels_last)).float().cpu())
+    network.train(was_training)
+    return torch.cat(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fer_runtime.errors import CheckpointError, DataError
-from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
+from fer_runtime.files import sha256_of
 from fer_runtime.metrics import accuracy
 from fer_runtime.models import FILE_STEMS, checkpoint_path, results_path
-from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.cleaning import training_indices_without
 from fer_train.data import LabelledFaces, load_class_folders, load_faces
 from fer_train.distributed import ALONE, World
@@ -25,7 +24,8 @@ from fer_train.networks import create_network
 from fer_train.pretrained import imagenet_weights, load_weights, save_weights
 from fer_train.recipes import Recipe
 from fer_train.results import TrainingResults, tool_versions, write_results
-from fer_train.trainer import Progress, Trainer, predict_logits
+from fer_train.teachers import load_teachers
+from fer_train.trainer import Progress, Trainer
 
 # Pictures of a class folder that do not pretrain but choose the epoch.
 _PRETRAIN_HELD_OUT = 50
@@ -102,7 +102,7 @@ def train_model(
         recipe,
         device=device,
         seed=seed,
-        teacher_logits=teacher_logits(teachers, train, device) if teachers else None,
+        teachers=load_teachers(teachers, train, device, views=recipe.teacher_views) if teachers else None,
         world=world,
         identity=identity,
     )
@@ -205,38 +205,6 @@ def pretrain(
     return Pretrained(
         path=path, classes=len(whole.classes), pictures=len(whole), accuracy=accuracy(trainer.best.confusion)
     )
-
-
-def teacher_logits(teachers: Sequence[Path], faces: LabelledFaces, device: torch.device) -> Tensor:
-    """Mean logits of the teachers over each face and its mirror image, float32 (faces, 7), kept in the cache folder.
-
-    Raises:
-        CheckpointError: a teacher cannot be read.
-    """
-    total = torch.zeros(len(faces), len(faces.classes))
-    for teacher in teachers:
-        key = hashlib.sha256((sha256_of(teacher) + faces.fingerprint).encode()).hexdigest()
-        cached = cache_folder() / "teachers" / f"{key}.npy"
-        try:
-            logits = torch.from_numpy(np.load(cached, allow_pickle=False))
-        except (OSError, ValueError, EOFError):
-            network = _teacher(teacher).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            pictures = torch.from_numpy(faces.faces).to(device)
-            logits = (predict_logits(network, pictures) + predict_logits(network, pictures, flip=True)) / 2
-            with replaced_atomically(cached) as partial, partial.open("wb") as file:
-                np.save(file, logits.numpy())
-        total += logits
-    return total / len(teachers)
-
-
-def _teacher(path: Path) -> nn.Module:
-    errors = []
-    for name in FILE_STEMS:
-        try:
-            return load_checkpoint(path, name=name).network()
-        except CheckpointError as error:
-            errors.append(error)
-    raise errors[0]
 
 
 def _start_from(network: nn.Module, name: str, weights: str) -> None:

@@ -10,6 +10,7 @@ _CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "one-cycle"),
     "augmentation": ("none", "light", "faces", "autoaugment"),
+    "teacher_views": ("faces", "pictures"),
 }
 
 
@@ -36,6 +37,7 @@ class Recipe:
     small_size: int = 32  # v1 wants 36: at 32 its last stage sees one pixel, and 8 of 9 taps learn nothing
     teacher_weight: float = 0.7  # share of the distillation loss where teachers are given
     teacher_temperature: float = 2.0  # of the distilled softmax (Hinton et al., arXiv 1503.02531)
+    teacher_views: str = "faces"  # asked about once, or the augmented "pictures", in every step (fer_train.teachers)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as results files hold them."""
@@ -72,6 +74,8 @@ class Recipe:
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:  # NaN, too
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.teacher_views == "pictures" and self.small_until:
+            raise ValueError("teacher_views=pictures needs pictures of the teachers' size: set small_until=0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
@@ -94,7 +98,7 @@ BEST = Recipe(
 )
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "first": {"v0": FIRST, "v1": replace(FIRST, epochs=10, lr=1e-4), "v2": FIRST},
+    "first": {"v0": FIRST, "v1": replace(FIRST, epochs=10, lr=1e-4), "v2": FIRST, "v3": FIRST},
     "best": {
         "v0": BEST,
         "v1": replace(
@@ -106,6 +110,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             small_size=36,
         ),
         "v2": replace(BEST, augmentation="faces", weight_decay=0.05),
+        "v3": replace(BEST, epochs=40, augmentation="faces", weight_decay=0.05, mixup=0.2, mix_until=0.8),
     },
 }
 

@@ -20,20 +20,21 @@ from fer_runtime.errors import CheckpointError
 from fer_runtime.files import write_atomically
 from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
 from fer_train.augment import AUGMENTATIONS
+from fer_train.batch import Batch
 from fer_train.data import LabelledFaces, class_weights
 from fer_train.devices import supports_bf16
 from fer_train.distributed import ALONE, World, spread, summed
 from fer_train.fused_blocks import fuse_blocks
 from fer_train.mixing import mix
-from fer_train.networks import to_network_input
+from fer_train.networks import predict_logits
 from fer_train.recipes import Recipe
 from fer_train.results import History
 from fer_train.small_maps import use_matrix_products
+from fer_train.teachers import Teachers
 
 # Faces are augmented this many at a time: enough that a group of one AutoAugment policy fills its
 # operations, few enough to stay near the cache.
 _CHUNK = 4096
-_EVALUATION_BATCH = 256
 
 
 class Progress(Protocol):
@@ -70,19 +71,6 @@ class Evaluation:
     predictions: Tensor  # int64 (faces,), on CPU
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
-    """One process's share of a batch."""
-
-    pictures: Tensor  # float32 (share, 3, size, size), channels last
-    labels: Tensor  # int64 (share,)
-    indices: Tensor  # int64 (share,), of the faces
-    faces: int  # in the whole batch
-    weight: Tensor  # sum of the class weights of the whole batch
-    partners: Tensor | None = None  # int64 (share,), of the faces that these are mixed with
-    own: Tensor | None = None  # float32 (share,), how much of each picture is its own face
-
-
 class Trainer:
     """One network, one recipe, one seed.
 
@@ -93,7 +81,7 @@ class Trainer:
         recipe: the settings.
         device: where the arithmetic happens.
         seed: of the order of the faces, the augmentation and the dropout.
-        teacher_logits: float32 (train, classes), what the distillation aims at; None without a teacher.
+        teachers: whose answers the distillation aims at; None without one.
         world: this process among those that train together.
         identity: what a resumed run must have in common with the killed one (model, recipe, seed, data).
     """
@@ -107,7 +95,7 @@ class Trainer:
         *,
         device: torch.device,
         seed: int,
-        teacher_logits: Tensor | None = None,
+        teachers: Teachers | None = None,
         world: World = ALONE,
         identity: dict[str, Any] | None = None,
     ) -> None:
@@ -136,7 +124,7 @@ class Trainer:
         # The whole data set lives on the device: FER2013 is 66 MB, and no epoch waits for a loader.
         self._faces = torch.from_numpy(train.faces).to(device)
         self._labels = torch.from_numpy(train.labels).to(device)
-        self._teacher_logits = None if teacher_logits is None else teacher_logits.to(device)
+        self._teachers = teachers
         self._validation_faces = torch.from_numpy(validation.faces).to(device)
         self._validation_labels = validation.labels
         self._weights = torch.tensor(class_weights(list(train.counts.values())), dtype=torch.float32, device=device)
@@ -238,7 +226,7 @@ class Trainer:
                 progress.batch(epoch, recipe.epochs, seen, total, float(loss_sum) / own, float(hits) / own)
         return float(summed(loss_sum, self.world)) / seen, float(summed(hits, self.world)) / seen
 
-    def _batches(self, size: int | None = None, *, mixed: bool = False) -> Iterator[_Batch]:
+    def _batches(self, size: int | None = None, *, mixed: bool = False) -> Iterator[Batch]:
         """This process's shares of all batches, in a new order every epoch."""
         augmentation = AUGMENTATIONS[self.recipe.augmentation]
         batch_size = self.recipe.batch_size
@@ -258,7 +246,7 @@ class Trainer:
                     result = mix(pictures, self._generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
                     pictures, partners, own = result.planes, indices[result.partners], result.share
                     weights = torch.lerp(self._weights[self._labels[partners]], weights, own)
-                yield _Batch(
+                yield Batch(
                     pictures=pictures[share, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last),
                     labels=self._labels[indices[share]],
                     indices=indices[share],
@@ -268,7 +256,7 @@ class Trainer:
                     own=None if own is None else own[share],
                 )
 
-    def _loss(self, logits: Tensor, batch: _Batch) -> Tensor:
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of this process's share, so scaled that the processes' mean is the whole batch's loss."""
         recipe = self.recipe
         targets = batch.labels
@@ -280,19 +268,16 @@ class Trainer:
             logits, targets, weight=self._weights, label_smoothing=recipe.label_smoothing, reduction="sum"
         )
         loss = summed_up / batch.weight * self.world.size
-        if self._teacher_logits is None:
+        if self._teachers is None:
             return loss
         temperature = recipe.teacher_temperature
-        taught = F.softmax(self._teacher_logits[batch.indices] / temperature, 1)
-        if batch.partners is not None and batch.own is not None:
-            other = F.softmax(self._teacher_logits[batch.partners] / temperature, 1)
-            taught = torch.lerp(other, taught, batch.own[:, None])
+        taught = self._teachers.probabilities(batch, temperature)
         distilled = F.kl_div(F.log_softmax(logits / temperature, 1), taught, reduction="sum")
         distilled = distilled / batch.faces * self.world.size
         # The factor keeps the gradients' size when the temperature changes (Hinton et al., section 2).
         return (1 - recipe.teacher_weight) * loss + recipe.teacher_weight * temperature**2 * distilled
 
-    def _hits(self, predictions: Tensor, batch: _Batch) -> Tensor:
+    def _hits(self, predictions: Tensor, batch: Batch) -> Tensor:
         """How many of this share are right; a mixed picture counts by its parts."""
         right = (predictions == batch.labels).float()
         if batch.partners is not None and batch.own is not None:
@@ -347,23 +332,6 @@ class Trainer:
         torch.set_rng_state(state["dropout"])
         if state["dropout_cuda"] is not None:
             torch.cuda.set_rng_state(state["dropout_cuda"], self.device)
-
-
-def predict_logits(network: nn.Module, faces: Tensor, *, flip: bool = False) -> Tensor:
-    """Logits float32 (faces, classes) on CPU, for faces uint8 (faces, size, size) on the network's device.
-
-    Args:
-        flip: of the mirrored faces.
-    """
-    was_training = network.training
-    network.eval()
-    rows = []
-    with torch.inference_mode():
-        for batch in torch.split(faces, _EVALUATION_BATCH):
-            pictures = to_network_input(batch.flip(-1) if flip else batch)
-            rows.append(network(pictures.contiguous(memory_format=torch.channels_last)).float().cpu())
-    network.train(was_training)
-    return torch.cat(rows)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

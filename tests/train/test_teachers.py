@@ -1,0 +1,154 @@
+"""Teachers against what they are: their answers are aimed at, to each face or to the pictures that the student sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
+from tests.train.pictures import write_pictures
+from torch import Generator, Tensor, nn
+
+from fer_runtime.errors import CheckpointError
+from fer_train.batch import Batch
+from fer_train.checkpoints import Checkpoint, save_checkpoint
+from fer_train.data import LabelledFaces, load_faces
+from fer_train.networks import create_network, predict_logits, to_network_input
+from fer_train.recipes import Recipe
+from fer_train.teachers import FaceAnswers, PictureAnswers, Teachers, load_teachers
+from fer_train.trainer import Trainer
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=1, batch_size=32, optimizer="sgd", lr=0.01, augmentation="light")
+
+
+class _Constant(nn.Module):
+    """Answers class 3 to every picture, and keeps what it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        self.seen.append(pictures.clone())
+        return F.one_hot(torch.full((len(pictures),), 3), 7) * 10.0
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelledFaces, LabelledFaces]:
+    folder = tmp_path_factory.mktemp("teachers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FER_EDGE_CACHE", str(folder / "cache"))
+        pictures = write_pictures(folder / "data", train=24, validation=6)
+        return load_faces(pictures, "train"), load_faces(pictures, "validation")
+
+
+@pytest.mark.parametrize("views", ["faces", "pictures"])
+def test_a_teacher_pulls_the_student_towards_its_answers(
+    faces: tuple[LabelledFaces, LabelledFaces], views: str
+) -> None:
+    # A teacher that takes every face for the same class, against the labels.
+    stubborn = _Constant()
+    answers: Teachers = PictureAnswers([stubborn])
+    if views == "faces":
+        answers = FaceAnswers(stubborn(torch.zeros(len(faces[0]))))
+    torch.manual_seed(0)
+    network: nn.Module = create_network("v0")
+    recipe = RECIPE.overridden(epochs=6, batch_size=16, optimizer="adamw", lr=3e-3, teacher_weight=1.0)
+    Trainer(network, *faces, recipe, device=CPU, seed=0, teachers=answers).run()
+    predictions = predict_logits(network, torch.from_numpy(faces[1].faces)).argmax(1)
+    assert (predictions == 3).float().mean() > 0.9
+
+
+def test_student_and_teacher_see_the_same_augmented_and_mixed_pictures(
+    faces: tuple[LabelledFaces, LabelledFaces],
+) -> None:
+    teacher, seen = _Constant(), []
+    network = create_network("v0")
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    recipe = RECIPE.overridden(mixup=0.4, cutmix=1.0)
+    run = Trainer(network, *faces, recipe, device=CPU, seed=0, teachers=PictureAnswers([teacher]))
+    run._train_epoch(1, _Quiet())
+    assert len(teacher.seen) == len(seen) == 6  # 168 faces in batches of 32
+    assert all(torch.equal(one, other) for one, other in zip(teacher.seen, seen, strict=True))
+    whole = torch.from_numpy(faces[0].faces).float() / 255
+    assert not any((whole == plane).all((1, 2)).any() for plane in teacher.seen[0][:, 0])
+
+
+class _Quiet:
+    def batch(self, *_: object) -> None: ...
+
+    def epoch(self, *_: object) -> None: ...
+
+
+def test_several_teachers_answer_by_the_softmax_of_their_mean_logits() -> None:
+    torch.manual_seed(0)
+    teachers = [create_network("v0").eval(), create_network("v2").eval()]
+    pictures = to_network_input(torch.randint(0, 256, (5, 48, 48), dtype=torch.uint8)).contiguous()
+    batch = Batch(
+        pictures=pictures,
+        labels=torch.zeros(5, dtype=torch.int64),
+        indices=torch.arange(5),
+        faces=5,
+        weight=torch.tensor(5.0),
+    )
+    with torch.no_grad():
+        expected = F.softmax((teachers[0](pictures) + teachers[1](pictures)) / 2 / 3.0, 1)
+    # Where the processor has bfloat16, teachers answer in it: three digits.
+    assert torch.allclose(PictureAnswers(teachers).probabilities(batch, 3.0), expected, atol=5e-3)
+
+
+def test_answers_to_faces_are_those_to_the_face_and_its_mirror_image(
+    faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(1)
+    network = create_network("v2").eval()
+    file = tmp_path / "teacher.pth"
+    save_checkpoint(file, Checkpoint(name="v2", state_dict=network.state_dict()))
+    batch = Batch(
+        pictures=torch.empty(0),
+        labels=torch.empty(0),
+        indices=torch.tensor([5, 0, 7]),
+        faces=3,
+        weight=torch.tensor(3.0),
+    )
+    planes = torch.from_numpy(faces[0].faces)[batch.indices].float()[:, None].expand(-1, 3, -1, -1) / 255
+    with torch.no_grad():
+        expected = F.softmax((network(planes) + network(planes.flip(-1))) / 2, 1)
+    for _ in range(2):  # computed, then from the cache
+        teachers = load_teachers([file], faces[0], CPU, views="faces")
+        assert torch.allclose(teachers.probabilities(batch, 1.0), expected, atol=1e-5)
+    assert len(list((tmp_path / "cache" / "teachers").iterdir())) == 1
+
+
+def test_a_file_that_is_no_teacher_is_named(faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path) -> None:
+    damaged = tmp_path / "teacher.pth"
+    damaged.write_bytes(b"no checkpoint")
+    for views in ("faces", "pictures"):
+        with pytest.raises(CheckpointError, match=r"teacher\.pth"):
+            load_teachers([damaged], faces[0], CPU, views=views)
+
+
+def test_teachers_of_pictures_are_not_shown_smaller_ones() -> None:
+    with pytest.raises(ValueError, match="small_until=0"):
+        RECIPE.overridden(teacher_views="pictures", small_until=0.5)
+    with pytest.raises(ValueError, match="teacher_views must be one of"):
+        RECIPE.overridden(teacher_views="both")
+
+
+def test_both_answers_of_a_mixed_face_count_by_their_shares() -> None:
+    logits = torch.randn(4, 7, generator=Generator().manual_seed(0))
+    batch = Batch(
+        pictures=torch.empty(0),
+        labels=torch.empty(0),
+        indices=torch.tensor([0, 1]),
+        faces=2,
+        weight=torch.tensor(2.0),
+        partners=torch.tensor([2, 3]),
+        own=torch.tensor([0.25, 1.0]),
+    )
+    answers = FaceAnswers(logits).probabilities(batch, 2.0)
+    assert torch.allclose(answers[0], 0.25 * F.softmax(logits[0] / 2, 0) + 0.75 * F.softmax(logits[2] / 2, 0))
+    assert torch.allclose(answers[1], F.softmax(logits[1] / 2, 0))

@@ -1,0 +1,121 @@
+"""Teachers' answers, for a student to learn from (Hinton et al., arXiv 1503.02531).
+
+`FaceAnswers` are given once for every face and its mirror image, and cost nothing afterwards. `PictureAnswers` are
+given for the very pictures that the student sees, augmented and mixed, in every step: such a consistent teacher teaches
+more, the more so the longer the training (Beyer et al., arXiv 2106.05237).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
+from torch import Tensor, nn
+
+from fer_runtime.errors import CheckpointError
+from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
+from fer_runtime.models import FILE_STEMS
+from fer_train.batch import Batch
+from fer_train.checkpoints import load_checkpoint
+from fer_train.data import LabelledFaces
+from fer_train.devices import supports_bf16
+from fer_train.networks import predict_logits
+
+
+class Teachers(Protocol):
+    """Whatever answers for the pictures of a batch."""
+
+    def probabilities(self, batch: Batch, temperature: float) -> Tensor:
+        """What the student aims at, float32 (share, classes)."""
+        ...
+
+
+class FaceAnswers:
+    """Answers that were given once.
+
+    Args:
+        logits: float32 (faces, classes), on the training's device.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self._logits = logits
+
+    def probabilities(self, batch: Batch, temperature: float) -> Tensor:
+        """Of a mixed picture, both faces' answers by their shares."""
+        answers = F.softmax(self._logits[batch.indices] / temperature, 1)
+        if batch.partners is None or batch.own is None:
+            return answers
+        return torch.lerp(F.softmax(self._logits[batch.partners] / temperature, 1), answers, batch.own[:, None])
+
+
+class PictureAnswers:
+    """Answers to the pictures themselves: a forward pass of every teacher in every step.
+
+    Args:
+        networks: on the training's device, in eval mode.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self._networks = networks
+
+    def probabilities(self, batch: Batch, temperature: float) -> Tensor:
+        """Softmax of the teachers' mean logits."""
+        device = batch.pictures.device
+        # no_grad: tensors of inference_mode cannot take part in the student's backward pass.
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=supports_bf16(device)):
+            logits = torch.stack([network(batch.pictures).float() for network in self._networks]).mean(0)
+        return F.softmax(logits / temperature, 1)
+
+
+def load_teachers(files: Sequence[Path], faces: LabelledFaces, device: torch.device, *, views: str) -> Teachers:
+    """The teachers in `files`, checkpoints of any network.
+
+    Args:
+        faces: that the student learns from.
+        views: "faces" asks the teachers about every face once, "pictures" about every picture that the student sees.
+
+    Raises:
+        CheckpointError: a teacher cannot be read.
+    """
+    if views == "pictures":
+        return PictureAnswers([_load(path, device) for path in files])
+    return FaceAnswers(face_logits(files, faces, device).to(device))
+
+
+def face_logits(files: Sequence[Path], faces: LabelledFaces, device: torch.device) -> Tensor:
+    """Mean logits of the teachers over each face and its mirror image, float32 (faces, 7), kept in the cache folder.
+
+    Raises:
+        CheckpointError: a teacher cannot be read.
+    """
+    total = torch.zeros(len(faces), len(faces.classes))
+    for file in files:
+        key = hashlib.sha256((sha256_of(file) + faces.fingerprint).encode()).hexdigest()
+        cached = cache_folder() / "teachers" / f"{key}.npy"
+        try:
+            logits = torch.from_numpy(np.load(cached, allow_pickle=False))
+        except (OSError, ValueError, EOFError):
+            network = _load(file, device)
+            pictures = torch.from_numpy(faces.faces).to(device)
+            logits = (predict_logits(network, pictures) + predict_logits(network, pictures, flip=True)) / 2
+            with replaced_atomically(cached) as partial, partial.open("wb") as stream:
+                np.save(stream, logits.numpy())
+        total += logits
+    return total / len(files)
+
+
+def _load(path: Path, device: torch.device) -> nn.Module:
+    errors = []
+    for name in FILE_STEMS:
+        try:
+            network = load_checkpoint(path, name=name).network()
+        except CheckpointError as error:
+            errors.append(error)
+        else:
+            return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    raise errors[0]
