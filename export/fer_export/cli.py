@@ -25,7 +25,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--model",
     type=click.Choice(MODEL_NAMES),
-    help="Network to export: v0, a small CNN; v1, a ResNet18; v2, a narrow ResNet.",
+    help="Network to export: v0, a small CNN; v1, a ResNet18; v2 and v3, ResNets for small faces.",
 )
 @click.option(
     "--precision",

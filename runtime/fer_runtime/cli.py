@@ -1,24 +1,16 @@
-"""The command `fer-infer`."""
+"""The command `fer-infer`: its options, and which of its runs they ask for."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import closing
-from itertools import chain
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fer_runtime.command import FerCommand, is_terminal
 from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
-
-if TYPE_CHECKING:
-    from fer_runtime.inputs import Inputs
-    from fer_runtime.recognizer import Recognizer
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -283,7 +275,9 @@ def main(
                 shows_progress=is_terminal(sys.stderr) and not (output is None and is_terminal(sys.stdout)),
             )
         elif videos:
-            failed = _write_videos(
+            from fer_runtime.video_command import run_on_videos
+
+            failed = run_on_videos(
                 recognizer,
                 videos,
                 format_name,
@@ -295,7 +289,9 @@ def main(
                 duration=duration,
             )
         else:
-            failed = _write_pictures(
+            from fer_runtime.picture_command import run_on_pictures
+
+            failed = run_on_pictures(
                 recognizer,
                 paths,
                 format_name,
@@ -363,166 +359,6 @@ def _videos(paths: tuple[str, ...], camera: int | None) -> list[Path | int]:
     if (files or cameras) and len(files) < len(paths):
         raise click.UsageError("Give videos, or pictures and folders, but not both in one run")
     return files + cameras
-
-
-def _write_videos(
-    recognizer: Recognizer,
-    videos: list[Path | int],
-    format_name: str,
-    output: Path | None,
-    *,
-    annotate: Path | None,
-    segments: bool,
-    **part: Any,
-) -> bool:
-    """Write the rows of all videos; whether any could not be opened."""
-    from fer_runtime.errors import PictureError
-    from fer_runtime.resume import Finished
-    from fer_runtime.sink import opened_sink
-    from fer_runtime.video_output import annotated_paths, write_failed_row, write_video_header, write_video_rows
-
-    copies = [None] * len(videos) if annotate is None else annotated_paths(annotate, videos)
-    failed = False
-    with opened_sink(output, Finished()) as write:
-        write_video_header(write, format_name=format_name, segments=segments)
-        for video, copy in zip(videos, copies, strict=True):
-            started = perf_counter()
-            try:
-                summary = write_video_rows(
-                    recognizer, video, write, format_name=format_name, segments=segments, annotate=copy, **part
-                )
-            except PictureError as error:
-                # The rows of the other videos are not lost for it.
-                click.echo(f"Error: {error}", err=True)
-                write_failed_row(write, video, str(error), format_name=format_name, segments=segments)
-                failed = True
-                continue
-            counts, seconds = summary.counts, perf_counter() - started
-            click.echo(
-                f"{video}: {counts.total} frames: {counts.processed} looked at, {counts.skipped} skipped, "
-                f"{counts.dropped} dropped; {summary.tracks} faces followed; {seconds:.1f} s, "
-                f"{counts.processed / max(seconds, 1e-9):.0f} frames/s",
-                err=True,
-            )
-            if counts.missing_seconds:
-                click.echo(
-                    f"warning: {video} ends {counts.missing_seconds:.1f} s earlier than it says: cut short, or damaged",
-                    err=True,
-                )
-    return failed
-
-
-def _write_pictures(
-    recognizer: Recognizer,
-    paths: tuple[str, ...],
-    format_name: str,
-    output: Path | None,
-    *,
-    samples: bool,
-    recursive: bool,
-    random_count: int | None,
-    annotate: Path | None,
-    contact_sheet: Path | None,
-    resume: bool,
-) -> bool:
-    """Write a row per picture; whether any failed, or a folder was not gone into."""
-    from fer_runtime import inputs
-
-    given = inputs.GivenPaths(paths)
-    listed: Iterable[str] = chain(given, inputs.sample_pictures() if samples else ())
-    if random_count is not None:
-        listed = inputs.random_pictures(listed, random_count)
-    pictures = inputs.Inputs(listed, recursive=recursive)
-    takers: list[Any] = []
-    if annotate is not None:
-        from fer_runtime.pictures_out import AnnotatedCopies
-
-        takers.append(AnnotatedCopies(annotate, paths))
-    if contact_sheet is not None:
-        from fer_runtime.contact_sheet import ContactSheet
-        from fer_runtime.pictures_out import SheetOfFaces
-
-        truth = _class_folder if random_count else lambda path: None
-        takers.append(SheetOfFaces(contact_sheet, ContactSheet(recognizer.metadata.expressions), truth))
-    # Not among the rows, where these go to the terminal themselves.
-    shows_progress = is_terminal(sys.stderr) and not (output is None and is_terminal(sys.stdout))
-    total = None
-    if shows_progress and "-" not in paths and random_count is None:
-        # Walking the folders twice takes a second per million files, and tells how long the rest will take.
-        total = sum(1 for _ in inputs.Inputs([*paths, *(inputs.sample_pictures() if samples else ())], recursive))
-    failed = _write_rows(
-        recognizer,
-        pictures,
-        given.read,
-        format_name,
-        output,
-        resume=resume,
-        takers=takers,
-        total=total,
-        shows_progress=shows_progress,
-    )
-    if contact_sheet is not None:
-        takers[-1].write()
-        click.echo(contact_sheet, err=True)
-    for folder in pictures.only_folders:
-        click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)
-    return failed or bool(pictures.only_folders)
-
-
-def _class_folder(path: str) -> str | None:
-    """The true label of a picture in a class folder."""
-    from fer_runtime.expressions import EXPRESSIONS
-
-    name = os.path.basename(os.path.dirname(path))
-    return name if name in EXPRESSIONS else None
-
-
-def _write_rows(
-    recognizer: Recognizer,
-    pictures: Inputs,
-    read: Callable[[str], bytes],
-    format_name: str,
-    output: Path | None,
-    *,
-    resume: bool,
-    takers: list[Any],
-    total: int | None,
-    shows_progress: bool,
-) -> bool:
-    """Write all rows; whether any picture failed, now or in the run that is resumed."""
-    from fer_runtime.jobs import JobSummary, recognize_files
-    from fer_runtime.output import FORMATS
-    from fer_runtime.progress import Progress, say_summary
-    from fer_runtime.resume import Finished, finished_rows, paths_left
-    from fer_runtime.sink import opened_sink
-
-    rows = FORMATS[format_name]()
-    finished, paths = Finished(), iter(pictures)
-    settings = recognizer.settings() if output is not None and format_name == "jsonl" else None
-    if resume and output is not None:
-        finished = finished_rows(output, settings)
-        paths = paths_left(pictures, output, finished)
-        click.echo(f"{finished.rows} rows are there already", err=True)
-    summary = JobSummary()
-    started = perf_counter()
-    results = recognize_files(
-        recognizer,
-        paths,
-        summary=summary,
-        read=read,
-        on_picture=(lambda image, row: [taker.add(image, row) for taker in takers]) if takers else None,
-    )
-    progress = Progress(summary, None if total is None else total - finished.rows, is_shown=shows_progress)
-    with closing(results), progress, opened_sink(output, finished, settings) as write:
-        if not finished.rows:
-            write(rows.header())
-        for result in results:
-            written = perf_counter()
-            write(rows.row(result))
-            summary.seconds_by_stage["write"] += perf_counter() - written
-            progress.say()
-    say_summary(summary, skipped_files=pictures.skipped, seconds=perf_counter() - started)
-    return bool(summary.failed or finished.failed)
 
 
 def _self_test(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 
 # Beyond this the batch's activations leave the cache and a face costs more, not less.
-_BATCH = 64
+_BATCH = 32
 
 
 class Recognizer:
@@ -42,7 +42,7 @@ class Recognizer:
     May be used from several threads at once.
 
     Args:
-        model: "v0", "v1", "v2" or the path of an .onnx file that fer-export wrote; None takes the first of
+        model: "v0", "v1", "v2", "v3" or the path of an .onnx file that fer-export wrote; None takes the first of
             `fer_runtime.models.PREFERENCE` that is there.
         precision: of a named model, "fp32", "int8" or "fp16"; None takes the model's first that is there.
         models_dir: where named models are looked for before the installed package.

@@ -1,0 +1,143 @@
+"""What `fer-infer` does with pictures and folders: a row each, pictures of faces on request, a summary on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+from fer_runtime.command import is_terminal
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.images import Uint8Array
+from fer_runtime.inputs import GivenPaths, Inputs, random_pictures, sample_pictures
+from fer_runtime.jobs import JobSummary, recognize_files
+from fer_runtime.output import FORMATS
+from fer_runtime.progress import Progress, say_summary
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.results import PictureResult
+from fer_runtime.resume import Finished, finished_rows, paths_left
+from fer_runtime.sink import opened_sink
+
+_TakePicture = Callable[[Uint8Array, PictureResult], object]
+
+
+def run_on_pictures(
+    recognizer: Recognizer,
+    paths: Sequence[str],
+    format_name: str,
+    output: Path | None,
+    *,
+    samples: bool,
+    recursive: bool,
+    random_count: int | None,
+    annotate: Path | None,
+    contact_sheet: Path | None,
+    resume: bool,
+) -> bool:
+    """Write a row per picture; whether any failed, or a folder was not gone into.
+
+    Args:
+        paths: the command's arguments: files, folders, patterns, or "-".
+        output: where the rows go; None is standard output.
+        samples: take the photographs of the package, too.
+        random_count: take this many random pictures of the folders only.
+        annotate: folder for copies with their faces drawn in.
+        contact_sheet: file for a page of the faces.
+        resume: go on with the rows that wait beside `output`.
+    """
+    given = GivenPaths(paths)
+    shipped = sample_pictures() if samples else []
+    listed: Iterable[str] = chain(given, shipped)
+    if random_count is not None:
+        listed = random_pictures(listed, random_count)
+    pictures = Inputs(listed, recursive=recursive)
+    # Not among the rows, where these go to the terminal themselves.
+    shows_progress = is_terminal(sys.stderr) and not (output is None and is_terminal(sys.stdout))
+    total = None
+    if shows_progress and "-" not in paths and random_count is None:
+        # Walking the folders twice takes a second per million files, and tells how long the rest will take.
+        total = sum(1 for _ in Inputs([*paths, *shipped], recursive))
+    takers: list[_TakePicture] = []
+    if annotate is not None:
+        from fer_runtime.pictures_out import AnnotatedCopies
+
+        takers.append(AnnotatedCopies(annotate, paths).add)
+    sheet = None
+    if contact_sheet is not None:
+        from fer_runtime.contact_sheet import ContactSheet
+        from fer_runtime.pictures_out import SheetOfFaces
+
+        truth = _class_folder if random_count else lambda path: None
+        sheet = SheetOfFaces(contact_sheet, ContactSheet(recognizer.metadata.expressions), truth)
+        takers.append(sheet.add)
+    failed = _write_rows(
+        recognizer,
+        pictures,
+        given.read,
+        format_name,
+        output,
+        resume=resume,
+        takers=takers,
+        total=total,
+        shows_progress=shows_progress,
+    )
+    if sheet is not None:
+        sheet.write()
+        click.echo(contact_sheet, err=True)
+    for folder in pictures.only_folders:
+        click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)
+    return failed or bool(pictures.only_folders)
+
+
+def _class_folder(path: str) -> str | None:
+    """The true label of a picture in a class folder."""
+    name = os.path.basename(os.path.dirname(path))
+    return name if name in EXPRESSIONS else None
+
+
+def _write_rows(
+    recognizer: Recognizer,
+    pictures: Inputs,
+    read: Callable[[str], bytes],
+    format_name: str,
+    output: Path | None,
+    *,
+    resume: bool,
+    takers: Sequence[_TakePicture],
+    total: int | None,
+    shows_progress: bool,
+) -> bool:
+    """Write all rows; whether any picture failed, now or in the run that is resumed."""
+    rows = FORMATS[format_name]()
+    finished, paths = Finished(), iter(pictures)
+    settings = recognizer.settings() if output is not None and format_name == "jsonl" else None
+    if resume and output is not None:
+        finished = finished_rows(output, settings)
+        paths = paths_left(pictures, output, finished)
+        click.echo(f"{finished.rows} rows are there already", err=True)
+    summary = JobSummary()
+    started = perf_counter()
+    results = recognize_files(
+        recognizer,
+        paths,
+        summary=summary,
+        read=read,
+        on_picture=(lambda image, row: [take(image, row) for take in takers]) if takers else None,
+    )
+    progress = Progress(summary, None if total is None else total - finished.rows, is_shown=shows_progress)
+    with closing(results), progress, opened_sink(output, finished, settings) as write:
+        if not finished.rows:
+            write(rows.header())
+        for result in results:
+            written = perf_counter()
+            write(rows.row(result))
+            summary.seconds_by_stage["write"] += perf_counter() - written
+            progress.say()
+    say_summary(summary, skipped_files=pictures.skipped, seconds=perf_counter() - started)
+    return bool(summary.failed or finished.failed)
