@@ -15,7 +15,7 @@ from fer_bench.console import FILE, FOLDER
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
 from fer_runtime.files import write_atomically
-from fer_runtime.models import MODEL_NAMES, PRECISIONS, model_path
+from fer_runtime.models import MODEL_NAMES, PRECISIONS, PREFERENCE, model_path
 
 START, END = "<!-- table:start -->", "<!-- table:end -->"
 _CHECKOUT = Path(__file__).parents[2]
@@ -86,48 +86,33 @@ def render_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     accuracy = {(row["model"], row["precision"]): row for row in results.get("accuracy", {}).get("results", [])}
     peers: Sequence[Row] = results.get("peers", {}).get("results", [])
     lines = [
-        "| | Accuracy | ms per face | × limit | PyTorch eager | `fer` | Faces/s | MB |",
+        "| | Accuracy | ms per face | × limit | than PyTorch eager (its ms) | than `fer` | Faces/s | MB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name in MODEL_NAMES:
-        for precision in PRECISIONS:
-            row = _row(latency, "onnxruntime", name, precision)
-            if row is None:
-                continue
-            eager = _row(latency, "torch", name, "fp32")
-            lines.append(
-                _line(
-                    f"**{name} {precision}**",
-                    _accuracy(accuracy.get((name, precision))),
-                    _milliseconds(row["p50_ms"]),
-                    "–" if row.get("times_the_limit") is None else f"{row['times_the_limit']:.1f}",
-                    "–" if eager is None else _times(eager["p50_ms"] / row["p50_ms"]),
-                    _against_fer(peers, name, precision),
-                    _throughput(latency, name, precision),
-                    f"{row['model_bytes'] / 1e6:.2f}",
-                )
+    ours = {
+        (name, precision): row
+        for name in MODEL_NAMES
+        for precision in PRECISIONS
+        if (row := _row(latency, "onnxruntime", name, precision)) is not None
+    }
+    default = next(((name, order[0]) for name, order in PREFERENCE.items() if (name, order[0]) in ours), None)
+    for (name, precision), row in ours.items():
+        lines.append(
+            _line(
+                f"**{name} {precision}**" + (", the default" if (name, precision) == default else ""),
+                _accuracy(accuracy.get((name, precision))),
+                _milliseconds(row["p50_ms"]),
+                "–" if row.get("times_the_limit") is None else f"{row['times_the_limit']:.1f}",
+                _against_eager(row, _row(latency, "torch", name, "fp32")),
+                _against_fer(peers, name, precision),
+                _throughput(latency, name, precision),
+                f"{row['model_bytes'] / 1e6:.2f}",
             )
-    for name in MODEL_NAMES:
-        row = _row(latency, "torch", name, "fp32")
-        if row is not None:
-            limit = "–" if row.get("times_the_limit") is None else f"{row['times_the_limit']:.1f}"
-            lines.append(
-                _line(
-                    f"{name} in PyTorch eager",
-                    # The export's gate lets no fp32 file give another answer than its network.
-                    _accuracy(accuracy.get((name, "fp32"))),
-                    _milliseconds(row["p50_ms"]),
-                    limit,
-                    "1",
-                    "–",
-                    "–",
-                    f"{row['model_bytes'] / 1e6:.2f}",
-                )
-            )
+        )
     for row in peers:
         if row["engine"] == "fer":
             size = f"{row['model_bytes'] / 1e6:.2f}"
-            lines.append(_line("`fer` (PyPI)", _accuracy(row), _milliseconds(row["p50_ms"]), "–", "–", "1", "–", size))
+            lines.append(_line("`fer` (PyPI)", _accuracy(row), _milliseconds(row["p50_ms"]), "–", "–", "", "–", size))
     return "\n".join(lines) + "\n\n" + _how(results) + "\n"
 
 
@@ -189,6 +174,10 @@ def _row(rows: Sequence[Row], engine: str, model: str, precision: str, *, batch:
     key = (engine, model, precision, batch, 1)
     names = ("engine", "model", "precision", "batch", "threads")
     return next((row for row in rows if tuple(row[name] for name in names) == key), None)
+
+
+def _against_eager(row: Row, eager: Row | None) -> str:
+    return "–" if eager is None else f"{_times(eager['p50_ms'] / row['p50_ms'])} ({_milliseconds(eager['p50_ms'])})"
 
 
 def _against_fer(peers: Sequence[Row], model: str, precision: str) -> str:

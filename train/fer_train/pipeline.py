@@ -29,6 +29,8 @@ from fer_train.trainer import Progress, Trainer
 
 # Pictures of a class folder that do not pretrain but choose the epoch.
 _PRETRAIN_HELD_OUT = 50
+# How the names of the layers behind the features begin, in every network.
+_LAST_LAYERS = ("fc.", "fc_layer.4.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,15 +219,16 @@ def _start_from(network: nn.Module, name: str, weights: str) -> None:
     else:
         state = load_weights(Path(weights))
     own = network.state_dict()
-    # The last layers belong to the other classes; every other layer must fit.
-    usable = {key: value for key, value in state.items() if not key.startswith(("fc.", "fc_layer.4."))}
-    unfit = [key for key, value in usable.items() if key not in own or own[key].shape != value.shape]
-    if unfit or not usable:
+    # Last layers for other classes are of no use; every other layer must fit.
+    if any(key not in state or state[key].shape != own[key].shape for key in own if key.startswith(_LAST_LAYERS)):
+        state = {key: value for key, value in state.items() if not key.startswith(_LAST_LAYERS)}
+    unfit = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
+    if unfit or not state:
         raise CheckpointError(
             f"the weights in {weights} do not fit {name}: "
             + (f"{unfit[0]} is unknown or has another shape" if unfit else "they hold none of its layers")
         )
-    network.load_state_dict(usable, strict=False)
+    network.load_state_dict(state, strict=False)
 
 
 def _replace_last_layer(network: nn.Module, classes: int) -> None:

@@ -1,0 +1,135 @@
+"""Weights to start from: what `--pretrain` writes, a checkpoint of ours, and ImageNet's by torchvision's own client."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tests.train.pictures import write_pictures
+
+from fer_runtime.errors import CheckpointError, DataError, DownloadError
+from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fer_train.networks import create_network
+from fer_train.pipeline import pretrain, train_model
+from fer_train.pretrained import imagenet_weights, load_weights
+from fer_train.recipes import Recipe
+from fer_train.torchvision_import import torchvision_models
+
+# Steps too small to move a float32 weight: after an epoch the weights are those that it began with.
+STANDING = Recipe(epochs=1, batch_size=32, optimizer="sgd", lr=1e-20, augmentation="none")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("faces"), train=4, validation=2)
+
+
+def test_pretraining_gives_all_layers_but_the_last_to_a_training_on_faces(faces: Path, tmp_path: Path) -> None:
+    for name, gray in (("dark", 40), ("bright", 210)):
+        folder = tmp_path / "things" / name
+        folder.mkdir(parents=True)
+        for number in range(10):
+            cv2.imwrite(str(folder / f"{number}.png"), np.full((60, 50), gray + number, np.uint8))
+    recipe = STANDING.overridden(epochs=2, batch_size=8, optimizer="adamw", lr=1e-3)
+    result = pretrain("v1", tmp_path / "things", recipe, models_dir=tmp_path)
+    assert (result.classes, result.pictures) == (2, 20)
+    pretrained = load_weights(result.path)
+    assert pretrained["fc.3.weight"].shape == (2, 256)
+
+    trained = train_model("v1", faces, STANDING, weights=str(result.path), models_dir=tmp_path)
+    weights = load_checkpoint(trained.checkpoint, name="v1").state_dict
+    assert torch.equal(weights["conv1.weight"], pretrained["conv1.weight"])
+    assert torch.equal(weights["layer4.1.conv2.weight"], pretrained["layer4.1.conv2.weight"])
+    assert weights["fc.3.weight"].shape == (7, 256)
+    assert not torch.equal(weights["fc.0.weight"], pretrained["fc.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["v0", "v2"])
+def test_a_checkpoint_for_the_same_expressions_is_gone_on_with_whole(name: str, faces: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    start = create_network(name).state_dict()
+    save_checkpoint(tmp_path / "start.pth", Checkpoint(name=name, state_dict=start))
+    trained = train_model(name, faces, STANDING, weights=str(tmp_path / "start.pth"), models_dir=tmp_path)
+    weights = load_checkpoint(trained.checkpoint, name=name).state_dict
+    parameters = [key for key, _ in create_network(name).named_parameters()]
+    # BatchNorm's biases begin at zero, where even these steps are seen.
+    assert all(torch.allclose(weights[key], start[key], rtol=0, atol=1e-12) for key in parameters)
+
+
+def test_weights_of_another_network_are_refused_by_a_layers_name(faces: Path, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "v0.pth", Checkpoint(name="v0", state_dict=create_network("v0").state_dict()))
+    with pytest.raises(CheckpointError, match=r"do not fit v2: conv_block_1\.0\.weight is unknown"):
+        train_model("v2", faces, STANDING, weights=str(tmp_path / "v0.pth"), models_dir=tmp_path)
+    torch.save({"fc.3.weight": torch.zeros(7, 192)}, tmp_path / "head.pth")
+    with pytest.raises(CheckpointError, match="none of its layers"):
+        train_model("v2", faces, STANDING, weights=str(tmp_path / "head.pth"), models_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="no ImageNet weights for v0"):
+        train_model("v0", faces, STANDING, weights="imagenet", models_dir=tmp_path)
+
+
+def test_one_class_is_nothing_to_pretrain_on(tmp_path: Path) -> None:
+    (tmp_path / "things" / "only").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "things" / "only" / "1.png"), np.zeros((48, 48), np.uint8))
+    with pytest.raises(DataError, match="class"):
+        pretrain("v1", tmp_path / "things", STANDING, models_dir=tmp_path)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """A server on loopback with a ResNet18's weights, where torchvision looks for ImageNet's."""
+    torch.manual_seed(3)
+    folder = tmp_path / "served"
+    folder.mkdir()
+    torch.save(torchvision_models().resnet18(weights=None).state_dict(), folder / "weights")
+    digest = hashlib.sha256((folder / "weights").read_bytes()).hexdigest()
+    # torchvision holds a download against the digits in its name.
+    file = (folder / "weights").rename(folder / f"resnet18-{digest[:8]}.pth")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder))) as server:
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+        weights = torchvision_models().ResNet18_Weights.IMAGENET1K_V1
+        monkeypatch.setattr(weights.value, "url", f"http://127.0.0.1:{server.server_port}/{file.name}")
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_imagenet_weights_are_downloaded_once_and_kept(served: ThreadingHTTPServer) -> None:
+    torch.manual_seed(3)
+    expected = torchvision_models().resnet18(weights=None).state_dict()
+    for _ in range(2):
+        state = imagenet_weights()
+        assert torch.equal(state["layer3.0.conv1.weight"], expected["layer3.0.conv1.weight"])
+        served.shutdown()  # the second time there is nobody to ask
+        served.server_close()
+
+
+def test_without_a_network_the_next_step_is_named(
+    served: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = torchvision_models().ResNet18_Weights.IMAGENET1K_V1.url
+    damaged = url.replace(url[-12:-4], "0" * 8)
+    (tmp_path / "served" / damaged.rpartition("/")[2]).write_bytes(b"another file")
+    monkeypatch.setattr(torchvision_models().ResNet18_Weights.IMAGENET1K_V1.value, "url", damaged)
+    with pytest.raises(DownloadError, match="hash"):
+        imagenet_weights()
+    assert not list((tmp_path / "torch").rglob("*.pth"))
+    served.shutdown()
+    served.server_close()
+    with pytest.raises(DownloadError, match=rf"{tmp_path}/torch/hub/checkpoints.*--weights none"):
+        imagenet_weights()
