@@ -93,10 +93,11 @@ def _origin(results: Mapping[str, Any]) -> str:
     tools = f"PyTorch {results['versions']['torch']}, {settings['device']}, {threads}."
     if parts := results.get("averaged"):
         own = ", ".join(f"{part['test_acc']:.1%}" for part in parts)
+        mean = "" if len(parts) == 1 else f"The mean of the weights of {len(parts)} trainings (`fer-train --average`), "
+        whose = f"One training, of {own} on validation" if len(parts) == 1 else f"which alone have {own} on validation"
         return (
-            f"The mean of the weights of {len(parts)} trainings (`fer-train --average`), which alone have {own} "
-            f"on validation; its BatchNorm statistics are those of {pictures}, its biases balanced over them "
-            f"(`--balance {settings['balance']:g}`). {tools}"
+            f"{mean}{whose}; its BatchNorm statistics are those of {pictures}, its biases balanced over them "
+            f"(`--average`, `--balance {settings['balance']:g}`). {tools}"
         )
     started = Path(settings["weights"]).name if settings["weights"] != "none" else "scratch"
     teachers = f", distilled from {', '.join(settings['teachers'])}" if settings["teachers"] else ""

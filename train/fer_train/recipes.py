@@ -110,7 +110,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             small_size=36,
         ),
         "v2": replace(BEST, augmentation="faces", weight_decay=0.05),
-        "v3": replace(BEST, epochs=40, augmentation="faces", weight_decay=0.05, mixup=0.2, mix_until=0.8),
+        "v3": replace(BEST, epochs=40, weight_decay=0.05, mixup=0.2, mix_until=0.8),
     },
 }
 
