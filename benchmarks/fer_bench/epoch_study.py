@@ -103,7 +103,7 @@ def main(data: Path, faces: int, rounds: int) -> None:
     click.echo(f"v0, recipe first, {len(whole):,} pictures, one thread, medians of {rounds} rounds")
     click.echo("loop       augmentation  CPU s an epoch")
     for (loop, augmentation), measured in seconds.items():
-        click.echo(f"{loop:9}  {augmentation:12}  {statistics.median(measured):14.1f}")
+        click.echo(f"{loop:9}  {augmentation:12}  {statistics.median(measured):14.3g}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from fer_runtime.files import replaced_atomically
 from fer_runtime.models import MODEL_NAMES
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-MODEL_ROLES = ("first", "second", "third", "fourth")
+MODEL_ROLES = ("first", "second", "third", "fourth", "fifth")
 # How many lines a label may lie above its point, the best first: just above the dotted line to the right of it.
 _LIFTS = (0.6, -0.6, 1.6, -1.6, 2.6, -2.6, 3.6, -3.6)
 _LATENCY_EDGE = 2.5  # medians at which the latency axis ends at the latest
@@ -56,8 +56,9 @@ class Theme:
     heat: str  # cells of a confusion matrix, by opacity
     first: str  # v0
     second: str  # v1
-    third: str
-    fourth: str
+    third: str  # v2
+    fourth: str  # v3
+    fifth: str
 
 
 # First and second differ in lightness and hue, so that they stay apart for every kind of colour vision and in print.
@@ -71,6 +72,7 @@ LIGHT = Theme(
     second="#c2410c",
     third="#0f766e",
     fourth="#7e3fb8",
+    fifth="#a3195b",
 )
 DARK = Theme(
     ink="#eef1f5",
@@ -82,6 +84,7 @@ DARK = Theme(
     second="#ff9a5c",
     third="#4fd1c5",
     fourth="#c79bff",
+    fifth="#ff8ac2",
 )
 # Colours that stand for a role while matplotlib draws; `to_svg` turns them into CSS variables.
 _TOKENS = Theme(**{field.name: f"#0{index}fe{index}d" for index, field in enumerate(fields(Theme))})
@@ -143,11 +146,9 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def model_color(theme: Theme, model: str, models: Sequence[str]) -> str:
-    """The colour of `model`: each of ours has its own, others take the next of `models`."""
-    others = [name for name in models if name not in MODEL_NAMES]
-    own = len(MODEL_NAMES)
-    index = MODEL_NAMES.index(model) if model in MODEL_NAMES else own + others.index(model) % (len(MODEL_ROLES) - own)
-    return str(getattr(theme, MODEL_ROLES[index]))
+    """The colour of `model`: each of ours has its own, others take the next ones in the order of `models`."""
+    order = list(dict.fromkeys([*MODEL_NAMES, *models]))
+    return str(getattr(theme, MODEL_ROLES[order.index(model) % len(MODEL_ROLES)]))
 
 
 def draw_tradeoff(points: Sequence[Candidate], *, theme: Theme, width: int = 760, height: int = 400) -> Figure:

@@ -181,7 +181,7 @@ def report(
         content = parse_report(measured, source="what was measured")
     write_atomically(output, render_page(content))
     if content.candidates:
-        verdict = decide(content.candidates)
+        verdict = decide(content.candidates, content.p_values)
         click.echo(f"{verdict.headline} {verdict.reason}")
         if verdict.lean:
             click.echo(f"Where speed or size decides, {verdict.lean.label}: {verdict.lean_reason}")

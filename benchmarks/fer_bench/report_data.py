@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.report_verdict import Candidate
+from fer_bench.report_verdict import Candidate, PValues
 from fer_bench.robustness import RobustnessPoint, wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
@@ -144,6 +144,11 @@ class ReportData:
                 )
             )
         return tuple(found)
+
+    @property
+    def p_values(self) -> PValues:
+        """Of each two models, by their labels."""
+        return {frozenset((pair.first, pair.second)): pair.p_value for pair in self.pairs}
 
 
 def parse_report(content: Mapping[str, Any], *, source: str) -> ReportData:

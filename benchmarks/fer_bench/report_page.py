@@ -14,6 +14,7 @@ from fer_bench.console import SAME_ANSWER
 from fer_bench.plots import (
     DARK,
     LIGHT,
+    MODEL_ROLES,
     css_variables,
     draw_confusion,
     draw_curves,
@@ -28,6 +29,7 @@ from fer_bench.plots import (
 from fer_bench.report_data import ENGINE, LatencyRow, ReportData, label_of
 from fer_bench.report_verdict import (
     REAL_TIME_MS,
+    SIGNIFICANT_P,
     Candidate,
     Verdict,
     decide,
@@ -49,7 +51,7 @@ def render_page(report: ReportData) -> str:
     Args:
         report: at least one model with accuracy; a section without figures is left out.
     """
-    verdict = decide(report.candidates) if report.candidates else None
+    verdict = decide(report.candidates, report.p_values) if report.candidates else None
     sections = [
         _header(report, verdict),
         _table(report, verdict),
@@ -86,8 +88,9 @@ def _header(report: ReportData, verdict: Verdict | None) -> str:
         parts.append("</div>")
         parts.append(
             '<p class="note">Decided by rule: of the models that keep up with a camera '
-            f"({say_ms(REAL_TIME_MS)} ms a face), the fastest whose accuracy lies inside the 95% interval of the most "
-            f"accurate. Accuracy is over {report.accuracy[0].images:,} labelled pictures ({escape(report.data)}); "
+            f"({say_ms(REAL_TIME_MS)} ms a face), the fastest that is as good as the most accurate, face by face "
+            f"(McNemar's p of {SIGNIFICANT_P:g} or more). "
+            f"Accuracy is over {report.accuracy[0].images:,} labelled pictures ({escape(report.data)}); "
             "guessing gives 14%.</p>"
         )
     parts += [f'<p class="warning"><strong>Mind:</strong> {escape(one)}</p>' for one in report.warnings]
@@ -363,7 +366,7 @@ def _robustness(report: ReportData) -> str:
 def _legend(keys: Sequence[tuple[str, str]]) -> str:
     names = [model for model, _ in keys]
     dashes = {"int8": "5 3", "fp16": "2 3"}
-    roles = {getattr(LIGHT, role): role for role in ("first", "second", "third", "fourth")}
+    roles = {getattr(LIGHT, role): role for role in MODEL_ROLES}
     items = []
     for model, precision in keys:
         role = roles[model_color(LIGHT, model, names)]

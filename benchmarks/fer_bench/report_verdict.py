@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 REAL_TIME_MS = 1000 / 30  # a camera's usual pace
+# Two models of which neither is better differ by more than this in one set of faces of twenty.
+SIGNIFICANT_P = 0.05
+
+PValues = Mapping[frozenset[str], float]  # of McNemar's exact test, by the two labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +49,15 @@ def _beats(one: Candidate, other: Candidate) -> bool:
     return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
 
-def decide(candidates: Sequence[Candidate]) -> Verdict:
+def decide(candidates: Sequence[Candidate], p_values: PValues | None = None) -> Verdict:
     """Choose a model.
 
-    The pick is the fastest of those whose accuracy lies inside the 95 % interval of the most accurate one, among
-    the models that keep up with a camera (30 faces a second); when none does, among all. The lean choice is the
-    smallest file of those faster than the pick.
+    The pick is the fastest of those that are as good as the most accurate one, within what chance makes of these
+    faces, among the models that keep up with a camera (30 faces a second); when none does, among all. The lean choice
+    is the smallest file of those faster than the pick.
+
+    Args:
+        p_values: of the candidates, face by face; without one, an accuracy inside the best one's interval is as good.
 
     Raises:
         ValueError: there are no candidates.
@@ -61,7 +68,8 @@ def decide(candidates: Sequence[Candidate]) -> Verdict:
     eligible = in_time or list(candidates)
     best = max(eligible, key=lambda one: one.accuracy)
     # A difference smaller than what another sample of faces would make is not worth a slower model.
-    pick = min((one for one in eligible if one.accuracy >= best.low), key=lambda one: (one.p50_ms, one.megabytes))
+    as_good = (one for one in eligible if _is_as_good(one, best, p_values or {}))
+    pick = min(as_good, key=lambda one: (one.p50_ms, one.megabytes))
     leaner = [one for one in candidates if one.p50_ms < pick.p50_ms and one.megabytes <= pick.megabytes]
     lean = min(leaner, key=lambda one: (one.megabytes, one.p50_ms)) if leaner else None
     reason = (
@@ -80,6 +88,12 @@ def decide(candidates: Sequence[Candidate]) -> Verdict:
     )
 
 
+def _is_as_good(one: Candidate, best: Candidate, p_values: PValues) -> bool:
+    p_value = p_values.get(frozenset((one.label, best.label)))
+    # Face by face says more than two intervals: most of the faces that one finds hard are hard for the other, too.
+    return one == best or (one.accuracy >= best.low if p_value is None else p_value >= SIGNIFICANT_P)
+
+
 def _pick_reason(pick: Candidate, best: Candidate, count: int) -> str:
     if count == 1:
         return "The only model that was measured."
@@ -87,8 +101,8 @@ def _pick_reason(pick: Candidate, best: Candidate, count: int) -> str:
         return f"The most accurate of {count}."
     points = 100 * (best.accuracy - pick.accuracy)
     return (
-        f"{points:.1f} points below the most accurate ({best.label}, {best.accuracy:.1%}), which is inside its 95% "
-        f"interval, and {say_ratio(best.p50_ms / pick.p50_ms)} times as fast."
+        f"{points:.1f} points below the most accurate ({best.label}, {best.accuracy:.1%}), which may be chance, "
+        f"and {say_ratio(best.p50_ms / pick.p50_ms)} times as fast."
     )
 
 

@@ -19,7 +19,7 @@ from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.chromium import NAMES, Browser, find_browser
 from fer_bench.cli import main
-from fer_bench.plots import LIGHT, draw_tradeoff, drawing
+from fer_bench.plots import LIGHT, draw_tradeoff, drawing, model_color
 from fer_bench.report import reliability_bins
 from fer_bench.report_data import parse_report, read_report
 from fer_bench.report_page import NARROW, WIDE, render_page
@@ -28,6 +28,7 @@ from fer_bench.robustness import CONDITIONS, wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metrics import expected_calibration_error
+from fer_runtime.models import MODEL_NAMES
 
 
 def candidate(label: str, accuracy: float, p50_ms: float, megabytes: float, *, half: float = 0.015) -> Candidate:
@@ -61,7 +62,7 @@ def test_the_pick_is_the_fastest_of_those_as_good_as_the_best() -> None:
     verdict = decide([SMALL, SMALL8, LARGE, LARGE8])
     assert verdict.pick == LARGE8  # 68.6 % lies within 69.0 ± 1.5, and is 3.5 times as fast
     assert verdict.pick_reason == (
-        "0.4 points below the most accurate (v1 fp32, 69.0%), which is inside its 95% interval, and 3.5 times as fast."
+        "0.4 points below the most accurate (v1 fp32, 69.0%), which may be chance, and 3.5 times as fast."
     )
     assert verdict.lean == SMALL8  # the smallest of what is faster
     # 2.0 / 0.11 = 18, 11.5 / 0.35 = 33, 68.6 - 61.6 = 7.0
@@ -73,6 +74,14 @@ def test_the_pick_is_the_fastest_of_those_as_good_as_the_best() -> None:
 
 def test_a_model_below_the_bests_interval_is_not_picked_for_its_speed() -> None:
     assert decide([LARGE, candidate("v1 int8", 0.674, 2.0, 11.5)]).pick == LARGE
+
+
+def test_faces_compared_one_by_one_say_more_than_intervals() -> None:
+    pair = frozenset((LARGE.label, LARGE8.label))
+    assert decide([SMALL, LARGE, LARGE8], {pair: 0.02}).pick == LARGE  # inside the interval, and worse all the same
+    assert decide([SMALL, LARGE, LARGE8], {pair: 0.2}).pick == LARGE8
+    below = candidate("v1 int8", 0.674, 2.0, 11.5)
+    assert decide([LARGE, below], {pair: 0.2}).pick == below
 
 
 def test_a_model_that_cannot_follow_a_camera_is_not_picked_while_another_can() -> None:
@@ -98,6 +107,14 @@ def test_reliability_bins_add_up_to_the_calibration_error() -> None:
     error = sum(one["faces"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / 6
     assert error == pytest.approx((4 * 0.25 + 2 * 0.4) / 6)
     assert error == pytest.approx(expected_calibration_error(confidences, correct))
+
+
+def test_every_model_has_a_colour_of_its_own_whatever_files_stand_beside_it() -> None:
+    files = ["v0", "v0", "mine.onnx", "mine.onnx", "yours.onnx"]
+    ours = [model_color(LIGHT, name, files) for name in MODEL_NAMES]
+    assert len(set(ours)) == len(MODEL_NAMES)
+    assert model_color(LIGHT, "mine.onnx", files) not in ours
+    assert model_color(LIGHT, "mine.onnx", files) != model_color(LIGHT, "yours.onnx", files)
 
 
 def made_up_report(**changes: Any) -> dict[str, Any]:

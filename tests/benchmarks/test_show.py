@@ -77,7 +77,7 @@ def test_the_command_prints_the_hardest_expression(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_results_names_the_files_and_the_next_step(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"model_0_results.json nor .*model_v2_results.json; .*fer-train --model v0"):
+    with pytest.raises(DataError, match=r"model_0_results.json nor .*model_v3_results.json; .*fer-train --model v0"):
         read_trainings(tmp_path)
 
 
