@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fer_runtime.command import FerCommand, is_terminal
+from fer_runtime.command import ShortCommand, is_terminal
 from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -24,7 +24,7 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
     return confidence
 
 
-@click.command(cls=FerCommand, context_settings={"max_content_width": 100})
+@click.command(cls=ShortCommand, context_settings={"max_content_width": 100})
 @click.argument("paths", nargs=-1, metavar="PATH...", type=click.Path(path_type=str))
 @click.option("--samples", is_flag=True, help="Run on the photographs that ship with the package.")
 @click.option("--recursive", is_flag=True, help="Go down into folders of folders.")

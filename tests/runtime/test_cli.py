@@ -308,3 +308,18 @@ def test_faces_below_the_threshold_are_uncertain(model: Path, folder: Path) -> N
     run = _infer(folder, "--model", model, "--min-confidence", "auto")
     assert run.returncode == 1
     assert b"no fitted confidence threshold" in run.stderr
+
+
+@pytest.mark.parametrize(("call", "is_tidied"), [("main()", False), ("main(sys.argv[1:])", True)])
+def test_the_command_itself_ends_without_pythons_tidying_up(
+    call: str, is_tidied: bool, model: Path, folder: Path
+) -> None:
+    program = f"import atexit, sys; atexit.register(print, 'tidied'); from fer_runtime.cli import main; {call}"
+    for path, code in ((folder, 0), (folder / "missing.png", 1)):
+        command = [sys.executable, "-c", program, str(path), "--model", str(model)]
+        run = subprocess.run(command, capture_output=True, timeout=60, text=True)
+        lines = run.stdout.splitlines()
+        assert run.returncode == code
+        assert ("tidied" in lines) == is_tidied
+        assert len([line for line in lines if line.startswith("{")]) == (len(EXPRESSIONS) if code == 0 else 1)
+        assert "pictures" in run.stderr  # the summary comes last
