@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from tests.train.pictures import write_pictures
 from torch import Generator, Tensor, nn
 
-from fer_runtime.errors import CheckpointError
+from fer_runtime.errors import CheckpointError, ModelFileError
+from fer_runtime.metadata import METADATA_KEY
+from fer_runtime.recognizer import Recognizer
 from fer_train.batch import Batch
-from fer_train.checkpoints import Checkpoint, save_checkpoint
+from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data import LabelledFaces, load_faces
 from fer_train.networks import create_network, predict_logits, to_network_input
 from fer_train.recipes import Recipe
@@ -129,6 +132,41 @@ def test_a_file_that_is_no_teacher_is_named(faces: tuple[LabelledFaces, Labelled
     for views in ("faces", "pictures"):
         with pytest.raises(CheckpointError, match=r"teacher\.pth"):
             load_teachers([damaged], faces[0], CPU, views=views)
+
+
+@pytest.mark.parametrize("views", ["faces", "pictures"])
+def test_an_exported_model_teaches_with_the_probabilities_of_its_network(
+    faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: str
+) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    file = Path("models/model_0.onnx")
+    network = load_checkpoint(file.with_suffix(".pth"), name="v0").network().eval()
+    indices = torch.tensor([5, 0, 7])
+    planes = torch.from_numpy(faces[0].faces)[indices].float() / 255
+    pictures = planes[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    batch = Batch(
+        pictures=pictures, labels=torch.zeros(3, dtype=torch.int64), indices=indices, faces=3, weight=torch.tensor(3.0)
+    )
+    temperature = Recognizer(file).metadata.temperature
+    with torch.no_grad():
+        expected = F.log_softmax(network(pictures) / temperature, 1)
+        if views == "faces":
+            expected = (expected + F.log_softmax(network(pictures.flip(-1)) / temperature, 1)) / 2
+    teachers = load_teachers([file], faces[0], CPU, views=views)
+    assert torch.allclose(teachers.probabilities(batch, 2.0), F.softmax(expected / 2, 1), atol=1e-5)
+
+
+def test_an_exported_model_that_cannot_teach_is_named(
+    faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path
+) -> None:
+    model = onnx.load("models/model_0.onnx")
+    entry = next(one for one in model.metadata_props if one.key == METADATA_KEY)
+    entry.value = entry.value.replace('"surprise"', '"contempt"')
+    onnx.save(model, tmp_path / "other.onnx")
+    (tmp_path / "damaged.onnx").write_bytes(b"no model")
+    for name, reason in (("other", "contempt; a teacher must name"), ("damaged", "cannot be loaded")):
+        with pytest.raises(ModelFileError, match=f"{name}.onnx.*{reason}"):
+            load_teachers([tmp_path / f"{name}.onnx"], faces[0], CPU, views="pictures")
 
 
 def test_teachers_of_pictures_are_not_shown_smaller_ones() -> None:

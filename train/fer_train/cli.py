@@ -80,7 +80,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     "teachers",
     type=_FILE,
     multiple=True,
-    help="Checkpoint to distil from, such as models/model_v1.pth. May be given several times.",
+    help="Checkpoint or exported model to distil from, such as models/model_v3.int8.onnx. May be given several times.",
 )
 @click.option(
     "--average",

@@ -68,7 +68,7 @@ def train_model(
         recipe: the settings.
         recipe_name: name of the recipe for the results file.
         weights: what the network starts from: "none", "imagenet" (v1 only), or the path of a weights file.
-        teachers: checkpoints to distil from, of any network.
+        teachers: checkpoints or exported models to distil from, of any network.
         device: where to train, the CPU by default.
         seed: of everything random.
         models_dir: where the files go.
@@ -79,6 +79,7 @@ def train_model(
     Raises:
         DataError: the pictures are missing or unreadable.
         CheckpointError: a weights, teacher or resume file cannot be used.
+        ModelFileError: an exported teacher cannot be used.
         DownloadError: the ImageNet weights are not there and cannot be fetched.
     """
     device = device or torch.device("cpu")
