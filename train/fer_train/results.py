@@ -46,6 +46,8 @@ class Averaged:
     sha256: str
     test_loss: float
     test_acc: float  # fraction
+    losses: tuple[float, ...] = ()  # after each epoch of its training, where its results file stands beside it
+    accuracies: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +107,13 @@ class TrainingResults:
             "macro_f1",
             "per_class_recall",
         )
-        return {key: whole[key] for key in (*kept, "settings", "averaged", "data") if key in whole}
+        summary = {key: whole[key] for key in (*kept, "settings", "averaged", "data") if key in whole}
+        if "averaged" in summary:
+            curves = ("losses", "accuracies")
+            summary["averaged"] = [
+                {key: value for key, value in one.items() if key not in curves} for one in summary["averaged"]
+            ]
+        return summary
 
 
 def write_results(path: Path, results: TrainingResults) -> None:
