@@ -35,10 +35,11 @@ def compare_results(
 ) -> tuple[list[Change], list[str]]:
     """Changes of the configurations that stand in both, and the names of those that stand in one only.
 
-    A regression is a ratio that lies above 1 + tolerance with its whole 95 % interval: the rounds of
-    each file say how much the machine itself wavers. Where both files have the core's own speed beside each
-    round, it is the ratio of times in its units that counts: a core that was slower is no slower build, and one
-    that was faster hides none.
+    A regression is a ratio that lies above 1 + tolerance with its whole interval, 95 % of the resampled rounds: they
+    say how much the machine wavers while a process runs. From process to process the same build differs by more (memory
+    lies elsewhere), which the tolerance is for: the interval alone excludes 1 too often. Where both files have the
+    core's own speed beside each round, it is the ratio of times in its units that counts: a core that was slower is no
+    slower build, and one that was faster hides none.
 
     Args:
         old, new: the `results` of two files of `fer-bench latency --json`.

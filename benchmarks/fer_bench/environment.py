@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_runtime import __version__
+from fer_runtime.processor import instruction_sets
 from fer_runtime.threads import available_cpus
 
 _PACKAGES = ("onnxruntime", "numpy", "opencv-python-headless", "torch", "openvino", "onnx")
@@ -19,7 +20,7 @@ def environment() -> dict[str, Any]:
     """Machine, versions, commit and time, as results files hold them."""
     return {
         "cpu": cpu_name(),
-        "cpu_flags": cpu_flags(),
+        "cpu_flags": instruction_sets(),
         "cpus": available_cpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -39,16 +40,6 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or "unknown"
-
-
-def cpu_flags() -> list[str]:
-    """The instruction sets that decide how fast a network runs, of those that the processor has."""
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
-    try:
-        present = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return []
-    return [flag for flag in wanted if flag in present]
 
 
 def commit() -> str | None:

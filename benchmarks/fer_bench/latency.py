@@ -217,13 +217,14 @@ def classify_in_worker(configuration: Configuration, faces: npt.NDArray[np.uint8
 def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.float64] | None:
     """What the probabilities should be: ONNX Runtime's of the same file, or of the fp32 model beside a checkpoint."""
     mine = worker.configuration
-    same = (
+    same = [
         other
         for other in workers
         if other.configuration.engine == "onnxruntime"
         and (other.configuration.model, other.configuration.precision) == (mine.model, mine.precision)
-    )
-    other = next(same, None)
+    ]
+    # Of the same batch where there is one: an engine may be right about the first face only.
+    other = max(same, key=lambda one: one.configuration.batch == mine.batch, default=None)
     if other is None or mine.engine == "onnxruntime" or mine.module:
         return None
     if mine.source == other.configuration.source:

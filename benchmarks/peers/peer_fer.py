@@ -14,7 +14,7 @@ _fer: Any = import_module("fer.fer")
 _EXPRESSIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
 
-def load(source: Path, *, model: str, threads: int) -> Any:
+def load(source: Path, *, model: str, threads: int, batch: int) -> Any:
     """Classify whole crops; `source` stands for the model inside the package, threads are its default."""
     # The crops are framed already: its padding, made for its own detector's boxes, would cost it accuracy.
     detector = _fer.FER(offsets=(0, 0))

@@ -12,7 +12,7 @@ from fer_runtime import Recognizer
 _EXPRESSIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 
 
-def load(source: Path, *, model: str, threads: int) -> Any:
+def load(source: Path, *, model: str, threads: int, batch: int) -> Any:
     """Classify whole crops through the public interface."""
     recognizer = Recognizer(source, detector="whole")
 

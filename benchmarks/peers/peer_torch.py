@@ -13,7 +13,7 @@ from fer_train.checkpoints import load_checkpoint
 from fer_train.torchvision_import import torchvision_transforms
 
 
-def load(source: Path, *, model: str, threads: int) -> Any:
+def load(source: Path, *, model: str, threads: int, batch: int) -> Any:
     """Run the checkpoint's network; threads are PyTorch's default."""
     checkpoint = load_checkpoint(source, name=model)
     network = checkpoint.network().eval()

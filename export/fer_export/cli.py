@@ -205,8 +205,8 @@ def _show(report: ExportReport) -> None:
             click.echo(f"  {check}")
         if one.precision == "fp16":
             click.echo(
-                "  note  fp16 halves the file, and is faster on GPUs with 16-bit units; a CPU computes it in float32, "
-                "no faster than fp32"
+                "  note  fp16 halves the file, and is faster on GPUs and ARM cores with 16-bit units; x86 computes it "
+                "in float32, no faster than fp32"
             )
     fitted = report.calibration
     if fitted.faces:

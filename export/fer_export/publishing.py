@@ -24,14 +24,15 @@ from fer_runtime.files import replaced_atomically
 from fer_runtime.metadata import ModelMetadata
 from fer_runtime.models import Precision
 from fer_runtime.onnx_file import content_digest
+from fer_runtime.processor import instruction_sets
 from fer_runtime.self_test import run_self_test
 from fer_runtime.session import open_session
 from fer_train.checkpoints import Checkpoint
 from fer_train.data import LabelledFaces
 
 # How far a replay of the golden faces may lie from the export's own answers on another machine. Floats
-# are summed in another order there. Integers came out equal on AVX2, AVX-512 and ARM; the room is for
-# providers that round halves differently. Sums cut off in 16 bits moved logits by 6.
+# are summed in another order there. Integers came out equal on AVX2 and AVX-512 VNNI; the room is for providers
+# that round halves differently. Sums cut off in 16 bits moved logits by 6.
 REPLAY_TOLERANCES: dict[Precision, Tolerance] = {
     "fp32": FP32_TOLERANCE,
     "fp16": FP16_TOLERANCE,
@@ -94,7 +95,12 @@ def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
         model_logits=own.logits,
         tolerance=REPLAY_TOLERANCES[judged.precision],
         measured={} if judged.parity.comparison is None else judged.parity.comparison.to_dict(),
-        made_with={"onnxruntime": onnxruntime.__version__, "provider": "CPU", "machine": platform.machine()},
+        made_with={
+            "onnxruntime": onnxruntime.__version__,
+            "provider": "CPU",
+            "machine": platform.machine(),
+            "cpu_flags": " ".join(instruction_sets()),
+        },
     )
     metadata = dataclasses.replace(metadata, verdict=_verdict(subject, judged), certificate=certificate.to_dict())
     digest = content_digest(serialize(model, metadata))

@@ -27,7 +27,7 @@ class Certificate:
     model_logits: FloatArray  # (faces, 7), the file's own at export; a quantised model has other ones
     tolerance: Tolerance  # for replays of the model's own logits on another machine
     measured: dict[str, Any] = field(default_factory=dict)  # worst differences from the network at export
-    made_with: dict[str, str] = field(default_factory=dict)  # onnxruntime, provider, machine
+    made_with: dict[str, str] = field(default_factory=dict)  # onnxruntime, provider, machine, its instruction sets
     digest: str = ""  # content_digest of the file
 
     def to_dict(self) -> dict[str, Any]:

@@ -204,8 +204,10 @@ def main(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # OpenCV and ONNX Runtime take 0.1 s to load; --help needs neither.
     from fer_runtime.recognizer import Recognizer
-    from fer_runtime.session import find_provider
+    from fer_runtime.session import find_provider, silence
     from fer_runtime.threads import available_cpus
+
+    silence()
 
     videos = _videos(paths, camera)
     if videos and engine == "ray":

@@ -41,7 +41,6 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    is_external: bool = False
     integers: tuple[int, ...] = ()  # values of small int64 tensors, such as shapes
 
     @property
@@ -285,7 +284,6 @@ def _tensor(content: bytes) -> Tensor:
         name=_text(message, 8),
         dtype=_TYPES.get(kind, (f"type {kind}", 0))[0],
         shape=shape,
-        is_external=bool(message.get(14, [0])[0]),
         integers=integers,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.onnx_file import content_digest, read_onnx_file
-from fer_runtime.session import open_session
+from fer_runtime.session import find_provider, open_session, runtime_version
 
 # All golden faces at once, and one by one: kernels differ between the two.
 _BATCHES = (64, 1)
@@ -118,8 +117,8 @@ def run_self_test(path: Path, *, provider: str = "CPU", threads: int = 1, strict
     checks.append(
         Check(
             name="provider",
-            passed=not strict or opened.provider == provider,
-            detail=f"{opened.provider}, onnxruntime {version('onnxruntime')}, {platform.machine()}; "
+            passed=not strict or opened.provider == find_provider(provider),
+            detail=f"{opened.provider}, onnxruntime {runtime_version()}, {platform.machine()}; "
             f"{len(certificate.faces)} golden faces in batches of {len(certificate.faces)} and 1; "
             f"from PyTorch max |Δlogit| {against_network.max_logit_difference:.1e}",
         )
@@ -130,7 +129,7 @@ def run_self_test(path: Path, *, provider: str = "CPU", threads: int = 1, strict
         model=f"{metadata.name} {metadata.precision}",
         provider=opened.provider,
         made_with=f"fer-edge {metadata.versions.get('fer-edge', '?')}, onnxruntime {made.get('onnxruntime', '?')} "
-        f"on {made.get('machine', '?')}",
+        f"on {made.get('machine', '?')}" + (f" with {instructions}" if (instructions := made.get("cpu_flags")) else ""),
         checks=tuple(checks),
         comparison=worst,
         network_comparison=against_network,

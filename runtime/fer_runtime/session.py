@@ -18,7 +18,21 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
 
 # Fatal only: every failure reaches the user as our own error, and the log would print beside it.
-onnxruntime.set_default_logger_severity(4)
+_SEVERITY = 4
+# Providers' own settings, where their defaults compute something else than the certificate was made with: since
+# Ampere, CUDA rounds float32 to TF32's 10 bits.
+_PROVIDER_OPTIONS = {"CUDA": {"use_tf32": "0"}}
+
+
+def silence() -> None:
+    """Keep ONNX Runtime's log out of this process, for commands; an application that embeds us keeps its own."""
+    onnxruntime.set_default_logger_severity(_SEVERITY)
+
+
+def runtime_version() -> str:
+    """Of onnxruntime, whichever distribution it came in: onnxruntime-gpu has no metadata under that name."""
+    version: str = onnxruntime.__version__
+    return version
 
 
 def session_options(*, threads: int = 1) -> SessionOptions:
@@ -31,6 +45,9 @@ def session_options(*, threads: int = 1) -> SessionOptions:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.log_severity_level = _SEVERITY
+    # Weights outside the file would be looked for in the current folder, and no digest covers them: nowhere, then.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     # Spinning threads burn a core that the camera or the decoder needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -88,11 +105,10 @@ def _create_session(content: bytes, threads: int, providers: tuple[str, ...]) ->
     options = session_options(threads=threads)
     if providers[0] != "CPU":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # From bytes: a file that wants external data cannot reach outside its folder, nor anywhere else.
     return onnxruntime.InferenceSession(
         content,
         options,
-        [f"{one}ExecutionProvider" for one in dict.fromkeys(providers)],
+        [(f"{one}ExecutionProvider", _PROVIDER_OPTIONS.get(one, {})) for one in dict.fromkeys(providers)],
         # Its own fallback says so on standard output, among the rows.
         enable_fallback=0,
     )

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.cli import main
 from fer_bench.compare import compare_results
-from fer_bench.latency import Configuration, LatencyResult, configurations, measure_latency
+from fer_bench.latency import Configuration, LatencyResult, _reference, configurations, measure_latency
 from fer_bench.limits import Ceilings, measure_ceilings, rows_with_limits, warn_about_limits
 from fer_runtime.errors import ModelFileError
 
@@ -76,10 +77,38 @@ def test_the_limit_goes_by_the_arithmetic_in_the_file_not_by_its_name(tmp_path: 
     assert row["limit_ms"] == pytest.approx(row["macs"] / 2e6 * 1000)
 
 
+def test_zeros_that_a_file_adds_are_no_work_of_the_network() -> None:
+    models = Path(__file__).parents[2] / "models"
+    wanted = configurations(models=["v0"], engines=["onnxruntime"], precisions=("fp32", "int8"), models_dir=models)
+    results, _ = measure_latency(wanted, rounds=2, seconds=0.02)
+    rows = rows_with_limits(results, wanted, Ceilings(fp32_macs_per_second=1e9, int8_macs_per_second=1e9))
+    # 3 x 16, 16 x 32 and 32 x 64 filters of 3 x 3 at 48 x 48, 24 x 24 and 12 x 12 places (the export adds up the three
+    # equal channels of a gray face, so 1 x 16), then 2304 x 128 and 128 x 7.
+    by_hand = 9 * (1 * 16 * 48**2 + 16 * 32 * 24**2 + 32 * 64 * 12**2) + 2304 * 128 + 128 * 7
+    assert {row["precision"]: row["macs"] for row in rows} == {"fp32": by_hand, "int8": by_hand}
+
+
+def test_probabilities_are_held_against_those_of_the_same_batch(model: Path) -> None:
+    # Of the first face only, an engine that answers wrongly for the others would pass.
+    workers: list[Any] = [
+        SimpleNamespace(
+            configuration=Configuration(
+                engine=engine, model="bands", precision="fp32", batch=batch, threads=1, source=model
+            ),
+            probabilities=np.full((batch, 7), float(batch)),
+        )
+        for engine, batch in (("onnxruntime", 1), ("onnxruntime", 4), ("opencv-dnn", 4))
+    ]
+    found = _reference(workers[2], workers)
+    assert found is not None
+    assert found.shape == (4, 7)
+    assert _reference(workers[2], workers[::2]) is workers[0].probabilities
+
+
 # An engine that dies as OpenCV does on some graphs, as soon as there is a file beside it.
 _CRASHING = """
 import os, pathlib, signal
-def load(source, *, model, threads):
+def load(source, *, model, threads, batch):
     def run(faces):
         if pathlib.Path(__file__).with_name("crash").exists():
             os.kill(os.getpid(), signal.SIGFPE)

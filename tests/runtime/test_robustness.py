@@ -36,7 +36,7 @@ def test_mutated_models_are_loaded_or_refused(tmp_path: Path) -> None:
     assert outcomes["refused"] > 50
 
 
-def test_a_model_that_wants_outside_data_reaches_nothing(tmp_path: Path) -> None:
+def test_a_model_that_wants_outside_data_reaches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
 
     from fer_runtime import Recognizer
@@ -50,10 +50,29 @@ def test_a_model_that_wants_outside_data_reaches_nothing(tmp_path: Path) -> None
     weights = model.graph.initializer[0]
     weights.ClearField("raw_data")
     weights.data_location = onnx.TensorProto.EXTERNAL
-    weights.external_data.add(key="location", value="../secret.bin")
-    (folder / "outside.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ModelFileError, match="cannot be loaded"):
-        Recognizer(folder / "outside.onnx")
+    location = weights.external_data.add(key="location")
+    monkeypatch.chdir(folder)
+    (folder / "beside.bin").write_bytes(secret.read_bytes())
+    for location.value in ("../secret.bin", str(secret), "beside.bin", "./beside.bin", "../models/beside.bin"):
+        (folder / "outside.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(ModelFileError, match="cannot be loaded"):
+            Recognizer(folder / "outside.onnx")
+
+
+def test_the_log_of_an_application_that_embeds_the_runtime_stays_its_own(tmp_path: Path) -> None:
+    # A constant that nobody uses is what onnxruntime warns of.
+    script = (
+        "import sys, onnxruntime, onnx, numpy; import fer_runtime.session as session;"
+        "model = onnx.load(sys.argv[1]); model.graph.initializer.append("
+        "onnx.numpy_helper.from_array(numpy.zeros(3, numpy.float32), 'unused'));"
+        "content = model.SerializeToString();"
+        "session.open_session(content); print('--', file=sys.stderr, flush=True); onnxruntime.InferenceSession(content)"
+    )
+    file = write_band_model(tmp_path / "bands.onnx")
+    run = subprocess.run([sys.executable, "-c", script, str(file)], capture_output=True, text=True, timeout=120)
+    ours, theirs = run.stderr.split("--")
+    assert (run.returncode, ours.strip()) == (0, "")
+    assert "unused" in theirs
 
 
 def test_nothing_but_rows_reaches_standard_output(tmp_path: Path) -> None:
@@ -164,6 +183,22 @@ def test_a_provider_that_is_not_there_is_named_with_those_that_are() -> None:
 
 def test_a_session_says_what_it_really_runs_on(tmp_path: Path) -> None:
     assert open_session(write_band_model(tmp_path / "m.onnx"), strict=True).provider == "CPU"
+
+
+def test_the_self_test_takes_a_provider_in_any_spelling_and_onnxruntime_under_any_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import importlib.metadata
+
+    from fer_runtime.models import find_model
+    from fer_runtime.self_test import run_self_test
+
+    def only_the_gpu_build(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", only_the_gpu_build)
+    for spelling in ("cpu", "CPUExecutionProvider"):
+        assert run_self_test(find_model("v0"), provider=spelling, strict=True).passed
 
 
 @pytest.mark.skipif("Azure" not in available_providers(), reason="needs a provider that takes no local model")

@@ -16,7 +16,7 @@ Run = Callable[[npt.NDArray[np.uint8]], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """How an engine is found. Its module has `load(source: Path, *, model: str, threads: int) -> Run`."""
+    """How an engine is found. Its module has `load(source: Path, *, model: str, threads: int, batch: int) -> Run`."""
 
     name: str
     module: str

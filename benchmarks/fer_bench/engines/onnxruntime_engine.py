@@ -9,7 +9,7 @@ from fer_bench.engines import Run
 from fer_runtime.session import open_session
 
 
-def load(source: Path, *, model: str, threads: int) -> Run:
+def load(source: Path, *, model: str, threads: int, batch: int) -> Run:
     """Run the model file through ONNX Runtime."""
     session = open_session(source, threads=threads).session
 

@@ -10,7 +10,7 @@ import cv2
 from fer_bench.engines import Run
 
 
-def load(source: Path, *, model: str, threads: int) -> Run:
+def load(source: Path, *, model: str, threads: int, batch: int) -> Run:
     """Run the model file; OpenCV 4 reads no graph with int8 nodes of ours."""
     cv2.setNumThreads(threads)
     network = cv2.dnn.readNetFromONNX(str(source))

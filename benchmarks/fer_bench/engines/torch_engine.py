@@ -24,7 +24,7 @@ class _Classifier(nn.Module):
         return torch.softmax(self.network(to_network_input(faces, mean=self.mean, std=self.std)), 1)
 
 
-def load(source: Path, *, model: str, threads: int, compiled: bool = False) -> Run:
+def load(source: Path, *, model: str, threads: int, batch: int, compiled: bool = False) -> Run:
     """Run the checkpoint's network in eval mode."""
     torch.set_num_threads(threads)
     checkpoint = load_checkpoint(source, name=model)
