@@ -13,8 +13,10 @@ import torch.nn.functional as F  # noqa: N812
 from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
+from fer_runtime.expressions import EXPRESSIONS
 from fer_train import cli
-from fer_train.averaging import balancing_biases, mean_of, renew_statistics
+from fer_train.averaging import average_models, balancing_biases, mean_of, renew_statistics
+from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data import load_faces
 from fer_train.networks import create_network
 
@@ -55,6 +57,20 @@ def test_the_statistics_are_those_of_the_faces_and_their_mirror_images() -> None
     assert not network.training
 
 
+def test_the_statistics_see_the_classes_together_however_the_faces_lie() -> None:
+    # Two classes of 512 faces, dark ones first: a batch of one class alone has hardly any variance.
+    random = np.random.default_rng(0)
+    faces = np.concatenate([random.integers(low, low + 16, (512, 48, 48), np.uint8) for low in (20, 220)])
+    torch.manual_seed(0)
+    network = create_network("v0")
+    weight, bias = (network.state_dict()[f"conv_block_1.0.{name}"].double() for name in ("weight", "bias"))
+    renew_statistics(network, torch.from_numpy(faces))
+    sample = torch.from_numpy(faces[::8])
+    planes = (torch.cat([sample, sample.flip(-1)]).double() / 255)[:, None].expand(-1, 3, -1, -1)
+    variance = F.conv2d(planes, weight, bias, padding=1).var((0, 2, 3))
+    assert torch.allclose(network.state_dict()["conv_block_1.1.running_var"].double(), variance, rtol=0.02)
+
+
 def test_the_command_averages_and_says_what_of(pictures: Path, tmp_path: Path) -> None:
     first = tmp_path / "first"
     _train(pictures, first, "--epochs", "3")
@@ -75,6 +91,7 @@ def test_the_command_averages_and_says_what_of(pictures: Path, tmp_path: Path) -
         own = json.loads((part / "model_0_results.json").read_text())
         assert said["test_acc"] == pytest.approx(own["accuracy"])
         assert said["accuracies"] == own["test_acc"]  # two epochs: what its picture draws
+        assert (said["training"]["seed"], said["training"]["settings"]["weights"]) == (own["seed"], "model_0.pth")
         assert said["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     contents = [torch.load(path, weights_only=True)["state_dict"] for path in files]
     content = torch.load(output / "model_0.pth", weights_only=True)
@@ -124,6 +141,31 @@ def test_half_a_balance_adds_half_of_the_biases(pictures: Path, tmp_path: Path) 
     assert torch.allclose(half, (none + whole) / 2, atol=1e-6)
     assert not torch.allclose(half, none)
     assert all(torch.equal(states[0][key], states[2][key]) for key in states[0])
+
+
+def test_a_part_whose_results_are_of_another_training_has_no_curves(pictures: Path, tmp_path: Path) -> None:
+    _train(pictures, tmp_path / "a", "--epochs", "2")
+    _train(pictures, tmp_path / "b", "--epochs", "2", "--seed", "1")
+    (tmp_path / "b" / "model_0_results.json").write_bytes((tmp_path / "a" / "model_0_results.json").read_bytes())
+    parts = [average_models("v0", [tmp_path / one / "model_0.pth"], pictures, models_dir=tmp_path) for one in "ab"]
+    assert [len(part.results.averaged[0].accuracies) for part in parts] == [2, 0]
+
+
+def test_parts_with_other_orders_of_the_classes_are_averaged_class_by_class(pictures: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    states = [create_network("v0").state_dict() for _ in range(2)]
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    moved = dict(states[1])
+    for key in ("fc_layer.4.weight", "fc_layer.4.bias"):
+        moved[key] = moved[key][order]
+    expressions = tuple(EXPRESSIONS[index] for index in order)
+    save_checkpoint(tmp_path / "a.pth", Checkpoint(name="v0", state_dict=states[0]))
+    save_checkpoint(tmp_path / "b.pth", Checkpoint(name="v0", state_dict=moved, expressions=expressions))
+    done = average_models("v0", [tmp_path / "a.pth", tmp_path / "b.pth"], pictures, models_dir=tmp_path)
+    found = load_checkpoint(done.checkpoint, name="v0")
+    assert found.expressions == EXPRESSIONS
+    for key in ("fc_layer.4.weight", "fc_layer.4.bias"):
+        assert torch.allclose(found.state_dict[key], (states[0][key] + states[1][key]) / 2, atol=1e-7)
 
 
 @pytest.mark.parametrize(("files", "reason"), [(("model_0.pth", "nothing.pth"), "nothing.pth")])

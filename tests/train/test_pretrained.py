@@ -75,7 +75,7 @@ def test_weights_of_another_network_are_refused_by_a_layers_name(faces: Path, tm
     with pytest.raises(CheckpointError, match=r"do not fit v2: conv_block_1\.0\.weight is unknown"):
         train_model("v2", faces, STANDING, weights=str(tmp_path / "v0.pth"), models_dir=tmp_path)
     torch.save({"fc.3.weight": torch.zeros(7, 192)}, tmp_path / "head.pth")
-    with pytest.raises(CheckpointError, match="none of its layers"):
+    with pytest.raises(CheckpointError, match=r"stem\.0\.weight is missing"):
         train_model("v2", faces, STANDING, weights=str(tmp_path / "head.pth"), models_dir=tmp_path)
     with pytest.raises(CheckpointError, match="no ImageNet weights for v0"):
         train_model("v0", faces, STANDING, weights="imagenet", models_dir=tmp_path)
@@ -133,3 +133,34 @@ def test_without_a_network_the_next_step_is_named(
     served.server_close()
     with pytest.raises(DownloadError, match=rf"{tmp_path}/torch/hub/checkpoints.*--weights none"):
         imagenet_weights()
+
+
+def test_a_file_that_lacks_layers_is_no_start(faces: Path, tmp_path: Path) -> None:
+    state = create_network("v1").state_dict()
+    torch.save({key: value for key, value in state.items() if key != "layer3.0.conv1.weight"}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match=r"layer3\.0\.conv1\.weight is missing"):
+        train_model("v1", faces, STANDING, weights=str(tmp_path / "part.pth"), models_dir=tmp_path)
+
+
+def test_a_class_of_one_picture_is_named_before_pretraining(tmp_path: Path) -> None:
+    for name, count in (("cats", 6), ("dogs", 1)):
+        (tmp_path / "things" / name).mkdir(parents=True)
+        for number in range(count):
+            cv2.imwrite(str(tmp_path / "things" / name / f"{number}.png"), np.full((48, 48), number, np.uint8))
+    with pytest.raises(DataError, match=r"needs 2 pictures.*dogs has 1"):
+        pretrain("v1", tmp_path / "things", STANDING, models_dir=tmp_path)
+
+
+def test_a_start_or_teacher_that_is_not_there_is_named(faces: Path, tmp_path: Path) -> None:
+    for options in ({"weights": str(tmp_path / "nothing.pth")}, {"teachers": [tmp_path / "nothing.pth"]}):
+        with pytest.raises(CheckpointError, match=r"no file at .*nothing\.pth"):
+            train_model("v0", faces, STANDING, models_dir=tmp_path, **options)
+
+
+def test_a_class_without_a_picture_left_is_named(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data", train=4, validation=2)
+    # Validation holds all fear pictures of train, so that dropping duplicates leaves none.
+    for file in next(data.rglob("train/fear")).iterdir():
+        (next(data.rglob("validation/fear")) / f"copy_{file.name}").write_bytes(file.read_bytes())
+    with pytest.raises(DataError, match=r"no training picture of fear left.*--drop none"):
+        train_model("v0", data, STANDING.overridden(drop=("duplicates",)), models_dir=tmp_path)

@@ -46,6 +46,11 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
         ("dropout=1", "dropout must be at least 0 and below 1, not 1.0"),
         ("dropout=-0.1", "dropout must be at least 0 and below 1, not -0.1"),
         ("cutmix=nan", "cutmix must be 0 or more, not nan"),
+        ("epochs=0", "epochs must be 1 or more, not 0"),
+        ("lr=nan", "lr must be above 0, not nan"),
+        ("teacher_temperature=0", "teacher_temperature must be above 0, not 0.0"),
+        ("teacher_weight=1.5", "teacher_weight must be from 0 to 1, not 1.5"),
+        ("drop=blurred", "drop must be of duplicates, conflicts, near, not blurred"),
         ("optimizer=lion", "optimizer must be one of adam, adamw, sgd"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,6 +13,7 @@ from tests.train.pictures import write_pictures
 from torch import Generator, Tensor, nn
 
 from fer_runtime.errors import CheckpointError, ModelFileError
+from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metadata import METADATA_KEY
 from fer_runtime.recognizer import Recognizer
 from fer_train.batch import Batch
@@ -167,6 +169,32 @@ def test_an_exported_model_that_cannot_teach_is_named(
     for name, reason in (("other", "contempt; a teacher must name"), ("damaged", "cannot be loaded")):
         with pytest.raises(ModelFileError, match=f"{name}.onnx.*{reason}"):
             load_teachers([tmp_path / f"{name}.onnx"], faces[0], CPU, views="pictures")
+
+
+def test_a_checkpoint_with_its_classes_in_another_order_teaches_the_same(
+    faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    network = create_network("v2").eval()
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    moved = {key: value[order] if value.shape[:1] == (7,) else value for key, value in network.state_dict().items()}
+    checkpoint = Checkpoint(name="v2", state_dict=moved, expressions=tuple(EXPRESSIONS[index] for index in order))
+    save_checkpoint(tmp_path / "moved.pth", checkpoint)
+    save_checkpoint(tmp_path / "scaled.pth", replace(checkpoint, mean=0.5, std=0.25))
+    planes = torch.from_numpy(faces[0].faces[:4])[:, None].expand(-1, 3, -1, -1) / 255
+    batch = Batch(
+        pictures=planes.contiguous(),
+        labels=torch.zeros(4, dtype=torch.int64),
+        indices=torch.arange(4),
+        faces=4,
+        weight=torch.tensor(4.0),
+    )
+    with torch.no_grad():
+        expected = F.softmax(network(planes), 1)
+    answers = load_teachers([tmp_path / "moved.pth"], faces[0], CPU, views="pictures").probabilities(batch, 1.0)
+    assert torch.allclose(answers, expected, atol=5e-3)
+    with pytest.raises(CheckpointError, match=r"scaled\.pth takes faces with mean 0\.5 and std 0\.25"):
+        load_teachers([tmp_path / "scaled.pth"], faces[0], CPU, views="pictures")
 
 
 def test_teachers_of_pictures_are_not_shown_smaller_ones() -> None:

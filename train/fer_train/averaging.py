@@ -8,20 +8,21 @@ Its BatchNorm statistics are measured anew, and its last biases can be balanced.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from fer_runtime.errors import DataError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import confusion_matrix
 from fer_runtime.models import checkpoint_path, results_path
-from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from fer_train.checkpoints import Checkpoint, load_for_training, save_checkpoint
 from fer_train.cleaning import training_indices_without
 from fer_train.data import load_faces
 from fer_train.networks import create_network, predict_logits, to_network_input
@@ -33,8 +34,6 @@ from fer_train.results import Averaged, History, TrainingResults, read_results, 
 _BATCH = 256
 # Of the search for balancing biases: after 100 the classes are named as often as they occur to a tenth of a per cent.
 _BALANCING_STEPS = 200
-# A training's accuracy and that of its checkpoint read again: less than one picture of 3,589 apart.
-_SAME_ACCURACY = 1e-4
 
 
 def average_models(
@@ -65,7 +64,7 @@ def average_models(
     """
     started = time.perf_counter()
     device = device or torch.device("cpu")
-    checkpoints = [load_checkpoint(path, name=name) for path in files]
+    checkpoints = [load_for_training(path, name=name) for path in files]
     whole, validation = load_faces(data, "train"), load_faces(data, "validation")
     kept = training_indices_without(whole, validation, drop) if drop else np.arange(len(whole))
     train = whole.subset(kept)
@@ -75,13 +74,14 @@ def average_models(
     for path, checkpoint in zip(files, checkpoints, strict=True):
         loss, predictions = _score(checkpoint.network().to(device), faces, labels)
         right = float((predictions == labels).float().mean())
-        losses, accuracies = _curves_of(results_path(path.parent, name), right)
+        losses, accuracies = _curves_of(results_path(path.parent, name), checkpoint.training)
         averaged.append(
             Averaged(
                 file=path.name,
                 sha256=sha256_of(path),
                 test_loss=loss,
                 test_acc=right,
+                training=checkpoint.training,
                 losses=losses,
                 accuracies=accuracies,
             )
@@ -107,8 +107,6 @@ def average_models(
         settings={
             "balance": balance,
             "drop": list(drop),
-            "weights": "none",
-            "teachers": [],
             "device": device.type,
             "threads": torch.get_num_threads(),
             "processes": 1,
@@ -143,13 +141,16 @@ def average_models(
     )
 
 
-def _curves_of(path: Path, accuracy: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _curves_of(path: Path, training: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Validation loss and accuracy after each epoch, or nothing where the file is not there or of other weights."""
     try:
         results = read_results(path)
     except DataError:
         return (), ()
-    if len(results["test_acc"]) < 2 or abs(results["accuracy"] - accuracy) > _SAME_ACCURACY:
+    # The checkpoint carries the results' summary, which no other training shares.
+    if not training or any(results.get(key) != value for key, value in training.items()):
+        return (), ()
+    if len(results["test_acc"]) < 2:  # of an average itself
         return (), ()
     return tuple(results["test_loss"]), tuple(results["test_acc"])
 
@@ -164,10 +165,12 @@ def mean_of(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def renew_statistics(network: nn.Module, faces: Tensor) -> None:
     """Set the BatchNorm statistics to those of `faces`, uint8 (faces, size, size), and of their mirror images."""
+    # Faces lie class by class: batches of one class would miss how far the classes are apart.
+    order = torch.randperm(len(faces), generator=Generator().manual_seed(0)).to(faces.device)
 
     def batches() -> Iterator[Tensor]:
         for flip in (False, True):
-            for batch in torch.split(faces, _BATCH):
+            for batch in (faces[indices] for indices in torch.split(order, _BATCH)):
                 if len(batch) == _BATCH or len(faces) < _BATCH:  # a small rest would count as much as a whole batch
                     yield to_network_input(batch.flip(-1) if flip else batch)
 

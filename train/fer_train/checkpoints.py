@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from fer_runtime.files import write_atomically
 from fer_train.networks import NETWORKS, create_network
 
 FORMAT = "fer-edge checkpoint"
+
+
+class OtherNetworkError(CheckpointError):
+    """The weights are whole, and those of another network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,12 +70,34 @@ def load_checkpoint(path: Path, *, name: str) -> Checkpoint:
     content = _read(path, name)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         if content.get("name") in NETWORKS and content["name"] != name:
-            raise CheckpointError(f"{path} holds {content['name']}, not {name}; use --model {content['name']}")
+            raise OtherNetworkError(f"{path} holds {content['name']}, not {name}; use --model {content['name']}")
         checkpoint = _own_checkpoint(content, path)
     else:
         checkpoint = Checkpoint(name=name, state_dict=_state_dict_in(content, path, name))
     _check_fits(checkpoint.state_dict, path, name)
     return checkpoint
+
+
+def load_for_training(path: Path, *, name: str) -> Checkpoint:
+    """`load_checkpoint` for what works with the trainer's own pictures and classes: logits in the order of EXPRESSIONS.
+
+    Raises:
+        CheckpointError: as for `load_checkpoint`, or the network takes normalised faces, which the trainer has not.
+    """
+    checkpoint = load_checkpoint(path, name=name)
+    if (checkpoint.mean, checkpoint.std) != (0.0, 1.0):
+        raise CheckpointError(
+            f"{path} takes faces with mean {checkpoint.mean:g} and std {checkpoint.std:g} taken out, which fer-train "
+            "does not do; for a teacher, give the model that fer-export makes of it"
+        )
+    if checkpoint.expressions == EXPRESSIONS:
+        return checkpoint
+    order = [checkpoint.expressions.index(expression) for expression in EXPRESSIONS]
+    last = [key for key, module in create_network(name).named_modules() if isinstance(module, nn.Linear)][-1]
+    state = dict(checkpoint.state_dict)
+    for key in (f"{last}.weight", f"{last}.bias"):
+        state[key] = state[key][order]
+    return replace(checkpoint, state_dict=state, expressions=EXPRESSIONS)
 
 
 def _own_checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
@@ -198,7 +224,7 @@ def _check_fits(state_dict: dict[str, Tensor], path: Path, name: str) -> None:
     else:
         advice = "it is of another network"
     more = f" and {len(differences) - 1} more differences" if len(differences) > 1 else ""
-    raise CheckpointError(f"{path} does not fit {name}: {differences[0]}{more}; {advice}")
+    raise OtherNetworkError(f"{path} does not fit {name}: {differences[0]}{more}; {advice}")
 
 
 def _differences(state_dict: dict[str, Tensor], name: str) -> list[str]:

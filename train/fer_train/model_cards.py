@@ -92,7 +92,7 @@ def _origin(results: Mapping[str, Any]) -> str:
     threads = f"{settings['threads']} thread{'s' if settings['threads'] != 1 else ''}"
     tools = f"PyTorch {results['versions']['torch']}, {settings['device']}, {threads}."
     if parts := results.get("averaged"):
-        own = ", ".join(f"{part['test_acc']:.1%}" for part in parts)
+        own = ", ".join(f"{part['test_acc']:.1%}{_how(part.get('training') or {})}" for part in parts)
         mean = "" if len(parts) == 1 else f"The mean of the weights of {len(parts)} trainings (`fer-train --average`), "
         whose = f"One training, of {own} on validation" if len(parts) == 1 else f"which alone have {own} on validation"
         return (
@@ -105,6 +105,22 @@ def _origin(results: Mapping[str, Any]) -> str:
         f"Trained with `--recipe {results['recipe']}` from {started}{teachers}, seed {results['seed']}, on "
         f"{pictures}, {len(results['test_acc'])} epochs of {results['seconds_per_epoch']:.0f} s, "
         f"epoch {results['best_epoch']} kept. {tools}"
+    )
+
+
+def _how(training: Mapping[str, Any]) -> str:
+    """In brackets, what one of an average's trainings was; nothing where its checkpoint did not say."""
+    if "averaged" in training:
+        return f" (an average of {len(training['averaged'])} itself)"
+    settings = training.get("settings")
+    if not settings or "weights" not in settings:
+        return ""
+    started = "scratch" if settings["weights"] == "none" else f"`{settings['weights']}`"
+    teachers = ", ".join(f"`{name}`" for name in settings["teachers"])
+    return (
+        f" (`--recipe {training['recipe']}` from {started}"
+        + (f", distilled from {teachers}" if teachers else "")
+        + f", seed {training['seed']}, epoch {training['best_epoch']} of {settings['epochs']})"
     )
 
 

@@ -83,9 +83,17 @@ def train_model(
         DownloadError: the ImageNet weights are not there and cannot be fetched.
     """
     device = device or torch.device("cpu")
+    for path in [*teachers, *([] if weights in ("none", "imagenet") else [Path(weights)])]:
+        if not path.is_file():  # said before the pictures are decoded
+            raise CheckpointError(f"no file at {path}; train one, or give another")
     whole, validation = load_faces(data, "train"), load_faces(data, "validation")
     kept = training_indices_without(whole, validation, recipe.drop) if recipe.drop else np.arange(len(whole))
     train = whole.subset(kept) if len(kept) < len(whole) else whole
+    if gone := [expression for expression, count in train.counts.items() if not count]:
+        raise DataError(
+            f"{data} has no training picture of {', '.join(gone)} left (left out: {', '.join(recipe.drop) or 'none'}); "
+            "add some, or keep them with --drop none"
+        )
 
     torch.manual_seed(seed)  # the fresh weights
     network = create_network(name, dropout=recipe.dropout)
@@ -188,6 +196,11 @@ def pretrain(
     device = device or torch.device("cpu")
     folder = pictures / "train" if (pictures / "train").is_dir() else pictures
     whole = load_class_folders(folder)
+    if few := [f"{one} has {count}" for one, count in whole.counts.items() if count < 2]:
+        raise DataError(
+            f"every class needs 2 pictures, one to learn and one to choose by; in {folder} {', '.join(few)}: add some, "
+            "or remove the folder"
+        )
     held_out = _last_of_each_class(whole)
     train, validation = whole.subset(np.flatnonzero(~held_out)), whole.subset(np.flatnonzero(held_out))
     torch.manual_seed(seed)
@@ -224,10 +237,12 @@ def _start_from(network: nn.Module, name: str, weights: str) -> None:
     if any(key not in state or state[key].shape != own[key].shape for key in own if key.startswith(_LAST_LAYERS)):
         state = {key: value for key, value in state.items() if not key.startswith(_LAST_LAYERS)}
     unfit = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
-    if unfit or not state:
+    # Counters of BatchNorm came later than some files that are about.
+    missing = [key for key in own if key not in state and not key.startswith(_LAST_LAYERS) and "num_batches" not in key]
+    if unfit or missing:
+        fault = f"{unfit[0]} is unknown or has another shape" if unfit else f"{missing[0]} is missing"
         raise CheckpointError(
-            f"the weights in {weights} do not fit {name}: "
-            + (f"{unfit[0]} is unknown or has another shape" if unfit else "they hold none of its layers")
+            f"the weights in {weights} do not fit {name}: {fault}; every layer but the last must be there"
         )
     network.load_state_dict(state, strict=False)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fer_runtime.errors import CheckpointError, DownloadError
 from fer_runtime.files import write_atomically
+from fer_train.checkpoints import FORMAT, load_for_training
 from fer_train.torchvision_import import torchvision_models
 
 
@@ -52,6 +53,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises a dozen types for damaged files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"cannot read the weights in {path}: {reason}") from error
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return load_for_training(path, name=str(content.get("name"))).state_dict
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state dict; --weights takes a file of fer-train --pretrain")

@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+_Range = tuple[str, Callable[[float], bool]]
+_COUNT: _Range = ("1 or more", lambda value: value >= 1)
+_ABOVE_ZERO: _Range = ("above 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE: _Range = ("0 or more", lambda value: 0 <= value < math.inf)
+_SHARE: _Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
+_BELOW_ONE: _Range = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+# NaN is in none of them.
+_RANGES = {
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "lr": _ABOVE_ZERO,
+    "warmup": _SHARE,
+    "weight_decay": _NOT_NEGATIVE,
+    "mixup": _NOT_NEGATIVE,
+    "cutmix": _NOT_NEGATIVE,
+    "mix_until": _SHARE,
+    "dropout": _BELOW_ONE,
+    "label_smoothing": _BELOW_ONE,
+    "ema_decay": _BELOW_ONE,
+    "small_until": _SHARE,
+    "small_size": _COUNT,
+    "teacher_weight": _SHARE,
+    "teacher_temperature": _ABOVE_ZERO,
+}
+_DROPS = ("duplicates", "conflicts", "near")
 _CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "one-cycle"),
@@ -71,13 +97,13 @@ class Recipe:
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value}")
-        for name in ("mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < math.inf:  # NaN, too
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name, (said, holds) in _RANGES.items():
+            if not holds(value := getattr(self, name)):
+                raise ValueError(f"{name} must be {said}, not {value}")
+        if unknown := [kind for kind in self.drop if kind not in _DROPS]:
+            raise ValueError(f"drop must be of {', '.join(_DROPS)}, not {', '.join(unknown)}")
         if self.teacher_views == "pictures" and self.small_until:
             raise ValueError("teacher_views=pictures needs pictures of the teachers' size: set small_until=0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
 
 
 # The first version's settings: what its published results were made with.

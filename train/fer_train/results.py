@@ -46,6 +46,7 @@ class Averaged:
     sha256: str
     test_loss: float
     test_acc: float  # fraction
+    training: dict[str, Any] = field(default_factory=dict)  # its own summary: recipe, seed, settings
     losses: tuple[float, ...] = ()  # after each epoch of its training, where its results file stands beside it
     accuracies: tuple[float, ...] = ()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -17,13 +18,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from torch import Tensor, nn
 
-from fer_runtime.errors import CheckpointError, ModelFileError
+from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
 from fer_runtime.models import FILE_STEMS
 from fer_runtime.recognizer import Recognizer
 from fer_train.batch import Batch
-from fer_train.checkpoints import load_checkpoint
+from fer_train.checkpoints import OtherNetworkError, load_for_training
 from fer_train.data import LabelledFaces
 from fer_train.devices import supports_bf16
 from fer_train.networks import predict_logits
@@ -135,7 +136,8 @@ def face_logits(files: Sequence[Path], faces: LabelledFaces, device: torch.devic
             network = _load(file, device)
             pictures = torch.from_numpy(faces.faces).to(device)
             logits = (predict_logits(network, pictures) + predict_logits(network, pictures, flip=True)) / 2
-            with replaced_atomically(cached) as partial, partial.open("wb") as stream:
+            # A cache folder that cannot be written costs the next run a pass, this one nothing.
+            with suppress(OSError), replaced_atomically(cached) as partial, partial.open("wb") as stream:
                 np.save(stream, logits.numpy())
         total += logits
     return total / len(files)
@@ -147,8 +149,8 @@ def _load(path: Path, device: torch.device) -> nn.Module:
     errors = []
     for name in FILE_STEMS:
         try:
-            network = load_checkpoint(path, name=name).network()
-        except CheckpointError as error:
+            network = load_for_training(path, name=name).network()
+        except OtherNetworkError as error:
             errors.append(error)
         else:
             return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
