@@ -18,7 +18,7 @@ from fer_runtime.images import Uint8Array
 from fer_runtime.inputs import GivenPaths, Inputs, random_pictures, sample_pictures
 from fer_runtime.jobs import JobSummary, recognize_files
 from fer_runtime.output import FORMATS
-from fer_runtime.progress import Progress, say_summary
+from fer_runtime.progress import Progress, pictures_done, say_summary
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import PictureResult
 from fer_runtime.resume import Finished, finished_rows, paths_left
@@ -130,7 +130,8 @@ def _write_rows(
         read=read,
         on_picture=(lambda image, row: [take(image, row) for take in takers]) if takers else None,
     )
-    progress = Progress(summary, None if total is None else total - finished.rows, is_shown=shows_progress)
+    left = None if total is None else total - finished.rows
+    progress = Progress(pictures_done(summary, left), is_shown=shows_progress)
     with closing(results), progress, opened_sink(output, finished, settings) as write:
         if not finished.rows:
             write(rows.header())

@@ -1,7 +1,8 @@
-"""What a run over pictures says on stderr: its rate and the time left, and a summary at the end."""
+"""What a run says on stderr: how far it is, and of pictures a summary at the end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
 
@@ -13,17 +14,15 @@ _SECONDS_BETWEEN = 0.5
 
 
 class Progress:
-    """Rate and time left on one line of the terminal, gone at the end of the block.
+    """How far a run is, on one line of the terminal, gone at the end of the block.
 
     Args:
-        summary: of the run, read while it grows.
-        total: pictures of the run; None where nobody has counted them.
-        is_shown: whether there is a terminal, and no rows go to it.
+        describe: the line, from the seconds that the run has taken so far.
+        is_shown: whether there is a terminal for it.
     """
 
-    def __init__(self, summary: JobSummary, total: int | None, *, is_shown: bool) -> None:
-        self._summary = summary
-        self._total = total
+    def __init__(self, describe: Callable[[float], str], *, is_shown: bool) -> None:
+        self._describe = describe
         self._is_shown = is_shown
         self._started = self._said = perf_counter()
 
@@ -33,10 +32,12 @@ class Progress:
         if not self._is_shown or now - self._said < _SECONDS_BETWEEN:
             return
         self._said = now
-        done = self._summary.pictures
-        rate = done / (now - self._started)
-        left = "" if self._total is None else f" of {self._total}, {(self._total - done) / rate:.0f} s left"
-        click.echo(f"\r\x1b[K{done} pictures{left}, {self._summary.failed} failed, {rate:.0f}/s", err=True, nl=False)
+        click.echo(f"\r\x1b[K{self._describe(now - self._started)}", err=True, nl=False)
+
+    def clear(self) -> None:
+        """Make room for a row on the same terminal."""
+        if self._is_shown:
+            click.echo("\r\x1b[K", err=True, nl=False)
 
     def __enter__(self) -> Progress:
         return self
@@ -44,8 +45,25 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._is_shown:
-            click.echo("\r\x1b[K", err=True, nl=False)
+        self.clear()
+
+
+def pictures_done(summary: JobSummary, total: int | None) -> Callable[[float], str]:
+    """For `Progress`: pictures, their rate and the time left.
+
+    Args:
+        summary: of the run, read while it grows.
+        total: pictures of the run; None where nobody has counted them.
+    """
+
+    def describe(seconds: float) -> str:
+        done = summary.pictures
+        rate = done / seconds
+        # Nothing is known of the time left before the first picture.
+        left = "" if total is None or not done else f" of {total}, {(total - done) / rate:.0f} s left"
+        return f"{done} pictures{left}, {summary.failed} failed, {rate:.0f}/s"
+
+    return describe
 
 
 def say_summary(summary: JobSummary, *, skipped_files: int, seconds: float) -> None:

@@ -11,7 +11,7 @@ import click
 
 from fer_runtime.inputs import GivenPaths, Inputs, sample_pictures
 from fer_runtime.jobs import JobSummary
-from fer_runtime.progress import Progress, say_summary
+from fer_runtime.progress import Progress, pictures_done, say_summary
 from fer_runtime.ray_engine import RayOptions, RecognizerRecipe, load_ray, rows_in_order, write_parts
 from fer_runtime.resume import Finished
 from fer_runtime.sink import opened_sink
@@ -41,7 +41,7 @@ def run_on_ray(
     pictures = Inputs(remote, recursive)
     summary = JobSummary()
     started = perf_counter()
-    progress = Progress(summary, None, is_shown=shows_progress)
+    progress = Progress(pictures_done(summary, None), is_shown=shows_progress)
     try:
         if output is None:
             with progress, opened_sink(None, Finished()) as write:

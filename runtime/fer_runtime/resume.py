@@ -91,7 +91,9 @@ def paths_left(paths: Iterable[str], output: Path, finished: Finished) -> Iterat
 
 
 @contextmanager
-def appended_output(output: Path, finished: Finished, settings: Mapping[str, Any] | None = None) -> Iterator[IO[str]]:
+def appended_output(
+    output: Path, finished: Finished, settings: Mapping[str, Any] | None = None, *, by_row: bool = False
+) -> Iterator[IO[str]]:
     """A stream for the rows; the file takes its name when the block ends without an error.
 
     Args:
@@ -99,6 +101,7 @@ def appended_output(output: Path, finished: Finished, settings: Mapping[str, Any
         finished: the rows that are there already.
         settings: what the rows are made with, kept beside them until they are whole; None where no run
             can go on with them.
+        by_row: each row is in the file at once, for who reads it meanwhile.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full. What was written stays for --resume.
@@ -111,7 +114,8 @@ def appended_output(output: Path, finished: Finished, settings: Mapping[str, Any
             # Rows of another run go first: killed between the two, nothing stands beside the wrong settings.
             partial.unlink(missing_ok=True)
             _settings_path(output).write_text(json.dumps(settings), encoding="utf-8")
-        with partial.open("a" if finished.size else "w", encoding="utf-8", newline="", buffering=1 << 18) as stream:
+        mode, buffering = "a" if finished.size else "w", 1 if by_row else 1 << 18
+        with partial.open(mode, encoding="utf-8", newline="", buffering=buffering) as stream:
             stream.truncate(finished.size)
             next_step = f"the rows so far are in {partial}" + (", go on with --resume" if settings is not None else "")
             yield stream

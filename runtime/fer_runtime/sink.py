@@ -11,13 +11,20 @@ from typing import Any
 
 import click
 
+from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
 from fer_runtime.resume import Finished, appended_output
+
+_LINE_BY_LINE = 1  # as `open` takes it
 
 
 @contextmanager
 def opened_sink(
-    output: Path | None, finished: Finished, settings: Mapping[str, Any] | None = None
+    output: Path | None,
+    finished: Finished,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    by_row: bool = False,
 ) -> Iterator[Callable[[str], object]]:
     """A function that takes the text of rows.
 
@@ -25,16 +32,17 @@ def opened_sink(
         output: the file; None is standard output.
         finished: the rows that are there already.
         settings: what the rows are made with, where `--resume` can go on with them.
+        by_row: each row leaves at once, as it does on a terminal; else they wait for others, which is faster.
 
     Raises:
         OutputError: there is no place for the rows.
     """
     if output is None:
-        with _standard_output() as write:
+        with _standard_output(by_row=by_row) as write:
             yield write
         return
     try:
-        with appended_output(output, finished, settings) as stream:
+        with appended_output(output, finished, settings, by_row=by_row) as stream:
             yield stream.write
     except KeyboardInterrupt:
         if settings is not None:
@@ -43,12 +51,13 @@ def opened_sink(
 
 
 @contextmanager
-def _standard_output() -> Iterator[Callable[[str], object]]:
+def _standard_output(*, by_row: bool) -> Iterator[Callable[[str], object]]:
     if sys.stdout is None:  # as `>&-` leaves it
         raise OutputError("standard output is closed; give --output FILE")
     try:
         # Names and reasons may hold anything; the rows are UTF-8 whatever the terminal's locale.
-        with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="", buffering=1 << 16) as stream:
+        buffering = _LINE_BY_LINE if by_row or is_terminal(sys.stdout) else 1 << 16
+        with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="", buffering=buffering) as stream:
             yield stream.write
     except BrokenPipeError:
         raise

@@ -60,6 +60,7 @@ class FrameCounts:
     skipped: int = 0  # left out by `every` or before `start`
     dropped: int = 0  # a camera's frames that came while another was looked at
     missing_seconds: float = 0.0  # how much earlier a file ended than it says
+    stated_seconds: float = 0.0  # how long a file says that it is; 0 where it says nothing, as a camera
 
     @property
     def total(self) -> int:
@@ -249,6 +250,7 @@ class _File:
         self, *, every: int, start: float, duration: float | None, counts: FrameCounts
     ) -> Iterator[tuple[int, float, Uint8Array]]:
         frame, time = -1, 0.0
+        counts.stated_seconds = self._stated_seconds
         # grab() decodes without converting to pixels: a frame that is left out costs a fraction.
         while self._capture.grab():
             frame += 1

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
 import click
 
+from fer_runtime.command import is_terminal
 from fer_runtime.errors import PictureError
+from fer_runtime.output import escaped
+from fer_runtime.progress import Progress
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.resume import Finished
 from fer_runtime.sink import opened_sink
-from fer_runtime.video_output import annotated_paths, write_failed_row, write_video_header, write_video_rows
+from fer_runtime.video import source_name
+from fer_runtime.video_output import (
+    VideoSummary,
+    annotated_paths,
+    is_per_segment,
+    write_failed_row,
+    write_video_header,
+    write_video_heading,
+    write_video_rows,
+)
 
 
 def run_on_videos(
@@ -37,22 +50,32 @@ def run_on_videos(
     """
     copies = [None] * len(videos) if annotate is None else annotated_paths(annotate, videos)
     failed = False
-    with opened_sink(output, Finished()) as write:
+    # A row per frame is progress enough where it can be seen; a stretch may last as long as the film.
+    rows_are_seen = output is None and is_terminal(sys.stdout)
+    shows_progress = is_terminal(sys.stderr) and not (rows_are_seen and not is_per_segment(format_name, segments))
+    # A camera's answer is about now, and a film takes minutes: who reads the rows need not wait for others.
+    with opened_sink(output, Finished(), by_row=True) as write:
         write_video_header(write, format_name=format_name, segments=segments)
         for video, copy in zip(videos, copies, strict=True):
-            started = perf_counter()
+            started, summary = perf_counter(), VideoSummary()
+            progress = Progress(_video_done(video, summary, start, duration), is_shown=shows_progress)
+            if len(videos) > 1:
+                write_video_heading(write, video, format_name=format_name)
             try:
-                summary = write_video_rows(
-                    recognizer,
-                    video,
-                    write,
-                    format_name=format_name,
-                    segments=segments,
-                    annotate=copy,
-                    every=every,
-                    start=start,
-                    duration=duration,
-                )
+                with progress:
+                    write_video_rows(
+                        recognizer,
+                        video,
+                        _after_clearing(progress, write) if rows_are_seen else write,
+                        format_name=format_name,
+                        segments=segments,
+                        annotate=copy,
+                        every=every,
+                        start=start,
+                        duration=duration,
+                        summary=summary,
+                        on_result=progress.say,
+                    )
             except PictureError as error:
                 # The rows of the other videos are not lost for it.
                 click.echo(f"Error: {error}", err=True)
@@ -61,14 +84,46 @@ def run_on_videos(
                 continue
             counts, seconds = summary.counts, perf_counter() - started
             click.echo(
-                f"{video}: {counts.total} frames: {counts.processed} looked at, {counts.skipped} skipped, "
+                f"{_name(video)}: {counts.total} frames: {counts.processed} looked at, {counts.skipped} skipped, "
                 f"{counts.dropped} dropped; {summary.tracks} faces followed; {seconds:.1f} s, "
                 f"{counts.processed / max(seconds, 1e-9):.0f} frames/s",
                 err=True,
             )
             if counts.missing_seconds:
                 click.echo(
-                    f"warning: {video} ends {counts.missing_seconds:.1f} s earlier than it says: cut short, or damaged",
+                    f"warning: {_name(video)} ends {counts.missing_seconds:.1f} s earlier than it says: cut short, or "
+                    "damaged",
                     err=True,
                 )
     return failed
+
+
+def _after_clearing(progress: Progress, write: Callable[[str], object]) -> Callable[[str], object]:
+    """`write`, for rows on the terminal that shows the progress."""
+
+    def clear_and_write(rows: str) -> None:
+        progress.clear()
+        write(rows)
+
+    return clear_and_write
+
+
+def _video_done(
+    video: Path | int, summary: VideoSummary, start: float, duration: float | None
+) -> Callable[[float], str]:
+    """For `Progress`: frames, their rate, and the time left of a file that says how long it is."""
+
+    def describe(seconds: float) -> str:
+        counts = summary.counts
+        end = min(counts.stated_seconds, float("inf") if duration is None else start + duration)
+        done, left = summary.seconds - start, ""
+        if done > 0 and counts.stated_seconds:
+            seconds_left = seconds * max(0.0, end - start - done) / done
+            left = f", at {summary.seconds:.1f} of {end:.1f} s, {seconds_left:.0f} s left"
+        return f"{_name(video)}: {counts.processed} frames{left}, {counts.processed / seconds:.0f} frames/s"
+
+    return describe
+
+
+def _name(video: Path | int) -> str:
+    return escaped(source_name(video))

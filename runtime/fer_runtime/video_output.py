@@ -47,6 +47,7 @@ class VideoSummary:
     counts: FrameCounts = field(default_factory=FrameCounts)
     segments: int = 0
     tracks: int = 0  # different faces
+    seconds: float = 0.0  # time of the last frame that was looked at
 
 
 def annotated_paths(folder: Path, sources: Sequence[Path | int]) -> list[Path]:
@@ -59,23 +60,32 @@ def annotated_paths(folder: Path, sources: Sequence[Path | int]) -> list[Path]:
 def write_video_header(write: Callable[[str], object], *, format_name: str, segments: bool) -> None:
     """Write what stands before the rows of all videos."""
     if format_name == "csv":
-        columns = _SEGMENT_COLUMNS if _is_per_segment(format_name, segments) else _FRAME_COLUMNS
+        columns = _SEGMENT_COLUMNS if is_per_segment(format_name, segments) else _FRAME_COLUMNS
         write(csv_line(columns))
+
+
+def write_video_heading(write: Callable[[str], object], source: Path | int, *, format_name: str) -> None:
+    """Write which of several videos the rows of a table are of; the other formats name it in every row."""
+    if format_name == "table":
+        write(f"{escaped(source_name(source))}\n")
 
 
 def write_failed_row(
     write: Callable[[str], object], source: Path | int, reason: str, *, format_name: str, segments: bool
 ) -> None:
-    """Write the one row of a video that could not be opened, where the format has a place for a reason."""
+    """Write the one row of a video that could not be opened; subtitles have no place for a reason."""
     path = source_name(source)
     if format_name == "jsonl":
         write(json.dumps({"path": path, "error": reason}) + "\n")
     elif format_name == "csv":
         columns = _SEGMENT_COLUMNS if segments else _FRAME_COLUMNS
         write(csv_line([escaped(path), *[None] * (len(columns) - 2), escaped(reason)]))
+    elif format_name == "table":
+        write(f"  {escaped(reason)}\n")
 
 
-def _is_per_segment(format_name: str, segments: bool) -> bool:
+def is_per_segment(format_name: str, segments: bool) -> bool:
+    """Whether rows are of stretches of time, not of frames."""
     return segments or format_name in ("srt", "table")
 
 
@@ -90,6 +100,8 @@ def write_video_rows(
     every: int = 1,
     start: float = 0.0,
     duration: float | None = None,
+    summary: VideoSummary | None = None,
+    on_result: Callable[[], object] = lambda: None,
 ) -> VideoSummary:
     """Recognise a video and write its rows while it is read; Ctrl-C is how watching a camera ends.
 
@@ -99,13 +111,15 @@ def write_video_rows(
         format_name: one of VIDEO_FORMATS; subtitles and tables are per segment always.
         segments: a row per stretch of one face with one expression, instead of one per frame.
         annotate: file for the video with its faces drawn in.
+        summary: filled while the video is read, and returned.
+        on_result: called after each frame that was looked at.
 
     Raises:
         PictureError: the source cannot be opened.
         OutputError: the annotated video cannot be written.
     """
-    summary, builder = VideoSummary(), SegmentBuilder()
-    per_segment = _is_per_segment(format_name, segments)
+    summary, builder = VideoSummary() if summary is None else summary, SegmentBuilder()
+    per_segment = is_per_segment(format_name, segments)
     drawn = None if annotate is None else _AnnotatedVideo(annotate, source, every=every)
 
     def emit(ended: Sequence[Segment]) -> None:
@@ -126,11 +140,13 @@ def write_video_rows(
         try:
             with closing(results):
                 for result in results:
+                    summary.seconds = result.time
                     summary.tracks = max(summary.tracks, *(face.track for face in result.faces), 0)
                     if per_segment:
                         emit(builder.add(result))
                     else:
                         write(_frame_row(result, format_name))
+                    on_result()
         except KeyboardInterrupt:
             if not isinstance(source, int):
                 raise

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from tests.runtime.tiny_models import band_face, write_band_model
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.inputs import Inputs
 from fer_runtime.metadata import ModelMetadata
+from fer_runtime.resume import Finished
+from fer_runtime.sink import opened_sink
 
 
 def _infer(*arguments: object, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -164,6 +167,17 @@ def test_output_is_written_whole_and_a_closed_pipe_is_no_error(model: Path, fold
     assert piped.stdout.splitlines()[-1] == b"0"
     assert b"Traceback" not in piped.stderr
     assert b"rror" not in piped.stderr
+
+
+def test_rows_on_a_terminal_do_not_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    pty = pytest.importorskip("pty", reason="needs a pseudo-terminal")
+    leader, follower = pty.openpty()
+    with os.fdopen(leader, "rb", buffering=0) as screen, os.fdopen(follower, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with opened_sink(None, Finished()) as write:
+            write("a row\n")
+            assert select.select([screen], [], [], 0)[0]
+            assert screen.read(100) == b"a row\r\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -19,12 +20,13 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_runtime import Recognizer
+from fer_runtime import Recognizer, progress, video_command
 from fer_runtime.errors import PictureError
 from fer_runtime.images import read_image
 from fer_runtime.inputs import sample_pictures
 from fer_runtime.results import Face
 from fer_runtime.video import FrameCounts, FrameResult, Segment, SegmentBuilder, TrackedFace, recognize_video, to_srt
+from fer_runtime.video_command import run_on_videos
 from fer_runtime.video_output import annotated_paths, write_video_rows
 
 RATE = 20
@@ -169,6 +171,61 @@ def test_watching_a_camera_ends_with_ctrl_c_and_keeps_rows_and_video(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="select takes no pipes there")
+def test_a_cameras_rows_are_read_while_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    arrived: list[bool] = []
+
+    def read_frame(number: int) -> bool:
+        if number == 1:  # the camera waits until somebody could read the first frame's row
+            arrived.append(bool(select.select([reading], [], [], 20)[0]))
+        return number < 1
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: _FakeCamera(read_frame))
+    with os.fdopen(reading) as reader, Recognizer("v0", detector="whole") as recognizer:
+        with os.fdopen(writing, "w") as pipe:
+            monkeypatch.setattr(sys, "stdout", pipe)
+            failed = run_on_videos(
+                recognizer,
+                [0],
+                "jsonl",
+                None,
+                annotate=None,
+                segments=False,
+                every=1,
+                start=0.0,
+                duration=None,
+            )
+        assert [json.loads(row)["frame"] for row in reader] == [0]
+    assert (failed, arrived) == (False, [True])
+
+
+def test_the_progress_of_a_film_shows_above_the_rows_on_a_terminal(
+    video: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(video_command, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN", 0.0)
+    with Recognizer("v0", detector="whole") as recognizer:
+        run_on_videos(
+            recognizer,
+            [video],
+            "table",
+            None,
+            annotate=None,
+            segments=False,
+            every=1,
+            start=1.0,
+            duration=1.0,
+        )
+    rows, said = capfd.readouterr()
+    assert "face   1" in rows
+    # Escape sequences are left out where nobody sees them; the carriage return stays.
+    *_, before, last = said.split("\r")
+    assert re.search(r"two\.mp4: 11 frames, at 1\.5 of 2\.0 s, \d+ s left, \d+ frames/s\r", said)
+    assert before == ""
+    assert ": 20 looked at, " in last
+
+
 def test_a_film_that_ends_early_says_by_how_much(tmp_path: Path) -> None:
     content = write_video(tmp_path / "whole.avi", frames=40).read_bytes()
     (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
@@ -305,6 +362,18 @@ def test_a_broken_video_has_a_row_with_the_reason(segments: list[str], tmp_path:
     assert row.pop("path") == str(broken)
     assert row.pop("error").startswith(f"{broken} cannot be opened as a video")
     assert set(row.values()) == {""}
+
+
+def test_a_table_of_several_videos_says_whose_the_stretches_are(video: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no film")
+    run = _infer(video, broken, "--every", 20, "--format", "table", "--detector", "whole")
+    lines = run.stdout.splitlines()
+    assert run.returncode == 1
+    assert lines[0] == str(video)
+    assert all(" s  face   1  " in line for line in lines[1:-2])
+    assert lines[-2] == str(broken)
+    assert lines[-1].startswith(f"  {broken} cannot be opened as a video")
 
 
 def test_a_broken_video_and_mixed_inputs_are_refused(video: Path, tmp_path: Path) -> None:
