@@ -140,5 +140,7 @@ def _write_rows(
             write(rows.row(result))
             summary.seconds_by_stage["write"] += perf_counter() - written
             progress.say()
-    say_summary(summary, skipped_files=pictures.skipped, seconds=perf_counter() - started)
+    say_summary(
+        summary, skipped_files=pictures.skipped, seconds=perf_counter() - started, detector=recognizer.detector_used
+    )
     return bool(summary.failed or finished.failed)

@@ -66,8 +66,12 @@ def pictures_done(summary: JobSummary, total: int | None) -> Callable[[float], s
     return describe
 
 
-def say_summary(summary: JobSummary, *, skipped_files: int, seconds: float) -> None:
-    """Say what the run did: pictures, faces, failures by reason, and seconds by stage of a longer one."""
+def say_summary(summary: JobSummary, *, skipped_files: int, seconds: float, detector: str) -> None:
+    """Say what the run did: pictures, faces, failures by reason, and seconds by stage of a longer one.
+
+    Args:
+        detector: that searched the pictures, as `Recognizer.detector_used`.
+    """
     click.echo(
         f"{summary.pictures} pictures, {summary.faces} faces, {summary.without_face} without a face, "
         f"{summary.failed} failed, {seconds:.1f} s, {summary.pictures / max(seconds, 1e-9):.0f} pictures/s",
@@ -78,5 +82,11 @@ def say_summary(summary: JobSummary, *, skipped_files: int, seconds: float) -> N
         click.echo(f"  seconds by stage, over all threads: {stages}", err=True)
     for reason, count in summary.failures.most_common():
         click.echo(f"  {count} x {reason}", err=True)
+    if summary.without_face and detector == "haar":
+        click.echo(
+            "  Haar's cascade sees frontal faces of 1/64 of a picture's long side and more; YuNet sees others: "
+            "fer-infer --fetch-yunet",
+            err=True,
+        )
     if skipped_files:
         click.echo(f"  {skipped_files} files with other suffixes were not read", err=True)

@@ -67,7 +67,12 @@ def run_on_ray(
         if output is not None:
             click.echo(f"\nstopped; the parts so far are in {output}, go on with --resume", err=True)
         raise
-    say_summary(summary, skipped_files=pictures.skipped + remote.skipped, seconds=perf_counter() - started)
+    say_summary(
+        summary,
+        skipped_files=pictures.skipped + remote.skipped,
+        seconds=perf_counter() - started,
+        detector=recipe.settings["detector_used"],
+    )
     only_folders = [*pictures.only_folders, *remote.only_folders]
     for folder in only_folders:
         click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)

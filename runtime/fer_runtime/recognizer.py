@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.detectors import Detection, Detector, create_detector, find_detector
+from fer_runtime.detectors import Detection, Detector, SearchesAgain, create_detector, find_detector
 from fer_runtime.errors import ModelFileError, PictureError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import is_face_crop, prepare_face
@@ -49,7 +49,7 @@ class Recognizer:
         detector: "auto" (crops are taken whole; in larger pictures YuNet finds the faces where its file is
             there, else Haar), or "haar", "yunet" or "whole" for every picture.
         yunet: YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache folder.
-        min_face: smallest side of a face in pixels.
+        min_face: smallest side of a face in pixels; Haar sees none under a 64th of the picture's long side.
         min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
             export fitted for the model.
         threads: of ONNX Runtime.
@@ -111,20 +111,29 @@ class Recognizer:
                 raise PictureError(f"{path} {error}") from error
         return self.recognize(image, path=path)
 
-    def recognize(self, image: Uint8Array, *, path: str = "") -> PictureResult:
-        """The row of a picture that is read already; see `predict`."""
+    def recognize(self, image: Uint8Array, *, path: str = "", is_frame: bool = False) -> PictureResult:
+        """The row of a picture that is read already; see `predict` and `detect`."""
         _check_image(image)
-        detections = self.detect(image)
+        detections = self.detect(image, is_frame=is_frame)
         faces = self.classify_detections(image, detections)
         height, width = image.shape[:2]
         return PictureResult(path=path, width=width, height=height, error=None, faces=faces)
 
-    def detect(self, image: Uint8Array) -> tuple[Detection, ...]:
-        """The faces of `image`, by the detector that its size or the user asks for."""
+    def detect(self, image: Uint8Array, *, is_frame: bool = False) -> tuple[Detection, ...]:
+        """The faces of `image`, by the detector that its size or the user asks for.
+
+        Args:
+            is_frame: of a film or camera. A frame without a face is not searched again for smaller ones: there are
+                many such frames, and the next one comes soon.
+        """
         height, width = image.shape[:2]
         if self.detector_name == "auto" and is_face_crop(width, height):
             return _whole_picture(width, height)
-        return self._detector().detect(image)
+        detector = self._detector()
+        found = detector.detect(image)
+        if found or is_frame or not isinstance(detector, SearchesAgain):
+            return found
+        return detector.search_again(image)
 
     def classify_detections(self, image: Uint8Array, detections: Sequence[Detection]) -> tuple[Face, ...]:
         """Detected faces with their expressions."""

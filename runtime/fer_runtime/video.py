@@ -132,7 +132,7 @@ def recognize_video(
     try:
         for frame, time, image in frames.read(every=every, start=start, duration=duration, counts=counts):
             counts.processed += 1
-            faces = recognizer.recognize(image).faces
+            faces = recognizer.recognize(image, is_frame=True).faces
             numbers = tracker.update(time, [face.box for face in faces])
             tracked = tuple(
                 TrackedFace(track=number, face=smoothers.smooth(recognizer, number, time, face))

@@ -196,6 +196,15 @@ def test_full_and_closed_streams_are_one_error_line(model: Path, folder: Path) -
     assert b"standard input is empty" in run.stdout
 
 
+def test_where_haar_finds_no_face_the_summary_names_yunet(model: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((200, 200), np.uint8))
+    run = _infer(tmp_path, "--model", model, "--detector", "haar")
+    assert run.returncode == 0
+    assert run.stderr.count(b"fer-infer --fetch-yunet") == 1
+    assert b"yunet" not in _infer(tmp_path, "--model", model, "--detector", "whole").stderr
+
+
 def test_a_picture_and_a_list_come_from_standard_input(model: Path, folder: Path) -> None:
     picture = cv2.imencode(".png", band_face(5))[1].tobytes()
     (row,) = _rows(_infer("-", "--model", model, stdin=picture))

@@ -16,6 +16,7 @@ import pytest
 
 from fer_runtime import Recognizer, yunet_file
 from fer_runtime.detectors import Detection, create_detector, square_crop
+from fer_runtime.detectors.haar import HaarDetector
 from fer_runtime.detectors.yunet import YuNetDetector
 from fer_runtime.errors import DownloadError, ModelFileError
 from fer_runtime.faces import prepare_face
@@ -112,6 +113,52 @@ def test_tiny_faces_can_be_left_out(yunet: Path) -> None:
     assert len(create_detector("yunet", yunet=yunet).detect(image)) == 5
     large = create_detector("yunet", yunet=yunet, min_face=130).detect(image)
     assert [face.box[2] > 130 for face in large] == [True, True]
+
+
+def _small_faces() -> Uint8Array:
+    """The five faces of a photograph, of 57 to 157 pixels, in one of 4000 x 3000."""
+    photograph, large = _sample(2), np.full((3000, 4000, 3), 128, np.uint8)
+    large[1200 : 1200 + photograph.shape[0], 1500 : 1500 + photograph.shape[1]] = photograph
+    return large
+
+
+def test_where_haar_finds_no_face_it_searches_a_still_picture_again_for_smaller_ones() -> None:
+    large = _small_faces()
+    expected = _boxes(create_detector("haar").detect(_sample(2)))
+    assert create_detector("haar").detect(large) == ()
+    with Recognizer("v0", detector="haar") as recognizer:
+        found = _boxes(recognizer.detect(large))
+        assert recognizer.detect(large, is_frame=True) == ()
+        assert recognizer.recognize(large, is_frame=True).faces == ()
+    # At 1280 pixels the cascade's 20 are 62: the faces of the photograph that are larger, each where it was put.
+    assert len(found) == 3
+    for box in found - (1500, 1200, 0, 0):
+        assert (np.abs(expected - box).max(1) < 0.3 * box[2]).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "min_face", "sides"),
+    [
+        ((3000, 4000), 24, [1280]),
+        ((3000, 4000), 200, [400]),  # 20 of 400 pixels are 200 of 4000
+        ((3000, 4000), 250, []),
+        ((600, 700), 24, [584]),  # 700 * 20 / 24, rounded up
+        ((600, 700), 1, [700]),
+        ((200, 300), 24, []),
+    ],
+)
+def test_haars_second_search_is_as_large_as_the_smallest_face_asks_for(
+    size: tuple[int, int], min_face: int, sides: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+
+    def search(detector: HaarDetector, gray: Uint8Array, side: int) -> tuple[Detection, ...]:
+        searched.append(side)
+        return ()
+
+    monkeypatch.setattr(HaarDetector, "_search", search)
+    assert HaarDetector(min_face=min_face).search_again(np.zeros(size, np.uint8)) == ()
+    assert searched == sides
 
 
 def test_auto_takes_yunet_where_its_file_is(yunet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array
@@ -53,6 +53,15 @@ class Detector(Protocol):
 
     def detect(self, image: Uint8Array) -> tuple[Detection, ...]:
         """Faces in `image`, uint8 (height, width, 3) in BGR or (height, width), from left to right."""
+        ...
+
+
+@runtime_checkable
+class SearchesAgain(Protocol):
+    """A detector whose quick search passes over small faces."""
+
+    def search_again(self, image: Uint8Array) -> tuple[Detection, ...]:
+        """Smaller faces in `image` than `detect` finds, in more time."""
         ...
 
 
