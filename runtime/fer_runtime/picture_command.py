@@ -21,7 +21,7 @@ from fer_runtime.output import FORMATS
 from fer_runtime.progress import Progress, pictures_done, say_summary
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import PictureResult
-from fer_runtime.resume import Finished, finished_rows, paths_left
+from fer_runtime.resume import Finished, finished_rows, partial_path, paths_left, refuse_unfinished
 from fer_runtime.sink import opened_sink
 
 _TakePicture = Callable[[Uint8Array, PictureResult], object]
@@ -117,9 +117,17 @@ def _write_rows(
     rows = FORMATS[format_name]()
     finished, paths = Finished(), iter(pictures)
     settings = recognizer.settings() if output is not None and format_name == "jsonl" else None
-    if resume and output is not None:
+    if output is not None and not resume:
+        refuse_unfinished(output)
+    elif output is not None and output.exists() and not partial_path(output).exists():
+        from fer_runtime.whole_output import check_whole
+
+        finished = check_whole(recognizer, pictures, output, read=read)
+        click.echo(f"{output} is whole already: {finished.rows} rows, {finished.failed} of them failed", err=True)
+        return bool(finished.failed)
+    elif output is not None:
         finished = finished_rows(output, settings)
-        paths = paths_left(pictures, output, finished)
+        paths = paths_left(pictures, partial_path(output), finished)
         click.echo(f"{finished.rows} rows are there already", err=True)
     summary = JobSummary()
     started = perf_counter()

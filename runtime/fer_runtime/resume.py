@@ -70,13 +70,27 @@ def finished_rows(output: Path, settings: Mapping[str, Any] | None = None) -> Fi
     return Finished(rows=(len(ends) - 1) * BLOCK, failed=ends[-1][0], size=ends[-1][1])
 
 
-def paths_left(paths: Iterable[str], output: Path, finished: Finished) -> Iterator[str]:
-    """Those of `paths` that have no finished row yet.
+def refuse_unfinished(output: Path) -> None:
+    """Stop before a run that starts anew would throw away rows that `--resume` can go on with.
+
+    Raises:
+        OutputError: there are such rows.
+    """
+    partial = partial_path(output)
+    # Without settings they are of CSV, or of videos: no run can go on with them.
+    if _settings_path(output).is_file() and partial.is_file() and partial.stat().st_size:
+        raise OutputError(
+            f"rows of an unfinished run wait in {partial}; go on with --resume, or remove that file to start again"
+        )
+
+
+def paths_left(paths: Iterable[str], rows: Path, finished: Finished) -> Iterator[str]:
+    """Those of `paths` that have no finished row in the file `rows` yet.
 
     The order is that of the killed run as a rule, and then nothing is held in memory. Where pictures
     came or went meanwhile, the finished paths are remembered from there on.
     """
-    done = _finished_paths(output, finished)
+    done = _finished_paths(rows, finished)
     remaining = iter(paths)
     for path in remaining:
         expected = next(done, None)
@@ -135,18 +149,18 @@ def _check_settings(output: Path, settings: Mapping[str, Any]) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise OutputError(
             f"what the rows in {partial_path(output)} were made with is not known ({error}); "
-            "start again without --resume"
+            "remove that file to start again"
         ) from error
     if changed:
         raise OutputError(
             f"the rows in {partial_path(output)} were made with other settings ({'; '.join(changed)}); give the "
-            "same, or start again without --resume"
+            "same, or remove that file to start again"
         )
 
 
-def _finished_paths(output: Path, finished: Finished) -> Iterator[str]:
+def _finished_paths(rows: Path, finished: Finished) -> Iterator[str]:
     if not finished.rows:
         return
-    with partial_path(output).open("rb") as file:
+    with rows.open("rb") as file:
         for _ in range(finished.rows):
             yield json.loads(file.readline())["path"]

@@ -14,7 +14,7 @@ from fer_runtime.errors import PictureError
 from fer_runtime.output import escaped
 from fer_runtime.progress import Progress
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.resume import Finished
+from fer_runtime.resume import Finished, refuse_unfinished
 from fer_runtime.sink import opened_sink
 from fer_runtime.video import source_name
 from fer_runtime.video_output import (
@@ -48,6 +48,8 @@ def run_on_videos(
         annotate: folder for copies with their faces drawn in.
         every, start, duration: the frames to look at, as `recognize_video` takes them.
     """
+    if output is not None:
+        refuse_unfinished(output)
     copies = [None] * len(videos) if annotate is None else annotated_paths(annotate, videos)
     failed = False
     # A row per frame is progress enough where it can be seen; a stretch may last as long as the film.

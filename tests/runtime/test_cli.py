@@ -289,7 +289,41 @@ def test_rows_of_two_models_are_never_mixed_by_resume(model: Path, folder: Path,
     assert b"made with other settings (model_sha256 was" in refused.stderr
     refused = _infer(folder, "--model", model, "--detector", "whole", "--output", output, "--resume")
     assert b"detector was auto, is whole" in refused.stderr
+    # Nor does a run that starts anew throw them away.
+    refused = _infer(folder, "--model", model, "--output", output)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].endswith(b"go on with --resume, or remove that file to start again")
     assert partial.read_bytes() == before
+    partial.unlink()
+    assert _infer(folder, "--model", model, "--output", output).returncode == 0
+
+
+def test_whole_rows_are_never_replaced_by_resume(model: Path, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    (folder / "broken.png").write_bytes(b"none")
+    assert _infer(folder, "--model", model, "--output", output).returncode == 1
+    before = output.read_bytes()
+    again = _infer(folder, "--model", model, "--output", output, "--resume")
+    assert again.returncode == 1  # as for the run that made them: a picture failed
+    assert b"rows.jsonl is whole already: 8 rows, 1 of them failed" in again.stderr
+    for options in (
+        ["--model", "v0"],
+        ["--model", model, "--min-confidence", 0.5],
+        ["--model", model, "--detector", "haar"],
+    ):
+        refused = _infer(folder, *options, "--output", output, "--resume")
+        assert refused.returncode == 1
+        assert b"its row 1 is not what this run gives" in refused.stderr
+    cv2.imwrite(str(folder / "new.png"), band_face(0))
+    refused = _infer(folder, "--model", model, "--output", output, "--resume")
+    assert b"1 pictures of this run have no row in it" in refused.stderr
+    assert output.read_bytes() == before
+    for content in (b"path,width\n", b"[1]\n", b'{"error": null}\n'):
+        output.write_bytes(content)
+        refused = _infer(folder, "--model", model, "--output", output, "--resume")
+        assert refused.returncode == 1
+        assert b"holds no JSON lines of fer-infer; give another --output" in refused.stderr
+        assert output.read_bytes() == content
 
 
 def test_copies_and_rows_never_overwrite_the_pictures(model: Path, folder: Path) -> None:

@@ -1,0 +1,78 @@
+"""A file of rows that is whole already: whether its rows are those that a run would give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from fer_runtime.errors import OutputError
+from fer_runtime.jobs import BLOCK, recognize_files
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.resume import Finished, paths_left
+
+# Other models differ by more in some face of a block; batches of another size, as `--annotate` has them, by less.
+_TOLERANCE = 1e-3
+_WAY_OUT = "give another --output, or leave --resume out to replace it"
+
+
+def check_whole(
+    recognizer: Recognizer, pictures: Iterable[str], output: Path, *, read: Callable[[str], bytes]
+) -> Finished:
+    """The rows of a finished file of JSON lines, which are those of this run.
+
+    What they were made with is kept nowhere once they are whole, so the first block of them is made again.
+
+    Args:
+        pictures: of this run.
+        output: the file.
+        read: a path to the file's content.
+
+    Raises:
+        OutputError: a row differs, a picture has none, or the file is no such rows.
+    """
+    first, finished = _read_rows(output)
+    with closing(recognize_files(recognizer, [row["path"] for row in first], read=read)) as results:
+        for number, (row, result) in enumerate(zip(first, results, strict=True), 1):
+            if not _is_like(row, result.to_dict()):
+                raise OutputError(
+                    f"{output} is whole already, but its row {number} is not what this run gives: made with another "
+                    f"model, detector or threshold, or of another picture; {_WAY_OUT}"
+                )
+    if left := sum(1 for _ in paths_left(pictures, output, finished)):
+        raise OutputError(f"{output} is whole already, but {left} pictures of this run have no row in it; {_WAY_OUT}")
+    return finished
+
+
+def _read_rows(output: Path) -> tuple[list[dict[str, Any]], Finished]:
+    """The first block of rows, and how many there are."""
+    first: list[dict[str, Any]] = []
+    rows = failed = size = 0
+    try:
+        with output.open("rb") as file:
+            for line in file:
+                row = json.loads(line)
+                failed += row["error"] is not None
+                if not isinstance(row["path"], str):
+                    raise TypeError("a path that is no text")
+                rows, size = rows + 1, size + len(line)
+                if rows <= BLOCK:
+                    first.append(row)
+    except OSError as error:
+        raise OutputError(f"cannot read {output}: {error.strerror}; {_WAY_OUT}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{output} is there already, and holds no JSON lines of fer-infer; {_WAY_OUT}") from error
+    return first, Finished(rows=rows, failed=failed, size=size)
+
+
+def _is_like(one: Any, other: Any) -> bool:
+    """Whether two rows are the same but for the last bits of their floats."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_like(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_like, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= _TOLERANCE
+    return bool(one == other)
