@@ -36,7 +36,9 @@ def needs_extra(extra: str) -> Iterator[None]:
         if module not in EXTRA_MODULES[extra]:
             raise
         raise ExtraMissingError(
-            f"this needs {module}, which is not installed; install it with: pip install 'fer-edge[{extra}]'"
+            # The same interpreter's pip: fer-edge is there already, so only the extra's packages are fetched.
+            f"this needs {module}, which is not installed; install it with: {sys.executable} -m pip install "
+            f"'fer-edge[{extra}]'"
         ) from error
 
 

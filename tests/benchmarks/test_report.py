@@ -384,7 +384,8 @@ def test_without_the_extra_the_report_names_it_before_measuring(tmp_path: Path) 
     done = _without(["matplotlib"], ["report", "--data", str(data)])
     assert done.returncode == 1
     assert done.stderr == (
-        "Error: this needs matplotlib, which is not installed; install it with: pip install 'fer-edge[bench]'\n"
+        f"Error: this needs matplotlib, which is not installed; install it with: {sys.executable} -m pip install "
+        "'fer-edge[bench]'\n"
     )
 
 

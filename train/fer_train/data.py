@@ -73,7 +73,8 @@ def split_folder(root: Path, split: str) -> Path:
             return folder
     raise DataError(
         f"no folder {root / 'images' / split} nor {root / split}; --data takes the dataset's root "
-        "(with images/train and images/validation) or a folder that holds train and validation"
+        "(with images/train and images/validation) or a folder that holds train and validation, each with a folder for "
+        f"every class ({', '.join(EXPRESSIONS)}); without --data, FER2013 is fetched from Kaggle"
     )
 
 
