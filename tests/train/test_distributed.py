@@ -18,33 +18,94 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 import torch
+from fer_train import teachers, trainer
 from fer_train.data import load_faces
 from fer_train.distributed import joined_world
 from fer_train.networks import create_network
 from fer_train.recipes import Recipe
-from fer_train.teachers import FaceAnswers
+from fer_train.teachers import FaceAnswers, PictureAnswers
+from fer_train.trainer import Trainer
+
+# In bfloat16 the order of a sum would change its second digit.
+teachers.supports_bf16 = trainer.supports_bf16 = lambda device: False
+data, out, name, views = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = create_network(name)
+for part in network.modules():
+    if isinstance(part, torch.nn.Dropout):
+        part.p = 0.0
+recipe = Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05)
+for setting in sys.argv[5:]:
+    recipe = recipe.with_setting(setting)
+with joined_world(torch.device("cpu")) as (world, device):
+    faces = load_faces(data, "train"), load_faces(data, "validation")
+    answers = torch.zeros(len(faces[0]), 7)
+    answers[:, 2] = 1.0
+    teacher = FaceAnswers(answers) if views == "faces" else PictureAnswers([create_network("v0").eval()])
+    run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=teacher, world=world)
+    run.run()
+    torch.save({"weights": run.best.state_dict, "loss": run.history.train_loss}, out / f"{world.rank}.pt")
+"""
+
+# What the processes do together beside the steps; each says what it met.
+_TOGETHER = """
+import json
+import sys
+import time
+from pathlib import Path
+import torch
+from fer_runtime.errors import FerError
+from fer_train.data import load_faces
+from fer_train.distributed import joined_world, one_per_machine_first
+from fer_train.networks import create_network
+from fer_train.recipes import Recipe
 from fer_train.trainer import Trainer
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
-torch.manual_seed(0)
-network = create_network(sys.argv[3])
-for part in network.modules():
-    if isinstance(part, torch.nn.Dropout):
-        part.p = 0.0
-epochs, batch_size, mixup = map(int, sys.argv[4:])
-recipe = Recipe(
-    epochs=epochs, batch_size=batch_size, optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05,
-    mixup=mixup, cutmix=mixup,
-)
+recipe = Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=0.02, augmentation="light")
 with joined_world(torch.device("cpu")) as (world, device):
     faces = load_faces(data, "train"), load_faces(data, "validation")
-    teacher = torch.zeros(len(faces[0]), 7)
-    teacher[:, 2] = 1.0
-    run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=FaceAnswers(teacher), world=world)
-    run._autocast_bf16 = False
-    run.run()
-    torch.save({"weights": run.network.state_dict(), "loss": run.history.train_loss}, out / f"{world.rank}.pt")
+    # As on machines without a shared folder: only the writer has what was written.
+    folder = out / f"machine_{world.rank}"
+    said = {}
+
+    def trainer(recipe, **more):
+        torch.manual_seed(0)
+        return Trainer(create_network("v0"), *faces, recipe, device=device, seed=0, world=world, **more)
+
+    trainer(recipe).run(resume_path=folder / "state.pth")
+    restored = trainer(recipe)
+    restored.run(resume_path=folder / "state.pth", finish=True)
+    said["masks"] = torch.rand(8).tolist()
+    longer = trainer(recipe.overridden(epochs=3))
+    longer.run(resume_path=folder / "state.pth", resume=True)
+    said["epochs"] = longer.history.epochs
+    said["loss"] = longer.history.train_loss
+    said["weights"] = float(sum(value.double().sum() for value in longer.network.state_dict().values()))
+
+    def refusal(work):
+        try:
+            work()
+        except FerError as error:
+            return f"{type(error).__name__}: {error}"
+
+    said["nothing to finish"] = refusal(lambda: trainer(recipe).run(resume_path=folder / "none.pth", finish=True))
+    said["other data"] = refusal(trainer(recipe, identity={"data": world.rank}).run)
+
+    def fetch():
+        started = time.monotonic()
+        time.sleep(0.2)
+        return started, time.monotonic()
+
+    said["fetched"] = one_per_machine_first(fetch, world)
+
+    def fail():
+        raise FerError("no network")
+
+    said["not fetched"] = refusal(lambda: one_per_machine_first(fail, world))
+    (out / f"{world.rank}.json").write_text(json.dumps(said))
 """
 
 
@@ -59,22 +120,32 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "FER_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
 
-def _torchrun(processes: int, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _launched(processes: int, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *launcher, *map(str, arguments)]
+    command = [sys.executable, *(launcher if processes > 1 else []), *map(str, arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
 
 
 @pytest.mark.parametrize(
-    ("epochs", "batch_size", "mixup", "tolerance"),
+    ("processes", "name", "views", "settings", "tolerance"),
     # One step of 35 faces, which two processes share unevenly: the same gradient but for the order of
     # its sums. Several steps let such differences grow (ReLU and MaxPool switch), so more is allowed.
-    [(1, 35, 0, 1e-5), (1, 35, 1, 1e-5), (2, 16, 0, 5e-3)],
+    [
+        (2, "v0", "faces", ("batch_size=35",), 1e-5),
+        (2, "v0", "faces", ("batch_size=35", "mixup=1", "cutmix=1"), 1e-5),
+        (2, "v0", "faces", ("batch_size=16", "epochs=2"), 5e-3),
+        # 17 and 18, which takes the face that is left.
+        (2, "v0", "faces", ("batch_size=17",), 5e-3),
+        # 33 and 2, of which the third process has none.
+        (3, "v1", "faces", ("batch_size=33",), 5e-3),
+        (2, "v2", "pictures", ("batch_size=18", "ema_decay=0.9", "teacher_views=pictures"), 5e-3),
+    ],
 )
-def test_two_processes_end_with_the_weights_of_one(
-    epochs: int,
-    batch_size: int,
-    mixup: int,
+def test_several_processes_end_with_the_weights_of_one(
+    processes: int,
+    name: str,
+    views: str,
+    settings: tuple[str, ...],
     tolerance: float,
     pictures: Path,
     tmp_path: Path,
@@ -83,23 +154,56 @@ def test_two_processes_end_with_the_weights_of_one(
     script = tmp_path / "train.py"
     script.write_text(_SCRIPT)
     ends = {}
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
+    for count in (1, processes):
+        out = tmp_path / str(count)
         out.mkdir()
-        run = _torchrun(processes, script, pictures, out, "v0", epochs, batch_size, mixup, env=environment)
+        run = _launched(count, script, pictures, out, name, views, *settings, env=environment)
         assert run.returncode == 0, run.stderr
-        ends[processes] = [torch.load(path, weights_only=True) for path in sorted(out.glob("*.pt"))]
-    ((alone,), (first, second)) = ends[1], ends[2]
+        ends[count] = [torch.load(path, weights_only=True) for path in sorted(out.glob("*.pt"))]
+    ((alone,), (first, *others)) = ends[1], ends[processes]
+    assert len(others) == processes - 1
     assert alone["loss"] == pytest.approx(first["loss"], rel=1e-4)
-    for name, value in alone["weights"].items():
-        assert torch.equal(first["weights"][name], second["weights"][name]), name
-        assert torch.allclose(value.float(), first["weights"][name].float(), atol=tolerance, rtol=tolerance), name
+    for key, value in alone["weights"].items():
+        assert all(torch.equal(first["weights"][key], other["weights"][key]) for other in others), key
+        assert torch.allclose(value.float(), first["weights"][key].float(), atol=tolerance, rtol=tolerance), key
+
+
+def test_what_processes_do_together_beside_the_steps(
+    pictures: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(_TOGETHER)
+    run = _launched(2, script, pictures, tmp_path, env=environment)
+    assert run.returncode == 0, run.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert not (tmp_path / "machine_1").exists()
+    # The second one, without a file, goes on where the writer stopped, and with other masks.
+    assert first["epochs"] == second["epochs"] == 3
+    assert first["loss"] == second["loss"]
+    assert first["weights"] == second["weights"]
+    assert not set(first["masks"]) & set(second["masks"])
+    for said in (first, second):
+        assert "CheckpointError: no stopped run at" in said["nothing to finish"]
+        assert "DataError: process 1 has another data than process 0" in said["other data"]
+        assert said["not fetched"] == "FerError: no network"
+    assert first["fetched"][1] <= second["fetched"][0]
+
+
+def test_several_processes_pretrain_one_network(tmp_path: Path, environment: dict[str, str]) -> None:
+    pictures = write_pictures(tmp_path / "data", train=4, validation=1) / "images" / "train"
+    models = tmp_path / "models"
+    options = ["--model", "v1", "--pretrain", pictures, "--epochs", 1, "--device", "cpu", "--models-dir", models]
+    run = _launched(2, "-m", "fer_train", *options, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("on held-out ones") == 1
+    assert run.stderr.count("epoch 1/1") == 1
+    assert [path.name for path in models.iterdir()] == ["model_v1_pretrained.pth"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
 def test_the_command_has_one_writer_and_resumes(pictures: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     options = ["-m", "fer_train", "--model", "v0", "--data", pictures, "--epochs", 3, "--device", "cpu", "--no-plots"]
-    run = _torchrun(2, *options, "--models-dir", tmp_path / "models", env=environment)
+    run = _launched(2, *options, "--models-dir", tmp_path / "models", env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("validation accuracy") == 1
     assert [path.name for path in sorted((tmp_path / "models").iterdir())] == ["model_0.pth", "model_0_results.json"]
@@ -122,7 +226,7 @@ def test_the_command_has_one_writer_and_resumes(pictures: Path, tmp_path: Path, 
     process.wait()
     assert (killed / "model_0.resume.pth").exists()
     assert not (killed / "model_0.pth").exists()
-    run = _torchrun(2, *options, "--models-dir", killed, "--resume", env=environment)
+    run = _launched(2, *options, "--models-dir", killed, "--resume", env=environment)
     assert run.returncode == 0, run.stderr
     assert "epoch 1/3" not in run.stderr
     resumed = json.loads((killed / "model_0_results.json").read_text())

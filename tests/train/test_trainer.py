@@ -13,16 +13,18 @@ import pytest
 import torch
 from tests.train.pictures import write_pictures
 
-from fer_runtime.errors import CheckpointError
-from fer_train import trainer
+from fer_runtime.errors import CheckpointError, DataError
 from fer_train.checkpoints import load_checkpoint
 from fer_train.data import load_faces
+from fer_train.distributed import World
 from fer_train.networks import create_network, predict_logits
 from fer_train.pipeline import train_model
 from fer_train.recipes import RECIPES, Recipe
-from fer_train.trainer import Trainer, learning_rate
+from fer_train.results import History
+from fer_train.trainer import Trainer, batch_sizes, learning_rate
 
 TINY = Recipe(epochs=3, batch_size=16, optimizer="adamw", lr=3e-3, schedule="one-cycle", augmentation="light")
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,91 @@ def test_a_state_of_other_settings_is_refused(pictures: Path, tmp_path: Path) ->
         other.run(resume_path=state, resume=True)
 
 
+class _Stopped(Exception):  # noqa: N818 - no error: what a test stops a training with
+    pass
+
+
+class _StopAfter:
+    """Progress that ends the run after an epoch, when its state is written."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def batch(self, *_: object) -> None: ...
+
+    def epoch(self, epoch: int, epochs: int, history: History) -> None:
+        if epoch == self._epoch:
+            raise _Stopped
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_ingredient_is_gone_on_with(pictures: Path, tmp_path: Path, device: str) -> None:
+    # What a resumed run must restore beyond the weights: the average and its steps, the optimizer's moments, the
+    # place in the learning rate's cycle, the order, the augmentation, the pairs, the dropout, the best epoch.
+    recipe = TINY.overridden(
+        epochs=4, optimizer="adamw", ema_decay=0.9, mixup=0.4, cutmix=1.0, mix_until=0.8, small_until=0.3,
+        label_smoothing=0.05, augmentation="faces",
+    )  # fmt: skip
+
+    def train(folder: Path, progress: _StopAfter | None = None, *, resume: bool = False) -> tuple[Path, list[float]]:
+        where = torch.device(device)
+        done = train_model("v2", pictures, recipe, device=where, models_dir=folder, resume=resume, progress=progress)
+        history = done.results.history
+        return done.checkpoint, [*history.train_loss, *history.test_loss]
+
+    whole, losses = train(tmp_path / "whole")
+    with pytest.raises(_Stopped):
+        train(tmp_path / "stopped", _StopAfter(2))
+    resumed, losses_resumed = train(tmp_path / "stopped", resume=True)
+    if device == "cpu":
+        # The losses, too: the best epoch, which is kept, may be one before the stop.
+        assert losses_resumed == losses
+        assert resumed.read_bytes() == whole.read_bytes()
+    else:
+        # cuDNN adds up in no fixed order, and such differences grow.
+        assert losses_resumed == pytest.approx(losses, rel=0.05)
+
+
+def test_a_single_face_is_no_batch() -> None:
+    assert batch_sizes(28, 9) == [9, 9, 10]
+    assert batch_sizes(29, 9) == [9, 9, 9, 2]
+    assert batch_sizes(27, 9) == [9, 9, 9]
+    assert batch_sizes(5, 9) == [5]
+    assert batch_sizes(1, 9) == [1]
+
+
+def test_maps_of_one_pixel_do_not_meet_a_single_face(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path, train=4, validation=1)  # 28 faces, of which batches of 9 leave one
+    faces = load_faces(root, "train"), load_faces(root, "validation")
+    recipe = TINY.overridden(epochs=1, batch_size=9, small_size=32, small_until=1.0)
+    run = Trainer(create_network("v1"), *faces, recipe, device=torch.device("cpu"), seed=0)
+    run.run()
+    assert run.history.epochs == 1
+
+
+def test_the_last_face_is_trained_on_beyond_a_chunk(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 168 faces in batches of 167, a chunk each: the one that is left belongs to the chunk before it.
+    monkeypatch.setattr("fer_train.trainer._CHUNK", 167)
+    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+    run = Trainer(create_network("v0"), *faces, TINY.overridden(batch_size=167), device=torch.device("cpu"), seed=0)
+    (batch,) = run._batches(None)
+    assert sorted(batch.indices.tolist()) == list(range(168))
+
+
+def test_too_little_for_the_processes_is_said(pictures: Path) -> None:
+    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+    world = World(rank=1, size=17)
+    with pytest.raises(DataError, match=r"16 faces is too small for 17 processes.*--batch-size 17"):
+        Trainer(create_network("v0"), *faces, TINY, device=torch.device("cpu"), seed=0, world=world)
+    few = faces[0].subset(range(0, 168, 24))
+    with pytest.raises(DataError, match=r"7 faces is too small for 17 processes.*more pictures"):
+        Trainer(create_network("v0"), few, faces[1], TINY, device=torch.device("cpu"), seed=0, world=world)
+    with pytest.raises(DataError, match="no training picture of angry is left"):
+        Trainer(
+            create_network("v0"), faces[0].subset(range(24, 168)), faces[1], TINY, device=torch.device("cpu"), seed=0
+        )
+
+
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(pictures: Path) -> None:
     faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
 
@@ -152,15 +239,6 @@ def test_one_cycle_rises_and_falls_to_zero_as_worked_by_hand() -> None:
     # Half a cosine over the eight steps that are left: its middle is half of the peak, its end zero.
     assert rates[5] == pytest.approx(0.5)
     assert rates[9] == pytest.approx(0.0, abs=1e-12)
-
-
-def test_the_moving_average_is_the_formula(pictures: Path) -> None:
-    update = trainer._moving_average(0.9)
-    average, value = [torch.zeros(1)], [torch.ones(1)]
-    update(average, value, torch.tensor(0))  # decay min(0.9, 1/10)
-    assert average[0].item() == pytest.approx(0.9)
-    update(average, value, torch.tensor(1000))  # decay 0.9
-    assert average[0].item() == pytest.approx(0.9 * 0.9 + 0.1)
 
 
 def test_an_epoch_trains_on_every_face_once(pictures: Path) -> None:

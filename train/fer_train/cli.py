@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import FerError
@@ -20,6 +22,16 @@ if TYPE_CHECKING:
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
+
+# What does something else than train a network on faces, and the options that it takes beside its own.
+_MODES = {
+    "audit": ("data",),
+    "averaged": ("model", "data", "drop", "balance", "device", "threads", "models_dir", "no_plots"),
+    "pretrain_dir": (
+        *("model", "epochs", "batch_size", "lr", "given_settings", "device", "threads", "seed"),
+        *("models_dir", "resume", "finish", "no_plots"),
+    ),
+}
 
 
 @click.command(cls=FerCommand, context_settings={"max_content_width": 100})
@@ -155,6 +167,7 @@ def main(
     Writes the checkpoint, the results as JSON and two pictures to --models-dir. A run that was
     stopped goes on with --resume and ends with the same weights, or stays as it is with --finish.
     """
+    _refuse_what_is_not_used()
     if audit is not None:
         _audit(_data_root(data), audit)
         return
@@ -165,7 +178,7 @@ def main(
 
         from fer_train import pipeline
         from fer_train.devices import choose_device
-        from fer_train.distributed import joined_world
+        from fer_train.distributed import joined_world, one_per_machine_first
         from fer_train.recipes import PRETRAIN, RECIPES
 
     if threads:
@@ -185,27 +198,29 @@ def main(
         raise click.UsageError("--balance needs --average, which may be given a single checkpoint")
     progress = _Progress()
     try:
-        if pretrain_dir is not None:
-            learned = pipeline.pretrain(
-                model,
-                pretrain_dir,
-                recipe,
-                device=where,
-                seed=seed,
-                models_dir=models_dir,
-                resume=resume,
-                finish=finish,
-                progress=progress,
-            )
-            click.echo(
-                f"{learned.path}  {learned.classes} classes, {learned.pictures} pictures, "
-                f"accuracy {learned.accuracy:.1%} on held-out ones"
-            )
-            return
         with joined_world(where) as (world, where):
+            if pretrain_dir is not None:
+                learned = pipeline.pretrain(
+                    model,
+                    pretrain_dir,
+                    recipe,
+                    device=where,
+                    seed=seed,
+                    models_dir=models_dir,
+                    resume=resume,
+                    finish=finish,
+                    world=world,
+                    progress=progress,
+                )
+                if world.is_writer:
+                    click.echo(
+                        f"{learned.path}  {learned.classes} classes, {learned.pictures} pictures, "
+                        f"accuracy {learned.accuracy:.1%} on held-out ones"
+                    )
+                return
             trained = pipeline.train_model(
                 model,
-                _data_root(data),
+                one_per_machine_first(lambda: _data_root(data), world),
                 recipe,
                 recipe_name=recipe_name,
                 weights=weights or ("imagenet" if model == "v1" else "none"),
@@ -223,6 +238,20 @@ def main(
     except KeyboardInterrupt:
         progress.close()
         raise InterruptedTrainingError from None
+
+
+def _refuse_what_is_not_used() -> None:
+    """Raise a UsageError for options that would change nothing, and for copies of work that is not shared out."""
+    context = click.get_current_context()
+    names = {parameter.name: max(parameter.opts, key=len) for parameter in context.command.params}
+    given = [name for name in names if context.get_parameter_source(str(name)) is ParameterSource.COMMANDLINE]
+    for mode, taken in _MODES.items():
+        if mode not in given:
+            continue
+        if unused := [names[name] for name in given if name not in (mode, *taken)]:
+            raise click.UsageError(f"{names[mode]} does not use {', '.join(unused)}; start it without")
+        if mode != "pretrain_dir" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise click.UsageError(f"{names[mode]} runs in one process; start it without torchrun")
 
 
 def _say(trained: Trained, models_dir: Path, *, plots: bool) -> None:

@@ -8,14 +8,18 @@ the whole batch; only the dropout masks differ.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from fer_runtime.errors import FerError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +28,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0  # among those on its machine
 
     @property
     def is_writer(self) -> bool:
@@ -48,7 +53,8 @@ def joined_world(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(rank=dist.get_rank(), size=dist.get_world_size()), device
+        local_rank = int(os.environ["LOCAL_RANK"])
+        yield World(rank=dist.get_rank(), size=dist.get_world_size(), local_rank=local_rank), device
         # Nobody leaves while the writer still writes: the launcher would take that for a failure.
         dist.barrier()
     finally:
@@ -71,6 +77,55 @@ def summed(values: Tensor, world: World) -> Tensor:
     if world.size > 1:
         dist.all_reduce(values)
     return values
+
+
+def gathered(value: Result, world: World) -> list[Result]:
+    """`value` of every process, by rank."""
+    values: list[Any] = [value] * world.size
+    if world.size > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_writer(read: Callable[[], Result], world: World) -> Result:
+    """What `read()` gives in the writer, in every process: other machines need not have the writer's files.
+
+    Raises:
+        FerError: the writer's, in every process, so that none waits for the others.
+    """
+    if world.size == 1:
+        return read()
+    outcome: list[Any] = [*_outcome(read)] if world.is_writer else [None, None]
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: Result = outcome[0]
+    return result
+
+
+def one_per_machine_first(fetch: Callable[[], Result], world: World) -> Result:
+    """`fetch()` in one process of every machine, then in the others, who find in its caches what it downloaded.
+
+    Raises:
+        FerError: that of any process, in every process.
+    """
+    if world.size == 1:
+        return fetch()
+    is_first = world.local_rank == 0
+    outcome: tuple[Any, FerError | None] = _outcome(fetch) if is_first else (None, None)
+    for error in gathered(outcome[1], world):
+        if error is not None:
+            raise error
+    result: Result = outcome[0] if is_first else fetch()
+    return result
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[Any, FerError | None]:
+    """The result, or the error in its stead."""
+    try:
+        return work(), None
+    except FerError as error:
+        return None, error
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):

@@ -19,7 +19,7 @@ from fer_runtime.models import FILE_STEMS, checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.cleaning import training_indices_without
 from fer_train.data import LabelledFaces, load_class_folders, load_faces
-from fer_train.distributed import ALONE, World
+from fer_train.distributed import ALONE, World, one_per_machine_first
 from fer_train.networks import create_network
 from fer_train.pretrained import imagenet_weights, load_weights, save_weights
 from fer_train.recipes import Recipe
@@ -97,7 +97,7 @@ def train_model(
 
     torch.manual_seed(seed)  # the fresh weights
     network = create_network(name, dropout=recipe.dropout)
-    _start_from(network, name, weights)
+    one_per_machine_first(lambda: _start_from(network, name, weights), world)
     identity = {
         "model": name,
         "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
@@ -179,6 +179,7 @@ def pretrain(
     models_dir: Path = Path("models"),
     resume: bool = False,
     finish: bool = False,
+    world: World = ALONE,
     progress: Progress | None = None,
 ) -> Pretrained:
     """Train a network on any folder of class folders, for `--weights FILE` to start from.
@@ -187,6 +188,7 @@ def pretrain(
 
     Args:
         pictures: one folder per class, or a folder whose `train` holds them; read as grayscale, 48 x 48.
+        world: this process among those that train together; only the writer leaves files.
 
     Raises:
         DataError: fewer than two classes, an empty one, or a picture that cannot be decoded.
@@ -212,12 +214,13 @@ def pretrain(
         "seed": seed,
         "data": whole.fingerprint,
     }
-    trainer = Trainer(network, train, validation, recipe, device=device, seed=seed, identity=identity)
+    trainer = Trainer(network, train, validation, recipe, device=device, seed=seed, world=world, identity=identity)
     resume_path = models_dir / f"{FILE_STEMS[name]}_pretrained.resume.pth"
     trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
     path = models_dir / f"{FILE_STEMS[name]}_pretrained.pth"
-    save_weights(path, trainer.best.state_dict)
-    resume_path.unlink(missing_ok=True)
+    if world.is_writer:
+        save_weights(path, trainer.best.state_dict)
+        resume_path.unlink(missing_ok=True)
     return Pretrained(
         path=path, classes=len(whole.classes), pictures=len(whole), accuracy=accuracy(trainer.best.confusion)
     )

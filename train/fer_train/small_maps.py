@@ -81,8 +81,8 @@ class _SmallMaps(torch.autograd.Function):
         batch, channels, height, width = maps.shape
         out, _, size, _ = weight.shape
         # Without a copy where both are channels last, as the trainer keeps them.
-        inputs = maps.permute(0, 2, 3, 1).reshape(batch, -1)
-        kernel = weight.permute(0, 2, 3, 1).reshape(out, -1)
+        inputs = maps.permute(0, 2, 3, 1).flatten(1)  # unlike reshape(batch, -1), of an empty batch, too
+        kernel = weight.permute(0, 2, 3, 1).flatten(1)
         products = _products(height, width, channels, size, stride, padding)
         rows, columns = products[-1].row + 1, products[-1].column + 1
         result = inputs.new_zeros(batch, rows, columns, out)

@@ -14,18 +14,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from torch import Generator, Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from fer_runtime.errors import CheckpointError
+from fer_runtime.errors import CheckpointError, DataError
 from fer_runtime.files import write_atomically
 from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
 from fer_train.augment import AUGMENTATIONS
 from fer_train.batch import Batch
 from fer_train.data import LabelledFaces, class_weights
 from fer_train.devices import supports_bf16
-from fer_train.distributed import ALONE, World, spread, summed
+from fer_train.distributed import ALONE, World, from_writer, gathered, spread, summed
 from fer_train.fused_blocks import fuse_blocks
 from fer_train.mixing import mix
+from fer_train.moving_average import MovingAverage
 from fer_train.networks import predict_logits
 from fer_train.recipes import Recipe
 from fer_train.results import History
@@ -83,7 +83,11 @@ class Trainer:
         seed: of the order of the faces, the augmentation and the dropout.
         teachers: whose answers the distillation aims at; None without one.
         world: this process among those that train together.
-        identity: what a resumed run must have in common with the killed one (model, recipe, seed, data).
+        identity: what a resumed run must have in common with the killed one, and all processes with each other
+            (model, recipe, seed, data).
+
+    Raises:
+        DataError: a class has no picture, or a batch fewer faces than there are processes.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Trainer:
         world: World = ALONE,
         identity: dict[str, Any] | None = None,
     ) -> None:
+        _require_enough(train, recipe, world)
         self.recipe = recipe
         self.device = device
         self.seed = seed
@@ -115,11 +120,7 @@ class Trainer:
             if world.size == 1:  # BatchNorm over several processes is another function
                 fuse_blocks(self.network)
         self._spread = spread(self.network, world, device)
-        self.average = (
-            AveragedModel(self.network, multi_avg_fn=_moving_average(recipe.ema_decay), use_buffers=True)
-            if recipe.ema_decay
-            else None
-        )
+        self.average = MovingAverage(self.network, recipe.ema_decay) if recipe.ema_decay else None
         self.optimizer = _optimizer(self.network, recipe)
         # The whole data set lives on the device: FER2013 is 66 MB, and no epoch waits for a loader.
         self._faces = torch.from_numpy(train.faces).to(device)
@@ -129,8 +130,9 @@ class Trainer:
         self._validation_labels = validation.labels
         self._weights = torch.tensor(class_weights(list(train.counts.values())), dtype=torch.float32, device=device)
         self._generator = Generator().manual_seed(seed)
-        self._steps_per_epoch = math.ceil(len(train) / recipe.batch_size)
-        torch.manual_seed(seed + world.rank)  # dropout
+        self._batch_sizes = batch_sizes(len(train), recipe.batch_size)
+        self._steps_per_epoch = len(self._batch_sizes)
+        self._seed_dropout()
 
     def run(
         self,
@@ -149,16 +151,21 @@ class Trainer:
 
         Raises:
             CheckpointError: the state there is damaged or belongs to another run, or there is none to finish.
+            DataError: another process has other data or settings.
         """
         progress = progress or Silent()
-        if resume_path is not None and (finish or (resume and resume_path.exists())):
-            self._restore(resume_path)
+        self._require_agreement()
+        if resume_path is not None and (resume or finish):
+            # The writer alone has written it, perhaps on another machine.
+            content = from_writer(lambda: _read_state(resume_path, required=finish), self.world)
+            if content is not None:
+                self._restore(content, resume_path)
         if finish:
             return
         for epoch in range(self.history.epochs + 1, self.recipe.epochs + 1):
             started = time.perf_counter()
             loss, accuracy = self._train_epoch(epoch, progress)
-            network = self.average.module if self.average is not None else self.network
+            network = self.average.network if self.average is not None else self.network
             evaluation = self.evaluate(network)
             self.history.train_loss.append(loss)
             self.history.train_acc.append(accuracy)
@@ -214,7 +221,7 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             if self.average is not None:
-                self.average.update_parameters(self.network)
+                self.average.update(self.network)
             with torch.no_grad():
                 loss_sum += loss * (batch.faces / self.world.size)
                 hits += self._hits(logits.argmax(1), batch)
@@ -229,16 +236,19 @@ class Trainer:
     def _batches(self, size: int | None = None, *, mixed: bool = False) -> Iterator[Batch]:
         """This process's shares of all batches, in a new order every epoch."""
         augmentation = AUGMENTATIONS[self.recipe.augmentation]
-        batch_size = self.recipe.batch_size
+        batches_per_chunk = max(1, _CHUNK // self.recipe.batch_size)
+        chunks = [
+            self._batch_sizes[first : first + batches_per_chunk]
+            for first in range(0, self._steps_per_epoch, batches_per_chunk)
+        ]
         order = torch.randperm(len(self._labels), generator=self._generator).to(self.device)
+        # Of a last batch with fewer faces than processes, some have none: they add zeros to the sums of all.
         share = slice(self.world.rank, None, self.world.size)
-        for chunk in torch.split(order, max(1, _CHUNK // batch_size) * batch_size):
+        for sizes, chunk in zip(chunks, torch.split(order, [sum(sizes) for sizes in chunks]), strict=True):
             planes = augmentation(self._faces[chunk], self._generator)
             if size is not None:
                 planes = F.interpolate(planes[:, None], (size, size), mode="area")[:, 0]
-            for pictures, indices in zip(torch.split(planes, batch_size), torch.split(chunk, batch_size), strict=True):
-                if len(indices) < self.world.size:
-                    continue  # fewer faces than processes: one of them would have none
+            for pictures, indices in zip(torch.split(planes, sizes), torch.split(chunk, sizes), strict=True):
                 weights = self._weights[self._labels[indices]]
                 partners = own = None
                 if mixed:
@@ -302,12 +312,24 @@ class Trainer:
         torch.save(state, buffer)
         write_atomically(path, buffer.getvalue())
 
-    def _restore(self, path: Path) -> None:
+    def _seed_dropout(self) -> None:
+        # Each process and each start draws other masks.
+        torch.manual_seed(self.seed + self.world.rank + self.world.size * self.history.epochs)
+
+    def _require_agreement(self) -> None:
+        """Raise a DataError where a process would train something else: their gradients would be added all the same."""
+        identities = gathered(self._identity, self.world)
+        for rank, identity in enumerate(identities):
+            if differing := sorted(key for key, value in identities[0].items() if identity.get(key) != value):
+                raise DataError(
+                    f"process {rank} has another {', '.join(differing)} than process 0; give every machine "
+                    "the same options, pictures and files"
+                )
+
+    def _restore(self, content: bytes, path: Path) -> None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             identity = state["identity"]
-        except FileNotFoundError as error:
-            raise CheckpointError(f"no stopped run at {path}; start one without --finish") from error
         except Exception as error:  # torch.load raises a dozen types for damaged files
             raise CheckpointError(
                 f"cannot read {path} ({error}); delete it and start again without --resume"
@@ -329,9 +351,24 @@ class Trainer:
             confusion=state["best_confusion"].numpy(),
         )
         self._generator.set_state(state["order_and_augmentation"])
+        if not self.world.is_writer:
+            # The state is the writer's: with it, every process would draw the same masks.
+            self._seed_dropout()
+            return
         torch.set_rng_state(state["dropout"])
-        if state["dropout_cuda"] is not None:
+        if state["dropout_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["dropout_cuda"], self.device)
+
+
+def _read_state(path: Path, *, required: bool) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        if not required:
+            return None
+        raise CheckpointError(f"no stopped run at {path}; start one without --finish") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({error.strerror}); make it readable, or start again") from error
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -359,17 +396,27 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
 
 
-def _moving_average(decay: float) -> Any:
-    """For AveragedModel: an exponential moving average whose first steps follow the network closely."""
+def batch_sizes(faces: int, batch_size: int) -> list[int]:
+    """Faces of each batch of an epoch; a last one of a single face joins the batch before it.
 
-    def update(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
-        count = float(steps)
-        weight = 1 - min(decay, (1 + count) / (10 + count))
-        with torch.no_grad():
-            for average, value in zip(averages, values, strict=True):
-                if average.is_floating_point():
-                    average.lerp_(value, weight)
-                else:
-                    average.copy_(value)
+    Where a network's maps shrink to a pixel, BatchNorm has no variance over one face.
+    """
+    whole, rest = divmod(faces, batch_size)
+    sizes = [batch_size] * whole
+    if rest == 1 and sizes:
+        sizes[-1] += rest
+    elif rest:
+        sizes.append(rest)
+    return sizes
 
-    return update
+
+def _require_enough(train: LabelledFaces, recipe: Recipe, world: World) -> None:
+    if absent := [name for name, count in train.counts.items() if not count]:
+        raise DataError(
+            f"no training picture of {', '.join(absent)} is left; add some, or leave out fewer, with --drop none"
+        )
+    if (faces := min(len(train), recipe.batch_size)) < world.size:
+        raise DataError(
+            f"a batch of {faces} faces is too small for {world.size} processes; start fewer, or give "
+            + ("more pictures" if len(train) < world.size else f"--batch-size {world.size} or more")
+        )

@@ -1,0 +1,58 @@
+"""What fer-train refuses before it does anything: options that would change nothing."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from fer_train import cli
+
+
+def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
+    def not_reached(*_: object, **__: object) -> None:
+        pytest.fail("the work has begun")
+
+    for work in ("_audit", "_average", "_data_root"):
+        monkeypatch.setattr(cli, work, not_reached)
+    run = CliRunner().invoke(cli.main, options)
+    assert run.exit_code == 2, run.output
+    return run.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--pretrain", "pictures", "--teacher", "a.pth", "--weights", "none", "--recipe", "first"),
+        ("--pretrain", "pictures", "--drop", "none", "--data", "data"),
+        ("--average", "a.pth", "--epochs", "3", "--lr", "0.1", "--batch-size", "8", "--set", "dropout=0"),
+        ("--average", "a.pth", "--resume", "--finish", "--seed", "0", "--teacher", "a.pth"),
+        ("--average", "a.pth", "--pretrain", "pictures"),
+        ("--audit", "out", "--device", "cpu", "--models-dir", "models", "--no-plots"),
+    ],
+)
+def test_options_that_a_mode_does_not_use_are_named(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]) -> None:
+    model = () if "--audit" in options else ("--model", "v1")
+    said = _refusal(monkeypatch, *model, *options)
+    # One that stands at its default is given all the same, such as --seed 0.
+    mode, *unused = [option for option in options if option.startswith("--")]
+    named = said.partition(f"{mode} does not use ")[2].partition("; start it without")[0]
+    assert sorted(named.split(", ")) == sorted(unused)
+
+
+def test_options_that_are_not_given_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[tuple[object, ...]] = []
+    monkeypatch.setattr(cli, "_audit", lambda *given: reached.append(given))
+    monkeypatch.setattr(cli, "_average", lambda *given, **_: reached.append(given))
+    for options in (
+        ["--audit", "--data", "data"],
+        ["--model", "v0", "--average", "a.pth", "--data", "data", "--drop", "none", "--balance", "0.5", "--no-plots"],
+    ):
+        run = CliRunner().invoke(cli.main, options)
+        assert run.exit_code == 0, run.output
+    assert len(reached) == 2
+
+
+def test_work_that_is_not_shared_out_is_not_done_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--average runs in one process" in _refusal(monkeypatch, "--model", "v0", "--average", "a.pth")
+    assert "--audit runs in one process" in _refusal(monkeypatch, "--audit", "--data", "data")
