@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fer_runtime.arguments import find_videos, format_by_suffix, refuse_overwriting, refuse_uris
 from fer_runtime.command import ShortCommand, is_terminal
 from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
 
@@ -74,8 +75,8 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
     "--format",
     "format_name",
     type=click.Choice(["table", "jsonl", "csv", "srt", "parquet"]),
-    help="Of the rows; srt: subtitles of a video; parquet: with --engine ray. [default: table on a terminal, else "
-    "jsonl]",
+    help="Of the rows; srt: subtitles of a video; parquet: with --engine ray. [default: by the suffix of --output; "
+    "table on a terminal, else jsonl]",
 )
 @click.option("--annotate", type=_FOLDER, help="Write the pictures, or the video, with their faces drawn in to DIR.")
 @click.option("--contact-sheet", type=_FILE, help="Write a page of the faces, grouped by expression, to FILE.")
@@ -190,6 +191,7 @@ def main(
             return
     if not paths and not samples and camera is None:
         raise click.UsageError("Give pictures, folders or videos, or try: fer-infer --samples")
+    format_name = format_by_suffix(format_name, output)
     if engine == "ray":
         format_name = format_name or "jsonl"
         if annotate or contact_sheet or random_count or camera is not None or segments:
@@ -202,6 +204,8 @@ def main(
             raise click.UsageError(f"--part-size must be a multiple of 64, not {part_size}")
     elif ray_address or workers or part_size or format_name == "parquet":
         raise click.UsageError("--ray-address, --workers, --part-size and --format parquet need --engine ray")
+    if engine == "local":
+        refuse_uris(paths)
     file = None if output is None or engine == "ray" else Path(output)
     if file is not None and file.is_dir():
         raise click.UsageError(f"--output {file} is a folder; give the name of a file")
@@ -215,7 +219,7 @@ def main(
 
     silence()
 
-    videos = _videos(paths, camera)
+    videos = find_videos(paths, camera)
     if videos and engine == "ray":
         raise click.UsageError("--engine ray is for pictures, not for videos")
     if videos and (resume or random_count or contact_sheet or samples):
@@ -234,7 +238,8 @@ def main(
         raise click.UsageError(f"--yunet is for --detector auto or yunet, not for {detector}")
     if paths.count("-") > 1:
         raise click.UsageError("Give - once: standard input can be read only once")
-    _refuse_overwriting(paths, annotate=annotate, output=file, contact_sheet=contact_sheet, recursive=recursive)
+    films = [str(video) for video in videos if isinstance(video, Path)]
+    refuse_overwriting(films or paths, annotate=annotate, output=file, contact_sheet=contact_sheet, recursive=recursive)
     cpus = available_cpus()
     if threads > cpus:
         click.echo(f"warning: {threads} threads are more than the {cpus} CPUs that this process may use", err=True)
@@ -313,60 +318,6 @@ def main(
             )
     if failed:
         sys.exit(1)
-
-
-def _refuse_overwriting(
-    paths: tuple[str, ...],
-    *,
-    annotate: Path | None,
-    output: Path | None,
-    contact_sheet: Path | None,
-    recursive: bool,
-) -> None:
-    """Stop before a copy, the rows or the sheet would take the place of somebody's picture."""
-    from fer_runtime.images import PICTURE_SUFFIXES
-
-    for path in paths:
-        is_folder = os.path.isdir(path)
-        for option, file in (("--output", output), ("--contact-sheet", contact_sheet)):
-            if file is None or not file.exists():
-                continue
-            is_among = is_folder and file.suffix.lower() in PICTURE_SUFFIXES and _holds(path, file, recursive=recursive)
-            if is_among or _is_same(file, path):
-                raise click.UsageError(f"{option} {file} would overwrite that very picture; give another name")
-        folder = path if is_folder else os.path.dirname(path) or "."
-        if (
-            annotate is not None
-            and path != "-"
-            and _holds(folder, annotate / "copy", recursive=recursive and is_folder)
-        ):
-            raise click.UsageError(
-                f"--annotate {annotate} is among the pictures of {path}, and copies would overwrite them; "
-                "give a folder elsewhere"
-            )
-
-
-def _holds(folder: str, file: Path, *, recursive: bool) -> bool:
-    parents = file.resolve().parents
-    return any(_is_same(parent, folder) for parent in (parents if recursive else parents[:1]))
-
-
-def _is_same(one: Path, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except (OSError, ValueError):  # one of them is not there, or has a name that none can have
-        return False
-
-
-def _videos(paths: tuple[str, ...], camera: int | None) -> list[Path | int]:
-    """The videos among the arguments; all of them are videos, or none is."""
-    from fer_runtime.inputs import VIDEO_SUFFIXES
-
-    files: list[Path | int] = [Path(path) for path in paths if os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES]
-    cameras: list[Path | int] = [] if camera is None else [camera]
-    if (files or cameras) and len(files) < len(paths):
-        raise click.UsageError("Give videos, or pictures and folders, but not both in one run")
-    return files + cameras
 
 
 def _self_test(

@@ -21,8 +21,9 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     command takes for a result.
 
     Raises:
-        OutputError: the folder cannot be written, or the disk is full.
+        OutputError: the folder cannot be written, the disk is full, or `path` is no regular file.
     """
+    refuse_special(path)
     import tempfile  # loads what a run that writes nothing does without
 
     try:
@@ -46,6 +47,17 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def refuse_special(path: Path) -> None:
+    """Stop before a file takes the name of a device or pipe: a rename would put the device away.
+
+    Raises:
+        OutputError: there is one at `path`.
+    """
+    # A link in /dev leads to whatever standard output is, and a rename would take the link's place.
+    if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
+        raise OutputError(f"cannot write {path}: it is no regular file; choose another name")
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

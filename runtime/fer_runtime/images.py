@@ -27,9 +27,14 @@ cv2.setNumThreads(1)
 Uint8Array = npt.NDArray[np.uint8]
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
+# What OpenCV's wheels decode, but for floats (.hdr, .exr, .pfm), whose brightness has no end at 255.
 PICTURE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm")
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".jp2", ".j2k"),
+        *(".bmp", ".dib", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".ras", ".sr"),
+    )
 )
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 
 
 def read_image(path: Path | str) -> Uint8Array:
@@ -93,15 +98,34 @@ def decode_image(content: bytes) -> Uint8Array:
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE" in str(error):
             raise PictureError(f"has more pixels than the limit of {MAX_PIXELS}") from error
-        raise PictureError("cannot be decoded: damaged, or no picture") from error
+        raise PictureError(_why_undecoded(content)) from error
     except MemoryError as error:
         raise PictureError("needs more memory than there is") from error
     if image is None:
-        raise PictureError("cannot be decoded: damaged, or no picture")
+        raise PictureError(_why_undecoded(content))
     if image.ndim == 3 and image.shape[2] == 4:
         image = image[:, :, :3]
     decoded: Uint8Array = image
     return decoded
+
+
+def kind_not_read(content: bytes) -> str | None:
+    """What `content` begins as, in words, where that is a kind of file that is taken for pictures and is none here."""
+    brand = content[8:12] if content[4:8] == b"ftyp" else b""
+    if brand in _HEIC_BRANDS and b"avif" not in content[:64]:
+        return "is a HEIC picture, which OpenCV does not read; convert it to JPEG first"
+    if content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "is a JPEG XL picture, which OpenCV does not read; convert it to JPEG first"
+    is_video = (
+        (brand and brand not in (b"avif", b"avis", *_HEIC_BRANDS))
+        or content.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"0&\xb2u\x8ef\xcf\x11"))  # Matroska, MPEG, WMV
+        or (content.startswith(b"RIFF") and content[8:12] == b"AVI ")
+    )
+    return "is a video; give it by name, with a video's suffix such as .mp4, in a run of its own" if is_video else None
+
+
+def _why_undecoded(content: bytes) -> str:
+    return kind_not_read(content) or "cannot be decoded: damaged, or no picture"
 
 
 def to_gray(image: Uint8Array) -> Uint8Array:

@@ -6,19 +6,52 @@ import glob
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from fer_runtime.errors import PictureError
-from fer_runtime.images import PICTURE_SUFFIXES, read_bytes
+from fer_runtime.images import PICTURE_SUFFIXES, kind_not_read, read_bytes
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 
+# JPEG, PNG, GIF, BMP, TIFF, JPEG 2000 in a box and bare, Sun raster.
+_SIGNATURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*"),
+    *(b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"\x59\xa6\x6a\x95"),
+)
+
 # A folder's names are sorted in blocks of this many, so that a million files cost no more memory.
 _SORTED_BLOCK = 65_536
+
+
+# Of more, files are counted together: names such as "1.2.3" may all end differently.
+_COUNTED_SUFFIXES = 100
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """What lies in the folders of a run besides the pictures that are read, but for hidden files."""
+
+    suffixes: Counter[str] = field(default_factory=Counter)  # files whose suffix is that of no picture, in lower case
+    folders: int = 0  # not gone into, beside pictures
+    only_folders: list[str] = field(default_factory=list)  # folders that hold folders and no picture, not gone into
+
+    def add_file(self, name: str) -> None:
+        """Count a file that is not read."""
+        suffix = os.path.splitext(name)[1].lower() or "without suffix"
+        is_counted = suffix in self.suffixes or len(self.suffixes) < _COUNTED_SUFFIXES
+        self.suffixes[suffix if is_counted else "others"] += 1
+
+    def add_folders(self, folder: str, count: int, *, has_pictures: bool) -> None:
+        """Count the folders of `folder`, which are not gone into."""
+        if has_pictures:
+            self.folders += count
+        elif count:
+            self.only_folders.append(folder)
 
 
 @dataclass(slots=True)
@@ -32,21 +65,17 @@ class Inputs:
 
     paths: Iterable[str]
     recursive: bool = False
-    skipped: int = 0  # files in folders whose suffix is that of no picture
-    only_folders: list[str] = field(default_factory=list)  # folders that hold nothing but folders, not gone into
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __iter__(self) -> Iterator[str]:
         for path in self.paths:
             if os.path.isdir(path):
                 yield from self._in_folder(path)
-            elif glob.has_magic(path) and not os.path.lexists(path):
-                found = sorted(glob.glob(path, recursive=True))
-                # A pattern that matches nothing is a path like any other: it gets its row, with the reason.
-                for one in found or [path]:
-                    if not os.path.isdir(one):
-                        yield one
-            else:
-                yield path
+                continue
+            for one in expanded(path):
+                # "**" lists what lies in the folders, too.
+                if not os.path.isdir(one):
+                    yield one
 
     def _in_folder(self, folder: str) -> Iterator[str]:
         seen: set[tuple[int, int]] = set()
@@ -77,11 +106,26 @@ class Inputs:
                             files += 1
                             yield entry.path
                         else:
-                            self.skipped += 1
+                            self.left_out.add_file(entry.name)
             if self.recursive:
                 waiting += reversed(folders)
-            elif folders and not files:
-                self.only_folders.append(folder)
+            else:
+                self.left_out.add_folders(folder, len(folders), has_pictures=files > 0)
+
+
+def expanded(path: str, suffixes: Container[str] | None = None) -> list[str]:
+    """What a glob pattern that the shell has not expanded stands for, sorted; any other path itself.
+
+    Args:
+        suffixes: look only for files that may end in one of these.
+    """
+    if not glob.has_magic(path) or os.path.lexists(path):
+        return [path]
+    suffix = os.path.splitext(path)[1].lower()
+    if suffixes is not None and suffix and not glob.has_magic(suffix) and suffix not in suffixes:
+        return [path]
+    # A pattern that matches nothing is a path like any other: it gets its row, with the reason.
+    return sorted(glob.glob(path, recursive=True)) or [path]
 
 
 def _next_entries(entries: Iterator[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
@@ -117,7 +161,7 @@ class GivenPaths:
                 continue
             with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
                 head = stream.peek(4096)
-                if not head or looks_like_a_picture(head):
+                if not head or looks_like_a_picture(head) or kind_not_read(head):
                     self._picture = stream.read()
                     yield path
                 else:
@@ -157,11 +201,12 @@ def paths_from_list(stream: BinaryIO, head: bytes) -> Iterator[str]:
 
 
 def looks_like_a_picture(content: bytes) -> bool:
-    """Whether `content` begins as JPEG, PNG, WebP, BMP, TIFF or PNM files do."""
+    """Whether `content` begins as the files do that OpenCV decodes."""
     return (
-        content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*"))
+        content.startswith(_SIGNATURES)
         or (content.startswith(b"RIFF") and content[8:12] == b"WEBP")
-        or (content[:1] == b"P" and content[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and content[2:3].isspace())
+        or (content[4:8] == b"ftyp" and b"avif" in content[:64])
+        or (content[:1] == b"P" and b"1" <= content[1:2] <= b"7" and content[2:3].isspace())
     )
 
 

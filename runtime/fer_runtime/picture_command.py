@@ -40,7 +40,7 @@ def run_on_pictures(
     contact_sheet: Path | None,
     resume: bool,
 ) -> bool:
-    """Write a row per picture; whether any failed, or a folder was not gone into.
+    """Write a row per picture; whether any failed, a folder was not gone into, or there was none at all.
 
     Args:
         paths: the command's arguments: files, folders, patterns, or "-".
@@ -90,9 +90,7 @@ def run_on_pictures(
     if sheet is not None:
         sheet.write()
         click.echo(contact_sheet, err=True)
-    for folder in pictures.only_folders:
-        click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)
-    return failed or bool(pictures.only_folders)
+    return failed
 
 
 def _class_folder(path: str) -> str | None:
@@ -113,7 +111,7 @@ def _write_rows(
     total: int | None,
     shows_progress: bool,
 ) -> bool:
-    """Write all rows; whether any picture failed, now or in the run that is resumed."""
+    """Write all rows; whether any picture failed or was missed, now or in the run that is resumed."""
     rows = FORMATS[format_name]()
     finished, paths = Finished(), iter(pictures)
     settings = recognizer.settings() if output is not None and format_name == "jsonl" else None
@@ -149,6 +147,7 @@ def _write_rows(
             summary.seconds_by_stage["write"] += perf_counter() - written
             progress.say()
     say_summary(
-        summary, skipped_files=pictures.skipped, seconds=perf_counter() - started, detector=recognizer.detector_used
+        summary, left_out=pictures.left_out, seconds=perf_counter() - started, detector=recognizer.detector_used
     )
-    return bool(summary.failed or finished.failed)
+    was_empty = not (summary.pictures or finished.rows)
+    return was_empty or bool(summary.failed or finished.failed or pictures.left_out.only_folders)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
 
 import click
 
+from fer_runtime.inputs import VIDEO_SUFFIXES, LeftOut
 from fer_runtime.jobs import JobSummary
 
 _SECONDS_BETWEEN = 0.5
+_NAMED_SUFFIXES = 5
+_HEIC_SUFFIXES = (".heic", ".heif")
 
 
 class Progress:
@@ -66,10 +70,11 @@ def pictures_done(summary: JobSummary, total: int | None) -> Callable[[float], s
     return describe
 
 
-def say_summary(summary: JobSummary, *, skipped_files: int, seconds: float, detector: str) -> None:
+def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detector: str) -> None:
     """Say what the run did: pictures, faces, failures by reason, and seconds by stage of a longer one.
 
     Args:
+        left_out: of the run's folders.
         detector: that searched the pictures, as `Recognizer.detector_used`.
     """
     click.echo(
@@ -88,5 +93,24 @@ def say_summary(summary: JobSummary, *, skipped_files: int, seconds: float, dete
             "fer-infer --fetch-yunet",
             err=True,
         )
-    if skipped_files:
-        click.echo(f"  {skipped_files} files with other suffixes were not read", err=True)
+    if left_out.folders:
+        click.echo(f"  {left_out.folders} folders were not gone into; add --recursive", err=True)
+    if left_out.suffixes:
+        click.echo(f"  not read: {_counted(left_out.suffixes)}", err=True)
+    for folder in left_out.only_folders:
+        click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)
+    if not summary.pictures:
+        click.echo("there was no picture to read", err=True)
+
+
+def _counted(suffixes: Counter[str]) -> str:
+    """Files by suffix, most first, and what to do with those that are taken for pictures."""
+    most = suffixes.most_common(_NAMED_SUFFIXES)
+    if rest := suffixes.total() - sum(count for _, count in most):
+        most.append(("others", rest))
+    text = ", ".join(f"{count} {suffix}" for suffix, count in most)
+    if not suffixes.keys().isdisjoint(_HEIC_SUFFIXES):
+        text += "; OpenCV reads no HEIC, convert it to JPEG first"
+    if not suffixes.keys().isdisjoint(VIDEO_SUFFIXES):
+        text += "; give videos by name, in a run of their own"
+    return text

@@ -30,7 +30,7 @@ def run_on_ray(
     resume: bool,
     shows_progress: bool,
 ) -> bool:
-    """Write a row per picture; whether any failed, or a folder was not gone into.
+    """Write a row per picture; whether any failed, a folder was not gone into, or there was none at all.
 
     Args:
         output: a folder of parts, as path or URI; None is standard output, JSON lines in the order of the paths.
@@ -38,7 +38,7 @@ def run_on_ray(
     """
     load_ray(options.address)  # where it is missing, nothing is listed or written
     remote = RemoteFolders(chain(_without_picture(GivenPaths(paths)), sample_pictures() if samples else ()), recursive)
-    pictures = Inputs(remote, recursive)
+    pictures = Inputs(remote, recursive, remote.left_out)
     summary = JobSummary()
     started = perf_counter()
     progress = Progress(pictures_done(summary, None), is_shown=shows_progress)
@@ -69,14 +69,11 @@ def run_on_ray(
         raise
     say_summary(
         summary,
-        skipped_files=pictures.skipped + remote.skipped,
+        left_out=pictures.left_out,
         seconds=perf_counter() - started,
         detector=recipe.settings["detector_used"],
     )
-    only_folders = [*pictures.only_folders, *remote.only_folders]
-    for folder in only_folders:
-        click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)
-    return bool(summary.failed or only_folders)
+    return bool(summary.failed or pictures.left_out.only_folders or not summary.pictures)
 
 
 def _without_picture(given: Iterable[str]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fer_runtime.errors import OutputError
+from fer_runtime.files import refuse_special
 from fer_runtime.jobs import BLOCK
 
 
@@ -120,6 +121,7 @@ def appended_output(
     Raises:
         OutputError: the folder cannot be written, or the disk is full. What was written stays for --resume.
     """
+    refuse_special(output)
     partial = partial_path(output)
     next_step = "choose another folder"
     try:

@@ -14,6 +14,7 @@ from fer_runtime.command import needs_extra
 from fer_runtime.errors import OutputError, PictureError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import MAX_FILE_BYTES, PICTURE_SUFFIXES
+from fer_runtime.inputs import LeftOut
 
 
 def is_uri(path: str) -> bool:
@@ -50,8 +51,7 @@ class RemoteFolders:
 
     paths: Iterable[str]
     recursive: bool = False
-    skipped: int = 0  # objects whose suffix is that of no picture
-    only_folders: list[str] = field(default_factory=list)  # folders that hold nothing but folders, not gone into
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __iter__(self) -> Iterator[str]:
         for path in self.paths:
@@ -80,12 +80,12 @@ class RemoteFolders:
                 files += 1
                 yield f"{uri}/{entry.base_name}"
             else:
-                self.skipped += 1
+                self.left_out.add_file(entry.base_name)
         if self.recursive:
             for subfolder in folders:
                 yield from self._in_folder(subfolder)
-        elif folders and not files:
-            self.only_folders.append(uri)
+        else:
+            self.left_out.add_folders(uri, len(folders), has_pictures=files > 0)
 
 
 class Store(Protocol):

@@ -18,13 +18,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.inputs import Inputs
+from fer_runtime.inputs import Inputs, LeftOut
 from fer_runtime.metadata import ModelMetadata
 from fer_runtime.resume import Finished
 from fer_runtime.sink import opened_sink
+
+# How an iPhone's picture begins (ISO/IEC 23008-12): size, "ftyp", major brand, version, compatible brands.
+_HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHBMiHEheictmap" + bytes(200)
 
 
 def _infer(*arguments: object, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
@@ -77,7 +81,7 @@ def test_a_broken_picture_has_its_row_and_the_exit_code_is_1(model: Path, folder
     assert len(_rows(run)) == 11
     assert b"4 failed" in run.stderr
     assert b"libpng" not in run.stderr
-    assert b"1 files with other suffixes" in run.stderr
+    assert b"  not read: 1 .txt\n" in run.stderr
 
 
 def test_wrong_usage_exits_2_and_no_model_exits_1(folder: Path) -> None:
@@ -100,6 +104,39 @@ def test_a_folder_of_folders_says_so(model: Path, folder: Path) -> None:
     assert run.returncode == 1
     assert b"holds only folders; add --recursive" in run.stderr
     assert len(_rows(_infer(outer, "--model", model, "--recursive"))) == 1
+
+
+def test_what_a_folder_holds_besides_pictures_is_counted_by_name(model: Path, folder: Path) -> None:
+    for name in ("a.HEIC", "b.heic", "film.mp4", "notes", ".hidden.txt"):
+        (folder / name).write_text("no picture")
+    (folder / "deep").mkdir()
+    run = _infer(folder, "--model", model)
+    assert run.returncode == 0
+    assert b"  1 folders were not gone into; add --recursive\n" in run.stderr
+    left_out = next(line for line in run.stderr.splitlines() if b"not read" in line)
+    assert left_out.startswith(b"  not read: 2 .heic, 1 ")
+    assert {b"1 .mp4", b"1 without suffix"} <= set(left_out.partition(b";")[0].split(b": ")[1].split(b", "))
+    assert b"convert it to JPEG first; give videos by name" in left_out
+    assert b"deep" not in run.stderr
+    assert b"not gone into" not in _infer(folder, "--model", model, "--recursive").stderr
+
+
+def test_names_that_all_end_differently_cost_no_memory() -> None:
+    left_out = LeftOut()
+    for number in range(1000):
+        left_out.add_file(f"log.{number}")
+    assert len(left_out.suffixes) == 101
+    assert left_out.suffixes.total() == 1000
+
+
+def test_no_picture_at_all_is_a_failure(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "phone.HEIC").write_bytes(_HEIC)
+    for arguments in ([tmp_path], [tmp_path, "--output", tmp_path / "rows.jsonl"]):
+        run = _infer(*arguments, "--model", model)
+        assert run.returncode == 1
+        assert b"there was no picture to read" in run.stderr
+    (row,) = _rows(_infer(tmp_path / "phone.HEIC", "--model", model))
+    assert row["error"] == "is a HEIC picture, which OpenCV does not read; convert it to JPEG first"
 
 
 def test_a_link_to_its_own_folder_ends(model: Path, folder: Path) -> None:
@@ -180,7 +217,18 @@ def test_rows_on_a_terminal_do_not_wait_for_others(monkeypatch: pytest.MonkeyPat
             assert screen.read(100) == b"a row\r\n"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_rows_do_not_take_the_place_of_a_device_or_pipe(model: Path, folder: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for output in (pipe, Path("/dev/stdout")):
+        run = _infer(folder, "--model", model, "--output", output)
+        assert run.returncode == 1
+        assert run.stderr.splitlines()[-1].endswith(b"it is no regular file; choose another name")
+    assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
 def test_full_and_closed_streams_are_one_error_line(model: Path, folder: Path) -> None:
     for redirection, message in (
         (">/dev/full", b"Error: cannot write to standard output: No space left"),
@@ -212,10 +260,54 @@ def test_a_picture_and_a_list_come_from_standard_input(model: Path, folder: Path
     paths = sorted(str(path) for path in folder.glob("*.png"))
     assert [row["path"] for row in _rows(_infer("-", "--model", model, stdin="\n".join(paths).encode()))] == paths
     assert _infer("-", "--model", model).returncode == 1
+    for kind in ("GIF", "JPEG2000"):
+        written = io.BytesIO()
+        Image.fromarray(band_face(5)).save(written, kind)
+        (row,) = _rows(_infer("-", "--model", model, stdin=written.getvalue()))
+        assert row["path"] == "-"
+    assert row["faces"][0]["expression"] == EXPRESSIONS[5]  # GIF is for OpenCV's wheels since 4.11
+    (row,) = _rows(_infer("-", "--model", model, stdin=_HEIC))
+    assert (row["path"], row["error"].partition(",")[0]) == ("-", "is a HEIC picture")
+
+
+def test_the_suffix_of_the_output_says_the_format(model: Path, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.CSV"
+    assert _infer(folder, "--model", model, "--output", output).returncode == 0
+    assert len(list(csv.DictReader(output.open()))) == 7
+    for name, format_name, reason in (
+        ("film.srt", None, b"are for videos and cameras"),
+        ("rows.parquet", None, b"need --engine ray"),
+        ("film.srt", "csv", b"is named for srt, and --format says csv"),
+        ("rows.csv", "jsonl", b"is named for csv, and --format says jsonl"),
+    ):
+        options = [] if format_name is None else ["--format", format_name]
+        run = _infer(folder, "--model", model, "--output", tmp_path / name, *options)
+        assert run.returncode == 2
+        assert reason in b" ".join(run.stderr.split())
+        assert not (tmp_path / name).exists()
+    assert _infer(folder, "--model", model, "--output", tmp_path / "rows.txt", "--format", "table").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("s3://bucket/p.jpg", b"--engine ray"),
+        ("https://example.org/p.jpg", b"download it first"),
+        ("rtsp://camera/1", b"record one to a file first"),
+        ("file:///p.jpg", b"without file://"),
+    ],
+)
+def test_an_address_is_answered_with_the_way_to_read_it(uri: str, advice: bytes) -> None:
+    run = _infer(uri)
+    assert run.returncode == 2
+    assert advice in b" ".join(run.stderr.split())
 
 
 def test_globs_are_expanded_where_the_shell_has_not(model: Path, folder: Path) -> None:
     assert len(_rows(_infer(folder / "[0-2]_*.png", "--model", model))) == 3
+    # And what they stand for is not overwritten.
+    run = _infer(folder / "[0-2]_*.png", "--model", model, "--output", folder / "1_disgust.png")
+    assert (run.returncode, b"would overwrite that very picture" in b" ".join(run.stderr.split())) == (2, True)
 
 
 def test_real_faces_read_one_by_one_equal_a_folder_run(real_data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +24,35 @@ def test_lossless_formats_are_read_as_pillow_reads_them(tmp_path: Path, suffix: 
     path = tmp_path / f"picture.{suffix}"
     Image.fromarray(rgb).save(path, lossless=True)  # other writers than WebP's leave that option unread
     assert np.array_equal(read_image(path)[:, :, ::-1], rgb)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "jp2", "avif"])
+def test_formats_of_newer_wheels_are_read_as_pillow_reads_them(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"picture.{suffix}"
+    smooth = np.add.outer(np.arange(48) * 2, np.arange(64)).astype(np.uint8)
+    Image.fromarray(smooth).save(path, quality=100)  # of AVIF; the others lose nothing
+    if not cv2.haveImageReader(str(path)):
+        pytest.skip("this OpenCV does not decode it")
+    expected = np.asarray(Image.open(path).convert("L")).astype(int)
+    # AVIF keeps brightness and colour apart, and they are put together again in another rounding.
+    assert np.abs(to_gray(read_image(path)).astype(int) - expected).max() <= (2 if suffix == "avif" else 0)
+
+
+def test_what_is_taken_for_a_picture_is_called_by_its_name() -> None:
+    box = b"\0\0\0\x18ftyp"
+    for content, reason in (
+        (box + b"heic\0\0\0\0mif1heic", "HEIC picture.*convert it to JPEG first"),
+        (box + b"mif1\0\0\0\0mif1heic", "HEIC picture"),
+        (box + b"mif1\0\0\0\0mif1avif", "damaged, or no picture"),
+        (b"\xff\x0a" + bytes(30), "JPEG XL picture"),
+        (box + b"isom\0\0\0\0isommp42", "is a video; give it by name"),
+        (box + b"qt  \0\0\0\0qt  ", "is a video"),
+        (b"RIFF\0\0\0\0AVI LIST", "is a video"),
+        (b"\x1aE\xdf\xa3" + bytes(30), "is a video"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "damaged, or no picture"),
+    ):
+        with pytest.raises(PictureError, match=reason):
+            decode_image(content)
 
 
 def test_jpeg_is_read_as_pillow_reads_it(tmp_path: Path) -> None:

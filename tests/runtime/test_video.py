@@ -364,6 +364,19 @@ def test_a_broken_video_has_a_row_with_the_reason(segments: list[str], tmp_path:
     assert set(row.values()) == {""}
 
 
+def test_patterns_of_videos_are_expanded_where_the_shell_has_not(video: Path, tmp_path: Path) -> None:
+    for name in ("film2.mp4", "film1.mp4"):
+        (tmp_path / name).symlink_to(video)
+    run = _infer(tmp_path / "film*.mp4", "--every", 30, "--detector", "whole", "--format", "jsonl")
+    assert run.returncode == 0
+    assert [Path(json.loads(row)["path"]).name for row in run.stdout.splitlines()] == ["film1.mp4"] * 2 + [
+        "film2.mp4"
+    ] * 2
+    assert "no video at" in _infer(tmp_path / "other*.mp4").stderr
+    refused = _infer(tmp_path / "film?.mp4", "--output", tmp_path / "film1.mp4")
+    assert (refused.returncode, "would overwrite" in " ".join(refused.stderr.split())) == (2, True)
+
+
 def test_a_table_of_several_videos_says_whose_the_stretches_are(video: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no film")
@@ -384,7 +397,12 @@ def test_a_broken_video_and_mixed_inputs_are_refused(video: Path, tmp_path: Path
     # The libraries below say nothing of their own.
     _model, error = run.stderr.splitlines()
     assert error.startswith(f"Error: {broken} cannot be opened as a video")
-    assert _infer(video, tmp_path).returncode == 2
+    for mixed in (tmp_path, "--samples"):
+        refused = _infer(video, mixed)
+        assert refused.returncode == 2
+    refused = _infer(video.parent / "*", tmp_path / "picture.png")
+    assert refused.returncode == 2
+    assert f"{video}: give videos and cameras in a run of their own" in " ".join(refused.stderr.split())
     assert _infer(tmp_path, "--segments").returncode == 2
     assert _infer(tmp_path, "--every", 2).returncode == 2
     assert _infer(video, video, "--format", "srt").returncode == 2
