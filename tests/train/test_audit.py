@@ -10,9 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
-from fer_train.audit import audit_faces, near_pairs, strangest
+from fer_runtime.expressions import EXPRESSIONS
+from fer_train.audit import Audit, _sheet_rows, audit_faces, near_pairs, strangest, write_audit
+from fer_train.cli import main
 from fer_train.data import load_faces
 
 
@@ -55,6 +58,47 @@ def test_planted_faults_are_found(planted: Path) -> None:
     assert found.blank == ("train/angry/blank.png",)
 
 
+def test_a_near_pair_stands_where_all_copies_of_it_stand(tmp_path: Path) -> None:
+    # happy/000 again in validation, and nearly the same in train: the near copy is in both splits, too.
+    root = write_pictures(tmp_path / "data", train=4, validation=2)
+    images = root / "images"
+    content = (images / "train" / "happy" / "000.png").read_bytes()
+    (images / "validation" / "happy" / "copy.png").write_bytes(content)
+    picture = cv2.imread(str(images / "train" / "happy" / "000.png"), cv2.IMREAD_GRAYSCALE)
+    assert picture is not None
+    cv2.imwrite(str(images / "train" / "happy" / "near.png"), (picture * 0.9).astype(np.uint8))
+
+    def audited() -> Audit:
+        return audit_faces(load_faces(root, "train"), load_faces(root, "validation"))
+
+    found = audited()
+    assert [found.to_dict()[f"near_{what}"] for what in ("pairs", "across_splits", "conflicts")] == [1, 1, 0]
+    # The contact sheet shows the two of which one stands in each split, and the copies across the splits.
+    rows = dict(_sheet_rows(found))
+    assert rows["nearly the same: 1 pairs, side by side"] == [
+        ("validation/happy/copy.png", "happy"),
+        ("train/happy/near.png", "happy"),
+    ]
+    assert rows["in both splits: 1 groups"] == [("train/happy/000.png", "happy")]
+    # The same picture under another label: the near copy contradicts it.
+    (images / "train" / "sad" / "copy.png").write_bytes(content)
+    assert [audited().to_dict()[f"near_{what}"] for what in ("pairs", "across_splits", "conflicts")] == [1, 1, 1]
+
+
+def test_blank_pictures_alone_are_said_to_be_blank(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        for number, name in enumerate(EXPRESSIONS):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            cv2.imwrite(str(folder / "0.png"), np.full((48, 48), number, np.uint8))
+    train, validation = load_faces(tmp_path / "data", "train"), load_faces(tmp_path / "data", "validation")
+    found = audit_faces(train, validation)
+    assert len(found.blank) == 14
+    assert (found.near, found.strange) == ((), ())
+    report, _ = write_audit(found, tmp_path / "found", train, validation)
+    assert json.loads(report.read_text())["exact_across_splits"] == 7
+
+
 def test_near_pairs_do_not_mind_brightness_and_do_mind_another_picture() -> None:
     random = np.random.default_rng(0)
     one, other = random.integers(40, 200, (2, 48, 48), np.uint8)
@@ -83,6 +127,16 @@ def test_the_command_says_it_writes_it_and_changes_nothing(planted: Path, tmp_pa
     assert sheet is not None
     assert sheet.shape[1] > 1000
     assert {path: path.read_bytes() for path in planted.rglob("*.png")} == before
+
+
+def test_without_a_folder_the_command_writes_to_audit(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(main, ["--audit", "--data", str(planted)])
+    assert run.exit_code == 0, run.output
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text())["exact_spare"] == 3
+    assert run.stdout.splitlines()[-2:] == [str(Path("audit/audit.json")), str(Path("audit/audit.png"))]
 
 
 def test_the_real_pictures_have_the_copies_that_were_counted_independently(real_data: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from fer_train.cleaning import training_indices_without
-from fer_train.data import LabelledFaces
+from fer_train.data import LabelledFaces, Uint8Array
 
 
 def _faces(*pictures: tuple[str, int]) -> LabelledFaces:
@@ -36,6 +38,34 @@ VALIDATION = _faces(("d", 0), ("e", 1))
 )
 def test_what_stays(kinds: tuple[str, ...], kept: list[int]) -> None:
     assert training_indices_without(TRAIN, VALIDATION, kinds).tolist() == kept
+
+
+def test_what_looks_the_same_stays_out_of_validation_and_of_contradictions() -> None:
+    random = np.random.default_rng(0)
+    patterns = random.integers(40, 200, (4, 48, 48), np.uint8)
+    darker = (patterns * 0.9).astype(np.uint8)
+
+    def split(*pictures: tuple[str, int, Uint8Array]) -> LabelledFaces:
+        return dataclasses.replace(
+            _faces(*((content, label) for content, label, _ in pictures)), faces=np.stack([one[2] for one in pictures])
+        )
+
+    # a looks like one of validation; b twice under one label; c under two, with a copy of its first file; d alone.
+    train = split(
+        ("a", 0, darker[0]),
+        ("b", 1, patterns[1]),
+        ("b, darker", 1, darker[1]),
+        ("c", 0, patterns[2]),
+        ("c", 0, patterns[2]),
+        ("c, darker", 1, darker[2]),
+        ("d", 0, patterns[3]),
+    )
+    validation = split(("a of validation", 0, patterns[0]))
+    assert training_indices_without(train, validation, ("near",)).tolist() == [1, 2, 6]
+    assert training_indices_without(train, validation, ("duplicates", "conflicts")).tolist() == [0, 1, 2, 3, 5, 6]
+    # A contradiction with validation: the training picture leaves, too.
+    other = split(("a of validation", 1, patterns[0]))
+    assert training_indices_without(train, other, ("near",)).tolist() == [1, 2, 6]
 
 
 def test_an_unknown_kind_is_named() -> None:

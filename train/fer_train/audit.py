@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ _THUMBNAIL = 16
 _BLANK_STD = 8.0  # gray levels; a picture flatter than this shows nothing
 _COMMON = 0.95  # share of the variance that counts as what pictures have in common
 _STRANGEST = 48  # pictures of the contact sheet's last row
+_CHUNK = 1024  # pictures whose contrast is computed at once, in float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,8 @@ class Audit:
 
     counts: dict[str, dict[str, int]]  # pictures per class and split
     exact: tuple[Group, ...]  # byte-identical files
-    near: tuple[Group, ...]  # pairs that look the same and are not byte-identical
+    # Pairs that look the same and are not byte-identical: the two first, then the identical copies of both.
+    near: tuple[Group, ...]
     blank: tuple[str, ...]
     strange: tuple[str, ...]  # least like the others, the strangest first: look at them
 
@@ -104,25 +107,62 @@ def audit_faces(train: LabelledFaces, validation: LabelledFaces) -> Audit:
     labels = [part.classes[label] for part in splits.values() for label in part.labels]
     digests = [digest for part in splits.values() for digest in part.file_sha256]
     faces = np.concatenate([part.faces for part in splits.values()])
-    by_digest: dict[str, list[int]] = defaultdict(list)
-    for index, digest in enumerate(digests):
-        by_digest[digest].append(index)
 
     def group(indices: Sequence[int]) -> Group:
         return Group(paths=tuple(paths[i] for i in indices), labels=tuple(labels[i] for i in indices))
 
-    spread = faces.reshape(len(faces), -1).std(1)
-    blank = np.flatnonzero(spread < _BLANK_STD)
-    # One of each group of equal pictures is enough to compare, and a blank one is like every other.
-    distinct = np.array([indices[0] for indices in by_digest.values()])
-    distinct = distinct[~np.isin(distinct, blank)]
+    def pair(one: list[int], other: list[int]) -> Group:
+        # Of all copies, the two that say the most come first: under two labels, or else in both splits.
+        first = max(
+            itertools.product(one, other),
+            key=lambda two: (labels[two[0]] != labels[two[1]], (two[0] < len(train)) != (two[1] < len(train))),
+        )
+        return group((*first, *(index for index in (*one, *other) if index not in first)))
+
+    # One of each group of equal pictures is enough to compare.
+    distinct = np.array([copies[0] for copies in _shown_copies(faces, digests)], dtype=np.int64)
     return Audit(
         counts={split: part.counts for split, part in splits.items()},
-        exact=tuple(group(indices) for indices in by_digest.values() if len(indices) > 1),
-        near=tuple(group((distinct[one], distinct[other])) for one, other in near_pairs(faces[distinct])),
-        blank=tuple(paths[i] for i in blank),
+        exact=tuple(group(copies) for copies in _copies(digests) if len(copies) > 1),
+        near=tuple(pair(one, other) for one, other in near_copies(faces, digests)),
+        blank=tuple(paths[i] for i in np.flatnonzero(_is_blank(faces))),
         strange=tuple(paths[distinct[i]] for i in strangest(faces[distinct])[:_STRANGEST]),
     )
+
+
+def near_copies(faces: Uint8Array, file_sha256: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """Pairs of pictures that look the same in different files: of both, the indices of all byte-identical copies.
+
+    Args:
+        faces: uint8 (pictures, size, size).
+        file_sha256: of each picture's file.
+    """
+    groups = _shown_copies(faces, file_sha256)
+    distinct = np.array([copies[0] for copies in groups], dtype=np.int64)
+    return [(groups[one], groups[other]) for one, other in near_pairs(faces[distinct])]
+
+
+def _copies(file_sha256: Sequence[str]) -> list[list[int]]:
+    """Indices of the pictures by their file, in the order of the first ones."""
+    by_digest: dict[str, list[int]] = defaultdict(list)
+    for index, digest in enumerate(file_sha256):
+        by_digest[digest].append(index)
+    return list(by_digest.values())
+
+
+def _shown_copies(faces: Uint8Array, file_sha256: Sequence[str]) -> list[list[int]]:
+    """The same without blank pictures, each of which is like every other."""
+    blank = _is_blank(faces)
+    return [copies for copies in _copies(file_sha256) if not blank[copies[0]]]
+
+
+def _is_blank(faces: Uint8Array) -> npt.NDArray[np.bool_]:
+    """Whether each picture shows nothing, (pictures,)."""
+    flat = faces.reshape(len(faces), -1)
+    # numpy computes in float64, 600 MB for the whole of FER2013.
+    contrast = [flat[start : start + _CHUNK].std(1) for start in range(0, len(flat), _CHUNK)]
+    blank: npt.NDArray[np.bool_] = np.concatenate(contrast) < _BLANK_STD
+    return blank
 
 
 def near_pairs(faces: Uint8Array, *, similarity: float = _NEAR) -> list[tuple[int, int]]:
@@ -146,6 +186,8 @@ def strangest(faces: Uint8Array) -> npt.NDArray[np.int64]:
 
     What is left of a small copy after its projection on the first principal components of all.
     """
+    if len(faces) == 0:
+        return np.zeros(0, np.int64)
     small = _thumbnails(faces)
     centered = small - small.mean(0)
     variances, vectors = np.linalg.eigh(centered.T @ centered)
@@ -172,30 +214,40 @@ def write_audit(audit: Audit, folder: Path, train: LabelledFaces, validation: La
 
 def _thumbnails(faces: Uint8Array) -> FloatArray:
     """Unit vectors float32 (pictures, 256) of small copies without their mean."""
-    side = (_THUMBNAIL, _THUMBNAIL)
-    small = np.stack([cv2.resize(face, side, interpolation=cv2.INTER_AREA) for face in faces]).astype(np.float32)
-    flat = small.reshape(len(small), -1)
+    flat = np.empty((len(faces), _THUMBNAIL * _THUMBNAIL), np.float32)
+    for row, face in zip(flat, faces, strict=True):
+        row[:] = cv2.resize(face, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA).ravel()
     flat -= flat.mean(1, keepdims=True)
     unit: FloatArray = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
     return unit
 
 
-def _draw_sheet(audit: Audit, pictures: dict[str, Uint8Array]) -> Uint8Array:
-    """Rows of examples: contradictions, copies across the splits, near copies, blank and strange pictures."""
+def _sheet_rows(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Contradictions, copies across the splits, near copies, blank and strange pictures.
+
+    A title each, and examples: the path of a picture and what is written under it.
+    """
     conflicts = [group for group in audit.exact if group.has_conflict]
+    across = [group for group in audit.exact if group.crosses_splits]
     near = [pair for pair in audit.near if pair.has_conflict] or list(audit.near)
-    rows: list[tuple[str, list[tuple[str, str]]]] = [
-        (
-            f"under two labels: {len(conflicts)} groups",
-            [(group.paths[0], " / ".join(sorted(set(group.labels)))) for group in conflicts],
-        ),
+
+    def one_of_each(groups: list[Group]) -> list[tuple[str, str]]:
+        return [(group.paths[0], " / ".join(sorted(set(group.labels)))) for group in groups]
+
+    return [
+        (f"under two labels: {len(conflicts)} groups", one_of_each(conflicts)),
+        (f"in both splits: {len(across)} groups", one_of_each(across)),
         (
             f"nearly the same: {len(audit.near)} pairs, side by side",
-            [(path, label) for pair in near for path, label in zip(pair.paths, pair.labels, strict=True)],
+            [example for pair in near for example in zip(pair.paths[:2], pair.labels[:2], strict=True)],
         ),
         (f"blank: {len(audit.blank)}", [(path, path.split("/")[1]) for path in audit.blank]),
         ("the least like the others", [(path, path.split("/")[1]) for path in audit.strange]),
     ]
+
+
+def _draw_sheet(audit: Audit, pictures: dict[str, Uint8Array]) -> Uint8Array:
+    rows = _sheet_rows(audit)
     columns, side, caption, header, shown = 12, 96, 20, 34, 48
     height = sum(header + -(-min(len(row), shown) // columns) * (side + caption) for _, row in rows) + 8
     page = np.full((height, columns * (side + 8) + 8), 250, np.uint8)

@@ -7,9 +7,10 @@ from collections.abc import Collection
 
 import numpy as np
 
+from fer_train.audit import near_copies
 from fer_train.data import Int64Array, LabelledFaces
 
-KINDS = ("duplicates", "conflicts")
+KINDS = ("duplicates", "conflicts", "near")
 
 
 def training_indices_without(train: LabelledFaces, validation: LabelledFaces, kinds: Collection[str]) -> Int64Array:
@@ -17,7 +18,8 @@ def training_indices_without(train: LabelledFaces, validation: LabelledFaces, ki
 
     "duplicates" leaves out pictures that also stand in validation, and all but the first of equal
     ones; "conflicts" leaves out pictures that stand under two labels, every copy of them. Equal
-    means byte-identical files.
+    means byte-identical files. "near" leaves out pictures that look the same as one of validation, and
+    both of two that look the same under two labels, where the files differ (as `fer-train --audit` counts them).
 
     Raises:
         ValueError: `kinds` names something else.
@@ -28,9 +30,12 @@ def training_indices_without(train: LabelledFaces, validation: LabelledFaces, ki
     for split in (train, validation):
         for digest, label in zip(split.file_sha256, split.labels, strict=True):
             labels_of[digest].add(int(label))
+    unwanted = _near(train, validation) if "near" in kinds else set()
     seen = set(validation.file_sha256)
     kept = []
     for index, digest in enumerate(train.file_sha256):
+        if index in unwanted:
+            continue
         if "conflicts" in kinds and len(labels_of[digest]) > 1:
             continue
         if "duplicates" in kinds:
@@ -39,3 +44,15 @@ def training_indices_without(train: LabelledFaces, validation: LabelledFaces, ki
             seen.add(digest)
         kept.append(index)
     return np.array(kept, dtype=np.int64)
+
+
+def _near(train: LabelledFaces, validation: LabelledFaces) -> set[int]:
+    faces = np.concatenate([train.faces, validation.faces])
+    labels = np.concatenate([train.labels, validation.labels])
+    unwanted: set[int] = set()
+    for one, other in near_copies(faces, (*train.file_sha256, *validation.file_sha256)):
+        has_conflict = len(set(labels[[*one, *other]].tolist())) > 1
+        for side, opposite in ((one, other), (other, one)):
+            if has_conflict or max(opposite) >= len(train):
+                unwanted.update(index for index in side if index < len(train))
+    return unwanted

@@ -59,7 +59,8 @@ _MODES = {
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate, instead of the recipe's.")
 @click.option(
     "--drop",
-    help="Training pictures to leave out, instead of the recipe's: duplicates,conflicts or none. Nothing is deleted.",
+    help="Training pictures to leave out, instead of the recipe's: duplicates, conflicts and near, with commas, "
+    "or none. Nothing is deleted.",
 )
 @click.option(
     "--set",
@@ -338,9 +339,11 @@ def _drop(given: str | None) -> tuple[str, ...] | None:
     if given is None:
         return None
     kinds = tuple(kind.strip() for kind in given.split(",") if kind.strip() not in ("", "none"))
-    if unknown := set(kinds) - {"duplicates", "conflicts"}:
+    from fer_train.cleaning import KINDS
+
+    if unknown := set(kinds) - set(KINDS):
         raise click.BadParameter(
-            f"{', '.join(sorted(unknown))} is none of: duplicates, conflicts, none", param_hint="--drop"
+            f"{', '.join(sorted(unknown))} is none of: {', '.join(KINDS)}, none", param_hint="--drop"
         )
     return kinds
 
