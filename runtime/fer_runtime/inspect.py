@@ -125,7 +125,7 @@ def inspect_model(path: Path) -> ModelFacts:
     Raises:
         ModelFileError: the file is missing, truncated or no ONNX model, or its metadata is damaged.
     """
-    file, content = read_onnx_file(path)
+    file, content = read_onnx_file(path, advice="give the path of an .onnx file")
     text = file.metadata.get(METADATA_KEY)
     metadata = None if text is None else parse_metadata(text, source=str(path))
     weights = _weights(file)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from os import PathLike
 from time import perf_counter
 
 import numpy as np
@@ -83,13 +85,31 @@ def recognize_files(
     Who stops before the last row closes the generator (`contextlib.closing`), and no more pictures are read.
 
     Args:
-        paths: picture files; consumed as rows are taken, a few blocks ahead.
+        paths: picture files, or `fer_runtime.inputs.Inputs` of folders; consumed as rows are taken, a few blocks ahead.
         summary: filled while the rows are taken.
         workers: threads that read, decode and find faces; the CPUs that this process may use by default.
         read: a path to the file's content.
         on_picture: called with each picture that could be read, and its row.
+
+    Raises:
+        ValueError: `paths` is one path, whose letters would be taken for paths.
     """
-    summary = summary or JobSummary()
+    if isinstance(paths, (str, bytes, PathLike)):
+        raise ValueError(
+            f"paths must be a list of picture files, not {paths!r}; for a folder: "
+            f"recognize_files(recognizer, Inputs([{os.fspath(paths)!r}])), from fer_runtime.inputs import Inputs"
+        )
+    return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_picture)
+
+
+def _recognized(
+    recognizer: Recognizer,
+    paths: Iterable[str],
+    summary: JobSummary,
+    workers: int | None,
+    read: Callable[[str], bytes],
+    on_picture: Callable[[Uint8Array, PictureResult], object] | None,
+) -> Generator[PictureResult, None, None]:
     count = workers or available_cpus()
     remaining = iter(paths)
     block_size = BLOCK if on_picture is None else _KEPT_BLOCK

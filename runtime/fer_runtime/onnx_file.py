@@ -114,8 +114,11 @@ def read_onnx(content: bytes, *, source: str) -> OnnxFile:
         ) from error
 
 
-def read_onnx_file(path: Path) -> tuple[OnnxFile, bytes]:
+def read_onnx_file(path: Path, *, advice: str = "write one with: fer-export --model v0") -> tuple[OnnxFile, bytes]:
     """Read a model file; also returns its bytes.
+
+    Args:
+        advice: where such a file comes from, for the message when it is missing.
 
     Raises:
         ModelFileError: the file is missing, or as for `read_onnx`.
@@ -123,7 +126,7 @@ def read_onnx_file(path: Path) -> tuple[OnnxFile, bytes]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror}; write one with: fer-export --model v0") from error
+        raise ModelFileError(f"cannot read {path}: {error.strerror}; {advice}") from error
     return read_onnx(content, source=str(path)), content
 
 

@@ -94,7 +94,8 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
             err=True,
         )
     if left_out.folders:
-        click.echo(f"  {left_out.folders} folders were not gone into; add --recursive", err=True)
+        folders = "1 folder was" if left_out.folders == 1 else f"{left_out.folders} folders were"
+        click.echo(f"  {folders} not gone into; add --recursive", err=True)
     if left_out.suffixes:
         click.echo(f"  not read: {_counted(left_out.suffixes)}", err=True)
     for folder in left_out.only_folders:

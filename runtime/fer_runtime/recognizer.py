@@ -59,6 +59,7 @@ class Recognizer:
     Raises:
         ModelFileError: the model is missing, damaged, or not written by fer-export.
         ProviderError: the provider is not there.
+        ValueError: `min_confidence`, `min_face` or `threads` is out of its range.
     """
 
     def __init__(
@@ -75,6 +76,10 @@ class Recognizer:
         provider: str = "CPU",
         strict: bool = False,
     ) -> None:
+        if isinstance(min_confidence, (int, float)) and not 0 <= min_confidence <= 1:
+            raise ValueError(f"min_confidence must be a probability, 0 to 1, not {min_confidence}")
+        if threads < 1 or min_face < 1:
+            raise ValueError(f"threads and min_face must be at least 1, not {threads} and {min_face}")
         self.path = find_model(model, precision=precision, models_dir=Path(models_dir))
         opened = open_session(self.path, threads=threads, provider=provider, strict=strict)
         self.provider = opened.provider
@@ -99,9 +104,9 @@ class Recognizer:
 
         Raises:
             PictureError: the path is no readable picture.
-            ValueError: the array is of another shape or dtype.
+            ValueError: the array is of another shape or dtype, or None.
         """
-        if isinstance(image, np.ndarray):
+        if image is None or isinstance(image, np.ndarray):
             path = ""
         else:
             path = str(image)
@@ -246,7 +251,12 @@ def _whole_picture(width: int, height: int) -> tuple[Detection, ...]:
     return (Detection(box=(0, 0, width, height)),)
 
 
-def _check_image(image: Uint8Array) -> None:
+def _check_image(image: Uint8Array | None) -> None:
+    if image is None:
+        raise ValueError(
+            "the picture is None: cv2.imread gives None where it cannot read a picture; give its path, and the error "
+            "says why"
+        )
     color = image.ndim == 3 and image.shape[2] == 3
     if image.dtype != np.uint8 or not (image.ndim == 2 or color) or 0 in image.shape:
         raise ValueError(

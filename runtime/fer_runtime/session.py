@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SEVERITY = 4
 # Providers' own settings, where their defaults compute something else than the certificate was made with: since
 # Ampere, CUDA rounds float32 to TF32's 10 bits.
+_GPU = ("cuda", "tensorrt")  # providers of the package onnxruntime-gpu
 _PROVIDER_OPTIONS = {"CUDA": {"use_tf32": "0"}}
 
 
@@ -62,7 +63,13 @@ class OpenedSession:
 
 
 def open_session(
-    model: Path | bytes, *, threads: int = 1, provider: str = "CPU", strict: bool = False, source: str | None = None
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    provider: str = "CPU",
+    strict: bool = False,
+    source: str | None = None,
+    advice: str = "write one with: fer-export --model v0",
 ) -> OpenedSession:
     """Load a model.
 
@@ -72,6 +79,7 @@ def open_session(
         provider: execution provider without the suffix `ExecutionProvider`, as `--provider` takes it.
         strict: a provider that falls back to another is an error.
         source: name for messages when `model` is bytes.
+        advice: where such a file comes from, for the message when it is missing.
 
     Raises:
         ModelFileError: the file is missing, damaged, or wants data from outside its folder.
@@ -79,7 +87,7 @@ def open_session(
     """
     name = source or (str(model) if isinstance(model, Path) else "the model")
     wanted = find_provider(provider)
-    content = model if isinstance(model, bytes) else _read(model)
+    content = model if isinstance(model, bytes) else _read(model, advice)
     try:
         session = _create_session(content, threads, (wanted, "CPU"))
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -145,13 +153,16 @@ def find_provider(name: str) -> str:
     for one in there:
         if one.lower() == name.lower().removesuffix("executionprovider"):
             return one
+    is_gpu = name.lower().removesuffix("executionprovider") in _GPU
+    package = "onnxruntime-gpu" if is_gpu else "a build that has it"
     raise ProviderError(
-        f"onnxruntime {onnxruntime.__version__} has no execution provider {name} here; it has: {', '.join(there)}"
+        f"onnxruntime {onnxruntime.__version__} has no execution provider {name} here; it has: {', '.join(there)}; "
+        f"install {package} in onnxruntime's place, or leave --provider out"
     )
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, advice: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror}; write one with: fer-export --model v0") from error
+        raise ModelFileError(f"cannot read {path}: {error.strerror}; {advice}") from error

@@ -14,6 +14,7 @@ URL = (
 )
 SIZE = 232_589  # bytes
 SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+ADVICE = "download one with: fer-infer --fetch-yunet"  # the next step where the file is missing or another
 _TIMEOUT = 30  # seconds
 
 

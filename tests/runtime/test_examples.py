@@ -1,4 +1,4 @@
-"""The Python examples of README and docs: each runs as it stands, beside a picture of the name that it uses."""
+"""The Python examples of README and docs: each runs as it stands, beside the pictures that it names."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def _examples() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("name", "code"), _examples(), ids=lambda value: value if len(value) < 30 else "")
 def test_an_example_runs_and_says_something(name: str, code: str, tmp_path: Path) -> None:
     shutil.copy(sample_pictures()[0], tmp_path / "portrait.jpg")
+    (tmp_path / "holiday" / "beach").mkdir(parents=True)
+    shutil.copy(sample_pictures()[0], tmp_path / "holiday" / "beach" / "1.jpg")
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert "happy" in run.stdout

@@ -43,6 +43,11 @@ def test_facts_are_json_and_leave_the_pixels_out() -> None:
     assert json.loads(text)["metadata"]["name"] == "v0"
 
 
+def test_a_missing_file_is_not_to_be_exported_first(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"No such file or directory; give the path of an \.onnx file"):
+        inspect_model(tmp_path / "none.onnx")
+
+
 def test_a_file_that_is_not_ours_is_still_described(tmp_path: Path) -> None:
     facts = inspect_model(write_band_model(tmp_path / "a.onnx", metadata=""))
     assert facts.metadata is None

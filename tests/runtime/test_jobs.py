@@ -7,12 +7,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime import Recognizer
+from fer_runtime.inputs import Inputs
 from fer_runtime.jobs import BLOCK, recognize_files
 
 
@@ -35,6 +38,25 @@ def test_after_the_last_row_no_thread_is_left(recognizer: Recognizer, picture: b
     rows = list(recognize_files(recognizer, ["face.png"] * 200, workers=2, read=lambda path: picture))
     assert len(rows) == 200
     assert _reading_threads() == []
+
+
+@pytest.mark.parametrize("paths", ["pics", b"pics", Path("pics")])
+def test_one_path_is_not_taken_for_many(recognizer: Recognizer, paths: Any) -> None:
+    # At once, not when the first row is asked for.
+    with pytest.raises(ValueError, match=r"for a folder: recognize_files\(recognizer, Inputs\(\[b?'pics'\]\)\)"):
+        recognize_files(recognizer, paths)
+
+
+def test_a_folder_in_the_list_says_what_lists_its_pictures(
+    recognizer: Recognizer, picture: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "face.png").write_bytes(picture)
+    (row,) = recognize_files(recognizer, [str(tmp_path)])
+    assert row.error is not None
+    assert "fer_runtime.inputs.Inputs lists its pictures" in row.error
+    (row,) = recognize_files(recognizer, Inputs([str(tmp_path)], recursive=True))
+    assert (row.path, row.error) == (str(tmp_path / "deep" / "face.png"), None)
 
 
 def test_a_closed_run_reads_no_more_pictures(recognizer: Recognizer, picture: bytes) -> None:

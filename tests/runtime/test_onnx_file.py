@@ -75,6 +75,8 @@ def test_noise_is_our_own_error_or_no_model() -> None:
 def test_a_missing_file_says_how_to_write_one(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="fer-export"):
         read_onnx_file(tmp_path / "none.onnx")
+    with pytest.raises(ModelFileError, match="No such file or directory; ask the cat"):
+        read_onnx_file(tmp_path / "none.onnx", advice="ask the cat")
 
 
 def test_the_digest_covers_weights_and_metadata_and_not_their_order(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -80,6 +81,22 @@ def test_wrong_arrays_are_a_callers_mistake(band_model: Path) -> None:
             recognizer.classify(np.zeros((2, 32, 32), np.uint8))
         with pytest.raises(PictureError, match=r"missing\.jpg cannot be opened"):
             recognizer.predict("missing.jpg")
+
+
+def test_a_picture_that_opencv_could_not_read_is_called_so(band_model: Path) -> None:
+    with Recognizer(band_model) as recognizer:
+        missing: Any = None
+        for method in (recognizer.predict, recognizer.recognize):
+            with pytest.raises(ValueError, match=r"cv2\.imread gives None"):
+                method(missing)
+
+
+@pytest.mark.parametrize(
+    "options", [{"min_confidence": 80}, {"min_confidence": -0.1}, {"threads": 0}, {"min_face": 0}], ids=str
+)
+def test_options_out_of_range_are_a_callers_mistake(band_model: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Recognizer(band_model, **options)
 
 
 def test_threads_share_a_recognizer(band_model: Path) -> None:

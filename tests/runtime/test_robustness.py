@@ -173,8 +173,11 @@ def test_strace_sees_no_network_and_no_write_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_provider_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(ProviderError, match=r"no execution provider Abacus here; it has: .*CPU"):
+    with pytest.raises(ProviderError, match=r"no execution provider Abacus here; it has: .*CPU.*leave --provider out"):
         find_provider("Abacus")
+    if "TensorRT" not in available_providers():
+        with pytest.raises(ProviderError, match="install onnxruntime-gpu in onnxruntime's place"):
+            find_provider("tensorrt")
     assert find_provider("cpu") == find_provider("CPUExecutionProvider") == "CPU"
     run = _infer("--samples", "--provider", "Abacus")
     assert run.returncode == 1

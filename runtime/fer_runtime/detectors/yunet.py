@@ -16,6 +16,7 @@ from fer_runtime.detectors import Detection, square_crop
 from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array
 from fer_runtime.session import open_session
+from fer_runtime.yunet_file import ADVICE
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -45,13 +46,12 @@ class YuNetDetector:
         Raises:
             ModelFileError: the file is missing or no YuNet.
         """
-        self._session = open_session(path, threads=threads).session
+        self._session = open_session(path, threads=threads, advice=ADVICE).session
         (self._input, *_), outputs = self._session.get_inputs(), {one.name for one in self._session.get_outputs()}
         wanted = [f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in _STRIDES]
         if not set(wanted) <= outputs:
             raise ModelFileError(
-                f"{path} is no YuNet face detector: it has the outputs {', '.join(sorted(outputs))}; "
-                "download one with: fer-infer --fetch-yunet"
+                f"{path} is no YuNet face detector: it has the outputs {', '.join(sorted(outputs))}; {ADVICE}"
             )
         self._outputs = wanted
         height, width = self._input.shape[2:]
