@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
 from fer_train import ablation
+from fer_train.checkpoints import Checkpoint, save_checkpoint
+from fer_train.networks import create_network
 from fer_train.recipes import RECIPES
 
 
@@ -42,3 +45,35 @@ def test_rows_are_trained_once_and_read_afterwards(tmp_path: Path, monkeypatch: 
     again = CliRunner().invoke(ablation.main, arguments)
     assert again.stdout == first.stdout
     assert (output / "best" / "model_0.pth").stat().st_mtime_ns == written
+
+    # Other settings are no reason to show these rows, nor to overwrite them.
+    for options, difference in (
+        (["--epochs", "2"], "another epochs;"),
+        (["--seed", "1"], "another seed;"),
+        (
+            ["--data", str(write_pictures(tmp_path / "other", seed=1))],
+            "another pictures of train, pictures of validation;",
+        ),
+    ):
+        refused = CliRunner().invoke(ablation.main, [*arguments, *options])
+        assert refused.exit_code == 1
+        assert f"{output / 'best' / 'model_0_results.json'} is of a training with {difference}" in refused.stderr
+    assert (output / "best" / "model_0.pth").stat().st_mtime_ns == written
+
+
+def test_teachers_of_one_name_and_other_weights_are_another_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    write_pictures(tmp_path / "data", train=2, validation=1)
+    monkeypatch.setattr(ablation, "ROWS", ())
+    files = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        files.append(tmp_path / str(seed) / "model_0.pth")
+        files[-1].parent.mkdir()
+        save_checkpoint(files[-1], Checkpoint(name="v0", state_dict=create_network("v0").state_dict()))
+    for file in (*files, files[0]):
+        (row,) = ablation.run_ablation(tmp_path / "data", tmp_path / "runs", epochs=1, teachers=[file])
+        assert (row.name, row.epochs) == ("distilled from model_0.pth", 1)
+    assert len(list((tmp_path / "runs").iterdir())) == 2

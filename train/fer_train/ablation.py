@@ -5,17 +5,22 @@ Every run has the same pictures, epochs and seed, so that a row differs from the
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fer_runtime.command import FerCommand, needs_extra
-from fer_runtime.files import write_atomically
+from fer_runtime.errors import DataError
+from fer_runtime.files import sha256_of, write_atomically
 from fer_runtime.models import results_path
+
+if TYPE_CHECKING:
+    from fer_train.recipes import Recipe
 
 # A row each: what it is called, and what differs from the recipe "best".
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -41,7 +46,7 @@ class AblationRow:
     settings: tuple[str, ...]  # as `fer-train --set` takes them
     accuracy: float  # fraction of the validation pictures, best epoch
     macro_f1: float
-    epochs: int
+    epochs: int  # that were trained
     seconds_per_epoch: float  # median wall clock
 
 
@@ -54,21 +59,35 @@ def run_ablation(
         data: the dataset's root.
         folder: each row's files go to a folder of its own in it.
         teachers: checkpoints for one row more, distilled from them.
+
+    Raises:
+        DataError: a finished row in `folder` has other settings, another seed or other pictures.
     """
     with needs_extra("train"):
         import torch
 
+        from fer_train.data import load_faces
         from fer_train.pipeline import train_model
         from fer_train.recipes import RECIPES
         from fer_train.results import read_results
 
-    rows = [*((name, settings, ()) for name, settings in ROWS)]
-    extra = [(f"distilled from {', '.join(path.name for path in teachers)}", (), tuple(teachers))] if teachers else []
-    for name, settings, given in (*rows, *extra):
-        recipe = RECIPES["best"]["v0"].overridden(epochs=epochs)
+    best = RECIPES["best"]["v0"].overridden(epochs=epochs)
+    rows: list[tuple[str, tuple[str, ...], Recipe, tuple[Path, ...], Path]] = []
+    for name, settings in ROWS:
+        recipe = best
         for setting in settings:
             recipe = recipe.with_setting(setting)
-        own = folder / ("_".join(settings).replace("=", "-") or ("distilled" if given else "best"))
+        rows.append((name, settings, recipe, (), folder / ("_".join(settings).replace("=", "-") or "best")))
+    if teachers:
+        # Other teachers may have the same names, which is all that a results file says of them.
+        digest = hashlib.sha256("".join(map(sha256_of, teachers)).encode()).hexdigest()
+        name = f"distilled from {', '.join(path.name for path in teachers)}"
+        rows.append((name, (), best, tuple(teachers), folder / f"distilled-{digest[:8]}"))
+    fingerprints = {split: load_faces(data, split).fingerprint for split in ("train", "validation")}
+    # All of them before the first training: nobody waits for hours to hear of the last one.
+    for _, _, recipe, _, own in rows:
+        _require_same(results_path(own, "v0"), recipe, seed, fingerprints)
+    for name, settings, recipe, given, own in rows:
         if not results_path(own, "v0").is_file():
             train_model(
                 "v0",
@@ -87,8 +106,28 @@ def run_ablation(
             settings=settings,
             accuracy=results["accuracy"],
             macro_f1=results["macro_f1"],
-            epochs=epochs,
+            epochs=len(results["test_acc"]),
             seconds_per_epoch=results["seconds_per_epoch"],
+        )
+
+
+def _require_same(path: Path, recipe: Recipe, seed: int, fingerprints: Mapping[str, str]) -> None:
+    """Raise a DataError where the results at `path` are of another training; there need be none."""
+    from fer_train.results import read_results
+
+    if not path.is_file():
+        return
+    results = read_results(path)
+    wanted = {**recipe.to_dict(), "seed": seed, **fingerprints}
+    found = {
+        **results.get("settings", {}),
+        "seed": results.get("seed"),
+        **{split: part.get("fingerprint") for split, part in results.get("data", {}).items()},
+    }
+    if differing := [name for name, value in wanted.items() if found.get(name) != value]:
+        pictures = ", ".join(f"pictures of {name}" if name in fingerprints else name for name in differing)
+        raise DataError(
+            f"{path} is of a training with another {pictures}; give another --output, or delete {path.parent}"
         )
 
 
@@ -111,7 +150,7 @@ def ablation_table(rows: Sequence[AblationRow]) -> str:
 @click.option(
     "--teacher",
     "teachers",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
     multiple=True,
     help="Adds a row that is distilled from this checkpoint; may be given several times.",
 )
