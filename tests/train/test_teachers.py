@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
+from tests.train.devices import DEVICES
 from tests.train.pictures import write_pictures
 from torch import Generator, Tensor, nn
 
@@ -37,7 +38,7 @@ class _Constant(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         self.seen.append(pictures.clone())
-        return F.one_hot(torch.full((len(pictures),), 3), 7) * 10.0
+        return F.one_hot(torch.full((len(pictures),), 3, device=pictures.device), 7) * 10.0
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +50,21 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelledFaces, Labe
         return load_faces(pictures, "train"), load_faces(pictures, "validation")
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("views", ["faces", "pictures"])
 def test_a_teacher_pulls_the_student_towards_its_answers(
-    faces: tuple[LabelledFaces, LabelledFaces], views: str
+    faces: tuple[LabelledFaces, LabelledFaces], views: str, device: str
 ) -> None:
     # A teacher that takes every face for the same class, against the labels.
     stubborn = _Constant()
     answers: Teachers = PictureAnswers([stubborn])
     if views == "faces":
-        answers = FaceAnswers(stubborn(torch.zeros(len(faces[0]))))
+        answers = FaceAnswers(stubborn(torch.zeros(len(faces[0]), device=device)))
     torch.manual_seed(0)
     network: nn.Module = create_network("v0")
     recipe = RECIPE.overridden(epochs=6, batch_size=16, optimizer="adamw", lr=3e-3, teacher_weight=1.0)
-    Trainer(network, *faces, recipe, device=CPU, seed=0, teachers=answers).run()
-    predictions = predict_logits(network, torch.from_numpy(faces[1].faces)).argmax(1)
+    Trainer(network, *faces, recipe, device=torch.device(device), seed=0, teachers=answers).run()
+    predictions = predict_logits(network, torch.from_numpy(faces[1].faces).to(device)).argmax(1)
     assert (predictions == 3).float().mean() > 0.9
 
 

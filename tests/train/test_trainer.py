@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.train.devices import DEVICES
 from tests.train.pictures import write_pictures
 
 from fer_runtime.errors import CheckpointError, DataError
@@ -24,7 +25,6 @@ from fer_train.results import History
 from fer_train.trainer import Trainer, batch_sizes, learning_rate
 
 TINY = Recipe(epochs=3, batch_size=16, optimizer="adamw", lr=3e-3, schedule="one-cycle", augmentation="light")
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.fixture(scope="module")

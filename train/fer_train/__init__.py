@@ -1,1 +1,1 @@
-"""Training of the two expression networks in PyTorch."""
+"""Training of the expression networks in PyTorch, and what surrounds it: audit, averages, ablation."""

@@ -338,9 +338,9 @@ class InterruptedTrainingError(FerError):
 def _drop(given: str | None) -> tuple[str, ...] | None:
     if given is None:
         return None
-    kinds = tuple(kind.strip() for kind in given.split(",") if kind.strip() not in ("", "none"))
     from fer_train.cleaning import KINDS
 
+    kinds = tuple(kind.strip() for kind in given.split(",") if kind.strip() not in ("", "none"))
     if unknown := set(kinds) - set(KINDS):
         raise click.BadParameter(
             f"{', '.join(sorted(unknown))} is none of: {', '.join(KINDS)}, none", param_hint="--drop"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from fer_runtime.errors import ProviderError
-
-DEVICES = ("auto", "mps", "cuda", "cpu")
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -35,6 +34,11 @@ def supports_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
+    return _cpu_computes_bf16()
+
+
+@cache  # teachers ask in every step, and a machine with many cores describes each of them
+def _cpu_computes_bf16() -> bool:
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
