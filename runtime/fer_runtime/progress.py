@@ -89,8 +89,8 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
         click.echo(f"  {count} x {reason}", err=True)
     if summary.without_face and detector == "haar":
         click.echo(
-            "  Haar's cascade sees frontal faces of 1/64 of a picture's long side and more; YuNet sees others: "
-            "fer-infer --fetch-yunet",
+            "  Haar's cascade sees frontal faces, and small ones only where it finds no larger; YuNet finds more, once "
+            "it is there: fer-infer --fetch-yunet",
             err=True,
         )
     if left_out.folders:

@@ -15,7 +15,7 @@ from fer_runtime.images import Uint8Array, to_gray
 # alt2 found all of 64 faces in 63 portraits with no false box at this size; "default" gave up to 28 false ones.
 _CASCADE = "haarcascade_frontalface_alt2.xml"
 _LONG_SIDE = 320  # pixels that the picture is shrunk to
-# Of the second search: faces of a quarter of the size, in up to ten times the time.
+# Of the second search: faces of a quarter of the size, in three to thirteen times the time.
 _LARGER_SIDE = 1280
 _SMALLEST = 20  # pixels of a face that the cascade was trained on
 _SCALE_STEP = 1.1
