@@ -122,7 +122,7 @@ def _write_rows(
 
         finished = check_whole(recognizer, pictures, output, read=read)
         click.echo(f"{output} is whole already: {finished.rows} rows, {finished.failed} of them failed", err=True)
-        return bool(finished.failed)
+        return bool(finished.failed or pictures.left_out.only_folders or not finished.rows)
     elif output is not None:
         finished = finished_rows(output, settings)
         paths = paths_left(pictures, partial_path(output), finished)

@@ -99,7 +99,7 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
     if left_out.suffixes:
         click.echo(f"  not read: {_counted(left_out.suffixes)}", err=True)
     for folder in left_out.only_folders:
-        click.echo(f"{folder} holds only folders; add --recursive to go into them", err=True)
+        click.echo(f"{folder} holds folders and no picture itself; add --recursive to go into them", err=True)
     if not summary.pictures:
         click.echo("there was no picture to read", err=True)
 

@@ -104,7 +104,7 @@ def test_a_folder_of_folders_says_so(model: Path, folder: Path) -> None:
     cv2.imwrite(str(outer / "inner" / "1.png"), band_face(1))
     run = _infer(outer, "--model", model)
     assert run.returncode == 1
-    assert b"holds only folders; add --recursive" in run.stderr
+    assert b"holds folders and no picture itself; add --recursive" in run.stderr
     assert len(_rows(_infer(outer, "--model", model, "--recursive"))) == 1
 
 
