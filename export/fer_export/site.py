@@ -22,6 +22,7 @@ from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.files import cache_folder, write_atomically
 from fer_runtime.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.onnx_file import read_onnx_file
+from fer_runtime.yunet_file import ADVICE
 
 ORT_WEB_VERSION = "1.30.0"
 # The registry's checksum of the package onnxruntime-web at that version.
@@ -111,7 +112,7 @@ def write_site(
     parse_metadata(facts.metadata.get(METADATA_KEY), source=str(model))
     entries: dict[str, bytes] = {"model.onnx": content, "LICENSES.txt": _NOTICE.encode()}
     if yunet is not None:
-        facts, entries["face_detection_yunet.onnx"] = read_onnx_file(yunet)
+        facts, entries["face_detection_yunet.onnx"] = read_onnx_file(yunet, advice=ADVICE)
         if not {"cls_8", "bbox_32"} <= {one.name for one in facts.outputs}:
             raise ModelFileError(f"{yunet} is no YuNet face detector; take face_detection_yunet_2023mar.onnx")
     entries |= _ort_files(ort_web)
