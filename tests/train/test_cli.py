@@ -39,6 +39,13 @@ def test_options_that_a_mode_does_not_use_are_named(monkeypatch: pytest.MonkeyPa
     assert sorted(named.split(", ")) == sorted(unused)
 
 
+def test_settings_that_change_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _refusal(monkeypatch, "--model", "v0", "--set", "dropout=0", "--set", "teacher_weight=0.5")
+    assert "--set teacher_weight=0.5 changes nothing without --teacher" in said
+    said = _refusal(monkeypatch, "--model", "v1", "--pretrain", "pictures", "--set", "drop=near")
+    assert "--pretrain learns from all pictures" in said
+
+
 def test_options_that_are_not_given_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[tuple[object, ...]] = []
     monkeypatch.setattr(cli, "_audit", lambda *given: reached.append(given))

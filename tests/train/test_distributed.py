@@ -200,11 +200,33 @@ def test_several_processes_pretrain_one_network(tmp_path: Path, environment: dic
     assert [path.name for path in models.iterdir()] == ["model_v1_pretrained.pth"]
 
 
+# A stand-in for kagglehub that takes its time, and says when it was at it.
+_KAGGLEHUB = """
+import os
+import time
+
+def dataset_download(name):
+    for word, seconds in (("begun", 0.5), ("done", 0)):
+        with open(os.environ["DOWNLOADS"], "a") as log:
+            log.write(word + " ")
+        time.sleep(seconds)
+    return os.environ["PICTURES"]
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
 def test_the_command_has_one_writer_and_resumes(pictures: Path, tmp_path: Path, environment: dict[str, str]) -> None:
-    options = ["-m", "fer_train", "--model", "v0", "--data", pictures, "--epochs", 3, "--device", "cpu", "--no-plots"]
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "kagglehub.py").write_text(_KAGGLEHUB)
+    downloads = tmp_path / "downloads"
+    python_path = os.pathsep.join([str(tmp_path / "stub"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment |= {"PYTHONPATH": python_path, "DOWNLOADS": str(downloads), "PICTURES": str(pictures)}
+    options = ["-m", "fer_train", "--model", "v0", "--epochs", 3, "--device", "cpu", "--no-plots"]
     run = _launched(2, *options, "--models-dir", tmp_path / "models", env=environment)
     assert run.returncode == 0, run.stderr
+    # The second process asked when the download of the first one was there.
+    assert downloads.read_text().split() == ["begun", "done"] * 2
+    options += ["--data", pictures]
     assert run.stdout.count("validation accuracy") == 1
     assert [path.name for path in sorted((tmp_path / "models").iterdir())] == ["model_0.pth", "model_0_results.json"]
     results = json.loads((tmp_path / "models" / "model_0_results.json").read_text())

@@ -168,7 +168,7 @@ def main(
     Writes the checkpoint, the results as JSON and two pictures to --models-dir. A run that was
     stopped goes on with --resume and ends with the same weights, or stays as it is with --finish.
     """
-    _refuse_what_is_not_used()
+    _refuse_what_is_not_used(given_settings)
     if audit is not None:
         _audit(_data_root(data), audit)
         return
@@ -241,7 +241,7 @@ def main(
         raise InterruptedTrainingError from None
 
 
-def _refuse_what_is_not_used() -> None:
+def _refuse_what_is_not_used(settings: tuple[str, ...]) -> None:
     """Raise a UsageError for options that would change nothing, and for copies of work that is not shared out."""
     context = click.get_current_context()
     names = {parameter.name: max(parameter.opts, key=len) for parameter in context.command.params}
@@ -253,6 +253,11 @@ def _refuse_what_is_not_used() -> None:
             raise click.UsageError(f"{names[mode]} does not use {', '.join(unused)}; start it without")
         if mode != "pretrain_dir" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise click.UsageError(f"{names[mode]} runs in one process; start it without torchrun")
+    for text in settings:
+        if text.startswith("teacher_") and "teachers" not in given:
+            raise click.UsageError(f"--set {text} changes nothing without --teacher")
+        if text.startswith("drop=") and "pretrain_dir" in given:
+            raise click.UsageError("--pretrain learns from all pictures; start it without --set drop")
 
 
 def _say(trained: Trained, models_dir: Path, *, plots: bool) -> None:
