@@ -58,7 +58,7 @@ class Recipe:
     dropout: float = 0.25  # of the hidden layer; a network that cannot learn its pictures by heart needs none
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
-    drop: tuple[str, ...] = ()  # pictures left out of training: "duplicates", "conflicts"
+    drop: tuple[str, ...] = ()  # pictures left out of training: "duplicates", "conflicts", "near"
     small_until: float = 0.0  # fraction of the epochs trained on `small_size` pixels, which is cheaper
     small_size: int = 32  # v1 wants 36: at 32 its last stage sees one pixel, and 8 of 9 taps learn nothing
     teacher_weight: float = 0.7  # share of the distillation loss where teachers are given
