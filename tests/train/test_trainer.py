@@ -22,7 +22,7 @@ from fer_train.networks import create_network, predict_logits
 from fer_train.pipeline import train_model
 from fer_train.recipes import RECIPES, Recipe
 from fer_train.results import History
-from fer_train.trainer import Trainer, batch_sizes, learning_rate
+from fer_train.trainer import DivergedError, Trainer, batch_sizes, learning_rate
 
 TINY = Recipe(epochs=3, batch_size=16, optimizer="adamw", lr=3e-3, schedule="one-cycle", augmentation="light")
 
@@ -248,3 +248,11 @@ def test_an_epoch_trains_on_every_face_once(pictures: Path) -> None:
     assert sorted(seen.tolist()) == list(range(len(faces[0])))
     again = torch.cat([batch.indices for batch in run._batches(None)])
     assert not torch.equal(seen, again)
+
+
+def test_a_training_without_a_finite_loss_stops_and_writes_no_model(tmp_path: Path) -> None:
+    data = write_pictures(tmp_path / "data", train=8, validation=2)
+    recipe = Recipe(epochs=3, batch_size=8, optimizer="sgd", lr=1e30, augmentation="none")
+    with pytest.raises(DivergedError, match=r"the loss of epoch \d is (nan|inf).*lower --lr than 1e\+30"):
+        train_model("v0", data, recipe, models_dir=tmp_path / "models")
+    assert not (tmp_path / "models" / "model_0.pth").exists()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from torch import Generator, Tensor, nn
@@ -22,13 +21,11 @@ from fer_runtime.errors import DataError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import confusion_matrix
 from fer_runtime.models import checkpoint_path, results_path
-from fer_train.checkpoints import Checkpoint, load_for_training, save_checkpoint
-from fer_train.cleaning import training_indices_without
-from fer_train.data import load_faces
+from fer_train.checkpoints import Checkpoint, load_for_training
 from fer_train.networks import create_network, predict_logits, to_network_input
-from fer_train.pipeline import Trained, accuracy_of_unseen, data_summary
+from fer_train.pipeline import Trained, accuracy_of_unseen, data_summary, load_splits
 from fer_train.recipes import BEST
-from fer_train.results import Averaged, History, TrainingResults, read_results, tool_versions, write_results
+from fer_train.results import Averaged, History, TrainingResults, read_results, tool_versions
 
 # Faces per batch of the BatchNorm statistics: enough that a batch's variance is near that of all.
 _BATCH = 256
@@ -65,27 +62,11 @@ def average_models(
     started = time.perf_counter()
     device = device or torch.device("cpu")
     checkpoints = [load_for_training(path, name=name) for path in files]
-    whole, validation = load_faces(data, "train"), load_faces(data, "validation")
-    kept = training_indices_without(whole, validation, drop) if drop else np.arange(len(whole))
-    train = whole.subset(kept)
+    whole, train, validation = load_splits(data, drop)
     faces, labels = torch.from_numpy(validation.faces).to(device), torch.from_numpy(validation.labels)
-
     averaged = []
     for path, checkpoint in zip(files, checkpoints, strict=True):
-        loss, predictions = _score(checkpoint.network().to(device), faces, labels)
-        right = float((predictions == labels).float().mean())
-        losses, accuracies = _curves_of(results_path(path.parent, name), checkpoint.training)
-        averaged.append(
-            Averaged(
-                file=path.name,
-                sha256=sha256_of(path),
-                test_loss=loss,
-                test_acc=right,
-                training=checkpoint.training,
-                losses=losses,
-                accuracies=accuracies,
-            )
-        )
+        averaged.append(_part(path, checkpoint, faces, labels))
         if progress is not None:
             progress(averaged[-1])
 
@@ -126,18 +107,29 @@ def average_models(
         versions=tool_versions(),
         averaged=tuple(averaged),
     )
-    state = {key: value.cpu() for key, value in network.state_dict().items()}
-    path = checkpoint_path(models_dir, name)
-    save_checkpoint(
-        path, Checkpoint(name=name, state_dict=state, expressions=train.classes, training=results.summary())
-    )
-    write_results(results_path(models_dir, name), results)
-    return Trained(
-        checkpoint=path,
+    trained = Trained(
+        checkpoint=checkpoint_path(models_dir, name),
         results_file=results_path(models_dir, name),
         results=results,
         train=train,
         validation=validation,
+    )
+    trained.write(network.state_dict())
+    return trained
+
+
+def _part(path: Path, checkpoint: Checkpoint, faces: Tensor, labels: Tensor) -> Averaged:
+    """One of the checkpoints and its own figures on the validation faces."""
+    loss, predictions = _score(checkpoint.network().to(faces.device), faces, labels)
+    losses, accuracies = _curves_of(results_path(path.parent, checkpoint.name), checkpoint.training)
+    return Averaged(
+        file=path.name,
+        sha256=sha256_of(path),
+        test_loss=loss,
+        test_acc=float((predictions == labels).float().mean()),
+        training=checkpoint.training,
+        losses=losses,
+        accuracies=accuracies,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,24 @@ _LAST_LAYERS = ("fc.", "fc_layer.4.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a training left on disk."""
+    """What a training leaves on disk."""
 
     checkpoint: Path
     results_file: Path
     results: TrainingResults
     train: LabelledFaces
     validation: LabelledFaces
+
+    def write(self, state_dict: dict[str, Tensor]) -> None:
+        """Write the checkpoint of these weights, and the results."""
+        checkpoint = Checkpoint(
+            name=self.results.model,
+            state_dict=state_dict,
+            expressions=self.train.classes,
+            training=self.results.summary(),
+        )
+        save_checkpoint(self.checkpoint, checkpoint)
+        write_results(self.results_file, self.results)
 
 
 def train_model(
@@ -86,15 +97,7 @@ def train_model(
     for path in [*teachers, *([] if weights in ("none", "imagenet") else [Path(weights)])]:
         if not path.is_file():  # said before the pictures are decoded
             raise CheckpointError(f"no file at {path}; train one, or give another")
-    whole, validation = load_faces(data, "train"), load_faces(data, "validation")
-    kept = training_indices_without(whole, validation, recipe.drop) if recipe.drop else np.arange(len(whole))
-    train = whole.subset(kept) if len(kept) < len(whole) else whole
-    if gone := [expression for expression, count in train.counts.items() if not count]:
-        raise DataError(
-            f"{data} has no training picture of {', '.join(gone)} left (left out: {', '.join(recipe.drop) or 'none'}); "
-            "add some, or keep them with --drop none"
-        )
-
+    whole, train, validation = load_splits(data, recipe.drop)
     torch.manual_seed(seed)  # the fresh weights
     network = create_network(name, dropout=recipe.dropout)
     one_per_machine_first(lambda: _start_from(network, name, weights), world)
@@ -139,24 +142,35 @@ def train_model(
         data=data_summary(whole, train, validation),
         versions=tool_versions(),
     )
-    path = checkpoint_path(models_dir, name)
-    if world.is_writer:
-        save_checkpoint(
-            path,
-            Checkpoint(
-                name=name, state_dict=trainer.best.state_dict, expressions=train.classes, training=results.summary()
-            ),
-        )
-        write_results(results_path(models_dir, name), results)
-        # Last: a run killed before this line finishes its files with --resume.
-        resume_path.unlink(missing_ok=True)
-    return Trained(
-        checkpoint=path,
+    trained = Trained(
+        checkpoint=checkpoint_path(models_dir, name),
         results_file=results_path(models_dir, name),
         results=results,
         train=train,
         validation=validation,
     )
+    if world.is_writer:
+        trained.write(trainer.best.state_dict)
+        # Last: a run killed before this line finishes its files with --resume.
+        resume_path.unlink(missing_ok=True)
+    return trained
+
+
+def load_splits(data: Path, drop: Collection[str]) -> tuple[LabelledFaces, LabelledFaces, LabelledFaces]:
+    """All training pictures, those that are left without the kinds in `drop`, and the validation pictures.
+
+    Raises:
+        DataError: the pictures are missing or unreadable, or none of a class is left.
+    """
+    whole, validation = load_faces(data, "train"), load_faces(data, "validation")
+    kept = training_indices_without(whole, validation, drop) if drop else np.arange(len(whole))
+    train = whole.subset(kept) if len(kept) < len(whole) else whole
+    if gone := [expression for expression, count in train.counts.items() if not count]:
+        raise DataError(
+            f"{data} has no training picture of {', '.join(gone)} left (left out: {', '.join(drop) or 'none'}); "
+            "add some, or keep them with --drop none"
+        )
+    return whole, train, validation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from torch import Generator, Tensor, nn
 
-from fer_runtime.errors import CheckpointError, DataError
+from fer_runtime.errors import CheckpointError, DataError, FerError
 from fer_runtime.files import write_atomically
 from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
 from fer_train.augment import AUGMENTATIONS
@@ -35,6 +35,10 @@ from fer_train.teachers import Teachers
 # Faces are augmented this many at a time: enough that a group of one AutoAugment policy fills its
 # operations, few enough to stay near the cache.
 _CHUNK = 4096
+
+
+class DivergedError(FerError):
+    """A loss that is no finite number."""
 
 
 class Progress(Protocol):
@@ -152,6 +156,7 @@ class Trainer:
         Raises:
             CheckpointError: the state there is damaged or belongs to another run, or there is none to finish.
             DataError: another process has other data or settings.
+            DivergedError: the loss is no finite number any more.
         """
         progress = progress or Silent()
         self._require_agreement()
@@ -165,6 +170,11 @@ class Trainer:
         for epoch in range(self.history.epochs + 1, self.recipe.epochs + 1):
             started = time.perf_counter()
             loss, accuracy = self._train_epoch(epoch, progress)
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss of epoch {epoch} is {loss}: it has diverged; start anew with a lower --lr "
+                    f"than {self.recipe.lr:g}, or without the --set that did it"
+                )
             network = self.average.network if self.average is not None else self.network
             evaluation = self.evaluate(network)
             self.history.train_loss.append(loss)
