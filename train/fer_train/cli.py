@@ -200,19 +200,17 @@ def main(
     progress = _Progress()
     try:
         with joined_world(where) as (world, where):
+            how: dict[str, Any] = {
+                "device": where,
+                "seed": seed,
+                "models_dir": models_dir,
+                "resume": resume,
+                "finish": finish,
+                "world": world,
+                "progress": progress,
+            }
             if pretrain_dir is not None:
-                learned = pipeline.pretrain(
-                    model,
-                    pretrain_dir,
-                    recipe,
-                    device=where,
-                    seed=seed,
-                    models_dir=models_dir,
-                    resume=resume,
-                    finish=finish,
-                    world=world,
-                    progress=progress,
-                )
+                learned = pipeline.pretrain(model, pretrain_dir, recipe, **how)
                 if world.is_writer:
                     click.echo(
                         f"{learned.path}  {learned.classes} classes, {learned.pictures} pictures, "
@@ -226,13 +224,7 @@ def main(
                 recipe_name=recipe_name,
                 weights=weights or ("imagenet" if model == "v1" else "none"),
                 teachers=teachers,
-                device=where,
-                seed=seed,
-                models_dir=models_dir,
-                resume=resume,
-                finish=finish,
-                world=world,
-                progress=progress,
+                **how,
             )
             if world.is_writer:
                 _say(trained, models_dir, plots=not no_plots)
