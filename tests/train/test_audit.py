@@ -85,6 +85,7 @@ def test_a_near_pair_stands_where_all_copies_of_it_stand(tmp_path: Path) -> None
     assert [audited().to_dict()[f"near_{what}"] for what in ("pairs", "across_splits", "conflicts")] == [1, 1, 1]
 
 
+@pytest.mark.filterwarnings("error")  # numpy only warns of a mean of nothing
 def test_blank_pictures_alone_are_said_to_be_blank(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         for number, name in enumerate(EXPRESSIONS):
