@@ -16,7 +16,7 @@ from fer_bench.environment import environment
 from fer_runtime.command import FerCommand, needs_extra
 
 if TYPE_CHECKING:
-    from fer_train.data import LabelledFaces
+    from fer_train.data.folders import LabelledFaces
 
 _ROWS = (
     ("notebook", "none"),
@@ -35,7 +35,7 @@ def notebook_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) ->
     import torch
     import torch.nn.functional as F  # noqa: N812
 
-    from fer_train.data import class_weights
+    from fer_train.data.folders import class_weights
     from fer_train.networks import create_network
     from fer_train.recipes import FIRST
     from fer_train.torchvision_import import torchvision_transforms
@@ -86,7 +86,7 @@ def main(data: Path, faces: int, rounds: int) -> None:
     with needs_extra("train"):
         import torch
 
-        from fer_train.data import load_faces
+        from fer_train.data.folders import load_faces
 
     torch.set_num_threads(1)
     whole = load_faces(data, "train")

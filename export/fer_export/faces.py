@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.expressions import FACE_SIZE
-from fer_train.data import LabelledFaces
+from fer_train.data.folders import LabelledFaces
 
 Uint8Array = npt.NDArray[np.uint8]
 

@@ -33,7 +33,7 @@ from fer_runtime.models import DEFAULT_MODELS_DIR, Precision, checkpoint_path, m
 from fer_runtime.onnx_file import read_onnx_file
 from fer_runtime.session import open_session
 from fer_train.checkpoints import Checkpoint, load_checkpoint
-from fer_train.data import LabelledFaces, load_faces
+from fer_train.data.folders import LabelledFaces, load_faces
 
 _FILES_COMPARED = 512
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64

@@ -28,7 +28,7 @@ from fer_runtime.processor import instruction_sets
 from fer_runtime.self_test import run_self_test
 from fer_runtime.session import open_session
 from fer_train.checkpoints import Checkpoint
-from fer_train.data import LabelledFaces
+from fer_train.data.folders import LabelledFaces
 
 # How far a replay of the golden faces may lie from the export's own answers on another machine. Floats
 # are summed in another order there. Integers came out equal on AVX2 and AVX-512 VNNI; the room is for providers

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
 from fer_bench.epoch_study import main, notebook_epoch, our_epoch
-from fer_train.data import load_faces
+from fer_train.data.folders import load_faces
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from fer_export.report import ExportReport
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metadata import ModelMetadata
 from fer_train.checkpoints import Checkpoint, save_checkpoint
-from fer_train.data import load_faces
+from fer_train.data.folders import load_faces
 from fer_train.networks import create_network, to_network_input
 
 TEMPERATURE = 1.6  # of the models that tests make by hand

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 import torch
 from fer_train import teachers, trainer
-from fer_train.data import load_faces
+from fer_train.data.folders import load_faces
 from fer_train.distributed import joined_world
 from fer_train.networks import create_network
 from fer_train.recipes import Recipe
@@ -56,7 +56,7 @@ import time
 from pathlib import Path
 import torch
 from fer_runtime.errors import FerError
-from fer_train.data import load_faces
+from fer_train.data.folders import load_faces
 from fer_train.distributed import joined_world, one_per_machine_first
 from fer_train.networks import create_network
 from fer_train.recipes import Recipe

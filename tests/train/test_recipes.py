@@ -8,8 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fer_train.augment import AUGMENTATIONS
 from fer_train.cli import main
+from fer_train.data.augment import AUGMENTATIONS
 from fer_train.networks import NETWORKS, create_network
 from fer_train.recipes import RECIPES, Recipe
 

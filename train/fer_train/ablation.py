@@ -66,7 +66,7 @@ def run_ablation(
     with needs_extra("train"):
         import torch
 
-        from fer_train.data import load_faces
+        from fer_train.data.folders import load_faces
         from fer_train.pipeline import train_model
         from fer_train.recipes import RECIPES
         from fer_train.results import read_results

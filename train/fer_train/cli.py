@@ -312,8 +312,8 @@ def _average(
 
 def _audit(data: Path, folder: Path) -> None:
     with needs_extra("train"):
-        from fer_train.audit import audit_faces, write_audit
-        from fer_train.data import load_faces
+        from fer_train.data.audit import audit_faces, write_audit
+        from fer_train.data.folders import load_faces
 
     train, validation = load_faces(data, "train"), load_faces(data, "validation")
     found = audit_faces(train, validation)
@@ -335,7 +335,7 @@ class InterruptedTrainingError(FerError):
 def _drop(given: str | None) -> tuple[str, ...] | None:
     if given is None:
         return None
-    from fer_train.cleaning import KINDS
+    from fer_train.data.deduplicate import KINDS
 
     kinds = tuple(kind.strip() for kind in given.split(",") if kind.strip() not in ("", "none"))
     if unknown := set(kinds) - set(KINDS):
@@ -348,7 +348,7 @@ def _drop(given: str | None) -> tuple[str, ...] | None:
 def _data_root(data: Path | None) -> Path:
     if data is not None:
         return data
-    from fer_train.kaggle import download_dataset
+    from fer_train.data.kaggle import download_dataset
 
     return download_dataset()
 

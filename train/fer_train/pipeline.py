@@ -17,8 +17,8 @@ from fer_runtime.files import sha256_of
 from fer_runtime.metrics import accuracy
 from fer_runtime.models import FILE_STEMS, checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, save_checkpoint
-from fer_train.cleaning import training_indices_without
-from fer_train.data import LabelledFaces, load_class_folders, load_faces
+from fer_train.data.deduplicate import training_indices_without
+from fer_train.data.folders import LabelledFaces, load_class_folders, load_faces
 from fer_train.distributed import ALONE, World, one_per_machine_first
 from fer_train.networks import create_network
 from fer_train.pretrained import imagenet_weights, load_weights, save_weights

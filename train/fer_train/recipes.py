@@ -51,8 +51,8 @@ class Recipe:
     schedule: str = "constant"  # or "one-cycle": linear rise over `warmup`, cosine to zero
     warmup: float = 0.15  # fraction of all steps
     weight_decay: float = 0.0  # on weights, not on biases and BatchNorm
-    augmentation: str = "autoaugment"  # one of fer_train.augment.AUGMENTATIONS
-    mixup: float = 0.0  # a of the Beta(a, a) that blends of two faces are drawn from; 0: none (fer_train.mixing)
+    augmentation: str = "autoaugment"  # one of fer_train.data.augment.AUGMENTATIONS
+    mixup: float = 0.0  # a of the Beta(a, a) that blends of two faces are drawn from; 0: none (fer_train.data.mixup)
     cutmix: float = 0.0  # the same of rectangles pasted from another face
     mix_until: float = 1.0  # fraction of the epochs with mixed faces; the last ones may see whole faces again
     dropout: float = 0.25  # of the hidden layer; a network that cannot learn its pictures by heart needs none

@@ -18,13 +18,13 @@ from torch import Generator, Tensor, nn
 from fer_runtime.errors import CheckpointError, DataError, FerError
 from fer_runtime.files import write_atomically
 from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
-from fer_train.augment import AUGMENTATIONS
 from fer_train.batch import Batch
-from fer_train.data import LabelledFaces, class_weights
+from fer_train.data.augment import AUGMENTATIONS
+from fer_train.data.folders import LabelledFaces, class_weights
+from fer_train.data.mixup import mix
 from fer_train.devices import supports_bf16
 from fer_train.distributed import ALONE, World, from_writer, gathered, spread, summed
 from fer_train.fused_blocks import fuse_blocks
-from fer_train.mixing import mix
 from fer_train.moving_average import MovingAverage
 from fer_train.networks import predict_logits
 from fer_train.recipes import Recipe

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
-from fer_train import augment
+from fer_train.data import augment
 from fer_train.torchvision_import import torchvision_transforms
 
 

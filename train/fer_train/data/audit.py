@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fer_runtime.annotate import write_picture
 from fer_runtime.files import write_atomically
-from fer_train.data import LabelledFaces, Uint8Array
+from fer_train.data.folders import LabelledFaces, Uint8Array
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from tests.train.pictures import write_pictures
 
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_train.data import class_weights, load_faces
+from fer_train.data.folders import class_weights, load_faces
 
 
 @pytest.fixture(autouse=True)

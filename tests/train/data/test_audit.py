@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
 from fer_runtime.expressions import EXPRESSIONS
-from fer_train.audit import Audit, _sheet_rows, audit_faces, near_pairs, strangest, write_audit
 from fer_train.cli import main
-from fer_train.data import load_faces
+from fer_train.data.audit import Audit, _sheet_rows, audit_faces, near_pairs, strangest, write_audit
+from fer_train.data.folders import load_faces
 
 
 @pytest.fixture(autouse=True)

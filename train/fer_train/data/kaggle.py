@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from fer_runtime.errors import DataError, DownloadError
-from fer_train.data import split_folder
+from fer_train.data.folders import split_folder
 
 DATASET = "jonathanoheix/face-expression-recognition-dataset"
 PAGE = f"https://www.kaggle.com/datasets/{DATASET}"

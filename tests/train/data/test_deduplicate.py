@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fer_train.cleaning import training_indices_without
-from fer_train.data import LabelledFaces, Uint8Array
+from fer_train.data.deduplicate import training_indices_without
+from fer_train.data.folders import LabelledFaces, Uint8Array
 
 
 def _faces(*pictures: tuple[str, int]) -> LabelledFaces:

@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from fer_train.audit import near_copies
-from fer_train.data import Int64Array, LabelledFaces
+from fer_train.data.audit import near_copies
+from fer_train.data.folders import Int64Array, LabelledFaces
 
 KINDS = ("duplicates", "conflicts", "near")
 

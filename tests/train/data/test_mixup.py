@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own docu
 from tests.train.pictures import write_pictures
 from torch import Generator
 
-from fer_train.data import load_faces
-from fer_train.mixing import mix
+from fer_train.data.folders import load_faces
+from fer_train.data.mixup import mix
 from fer_train.networks import create_network
 from fer_train.recipes import Recipe
 from fer_train.teachers import FaceAnswers

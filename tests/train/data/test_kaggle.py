@@ -19,7 +19,9 @@ import pytest
 
 from fer_runtime.expressions import EXPRESSIONS
 
-_DOWNLOAD = "from fer_train.kaggle import download_dataset; import sys; sys.stderr.write(f'{download_dataset()}\\n')"
+_DOWNLOAD = (
+    "from fer_train.data.kaggle import download_dataset; import sys; sys.stderr.write(f'{download_dataset()}\\n')"
+)
 
 
 def _archive() -> bytes:
