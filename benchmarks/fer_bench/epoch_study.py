@@ -36,9 +36,9 @@ def notebook_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) ->
     import torch.nn.functional as F  # noqa: N812
 
     from fer_train.data.folders import class_weights
-    from fer_train.networks import create_network
+    from fer_train.networks.registry import create_network
+    from fer_train.networks.torchvision_import import torchvision_transforms
     from fer_train.recipes import FIRST
-    from fer_train.torchvision_import import torchvision_transforms
 
     torch.manual_seed(seed)
     network = create_network("v0").train()
@@ -60,7 +60,7 @@ def our_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) -> floa
     """Train v0 over all faces with the recipe "first", and return the epoch's loss."""
     import torch
 
-    from fer_train.networks import create_network
+    from fer_train.networks.registry import create_network
     from fer_train.recipes import FIRST
     from fer_train.trainer import Trainer
 

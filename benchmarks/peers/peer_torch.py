@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fer_train.checkpoints import load_checkpoint
-from fer_train.torchvision_import import torchvision_transforms
+from fer_train.networks.torchvision_import import torchvision_transforms
 
 
 def load(source: Path, *, model: str, threads: int, batch: int) -> Any:

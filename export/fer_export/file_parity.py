@@ -22,7 +22,7 @@ from fer_runtime.faces import prepare_face
 from fer_runtime.images import read_image
 from fer_runtime.session import open_session
 from fer_train.checkpoints import Checkpoint
-from fer_train.torchvision_import import torchvision_transforms
+from fer_train.networks.torchvision_import import torchvision_transforms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

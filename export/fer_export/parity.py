@@ -29,7 +29,7 @@ from fer_runtime.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.onnx_file import OnnxFile, read_onnx
 from fer_runtime.session import open_session
 from fer_train.checkpoints import Checkpoint
-from fer_train.networks import to_network_input
+from fer_train.networks.registry import to_network_input
 
 # One face, the smallest batch that is a batch, an odd one, and one that fills vector registers.
 PARITY_BATCHES = (1, 2, 7, 32)

@@ -18,7 +18,7 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metadata import ModelMetadata
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.folders import load_faces
-from fer_train.networks import create_network, to_network_input
+from fer_train.networks.registry import create_network, to_network_input
 
 TEMPERATURE = 1.6  # of the models that tests make by hand
 

@@ -18,7 +18,7 @@ from fer_runtime.comparison import run_model
 from fer_runtime.errors import CheckpointError
 from fer_runtime.session import open_session
 from fer_train.checkpoints import Checkpoint
-from fer_train.networks import create_network, to_network_input
+from fer_train.networks.registry import create_network, to_network_input
 
 
 def test_one_plane_of_pixels_gives_what_three_scaled_planes_gave(trained_v0: Checkpoint) -> None:

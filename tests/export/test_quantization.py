@@ -20,7 +20,7 @@ from fer_runtime.comparison import run_model
 from fer_runtime.onnx_file import read_onnx
 from fer_runtime.session import open_session
 from fer_train.checkpoints import Checkpoint
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 
 
 @pytest.fixture(scope="module")

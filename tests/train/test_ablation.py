@@ -12,7 +12,7 @@ from tests.train.pictures import write_pictures
 
 from fer_train import ablation
 from fer_train.checkpoints import Checkpoint, save_checkpoint
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 from fer_train.recipes import RECIPES
 
 

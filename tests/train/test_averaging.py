@@ -18,7 +18,7 @@ from fer_train import cli
 from fer_train.averaging import average_models, balancing_biases, mean_of, renew_statistics
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data.folders import load_faces
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 
 
 @pytest.fixture(scope="module")

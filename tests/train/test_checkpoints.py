@@ -14,7 +14,7 @@ from torch import nn
 
 from fer_runtime.errors import CheckpointError
 from fer_train.checkpoints import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:

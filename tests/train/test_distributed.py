@@ -21,7 +21,7 @@ import torch
 from fer_train import teachers, trainer
 from fer_train.data.folders import load_faces
 from fer_train.distributed import joined_world
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.teachers import FaceAnswers, PictureAnswers
 from fer_train.trainer import Trainer
@@ -58,7 +58,7 @@ import torch
 from fer_runtime.errors import FerError
 from fer_train.data.folders import load_faces
 from fer_train.distributed import joined_world, one_per_machine_first
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.trainer import Trainer
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fer_train.fused_blocks import fuse_blocks
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 
 
 def _block() -> nn.Sequential:

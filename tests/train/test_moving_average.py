@@ -8,7 +8,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from fer_train.moving_average import MovingAverage
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 
 DECAY = 0.7
 

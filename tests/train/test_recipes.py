@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from fer_train.cli import main
 from fer_train.data.augment import AUGMENTATIONS
-from fer_train.networks import NETWORKS, create_network
+from fer_train.networks.registry import NETWORKS, create_network
 from fer_train.recipes import RECIPES, Recipe
 
 BEST = RECIPES["best"]["v0"]

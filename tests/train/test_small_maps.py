@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 from fer_train.small_maps import LARGEST_MAP, use_matrix_products
 
 

@@ -20,7 +20,7 @@ from fer_runtime.recognizer import Recognizer
 from fer_train.batch import Batch
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
-from fer_train.networks import create_network, predict_logits, to_network_input
+from fer_train.networks.registry import create_network, predict_logits, to_network_input
 from fer_train.recipes import Recipe
 from fer_train.teachers import FaceAnswers, PictureAnswers, Teachers, load_teachers
 from fer_train.trainer import Trainer

@@ -18,7 +18,7 @@ from fer_runtime.errors import CheckpointError, DataError
 from fer_train.checkpoints import load_checkpoint
 from fer_train.data.folders import load_faces
 from fer_train.distributed import World
-from fer_train.networks import create_network, predict_logits
+from fer_train.networks.registry import create_network, predict_logits
 from fer_train.pipeline import train_model
 from fer_train.recipes import RECIPES, Recipe
 from fer_train.results import History

@@ -22,7 +22,7 @@ from fer_runtime.files import sha256_of
 from fer_runtime.metrics import confusion_matrix
 from fer_runtime.models import checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, load_for_training
-from fer_train.networks import create_network, predict_logits, to_network_input
+from fer_train.networks.registry import create_network, predict_logits, to_network_input
 from fer_train.pipeline import Trained, accuracy_of_unseen, data_summary, load_splits
 from fer_train.recipes import BEST
 from fer_train.results import Averaged, History, TrainingResults, read_results, tool_versions

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import write_atomically
-from fer_train.networks import NETWORKS, create_network
+from fer_train.networks.registry import NETWORKS, create_network
 
 FORMAT = "fer-edge checkpoint"
 
@@ -131,7 +131,7 @@ _MODULE_CLASSES = (
     "__main__.FaceExpressionModel",
     "NNmodel.face_expression_model.FaceExpressionModel",
     "face_expression_model.FaceExpressionModel",
-    "fer_train.networks.FaceExpressionCNN",
+    "fer_train.networks.registry.FaceExpressionCNN",
     "torch.nn.modules.activation.ReLU",
     "torch.nn.modules.batchnorm.BatchNorm2d",
     "torch.nn.modules.container.Sequential",

@@ -20,8 +20,8 @@ from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.folders import LabelledFaces, load_class_folders, load_faces
 from fer_train.distributed import ALONE, World, one_per_machine_first
-from fer_train.networks import create_network
-from fer_train.pretrained import imagenet_weights, load_weights, save_weights
+from fer_train.networks.pretrained import imagenet_weights, load_weights, save_weights
+from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.results import TrainingResults, tool_versions, write_results
 from fer_train.teachers import load_teachers

@@ -27,7 +27,7 @@ from fer_train.batch import Batch
 from fer_train.checkpoints import OtherNetworkError, load_for_training
 from fer_train.data.folders import LabelledFaces
 from fer_train.devices import supports_bf16
-from fer_train.networks import predict_logits
+from fer_train.networks.registry import predict_logits
 
 
 class Teachers(Protocol):

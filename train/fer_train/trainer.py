@@ -26,7 +26,7 @@ from fer_train.devices import supports_bf16
 from fer_train.distributed import ALONE, World, from_writer, gathered, spread, summed
 from fer_train.fused_blocks import fuse_blocks
 from fer_train.moving_average import MovingAverage
-from fer_train.networks import predict_logits
+from fer_train.networks.registry import predict_logits
 from fer_train.recipes import Recipe
 from fer_train.results import History
 from fer_train.small_maps import use_matrix_products

@@ -10,7 +10,7 @@ from torch import nn
 
 from fer_bench.engines import Run
 from fer_train.checkpoints import load_checkpoint
-from fer_train.networks import to_network_input
+from fer_train.networks.registry import to_network_input
 
 
 class _Classifier(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Generator
 
 from fer_train.data import augment
-from fer_train.torchvision_import import torchvision_transforms
+from fer_train.networks.torchvision_import import torchvision_transforms
 
 
 def _random_faces(count: int, *, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import Generator
 
 from fer_train.data.folders import load_faces
 from fer_train.data.mixup import mix
-from fer_train.networks import create_network
+from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.teachers import FaceAnswers
 from fer_train.trainer import Trainer

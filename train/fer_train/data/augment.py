@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from torch import Generator, Tensor
 
-from fer_train.torchvision_import import torchvision_transforms
+from fer_train.networks.torchvision_import import torchvision_transforms
 
 # Takes faces uint8 (batch, size, size), returns float32 of the same shape in [0, 1].
 Augmentation = Callable[[Tensor, Generator], Tensor]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fer_runtime.models import MODEL_NAMES
-from fer_train.networks import NETWORKS, count_parameters, create_network
+from fer_train.networks.registry import NETWORKS, count_parameters, create_network
 from fer_train.recipes import RECIPES
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fer_runtime.expressions import EXPRESSIONS
-from fer_train.face_resnet import FaceResNet
-from fer_train.torchvision_import import torchvision_models
+from fer_train.networks.face_resnet import FaceResNet
+from fer_train.networks.torchvision_import import torchvision_models
 
 
 class FaceExpressionCNN(nn.Module):

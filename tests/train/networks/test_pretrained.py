@@ -17,11 +17,11 @@ from tests.train.pictures import write_pictures
 
 from fer_runtime.errors import CheckpointError, DataError, DownloadError
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from fer_train.networks import create_network
+from fer_train.networks.pretrained import imagenet_weights, load_weights
+from fer_train.networks.registry import create_network
+from fer_train.networks.torchvision_import import torchvision_models
 from fer_train.pipeline import pretrain, train_model
-from fer_train.pretrained import imagenet_weights, load_weights
 from fer_train.recipes import Recipe
-from fer_train.torchvision_import import torchvision_models
 
 # Steps too small to move a float32 weight: after an epoch the weights are those that it began with.
 STANDING = Recipe(epochs=1, batch_size=32, optimizer="sgd", lr=1e-20, augmentation="none")

@@ -12,7 +12,7 @@ from torch import Tensor
 from fer_runtime.errors import CheckpointError, DownloadError
 from fer_runtime.files import write_atomically
 from fer_train.checkpoints import FORMAT, load_for_training
-from fer_train.torchvision_import import torchvision_models
+from fer_train.networks.torchvision_import import torchvision_models
 
 
 def imagenet_weights() -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Network architectures, their registry and the weights they start from."""
