@@ -60,9 +60,9 @@ def our_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) -> floa
     """Train v0 over all faces with the recipe "first", and return the epoch's loss."""
     import torch
 
+    from fer_train.loop.trainer import Trainer
     from fer_train.networks.registry import create_network
     from fer_train.recipes import FIRST
-    from fer_train.trainer import Trainer
 
     torch.manual_seed(seed)
     trainer = Trainer(

@@ -178,8 +178,8 @@ def main(
         import torch
 
         from fer_train import pipeline
-        from fer_train.devices import choose_device
-        from fer_train.distributed import joined_world, one_per_machine_first
+        from fer_train.loop.devices import choose_device
+        from fer_train.loop.distributed import joined_world, one_per_machine_first
         from fer_train.recipes import PRETRAIN, RECIPES
 
     if threads:
@@ -291,7 +291,7 @@ def _average(
     *,
     plots: bool,
 ) -> None:
-    from fer_train.averaging import average_models
+    from fer_train.loop.weight_averaging import average_models
     from fer_train.recipes import BEST
     from fer_train.results import Averaged
 

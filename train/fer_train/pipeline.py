@@ -19,13 +19,13 @@ from fer_runtime.models import FILE_STEMS, checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.folders import LabelledFaces, load_class_folders, load_faces
-from fer_train.distributed import ALONE, World, one_per_machine_first
+from fer_train.loop.distill import load_teachers
+from fer_train.loop.distributed import ALONE, World, one_per_machine_first
+from fer_train.loop.trainer import Progress, Trainer
 from fer_train.networks.pretrained import imagenet_weights, load_weights, save_weights
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.results import TrainingResults, tool_versions, write_results
-from fer_train.teachers import load_teachers
-from fer_train.trainer import Progress, Trainer
 
 # Pictures of a class folder that do not pretrain but choose the epoch.
 _PRETRAIN_HELD_OUT = 50

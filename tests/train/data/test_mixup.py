@@ -12,10 +12,10 @@ from torch import Generator
 
 from fer_train.data.folders import load_faces
 from fer_train.data.mixup import mix
+from fer_train.loop.distill import FaceAnswers
+from fer_train.loop.trainer import Trainer
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
-from fer_train.teachers import FaceAnswers
-from fer_train.trainer import Trainer
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])

@@ -17,12 +17,12 @@ from tests.train.pictures import write_pictures
 from fer_runtime.errors import CheckpointError, DataError
 from fer_train.checkpoints import load_checkpoint
 from fer_train.data.folders import load_faces
-from fer_train.distributed import World
+from fer_train.loop.distributed import World
+from fer_train.loop.trainer import DivergedError, Trainer, batch_sizes, learning_rate
 from fer_train.networks.registry import create_network, predict_logits
 from fer_train.pipeline import train_model
 from fer_train.recipes import RECIPES, Recipe
 from fer_train.results import History
-from fer_train.trainer import DivergedError, Trainer, batch_sizes, learning_rate
 
 TINY = Recipe(epochs=3, batch_size=16, optimizer="adamw", lr=3e-3, schedule="one-cycle", augmentation="light")
 
@@ -198,7 +198,7 @@ def test_maps_of_one_pixel_do_not_meet_a_single_face(tmp_path: Path) -> None:
 
 def test_the_last_face_is_trained_on_beyond_a_chunk(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 168 faces in batches of 167, a chunk each: the one that is left belongs to the chunk before it.
-    monkeypatch.setattr("fer_train.trainer._CHUNK", 167)
+    monkeypatch.setattr("fer_train.loop.trainer._CHUNK", 167)
     faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
     run = Trainer(create_network("v0"), *faces, TINY.overridden(batch_size=167), device=torch.device("cpu"), seed=0)
     (batch,) = run._batches(None)

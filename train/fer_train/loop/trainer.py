@@ -18,19 +18,19 @@ from torch import Generator, Tensor, nn
 from fer_runtime.errors import CheckpointError, DataError, FerError
 from fer_runtime.files import write_atomically
 from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
-from fer_train.batch import Batch
 from fer_train.data.augment import AUGMENTATIONS
 from fer_train.data.folders import LabelledFaces, class_weights
 from fer_train.data.mixup import mix
-from fer_train.devices import supports_bf16
-from fer_train.distributed import ALONE, World, from_writer, gathered, spread, summed
-from fer_train.fused_blocks import fuse_blocks
-from fer_train.moving_average import MovingAverage
+from fer_train.loop.batch import Batch
+from fer_train.loop.devices import supports_bf16
+from fer_train.loop.distill import Teachers
+from fer_train.loop.distributed import ALONE, World, from_writer, gathered, spread, summed
+from fer_train.loop.ema import MovingAverage
+from fer_train.loop.fused_blocks import fuse_blocks
+from fer_train.loop.small_maps import use_matrix_products
 from fer_train.networks.registry import predict_logits
 from fer_train.recipes import Recipe
 from fer_train.results import History
-from fer_train.small_maps import use_matrix_products
-from fer_train.teachers import Teachers
 
 # Faces are augmented this many at a time: enough that a group of one AutoAugment policy fills its
 # operations, few enough to stay near the cache.

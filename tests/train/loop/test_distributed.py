@@ -18,13 +18,14 @@ _SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from fer_train import teachers, trainer
+from fer_train.loop import distill as teachers
+from fer_train.loop import trainer
 from fer_train.data.folders import load_faces
-from fer_train.distributed import joined_world
+from fer_train.loop.distributed import joined_world
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
-from fer_train.teachers import FaceAnswers, PictureAnswers
-from fer_train.trainer import Trainer
+from fer_train.loop.distill import FaceAnswers, PictureAnswers
+from fer_train.loop.trainer import Trainer
 
 # In bfloat16 the order of a sum would change its second digit.
 teachers.supports_bf16 = trainer.supports_bf16 = lambda device: False
@@ -57,10 +58,10 @@ from pathlib import Path
 import torch
 from fer_runtime.errors import FerError
 from fer_train.data.folders import load_faces
-from fer_train.distributed import joined_world, one_per_machine_first
+from fer_train.loop.distributed import joined_world, one_per_machine_first
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
-from fer_train.trainer import Trainer
+from fer_train.loop.trainer import Trainer
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)

@@ -15,9 +15,9 @@ from tests.train.pictures import write_pictures
 
 from fer_runtime.expressions import EXPRESSIONS
 from fer_train import cli
-from fer_train.averaging import average_models, balancing_biases, mean_of, renew_statistics
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data.folders import load_faces
+from fer_train.loop.weight_averaging import average_models, balancing_biases, mean_of, renew_statistics
 from fer_train.networks.registry import create_network
 
 

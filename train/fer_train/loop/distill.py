@@ -23,10 +23,10 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
 from fer_runtime.models import FILE_STEMS
 from fer_runtime.recognizer import Recognizer
-from fer_train.batch import Batch
 from fer_train.checkpoints import OtherNetworkError, load_for_training
 from fer_train.data.folders import LabelledFaces
-from fer_train.devices import supports_bf16
+from fer_train.loop.batch import Batch
+from fer_train.loop.devices import supports_bf16
 from fer_train.networks.registry import predict_logits
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fer_train.loop.small_maps import LARGEST_MAP, use_matrix_products
 from fer_train.networks.registry import create_network
-from fer_train.small_maps import LARGEST_MAP, use_matrix_products
 
 
 @pytest.fixture(autouse=True)

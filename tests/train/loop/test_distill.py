@@ -17,13 +17,13 @@ from fer_runtime.errors import CheckpointError, ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metadata import METADATA_KEY
 from fer_runtime.recognizer import Recognizer
-from fer_train.batch import Batch
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
+from fer_train.loop.batch import Batch
+from fer_train.loop.distill import FaceAnswers, PictureAnswers, Teachers, load_teachers
+from fer_train.loop.trainer import Trainer
 from fer_train.networks.registry import create_network, predict_logits, to_network_input
 from fer_train.recipes import Recipe
-from fer_train.teachers import FaceAnswers, PictureAnswers, Teachers, load_teachers
-from fer_train.trainer import Trainer
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=1, batch_size=32, optimizer="sgd", lr=0.01, augmentation="light")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fer_train.fused_blocks import fuse_blocks
+from fer_train.loop.fused_blocks import fuse_blocks
 from fer_train.networks.registry import create_network
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from fer_train.moving_average import MovingAverage
+from fer_train.loop.ema import MovingAverage
 from fer_train.networks.registry import create_network
 
 DECAY = 0.7
