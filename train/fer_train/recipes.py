@@ -63,9 +63,7 @@ class Recipe:
     small_size: int = 32  # v1 wants 36: at 32 its last stage sees one pixel, and 8 of 9 taps learn nothing
     teacher_weight: float = 0.7  # share of the distillation loss where teachers are given
     teacher_temperature: float = 2.0  # of the distilled softmax (Hinton et al., arXiv 1503.02531)
-    teacher_views: str = (
-        "faces"  # asked about once, or the augmented "pictures", in every step (fer_train.loop.distill)
-    )
+    teacher_views: str = "faces"  # asked about once, or the augmented "pictures", in every step
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as results files hold them."""
