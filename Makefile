@@ -48,7 +48,7 @@ peers: $(TEST)/.installed $(DEMO)/.installed $(PEERS)/.venv-fer/.installed $(PEE
 	@env -u OMP_NUM_THREADS $(TEST)/bin/python $(PEERS)/compare_peers.py --data $(DATA)
 
 readme-table: $(TEST)/.installed ## The README's table from benchmarks/results
-	@$(TEST)/bin/python -m fer_bench.readme_table
+	@$(TEST)/bin/python -m studies.readme_table
 
 clean: ## Remove all environments and caches
 	rm -rf $(DEMO) $(TEST) $(PEERS)/.venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

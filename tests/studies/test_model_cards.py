@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_train.model_cards import model_cards, wilson_interval
+from studies.model_cards import model_cards, wilson_interval
 
 MODELS = Path(__file__).parents[2] / "models"
 

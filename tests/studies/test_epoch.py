@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
-from fer_bench.epoch_study import main, notebook_epoch, our_epoch
 from fer_train.data.folders import load_faces
+from studies.epoch import main, notebook_epoch, our_epoch
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer_bench.crop_study import detector_box, enlarge, find_boxes, measure_placement
 from fer_runtime.detectors import Detection, haar, square_crop
 from fer_runtime.images import Uint8Array, read_image
+from studies.crop import detector_box, enlarge, find_boxes, measure_placement
 
 
 class _Fixed:

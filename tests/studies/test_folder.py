@@ -10,9 +10,9 @@ import numpy as np
 from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
-from fer_bench.folder_study import FolderRates, main
 from fer_runtime import Recognizer
 from fer_runtime.jobs import recognize_files
+from studies.folder import FolderRates, main
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -20,7 +20,7 @@ MODELS = Path(__file__).parents[2] / "models"
 def test_the_bare_loop_classifies_as_the_command_does(tmp_path: Path) -> None:
     paths = [str(path) for path in sorted(write_pictures(tmp_path).rglob("*.png"))]
     assert len(paths) > 64  # more than a batch
-    command = [sys.executable, "-m", "fer_bench.bare_loop", str(MODELS / "model_0.onnx")]
+    command = [sys.executable, "-m", "studies.bare_loop", str(MODELS / "model_0.onnx")]
     done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=True)
     with Recognizer(MODELS / "model_0.onnx") as recognizer:
         names = recognizer.metadata.expressions

@@ -1,4 +1,4 @@
-"""What `fer-infer` costs over crops, beside a bare loop: `python -m fer_bench.folder_study data/images/train`."""
+"""What `fer-infer` costs over crops, beside a bare loop: `python -m studies.folder data/images/train`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def measure_folder(
 ) -> FolderRates:
     """Run the loop and the command in turns, `rounds` times, on one thread each."""
     file = find_model(model, precision=precision, models_dir=models_dir)
-    bare = [sys.executable, "-m", "fer_bench.bare_loop", str(file)]
+    bare = [sys.executable, "-m", "studies.bare_loop", str(file)]
     bare_s, command_s = [], []
     for _ in range(rounds):
         bare_s.append(_cpu_seconds(bare, paths))

@@ -1,4 +1,4 @@
-"""The loop that one would write in place of `fer-infer`: `python -m fer_bench.bare_loop MODEL < list`.
+"""The loop that one would write in place of `fer-infer`: `python -m studies.bare_loop MODEL < list`.
 
 A thread decodes, the main one runs the model in batches. There is no face search, no check of a file, no row per
 picture, no output: what is left is what reading, decoding and the model cost. The folder study holds fer-infer to it.

@@ -1,4 +1,4 @@
-"""What each ingredient of the best recipe is worth: `python -m fer_train.ablation` trains v0 without each of them.
+"""What each ingredient of the best recipe is worth: `python -m studies.ablation` trains v0 without each of them.
 
 Every run has the same pictures, epochs and seed, so that a row differs from the first by its one change.
 """

@@ -1,4 +1,4 @@
-"""What a Ray cluster costs beside the local engine: `python -m fer_bench.scale_study data/images/train`."""
+"""What a Ray cluster costs beside the local engine: `python -m studies.scale data/images/train`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an epoch costs in `fer-train`, beside a notebook's loop: `python -m fer_bench.epoch_study --data data`."""
+"""What an epoch costs in `fer-train`, beside a notebook's loop: `python -m studies.epoch --data data`."""
 
 from __future__ import annotations
 

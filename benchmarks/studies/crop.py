@@ -1,4 +1,4 @@
-"""Where FER2013's crops lie around the boxes of the face detectors: `python -m fer_bench.crop_study`.
+"""Where FER2013's crops lie around the boxes of the face detectors: `python -m studies.crop`.
 
 The two figures of each detector's `_CROP` come from the first table; the second shows what another crop costs,
 the third what a photograph costs.

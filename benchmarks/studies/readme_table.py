@@ -1,4 +1,4 @@
-"""The README's table, from the results files: `python -m fer_bench.readme_table` writes it, `--check` compares."""
+"""The README's table, from the results files: `python -m studies.readme_table` writes it, `--check` compares."""
 
 from __future__ import annotations
 

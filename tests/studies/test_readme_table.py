@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fer_bench.readme_table import END, START, outdated_models, read_results, render_table, replace_table
 from fer_runtime.errors import DataError
+from studies.readme_table import END, START, outdated_models, read_results, render_table, replace_table
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -85,7 +85,7 @@ def test_the_text_around_the_markers_stays() -> None:
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fer_bench.readme_table", *arguments]
+    command = [sys.executable, "-m", "studies.readme_table", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
