@@ -20,7 +20,7 @@ from fer_bench.chromium import NAMES, Browser, find_browser
 from fer_bench.console import json_option, models_dir_option, say_environment, show_progress, write_json
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import FerError
-from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 
 FACE_API_VERSION = "1.7.15"
 _FACE_API_INTEGRITY = "sha512-WDMmK3CfNLo8jylWqMoQgf4nIst3M0fzx1dnac96wv/dvMTN4DxC/Pq1DGtduDk1lktCamQ3MIDXFnvrdHTXDw=="
@@ -229,9 +229,9 @@ def _their_page(folder: Path) -> Path:
 
 def _golden_faces(model: Path) -> list[str]:
     """The faces of the model's certificate, base64."""
-    from fer_runtime.certificate import parse_certificate
-    from fer_runtime.metadata import METADATA_KEY, parse_metadata
-    from fer_runtime.onnx_file import read_onnx_file
+    from fer_runtime.model.certificate import parse_certificate
+    from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+    from fer_runtime.model.onnx_file import read_onnx_file
 
     metadata = parse_metadata(read_onnx_file(model)[0].metadata.get(METADATA_KEY), source=str(model))
     certificate = parse_certificate(metadata, source=str(model))
@@ -288,7 +288,7 @@ def browser(
     """
     from fer_bench.environment import environment
     from fer_bench.latency import BUSY_SPREAD, configurations
-    from fer_runtime.models import find_model
+    from fer_runtime.model.find import find_model
 
     if precisions:
         models = [

@@ -25,7 +25,7 @@ from fer_bench.console import (
 from fer_bench.report_commands import report, robustness, show
 from fer_runtime.command import FerGroup
 from fer_runtime.errors import DataError
-from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from fer_bench.statistics import Interval

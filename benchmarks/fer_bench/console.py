@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS
 
 if TYPE_CHECKING:
     from fer_bench.latency import LatencyResult

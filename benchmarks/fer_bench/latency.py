@@ -19,8 +19,8 @@ import numpy.typing as npt
 from fer_bench.engines import ENGINES
 from fer_bench.statistics import percentiles
 from fer_runtime.errors import ModelFileError
-from fer_runtime.inspect import inspect_model
-from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision, checkpoint_path, find_model, packaged_models_dir
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision, checkpoint_path, find_model, packaged_models_dir
+from fer_runtime.model.inspect import inspect_model
 
 # Beyond these the machine did something else meanwhile, and the figure is no property of the model.
 BUSY_SPREAD = 0.25

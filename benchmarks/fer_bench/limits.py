@@ -12,8 +12,8 @@ import numpy as np
 
 from fer_bench.engines import ENGINES
 from fer_bench.latency import Configuration, LatencyResult
-from fer_runtime.inspect import inspect_model
-from fer_runtime.session import open_session
+from fer_runtime.model.inspect import inspect_model
+from fer_runtime.model.session import open_session
 
 # Large enough that the kernel's inner loop is all there is, small enough for the cache of a small core.
 _ROWS, _DEPTH, _COLUMNS = 384, 768, 768

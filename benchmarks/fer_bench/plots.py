@@ -33,7 +33,7 @@ from fer_bench.report_verdict import Candidate, pareto_front, say_megabytes, say
 from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint
 from fer_runtime.errors import OutputError
 from fer_runtime.files import replaced_atomically
-from fer_runtime.models import MODEL_NAMES
+from fer_runtime.model.find import MODEL_NAMES
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 MODEL_ROLES = ("first", "second", "third", "fourth", "fifth")

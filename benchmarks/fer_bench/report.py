@@ -25,7 +25,7 @@ from fer_bench.robustness import (
     measure_robustness,
     sample_indices,
 )
-from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.threads import available_cpus
 

@@ -21,7 +21,7 @@ from fer_bench.console import (
     write_json,
 )
 from fer_runtime.command import FerCommand, needs_extra
-from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
 
 # Repeated here so that --help does not load OpenCV; a test holds them equal to robustness.py's.
 CONDITION_NAMES = ("crop_margin", "shift", "rotation", "brightness", "noise", "blur", "jpeg_quality", "size")

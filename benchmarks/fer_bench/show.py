@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.errors import DataError
-from fer_runtime.models import MODEL_NAMES, results_path
+from fer_runtime.model.find import MODEL_NAMES, results_path
 
 _HISTORY = ("train_loss", "train_acc", "test_loss", "test_acc")
 

@@ -24,7 +24,7 @@ from fer_bench.latency import Configuration, classify_in_worker, measure_latency
 from fer_bench.statistics import Interval, bootstrap
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError, ModelFileError
-from fer_runtime.models import MODEL_NAMES, PRECISIONS, checkpoint_path, find_model
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, checkpoint_path, find_model
 
 _HERE = Path(__file__).parent
 _CHECKOUT = _HERE.parents[1]

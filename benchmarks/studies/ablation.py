@@ -17,7 +17,7 @@ import click
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import DataError
 from fer_runtime.files import sha256_of, write_atomically
-from fer_runtime.models import results_path
+from fer_runtime.model.find import results_path
 
 if TYPE_CHECKING:
     from fer_train.recipes import Recipe

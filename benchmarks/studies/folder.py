@@ -20,7 +20,7 @@ from fer_bench.environment import environment
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
 from fer_runtime.inputs import Inputs
-from fer_runtime.models import MODEL_NAMES, PRECISIONS, Precision, find_model, model_path
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision, find_model, model_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import click
 
 from fer_runtime.command import FerCommand
 from fer_runtime.files import write_atomically
-from fer_runtime.models import DEFAULT_MODELS_DIR, FILE_STEMS, MODEL_NAMES, Precision, model_path, results_path
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS, MODEL_NAMES, Precision, model_path, results_path
 from fer_train.results import read_results
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution

@@ -15,7 +15,7 @@ from fer_bench.console import FILE, FOLDER
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
 from fer_runtime.files import write_atomically
-from fer_runtime.models import MODEL_NAMES, PRECISIONS, PREFERENCE, model_path
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, PREFERENCE, model_path
 
 START, END = "<!-- table:start -->", "<!-- table:end -->"
 _CHECKOUT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.comparison import Check, FloatArray
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metrics import accuracy, confusion_matrix, macro_f1, per_class_recall
+from fer_runtime.model.parity import Check, FloatArray
 
 Int64Array = npt.NDArray[np.int64]
 

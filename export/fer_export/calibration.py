@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.comparison import FloatArray, softmax
 from fer_runtime.metrics import expected_calibration_error
+from fer_runtime.model.parity import FloatArray, softmax
 
 TARGET_PRECISION = 0.8  # of the answers that are not `uncertain`
 _FEWEST_FACES = 100  # a threshold that keeps fewer answers than this is chance

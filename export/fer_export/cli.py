@@ -11,7 +11,7 @@ import click
 
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import ModelFileError
-from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from fer_export.accuracy import Budget
@@ -122,7 +122,7 @@ def main(
     then renamed. Otherwise nothing changes, the report says why, and the command exits 1.
     """
     if inspected is not None:
-        from fer_runtime.inspect import inspect_model
+        from fer_runtime.model.inspect import inspect_model
 
         facts = inspect_model(inspected)
         click.echo(json.dumps(facts.to_dict(), indent=1) if as_json else facts.to_text())
@@ -167,7 +167,7 @@ def _site(
     yunet: Path | None,
 ) -> None:
     from fer_export.site import create_server, write_site
-    from fer_runtime.models import find_model
+    from fer_runtime.model.find import find_model
 
     if len(precisions) > 1:
         raise click.UsageError("A site runs one model; give --precision once.")

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from fer_export.parity import network_logits
-from fer_runtime.comparison import Uint8Array, run_model
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import read_image
-from fer_runtime.session import open_session
+from fer_runtime.model.parity import Uint8Array, run_model
+from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint
 from fer_train.networks.torchvision_import import torchvision_transforms
 

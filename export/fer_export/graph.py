@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.metadata import METADATA_KEY, ModelMetadata
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata
 from fer_train.checkpoints import Checkpoint
 
 DEFAULT_OPSET = 18  # the lowest that PyTorch's exporter writes without converting afterwards: read by the most runtimes

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from fer_export.observation import ActivationRange
 from fer_export.rounding import Int8Array
-from fer_runtime.comparison import FloatArray
+from fer_runtime.model.parity import FloatArray
 
 
 @dataclass(frozen=True, slots=True)

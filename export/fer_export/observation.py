@@ -10,8 +10,8 @@ import torch
 from onnx import helper
 
 from fer_export.rounding import InputStatistics
-from fer_runtime.comparison import FloatArray, Uint8Array
-from fer_runtime.session import open_session
+from fer_runtime.model.parity import FloatArray, Uint8Array
+from fer_runtime.model.session import open_session
 
 _OBSERVED_BATCH = 32
 _PATCHES_PER_FACE = 48

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnxruntime
 
-from fer_runtime.comparison import Check
-from fer_runtime.onnx_file import Node, read_onnx
-from fer_runtime.session import session_options
+from fer_runtime.model.onnx_file import Node, read_onnx
+from fer_runtime.model.parity import Check
+from fer_runtime.model.session import session_options
 
 
 def integer_check(content: bytes) -> Check:

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fer_runtime.comparison import (
+from fer_runtime.errors import ModelFileError
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.model.onnx_file import OnnxFile, read_onnx
+from fer_runtime.model.parity import (
     Check,
     Comparison,
     FloatArray,
@@ -23,11 +27,7 @@ from fer_runtime.comparison import (
     softmax,
     worst_of,
 )
-from fer_runtime.errors import ModelFileError
-from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.metadata import METADATA_KEY, parse_metadata
-from fer_runtime.onnx_file import OnnxFile, read_onnx
-from fer_runtime.session import open_session
+from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint
 from fer_train.networks.registry import to_network_input
 

@@ -25,13 +25,13 @@ from fer_export.publishing import REPLAY_TOLERANCES, Subject, publish
 from fer_export.quantization import quantize_model
 from fer_export.report import ExportedModel, ExportRefusedError, ExportReport, write_report
 from fer_export.timing import Timing, measure_in_turns, speed_check
-from fer_runtime.comparison import FloatArray, run_model
 from fer_runtime.errors import DataError, ModelFileError, OutputError
 from fer_runtime.files import sha256_of
-from fer_runtime.metadata import METADATA_KEY, parse_metadata
-from fer_runtime.models import DEFAULT_MODELS_DIR, Precision, checkpoint_path, model_path, parity_path
-from fer_runtime.onnx_file import read_onnx_file
-from fer_runtime.session import open_session
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, checkpoint_path, model_path, parity_path
+from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.model.onnx_file import read_onnx_file
+from fer_runtime.model.parity import FloatArray, run_model
+from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint, load_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
 

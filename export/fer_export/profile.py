@@ -15,8 +15,8 @@ import onnxruntime
 from fer_export.faces import textures
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import ModelFileError
-from fer_runtime.onnx_file import read_onnx_file
-from fer_runtime.session import session_options
+from fer_runtime.model.onnx_file import read_onnx_file
+from fer_runtime.model.session import session_options
 
 _WARMUP_RUNS = 10
 

@@ -17,16 +17,16 @@ from fer_export.graph import serialize
 from fer_export.parity import FP16_TOLERANCE, FP32_TOLERANCE, network_logits
 from fer_export.report import ExportedModel, tool_versions
 from fer_export.rounding import PAIR_LIMIT, WEIGHT_LIMIT
-from fer_runtime.certificate import Certificate
-from fer_runtime.comparison import Tolerance, Uint8Array, run_model
 from fer_runtime.errors import ParityError
 from fer_runtime.files import replaced_atomically
-from fer_runtime.metadata import ModelMetadata
-from fer_runtime.models import Precision
-from fer_runtime.onnx_file import content_digest
+from fer_runtime.model.certificate import Certificate
+from fer_runtime.model.find import Precision
+from fer_runtime.model.metadata import ModelMetadata
+from fer_runtime.model.onnx_file import content_digest
+from fer_runtime.model.parity import Tolerance, Uint8Array, run_model
+from fer_runtime.model.self_test import run_self_test
+from fer_runtime.model.session import open_session
 from fer_runtime.processor import instruction_sets
-from fer_runtime.self_test import run_self_test
-from fer_runtime.session import open_session
 from fer_train.checkpoints import Checkpoint
 from fer_train.data.folders import LabelledFaces
 

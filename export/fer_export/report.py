@@ -22,7 +22,7 @@ from fer_export.timing import Timing
 from fer_runtime import __version__
 from fer_runtime.errors import ParityError
 from fer_runtime.files import write_atomically
-from fer_runtime.models import Precision
+from fer_runtime.model.find import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,8 +20,8 @@ from typing import ClassVar
 from fer_runtime import __version__
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.files import cache_folder, write_atomically
-from fer_runtime.metadata import METADATA_KEY, parse_metadata
-from fer_runtime.onnx_file import read_onnx_file
+from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.yunet_file import ADVICE
 
 ORT_WEB_VERSION = "1.30.0"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fer_runtime.comparison import Check, Uint8Array
-from fer_runtime.session import open_session
+from fer_runtime.model.parity import Check, Uint8Array
+from fer_runtime.model.session import open_session
 
 _WARMUP_RUNS = 5
 _SLICE_MS = 2.0  # of one model before the next one's turn: shorter than the scheduler's slices

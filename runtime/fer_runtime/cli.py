@@ -11,7 +11,7 @@ import click
 
 from fer_runtime.arguments import find_videos, format_by_suffix, refuse_overwriting, refuse_uris
 from fer_runtime.command import ShortCommand, is_terminal
-from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -213,8 +213,8 @@ def main(
     # numpy's BLAS would start a thread per core, 0.04 s of CPU time, and nothing here multiplies matrices with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # OpenCV and ONNX Runtime take 0.1 s to load; --help needs neither.
+    from fer_runtime.model.session import find_provider, silence
     from fer_runtime.recognizer import Recognizer
-    from fer_runtime.session import find_provider, silence
     from fer_runtime.threads import available_cpus
 
     silence()
@@ -323,8 +323,8 @@ def main(
 def _self_test(
     model: str | None, precision: Precision | None, models_dir: Path, *, provider: str, strict: bool, threads: int
 ) -> None:
-    from fer_runtime.models import find_model
-    from fer_runtime.self_test import run_self_test
+    from fer_runtime.model.find import find_model
+    from fer_runtime.model.self_test import run_self_test
 
     path = find_model(model, precision=precision, models_dir=models_dir)
     report = run_self_test(path, provider=provider, threads=threads, strict=strict)

@@ -18,10 +18,10 @@ from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import is_face_crop, prepare_face
 from fer_runtime.files import sha256_of
 from fer_runtime.images import Uint8Array, read_image
-from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
-from fer_runtime.models import DEFAULT_MODELS_DIR, Precision, find_model
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.model.session import open_session
 from fer_runtime.results import Face, PictureResult
-from fer_runtime.session import open_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -43,7 +43,7 @@ class Recognizer:
 
     Args:
         model: "v0", "v1", "v2", "v3" or the path of an .onnx file that fer-export wrote; None takes the first of
-            `fer_runtime.models.PREFERENCE` that is there.
+            `fer_runtime.model.find.PREFERENCE` that is there.
         precision: of a named model, "fp32", "int8" or "fp16"; None takes the model's first that is there.
         models_dir: where named models are looked for before the installed package.
         detector: "auto" (crops are taken whole; in larger pictures YuNet finds the faces where its file is

@@ -16,7 +16,7 @@ from tests.runtime.tiny_models import band_face, write_band_model
 from fer_bench.accuracy import compare_pairwise, confident_mistakes, flips_csv, measure_accuracy, read_labelled_pictures
 from fer_runtime import EXPRESSIONS, Recognizer
 from fer_runtime.errors import DataError
-from fer_runtime.metadata import ModelMetadata
+from fer_runtime.model.metadata import ModelMetadata
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from tests.conftest import CHECKOUT
 from fer_bench.browser import BrowserResult, measure_browser
 from fer_bench.chromium import NAMES, find_browser
 from fer_export.site import ORT_WEB_INTEGRITY, ORT_WEB_VERSION, fetch_npm_package
-from fer_runtime.certificate import parse_certificate
 from fer_runtime.errors import DownloadError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.metadata import METADATA_KEY, parse_metadata
-from fer_runtime.onnx_file import read_onnx_file
+from fer_runtime.model.certificate import parse_certificate
+from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.recognizer import Recognizer
 
 MODEL = CHECKOUT / "models" / "model_0.onnx"

@@ -147,7 +147,7 @@ def test_a_model_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_model_that_was_asked_for_is_the_one_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("fer_runtime.models", "fer_bench.latency"):
+    for module in ("fer_runtime.model.find", "fer_bench.latency"):
         monkeypatch.setattr(f"{module}.packaged_models_dir", lambda: tmp_path)
     with pytest.raises(ModelFileError, match="fer-export --model v1"):
         configurations(models=["v1"], models_dir=tmp_path)

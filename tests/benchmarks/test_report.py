@@ -28,7 +28,7 @@ from fer_bench.robustness import CONDITIONS, wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metrics import expected_calibration_error
-from fer_runtime.models import MODEL_NAMES
+from fer_runtime.model.find import MODEL_NAMES
 
 
 def candidate(label: str, accuracy: float, p50_ms: float, megabytes: float, *, half: float = 0.015) -> Candidate:

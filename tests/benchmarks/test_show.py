@@ -15,7 +15,7 @@ from fer_bench.cli import main
 from fer_bench.show import draw_trainings, read_trainings
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.models import results_path
+from fer_runtime.model.find import results_path
 
 
 def write_results(folder: Path, model: str, **changes: Any) -> Path:

@@ -15,7 +15,7 @@ from fer_export.graph import export_graph, serialize
 from fer_export.pipeline import export_model
 from fer_export.report import ExportReport
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.metadata import ModelMetadata
+from fer_runtime.model.metadata import ModelMetadata
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.folders import load_faces
 from fer_train.networks.registry import create_network, to_network_input

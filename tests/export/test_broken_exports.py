@@ -15,7 +15,7 @@ from fer_export.faces import synthetic_faces
 from fer_export.graph import export_graph, serialize
 from fer_export.parity import check_parity
 from fer_runtime.errors import ModelFileError
-from fer_runtime.metadata import ModelMetadata
+from fer_runtime.model.metadata import ModelMetadata
 from fer_train.checkpoints import Checkpoint
 
 Breakage = Callable[[onnx.ModelProto, ModelMetadata], ModelMetadata]

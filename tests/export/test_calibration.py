@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fer_export.calibration import calibrate, fit_temperature, reject_threshold
-from fer_runtime.comparison import softmax
 from fer_runtime.metrics import expected_calibration_error
+from fer_runtime.model.parity import softmax
 
 
 def _labelled(temperature: float, faces: int = 20_000) -> tuple[np.ndarray, np.ndarray]:

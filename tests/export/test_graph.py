@@ -14,9 +14,9 @@ from torch import nn
 from fer_export.faces import synthetic_faces, textures
 from fer_export.graph import export_graph, fold_preprocessing, serialize
 from fer_export.parity import check_parity, network_logits
-from fer_runtime.comparison import run_model
 from fer_runtime.errors import CheckpointError
-from fer_runtime.session import open_session
+from fer_runtime.model.parity import run_model
+from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint
 from fer_train.networks.registry import create_network, to_network_input
 

@@ -8,7 +8,7 @@ from tests.export.conftest import TEMPERATURE
 
 from fer_export.faces import golden_faces, synthetic_faces
 from fer_export.parity import check_parity, network_outputs
-from fer_runtime.comparison import Outputs, Tolerance, compare_outputs, softmax, worst_of
+from fer_runtime.model.parity import Outputs, Tolerance, compare_outputs, softmax, worst_of
 from fer_train.checkpoints import Checkpoint
 
 

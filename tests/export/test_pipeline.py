@@ -21,8 +21,8 @@ from fer_export.pipeline import export_model
 from fer_export.report import ExportRefusedError
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.inspect import inspect_model
-from fer_runtime.self_test import run_self_test
+from fer_runtime.model.inspect import inspect_model
+from fer_runtime.model.self_test import run_self_test
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("exports_once")

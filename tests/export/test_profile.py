@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from fer_export.profile import main, profile_model
 from fer_runtime.errors import ModelFileError
-from fer_runtime.models import find_model
+from fer_runtime.model.find import find_model
 
 
 def test_the_shipped_int8_file_runs_integers_only() -> None:

@@ -16,9 +16,9 @@ from fer_export.graph import export_graph, serialize
 from fer_export.observation import ActivationRange, Observations, observe
 from fer_export.optimized import integer_check, optimized_nodes
 from fer_export.quantization import blocked_weights, quantize_model
-from fer_runtime.comparison import run_model
-from fer_runtime.onnx_file import read_onnx
-from fer_runtime.session import open_session
+from fer_runtime.model.onnx_file import read_onnx
+from fer_runtime.model.parity import run_model
+from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint
 from fer_train.networks.registry import create_network
 

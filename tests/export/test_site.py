@@ -31,12 +31,12 @@ from fer_export.site import (
     fetch_npm_package,
     write_site,
 )
-from fer_runtime.certificate import parse_certificate
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.faces import prepare_face
-from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
-from fer_runtime.onnx_file import read_onnx_file
+from fer_runtime.model.certificate import parse_certificate
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.yunet_file import yunet_path
 
@@ -438,7 +438,7 @@ def test_the_command_writes_a_site(ort_web: Path, tmp_path: Path) -> None:
 def test_a_model_without_int8_is_written_in_fp32(
     ort_web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fer_runtime.models.packaged_models_dir", lambda: tmp_path / "none")
+    monkeypatch.setattr("fer_runtime.model.find.packaged_models_dir", lambda: tmp_path / "none")
     metadata = ModelMetadata(name="v1", expressions=EXPRESSIONS, precision="fp32", opset=18)
     write_band_model(tmp_path / "model_v1.onnx", metadata=metadata)
     arguments = ["--model", "v1", "--models-dir", str(tmp_path), "--ort-web", str(ort_web)]

@@ -40,7 +40,7 @@ for module in pkgutil.walk_packages(fer_runtime.__path__, "fer_runtime."):
         importlib.import_module(module.name)
         print(module.name)
 """).split()
-    assert {"fer_runtime.recognizer", "fer_runtime.session", "fer_runtime.detectors.haar"} <= set(imported)
+    assert {"fer_runtime.recognizer", "fer_runtime.model.session", "fer_runtime.detectors.haar"} <= set(imported)
 
 
 def test_every_command_shows_its_help() -> None:

@@ -25,7 +25,7 @@ from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import refuse_special
 from fer_runtime.inputs import Inputs, LeftOut
-from fer_runtime.metadata import ModelMetadata
+from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.resume import Finished
 from fer_runtime.sink import opened_sink
 

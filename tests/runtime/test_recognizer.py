@@ -16,7 +16,7 @@ from fer_runtime import EXPRESSIONS, Recognizer
 from fer_runtime.errors import ModelFileError, PictureError
 from fer_runtime.faces import prepare_face
 from fer_runtime.inputs import sample_pictures
-from fer_runtime.metadata import ModelMetadata
+from fer_runtime.model.metadata import ModelMetadata
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.errors import ProviderError
 from fer_runtime.inputs import sample_pictures
-from fer_runtime.session import available_providers, find_provider, open_session
+from fer_runtime.model.session import available_providers, find_provider, open_session
 from fer_runtime.threads import available_cpus, cgroup_quota
 
 
@@ -62,7 +62,7 @@ def test_a_model_that_wants_outside_data_reaches_nothing(tmp_path: Path, monkeyp
 def test_the_log_of_an_application_that_embeds_the_runtime_stays_its_own(tmp_path: Path) -> None:
     # A constant that nobody uses is what onnxruntime warns of.
     script = (
-        "import sys, onnxruntime, onnx, numpy; import fer_runtime.session as session;"
+        "import sys, onnxruntime, onnx, numpy; import fer_runtime.model.session as session;"
         "model = onnx.load(sys.argv[1]); model.graph.initializer.append("
         "onnx.numpy_helper.from_array(numpy.zeros(3, numpy.float32), 'unused'));"
         "content = model.SerializeToString();"
@@ -193,8 +193,8 @@ def test_the_self_test_takes_a_provider_in_any_spelling_and_onnxruntime_under_an
 ) -> None:
     import importlib.metadata
 
-    from fer_runtime.models import find_model
-    from fer_runtime.self_test import run_self_test
+    from fer_runtime.model.find import find_model
+    from fer_runtime.model.self_test import run_self_test
 
     def only_the_gpu_build(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)

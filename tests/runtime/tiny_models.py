@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.metadata import METADATA_KEY, ModelMetadata
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata
 
 
 def _band(expression: int, side: int) -> slice:

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import FerError
-from fer_runtime.models import DEFAULT_MODELS_DIR, MODEL_NAMES
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fer_runtime.errors import CheckpointError, DataError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import accuracy
-from fer_runtime.models import FILE_STEMS, checkpoint_path, results_path
+from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.folders import LabelledFaces, load_class_folders, load_faces

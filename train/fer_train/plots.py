@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fer_runtime.files import write_atomically
-from fer_runtime.models import FILE_STEMS
+from fer_runtime.model.find import FILE_STEMS
 
 _TRAIN, _VALIDATION, _MARK = "#8a93a6", "#1f5fd0", "#d0461f"
 _GRID = "#dfe3ea"

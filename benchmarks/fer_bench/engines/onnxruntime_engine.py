@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_bench.engines import Run
-from fer_runtime.session import open_session
+from fer_runtime.model.session import open_session
 
 
 def load(source: Path, *, model: str, threads: int, batch: int) -> Run:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from fer_runtime.errors import CheckpointError, ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.metadata import METADATA_KEY
+from fer_runtime.model.metadata import METADATA_KEY
 from fer_runtime.recognizer import Recognizer
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces

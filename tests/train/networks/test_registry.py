@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fer_runtime.models import MODEL_NAMES
+from fer_runtime.model.find import MODEL_NAMES
 from fer_train.networks.registry import NETWORKS, count_parameters, create_network
 from fer_train.recipes import RECIPES
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
-from fer_runtime.models import FILE_STEMS
+from fer_runtime.model.find import FILE_STEMS
 from fer_runtime.recognizer import Recognizer
 from fer_train.checkpoints import OtherNetworkError, load_for_training
 from fer_train.data.folders import LabelledFaces

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import update_bn
 from fer_runtime.errors import DataError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import confusion_matrix
-from fer_runtime.models import checkpoint_path, results_path
+from fer_runtime.model.find import checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, load_for_training
 from fer_train.networks.registry import create_network, predict_logits, to_network_input
 from fer_train.pipeline import Trained, accuracy_of_unseen, data_summary, load_splits

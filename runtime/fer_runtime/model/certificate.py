@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fer_runtime.comparison import FloatArray, Tolerance, Uint8Array
 from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.metadata import ModelMetadata
+from fer_runtime.model.metadata import ModelMetadata
+from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
 
 _VERSION = 1
 _MOST_FACES = 4096  # what a damaged or hostile file may unpack to: 9 MB

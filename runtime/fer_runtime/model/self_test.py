@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fer_runtime.certificate import parse_certificate
-from fer_runtime.comparison import (
+from fer_runtime.errors import ModelFileError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.model.certificate import parse_certificate
+from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.model.onnx_file import content_digest, read_onnx_file
+from fer_runtime.model.parity import (
     Check,
     Comparison,
     Outputs,
@@ -18,11 +22,7 @@ from fer_runtime.comparison import (
     softmax,
     worst_of,
 )
-from fer_runtime.errors import ModelFileError
-from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.metadata import METADATA_KEY, parse_metadata
-from fer_runtime.onnx_file import content_digest, read_onnx_file
-from fer_runtime.session import find_provider, open_session, runtime_version
+from fer_runtime.model.session import find_provider, open_session, runtime_version
 
 # All golden faces at once, and one by one: kernels differ between the two.
 _BATCHES = (64, 1)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fer_runtime.certificate import parse_certificate
 from fer_runtime.errors import ModelFileError
-from fer_runtime.metadata import METADATA_KEY, ModelMetadata, parse_metadata
-from fer_runtime.onnx_file import Node, OnnxFile, bytes_per_value, content_digest, read_onnx_file
+from fer_runtime.model.certificate import parse_certificate
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.model.onnx_file import Node, OnnxFile, bytes_per_value, content_digest, read_onnx_file
 
 _MULTIPLYING = ("Conv", "Gemm", "MatMul")
 # Operators whose output has the shape of their first input.

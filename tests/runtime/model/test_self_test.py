@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 from tests.runtime.tiny_models import write_band_model
 
-from fer_runtime.certificate import Certificate, parse_certificate
 from fer_runtime.cli import main
-from fer_runtime.comparison import Tolerance
 from fer_runtime.errors import ModelFileError
-from fer_runtime.metadata import METADATA_KEY, parse_metadata
-from fer_runtime.models import find_model
-from fer_runtime.onnx_file import content_digest
-from fer_runtime.self_test import SelfTestReport, run_self_test
+from fer_runtime.model.certificate import Certificate, parse_certificate
+from fer_runtime.model.find import find_model
+from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.model.onnx_file import content_digest
+from fer_runtime.model.parity import Tolerance
+from fer_runtime.model.self_test import SelfTestReport, run_self_test
 
 
 @pytest.fixture(params=["fp32", "int8"])

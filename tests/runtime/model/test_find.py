@@ -8,7 +8,7 @@ import pytest
 from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.models import find_model, packaged_models_dir
+from fer_runtime.model.find import find_model, packaged_models_dir
 
 
 def test_a_folder_without_the_model_leaves_it_to_the_package(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.inspect import inspect_model
-from fer_runtime.models import find_model
+from fer_runtime.model.find import find_model
+from fer_runtime.model.inspect import inspect_model
 
 
 def test_v0_is_counted_by_hand() -> None:

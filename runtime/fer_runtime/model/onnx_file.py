@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.metadata import METADATA_KEY
+from fer_runtime.model.metadata import METADATA_KEY
 
 # TensorProto.DataType: name and bytes per value.
 _TYPES = {

@@ -49,8 +49,8 @@ def model_path(models_dir: Path, name: str, precision: Precision = "fp32") -> Pa
 
 def packaged_models_dir() -> Path:
     """The models inside the installed package; in a checkout, its `models` folder."""
-    installed = Path(__file__).parent / "models"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "models"
+    installed = Path(__file__).parents[1] / "models"
+    return installed if installed.is_dir() else Path(__file__).parents[3] / "models"
 
 
 def find_model(

@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.models import packaged_models_dir
-from fer_runtime.onnx_file import content_digest, read_onnx, read_onnx_file
+from fer_runtime.model.find import packaged_models_dir
+from fer_runtime.model.onnx_file import content_digest, read_onnx, read_onnx_file
 
 SHIPPED = sorted(packaged_models_dir().glob("*.onnx"))
 

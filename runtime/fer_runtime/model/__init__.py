@@ -1,0 +1,1 @@
+"""The contract of a model file: where it is found, read, certified and run."""
