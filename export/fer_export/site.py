@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from fer_runtime import __version__
+from fer_runtime.detectors.yunet_file import ADVICE
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.files import cache_folder, write_atomically
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx_file
-from fer_runtime.yunet_file import ADVICE
 
 ORT_WEB_VERSION = "1.30.0"
 # The registry's checksum of the package onnxruntime-web at that version.

@@ -184,7 +184,7 @@ def main(
         _self_test(model, precision, models_dir, provider=provider, strict=strict, threads=threads)
         return
     if fetch_yunet:
-        from fer_runtime.yunet_file import fetch_yunet as fetch
+        from fer_runtime.detectors.yunet_file import fetch_yunet as fetch
 
         click.echo(fetch())
         if not paths and not samples:

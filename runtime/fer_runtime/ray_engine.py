@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fer_runtime import __version__
 from fer_runtime.command import needs_extra
+from fer_runtime.detectors.yunet_file import yunet_path
 from fer_runtime.errors import ClusterError, FerError, OutputError
 from fer_runtime.files import CACHE_VARIABLE
 from fer_runtime.images import read_bytes
@@ -44,7 +45,6 @@ from fer_runtime.parts import (
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.storage import is_uri, open_store, read_uri
 from fer_runtime.threads import available_cpus
-from fer_runtime.yunet_file import yunet_path
 
 if TYPE_CHECKING:
     import pyarrow

@@ -31,6 +31,7 @@ from fer_export.site import (
     fetch_npm_package,
     write_site,
 )
+from fer_runtime.detectors.yunet_file import yunet_path
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.faces import prepare_face
@@ -38,7 +39,6 @@ from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.yunet_file import yunet_path
 
 MODELS = CHECKOUT / "models"
 SAMPLES = CHECKOUT / "runtime" / "fer_runtime" / "samples"

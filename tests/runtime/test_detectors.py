@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_runtime import Recognizer, yunet_file
-from fer_runtime.detectors import Detection, create_detector, square_crop
+from fer_runtime import Recognizer
+from fer_runtime.detectors import Detection, create_detector, square_crop, yunet_file
 from fer_runtime.detectors.haar import HaarDetector
 from fer_runtime.detectors.yunet import YuNetDetector
 from fer_runtime.errors import DownloadError, ModelFileError

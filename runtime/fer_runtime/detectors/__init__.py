@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from fer_runtime.detectors.yunet_file import yunet_path
 from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array
-from fer_runtime.yunet_file import yunet_path
 
 Point = tuple[float, float]  # x, y in pixels
 

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.detectors import Detection, square_crop
+from fer_runtime.detectors.yunet_file import ADVICE
 from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array
 from fer_runtime.model.session import open_session
-from fer_runtime.yunet_file import ADVICE
 
 FloatArray = npt.NDArray[np.float32]
 
