@@ -18,12 +18,12 @@ import numpy as np
 
 from fer_bench.accuracy import LabelledPictures, read_labelled_pictures
 from fer_bench.console import FILE, FOLDER
+from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.command import FerCommand
 from fer_runtime.detectors import Detection, Detector, create_detector, find_detector, square_crop
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, read_image
-from fer_runtime.inputs import sample_pictures
 from fer_runtime.recognizer import Recognizer
 
 ENLARGED = 4  # a face of 48 pixels becomes one of 192

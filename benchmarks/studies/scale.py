@@ -15,9 +15,9 @@ from time import perf_counter
 
 import click
 
+from fer_runtime.batch.sources import Inputs
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
-from fer_runtime.inputs import Inputs
 
 PART_SIZE = 1024
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)

@@ -58,7 +58,7 @@ def find_videos(paths: Sequence[str], camera: int | None) -> list[Path | int]:
     Raises:
         click.UsageError: there are both.
     """
-    from fer_runtime.inputs import VIDEO_SUFFIXES, expanded
+    from fer_runtime.batch.sources import VIDEO_SUFFIXES, expanded
 
     videos: list[Path | int] = []
     others = False
@@ -88,8 +88,8 @@ def refuse_overwriting(
     recursive: bool,
 ) -> None:
     """Stop before a copy, the rows or the sheet would take the place of somebody's picture."""
+    from fer_runtime.batch.sources import expanded
     from fer_runtime.images import PICTURE_SUFFIXES
-    from fer_runtime.inputs import expanded
 
     for path in chain.from_iterable(map(expanded, paths)):
         is_folder = os.path.isdir(path)

@@ -65,7 +65,7 @@ def read_bytes(path: Path | str) -> bytes:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise PictureError("is a folder, no regular file; fer_runtime.inputs.Inputs lists its pictures")
+            raise PictureError("is a folder, no regular file; fer_runtime.batch.sources.Inputs lists its pictures")
         if not stat.S_ISREG(status.st_mode):
             raise PictureError("is no regular file")
         if status.st_size > MAX_FILE_BYTES:

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
+from fer_runtime.batch.jobs import JobSummary
 from fer_runtime.errors import OutputError
-from fer_runtime.jobs import JobSummary
 from fer_runtime.storage import Store
 
 SETTINGS = "_job/settings.json"

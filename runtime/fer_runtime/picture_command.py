@@ -12,16 +12,16 @@ from time import perf_counter
 
 import click
 
+from fer_runtime.batch.jobs import JobSummary, recognize_files
+from fer_runtime.batch.resume import Finished, finished_rows, partial_path, paths_left, refuse_unfinished
+from fer_runtime.batch.sources import GivenPaths, Inputs, random_pictures, sample_pictures
 from fer_runtime.command import is_terminal
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
-from fer_runtime.inputs import GivenPaths, Inputs, random_pictures, sample_pictures
-from fer_runtime.jobs import JobSummary, recognize_files
 from fer_runtime.output import FORMATS
 from fer_runtime.progress import Progress, pictures_done, say_summary
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import PictureResult
-from fer_runtime.resume import Finished, finished_rows, partial_path, paths_left, refuse_unfinished
 from fer_runtime.sink import opened_sink
 
 _TakePicture = Callable[[Uint8Array, PictureResult], object]
@@ -118,7 +118,7 @@ def _write_rows(
     if output is not None and not resume:
         refuse_unfinished(output)
     elif output is not None and output.exists() and not partial_path(output).exists():
-        from fer_runtime.whole_output import check_whole
+        from fer_runtime.batch.whole_output import check_whole
 
         finished = check_whole(recognizer, pictures, output, read=read)
         click.echo(f"{output} is whole already: {finished.rows} rows, {finished.failed} of them failed", err=True)

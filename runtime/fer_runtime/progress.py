@@ -9,8 +9,8 @@ from types import TracebackType
 
 import click
 
-from fer_runtime.inputs import VIDEO_SUFFIXES, LeftOut
-from fer_runtime.jobs import JobSummary
+from fer_runtime.batch.jobs import JobSummary
+from fer_runtime.batch.sources import VIDEO_SUFFIXES, LeftOut
 
 _SECONDS_BETWEEN = 0.5
 _NAMED_SUFFIXES = 5

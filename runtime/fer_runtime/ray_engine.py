@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer_runtime import __version__
+from fer_runtime.batch.jobs import BLOCK, JobSummary, recognize_files
 from fer_runtime.command import needs_extra
 from fer_runtime.detectors.yunet_file import yunet_path
 from fer_runtime.errors import ClusterError, FerError, OutputError
 from fer_runtime.files import CACHE_VARIABLE
 from fer_runtime.images import read_bytes
-from fer_runtime.jobs import BLOCK, JobSummary, recognize_files
 from fer_runtime.output import JsonLines
 from fer_runtime.parquet import to_parquet
 from fer_runtime.parts import (

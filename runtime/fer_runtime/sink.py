@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
+from fer_runtime.batch.resume import Finished, appended_output
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
-from fer_runtime.resume import Finished, appended_output
 
 _LINE_BY_LINE = 1  # as `open` takes it
 

@@ -10,11 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from fer_runtime.batch.sources import LeftOut
 from fer_runtime.command import needs_extra
 from fer_runtime.errors import OutputError, PictureError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import MAX_FILE_BYTES, PICTURE_SUFFIXES
-from fer_runtime.inputs import LeftOut
 
 
 def is_uri(path: str) -> bool:

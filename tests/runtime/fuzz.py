@@ -20,9 +20,9 @@ import numpy as np
 from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime import Recognizer
+from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.errors import ModelFileError, PictureError
 from fer_runtime.images import decode_image
-from fer_runtime.inputs import sample_pictures
 
 CHECKOUT = Path(__file__).parents[2]
 

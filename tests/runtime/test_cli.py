@@ -21,12 +21,12 @@ import pytest
 from PIL import Image
 from tests.runtime.tiny_models import band_face, write_band_model
 
+from fer_runtime.batch.resume import Finished
+from fer_runtime.batch.sources import Inputs, LeftOut
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import refuse_special
-from fer_runtime.inputs import Inputs, LeftOut
 from fer_runtime.model.metadata import ModelMetadata
-from fer_runtime.resume import Finished
 from fer_runtime.sink import opened_sink
 
 # How an iPhone's picture begins (ISO/IEC 23008-12): size, "ftyp", major brand, version, compatible brands.

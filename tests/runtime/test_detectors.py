@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from fer_runtime import Recognizer
+from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.detectors import Detection, create_detector, square_crop, yunet_file
 from fer_runtime.detectors.haar import HaarDetector
 from fer_runtime.detectors.yunet import YuNetDetector
 from fer_runtime.errors import DownloadError, ModelFileError
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, read_image
-from fer_runtime.inputs import sample_pictures
 
 CHECKOUT = Path(__file__).parents[2]
 

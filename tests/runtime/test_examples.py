@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_runtime.inputs import sample_pictures
+from fer_runtime.batch.sources import sample_pictures
 
 CHECKOUT = Path(__file__).parents[2]
 

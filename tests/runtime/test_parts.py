@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fer_runtime.batch.jobs import JobSummary
 from fer_runtime.errors import OutputError
-from fer_runtime.jobs import JobSummary
 from fer_runtime.parts import SETTINGS, Plan, add_summary, find_plan, finished_parts, summary_to_json, write_plan
 from fer_runtime.storage import is_uri, open_store
 

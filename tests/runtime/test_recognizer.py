@@ -13,9 +13,9 @@ import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime import EXPRESSIONS, Recognizer
+from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.errors import ModelFileError, PictureError
 from fer_runtime.faces import prepare_face
-from fer_runtime.inputs import sample_pictures
 from fer_runtime.model.metadata import ModelMetadata
 
 

@@ -17,8 +17,8 @@ import pytest
 from tests.runtime.fuzz import mutations, picture_seeds, try_model, try_picture
 from tests.runtime.tiny_models import band_face, write_band_model
 
+from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.errors import ProviderError
-from fer_runtime.inputs import sample_pictures
 from fer_runtime.model.session import available_providers, find_provider, open_session
 from fer_runtime.threads import available_cpus, cgroup_quota
 

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from fer_runtime import Recognizer, progress, video_command
+from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.errors import PictureError
 from fer_runtime.images import read_image
-from fer_runtime.inputs import sample_pictures
 from fer_runtime.results import Face
 from fer_runtime.video import FrameCounts, FrameResult, Segment, SegmentBuilder, TrackedFace, recognize_video, to_srt
 from fer_runtime.video_command import run_on_videos

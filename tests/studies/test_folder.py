@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
 from fer_runtime import Recognizer
-from fer_runtime.jobs import recognize_files
+from fer_runtime.batch.jobs import recognize_files
 from studies.folder import FolderRates, main
 
 MODELS = Path(__file__).parents[2] / "models"

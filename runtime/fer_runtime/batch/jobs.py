@@ -85,7 +85,7 @@ def recognize_files(
     Who stops before the last row closes the generator (`contextlib.closing`), and no more pictures are read.
 
     Args:
-        paths: picture files, or `fer_runtime.inputs.Inputs` of folders; consumed as rows are taken, a few blocks ahead.
+        paths: picture files, or `fer_runtime.batch.sources.Inputs` of folders; consumed as rows are taken, a few blocks ahead.
         summary: filled while the rows are taken.
         workers: threads that read, decode and find faces; the CPUs that this process may use by default.
         read: a path to the file's content.
@@ -97,7 +97,7 @@ def recognize_files(
     if isinstance(paths, (str, bytes, PathLike)):
         raise ValueError(
             f"paths must be a list of picture files, not {paths!r}; for a folder: "
-            f"recognize_files(recognizer, Inputs([{os.fspath(paths)!r}])), from fer_runtime.inputs import Inputs"
+            f"recognize_files(recognizer, Inputs([{os.fspath(paths)!r}])), from fer_runtime.batch.sources import Inputs"
         )
     return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_picture)
 

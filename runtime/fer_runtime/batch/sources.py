@@ -212,7 +212,7 @@ def looks_like_a_picture(content: bytes) -> bool:
 
 def sample_pictures() -> list[str]:
     """The photographs inside the installed package, for `--samples`."""
-    folder = Path(__file__).parent / "samples"
+    folder = Path(__file__).parents[1] / "samples"
     return sorted(str(path) for path in folder.iterdir() if path.suffix in PICTURE_SUFFIXES)
 
 

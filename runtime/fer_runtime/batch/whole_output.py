@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from fer_runtime.batch.jobs import BLOCK, recognize_files
+from fer_runtime.batch.resume import Finished, paths_left
 from fer_runtime.errors import OutputError
-from fer_runtime.jobs import BLOCK, recognize_files
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.resume import Finished, paths_left
 
 # Other models differ by more in some face of a block; batches of another size, as `--annotate` has them, by less.
 _TOLERANCE = 1e-3

@@ -15,8 +15,8 @@ import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime import Recognizer
-from fer_runtime.inputs import Inputs
-from fer_runtime.jobs import BLOCK, recognize_files
+from fer_runtime.batch.jobs import BLOCK, recognize_files
+from fer_runtime.batch.sources import Inputs
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_folder_in_the_list_says_what_lists_its_pictures(
     (tmp_path / "deep" / "face.png").write_bytes(picture)
     (row,) = recognize_files(recognizer, [str(tmp_path)])
     assert row.error is not None
-    assert "fer_runtime.inputs.Inputs lists its pictures" in row.error
+    assert "fer_runtime.batch.sources.Inputs lists its pictures" in row.error
     (row,) = recognize_files(recognizer, Inputs([str(tmp_path)], recursive=True))
     assert (row.path, row.error) == (str(tmp_path / "deep" / "face.png"), None)
 

@@ -10,9 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from fer_runtime.batch.jobs import BLOCK
 from fer_runtime.errors import OutputError
 from fer_runtime.files import refuse_special
-from fer_runtime.jobs import BLOCK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
