@@ -16,8 +16,7 @@ from fer_runtime.output import escaped
 from fer_runtime.progress import Progress
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.sink import opened_sink
-from fer_runtime.video import source_name
-from fer_runtime.video_output import (
+from fer_runtime.video.output import (
     VideoSummary,
     annotated_paths,
     is_per_segment,
@@ -26,6 +25,7 @@ from fer_runtime.video_output import (
     write_video_heading,
     write_video_rows,
 )
+from fer_runtime.video.recognize import source_name
 
 
 def run_on_videos(

@@ -17,8 +17,8 @@ from fer_runtime.errors import PictureError
 from fer_runtime.images import Uint8Array
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import Face
-from fer_runtime.smoothing import Smoother
-from fer_runtime.tracking import Tracker
+from fer_runtime.video.smoothing import Smoother
+from fer_runtime.video.tracking import Tracker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from fer_runtime.images import Uint8Array
 from fer_runtime.output import csv_line, escaped, uncertain_field
 from fer_runtime.pictures_out import unused_name
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.video import (
+from fer_runtime.video.recognize import (
     FrameCounts,
     FrameResult,
     Segment,

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fer_runtime.smoothing import Smoother
-from fer_runtime.tracking import Tracker, overlap
+from fer_runtime.video.smoothing import Smoother
+from fer_runtime.video.tracking import Tracker, overlap
 
 
 def test_overlap_worked_by_hand() -> None:

@@ -25,9 +25,17 @@ from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.errors import PictureError
 from fer_runtime.images import read_image
 from fer_runtime.results import Face
-from fer_runtime.video import FrameCounts, FrameResult, Segment, SegmentBuilder, TrackedFace, recognize_video, to_srt
+from fer_runtime.video.output import annotated_paths, write_video_rows
+from fer_runtime.video.recognize import (
+    FrameCounts,
+    FrameResult,
+    Segment,
+    SegmentBuilder,
+    TrackedFace,
+    recognize_video,
+    to_srt,
+)
 from fer_runtime.video_command import run_on_videos
-from fer_runtime.video_output import annotated_paths, write_video_rows
 
 RATE = 20
 

@@ -1,0 +1,1 @@
+"""Videos and cameras: frames, tracks, segments and subtitles."""
