@@ -18,11 +18,11 @@ from fer_runtime.batch.sources import GivenPaths, Inputs, random_pictures, sampl
 from fer_runtime.command import is_terminal
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
-from fer_runtime.output import FORMATS
+from fer_runtime.output.rows import FORMATS
+from fer_runtime.output.sink import opened_sink
 from fer_runtime.progress import Progress, pictures_done, say_summary
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import PictureResult
-from fer_runtime.sink import opened_sink
 
 _TakePicture = Callable[[Uint8Array, PictureResult], object]
 
@@ -65,13 +65,13 @@ def run_on_pictures(
         total = sum(1 for _ in Inputs([*paths, *shipped], recursive))
     takers: list[_TakePicture] = []
     if annotate is not None:
-        from fer_runtime.pictures_out import AnnotatedCopies
+        from fer_runtime.output.image_files import AnnotatedCopies
 
         takers.append(AnnotatedCopies(annotate, paths).add)
     sheet = None
     if contact_sheet is not None:
-        from fer_runtime.contact_sheet import ContactSheet
-        from fer_runtime.pictures_out import SheetOfFaces
+        from fer_runtime.output.contact_sheet import ContactSheet
+        from fer_runtime.output.image_files import SheetOfFaces
 
         truth = _class_folder if random_count else lambda path: None
         sheet = SheetOfFaces(contact_sheet, ContactSheet(recognizer.metadata.expressions), truth)

@@ -28,8 +28,8 @@ from fer_runtime.detectors.yunet_file import yunet_path
 from fer_runtime.errors import ClusterError, FerError, OutputError
 from fer_runtime.files import CACHE_VARIABLE
 from fer_runtime.images import read_bytes
-from fer_runtime.output import JsonLines
-from fer_runtime.parquet import to_parquet
+from fer_runtime.output.parquet import to_parquet
+from fer_runtime.output.rows import JsonLines
 from fer_runtime.parts import (
     SUCCESS,
     add_summary,

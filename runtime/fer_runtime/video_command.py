@@ -12,10 +12,10 @@ import click
 from fer_runtime.batch.resume import Finished, refuse_unfinished
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import PictureError
-from fer_runtime.output import escaped
+from fer_runtime.output.rows import escaped
+from fer_runtime.output.sink import opened_sink
 from fer_runtime.progress import Progress
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.sink import opened_sink
 from fer_runtime.video.output import (
     VideoSummary,
     annotated_paths,

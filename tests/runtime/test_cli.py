@@ -27,7 +27,7 @@ from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import refuse_special
 from fer_runtime.model.metadata import ModelMetadata
-from fer_runtime.sink import opened_sink
+from fer_runtime.output.sink import opened_sink
 
 # How an iPhone's picture begins (ISO/IEC 23008-12): size, "ftyp", major brand, version, compatible brands.
 _HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHBMiHEheictmap" + bytes(200)

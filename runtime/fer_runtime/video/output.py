@@ -12,12 +12,12 @@ from typing import Any
 
 import cv2
 
-from fer_runtime.annotate import draw_faces
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
-from fer_runtime.output import csv_line, escaped, uncertain_field
-from fer_runtime.pictures_out import unused_name
+from fer_runtime.output.annotate import draw_faces
+from fer_runtime.output.image_files import unused_name
+from fer_runtime.output.rows import csv_line, escaped, uncertain_field
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.video.recognize import (
     FrameCounts,

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.annotate import write_picture
 from fer_runtime.files import write_atomically
+from fer_runtime.output.annotate import write_picture
 from fer_train.data.folders import LabelledFaces, Uint8Array
 
 FloatArray = npt.NDArray[np.float32]

@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_runtime.annotate import COLORS, draw_faces, write_picture
 from fer_runtime.batch.sources import random_pictures
-from fer_runtime.contact_sheet import ContactSheet
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.pictures_out import AnnotatedCopies, SheetOfFaces
+from fer_runtime.output.annotate import COLORS, draw_faces, write_picture
+from fer_runtime.output.contact_sheet import ContactSheet
+from fer_runtime.output.image_files import AnnotatedCopies, SheetOfFaces
 from fer_runtime.results import Face, PictureResult
 
 

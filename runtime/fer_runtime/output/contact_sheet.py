@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fer_runtime.annotate import COLORS
 from fer_runtime.images import Uint8Array
+from fer_runtime.output.annotate import COLORS
 from fer_runtime.results import Face
 
 _COLUMNS = 12

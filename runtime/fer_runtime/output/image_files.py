@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fer_runtime.annotate import draw_faces, encode_picture, write_picture
-from fer_runtime.contact_sheet import ContactSheet
 from fer_runtime.errors import OutputError
 from fer_runtime.images import Uint8Array
+from fer_runtime.output.annotate import draw_faces, encode_picture, write_picture
+from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.results import PictureResult
 
 _WRITTEN_AS_IS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))

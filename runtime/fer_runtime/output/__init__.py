@@ -1,0 +1,1 @@
+"""What a run writes: rows, annotated copies and contact sheets."""
