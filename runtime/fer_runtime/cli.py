@@ -263,8 +263,8 @@ def main(
         if recognizer.provider != find_provider(provider):
             click.echo(f"warning: onnxruntime fell back from {provider} to {recognizer.provider}", err=True)
         if engine == "ray":
+            from fer_runtime.cluster.engine import PART_SIZE, RayOptions, pack_recognizer
             from fer_runtime.ray_command import run_on_ray
-            from fer_runtime.ray_engine import PART_SIZE, RayOptions, pack_recognizer
 
             recipe = pack_recognizer(
                 recognizer,

@@ -23,14 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fer_runtime import __version__
 from fer_runtime.batch.jobs import BLOCK, JobSummary, recognize_files
-from fer_runtime.command import needs_extra
-from fer_runtime.detectors.yunet_file import yunet_path
-from fer_runtime.errors import ClusterError, FerError, OutputError
-from fer_runtime.files import CACHE_VARIABLE
-from fer_runtime.images import read_bytes
-from fer_runtime.output.parquet import to_parquet
-from fer_runtime.output.rows import JsonLines
-from fer_runtime.parts import (
+from fer_runtime.cluster.shards import (
     SUCCESS,
     add_summary,
     counts_name,
@@ -42,8 +35,15 @@ from fer_runtime.parts import (
     summary_to_json,
     write_plan,
 )
+from fer_runtime.cluster.storage import is_uri, open_store, read_uri
+from fer_runtime.command import needs_extra
+from fer_runtime.detectors.yunet_file import yunet_path
+from fer_runtime.errors import ClusterError, FerError, OutputError
+from fer_runtime.files import CACHE_VARIABLE
+from fer_runtime.images import read_bytes
+from fer_runtime.output.parquet import to_parquet
+from fer_runtime.output.rows import JsonLines
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.storage import is_uri, open_store, read_uri
 from fer_runtime.threads import available_cpus
 
 if TYPE_CHECKING:

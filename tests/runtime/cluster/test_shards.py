@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 
 from fer_runtime.batch.jobs import JobSummary
+from fer_runtime.cluster.shards import (
+    SETTINGS,
+    Plan,
+    add_summary,
+    find_plan,
+    finished_parts,
+    summary_to_json,
+    write_plan,
+)
+from fer_runtime.cluster.storage import is_uri, open_store
 from fer_runtime.errors import OutputError
-from fer_runtime.parts import SETTINGS, Plan, add_summary, find_plan, finished_parts, summary_to_json, write_plan
-from fer_runtime.storage import is_uri, open_store
 
 
 def test_counts_of_parts_add_up() -> None:

@@ -20,8 +20,8 @@ from itertools import islice
 from typing import Any
 
 from fer_runtime.batch.jobs import JobSummary
+from fer_runtime.cluster.storage import Store
 from fer_runtime.errors import OutputError
-from fer_runtime.storage import Store
 
 SETTINGS = "_job/settings.json"
 SUCCESS = "_SUCCESS"
