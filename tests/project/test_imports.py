@@ -68,7 +68,7 @@ for script in sorted(entry_points(group="console_scripts"), key=lambda script: s
 
 def test_the_samples_are_recognized() -> None:
     rows = run_without_extras("""
-from fer_runtime.cli import main
+from fer_runtime.cli.infer import main
 
 main(["--samples", "--format", "csv"])
 """).splitlines()
@@ -77,12 +77,12 @@ main(["--samples", "--format", "csv"])
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     """`fer-infer --help` on a slow board must not wait for OpenCV."""
-    loaded = run_without_extras("import fer_runtime, fer_runtime.cli; print(*sys.modules)").split()
+    loaded = run_without_extras("import fer_runtime, fer_runtime.cli.infer; print(*sys.modules)").split()
     assert not {"cv2", "onnxruntime", "numpy"} & set(loaded)
 
 
 def test_the_cluster_needs_its_extra_and_writes_nothing_without() -> None:
-    program = "from fer_runtime.cli import main\nmain(['--samples', '--engine', 'ray', '--output', 'rows'])"
+    program = "from fer_runtime.cli.infer import main\nmain(['--samples', '--engine', 'ray', '--output', 'rows'])"
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", PREAMBLE + program], capture_output=True, text=True, check=False, cwd=folder

@@ -20,8 +20,11 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_runtime import Recognizer, progress, video_command
+from fer_runtime import Recognizer
 from fer_runtime.batch.sources import sample_pictures
+from fer_runtime.cli import progress
+from fer_runtime.cli import videos as video_command
+from fer_runtime.cli.videos import run_on_videos
 from fer_runtime.errors import PictureError
 from fer_runtime.images import read_image
 from fer_runtime.results import Face
@@ -35,7 +38,6 @@ from fer_runtime.video.recognize import (
     recognize_video,
     to_srt,
 )
-from fer_runtime.video_command import run_on_videos
 
 RATE = 20
 

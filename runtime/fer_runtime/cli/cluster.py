@@ -12,10 +12,10 @@ import click
 from fer_runtime.batch.jobs import JobSummary
 from fer_runtime.batch.resume import Finished
 from fer_runtime.batch.sources import GivenPaths, Inputs, sample_pictures
+from fer_runtime.cli.progress import Progress, pictures_done, say_summary
 from fer_runtime.cluster.engine import RayOptions, RecognizerRecipe, load_ray, rows_in_order, write_parts
 from fer_runtime.cluster.storage import RemoteFolders, is_uri
 from fer_runtime.output.sink import opened_sink
-from fer_runtime.progress import Progress, pictures_done, say_summary
 
 
 def run_on_ray(

@@ -15,12 +15,12 @@ import click
 from fer_runtime.batch.jobs import JobSummary, recognize_files
 from fer_runtime.batch.resume import Finished, finished_rows, partial_path, paths_left, refuse_unfinished
 from fer_runtime.batch.sources import GivenPaths, Inputs, random_pictures, sample_pictures
+from fer_runtime.cli.progress import Progress, pictures_done, say_summary
 from fer_runtime.command import is_terminal
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.rows import FORMATS
 from fer_runtime.output.sink import opened_sink
-from fer_runtime.progress import Progress, pictures_done, say_summary
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import PictureResult
 

@@ -10,11 +10,11 @@ from time import perf_counter
 import click
 
 from fer_runtime.batch.resume import Finished, refuse_unfinished
+from fer_runtime.cli.progress import Progress
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import PictureError
 from fer_runtime.output.rows import escaped
 from fer_runtime.output.sink import opened_sink
-from fer_runtime.progress import Progress
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.video.output import (
     VideoSummary,

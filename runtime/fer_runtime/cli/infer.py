@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fer_runtime.arguments import find_videos, format_by_suffix, refuse_overwriting, refuse_uris
+from fer_runtime.cli.arguments import find_videos, format_by_suffix, refuse_overwriting, refuse_uris
 from fer_runtime.command import ShortCommand, is_terminal
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
 
@@ -263,8 +263,8 @@ def main(
         if recognizer.provider != find_provider(provider):
             click.echo(f"warning: onnxruntime fell back from {provider} to {recognizer.provider}", err=True)
         if engine == "ray":
+            from fer_runtime.cli.cluster import run_on_ray
             from fer_runtime.cluster.engine import PART_SIZE, RayOptions, pack_recognizer
-            from fer_runtime.ray_command import run_on_ray
 
             recipe = pack_recognizer(
                 recognizer,
@@ -288,7 +288,7 @@ def main(
                 shows_progress=is_terminal(sys.stderr) and not (output is None and is_terminal(sys.stdout)),
             )
         elif videos:
-            from fer_runtime.video_command import run_on_videos
+            from fer_runtime.cli.videos import run_on_videos
 
             failed = run_on_videos(
                 recognizer,
@@ -302,7 +302,7 @@ def main(
                 duration=duration,
             )
         else:
-            from fer_runtime.picture_command import run_on_pictures
+            from fer_runtime.cli.images import run_on_pictures
 
             failed = run_on_pictures(
                 recognizer,
