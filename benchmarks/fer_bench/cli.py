@@ -106,7 +106,7 @@ def latency(
     from fer_bench.environment import environment
     from fer_bench.latency import configurations, measure_latency
     from fer_bench.limits import measure_ceilings, rows_with_limits, warn_about_limits
-    from fer_runtime.threads import available_cpus
+    from fer_runtime.system import available_cpus
 
     if unknown := [name for name in engines if name not in ENGINES]:
         raise click.BadParameter(f"no engine {unknown[0]!r}; one of: {', '.join(ENGINES)}", param_hint="--engine")

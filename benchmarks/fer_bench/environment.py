@@ -11,7 +11,7 @@ from typing import Any
 
 from fer_runtime import __version__
 from fer_runtime.processor import instruction_sets
-from fer_runtime.threads import available_cpus
+from fer_runtime.system import available_cpus
 
 _PACKAGES = ("onnxruntime", "numpy", "opencv-python-headless", "torch", "openvino", "onnx")
 

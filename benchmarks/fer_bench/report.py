@@ -27,7 +27,7 @@ from fer_bench.robustness import (
 )
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.threads import available_cpus
+from fer_runtime.system import available_cpus
 
 Progress = Callable[[int, int], None]
 

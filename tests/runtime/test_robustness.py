@@ -20,7 +20,7 @@ from tests.runtime.tiny_models import band_face, write_band_model
 from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.errors import ProviderError
 from fer_runtime.model.session import available_providers, find_provider, open_session
-from fer_runtime.threads import available_cpus, cgroup_quota
+from fer_runtime.system import available_cpus, cgroup_quota
 
 
 def test_mutated_pictures_are_read_or_refused() -> None:
@@ -217,7 +217,7 @@ def test_a_provider_that_takes_nothing_of_the_model_is_a_fallback(tmp_path: Path
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
 def test_threads_count_the_cpus_that_the_process_may_use() -> None:
     script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); " + (
-        "from fer_runtime.threads import available_cpus; print(available_cpus())"
+        "from fer_runtime.system import available_cpus; print(available_cpus())"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "1"
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)

@@ -20,7 +20,7 @@ from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, decode_image, read_bytes
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import PictureResult
-from fer_runtime.threads import available_cpus
+from fer_runtime.system import available_cpus
 
 # Pictures that go through the model together. Rows depend on how pictures fall into blocks in the
 # last bits only; `--resume` keeps to them.

@@ -215,7 +215,7 @@ def main(
     # OpenCV and ONNX Runtime take 0.1 s to load; --help needs neither.
     from fer_runtime.model.session import find_provider, silence
     from fer_runtime.recognizer import Recognizer
-    from fer_runtime.threads import available_cpus
+    from fer_runtime.system import available_cpus
 
     silence()
 

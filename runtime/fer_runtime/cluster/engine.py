@@ -44,7 +44,7 @@ from fer_runtime.images import read_bytes
 from fer_runtime.output.parquet import to_parquet
 from fer_runtime.output.rows import JsonLines
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.threads import available_cpus
+from fer_runtime.system import available_cpus
 
 if TYPE_CHECKING:
     import pyarrow
