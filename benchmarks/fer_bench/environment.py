@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_runtime import __version__
-from fer_runtime.processor import instruction_sets
-from fer_runtime.system import available_cpus
+from fer_runtime.system import available_cpus, instruction_sets
 
 _PACKAGES = ("onnxruntime", "numpy", "opencv-python-headless", "torch", "openvino", "onnx")
 

@@ -26,7 +26,7 @@ from fer_runtime.model.onnx_file import content_digest
 from fer_runtime.model.parity import Tolerance, Uint8Array, run_model
 from fer_runtime.model.self_test import run_self_test
 from fer_runtime.model.session import open_session
-from fer_runtime.processor import instruction_sets
+from fer_runtime.system import instruction_sets
 from fer_train.checkpoints import Checkpoint
 from fer_train.data.folders import LabelledFaces
 

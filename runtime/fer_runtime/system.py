@@ -1,10 +1,15 @@
-"""How many CPUs this process may use, which is fewer than the host has in a container or under taskset."""
+"""What this machine offers: the CPUs that this process may use, and their instruction sets."""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
+
+_INSTRUCTION_SETS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"),
+    *("asimd", "asimdhp", "asimddp", "i8mm"),
+)
 
 
 def available_cpus() -> int:
@@ -27,3 +32,12 @@ def cgroup_quota(root: Path) -> float | None:
         return quota_us / period_us if quota_us > 0 else None
     except (OSError, ValueError):
         return None
+
+
+def instruction_sets() -> list[str]:
+    """Those of them that the processor has, by Linux's names; none where the system does not say."""
+    try:
+        present = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return []
+    return [name for name in _INSTRUCTION_SETS if name in present]

@@ -85,7 +85,8 @@ def recognize_files(
     Who stops before the last row closes the generator (`contextlib.closing`), and no more pictures are read.
 
     Args:
-        paths: picture files, or `fer_runtime.batch.sources.Inputs` of folders; consumed as rows are taken, a few blocks ahead.
+        paths: picture files, or `fer_runtime.batch.sources.Inputs` of folders; consumed as rows are taken, a few
+            blocks ahead.
         summary: filled while the rows are taken.
         workers: threads that read, decode and find faces; the CPUs that this process may use by default.
         read: a path to the file's content.
