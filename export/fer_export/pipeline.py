@@ -18,11 +18,11 @@ from fer_export.faces import CALIBRATION_FACES, calibration_faces, parity_faces
 from fer_export.file_parity import FileParity, compare_files
 from fer_export.graph import DEFAULT_OPSET, export_graph, serialize
 from fer_export.half import halve_model
-from fer_export.observation import observe
-from fer_export.optimized import integer_check
+from fer_export.int8.optimized import integer_check
+from fer_export.int8.quantize import quantize_model
+from fer_export.int8.ranges import observe
 from fer_export.parity import FP16_TOLERANCE, FP32_TOLERANCE, check_parity, network_logits
 from fer_export.publishing import REPLAY_TOLERANCES, Subject, publish
-from fer_export.quantization import quantize_model
 from fer_export.report import ExportedModel, ExportRefusedError, ExportReport, write_report
 from fer_export.timing import Timing, measure_in_turns, speed_check
 from fer_runtime.errors import DataError, ModelFileError, OutputError

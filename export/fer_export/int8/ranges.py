@@ -9,7 +9,7 @@ import onnx
 import torch
 from onnx import helper
 
-from fer_export.rounding import InputStatistics
+from fer_export.int8.gptq import InputStatistics
 from fer_runtime.model.parity import FloatArray, Uint8Array
 from fer_runtime.model.session import open_session
 

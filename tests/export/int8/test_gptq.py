@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fer_export.rounding import (
+from fer_export.int8.gptq import (
     PAIR_LIMIT,
     FloatArray,
     InputStatistics,

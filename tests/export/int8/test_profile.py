@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fer_export.profile import main, profile_model
+from fer_export.int8.profile import main, profile_model
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.find import find_model
 

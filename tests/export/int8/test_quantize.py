@@ -13,9 +13,9 @@ from tests.export.conftest import TEMPERATURE, Exported, v0_metadata
 
 from fer_export.faces import synthetic_faces, textures
 from fer_export.graph import export_graph, serialize
-from fer_export.observation import ActivationRange, Observations, observe
-from fer_export.optimized import integer_check, optimized_nodes
-from fer_export.quantization import blocked_weights, quantize_model
+from fer_export.int8.optimized import integer_check, optimized_nodes
+from fer_export.int8.quantize import blocked_weights, quantize_model
+from fer_export.int8.ranges import ActivationRange, Observations, observe
 from fer_runtime.model.onnx_file import read_onnx
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from fer_export.observation import ActivationRange
-from fer_export.rounding import Int8Array
+from fer_export.int8.gptq import Int8Array
+from fer_export.int8.ranges import ActivationRange
 from fer_runtime.model.parity import FloatArray
 
 

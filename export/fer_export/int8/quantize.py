@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from fer_export.integer_graph import GraphWriter, IntegerLayer, QuantizedTensor
-from fer_export.observation import Observations
-from fer_export.rounding import Int8Array, round_weights, trim_pairs, weight_scales
+from fer_export.int8.gptq import Int8Array, round_weights, trim_pairs, weight_scales
+from fer_export.int8.qdq import GraphWriter, IntegerLayer, QuantizedTensor
+from fer_export.int8.ranges import Observations
 from fer_runtime.expressions import FACE_SIZE
 
 _BLOCK = 4  # columns that the first convolution takes as channels

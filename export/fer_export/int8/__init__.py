@@ -1,0 +1,1 @@
+"""int8 models: calibration ranges, GPTQ rounding and the quantized graph."""
