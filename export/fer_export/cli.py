@@ -14,8 +14,8 @@ from fer_runtime.errors import ModelFileError
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
 
 if TYPE_CHECKING:
-    from fer_export.accuracy import Budget
-    from fer_export.report import ExportReport
+    from fer_export.gate.accuracy import Budget
+    from fer_export.gate.report import ExportReport
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -135,8 +135,8 @@ def main(
     if model is None:
         raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(MODEL_NAMES)}.")
     with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
+        from fer_export.gate.report import ExportRefusedError
         from fer_export.pipeline import export_model
-        from fer_export.report import ExportRefusedError
 
     try:
         report = export_model(
@@ -189,7 +189,7 @@ def _site(
 
 
 def _budget(text: str) -> Budget:
-    from fer_export.accuracy import Budget
+    from fer_export.gate.accuracy import Budget
 
     try:
         accuracy, macro_f1, recall = (float(part) for part in text.split(","))

@@ -12,19 +12,19 @@ import onnx
 import onnxruntime
 import torch
 
-from fer_export.accuracy import Budget, budget_checks, measure_quality
-from fer_export.calibration import NOT_CALIBRATED, Calibration, calibrate
-from fer_export.faces import CALIBRATION_FACES, calibration_faces, parity_faces
-from fer_export.file_parity import FileParity, compare_files
+from fer_export.gate.accuracy import Budget, budget_checks, measure_quality
+from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate
+from fer_export.gate.file_parity import FileParity, compare_files
+from fer_export.gate.golden import CALIBRATION_FACES, calibration_faces, parity_faces
+from fer_export.gate.parity import FP16_TOLERANCE, FP32_TOLERANCE, check_parity, network_logits
+from fer_export.gate.publish import REPLAY_TOLERANCES, Subject, publish
+from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report
+from fer_export.gate.timing import Timing, measure_in_turns, speed_check
 from fer_export.graph import DEFAULT_OPSET, export_graph, serialize
 from fer_export.half import halve_model
 from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
-from fer_export.parity import FP16_TOLERANCE, FP32_TOLERANCE, check_parity, network_logits
-from fer_export.publishing import REPLAY_TOLERANCES, Subject, publish
-from fer_export.report import ExportedModel, ExportRefusedError, ExportReport, write_report
-from fer_export.timing import Timing, measure_in_turns, speed_check
 from fer_runtime.errors import DataError, ModelFileError, OutputError
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, checkpoint_path, model_path, parity_path

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tests.train.pictures import write_pictures
 
-from fer_export.accuracy import Budget
+from fer_export.gate.accuracy import Budget
+from fer_export.gate.report import ExportReport
 from fer_export.graph import export_graph, serialize
 from fer_export.pipeline import export_model
-from fer_export.report import ExportReport
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.metadata import ModelMetadata
 from fer_train.checkpoints import Checkpoint, save_checkpoint

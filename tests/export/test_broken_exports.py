@@ -11,9 +11,9 @@ import pytest
 from onnx import helper, numpy_helper
 from tests.export.conftest import TEMPERATURE, v0_metadata
 
-from fer_export.faces import synthetic_faces
+from fer_export.gate.golden import synthetic_faces
+from fer_export.gate.parity import check_parity
 from fer_export.graph import export_graph, serialize
-from fer_export.parity import check_parity
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.metadata import ModelMetadata
 from fer_train.checkpoints import Checkpoint

@@ -11,9 +11,9 @@ import torch
 from tests.export.conftest import TEMPERATURE, v0_metadata
 from torch import nn
 
-from fer_export.faces import synthetic_faces, textures
+from fer_export.gate.golden import synthetic_faces, textures
+from fer_export.gate.parity import check_parity, network_logits
 from fer_export.graph import export_graph, fold_preprocessing, serialize
-from fer_export.parity import check_parity, network_logits
 from fer_runtime.errors import CheckpointError
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session

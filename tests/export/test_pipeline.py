@@ -15,10 +15,10 @@ import torch
 from tests.export.conftest import Exported
 
 from fer_export import pipeline
-from fer_export.accuracy import Budget, Quality, budget_checks
+from fer_export.gate.accuracy import Budget, Quality, budget_checks
+from fer_export.gate.report import ExportRefusedError
 from fer_export.graph import export_graph
 from fer_export.pipeline import export_model
-from fer_export.report import ExportRefusedError
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.inspect import inspect_model
@@ -199,7 +199,7 @@ main(sys.argv[1:])
 
 _KILLED_BEFORE_THE_RENAME = """
 import os, signal, sys
-from fer_export import publishing
+from fer_export.gate import publish as publishing
 from fer_export.cli import main
 publishing.run_self_test = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])

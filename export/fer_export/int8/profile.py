@@ -12,7 +12,7 @@ from statistics import fmean
 import click
 import onnxruntime
 
-from fer_export.faces import textures
+from fer_export.gate.golden import textures
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.onnx_file import read_onnx_file

@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from tests.export.conftest import TEMPERATURE, Exported, v0_metadata
 
-from fer_export.faces import synthetic_faces, textures
+from fer_export.gate.golden import synthetic_faces, textures
 from fer_export.graph import export_graph, serialize
 from fer_export.int8.optimized import integer_check, optimized_nodes
 from fer_export.int8.quantize import blocked_weights, quantize_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fer_export.calibration import calibrate, fit_temperature, reject_threshold
+from fer_export.gate.calibration import calibrate, fit_temperature, reject_threshold
 from fer_runtime.metrics import expected_calibration_error
 from fer_runtime.model.parity import softmax
 

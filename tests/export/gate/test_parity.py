@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.export.conftest import TEMPERATURE
 
-from fer_export.faces import golden_faces, synthetic_faces
-from fer_export.parity import check_parity, network_outputs
+from fer_export.gate.golden import golden_faces, synthetic_faces
+from fer_export.gate.parity import check_parity, network_outputs
 from fer_runtime.model.parity import Outputs, Tolerance, compare_outputs, softmax, worst_of
 from fer_train.checkpoints import Checkpoint
 

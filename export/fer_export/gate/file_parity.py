@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_export.parity import network_logits
+from fer_export.gate.parity import network_logits
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face

@@ -14,11 +14,11 @@ import onnxruntime
 import onnxscript
 import torch
 
-from fer_export.accuracy import Quality
-from fer_export.calibration import Calibration
-from fer_export.file_parity import FileParity
-from fer_export.parity import ParityReport
-from fer_export.timing import Timing
+from fer_export.gate.accuracy import Quality
+from fer_export.gate.calibration import Calibration
+from fer_export.gate.file_parity import FileParity
+from fer_export.gate.parity import ParityReport
+from fer_export.gate.timing import Timing
 from fer_runtime import __version__
 from fer_runtime.errors import ParityError
 from fer_runtime.files import write_atomically

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests.export.conftest import Exported
 
-from fer_export.faces import synthetic_faces
-from fer_export.file_parity import compare_files, read_like_torchvision
+from fer_export.gate.file_parity import compare_files, read_like_torchvision
+from fer_export.gate.golden import synthetic_faces
 from fer_runtime.errors import DataError
 from fer_train.checkpoints import Checkpoint
 

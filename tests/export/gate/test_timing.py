@@ -6,10 +6,10 @@ import onnx
 import pytest
 from tests.export.conftest import v0_metadata
 
-from fer_export import timing
-from fer_export.faces import textures
+from fer_export.gate import timing
+from fer_export.gate.golden import textures
+from fer_export.gate.timing import Timing, measure_in_turns, speed_check
 from fer_export.graph import serialize
-from fer_export.timing import Timing, measure_in_turns, speed_check
 
 
 def _timing(undisturbed_ms: float, p50_ms: float) -> Timing:

@@ -10,13 +10,13 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from fer_export.accuracy import Budget
-from fer_export.calibration import Calibration
-from fer_export.faces import CALIBRATION_FACES, SEED, golden_faces
+from fer_export.gate.accuracy import Budget
+from fer_export.gate.calibration import Calibration
+from fer_export.gate.golden import CALIBRATION_FACES, SEED, golden_faces
+from fer_export.gate.parity import FP16_TOLERANCE, FP32_TOLERANCE, network_logits
+from fer_export.gate.report import ExportedModel, tool_versions
 from fer_export.graph import serialize
 from fer_export.int8.gptq import PAIR_LIMIT, WEIGHT_LIMIT
-from fer_export.parity import FP16_TOLERANCE, FP32_TOLERANCE, network_logits
-from fer_export.report import ExportedModel, tool_versions
 from fer_runtime.errors import ParityError
 from fer_runtime.files import replaced_atomically
 from fer_runtime.model.certificate import Certificate
