@@ -199,7 +199,7 @@ def _visit_cold(program: str, url: str) -> tuple[float, int]:
 
 
 def _our_page(folder: Path, model: Path, ort_web: Path | None) -> Path:
-    from fer_export.site import write_site
+    from fer_export.site.write import write_site
 
     write_site(folder, model=model, ort_web=ort_web)
     (folder / "bench.js").write_text(_OURS + _MEASURE, encoding="utf-8")
@@ -207,7 +207,7 @@ def _our_page(folder: Path, model: Path, ort_web: Path | None) -> Path:
 
 
 def _their_page(folder: Path) -> Path:
-    from fer_export.site import fetch_npm_package, read_npm_package
+    from fer_export.site.write import fetch_npm_package, read_npm_package
 
     folder.mkdir(parents=True)
     package = fetch_npm_package("@vladmandic/face-api", FACE_API_VERSION, _FACE_API_INTEGRITY)
@@ -240,7 +240,7 @@ def _golden_faces(model: Path) -> list[str]:
 
 @contextmanager
 def _served(folder: Path) -> Iterator[str]:
-    from fer_export.site import create_server
+    from fer_export.site.write import create_server
 
     with create_server(folder, port=0, headers=_FINE_CLOCK) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -166,7 +166,7 @@ def _site(
     ort_web: Path | None,
     yunet: Path | None,
 ) -> None:
-    from fer_export.site import create_server, write_site
+    from fer_export.site.write import create_server, write_site
     from fer_runtime.model.find import find_model
 
     if len(precisions) > 1:

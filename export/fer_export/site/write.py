@@ -119,7 +119,7 @@ def write_site(
     samples = files("fer_runtime") / "samples"
     for name in (*_SAMPLES, "CREDITS.md"):
         entries[f"samples/{name}"] = (samples / name).read_bytes()
-    page = files("fer_export") / "web"
+    page = files("fer_export") / "site" / "web"
     entries |= {name: (page / name).read_bytes() for name in _PAGE_FILES}
     settings = {
         "fer-edge": __version__,

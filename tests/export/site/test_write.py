@@ -24,7 +24,7 @@ from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.chromium import NAMES, Browser, Page, find_browser
 from fer_export.cli import main
-from fer_export.site import (
+from fer_export.site.write import (
     ORT_WEB_INTEGRITY,
     ORT_WEB_VERSION,
     create_server,

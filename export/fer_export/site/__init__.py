@@ -1,0 +1,1 @@
+"""The web page that runs a model in a browser."""
