@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import torch
 
+from fer_export.fp16 import halve_model
 from fer_export.gate.accuracy import Budget, budget_checks, measure_quality
 from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate
 from fer_export.gate.file_parity import FileParity, compare_files
@@ -21,7 +22,6 @@ from fer_export.gate.publish import REPLAY_TOLERANCES, Subject, publish
 from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report
 from fer_export.gate.timing import Timing, measure_in_turns, speed_check
 from fer_export.graph import DEFAULT_OPSET, export_graph, serialize
-from fer_export.half import halve_model
 from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
