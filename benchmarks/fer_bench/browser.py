@@ -287,7 +287,7 @@ def browser(
     Chromium: median, 95th percentile and minimum in ms; time and bytes of a first visit.
     """
     from fer_bench.environment import environment
-    from fer_bench.latency import BUSY_SPREAD, configurations
+    from fer_bench.latency.measure import BUSY_SPREAD, configurations
     from fer_runtime.model.find import find_model
 
     if precisions:

@@ -104,8 +104,8 @@ def latency(
     """
     from fer_bench.engines import ENGINES
     from fer_bench.environment import environment
-    from fer_bench.latency import configurations, measure_latency
-    from fer_bench.limits import measure_ceilings, rows_with_limits, warn_about_limits
+    from fer_bench.latency.measure import configurations, measure_latency
+    from fer_bench.latency.roofline import measure_ceilings, rows_with_limits, warn_about_limits
     from fer_runtime.system import available_cpus
 
     if unknown := [name for name in engines if name not in ENGINES]:
@@ -170,7 +170,7 @@ def accuracy(
     """
     from fer_bench import accuracy as measure
     from fer_bench.environment import environment
-    from fer_bench.latency import configurations
+    from fer_bench.latency.measure import configurations
     from fer_bench.statistics import say_p
     from fer_runtime.expressions import EXPRESSIONS
     from fer_runtime.recognizer import Recognizer
@@ -237,7 +237,7 @@ def accuracy(
 @click.option("--tolerance", type=float, default=0.07, show_default=True, help="Fraction that may be lost.")
 def compare(old: Path, new: Path, tolerance: float) -> None:
     """Compare two files of `fer-bench latency --json`; exit 1 when something became slower beyond noise."""
-    from fer_bench.compare import compare_results
+    from fer_bench.latency.compare import compare_results
 
     before, after = _read_latency(old), _read_latency(new)
     # Clouds give processors of several generations one name; their instruction sets tell them apart.
@@ -301,7 +301,7 @@ def _percent(interval: Interval) -> str:
 
 
 def _read_latency(path: Path) -> dict[str, Any]:
-    from fer_bench.compare import KEY
+    from fer_bench.latency.compare import KEY
 
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ import click
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS
 
 if TYPE_CHECKING:
-    from fer_bench.latency import LatencyResult
+    from fer_bench.latency.measure import LatencyResult
 
 # Integer arithmetic may round otherwise in another engine; beyond this a time is that of another function.
 SAME_ANSWER = 0.02

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from fer_bench.accuracy import LabelledPictures, compare_pairwise, measure_accuracy, read_labelled_pictures
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
-from fer_bench.latency import Configuration, Unavailable, configurations, measure_latency
-from fer_bench.limits import measure_ceilings, rows_with_limits, warn_about_limits
+from fer_bench.latency.measure import Configuration, Unavailable, configurations, measure_latency
+from fer_bench.latency.roofline import measure_ceilings, rows_with_limits, warn_about_limits
 from fer_bench.report_data import ENGINE, label_of
 from fer_bench.robustness import (
     CONDITIONS,

@@ -20,7 +20,7 @@ from fer_bench.console import (
     write_json,
 )
 from fer_bench.environment import environment
-from fer_bench.latency import Configuration, classify_in_worker, measure_latency
+from fer_bench.latency.measure import Configuration, classify_in_worker, measure_latency
 from fer_bench.statistics import Interval, bootstrap
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError, ModelFileError

@@ -9,7 +9,7 @@ import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_bench.engines import ENGINES
-from fer_bench.latency import Configuration, classify_in_worker, configurations, measure_latency
+from fer_bench.latency.measure import Configuration, classify_in_worker, configurations, measure_latency
 from fer_runtime.errors import ModelFileError
 
 MODELS = Path(__file__).parents[2] / "models"

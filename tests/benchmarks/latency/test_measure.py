@@ -16,9 +16,9 @@ from click.testing import CliRunner
 from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.cli import main
-from fer_bench.compare import compare_results
-from fer_bench.latency import Configuration, LatencyResult, _reference, configurations, measure_latency
-from fer_bench.limits import Ceilings, measure_ceilings, rows_with_limits, warn_about_limits
+from fer_bench.latency.compare import compare_results
+from fer_bench.latency.measure import Configuration, LatencyResult, _reference, configurations, measure_latency
+from fer_bench.latency.roofline import Ceilings, measure_ceilings, rows_with_limits, warn_about_limits
 from fer_runtime.errors import ModelFileError
 
 
@@ -68,7 +68,7 @@ def test_an_engine_that_cannot_load_says_why_and_the_others_are_measured(model: 
 
 
 def test_the_limit_goes_by_the_arithmetic_in_the_file_not_by_its_name(tmp_path: Path) -> None:
-    shipped = Path(__file__).parents[2] / "models" / "model_0.int8.onnx"
+    shipped = Path(__file__).parents[3] / "models" / "model_0.int8.onnx"
     renamed = tmp_path / "renamed.onnx"
     renamed.write_bytes(shipped.read_bytes())
     wanted = configurations(models=[str(renamed)], engines=["onnxruntime"], models_dir=tmp_path)
@@ -78,7 +78,7 @@ def test_the_limit_goes_by_the_arithmetic_in_the_file_not_by_its_name(tmp_path: 
 
 
 def test_zeros_that_a_file_adds_are_no_work_of_the_network() -> None:
-    models = Path(__file__).parents[2] / "models"
+    models = Path(__file__).parents[3] / "models"
     wanted = configurations(models=["v0"], engines=["onnxruntime"], precisions=("fp32", "int8"), models_dir=models)
     results, _ = measure_latency(wanted, rounds=2, seconds=0.02)
     rows = rows_with_limits(results, wanted, Ceilings(fp32_macs_per_second=1e9, int8_macs_per_second=1e9))
@@ -147,7 +147,7 @@ def test_a_model_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_model_that_was_asked_for_is_the_one_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("fer_runtime.model.find", "fer_bench.latency"):
+    for module in ("fer_runtime.model.find", "fer_bench.latency.measure"):
         monkeypatch.setattr(f"{module}.packaged_models_dir", lambda: tmp_path)
     with pytest.raises(ModelFileError, match="fer-export --model v1"):
         configurations(models=["v1"], models_dir=tmp_path)

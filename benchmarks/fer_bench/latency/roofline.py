@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fer_bench.engines import ENGINES
-from fer_bench.latency import Configuration, LatencyResult
+from fer_bench.latency.measure import Configuration, LatencyResult
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.model.session import open_session
 

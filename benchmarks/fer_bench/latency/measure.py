@@ -243,17 +243,17 @@ def _difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64])
 
 
 class _Worker:
-    """The parent's side of fer_bench.worker."""
+    """The parent's side of fer_bench.latency.worker."""
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         self.error: str | None = None
         self._rounds: list[dict[str, Any]] = []
         # Another environment has no fer_bench of its own; the worker is the same file.
-        folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        folders = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(folder for folder in folders if folder))
         self._process = subprocess.Popen(
-            [str(configuration.python), "-m", "fer_bench.worker"],
+            [str(configuration.python), "-m", "fer_bench.latency.worker"],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """One configuration in a process of its own, told what to do by lines on standard input.
 
-`python -m fer_bench.worker` reads a JSON object per line and answers with one: first the configuration,
+`python -m fer_bench.latency.worker` reads a JSON object per line and answers with one: first the configuration,
 then `{"seconds": 0.3}` for a round of timed runs, or `{"faces": FILE, "answers": FILE}` to run the faces
 of one .npy file one by one and write what came out to another. It ends with its input. It needs numpy and
 the engine, nothing else, so that it also runs in environments where fer-edge is not installed.

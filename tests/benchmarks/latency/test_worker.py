@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import count
 
+from fer_bench.latency.worker import timed_runs
 from fer_bench.statistics import percentiles
-from fer_bench.worker import timed_runs
 
 
 def _clock(jumps: dict[int, int]) -> Iterator[int]:
