@@ -22,7 +22,7 @@ from fer_bench.console import (
     warn_about,
     write_json,
 )
-from fer_bench.report_commands import report, robustness, show
+from fer_bench.report.commands import report, robustness, show
 from fer_runtime.command import FerGroup
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
@@ -219,7 +219,7 @@ def accuracy(
         write_atomically(flips, measure.flips_csv(results, pictures))
         click.echo(flips, err=True)
     if mistakes is not None:
-        from fer_bench.mistakes import draw_mistakes
+        from fer_bench.report.mistakes import draw_mistakes
 
         draw_mistakes(results[0], pictures, mistakes)
         click.echo(f"{mistakes}  made from the pictures of {pictures.folder}: their licence is its licence", err=True)

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_bench import report_commands
 from fer_bench.cli import main
+from fer_bench.report import commands as report_commands
 from fer_bench.robustness import (
     CONDITION_NAMES,
     CONDITIONS,
@@ -212,7 +212,7 @@ def test_the_command_knows_every_condition() -> None:
 
 
 def test_the_shipped_model_is_hurt_by_what_hides_a_face(real_data: Path) -> None:
-    from fer_bench.report import measure_robustness_of
+    from fer_bench.report.measure import measure_robustness_of
 
     conditions = [replace(BY_NAME["blur"], levels=(0, 4)), replace(BY_NAME["shift"], levels=(0, 4))]
     measured = measure_robustness_of(real_data, models=["v0"], precisions=["fp32"], conditions=conditions, count=400)

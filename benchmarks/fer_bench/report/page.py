@@ -11,7 +11,8 @@ from string import Template
 from matplotlib.figure import Figure
 
 from fer_bench.console import SAME_ANSWER
-from fer_bench.plots import (
+from fer_bench.report.data import ENGINE, LatencyRow, ReportData, label_of
+from fer_bench.report.plots import (
     DARK,
     LIGHT,
     MODEL_ROLES,
@@ -26,8 +27,7 @@ from fer_bench.plots import (
     robustness_panels,
     to_svg,
 )
-from fer_bench.report_data import ENGINE, LatencyRow, ReportData, label_of
-from fer_bench.report_verdict import (
+from fer_bench.report.verdict import (
     REAL_TIME_MS,
     SIGNIFICANT_P,
     Candidate,
@@ -63,7 +63,7 @@ def render_page(report: ReportData) -> str:
         _robustness(report),
         _environment(report),
     ]
-    template = Template(files("fer_bench").joinpath("report_page.html").read_text(encoding="utf-8"))
+    template = Template(files("fer_bench.report").joinpath("page.html").read_text(encoding="utf-8"))
     title = verdict.headline if verdict else "Benchmark"
     return template.substitute(
         title=escape(f"{title} fer-edge benchmark"),

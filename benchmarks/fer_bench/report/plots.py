@@ -28,8 +28,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
-from fer_bench.report_data import LatencyRow, ReliabilityBin, label_of
-from fer_bench.report_verdict import Candidate, pareto_front, say_megabytes, say_ms
+from fer_bench.report.data import LatencyRow, ReliabilityBin, label_of
+from fer_bench.report.verdict import Candidate, pareto_front, say_megabytes, say_ms
 from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint
 from fer_runtime.errors import OutputError
 from fer_runtime.files import replaced_atomically

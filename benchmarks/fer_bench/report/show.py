@@ -98,7 +98,7 @@ def draw_trainings(trainings: Sequence[Training], output: Path) -> None:
     Raises:
         OutputError: the suffix is none of .png, .svg and .pdf, or the file cannot be written.
     """
-    from fer_bench.plots import LIGHT, drawing, fill_confusion, fill_history, new_figure, write_figure
+    from fer_bench.report.plots import LIGHT, drawing, fill_confusion, fill_history, new_figure, write_figure
 
     columns = len(trainings)
     with drawing(LIGHT) as theme:

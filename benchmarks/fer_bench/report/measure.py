@@ -15,7 +15,7 @@ from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
 from fer_bench.latency.measure import Configuration, Unavailable, configurations, measure_latency
 from fer_bench.latency.roofline import measure_ceilings, rows_with_limits, warn_about_limits
-from fer_bench.report_data import ENGINE, label_of
+from fer_bench.report.data import ENGINE, label_of
 from fer_bench.robustness import (
     CONDITIONS,
     DEFAULT_FACES,

@@ -19,11 +19,11 @@ from tests.runtime.tiny_models import write_band_model
 
 from fer_bench.chromium import NAMES, Browser, find_browser
 from fer_bench.cli import main
-from fer_bench.plots import LIGHT, draw_tradeoff, drawing, model_color
-from fer_bench.report import reliability_bins
-from fer_bench.report_data import parse_report, read_report
-from fer_bench.report_page import NARROW, WIDE, render_page
-from fer_bench.report_verdict import Candidate, decide, pareto_front
+from fer_bench.report.data import parse_report, read_report
+from fer_bench.report.measure import reliability_bins
+from fer_bench.report.page import NARROW, WIDE, render_page
+from fer_bench.report.plots import LIGHT, draw_tradeoff, drawing, model_color
+from fer_bench.report.verdict import Candidate, decide, pareto_front
 from fer_bench.robustness import CONDITIONS, wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS

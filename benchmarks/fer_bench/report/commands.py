@@ -71,12 +71,12 @@ def robustness(
     Every model sees the same degraded faces. Prints a table per condition, its unit in the heading.
     """
     from fer_bench.environment import environment
-    from fer_bench.report import measure_robustness_of
+    from fer_bench.report.measure import measure_robustness_of
     from fer_bench.robustness import CONDITIONS, format_robustness
 
     if plot is not None:
         with needs_extra("bench"):  # known before the minutes of measuring, not after them
-            from fer_bench.plots import write_curve_sheet
+            from fer_bench.report.plots import write_curve_sheet
     machine = environment()
     say_environment(machine)
     chosen = [one for one in CONDITIONS if not conditions or one.name in conditions]
@@ -146,13 +146,13 @@ def report(
     if (data is None) == (source is None):
         raise click.UsageError("give either --data DIR, to measure, or --from FILE, to draw what was measured before")
     with needs_extra("bench"):  # known before the minutes of measuring, not after them
-        from fer_bench.report_page import render_page
+        from fer_bench.report.page import render_page
     import json
 
     from fer_bench.engines import ENGINES
-    from fer_bench.report import measure_report
-    from fer_bench.report_data import parse_report, read_report
-    from fer_bench.report_verdict import decide
+    from fer_bench.report.data import parse_report, read_report
+    from fer_bench.report.measure import measure_report
+    from fer_bench.report.verdict import decide
     from fer_runtime.files import write_atomically
 
     if unknown := [name for name in engines if name not in ENGINES]:
@@ -202,11 +202,11 @@ def show(models_dir: Path, output: Path) -> None:
 
     Reads the results files that fer-train writes (model_0_results.json, model_v1_results.json).
     """
-    from fer_bench.show import format_table, read_trainings
+    from fer_bench.report.show import format_table, read_trainings
 
     trainings = read_trainings(models_dir)
     with needs_extra("bench"):
-        from fer_bench.show import draw_trainings
+        from fer_bench.report.show import draw_trainings
 
         draw_trainings(trainings, output)
     click.echo(format_table(trainings))

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from fer_bench.cli import main
-from fer_bench.show import draw_trainings, read_trainings
+from fer_bench.report.show import draw_trainings, read_trainings
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.find import results_path

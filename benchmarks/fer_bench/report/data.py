@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.report_verdict import Candidate, PValues
+from fer_bench.report.verdict import Candidate, PValues
 from fer_bench.robustness import RobustnessPoint, wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
