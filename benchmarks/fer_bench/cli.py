@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_bench.browser import browser
+from fer_bench.browser.measure import browser
 from fer_bench.console import (
     FILE,
     data_option,

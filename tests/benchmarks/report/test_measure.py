@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from tests.benchmarks.test_robustness import write_band_pictures
 from tests.runtime.tiny_models import write_band_model
 
-from fer_bench.chromium import NAMES, Browser, find_browser
+from fer_bench.browser.chromium import NAMES, Browser, find_browser
 from fer_bench.cli import main
 from fer_bench.report.data import parse_report, read_report
 from fer_bench.report.measure import reliability_bins

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from tests.conftest import CHECKOUT
 from tests.runtime.tiny_models import write_band_model
 
-from fer_bench.chromium import NAMES, Browser, Page, find_browser
+from fer_bench.browser.chromium import NAMES, Browser, Page, find_browser
 from fer_export.cli import main
 from fer_export.site.write import (
     ORT_WEB_INTEGRITY,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.conftest import CHECKOUT
 
-from fer_bench.browser import BrowserResult, measure_browser
-from fer_bench.chromium import NAMES, find_browser
+from fer_bench.browser.chromium import NAMES, find_browser
+from fer_bench.browser.measure import BrowserResult, measure_browser
 from fer_export.site.write import ORT_WEB_INTEGRITY, ORT_WEB_VERSION, fetch_npm_package
 from fer_runtime.errors import DownloadError
 from fer_runtime.expressions import EXPRESSIONS

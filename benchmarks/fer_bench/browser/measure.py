@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from fer_bench.chromium import NAMES, Browser, find_browser
+from fer_bench.browser.chromium import NAMES, Browser, find_browser
 from fer_bench.console import json_option, models_dir_option, say_environment, show_progress, write_json
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import FerError

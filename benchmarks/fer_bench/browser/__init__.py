@@ -1,0 +1,1 @@
+"""`fer-bench browser`: the web page measured in Chromium."""
