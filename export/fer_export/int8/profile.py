@@ -1,4 +1,4 @@
-"""Where a model's time goes, node by node of the graph that onnxruntime really runs: `python -m fer_export.int8.profile`."""
+"""Where a model's time goes, node by node of the optimized graph: `python -m fer_export.int8.profile`."""
 
 from __future__ import annotations
 
