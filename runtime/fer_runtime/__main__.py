@@ -1,5 +1,5 @@
 """`python -m fer_runtime` is `fer-infer`."""
 
-from fer_runtime.cli.infer import main
+from fer_runtime.cli import main
 
 main(prog_name="fer-infer")

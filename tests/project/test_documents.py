@@ -53,7 +53,7 @@ def test_the_readme_shows_what_the_samples_give() -> None:
     found = re.search(r"^\$ fer-infer --samples --format table\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
     assert found
     shown = found[1]
-    program = "from fer_runtime.cli.infer import main; main(['--samples', '--format', 'table'])"
+    program = "from fer_runtime.cli import main; main(['--samples', '--format', 'table'])"
     printed = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     expressions = rf"\b({'|'.join(EXPRESSIONS)})\b"
     assert re.findall(expressions, shown) == re.findall(expressions, printed.stdout)

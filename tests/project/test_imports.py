@@ -68,7 +68,7 @@ for script in sorted(entry_points(group="console_scripts"), key=lambda script: s
 
 def test_the_samples_are_recognized() -> None:
     rows = run_without_extras("""
-from fer_runtime.cli.infer import main
+from fer_runtime.cli import main
 
 main(["--samples", "--format", "csv"])
 """).splitlines()
@@ -82,7 +82,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_cluster_needs_its_extra_and_writes_nothing_without() -> None:
-    program = "from fer_runtime.cli.infer import main\nmain(['--samples', '--engine', 'ray', '--output', 'rows'])"
+    program = "from fer_runtime.cli import main\nmain(['--samples', '--engine', 'ray', '--output', 'rows'])"
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", PREAMBLE + program], capture_output=True, text=True, check=False, cwd=folder

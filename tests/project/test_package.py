@@ -78,7 +78,7 @@ def test_the_unpacked_wheel_recognizes_its_samples(wheel: Path, tmp_path: Path) 
     zipfile.ZipFile(wheel).extractall(site)
     program = (
         "import fer_runtime, sys; print(fer_runtime.__file__, file=sys.stderr);"
-        "from fer_runtime.cli.infer import main; main(['--samples', '--format', 'jsonl'])"
+        "from fer_runtime.cli import main; main(['--samples', '--format', 'jsonl'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],

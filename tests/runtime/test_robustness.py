@@ -130,7 +130,7 @@ def watch(event, arguments):
     elif event.startswith("socket.") and event not in ("socket.gethostname",):
         seen["network"].append(event)
 sys.addaudithook(watch)
-from fer_runtime.cli.infer import main
+from fer_runtime.cli import main
 try:
     main(sys.argv[1:], standalone_mode=False)
 except SystemExit:

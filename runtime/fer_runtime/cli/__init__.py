@@ -1,1 +1,5 @@
 """The command `fer-infer`: its options, and one module for each kind of run."""
+
+from fer_runtime.cli.infer import main
+
+__all__ = ["main"]

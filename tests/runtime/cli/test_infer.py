@@ -467,7 +467,7 @@ def test_faces_below_the_threshold_are_uncertain(model: Path, folder: Path) -> N
 def test_the_command_itself_ends_without_pythons_tidying_up(
     call: str, is_tidied: bool, model: Path, folder: Path
 ) -> None:
-    program = f"import atexit, sys; atexit.register(print, 'tidied'); from fer_runtime.cli.infer import main; {call}"
+    program = f"import atexit, sys; atexit.register(print, 'tidied'); from fer_runtime.cli import main; {call}"
     for path, code in ((folder, 0), (folder / "missing.png", 1)):
         command = [sys.executable, "-c", program, str(path), "--model", str(model)]
         run = subprocess.run(command, capture_output=True, timeout=60, text=True)

@@ -216,7 +216,7 @@ def test_without_an_address_a_run_stays_here_and_gives_ordered_rows_of_uris(
 def test_what_the_cluster_cannot_do_is_wrong_usage(arguments: tuple[str, ...]) -> None:
     from click.testing import CliRunner
 
-    from fer_runtime.cli.infer import main
+    from fer_runtime.cli import main
 
     given = arguments if arguments == ("film.mp4",) else ("a.png", *arguments)
     assert CliRunner().invoke(main, [*given, "--engine", "ray"]).exit_code == 2
@@ -225,7 +225,7 @@ def test_what_the_cluster_cannot_do_is_wrong_usage(arguments: tuple[str, ...]) -
 def test_options_of_the_cluster_need_it() -> None:
     from click.testing import CliRunner
 
-    from fer_runtime.cli.infer import main
+    from fer_runtime.cli import main
 
     for arguments in (("--workers", "2"), ("--ray-address", "auto"), ("--part-size", "64"), ("--format", "parquet")):
         assert CliRunner().invoke(main, ["a.png", *arguments]).exit_code == 2

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from onnx import numpy_helper
 from tests.runtime.tiny_models import write_band_model
 
-from fer_runtime.cli.infer import main
+from fer_runtime.cli import main
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.certificate import Certificate, parse_certificate
 from fer_runtime.model.find import find_model
