@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_bench.statistics import Interval, bootstrap, mcnemar
-from fer_runtime.errors import DataError, PictureError
+from fer_runtime.errors import DataError, ImageError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.faces import prepare_face
-from fer_runtime.images import PICTURE_SUFFIXES, Uint8Array, read_image
+from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, read_image
 from fer_runtime.metrics import (
     ConfusionMatrix,
     accuracy,
@@ -35,7 +35,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelledPictures:
+class LabelledImages:
     """Face crops with their labels, as the runtime reads them."""
 
     folder: Path
@@ -112,7 +112,7 @@ class PairedComparison:
         }
 
 
-def read_labelled_pictures(folder: Path) -> LabelledPictures:
+def read_labelled_images(folder: Path) -> LabelledImages:
     """Face crops of a labelled folder.
 
     Args:
@@ -133,18 +133,18 @@ def read_labelled_pictures(folder: Path) -> LabelledPictures:
     paths, faces, labels, unreadable = [], [], [], []
     for name in found:
         for path in sorted((root / name).iterdir()):
-            if path.suffix.lower() not in PICTURE_SUFFIXES or path.name.startswith("."):
+            if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
                 continue
             try:
                 faces.append(prepare_face(read_image(path)))
-            except PictureError as error:
+            except ImageError as error:
                 unreadable.append(f"{name}/{path.name}: {error}")
                 continue
             paths.append(f"{name}/{path.name}")
             labels.append(EXPRESSIONS.index(name))
     if not faces:
         raise DataError(f"{root} holds no picture that can be read")
-    return LabelledPictures(
+    return LabelledImages(
         folder=root,
         paths=tuple(paths),
         faces=np.stack(faces),
@@ -153,7 +153,7 @@ def read_labelled_pictures(folder: Path) -> LabelledPictures:
     )
 
 
-def measure_accuracy(recognizer: Recognizer, pictures: LabelledPictures, *, resamples: int = 500) -> AccuracyResult:
+def measure_accuracy(recognizer: Recognizer, pictures: LabelledImages, *, resamples: int = 500) -> AccuracyResult:
     """Classify the pictures and count.
 
     Args:
@@ -217,7 +217,7 @@ def compare_pairwise(results: Sequence[AccuracyResult], labels: Int64Array) -> l
     return comparisons
 
 
-def flips_csv(results: Sequence[AccuracyResult], pictures: LabelledPictures) -> str:
+def flips_csv(results: Sequence[AccuracyResult], pictures: LabelledImages) -> str:
     """The pictures that any two models classify differently, as CSV with both answers and confidences."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -175,7 +175,7 @@ def accuracy(
     from fer_runtime.expressions import EXPRESSIONS
     from fer_runtime.recognizer import Recognizer
 
-    pictures = measure.read_labelled_pictures(data)
+    pictures = measure.read_labelled_images(data)
     for reason in pictures.unreadable:
         click.echo(f"not counted: {reason}", err=True)
     machine = environment()

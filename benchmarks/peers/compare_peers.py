@@ -9,7 +9,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.accuracy import read_labelled_pictures
+from fer_bench.accuracy import read_labelled_images
 from fer_bench.console import (
     FILE,
     data_option,
@@ -48,7 +48,7 @@ def main(models_dir: Path, data: Path, rounds: int, seconds: float, json_path: P
 
     Every peer classifies one face per call. `make peers` makes the environments first.
     """
-    pictures = read_labelled_pictures(data)
+    pictures = read_labelled_images(data)
     wanted = _configurations(models_dir)
     machine = environment()
     say_environment(machine)

@@ -16,7 +16,7 @@ import click
 import cv2
 import numpy as np
 
-from fer_bench.accuracy import LabelledPictures, read_labelled_pictures
+from fer_bench.accuracy import LabelledImages, read_labelled_images
 from fer_bench.console import FILE, FOLDER
 from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.command import FerCommand
@@ -90,7 +90,7 @@ def find_boxes(
 
 def measure_sides(
     recognizer: Recognizer,
-    pictures: LabelledPictures,
+    pictures: LabelledImages,
     boxes: dict[int, tuple[float, float, float]],
     crop: tuple[float, float],
 ) -> list[float]:
@@ -130,7 +130,7 @@ def main(data: Path, yunet: Path | None, model: str, step: int) -> None:
     from fer_runtime.detectors import haar
     from fer_runtime.detectors import yunet as yunet_module
 
-    read = read_labelled_pictures(data)
+    read = read_labelled_images(data)
     pictures = replace(read, paths=read.paths[::step], faces=read.faces[::step], labels=read.labels[::step])
     # One thread: what OpenCV does beside it is no time of this thread.
     cv2.setNumThreads(1)

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from fer_runtime.expressions import EXPRESSIONS as EXPRESSIONS
     from fer_runtime.recognizer import Recognizer as Recognizer
     from fer_runtime.results import Face as Face
-    from fer_runtime.results import PictureResult as PictureResult
+    from fer_runtime.results import ImageResult as ImageResult
 
 # Importing these costs OpenCV and ONNX Runtime (0.1 s), which `--help` and the training code never use.
 _LAZY = {
     "EXPRESSIONS": "fer_runtime.expressions",
     "Recognizer": "fer_runtime.recognizer",
     "Face": "fer_runtime.results",
-    "PictureResult": "fer_runtime.results",
+    "ImageResult": "fer_runtime.results",
 }
-__all__ = ["EXPRESSIONS", "Face", "PictureResult", "Recognizer", "__version__"]
+__all__ = ["EXPRESSIONS", "Face", "ImageResult", "Recognizer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ class FerError(Exception):
     """Base of all errors that a command shows as one `Error:` line."""
 
 
-class PictureError(FerError):
+class ImageError(FerError):
     """A picture cannot be read."""
 
 

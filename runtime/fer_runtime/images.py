@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.errors import PictureError
+from fer_runtime.errors import ImageError
 
 # OpenCV reads these when it is imported. A picture of more pixels is refused before it is decoded
 # (a decompression bomb of 50 kB can ask for 50 GB); the log would print beside our own errors.
@@ -28,7 +28,7 @@ Uint8Array = npt.NDArray[np.uint8]
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 # What OpenCV's wheels decode, but for floats (.hdr, .exr, .pfm), whose brightness has no end at 255.
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".jp2", ".j2k"),
         *(".bmp", ".dib", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".ras", ".sr"),
@@ -44,7 +44,7 @@ def read_image(path: Path | str) -> Uint8Array:
         image_bgr, uint8 (height, width, 3), or uint8 (height, width) of a grayscale picture.
 
     Raises:
-        PictureError: the path is no readable file, or its content no picture.
+        ImageError: the path is no readable file, or its content no picture.
     """
     return decode_image(read_bytes(path))
 
@@ -53,34 +53,34 @@ def read_bytes(path: Path | str) -> bytes:
     """The content of a regular file.
 
     Raises:
-        PictureError: it is missing, unreadable, empty, too large, or no regular file.
+        ImageError: it is missing, unreadable, empty, too large, or no regular file.
     """
     try:
         # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise PictureError(f"cannot be opened: {error.strerror}") from error
+        raise ImageError(f"cannot be opened: {error.strerror}") from error
     except ValueError as error:  # a null byte in the name
-        raise PictureError(f"cannot be opened: {error}") from error
+        raise ImageError(f"cannot be opened: {error}") from error
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise PictureError("is a folder, no regular file; fer_runtime.batch.sources.Inputs lists its pictures")
+            raise ImageError("is a folder, no regular file; fer_runtime.batch.sources.Inputs lists its pictures")
         if not stat.S_ISREG(status.st_mode):
-            raise PictureError("is no regular file")
+            raise ImageError("is no regular file")
         if status.st_size > MAX_FILE_BYTES:
-            raise PictureError(f"has {status.st_size} bytes, more than the limit of {MAX_FILE_BYTES}")
+            raise ImageError(f"has {status.st_size} bytes, more than the limit of {MAX_FILE_BYTES}")
         # Plain reads: a file object costs as much as half of a face crop's decoding.
         content = os.read(descriptor, max(status.st_size + 1, 4096))
         # Another number of bytes than it had a moment ago: it changes, or the system gives it in parts.
         while len(content) != status.st_size and (more := os.read(descriptor, 1 << 20)):
             content += more
     except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror}") from error
+        raise ImageError(f"cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
     if not content:
-        raise PictureError("is empty (0 bytes)")
+        raise ImageError("is empty (0 bytes)")
     return content
 
 
@@ -88,23 +88,23 @@ def decode_image(content: bytes) -> Uint8Array:
     """A picture from its file's content; see `read_image`.
 
     Raises:
-        PictureError: the content is no picture that OpenCV reads, is truncated, or has too many pixels.
+        ImageError: the content is no picture that OpenCV reads, is truncated, or has too many pixels.
     """
     if content.startswith(b"\x89PNG") and b"IEND" not in content:
         # libpng would refuse it as well, and print so on stderr without the picture's name.
-        raise PictureError("cannot be decoded: its end is missing")
+        raise ImageError("cannot be decoded: its end is missing")
     # IMREAD_ANYCOLOR keeps a grayscale picture at one channel: a third of the work for FER2013's
     # crops. Alpha is dropped, 16 bits become 8, palettes colours, and EXIF turns the picture upright.
     try:
         image: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYCOLOR)
     except cv2.error as error:
         if "CV_IO_MAX_IMAGE" in str(error):
-            raise PictureError(f"has more pixels than the limit of {MAX_PIXELS}") from error
-        raise PictureError(_why_undecoded(content)) from error
+            raise ImageError(f"has more pixels than the limit of {MAX_PIXELS}") from error
+        raise ImageError(_why_undecoded(content)) from error
     except MemoryError as error:
-        raise PictureError("needs more memory than there is") from error
+        raise ImageError("needs more memory than there is") from error
     if image is None:
-        raise PictureError(_why_undecoded(content))
+        raise ImageError(_why_undecoded(content))
     if image.ndim == 3 and image.shape[2] == 4:
         image = image[:, :, :3]
     decoded: Uint8Array = image

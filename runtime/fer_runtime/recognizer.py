@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.detectors import Detection, Detector, SearchesAgain, create_detector, find_detector
-from fer_runtime.errors import ModelFileError, PictureError
+from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import is_face_crop, prepare_face
 from fer_runtime.files import sha256_of
@@ -21,7 +21,7 @@ from fer_runtime.images import Uint8Array, read_image
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.session import open_session
-from fer_runtime.results import Face, PictureResult
+from fer_runtime.results import Face, ImageResult
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -96,14 +96,14 @@ class Recognizer:
         if detector != "auto" or yunet is not None:
             self._detector()
 
-    def predict(self, image: Uint8Array | Path | str) -> PictureResult:
+    def predict(self, image: Uint8Array | Path | str) -> ImageResult:
         """Find and classify the faces of one picture.
 
         Args:
             image: a path, or uint8 (height, width, 3) in BGR, or uint8 (height, width).
 
         Raises:
-            PictureError: the path is no readable picture.
+            ImageError: the path is no readable picture.
             ValueError: the array is of another shape or dtype, or None.
         """
         if image is None or isinstance(image, np.ndarray):
@@ -112,17 +112,17 @@ class Recognizer:
             path = str(image)
             try:
                 image = read_image(image)
-            except PictureError as error:
-                raise PictureError(f"{path} {error}") from error
+            except ImageError as error:
+                raise ImageError(f"{path} {error}") from error
         return self.recognize(image, path=path)
 
-    def recognize(self, image: Uint8Array, *, path: str = "", is_frame: bool = False) -> PictureResult:
+    def recognize(self, image: Uint8Array, *, path: str = "", is_frame: bool = False) -> ImageResult:
         """The row of a picture that is read already; see `predict` and `detect`."""
         _check_image(image)
         detections = self.detect(image, is_frame=is_frame)
         faces = self.classify_detections(image, detections)
         height, width = image.shape[:2]
-        return PictureResult(path=path, width=width, height=height, error=None, faces=faces)
+        return ImageResult(path=path, width=width, height=height, error=None, faces=faces)
 
     def detect(self, image: Uint8Array, *, is_frame: bool = False) -> tuple[Detection, ...]:
         """The faces of `image`, by the detector that its size or the user asks for.

@@ -28,7 +28,7 @@ class Face:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureResult:
+class ImageResult:
     """One row: a picture's faces, or the reason why there are none."""
 
     path: str

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_bench.accuracy import compare_pairwise, confident_mistakes, flips_csv, measure_accuracy, read_labelled_pictures
+from fer_bench.accuracy import compare_pairwise, confident_mistakes, flips_csv, measure_accuracy, read_labelled_images
 from fer_runtime import EXPRESSIONS, Recognizer
 from fer_runtime.errors import DataError
 from fer_runtime.model.metadata import ModelMetadata
@@ -39,15 +39,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_dataset_root_a_split_and_class_folders_are_the_same(pictures: Path) -> None:
-    whole = read_labelled_pictures(pictures)
-    assert whole.paths == read_labelled_pictures(pictures / "validation").paths
+    whole = read_labelled_images(pictures)
+    assert whole.paths == read_labelled_images(pictures / "validation").paths
     assert len(whole.labels) == 29
     assert whole.unreadable == ("fear/broken.jpg: cannot be decoded: damaged, or no picture",)
 
 
 def test_figures_are_those_worked_by_hand(pictures: Path, model: Path) -> None:
     with Recognizer(model) as recognizer:
-        found = read_labelled_pictures(pictures)
+        found = read_labelled_images(pictures)
         result = measure_accuracy(recognizer, found, resamples=200)
     assert result.accuracy.value == pytest.approx(28 / 29)
     assert result.per_class_recall["angry"].value == pytest.approx(4 / 5)
@@ -66,7 +66,7 @@ def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_p
     other = write_band_model(
         tmp_path / "other.onnx", metadata=ModelMetadata(name="v1", expressions=traded, precision="int8", opset=18)
     )
-    found = read_labelled_pictures(pictures)
+    found = read_labelled_images(pictures)
     results = []
     for path in (model, other):
         with Recognizer(path) as recognizer:
@@ -97,12 +97,12 @@ def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_p
 
 def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no class folders"):
-        read_labelled_pictures(tmp_path)
+        read_labelled_images(tmp_path)
     (tmp_path / "bored").mkdir()
     with pytest.raises(DataError, match="bored, which is no expression"):
-        read_labelled_pictures(tmp_path)
+        read_labelled_images(tmp_path)
     with pytest.raises(DataError, match="cannot read"):
-        read_labelled_pictures(tmp_path / "missing")
+        read_labelled_images(tmp_path / "missing")
 
 
 def test_the_command_writes_what_it_prints(pictures: Path, model: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_the_command_writes_what_it_prints(pictures: Path, model: Path, tmp_path
 def test_the_shipped_v0_is_as_good_as_its_results_file_says(real_data: Path) -> None:
     said = json.loads((Path(__file__).parents[2] / "models" / "model_0_results.json").read_text())
     with Recognizer("v0") as recognizer:
-        result = measure_accuracy(recognizer, read_labelled_pictures(real_data), resamples=10)
+        result = measure_accuracy(recognizer, read_labelled_images(real_data), resamples=10)
     # Through the runtime's decoding and ONNX Runtime, a face or two at the border may tip over.
     assert result.accuracy.value == pytest.approx(said["accuracy"], abs=0.001)
     assert np.abs(result.confusion - np.array(said["confusion"])).sum() <= 8

@@ -1,6 +1,6 @@
 """Mutated pictures and models: `python -m tests.runtime.fuzz --minutes 10` runs for longer than the tests do.
 
-Whatever the bytes are, reading a picture ends in a picture or a PictureError, loading a model in a
+Whatever the bytes are, reading a picture ends in a picture or a ImageError, loading a model in a
 Recognizer or a ModelFileError, and nothing else.
 """
 
@@ -21,7 +21,7 @@ from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime import Recognizer
 from fer_runtime.batch.sources import sample_pictures
-from fer_runtime.errors import ModelFileError, PictureError
+from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.images import decode_image
 
 CHECKOUT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def try_picture(content: bytes) -> str:
     """What became of it: "read" or "refused"."""
     try:
         image = decode_image(content)
-    except PictureError:
+    except ImageError:
         return "refused"
     assert image.dtype == np.uint8
     assert image.ndim == 2 or image.shape[2] == 3

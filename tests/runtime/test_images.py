@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fer_runtime.errors import PictureError
+from fer_runtime.errors import ImageError
 from fer_runtime.images import decode_image, read_bytes, read_image, to_gray
 
 
@@ -51,7 +51,7 @@ def test_what_is_taken_for_a_picture_is_called_by_its_name() -> None:
         (b"\x1aE\xdf\xa3" + bytes(30), "is a video"),
         (b"RIFF\0\0\0\0WAVEfmt ", "damaged, or no picture"),
     ):
-        with pytest.raises(PictureError, match=reason):
+        with pytest.raises(ImageError, match=reason):
             decode_image(content)
 
 
@@ -97,23 +97,23 @@ def test_exif_turns_the_picture_upright_as_pillow_does(tmp_path: Path, orientati
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="No such file"):
+    with pytest.raises(ImageError, match="No such file"):
         read_image(tmp_path / "missing.jpg")
-    with pytest.raises(PictureError, match="regular file"):
+    with pytest.raises(ImageError, match="regular file"):
         read_image(tmp_path)
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(PictureError, match="0 bytes"):
+    with pytest.raises(ImageError, match="0 bytes"):
         read_image(tmp_path / "empty.jpg")
-    with pytest.raises(PictureError, match="no picture"):
+    with pytest.raises(ImageError, match="no picture"):
         decode_image(b"GIF no, not this")
-    with pytest.raises(PictureError, match="null"):
+    with pytest.raises(ImageError, match="null"):
         read_image("a\0b")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_a_fifo_without_a_writer_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(PictureError, match="no regular file"):
+    with pytest.raises(ImageError, match="no regular file"):
         read_image(tmp_path / "pipe.jpg")
 
 
@@ -127,7 +127,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     content = zlib.compress(bytes(1000))
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
-    with pytest.raises(PictureError, match="more pixels than the limit"):
+    with pytest.raises(ImageError, match="more pixels than the limit"):
         decode_image(bomb)
 
 

@@ -14,7 +14,7 @@ from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime import EXPRESSIONS, Recognizer
 from fer_runtime.batch.sources import sample_pictures
-from fer_runtime.errors import ModelFileError, PictureError
+from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.faces import prepare_face
 from fer_runtime.model.metadata import ModelMetadata
 
@@ -79,7 +79,7 @@ def test_wrong_arrays_are_a_callers_mistake(band_model: Path) -> None:
             recognizer.predict(np.zeros((48, 48)))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"\(2, 32, 32\)"):
             recognizer.classify(np.zeros((2, 32, 32), np.uint8))
-        with pytest.raises(PictureError, match=r"missing\.jpg cannot be opened"):
+        with pytest.raises(ImageError, match=r"missing\.jpg cannot be opened"):
             recognizer.predict("missing.jpg")
 
 

@@ -250,7 +250,7 @@ def test_rows_hold_to_the_shipped_schema(tmp_path: Path) -> None:
     """Checked by hand against the schema's own words; the base install has no validator."""
     import fer_runtime
 
-    schema = json.loads((Path(fer_runtime.__file__).parent / "schema" / "picture.schema.json").read_text())
+    schema = json.loads((Path(fer_runtime.__file__).parent / "schema" / "image.schema.json").read_text())
     (tmp_path / "broken.png").write_bytes(b"none")
     run = _infer("--samples", tmp_path, "--min-confidence", "0.5", "--format", "jsonl")
     rows = [json.loads(line) for line in run.stdout.splitlines()]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.accuracy import LabelledPictures, compare_pairwise, measure_accuracy, read_labelled_pictures
+from fer_bench.accuracy import LabelledImages, compare_pairwise, measure_accuracy, read_labelled_images
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
 from fer_bench.latency.measure import Configuration, Unavailable, configurations, measure_latency
@@ -63,7 +63,7 @@ def measure_robustness_of(
     """
     files = _model_files(models, precisions, models_dir)
     return _robustness(
-        read_labelled_pictures(data), files, conditions=conditions, count=count, seed=seed, progress=progress
+        read_labelled_images(data), files, conditions=conditions, count=count, seed=seed, progress=progress
     )
 
 
@@ -99,7 +99,7 @@ def measure_report(
         ModelFileError: there is no model.
     """
     files = _model_files(models, precisions, models_dir)
-    pictures = read_labelled_pictures(data)
+    pictures = read_labelled_images(data)
     machine = environment()
 
     say(f"latency of {len(files)} model files")
@@ -202,7 +202,7 @@ def _model_files(models: Sequence[str], precisions: Sequence[Precision], models_
 
 
 def _robustness(
-    pictures: LabelledPictures,
+    pictures: LabelledImages,
     files: Sequence[Configuration],
     *,
     conditions: Sequence[Condition],

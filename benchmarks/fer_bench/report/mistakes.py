@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fer_bench.accuracy import AccuracyResult, LabelledPictures, confident_mistakes
+from fer_bench.accuracy import AccuracyResult, LabelledImages, confident_mistakes
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import write_atomically
@@ -18,7 +18,7 @@ _FACE = 96  # pixels that a face is drawn at
 _CAPTION = 30
 
 
-def draw_mistakes(result: AccuracyResult, pictures: LabelledPictures, path: Path, *, count: int = 40) -> None:
+def draw_mistakes(result: AccuracyResult, pictures: LabelledImages, path: Path, *, count: int = 40) -> None:
     """Write a page of the wrong predictions with the highest confidence; under each the two labels.
 
     Args:

@@ -57,7 +57,7 @@ def compare_files(paths: Sequence[Path], checkpoint: Checkpoint, model: bytes) -
 
     Raises:
         DataError: a picture cannot be read by PIL.
-        PictureError: a picture cannot be read by OpenCV.
+        ImageError: a picture cannot be read by OpenCV.
     """
     through_training = np.stack([read_like_torchvision(path) for path in paths])
     through_runtime = np.stack([prepare_face(read_image(path)) for path in paths])

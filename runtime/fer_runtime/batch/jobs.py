@@ -14,12 +14,12 @@ from time import perf_counter
 import numpy as np
 
 from fer_runtime.detectors import Detection
-from fer_runtime.errors import PictureError
+from fer_runtime.errors import ImageError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, decode_image, read_bytes
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.results import PictureResult
+from fer_runtime.results import ImageResult
 from fer_runtime.system import available_cpus
 
 # Pictures that go through the model together. Rows depend on how pictures fall into blocks in the
@@ -78,8 +78,8 @@ def recognize_files(
     summary: JobSummary | None = None,
     workers: int | None = None,
     read: Callable[[str], bytes] = read_bytes,
-    on_picture: Callable[[Uint8Array, PictureResult], object] | None = None,
-) -> Generator[PictureResult, None, None]:
+    on_image: Callable[[Uint8Array, ImageResult], object] | None = None,
+) -> Generator[ImageResult, None, None]:
     """One row for every path, in order; a picture that fails has its row with the reason.
 
     Who stops before the last row closes the generator (`contextlib.closing`), and no more pictures are read.
@@ -90,7 +90,7 @@ def recognize_files(
         summary: filled while the rows are taken.
         workers: threads that read, decode and find faces; the CPUs that this process may use by default.
         read: a path to the file's content.
-        on_picture: called with each picture that could be read, and its row.
+        on_image: called with each picture that could be read, and its row.
 
     Raises:
         ValueError: `paths` is one path, whose letters would be taken for paths.
@@ -100,7 +100,7 @@ def recognize_files(
             f"paths must be a list of picture files, not {paths!r}; for a folder: "
             f"recognize_files(recognizer, Inputs([{os.fspath(paths)!r}])), from fer_runtime.batch.sources import Inputs"
         )
-    return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_picture)
+    return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_image)
 
 
 def _recognized(
@@ -109,11 +109,11 @@ def _recognized(
     summary: JobSummary,
     workers: int | None,
     read: Callable[[str], bytes],
-    on_picture: Callable[[Uint8Array, PictureResult], object] | None,
-) -> Generator[PictureResult, None, None]:
+    on_image: Callable[[Uint8Array, ImageResult], object] | None,
+) -> Generator[ImageResult, None, None]:
     count = workers or available_cpus()
     remaining = iter(paths)
-    block_size = BLOCK if on_picture is None else _KEPT_BLOCK
+    block_size = BLOCK if on_image is None else _KEPT_BLOCK
     task_size = _FIRST_TASK
     pending: deque[list[_Task]] = deque()  # the tasks of each block
     pool = ThreadPoolExecutor(count, thread_name_prefix="fer-read")
@@ -123,7 +123,7 @@ def _recognized(
             while len(pending) <= count and (block := list(islice(remaining, block_size))):
                 parts = [block[start : start + task_size] for start in range(0, len(block), task_size)]
                 pending.append(
-                    [pool.submit(_prepare_pictures, recognizer, part, read, on_picture is not None) for part in parts]
+                    [pool.submit(_prepare_pictures, recognizer, part, read, on_image is not None) for part in parts]
                 )
             if not pending:
                 pool.shutdown()
@@ -138,8 +138,8 @@ def _recognized(
                     summary.seconds_by_stage[stage] += spent
             task_size = min(BLOCK, max(1, int(_TASK_SECONDS * len(prepared) / max(busy, 1e-9))))
             for picture, row in zip(prepared, _classified(recognizer, prepared, summary), strict=True):
-                if on_picture is not None and picture.image is not None:
-                    on_picture(picture.image, row)
+                if on_image is not None and picture.image is not None:
+                    on_image(picture.image, row)
                 yield row
     finally:
         # The consumer has gone, or a row could not be written: nothing more is read. The threads are not
@@ -174,7 +174,7 @@ def _read_run(
         try:
             content = read(path)
             size += len(content)
-        except PictureError as error:
+        except ImageError as error:
             picture.error = str(error)
         except MemoryError:
             picture.error = _NO_MEMORY
@@ -198,13 +198,13 @@ def _prepare(
         picture.detections = recognizer.detect(image)
         picture.faces = [prepare_face(image, one.box, roll=one.roll) for one in picture.detections]
         seconds["detect"] += perf_counter() - decoded_at
-    except PictureError as error:
+    except ImageError as error:
         picture.error = str(error)
     except MemoryError:
         picture.error = _NO_MEMORY
 
 
-def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobSummary) -> list[PictureResult]:
+def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobSummary) -> list[ImageResult]:
     started = perf_counter()
     crops = [face for picture in pictures for face in picture.faces]
     boxes = [one.box for picture in pictures for one in picture.detections]
@@ -222,8 +222,6 @@ def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobS
         elif not faces:
             summary.without_face += 1
         rows.append(
-            PictureResult(
-                path=picture.path, width=picture.width, height=picture.height, error=picture.error, faces=faces
-            )
+            ImageResult(path=picture.path, width=picture.width, height=picture.height, error=picture.error, faces=faces)
         )
     return rows

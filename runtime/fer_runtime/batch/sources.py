@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from fer_runtime.errors import PictureError
-from fer_runtime.images import PICTURE_SUFFIXES, kind_not_read, read_bytes
+from fer_runtime.errors import ImageError
+from fer_runtime.images import IMAGE_SUFFIXES, kind_not_read, read_bytes
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 
@@ -102,7 +102,7 @@ class Inputs:
                             continue
                         if _is_folder(entry):
                             folders.append(entry.path)
-                        elif os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+                        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                             files += 1
                             yield entry.path
                         else:
@@ -171,12 +171,12 @@ class GivenPaths:
         """Content of a picture; the path "-" is the one on standard input.
 
         Raises:
-            PictureError: it cannot be read.
+            ImageError: it cannot be read.
         """
         if path != "-" or self._picture is None:
             return read_bytes(path)
         if not self._picture:
-            raise PictureError("standard input is empty; pipe a picture or a list of paths into it")
+            raise ImageError("standard input is empty; pipe a picture or a list of paths into it")
         return self._picture
 
 
@@ -213,7 +213,7 @@ def looks_like_a_picture(content: bytes) -> bool:
 def sample_pictures() -> list[str]:
     """The photographs inside the installed package, for `--samples`."""
     folder = Path(__file__).parents[1] / "samples"
-    return sorted(str(path) for path in folder.iterdir() if path.suffix in PICTURE_SUFFIXES)
+    return sorted(str(path) for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES)
 
 
 def random_pictures(paths: Iterable[str], count: int, *, seed: int | None = None) -> list[str]:

@@ -89,14 +89,14 @@ def refuse_overwriting(
 ) -> None:
     """Stop before a copy, the rows or the sheet would take the place of somebody's picture."""
     from fer_runtime.batch.sources import expanded
-    from fer_runtime.images import PICTURE_SUFFIXES
+    from fer_runtime.images import IMAGE_SUFFIXES
 
     for path in chain.from_iterable(map(expanded, paths)):
         is_folder = os.path.isdir(path)
         for option, file in (("--output", output), ("--contact-sheet", contact_sheet)):
             if file is None or not file.exists():
                 continue
-            is_among = is_folder and file.suffix.lower() in PICTURE_SUFFIXES and _holds(path, file, recursive=recursive)
+            is_among = is_folder and file.suffix.lower() in IMAGE_SUFFIXES and _holds(path, file, recursive=recursive)
             if is_among or _is_same(file, path):
                 raise click.UsageError(f"{option} {file} would overwrite that very picture; give another name")
         folder = path if is_folder else os.path.dirname(path) or "."

@@ -22,9 +22,9 @@ from fer_runtime.images import Uint8Array
 from fer_runtime.output.rows import FORMATS
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.results import PictureResult
+from fer_runtime.results import ImageResult
 
-_TakePicture = Callable[[Uint8Array, PictureResult], object]
+_TakeImage = Callable[[Uint8Array, ImageResult], object]
 
 
 def run_on_pictures(
@@ -63,7 +63,7 @@ def run_on_pictures(
     if shows_progress and "-" not in paths and random_count is None:
         # Walking the folders twice takes a second per million files, and tells how long the rest will take.
         total = sum(1 for _ in Inputs([*paths, *shipped], recursive))
-    takers: list[_TakePicture] = []
+    takers: list[_TakeImage] = []
     if annotate is not None:
         from fer_runtime.output.image_files import AnnotatedCopies
 
@@ -107,7 +107,7 @@ def _write_rows(
     output: Path | None,
     *,
     resume: bool,
-    takers: Sequence[_TakePicture],
+    takers: Sequence[_TakeImage],
     total: int | None,
     shows_progress: bool,
 ) -> bool:
@@ -134,7 +134,7 @@ def _write_rows(
         paths,
         summary=summary,
         read=read,
-        on_picture=(lambda image, row: [take(image, row) for take in takers]) if takers else None,
+        on_image=(lambda image, row: [take(image, row) for take in takers]) if takers else None,
     )
     left = None if total is None else total - finished.rows
     progress = Progress(pictures_done(summary, left), is_shown=shows_progress)

@@ -12,7 +12,7 @@ import click
 from fer_runtime.batch.resume import Finished, refuse_unfinished
 from fer_runtime.cli.progress import Progress
 from fer_runtime.command import is_terminal
-from fer_runtime.errors import PictureError
+from fer_runtime.errors import ImageError
 from fer_runtime.output.rows import escaped
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
@@ -78,7 +78,7 @@ def run_on_videos(
                         summary=summary,
                         on_result=progress.say,
                     )
-            except PictureError as error:
+            except ImageError as error:
                 # The rows of the other videos are not lost for it.
                 click.echo(f"Error: {error}", err=True)
                 write_failed_row(write, video, str(error), format_name=format_name, segments=segments)

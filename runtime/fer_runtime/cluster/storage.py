@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from fer_runtime.batch.sources import LeftOut
 from fer_runtime.command import needs_extra
-from fer_runtime.errors import OutputError, PictureError
+from fer_runtime.errors import ImageError, OutputError
 from fer_runtime.files import write_atomically
-from fer_runtime.images import MAX_FILE_BYTES, PICTURE_SUFFIXES
+from fer_runtime.images import IMAGE_SUFFIXES, MAX_FILE_BYTES
 
 
 def is_uri(path: str) -> bool:
@@ -26,18 +26,18 @@ def read_uri(uri: str) -> bytes:
     """The content of an object.
 
     Raises:
-        PictureError: it is missing, unreadable, empty or too large.
+        ImageError: it is missing, unreadable, empty or too large.
     """
     try:
         filesystem, path = _located(uri)
         with filesystem.open_input_stream(path) as stream:
             content: bytes = stream.read(MAX_FILE_BYTES + 1)
     except OSError as error:  # pyarrow's errors of every storage are these
-        raise PictureError(f"cannot be read: {_reason(error)}") from error
+        raise ImageError(f"cannot be read: {_reason(error)}") from error
     if len(content) > MAX_FILE_BYTES:
-        raise PictureError(f"has more bytes than the limit of {MAX_FILE_BYTES}")
+        raise ImageError(f"has more bytes than the limit of {MAX_FILE_BYTES}")
     if not content:
-        raise PictureError("is empty (0 bytes)")
+        raise ImageError("is empty (0 bytes)")
     return content
 
 
@@ -76,7 +76,7 @@ class RemoteFolders:
                 continue
             if entry.type == fs.FileType.Directory:
                 folders.append(f"{uri}/{entry.base_name}")
-            elif os.path.splitext(entry.base_name)[1].lower() in PICTURE_SUFFIXES:
+            elif os.path.splitext(entry.base_name)[1].lower() in IMAGE_SUFFIXES:
                 files += 1
                 yield f"{uri}/{entry.base_name}"
             else:

@@ -13,7 +13,7 @@ from fer_runtime.errors import OutputError
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.annotate import draw_faces, encode_picture, write_picture
 from fer_runtime.output.contact_sheet import ContactSheet
-from fer_runtime.results import PictureResult
+from fer_runtime.results import ImageResult
 
 _WRITTEN_AS_IS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
@@ -40,7 +40,7 @@ class AnnotatedCopies:
     roots: Sequence[str]
     _written: set[str] = field(default_factory=set)  # but for those that `_is_own_name` tells
 
-    def add(self, image: Uint8Array, result: PictureResult) -> None:
+    def add(self, image: Uint8Array, result: ImageResult) -> None:
         """Write the copy of one picture.
 
         Raises:
@@ -97,7 +97,7 @@ class SheetOfFaces:
         # At the end of a long run would be late.
         encode_picture(self.path, np.zeros((1, 1, 3), np.uint8))
 
-    def add(self, image: Uint8Array, result: PictureResult) -> None:
+    def add(self, image: Uint8Array, result: ImageResult) -> None:
         """Take the faces of one picture."""
         for face in result.faces:
             self.sheet.add(image, face, true=self.truth(result.path))

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Protocol
 
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.results import Face, PictureResult
+from fer_runtime.results import Face, ImageResult
 
 
 class RowFormat(Protocol):
@@ -21,18 +21,18 @@ class RowFormat(Protocol):
         """What stands before the first row."""
         ...
 
-    def row(self, result: PictureResult) -> str:
+    def row(self, result: ImageResult) -> str:
         """One picture, with its line end."""
         ...
 
 
 class JsonLines:
-    """One JSON object per picture; schema/picture.schema.json describes it."""
+    """One JSON object per picture; schema/image.schema.json describes it."""
 
     def header(self) -> str:
         return ""
 
-    def row(self, result: PictureResult) -> str:
+    def row(self, result: ImageResult) -> str:
         # json.dumps of the whole row takes longer than a face through v0, so only what needs
         # escaping goes through it. A byte of the path that is no UTF-8 becomes a lone surrogate
         # "\udcXX", which os.fsencode turns back into that byte.
@@ -86,7 +86,7 @@ class Csv:
     def header(self) -> str:
         return csv_line([*self.columns, "expression", "confidence", *EXPRESSIONS, "uncertain"])
 
-    def row(self, result: PictureResult) -> str:
+    def row(self, result: ImageResult) -> str:
         picture = [escaped(result.path), result.width, result.height, result.error]
         if not result.faces:
             return csv_line([*picture, *[None] * (8 + len(EXPRESSIONS))])
@@ -115,7 +115,7 @@ class Table:
     def header(self) -> str:
         return f"{'picture':{self._path_width}}  {'expression':10}  {'':5}  box\n"
 
-    def row(self, result: PictureResult) -> str:
+    def row(self, result: ImageResult) -> str:
         name = self._padded(result.path)
         if result.error is not None:
             return f"{name}  {escaped(result.error)}\n"

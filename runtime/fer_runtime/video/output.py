@@ -115,7 +115,7 @@ def write_video_rows(
         on_result: called after each frame that was looked at.
 
     Raises:
-        PictureError: the source cannot be opened.
+        ImageError: the source cannot be opened.
         OutputError: the annotated video cannot be written.
     """
     summary, builder = VideoSummary() if summary is None else summary, SegmentBuilder()

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fer_runtime.errors import PictureError
+from fer_runtime.errors import ImageError
 from fer_runtime.images import Uint8Array
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import Face
@@ -120,7 +120,7 @@ def recognize_video(
         on_frame: called with each frame, uint8 (height, width, 3) in BGR, and its result.
 
     Raises:
-        PictureError: the file or the camera cannot be opened.
+        ImageError: the file or the camera cannot be opened.
         ValueError: `every` is less than 1.
     """
     if every < 1:
@@ -237,10 +237,10 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise PictureError(f"no video at {path}")
+            raise ImageError(f"no video at {path}")
         self._capture = cv2.VideoCapture(native_path(path))
         if not self._capture.isOpened():
-            raise PictureError(f"{path} cannot be opened as a video: damaged, or of a kind that OpenCV does not read")
+            raise ImageError(f"{path} cannot be opened as a video: damaged, or of a kind that OpenCV does not read")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self._rate = rate if 0 < rate < 1000 else 25.0
         # Some containers state the number of frames, of others OpenCV reckons it from the duration.
@@ -282,7 +282,7 @@ class _Camera:
     def __init__(self, number: int) -> None:
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
-            raise PictureError(f"no camera {number}; is it plugged in, and may you read /dev/video{number}?")
+            raise ImageError(f"no camera {number}; is it plugged in, and may you read /dev/video{number}?")
         self._condition = threading.Condition()
         self._newest: Any = None
         self._grabbed = 0

@@ -14,7 +14,7 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.output.annotate import COLORS, draw_faces, write_picture
 from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.output.image_files import AnnotatedCopies, SheetOfFaces
-from fer_runtime.results import Face, PictureResult
+from fer_runtime.results import Face, ImageResult
 
 
 def _face(box: tuple[int, int, int, int], expression: str = "happy") -> Face:
@@ -73,7 +73,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> Non
     copies = AnnotatedCopies(tmp_path / "out", [str(tmp_path / "c")])
     image = np.zeros((100, 100, 3), np.uint8)
     for name in ("a/1.jpg", "b/1.jpg", "c/deep/1.jpg", "c/2.gif"):
-        result = PictureResult(path=str(tmp_path / name), width=100, height=100, error=None, faces=())
+        result = ImageResult(path=str(tmp_path / name), width=100, height=100, error=None, faces=())
         copies.add(image, result)
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.jpg"))
     assert written == ["1-2.jpg", "1.jpg", "2.gif.jpg", "deep/1.jpg"]
@@ -88,9 +88,9 @@ def test_a_folder_of_any_size_is_copied_without_remembering_its_names(tmp_path: 
     copies = AnnotatedCopies(tmp_path / "out", [str(folder)])
     image = np.zeros((100, 100, 3), np.uint8)
     for name in ("1.gif", "1.gif.jpg", "2.jpg", "3.png"):
-        copies.add(image, PictureResult(path=str(folder / name), width=100, height=100, error=None, faces=()))
+        copies.add(image, ImageResult(path=str(folder / name), width=100, height=100, error=None, faces=()))
     # And a sample beside the folder, whose name the folder has too.
-    copies.add(image, PictureResult(path=str(tmp_path / "2.jpg"), width=100, height=100, error=None, faces=()))
+    copies.add(image, ImageResult(path=str(tmp_path / "2.jpg"), width=100, height=100, error=None, faces=()))
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["1.gif-2.jpg", "1.gif.jpg", "2-2.jpg", "2.jpg", "3.png"]
     assert copies._written == {"1.gif-2.jpg", "2-2.jpg"}

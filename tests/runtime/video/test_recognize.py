@@ -25,7 +25,7 @@ from fer_runtime.batch.sources import sample_pictures
 from fer_runtime.cli import progress
 from fer_runtime.cli import videos as video_command
 from fer_runtime.cli.videos import run_on_videos
-from fer_runtime.errors import PictureError
+from fer_runtime.errors import ImageError
 from fer_runtime.images import read_image
 from fer_runtime.results import Face
 from fer_runtime.video.output import annotated_paths, write_video_rows
@@ -84,7 +84,7 @@ def test_every_start_and_duration_leave_frames_out_and_count_them(video: Path) -
         results = list(recognize_video(recognizer, video, every=4, start=1.0, duration=1.0, counts=counts))
         with pytest.raises(ValueError, match="every"):
             next(recognize_video(recognizer, video, every=0))
-        with pytest.raises(PictureError, match="no video"):
+        with pytest.raises(ImageError, match="no video"):
             next(recognize_video(recognizer, "missing.mp4"))
     # Of the frames 20 to 39, every fourth.
     assert [result.frame for result in results] == [20, 24, 28, 32, 36]

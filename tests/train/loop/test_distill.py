@@ -20,7 +20,7 @@ from fer_runtime.recognizer import Recognizer
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
 from fer_train.loop.batch import Batch
-from fer_train.loop.distill import FaceAnswers, PictureAnswers, Teachers, load_teachers
+from fer_train.loop.distill import FaceAnswers, ImageAnswers, Teachers, load_teachers
 from fer_train.loop.trainer import Trainer
 from fer_train.networks.registry import create_network, predict_logits, to_network_input
 from fer_train.recipes import Recipe
@@ -57,7 +57,7 @@ def test_a_teacher_pulls_the_student_towards_its_answers(
 ) -> None:
     # A teacher that takes every face for the same class, against the labels.
     stubborn = _Constant()
-    answers: Teachers = PictureAnswers([stubborn])
+    answers: Teachers = ImageAnswers([stubborn])
     if views == "faces":
         answers = FaceAnswers(stubborn(torch.zeros(len(faces[0]), device=device)))
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_student_and_teacher_see_the_same_augmented_and_mixed_pictures(
     network = create_network("v0")
     network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     recipe = RECIPE.overridden(mixup=0.4, cutmix=1.0)
-    run = Trainer(network, *faces, recipe, device=CPU, seed=0, teachers=PictureAnswers([teacher]))
+    run = Trainer(network, *faces, recipe, device=CPU, seed=0, teachers=ImageAnswers([teacher]))
     run._train_epoch(1, _Quiet())
     assert len(teacher.seen) == len(seen) == 6  # 168 faces in batches of 32
     assert all(torch.equal(one, other) for one, other in zip(teacher.seen, seen, strict=True))
@@ -103,7 +103,7 @@ def test_several_teachers_answer_by_the_softmax_of_their_mean_logits() -> None:
     with torch.no_grad():
         expected = F.softmax((teachers[0](pictures) + teachers[1](pictures)) / 2 / 3.0, 1)
     # Where the processor has bfloat16, teachers answer in it: three digits.
-    assert torch.allclose(PictureAnswers(teachers).probabilities(batch, 3.0), expected, atol=5e-3)
+    assert torch.allclose(ImageAnswers(teachers).probabilities(batch, 3.0), expected, atol=5e-3)
 
 
 def test_answers_to_faces_are_those_to_the_face_and_its_mirror_image(

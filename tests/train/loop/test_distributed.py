@@ -24,7 +24,7 @@ from fer_train.data.folders import load_faces
 from fer_train.loop.distributed import joined_world
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
-from fer_train.loop.distill import FaceAnswers, PictureAnswers
+from fer_train.loop.distill import FaceAnswers, ImageAnswers
 from fer_train.loop.trainer import Trainer
 
 # In bfloat16 the order of a sum would change its second digit.
@@ -43,7 +43,7 @@ with joined_world(torch.device("cpu")) as (world, device):
     faces = load_faces(data, "train"), load_faces(data, "validation")
     answers = torch.zeros(len(faces[0]), 7)
     answers[:, 2] = 1.0
-    teacher = FaceAnswers(answers) if views == "faces" else PictureAnswers([create_network("v0").eval()])
+    teacher = FaceAnswers(answers) if views == "faces" else ImageAnswers([create_network("v0").eval()])
     run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=teacher, world=world)
     run.run()
     torch.save({"weights": run.best.state_dict, "loss": run.history.train_loss}, out / f"{world.rank}.pt")

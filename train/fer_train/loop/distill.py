@@ -1,6 +1,6 @@
 """Teachers' answers, for a student to learn from (Hinton et al., arXiv 1503.02531).
 
-`FaceAnswers` are given once for every face and its mirror image, and cost nothing afterwards. `PictureAnswers` are
+`FaceAnswers` are given once for every face and its mirror image, and cost nothing afterwards. `ImageAnswers` are
 given for the very pictures that the student sees, augmented and mixed, in every step: such a consistent teacher teaches
 more, the more so the longer the training (Beyer et al., arXiv 2106.05237).
 """
@@ -56,7 +56,7 @@ class FaceAnswers:
         return torch.lerp(F.softmax(self._logits[batch.partners] / temperature, 1), answers, batch.own[:, None])
 
 
-class PictureAnswers:
+class ImageAnswers:
     """Answers to the pictures themselves: a forward pass of every teacher in every step.
 
     Args:
@@ -115,7 +115,7 @@ def load_teachers(files: Sequence[Path], faces: LabelledFaces, device: torch.dev
         ModelFileError: an .onnx file cannot.
     """
     if views == "pictures":
-        return PictureAnswers([_load(path, device) for path in files])
+        return ImageAnswers([_load(path, device) for path in files])
     return FaceAnswers(face_logits(files, faces, device).to(device))
 
 
