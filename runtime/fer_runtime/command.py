@@ -12,6 +12,7 @@ import click
 
 from fer_runtime import __version__
 from fer_runtime.errors import ExtraMissingError, FerError
+from fer_runtime.text import printable
 
 # Modules of each extra; an ImportError of any other module is a bug and keeps its traceback.
 EXTRA_MODULES = {
@@ -59,7 +60,8 @@ def _invoke(invoke: Any, context: click.Context) -> Any:
             sys.stdout.flush()
         return result
     except FerError as error:
-        raise _ErrorLine(str(error)) from error
+        # The message may quote a file's name or contents.
+        raise _ErrorLine(printable(error)) from error
     except BrokenPipeError:
         # `fer-infer ... | head` has what it wanted. Without a stdout to flush, the exit is silent.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,14 +76,29 @@ def _with_version(params: list[click.Parameter], context: click.Context) -> list
     return [*params[:-1], *holder.params, *params[-1:]]
 
 
+@contextmanager
+def _printable_usage_errors() -> Iterator[None]:
+    """Escape what click quotes: an argument may be a file's name that the shell filled in."""
+    try:
+        yield
+    except click.UsageError as error:
+        error.message = printable(error.message)
+        raise
+
+
 class FerCommand(click.Command):
     """A command that prints a FerError as one `Error:` line and exits 1."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return _with_version(super().get_params(ctx), ctx)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _printable_usage_errors():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        return _invoke(super().invoke, ctx)
+        with _printable_usage_errors():
+            return _invoke(super().invoke, ctx)
 
 
 class ShortCommand(FerCommand):
@@ -113,5 +130,10 @@ class FerGroup(click.Group):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return _with_version(super().get_params(ctx), ctx)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _printable_usage_errors():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        return _invoke(super().invoke, ctx)
+        with _printable_usage_errors():
+            return _invoke(super().invoke, ctx)

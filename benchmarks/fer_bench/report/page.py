@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from html import escape
 from importlib.resources import files
 from string import Template
 
@@ -41,6 +40,7 @@ from fer_bench.report.verdict import (
 from fer_bench.robustness import CONDITIONS, RobustnessPoint, clean_accuracy, find_reaches
 from fer_bench.statistics import say_p
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.text import html_text as escape
 
 WIDE, NARROW = 940, 368  # pixels: the plots that are drawn once for desks and once for phones
 

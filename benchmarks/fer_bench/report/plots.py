@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from html import escape
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint
 from fer_runtime.errors import OutputError
 from fer_runtime.files import replaced_atomically
 from fer_runtime.model.find import MODEL_NAMES
+from fer_runtime.text import html_text as escape
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 MODEL_ROLES = ("first", "second", "third", "fourth", "fifth")

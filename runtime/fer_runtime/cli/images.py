@@ -23,6 +23,7 @@ from fer_runtime.output.rows import FORMATS
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import ImageResult
+from fer_runtime.text import printable
 
 _TakeImage = Callable[[Uint8Array, ImageResult], object]
 
@@ -89,7 +90,7 @@ def run_on_pictures(
     )
     if sheet is not None:
         sheet.write()
-        click.echo(contact_sheet, err=True)
+        click.echo(printable(contact_sheet), err=True)
     return failed
 
 
@@ -121,7 +122,9 @@ def _write_rows(
         from fer_runtime.batch.whole_output import check_whole
 
         finished = check_whole(recognizer, pictures, output, read=read)
-        click.echo(f"{output} is whole already: {finished.rows} rows, {finished.failed} of them failed", err=True)
+        click.echo(
+            f"{printable(output)} is whole already: {finished.rows} rows, {finished.failed} of them failed", err=True
+        )
         return bool(finished.failed or pictures.left_out.only_folders or not finished.rows)
     elif output is not None:
         finished = finished_rows(output, settings)

@@ -216,6 +216,7 @@ def main(
     from fer_runtime.model.session import find_provider, silence
     from fer_runtime.recognizer import Recognizer
     from fer_runtime.system import available_cpus
+    from fer_runtime.text import printable
 
     silence()
 
@@ -256,7 +257,7 @@ def main(
         strict=strict,
     ) as recognizer:
         click.echo(
-            f"{recognizer.path}  {recognizer.metadata.precision}  {recognizer.provider}  "
+            f"{printable(recognizer.path)}  {printable(recognizer.metadata.precision)}  {recognizer.provider}  "
             f"faces by {recognizer.detector_used}",
             err=True,
         )

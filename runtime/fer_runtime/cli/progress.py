@@ -11,6 +11,7 @@ import click
 
 from fer_runtime.batch.jobs import JobSummary
 from fer_runtime.batch.sources import VIDEO_SUFFIXES, LeftOut
+from fer_runtime.text import printable
 
 _SECONDS_BETWEEN = 0.5
 _NAMED_SUFFIXES = 5
@@ -86,7 +87,7 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
         stages = ", ".join(f"{name} {spent:.1f}" for name, spent in summary.seconds_by_stage.items())
         click.echo(f"  seconds by stage, over all threads: {stages}", err=True)
     for reason, count in summary.failures.most_common():
-        click.echo(f"  {count} x {reason}", err=True)
+        click.echo(f"  {count} x {printable(reason)}", err=True)
     if summary.without_face and detector == "haar":
         click.echo(
             "  Haar's cascade sees frontal faces, and small ones only where it finds no larger; YuNet finds more, once "
@@ -99,7 +100,9 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
     if left_out.suffixes:
         click.echo(f"  not read: {_counted(left_out.suffixes)}", err=True)
     for folder in left_out.only_folders:
-        click.echo(f"{folder} holds folders and no picture itself; add --recursive to go into them", err=True)
+        click.echo(
+            f"{printable(folder)} holds folders and no picture itself; add --recursive to go into them", err=True
+        )
     if not summary.pictures:
         click.echo("there was no picture to read", err=True)
 
@@ -109,7 +112,7 @@ def _counted(suffixes: Counter[str]) -> str:
     most = suffixes.most_common(_NAMED_SUFFIXES)
     if rest := suffixes.total() - sum(count for _, count in most):
         most.append(("others", rest))
-    text = ", ".join(f"{count} {suffix}" for suffix, count in most)
+    text = ", ".join(f"{count} {printable(suffix)}" for suffix, count in most)
     if not suffixes.keys().isdisjoint(_HEIC_SUFFIXES):
         text += "; OpenCV reads no HEIC, convert it to JPEG first"
     if not suffixes.keys().isdisjoint(VIDEO_SUFFIXES):

@@ -13,9 +13,9 @@ from fer_runtime.batch.resume import Finished, refuse_unfinished
 from fer_runtime.cli.progress import Progress
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import ImageError
-from fer_runtime.output.rows import escaped
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
+from fer_runtime.text import printable
 from fer_runtime.video.output import (
     VideoSummary,
     annotated_paths,
@@ -80,7 +80,7 @@ def run_on_videos(
                     )
             except ImageError as error:
                 # The rows of the other videos are not lost for it.
-                click.echo(f"Error: {error}", err=True)
+                click.echo(f"Error: {printable(error)}", err=True)
                 write_failed_row(write, video, str(error), format_name=format_name, segments=segments)
                 failed = True
                 continue
@@ -128,4 +128,4 @@ def _video_done(
 
 
 def _name(video: Path | int) -> str:
-    return escaped(source_name(video))
+    return printable(source_name(video))

@@ -12,6 +12,7 @@ from fer_runtime.errors import ModelFileError
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import Node, OnnxFile, bytes_per_value, content_digest, read_onnx_file
+from fer_runtime.text import printable
 
 _MULTIPLYING = ("Conv", "Gemm", "MatMul")
 # Operators whose output has the shape of their first input.
@@ -72,7 +73,8 @@ class ModelFacts:
         ]
         said = self.metadata
         if said is None:
-            return "\n".join([*lines, "  metadata      none: labels and input are unknown, not a file of fer-export"])
+            lines.append("  metadata      none: labels and input are unknown, not a file of fer-export")
+            return "\n".join(map(printable, lines))
         lines += [
             f"  model         {said.name} {said.precision}: faces uint8 (batch, 48, 48), grayscale 0-255",
             f"  expressions   {', '.join(said.expressions)}",
@@ -90,7 +92,7 @@ class ModelFacts:
         if said.certificate:
             lines.append(f"  certificate   {self._certificate(said)}")
         lines.append("  versions      " + ", ".join(f"{key} {value}" for key, value in said.versions.items()))
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
     def _certificate(self, said: ModelMetadata) -> str:
         try:

@@ -23,6 +23,7 @@ from fer_runtime.model.parity import (
     worst_of,
 )
 from fer_runtime.model.session import find_provider, open_session, runtime_version
+from fer_runtime.text import printable
 
 # All golden faces at once, and one by one: kernels differ between the two.
 _BATCHES = (64, 1)
@@ -63,7 +64,8 @@ class SelfTestReport:
             else "Do not trust this file here: " + "; ".join(one.name for one in self.checks if not one.passed)
         )
         lines = [f"{self.path}  {self.model}, exported with {self.made_with}"]
-        return "\n".join([*lines, *(f"  {check}" for check in self.checks), verdict])
+        lines = [*lines, *(f"  {check}" for check in self.checks), verdict]
+        return "\n".join(map(printable, lines))
 
 
 def run_self_test(path: Path, *, provider: str = "CPU", threads: int = 1, strict: bool = False) -> SelfTestReport:

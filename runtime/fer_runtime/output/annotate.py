@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ from fer_runtime.errors import OutputError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import Uint8Array
 from fer_runtime.results import Face
+from fer_runtime.text import printable
 
 # One colour per expression, BGR: told apart on light and dark pictures, and by most colour-blind readers
 # (after Okabe and Ito's palette).
@@ -31,6 +33,9 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_HEIGHT = 22  # pixels of a capital letter at scale 1
 _READABLE_SIDE = 320  # pixels that the short side is enlarged to
 _ENLARGED_SIDE = 4096  # pixels that the long side stays within: a strip of 10 x 16,000 would take 0.5 GB
+
+
+_shown = partial(printable, limit=24)  # a label of any length leaves room for the bars
 
 
 def draw_faces(image: Uint8Array, faces: Sequence[Face]) -> Uint8Array:
@@ -94,7 +99,7 @@ def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float) -> 
     color = COLORS.get(face.expression, _FALLBACK)
     line = max(1, round(2 * unit))
     cv2.rectangle(image, (x, y), (x + width, y + height), color, line, cv2.LINE_AA)
-    title = f"{face.expression} {face.confidence:.0%}{'?' if face.uncertain else ''}"
+    title = f"{_shown(face.expression)} {face.confidence:.0%}{'?' if face.uncertain else ''}"
     # As wide as the box where that can be read, never wider than the picture.
     scale = min(max(width / (cv2.getTextSize(title, _FONT, 1, 2)[0][0] + 12), 0.42 * unit), 0.9 * unit)
     text_width = cv2.getTextSize(title, _FONT, scale, line)[0][0]
@@ -113,7 +118,7 @@ def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, t
     fills = 10 * width >= 7 * image.shape[1] and 10 * height >= 7 * image.shape[0]
     scale = 0.38 * unit if fills else max(0.38 * unit, min(0.55 * unit, height / 340))
     row = round((_FONT_HEIGHT + 8) * scale)
-    names = round(max(cv2.getTextSize(name, _FONT, scale, 1)[0][0] for name in face.probabilities) + 8 * scale)
+    names = round(max(cv2.getTextSize(_shown(name), _FONT, scale, 1)[0][0] for name in face.probabilities) + 8 * scale)
     bars = round(100 * scale)
     panel_width, panel_height = names + bars + round(16 * scale), row * len(face.probabilities) + round(10 * scale)
     gap = round(6 * unit)
@@ -139,7 +144,7 @@ def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, t
     for number, (name, probability) in enumerate(face.probabilities.items()):
         middle = top + round(5 * scale) + row * number + row // 2
         text = (left + round(5 * scale), middle + round(_FONT_HEIGHT * scale / 2.4))
-        cv2.putText(image, name, text, _FONT, scale, _WHITE, max(1, round(1.2 * scale)), cv2.LINE_AA)
+        cv2.putText(image, _shown(name), text, _FONT, scale, _WHITE, max(1, round(1.2 * scale)), cv2.LINE_AA)
         start, half = left + names + round(4 * scale), max(1, round(row * 0.28))
         cv2.rectangle(image, (start, middle - half), (start + bars, middle + half), (70, 66, 62), -1)
         end = start + round(bars * probability)

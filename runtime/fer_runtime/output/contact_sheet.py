@@ -12,6 +12,7 @@ import numpy as np
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.annotate import COLORS
 from fer_runtime.results import Face
+from fer_runtime.text import printable
 
 _COLUMNS = 12
 _ROWS_PER_EXPRESSION = 3
@@ -50,7 +51,7 @@ class ContactSheet:
         patch = image[max(0, y) : y + height, max(0, x) : x + width]
         if 0 in patch.shape:
             return
-        caption = f"{face.confidence:.0%}" + ("" if true is None else f"\nlabel {true}")
+        caption = f"{face.confidence:.0%}" + ("" if true is None else f"\nlabel {printable(true, limit=24)}")
         group.append((_thumbnail(patch), caption, true is not None and true != face.expression))
 
     def draw(self) -> Uint8Array:
@@ -63,7 +64,7 @@ class ContactSheet:
         top = _GAP
         for name in rows:
             count, shown = self._counts[name], self._groups[name]
-            title = f"{name}: {count} face{'s' if count != 1 else ''}" + (
+            title = f"{printable(name, limit=24)}: {count} face{'s' if count != 1 else ''}" + (
                 f", {len(shown)} shown" if len(shown) < count else ""
             )
             cv2.rectangle(page, (_GAP, top + 6), (_GAP + 14, top + 26), COLORS.get(name, _INK), -1)

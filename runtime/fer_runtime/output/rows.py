@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.results import Face, ImageResult
+from fer_runtime.text import csv_text, printable
 
 
 class RowFormat(Protocol):
@@ -52,7 +52,7 @@ def _face_json(face: Face) -> str:
     uncertain = "" if face.uncertain is None else f', "uncertain": {"true" if face.uncertain else "false"}'
     return _face_template(tuple(face.probabilities)) % (
         *face.box,
-        face.expression,
+        _quoted(face.expression),
         face.confidence,
         *face.probabilities.values(),
         uncertain,
@@ -62,14 +62,15 @@ def _face_json(face: Face) -> str:
 @cache
 def _face_template(expressions: tuple[str, ...]) -> str:
     # One % for a whole face takes half as long as an f-string per number.
-    shares = ", ".join(f'"{name}": %.6f' for name in expressions)
-    return '{"box": [%d, %d, %d, %d], "expression": "%s", "confidence": %.6f, "probabilities": {' + shares + "}%s}"
+    shares = ", ".join(_quoted(name).replace("%", "%%") + ": %.6f" for name in expressions)
+    return '{"box": [%d, %d, %d, %d], "expression": %s, "confidence": %.6f, "probabilities": {' + shares + "}%s}"
 
 
 def csv_line(values: Sequence[object]) -> str:
-    """One line of CSV with its end; None is an empty field."""
+    """One line of CSV with its end; None is an empty field, and texts pass through `csv_text`."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
+    safe = (csv_text(value) if isinstance(value, str) else value for value in values)
+    csv.writer(buffer, lineterminator="\n").writerow(safe)
     return buffer.getvalue()
 
 
@@ -87,7 +88,7 @@ class Csv:
         return csv_line([*self.columns, "expression", "confidence", *EXPRESSIONS, "uncertain"])
 
     def row(self, result: ImageResult) -> str:
-        picture = [escaped(result.path), result.width, result.height, result.error]
+        picture = [result.path, result.width, result.height, result.error]
         if not result.faces:
             return csv_line([*picture, *[None] * (8 + len(EXPRESSIONS))])
         return "".join(
@@ -118,37 +119,25 @@ class Table:
     def row(self, result: ImageResult) -> str:
         name = self._padded(result.path)
         if result.error is not None:
-            return f"{name}  {escaped(result.error)}\n"
+            return f"{name}  {printable(result.error)}\n"
         if not result.faces:
             return f"{name}  no face\n"
         lines = []
         for number, face in enumerate(result.faces):
             x, y, width, height = face.box
             mark = "?" if face.uncertain else " "
+            expression = printable(face.expression)
             lines.append(
-                f"{'' if number else name:{self._path_width}}  {face.expression:10}  {face.confidence:5.0%}{mark} "
+                f"{'' if number else name:{self._path_width}}  {expression:10}  {face.confidence:5.0%}{mark} "
                 f"{width} x {height} at {x}, {y}\n"
             )
         return "".join(lines)
 
     def _padded(self, path: str) -> str:
-        text = escaped(path)
+        text = printable(path)
         # The end of a path tells pictures apart.
         text = text if len(text) <= self._path_width else "…" + text[1 - self._path_width :]
         return f"{text:{self._path_width}}"
 
 
-# Control characters, lone surrogates, line and paragraph separators (Unicode general categories).
-_UNPRINTABLE = frozenset(("Cc", "Cs", "Zl", "Zp"))
-
 FORMATS: dict[str, type[JsonLines] | type[Csv] | type[Table]] = {"table": Table, "jsonl": JsonLines, "csv": Csv}
-
-
-def escaped(text: str) -> str:
-    """`text` without control characters and lone surrogates: it cannot forge a line, nor break the encoding."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        one if unicodedata.category(one) not in _UNPRINTABLE else one.encode("unicode_escape", "surrogatepass").decode()
-        for one in text
-    )

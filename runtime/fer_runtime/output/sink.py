@@ -14,6 +14,7 @@ import click
 from fer_runtime.batch.resume import Finished, appended_output
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
+from fer_runtime.text import printable
 
 _LINE_BY_LINE = 1  # as `open` takes it
 
@@ -46,7 +47,7 @@ def opened_sink(
             yield stream.write
     except KeyboardInterrupt:
         if settings is not None:
-            click.echo(f"\nstopped; the rows so far wait beside {output}, go on with --resume", err=True)
+            click.echo(f"\nstopped; the rows so far wait beside {printable(output)}, go on with --resume", err=True)
         raise
 
 

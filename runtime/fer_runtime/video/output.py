@@ -17,8 +17,9 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.annotate import draw_faces
 from fer_runtime.output.image_files import unused_name
-from fer_runtime.output.rows import csv_line, escaped, uncertain_field
+from fer_runtime.output.rows import csv_line, uncertain_field
 from fer_runtime.recognizer import Recognizer
+from fer_runtime.text import printable
 from fer_runtime.video.recognize import (
     FrameCounts,
     FrameResult,
@@ -67,7 +68,7 @@ def write_video_header(write: Callable[[str], object], *, format_name: str, segm
 def write_video_heading(write: Callable[[str], object], source: Path | int, *, format_name: str) -> None:
     """Write which of several videos the rows of a table are of; the other formats name it in every row."""
     if format_name == "table":
-        write(f"{escaped(source_name(source))}\n")
+        write(f"{printable(source_name(source))}\n")
 
 
 def write_failed_row(
@@ -79,9 +80,9 @@ def write_failed_row(
         write(json.dumps({"path": path, "error": reason}) + "\n")
     elif format_name == "csv":
         columns = _SEGMENT_COLUMNS if segments else _FRAME_COLUMNS
-        write(csv_line([escaped(path), *[None] * (len(columns) - 2), escaped(reason)]))
+        write(csv_line([path, *[None] * (len(columns) - 2), reason]))
     elif format_name == "table":
-        write(f"  {escaped(reason)}\n")
+        write(f"  {printable(reason)}\n")
 
 
 def is_per_segment(format_name: str, segments: bool) -> bool:
@@ -166,7 +167,7 @@ def _frame_row(result: FrameResult, format_name: str) -> str:
     return "".join(
         csv_line(
             (
-                escaped(result.path),
+                result.path,
                 result.frame,
                 f"{result.time:.4f}",
                 tracked.track,
@@ -179,7 +180,7 @@ def _frame_row(result: FrameResult, format_name: str) -> str:
             )
         )
         for tracked in result.faces
-    ) or csv_line((escaped(result.path), result.frame, f"{result.time:.4f}", *[None] * (len(_FRAME_COLUMNS) - 3)))
+    ) or csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (len(_FRAME_COLUMNS) - 3)))
 
 
 def _segment_row(segment: Segment, format_name: str, number: int) -> str:
@@ -189,10 +190,9 @@ def _segment_row(segment: Segment, format_name: str, number: int) -> str:
         return json.dumps(segment.to_dict()) + "\n"
     values = segment.to_dict()
     if format_name == "csv":
-        values["path"] = escaped(segment.path)
         return csv_line([values.get(name) for name in _SEGMENT_COLUMNS])
     return (
-        f"{segment.start:8.2f} - {segment.end:8.2f} s  face {segment.track:3}  {segment.expression:10} "
+        f"{segment.start:8.2f} - {segment.end:8.2f} s  face {segment.track:3}  {printable(segment.expression):10} "
         f"{segment.confidence:4.0%}\n"
     )
 

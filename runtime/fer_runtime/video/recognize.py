@@ -17,6 +17,7 @@ from fer_runtime.errors import ImageError
 from fer_runtime.images import Uint8Array
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import Face
+from fer_runtime.text import printable
 from fer_runtime.video.smoothing import Smoother
 from fer_runtime.video.tracking import Tracker
 
@@ -203,7 +204,7 @@ def to_srt(segment: Segment, number: int) -> str:
     """One subtitle in SubRip's format, numbered from 1."""
     return (
         f"{number}\n{_srt_time(segment.start)} --> {_srt_time(segment.end)}\n"
-        f"face {segment.track}: {segment.expression} {segment.confidence:.0%}\n\n"
+        f"face {segment.track}: {printable(segment.expression)} {segment.confidence:.0%}\n\n"
     )
 
 

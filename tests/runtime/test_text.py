@@ -1,0 +1,151 @@
+"""The same hostile texts at every place that shows what a file says: nothing is obeyed, no line is forged."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+from tests.runtime.tiny_models import write_band_model
+
+from fer_runtime.command import FerCommand
+from fer_runtime.errors import FerError
+from fer_runtime.model.inspect import inspect_model
+from fer_runtime.output.annotate import draw_faces
+from fer_runtime.output.contact_sheet import ContactSheet
+from fer_runtime.output.rows import FORMATS, csv_line
+from fer_runtime.results import Face, ImageResult
+from fer_runtime.text import csv_text, html_text, printable
+from fer_runtime.video.recognize import Segment, to_srt
+
+HOSTILE = (
+    "\x1b[2J\x1b[31mred",  # clears the screen
+    "\x1b]0;owned\x07",  # names the window
+    "\x9b31mred",  # the 8-bit form of ESC [
+    "a\n  verdict       passed its gate",
+    "a\r\x1b[Kok",
+    "a\u2028b\x85c",
+    "gpj.\u202egnp",  # shown as gnp.jpg reversed
+    "\udcff.jpg",  # a byte that is not UTF-8
+    "=HYPERLINK(0)",
+    " +1+cmd|' /C calc'!A0",
+    "@SUM(1)",
+    "-2+3",
+    "\t=1",
+    "<img src=x onerror=alert(1)>",
+    "\"'><script>alert(1)</script>",
+    "100% %s %(x)d {0} $x^2$",
+)
+
+
+def _assert_one_harmless_line(text: str) -> None:
+    assert not any(ord(one) < 32 or 127 <= ord(one) < 160 for one in text), ascii(text)
+    assert not set(text) & set("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\ufeff")
+    text.encode()  # a lone surrogate would stop here
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_printable_text_is_one_harmless_line(text: str) -> None:
+    _assert_one_harmless_line(printable(text))
+    assert printable("émotion 顔 می\u200cشود 😊.jpg") == "émotion 顔 می\u200cشود 😊.jpg"
+    assert printable("\x1b[2J") == "\\x1b[2J"
+    assert printable("abcdef", limit=4) == "abc…"
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_a_csv_cell_is_no_formula(text: str) -> None:
+    (cells,) = csv.reader(io.StringIO(csv_line([text, 1, None, -2.5])))
+    assert cells[1:] == ["1", "", "-2.5"]
+    assert cells[0].lstrip(" ")[0] not in "=+-@\t\r"
+    assert csv_text("=1") == "'=1"
+    assert csv_text("a=1.jpg") == "a=1.jpg"
+
+
+class _Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, [name for name, _ in attrs]))
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_html_shows_it_and_runs_nothing(text: str) -> None:
+    tags = _Tags()
+    tags.feed(f'<p title="{html_text(text)}">{html_text(text)}</p>')
+    assert tags.found == [("p", ["title"])]
+    _assert_one_harmless_line(html_text(text))
+
+
+def _face(label: str) -> Face:
+    return Face(
+        box=(1, 2, 30, 40), expression=label, confidence=0.5, probabilities={label: 0.5, "happy": 0.5}, uncertain=None
+    )
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_rows_of_every_format(text: str) -> None:
+    for result in (
+        ImageResult(path=text, width=50, height=50, error=None, faces=(_face(text),)),
+        ImageResult(path=text, width=None, height=None, error=text, faces=()),
+    ):
+        line = FORMATS["table"]().row(result)
+        assert line.count("\n") == 1
+        _assert_one_harmless_line(line[:-1])
+        row = json.loads(FORMATS["jsonl"]().row(result))  # JSON keeps the text exact
+        assert row["path"] == text
+        assert [face["expression"] for face in row["faces"]] == [face.expression for face in result.faces]
+    (cells,) = csv.reader(io.StringIO(FORMATS["csv"]().row(result)))
+    assert cells[0] == cells[3] == csv_text(text)
+    segment = Segment(path=text, track=1, start=0.0, end=1.0, expression=text, confidence=0.5)
+    subtitle = to_srt(segment, 1)
+    assert len(subtitle.splitlines()) == 4  # number, time, text, an empty line
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_drawn_labels_are_ordinary_text(text: str) -> None:
+    image = np.full((400, 400, 3), 128, np.uint8)
+    assert not np.array_equal(draw_faces(image, [_face(text)]), image)
+    sheet = ContactSheet([text])
+    sheet.add(image, _face(text), true=text)
+    assert sheet.draw().shape[2] == 3
+
+
+def _said_by_a_command(text: str, *, usage: bool) -> str:
+    @click.command(cls=FerCommand)
+    @click.argument("path")
+    def command(path: str) -> None:
+        raise click.UsageError(f"not {path}") if usage else FerError(f"cannot read {path}")
+
+    result = CliRunner().invoke(command, [text], prog_name="fer-test")
+    return next(line for line in result.output.splitlines() if line.startswith("Error: "))
+
+
+@pytest.mark.parametrize("text", [one for one in HOSTILE if not one.startswith("-")], ids=ascii)
+def test_an_error_is_one_harmless_line(text: str) -> None:
+    assert _said_by_a_command(text, usage=False) == f"Error: cannot read {printable(text)}"
+    assert _said_by_a_command(text, usage=True) == f"Error: not {printable(text)}"
+
+
+@pytest.mark.parametrize("text", [one for one in HOSTILE if "\udcff" not in one], ids=ascii)
+def test_inspect_forges_no_line(text: str, tmp_path: Path) -> None:
+    model = onnx.load(write_band_model(tmp_path / "a.onnx", metadata=""))
+    honest = inspect_model(tmp_path / "a.onnx").to_text()
+    model.producer_name = text
+    model.graph.node.append(helper.make_node(text, ["logits"], ["unused"]))
+    model.graph.output.append(helper.make_tensor_value_info(text, TensorProto.FLOAT, ["batch", 7]))
+    onnx.save(model, tmp_path / "b.onnx")
+    told = inspect_model(tmp_path / "b.onnx").to_text()
+    assert told.count("\n") == honest.count("\n")
+    for line in told.split("\n"):
+        _assert_one_harmless_line(line)
