@@ -25,7 +25,7 @@ from fer_runtime.video.output import (
     write_video_heading,
     write_video_rows,
 )
-from fer_runtime.video.recognize import source_name
+from fer_runtime.video.sources import source_name
 
 
 def run_on_videos(

@@ -20,16 +20,11 @@ from fer_runtime.output.image_files import unused_name
 from fer_runtime.output.rows import csv_line, uncertain_field
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import printable
-from fer_runtime.video.recognize import (
-    FrameCounts,
-    FrameResult,
-    Segment,
-    SegmentBuilder,
-    native_path,
-    recognize_video,
-    source_name,
-    to_srt,
-)
+from fer_runtime.video.recognize import recognize_video
+from fer_runtime.video.results import FrameResult
+from fer_runtime.video.segments import Segment, SegmentBuilder
+from fer_runtime.video.sources import FrameCounts, native_path, source_name
+from fer_runtime.video.subtitles import to_srt
 
 VIDEO_FORMATS = ("jsonl", "csv", "srt", "table")
 _FRAME_COLUMNS = (

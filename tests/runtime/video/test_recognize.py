@@ -29,15 +29,11 @@ from fer_runtime.errors import ImageError
 from fer_runtime.images import read_image
 from fer_runtime.results import Face
 from fer_runtime.video.output import annotated_paths, write_video_rows
-from fer_runtime.video.recognize import (
-    FrameCounts,
-    FrameResult,
-    Segment,
-    SegmentBuilder,
-    TrackedFace,
-    recognize_video,
-    to_srt,
-)
+from fer_runtime.video.recognize import recognize_video
+from fer_runtime.video.results import FrameResult, TrackedFace
+from fer_runtime.video.segments import Segment, SegmentBuilder
+from fer_runtime.video.sources import FrameCounts
+from fer_runtime.video.subtitles import to_srt
 
 RATE = 20
 

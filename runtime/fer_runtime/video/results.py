@@ -1,0 +1,39 @@
+"""Results for a video: its frames with their tracked faces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fer_runtime.results import Face
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedFace:
+    """A face in a frame; its probabilities are averaged over the last moments of its track."""
+
+    track: int  # number of the face, from 1, the same while it is seen
+    face: Face
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON lines hold it."""
+        return {"track": self.track, **self.face.to_dict()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameResult:
+    """The faces of one frame that was looked at."""
+
+    path: str
+    frame: int  # from 0
+    time: float  # seconds since the first frame
+    faces: tuple[TrackedFace, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON lines hold it."""
+        return {
+            "path": self.path,
+            "frame": self.frame,
+            "time": round(self.time, 4),
+            "faces": [face.to_dict() for face in self.faces],
+        }
