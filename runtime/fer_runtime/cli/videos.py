@@ -16,15 +16,9 @@ from fer_runtime.errors import ImageError
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import printable
-from fer_runtime.video.output import (
-    VideoSummary,
-    annotated_paths,
-    is_per_segment,
-    write_failed_row,
-    write_video_header,
-    write_video_heading,
-    write_video_rows,
-)
+from fer_runtime.video.annotated import annotated_paths
+from fer_runtime.video.jobs import VideoSummary, write_video_rows
+from fer_runtime.video.rows import is_per_segment, write_failed_row, write_video_header, write_video_heading
 from fer_runtime.video.sources import source_name
 
 

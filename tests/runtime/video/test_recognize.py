@@ -28,7 +28,8 @@ from fer_runtime.cli.videos import run_on_videos
 from fer_runtime.errors import ImageError
 from fer_runtime.images import read_image
 from fer_runtime.results import Face
-from fer_runtime.video.output import annotated_paths, write_video_rows
+from fer_runtime.video.annotated import annotated_paths
+from fer_runtime.video.jobs import write_video_rows
 from fer_runtime.video.recognize import recognize_video
 from fer_runtime.video.results import FrameResult, TrackedFace
 from fer_runtime.video.segments import Segment, SegmentBuilder

@@ -1,0 +1,104 @@
+"""Rows of a video: per frame or per segment, as a table, JSON Lines, CSV or subtitles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.output.rows import csv_line, uncertain_field
+from fer_runtime.text import printable
+from fer_runtime.video.results import FrameResult
+from fer_runtime.video.segments import Segment
+from fer_runtime.video.sources import source_name
+from fer_runtime.video.subtitles import to_srt
+
+VIDEO_FORMATS = ("jsonl", "csv", "srt", "table")
+_FRAME_COLUMNS = (
+    *("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence"),
+    *EXPRESSIONS,
+    "uncertain",
+    "error",
+)
+_SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence", "error")
+
+
+def write_video_header(write: Callable[[str], object], *, format_name: str, segments: bool) -> None:
+    """Write what stands before the rows of all videos."""
+    if format_name == "csv":
+        columns = _SEGMENT_COLUMNS if is_per_segment(format_name, segments) else _FRAME_COLUMNS
+        write(csv_line(columns))
+
+
+def write_video_heading(write: Callable[[str], object], source: Path | int, *, format_name: str) -> None:
+    """Write which of several videos the rows of a table are of; the other formats name it in every row."""
+    if format_name == "table":
+        write(f"{printable(source_name(source))}\n")
+
+
+def write_failed_row(
+    write: Callable[[str], object], source: Path | int, reason: str, *, format_name: str, segments: bool
+) -> None:
+    """Write the one row of a video that could not be opened; subtitles have no place for a reason."""
+    path = source_name(source)
+    if format_name == "jsonl":
+        write(json.dumps({"path": path, "error": reason}) + "\n")
+    elif format_name == "csv":
+        columns = _SEGMENT_COLUMNS if segments else _FRAME_COLUMNS
+        write(csv_line([path, *[None] * (len(columns) - 2), reason]))
+    elif format_name == "table":
+        write(f"  {printable(reason)}\n")
+
+
+def is_per_segment(format_name: str, segments: bool) -> bool:
+    """Whether rows are of stretches of time, not of frames."""
+    return segments or format_name in ("srt", "table")
+
+
+def frame_row(result: FrameResult, format_name: str) -> str:
+    if format_name == "jsonl":
+        return json.dumps(_rounded(result.to_dict())) + "\n"
+    return "".join(
+        csv_line(
+            (
+                result.path,
+                result.frame,
+                f"{result.time:.4f}",
+                tracked.track,
+                *tracked.face.box,
+                tracked.face.expression,
+                f"{tracked.face.confidence:.6f}",
+                *(f"{tracked.face.probabilities[name]:.6f}" for name in EXPRESSIONS),
+                uncertain_field(tracked.face),
+                None,
+            )
+        )
+        for tracked in result.faces
+    ) or csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (len(_FRAME_COLUMNS) - 3)))
+
+
+def segment_row(segment: Segment, format_name: str, number: int) -> str:
+    if format_name == "srt":
+        return to_srt(segment, number)
+    if format_name == "jsonl":
+        return json.dumps(segment.to_dict()) + "\n"
+    values = segment.to_dict()
+    if format_name == "csv":
+        return csv_line([values.get(name) for name in _SEGMENT_COLUMNS])
+    return (
+        f"{segment.start:8.2f} - {segment.end:8.2f} s  face {segment.track:3}  {printable(segment.expression):10} "
+        f"{segment.confidence:4.0%}\n"
+    )
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six decimals, as the rows of pictures have them."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return value
