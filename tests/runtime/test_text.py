@@ -25,7 +25,8 @@ from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.output.rows import FORMATS, csv_line
 from fer_runtime.results import Face, ImageResult
 from fer_runtime.text import csv_text, html_text, printable
-from fer_runtime.video.recognize import Segment, to_srt
+from fer_runtime.video.segments import Segment
+from fer_runtime.video.subtitles import to_srt
 
 HOSTILE = (
     "\x1b[2J\x1b[31mred",  # clears the screen
