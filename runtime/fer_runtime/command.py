@@ -1,17 +1,35 @@
-"""Habits that the four commands share: one `Error:` line per FerError, and missing extras by name."""
+"""What the four commands share: options in groups, refused options, one `Error:` line per FerError.
+
+A command that does several kinds of work declares one frozen dataclass per kind of run. Its fields are the options
+that the run uses, so `take_options` can refuse every other option by name:
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class SelfTestRun(RunOptions):
+        title: ClassVar[str] = "--self-test"
+        self_test: bool
+        model: str | None
+
+    @click.command(cls=FerCommand, runs=(SelfTestRun, ImagesRun), rules=(Rule("yunet", when=..., because=...),))
+    @option_group("Model", click.option("--model"))
+    def main(**given: Any) -> None:
+        run = take_options(SelfTestRun if given["self_test"] else ImagesRun)
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any
+from dataclasses import dataclass, fields
+from typing import IO, Any, ClassVar, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from fer_runtime import __version__
 from fer_runtime.errors import ExtraMissingError, FerError
+from fer_runtime.registry import PLUGINS_VARIABLE, Registry, load_plugins
 from fer_runtime.text import printable
 
 # Modules of each extra; an ImportError of any other module is a bug and keeps its traceback.
@@ -21,6 +39,122 @@ EXTRA_MODULES = {
     "bench": ("openvino", "matplotlib", "torch"),
     "ray": ("ray", "pyarrow", "fsspec"),
 }
+
+
+_HINTED_RUNS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The options of one kind of run: base of the dataclasses that `take_options` fills."""
+
+    title: ClassVar[str] = ""  # the subject of messages, such as "--self-test" or "a run over videos"
+
+
+_Run = TypeVar("_Run", bound=RunOptions)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class RegistryChoice(click.Choice[str]):
+    """A choice among the entries of a registry, and names beside them; entries may be added until it is used."""
+
+    def __init__(self, registry: Registry[Any], *others: str) -> None:
+        self._registry = registry
+        self._others = others
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return (*self._others, *self._registry)
+
+    @choices.setter
+    def choices(self, _: Sequence[str]) -> None:
+        """Ignored: the registry has them."""
+
+
+class Rule:
+    """Options that the values of others make useless. Giving them all the same is a usage error.
+
+    Args:
+        options: parameter names, such as "min_face".
+        when: whether they are useless, from the values of all parameters by name.
+        because: the rest of the message, such as "only with --detector auto or yunet".
+    """
+
+    def __init__(self, *options: str, when: Callable[[Mapping[str, Any]], bool], because: str) -> None:
+        self.options = options
+        self.when = when
+        self.because = because
+
+
+def option_group(title: str, *options: Callable[[Any], Any]) -> Callable[[_Function], _Function]:
+    """A decorator that puts `options`, each made by `click.option`, under one heading of `--help`."""
+
+    def add(function: _Function) -> _Function:
+        for option in reversed(options):
+            option(function)
+            vars(function)["__click_params__"][-1].group = title
+        return function
+
+    return add
+
+
+def take_options(kind: type[_Run]) -> _Run:
+    """The current command's options as `kind`, a dataclass whose fields are the options that the run uses.
+
+    Raises:
+        click.UsageError: an option was given that `kind` has no field for.
+    """
+    context = click.get_current_context()
+    command = context.command
+    used = [field.name for field in fields(kind)]
+    unused = [one for one in command.params if one.name not in used and _is_given(context, one)]
+    if unused:
+        runs = getattr(command, "runs", ())
+        hints = [_hint(one, [run for run in runs if run is not kind]) for one in unused]
+        hint = "; ".join(filter(None, hints))
+        raise click.UsageError(
+            f"{kind.title} does not use {_labels(context, unused)}; "
+            f"leave {'it' if len(unused) == 1 else 'them'} out" + (f" ({hint})" if hint else "")
+        )
+    return kind(**{name: context.params[name] for name in used})
+
+
+def _hint(parameter: click.Parameter, runs: Sequence[type[RunOptions]]) -> str:
+    """Which other runs use `parameter`, where these are few enough to be of help."""
+    titles = [run.title for run in runs if parameter.name in (field.name for field in fields(run))]
+    return f"{_label(parameter)} is for {' and '.join(titles)}" if 0 < len(titles) <= _HINTED_RUNS else ""
+
+
+def _is_given(context: click.Context, parameter: click.Parameter) -> bool:
+    """Whether the command line has it, also where it says the default."""
+    source = context.get_parameter_source(str(parameter.name))
+    return source is ParameterSource.COMMANDLINE and context.params.get(str(parameter.name)) not in ((), None)
+
+
+def _label(parameter: click.Parameter) -> str:
+    return max(parameter.opts, key=len)
+
+
+def _labels(context: click.Context, parameters: Sequence[click.Parameter]) -> str:
+    """Options by their names, arguments by their values."""
+    labels = []
+    for one in parameters:
+        if isinstance(one, click.Option):
+            labels.append(_label(one))
+        else:
+            value = context.params[str(one.name)]
+            labels.extend(map(str, value if isinstance(value, tuple) else [value]))
+    return ", ".join(labels)
+
+
+def _check_rules(context: click.Context, rules: Sequence[Rule]) -> None:
+    for rule in rules:
+        if not rule.when(context.params):
+            continue
+        options = {str(one.name): one for one in context.command.params}
+        if given := [options[name] for name in rule.options if _is_given(context, options[name])]:
+            raise click.UsageError(f"{_labels(context, given)}: {rule.because}", context)
 
 
 @contextmanager
@@ -82,18 +216,31 @@ def _printable_usage_errors() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        error.message = printable(error.message)
+        error.message = printable(error.message)  # type: ignore[misc]
         raise
 
 
-class FerCommand(click.Command):
-    """A command that prints a FerError as one `Error:` line and exits 1."""
+def _load_plugins() -> None:
+    try:
+        load_plugins()
+    except ImportError as error:
+        raise click.UsageError(f"{PLUGINS_VARIABLE} names a module that cannot be imported: {error}") from error
+
+
+class _FerBase(click.Command):
+    """What commands and groups share."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        attributes["context_settings"] = settings | (attributes.get("context_settings") or {})
+        super().__init__(*args, **attributes)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return _with_version(super().get_params(ctx), ctx)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _printable_usage_errors():
+            _load_plugins()
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -101,10 +248,42 @@ class FerCommand(click.Command):
             return _invoke(super().invoke, ctx)
 
 
+class FerCommand(_FerBase):
+    """A command with grouped options that prints a FerError as one `Error:` line and exits 1.
+
+    Args:
+        runs: the kinds of run that the command knows, for `take_options`.
+        rules: checked before the command's function is called.
+    """
+
+    def __init__(
+        self, *args: Any, runs: Sequence[type[RunOptions]] = (), rules: Sequence[Rule] = (), **attributes: Any
+    ) -> None:
+        super().__init__(*args, **attributes)
+        self.runs = tuple(runs)
+        self.rules = tuple(rules)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by their groups, those without a group last."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for one in self.get_params(ctx):
+            if isinstance(one, click.Option) and (record := one.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(one, "group", ""), []).append(record)
+        ungrouped = groups.pop("", [])
+        for title, records in (*groups.items(), ("Other options" if groups else "Options", ungrouped)):
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _printable_usage_errors():
+            _check_rules(ctx, self.rules)
+        return super().invoke(ctx)
+
+
 class ShortCommand(FerCommand):
     """A `FerCommand` whose process ends as soon as its work is done.
 
-    Python's tidying up of numpy, OpenCV and ONNX Runtime takes a seventh of a run over one picture, and a process that
+    Python's tidying up of numpy, OpenCV and ONNX Runtime takes an eighth of a run over one image, and a process that
     ends needs none of it: files are closed by then.
     """
 
@@ -122,18 +301,7 @@ class ShortCommand(FerCommand):
             os._exit(ended.code)
 
 
-class FerGroup(click.Group):
+class FerGroup(_FerBase, click.Group):
     """A group of `FerCommand`s, with the same treatment of errors."""
 
     command_class = FerCommand
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return _with_version(super().get_params(ctx), ctx)
-
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        with _printable_usage_errors():
-            return super().make_context(*args, **extra)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _printable_usage_errors():
-            return _invoke(super().invoke, ctx)

@@ -22,7 +22,8 @@ from fer_runtime.errors import FerError
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.output.annotate import draw_faces
 from fer_runtime.output.contact_sheet import ContactSheet
-from fer_runtime.output.rows import FORMATS, csv_line
+from fer_runtime.output.formats import OUTPUT_FORMATS
+from fer_runtime.output.rows import csv_line
 from fer_runtime.results import Face, ImageResult
 from fer_runtime.text import csv_text, html_text, printable
 from fer_runtime.video.segments import Segment
@@ -100,13 +101,13 @@ def test_rows_of_every_format(text: str) -> None:
         ImageResult(path=text, width=50, height=50, error=None, faces=(_face(text),)),
         ImageResult(path=text, width=None, height=None, error=text, faces=()),
     ):
-        line = FORMATS["table"]().row(result)
+        line = OUTPUT_FORMATS["table"].create().row(result)
         assert line.count("\n") == 1
         _assert_one_harmless_line(line[:-1])
-        row = json.loads(FORMATS["jsonl"]().row(result))  # JSON keeps the text exact
+        row = json.loads(OUTPUT_FORMATS["jsonl"].create().row(result))  # JSON keeps the text exact
         assert row["path"] == text
         assert [face["expression"] for face in row["faces"]] == [face.expression for face in result.faces]
-    (cells,) = csv.reader(io.StringIO(FORMATS["csv"]().row(result)))
+    (cells,) = csv.reader(io.StringIO(OUTPUT_FORMATS["csv"].create().row(result)))
     assert cells[0] == cells[3] == csv_text(text)
     segment = Segment(path=text, track=1, start=0.0, end=1.0, expression=text, confidence=0.5)
     subtitle = to_srt(segment, 1)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 import click
 
-_SUFFIX_FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".srt": "srt"}
+from fer_runtime.cli.options import ImagesRun, RecognizerOptions, VideosRun
+from fer_runtime.command import is_terminal
+from fer_runtime.output.formats import OUTPUT_FORMATS
+
 _NAMED = 3  # paths in one message
 
 _DOWNLOAD = "fer-infer opens no network; download it first, and give the file"
@@ -23,19 +28,29 @@ _SCHEME_ADVICE = {
 }
 
 
-def format_by_suffix(format_name: str | None, output: str | None) -> str | None:
-    """The format that `--format`, or else the suffix of `--output`, asks for; None where neither does.
+def output_format(options: RecognizerOptions, *, default: str) -> str:
+    """The name of the format that `--format`, or else the suffix of `--output`, asks for.
 
     Raises:
-        click.UsageError: they ask for two.
+        click.UsageError: they ask for two formats, or for one that this kind of run does not write.
     """
-    meant = _SUFFIX_FORMATS.get(os.path.splitext((output or "").rstrip("/"))[1].lower())
-    if None not in (format_name, meant) and format_name != meant:
+    suffix = os.path.splitext((options.output or "").rstrip("/"))[1].lower()
+    by_suffix = next((one.name for one in OUTPUT_FORMATS.values() if suffix in one.suffixes), None)
+    if None not in (options.format_name, by_suffix) and options.format_name != by_suffix:
         raise click.UsageError(
-            f"--output {output} is named for {meant}, and --format says {format_name}; give another name, or leave "
-            "--format out"
+            f"--output {options.output} is named for {by_suffix}, but --format says {options.format_name}; "
+            "give another name, or leave --format out"
         )
-    return format_name or meant
+    name = options.format_name or by_suffix or default
+    if not options.writes(OUTPUT_FORMATS[name]):
+        written = ", ".join(one.name for one in OUTPUT_FORMATS.values() if options.writes(one))
+        raise click.UsageError(f"{options.title} does not write --format {name}; choose from: {written}")
+    return name
+
+
+def is_printed_as_table(output: str | None) -> bool:
+    """Whether the rows go to a person's terminal."""
+    return output is None and is_terminal(sys.stdout)
 
 
 def refuse_uris(paths: Sequence[str]) -> None:
@@ -52,20 +67,26 @@ def refuse_uris(paths: Sequence[str]) -> None:
             )
 
 
-def find_videos(paths: Sequence[str], camera: int | None) -> list[Path | int]:
-    """The videos among the arguments, patterns expanded; all of the arguments are videos, or none is.
+def find_videos(paths: Sequence[str], camera: int | None, *, samples: bool = False) -> list[Path | int]:
+    """The videos among the arguments, patterns expanded. Either all arguments are videos, or none is.
+
+    Args:
+        samples: whether the images of the package are among the arguments.
 
     Raises:
-        click.UsageError: there are both.
+        click.UsageError: there are videos and images, or a camera was given as a path.
     """
     from fer_runtime.batch.sources import VIDEO_SUFFIXES, expanded
 
     videos: list[Path | int] = []
-    others = False
+    others = samples
     for path in paths:
-        for one in expanded(path, VIDEO_SUFFIXES):
-            if os.path.splitext(one)[1].lower() in VIDEO_SUFFIXES and not os.path.isdir(one):
-                videos.append(Path(one))
+        number = _camera_number(path)
+        if number is not None:
+            raise click.UsageError(f"{path} is no file of images; to watch a camera, give --camera {number}")
+        for file in expanded(path, VIDEO_SUFFIXES):
+            if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES and not os.path.isdir(file):
+                videos.append(Path(file))
             else:
                 others = True
     if not others:
@@ -74,23 +95,34 @@ def find_videos(paths: Sequence[str], camera: int | None) -> list[Path | int]:
         named = [str(video) for video in videos[:_NAMED]] or [f"--camera {camera}"]
         more = f" and {len(videos) - _NAMED} more" if len(videos) > _NAMED else ""
         raise click.UsageError(
-            f"{', '.join(named)}{more}: give videos and cameras in a run of their own, without pictures and folders"
+            f"{', '.join(named)}{more}: give videos and cameras in a run of their own, without images and folders"
         )
     return []
 
 
-def refuse_overwriting(
-    paths: Sequence[str],
-    *,
-    annotate: Path | None,
-    output: Path | None,
-    contact_sheet: Path | None,
-    recursive: bool,
-) -> None:
-    """Stop before a copy, the rows or the sheet would take the place of somebody's picture."""
+def _camera_number(path: str) -> str | None:
+    """N, where `path` is the number of a camera, or Linux's /dev/videoN."""
+    if device := re.fullmatch(r"/dev/video(\d+)", path):
+        return device[1]
+    return path if re.fullmatch(r"\d{1,2}", path) and not os.path.lexists(path) else None
+
+
+def refuse_overwriting(paths: Sequence[str], options: ImagesRun | VideosRun) -> None:
+    """Stop before a copy, the rows or the sheet would take the place of somebody's image.
+
+    Raises:
+        click.UsageError: one of them would, or --output is a folder.
+    """
     from fer_runtime.batch.sources import expanded
     from fer_runtime.images import IMAGE_SUFFIXES
 
+    output = None if options.output is None else Path(options.output)
+    contact_sheet, recursive = None, False
+    if isinstance(options, ImagesRun):
+        contact_sheet, recursive = options.contact_sheet, options.recursive
+    annotate = options.annotate
+    if output is not None and output.is_dir():
+        raise click.UsageError(f"--output {output} is a folder; give the name of a file")
     for path in chain.from_iterable(map(expanded, paths)):
         is_folder = os.path.isdir(path)
         for option, file in (("--output", output), ("--contact-sheet", contact_sheet)):
@@ -98,7 +130,7 @@ def refuse_overwriting(
                 continue
             is_among = is_folder and file.suffix.lower() in IMAGE_SUFFIXES and _holds(path, file, recursive=recursive)
             if is_among or _is_same(file, path):
-                raise click.UsageError(f"{option} {file} would overwrite that very picture; give another name")
+                raise click.UsageError(f"{option} {file} would overwrite that very image; give another name")
         folder = path if is_folder else os.path.dirname(path) or "."
         if (
             annotate is not None
@@ -106,7 +138,7 @@ def refuse_overwriting(
             and _holds(folder, annotate / "copy", recursive=recursive and is_folder)
         ):
             raise click.UsageError(
-                f"--annotate {annotate} is among the pictures of {path}, and copies would overwrite them; "
+                f"--annotate {annotate} is among the images of {path}, and copies would overwrite them; "
                 "give a folder elsewhere"
             )
 

@@ -1,9 +1,9 @@
-"""What `fer-infer --engine ray` does: lists the pictures, and brings rows to standard output or a folder of parts."""
+"""`fer-infer --engine ray`: list the images, then write their rows to standard output or to a folder of shards."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from time import perf_counter
 
@@ -12,40 +12,56 @@ import click
 from fer_runtime.batch.jobs import JobSummary
 from fer_runtime.batch.resume import Finished
 from fer_runtime.batch.sources import GivenPaths, Inputs, sample_pictures
+from fer_runtime.cli.options import ClusterRun
 from fer_runtime.cli.progress import Progress, pictures_done, say_summary
-from fer_runtime.cluster.engine import RayOptions, RecognizerRecipe, load_ray, rows_in_order, write_parts
+from fer_runtime.cli.recognizer import opened_recognizer, progress_is_shown
+from fer_runtime.cluster.engine import (
+    PART_SIZE,
+    RayOptions,
+    RecognizerRecipe,
+    load_ray,
+    pack_recognizer,
+    rows_in_order,
+    write_parts,
+)
 from fer_runtime.cluster.storage import RemoteFolders, is_uri
 from fer_runtime.output.sink import opened_sink
 
 
-def run_on_ray(
-    recipe: RecognizerRecipe,
-    paths: Sequence[str],
-    output: str | None,
-    options: RayOptions,
-    *,
-    format_name: str,
-    samples: bool,
-    recursive: bool,
-    resume: bool,
-    shows_progress: bool,
-) -> bool:
-    """Write a row per picture; whether any failed, a folder was not gone into, or there was none at all.
+def run_on_ray(options: ClusterRun, format_name: str) -> bool:
+    """Write a row per image; whether any failed, a folder was skipped, or there was no image at all."""
+    with opened_recognizer(options) as recognizer:
+        recipe = pack_recognizer(
+            recognizer,
+            yunet=options.yunet,
+            detector=options.detector,
+            min_face=options.min_face,
+            min_confidence=options.min_confidence,
+            threads=options.threads,
+            provider=options.provider,
+            strict=options.strict,
+        )
+        ray = RayOptions(
+            address=options.ray_address,
+            workers=options.workers,
+            threads=options.threads,
+            part_size=options.part_size or PART_SIZE,
+        )
+        return _run(recipe, ray, options, format_name)
 
-    Args:
-        output: a folder of parts, as path or URI; None is standard output, JSON lines in the order of the paths.
-        shows_progress: whether there is a terminal, and no rows go to it.
-    """
-    load_ray(options.address)  # where it is missing, nothing is listed or written
+
+def _run(recipe: RecognizerRecipe, ray: RayOptions, options: ClusterRun, format_name: str) -> bool:
+    paths, output, samples, recursive = options.paths, options.output, options.samples, options.recursive
+    load_ray(ray.address)  # where it is missing, nothing is listed or written
     remote = RemoteFolders(chain(_without_picture(GivenPaths(paths)), sample_pictures() if samples else ()), recursive)
     pictures = Inputs(remote, recursive, remote.left_out)
     summary = JobSummary()
     started = perf_counter()
-    progress = Progress(pictures_done(summary, None), is_shown=shows_progress)
+    progress = Progress(pictures_done(summary, None), is_shown=progress_is_shown(options))
     try:
         if output is None:
             with progress, opened_sink(None, Finished()) as write:
-                for rows in rows_in_order(recipe, pictures, options, summary=summary):
+                for rows in rows_in_order(recipe, pictures, ray, summary=summary):
                     write(rows)
                     progress.say()
         else:
@@ -55,12 +71,12 @@ def run_on_ray(
                     recipe,
                     pictures,
                     output,
-                    options,
+                    ray,
                     given={"paths": given, "samples": samples, "recursive": recursive},
                     format_name=format_name,
-                    resume=resume,
+                    resume=options.resume,
                     summary=summary,
-                    on_start=_say_start,
+                    on_start=(lambda *_: None) if options.quiet else _say_start,
                     on_part=progress.say,
                 )
     except KeyboardInterrupt:
@@ -72,6 +88,7 @@ def run_on_ray(
         left_out=pictures.left_out,
         seconds=perf_counter() - started,
         detector=recipe.settings["detector_used"],
+        quiet=options.quiet,
     )
     return bool(summary.failed or pictures.left_out.only_folders or not summary.pictures)
 

@@ -1,9 +1,8 @@
-"""What `fer-infer` does with pictures and folders: a row each, pictures of faces on request, a summary on stderr."""
+"""`fer-infer` over images and folders: a row per image, annotated copies on request, a summary on stderr."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from itertools import chain
@@ -15,11 +14,12 @@ import click
 from fer_runtime.batch.jobs import JobSummary, recognize_files
 from fer_runtime.batch.resume import Finished, finished_rows, partial_path, paths_left, refuse_unfinished
 from fer_runtime.batch.sources import GivenPaths, Inputs, random_pictures, sample_pictures
+from fer_runtime.cli.options import ImagesRun
 from fer_runtime.cli.progress import Progress, pictures_done, say_summary
-from fer_runtime.command import is_terminal
+from fer_runtime.cli.recognizer import opened_recognizer, progress_is_shown
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
-from fer_runtime.output.rows import FORMATS
+from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import ImageResult
@@ -28,54 +28,39 @@ from fer_runtime.text import printable
 _TakeImage = Callable[[Uint8Array, ImageResult], object]
 
 
-def run_on_pictures(
-    recognizer: Recognizer,
-    paths: Sequence[str],
-    format_name: str,
-    output: Path | None,
-    *,
-    samples: bool,
-    recursive: bool,
-    random_count: int | None,
-    annotate: Path | None,
-    contact_sheet: Path | None,
-    resume: bool,
-) -> bool:
-    """Write a row per picture; whether any failed, a folder was not gone into, or there was none at all.
+def run_on_images(options: ImagesRun, format_name: str) -> bool:
+    """Write a row per image; whether any failed, a folder was skipped, or there was no image at all."""
+    with opened_recognizer(options) as recognizer:
+        return _run(recognizer, options, format_name)
 
-    Args:
-        paths: the command's arguments: files, folders, patterns, or "-".
-        output: where the rows go; None is standard output.
-        samples: take the photographs of the package, too.
-        random_count: take this many random pictures of the folders only.
-        annotate: folder for copies with their faces drawn in.
-        contact_sheet: file for a page of the faces.
-        resume: go on with the rows that wait beside `output`.
-    """
+
+def _run(recognizer: Recognizer, options: ImagesRun, format_name: str) -> bool:
+    paths, recursive, random_count = options.paths, options.recursive, options.random_count
+    output = None if options.output is None else Path(options.output)
     given = GivenPaths(paths)
-    shipped = sample_pictures() if samples else []
+    shipped = sample_pictures() if options.samples else []
     listed: Iterable[str] = chain(given, shipped)
     if random_count is not None:
         listed = random_pictures(listed, random_count)
     pictures = Inputs(listed, recursive=recursive)
     # Not among the rows, where these go to the terminal themselves.
-    shows_progress = is_terminal(sys.stderr) and not (output is None and is_terminal(sys.stdout))
+    shows_progress = progress_is_shown(options)
     total = None
     if shows_progress and "-" not in paths and random_count is None:
         # Walking the folders twice takes a second per million files, and tells how long the rest will take.
         total = sum(1 for _ in Inputs([*paths, *shipped], recursive))
     takers: list[_TakeImage] = []
-    if annotate is not None:
+    if options.annotate is not None:
         from fer_runtime.output.image_files import AnnotatedCopies
 
-        takers.append(AnnotatedCopies(annotate, paths).add)
+        takers.append(AnnotatedCopies(options.annotate, paths).add)
     sheet = None
-    if contact_sheet is not None:
+    if options.contact_sheet is not None:
         from fer_runtime.output.contact_sheet import ContactSheet
         from fer_runtime.output.image_files import SheetOfFaces
 
         truth = _class_folder if random_count else lambda path: None
-        sheet = SheetOfFaces(contact_sheet, ContactSheet(recognizer.metadata.expressions), truth)
+        sheet = SheetOfFaces(options.contact_sheet, ContactSheet(recognizer.metadata.expressions), truth)
         takers.append(sheet.add)
     failed = _write_rows(
         recognizer,
@@ -83,14 +68,15 @@ def run_on_pictures(
         given.read,
         format_name,
         output,
-        resume=resume,
+        resume=options.resume,
         takers=takers,
         total=total,
         shows_progress=shows_progress,
+        quiet=options.quiet,
     )
     if sheet is not None:
         sheet.write()
-        click.echo(printable(contact_sheet), err=True)
+        click.echo(printable(options.contact_sheet), err=True)
     return failed
 
 
@@ -111,9 +97,10 @@ def _write_rows(
     takers: Sequence[_TakeImage],
     total: int | None,
     shows_progress: bool,
+    quiet: bool,
 ) -> bool:
     """Write all rows; whether any picture failed or was missed, now or in the run that is resumed."""
-    rows = FORMATS[format_name]()
+    rows = OUTPUT_FORMATS[format_name].create()
     finished, paths = Finished(), iter(pictures)
     settings = recognizer.settings() if output is not None and format_name == "jsonl" else None
     if output is not None and not resume:
@@ -150,7 +137,11 @@ def _write_rows(
             summary.seconds_by_stage["write"] += perf_counter() - written
             progress.say()
     say_summary(
-        summary, left_out=pictures.left_out, seconds=perf_counter() - started, detector=recognizer.detector_used
+        summary,
+        left_out=pictures.left_out,
+        seconds=perf_counter() - started,
+        detector=recognizer.detector_used,
+        quiet=quiet,
     )
     was_empty = not (summary.pictures or finished.rows)
     return was_empty or bool(summary.failed or finished.failed or pictures.left_out.only_folders)

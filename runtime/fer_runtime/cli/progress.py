@@ -71,13 +71,38 @@ def pictures_done(summary: JobSummary, total: int | None) -> Callable[[float], s
     return describe
 
 
-def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detector: str) -> None:
+def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detector: str, quiet: bool = False) -> None:
     """Say what the run did: pictures, faces, failures by reason, and seconds by stage of a longer one.
 
     Args:
         left_out: of the run's folders.
         detector: that searched the pictures, as `Recognizer.detector_used`.
+        quiet: say only what went wrong.
     """
+    if not quiet:
+        _say_counts(summary, seconds)
+    for reason, count in summary.failures.most_common():
+        click.echo(f"  {count} x {printable(reason)}", err=True)
+    if summary.without_face and detector == "haar" and not quiet:
+        click.echo(
+            "  Haar's cascade sees frontal faces, and small ones only where it finds no larger; YuNet finds more, once "
+            "it is there: fer-infer --fetch-yunet",
+            err=True,
+        )
+    if left_out.folders and not quiet:
+        folders = "1 folder was" if left_out.folders == 1 else f"{left_out.folders} folders were"
+        click.echo(f"  {folders} not gone into; add --recursive", err=True)
+    if left_out.suffixes and not quiet:
+        click.echo(f"  not read: {_counted(left_out.suffixes)}", err=True)
+    for folder in left_out.only_folders:
+        click.echo(
+            f"{printable(folder)} holds folders and no picture itself; add --recursive to go into them", err=True
+        )
+    if not summary.pictures:
+        click.echo("there was no picture to read", err=True)
+
+
+def _say_counts(summary: JobSummary, seconds: float) -> None:
     click.echo(
         f"{summary.pictures} pictures, {summary.faces} faces, {summary.without_face} without a face, "
         f"{summary.failed} failed, {seconds:.1f} s, {summary.pictures / max(seconds, 1e-9):.0f} pictures/s",
@@ -86,25 +111,6 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
     if summary.pictures > 100:
         stages = ", ".join(f"{name} {spent:.1f}" for name, spent in summary.seconds_by_stage.items())
         click.echo(f"  seconds by stage, over all threads: {stages}", err=True)
-    for reason, count in summary.failures.most_common():
-        click.echo(f"  {count} x {printable(reason)}", err=True)
-    if summary.without_face and detector == "haar":
-        click.echo(
-            "  Haar's cascade sees frontal faces, and small ones only where it finds no larger; YuNet finds more, once "
-            "it is there: fer-infer --fetch-yunet",
-            err=True,
-        )
-    if left_out.folders:
-        folders = "1 folder was" if left_out.folders == 1 else f"{left_out.folders} folders were"
-        click.echo(f"  {folders} not gone into; add --recursive", err=True)
-    if left_out.suffixes:
-        click.echo(f"  not read: {_counted(left_out.suffixes)}", err=True)
-    for folder in left_out.only_folders:
-        click.echo(
-            f"{printable(folder)} holds folders and no picture itself; add --recursive to go into them", err=True
-        )
-    if not summary.pictures:
-        click.echo("there was no picture to read", err=True)
 
 
 def _counted(suffixes: Counter[str]) -> str:

@@ -1,4 +1,4 @@
-"""What `fer-infer` does with videos and cameras: rows by frame or segment, and a line about each video on stderr."""
+"""`fer-infer` over videos and cameras: rows by frame or segment, and a line about each video on stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from time import perf_counter
 import click
 
 from fer_runtime.batch.resume import Finished, refuse_unfinished
+from fer_runtime.cli.options import VideosRun
 from fer_runtime.cli.progress import Progress
+from fer_runtime.cli.recognizer import opened_recognizer
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import ImageError
 from fer_runtime.output.sink import opened_sink
@@ -22,33 +24,27 @@ from fer_runtime.video.rows import is_per_segment, write_failed_row, write_video
 from fer_runtime.video.sources import source_name
 
 
-def run_on_videos(
-    recognizer: Recognizer,
-    videos: Sequence[Path | int],
-    format_name: str,
-    output: Path | None,
-    *,
-    annotate: Path | None,
-    segments: bool,
-    every: int,
-    start: float,
-    duration: float | None,
-) -> bool:
+def run_on_videos(options: VideosRun, videos: Sequence[Path | int], format_name: str) -> bool:
     """Write the rows of all videos; whether any could not be opened.
 
     Args:
         videos: files, and numbers of cameras.
-        output: where the rows go; None is standard output.
-        annotate: folder for copies with their faces drawn in.
-        every, start, duration: the frames to look at, as `recognize_video` takes them.
     """
+    with opened_recognizer(options) as recognizer:
+        return _run(recognizer, options, videos, format_name)
+
+
+def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int], format_name: str) -> bool:
+    output = None if options.output is None else Path(options.output)
+    segments, start, duration = options.segments, options.start, options.duration
     if output is not None:
         refuse_unfinished(output)
-    copies = [None] * len(videos) if annotate is None else annotated_paths(annotate, videos)
+    copies = [None] * len(videos) if options.annotate is None else annotated_paths(options.annotate, videos)
     failed = False
     # A row per frame is progress enough where it can be seen; a stretch may last as long as the film.
     rows_are_seen = output is None and is_terminal(sys.stdout)
-    shows_progress = is_terminal(sys.stderr) and not (rows_are_seen and not is_per_segment(format_name, segments))
+    is_seen_itself = rows_are_seen and not is_per_segment(format_name, segments)
+    shows_progress = is_terminal(sys.stderr) and not (options.quiet or is_seen_itself)
     # A camera's answer is about now, and a film takes minutes: who reads the rows need not wait for others.
     with opened_sink(output, Finished(), by_row=True) as write:
         write_video_header(write, format_name=format_name, segments=segments)
@@ -66,7 +62,7 @@ def run_on_videos(
                         format_name=format_name,
                         segments=segments,
                         annotate=copy,
-                        every=every,
+                        every=options.every,
                         start=start,
                         duration=duration,
                         summary=summary,

@@ -49,7 +49,6 @@ from fer_runtime.system import available_cpus
 if TYPE_CHECKING:
     import pyarrow
 
-RAY_FORMATS = ("jsonl", "parquet")
 PART_SIZE = 1024  # pictures: a fifth of a second to a minute of work
 # Without --output the paths and rows of so many parts are in the cluster's memory, a few hundred bytes a picture.
 _WAVE = 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,31 +27,82 @@ PREFERENCE: dict[str, tuple[Precision, ...]] = {
 DEFAULT_MODELS_DIR = Path("models")
 
 
+def file_stem(name: str) -> str:
+    """What the file names of a model begin with: `model_0` for v0, the name itself for a model of your own."""
+    return FILE_STEMS.get(name, name)
+
+
+def _precisions(name: str) -> tuple[Precision, ...]:
+    return PREFERENCE.get(name, ("int8", "fp32", "fp16"))
+
+
 def checkpoint_path(models_dir: Path, name: str) -> Path:
     """Trained weights, `model_0.pth`."""
-    return models_dir / f"{FILE_STEMS[name]}.pth"
+    return models_dir / f"{file_stem(name)}.pth"
 
 
 def results_path(models_dir: Path, name: str) -> Path:
     """What training measured, `model_0_results.json`."""
-    return models_dir / f"{FILE_STEMS[name]}_results.json"
+    return models_dir / f"{file_stem(name)}_results.json"
 
 
 def parity_path(models_dir: Path, name: str) -> Path:
     """What the export compared, `model_0.parity.json`."""
-    return models_dir / f"{FILE_STEMS[name]}.parity.json"
+    return models_dir / f"{file_stem(name)}.parity.json"
 
 
 def model_path(models_dir: Path, name: str, precision: Precision = "fp32") -> Path:
     """The exported model, `model_0.onnx`, `model_0.int8.onnx` or `model_0.fp16.onnx`."""
     suffix = ".onnx" if precision == "fp32" else f".{precision}.onnx"
-    return models_dir / f"{FILE_STEMS[name]}{suffix}"
+    return models_dir / f"{file_stem(name)}{suffix}"
 
 
 def packaged_models_dir() -> Path:
     """The models inside the installed package; in a checkout, its `models` folder."""
     installed = Path(__file__).parents[1] / "models"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "models"
+
+
+def is_model_file(model: str | Path | None) -> bool:
+    """Whether `--model` has the path of a file, not the name of a model."""
+    if model is None or str(model) in FILE_STEMS:
+        return False
+    path = Path(model)
+    return path.suffix == ".onnx" or path.name != str(model) or path.is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AvailableModel:
+    """A model that `find_model` finds by its name."""
+
+    name: str
+    precision: Precision
+    path: Path
+
+
+def available_models(models_dir: Path | str = DEFAULT_MODELS_DIR) -> list[AvailableModel]:
+    """The models that can be given by name: those in `models_dir`, then those of the installed package.
+
+    The package's files of a name are left out where `models_dir` has that name in any precision, as in `find_model`.
+    """
+    found: list[AvailableModel] = []
+    for folder in dict.fromkeys((Path(models_dir), packaged_models_dir())):
+        earlier = {model.name for model in found}
+        here = [model for path in sorted(folder.glob("*.onnx")) if (model := _named(path)).name not in earlier]
+        found += sorted(here, key=lambda model: (model.name, PRECISIONS.index(model.precision)))
+    return found
+
+
+def _named(path: Path) -> AvailableModel:
+    stem = path.name.removesuffix(".onnx")
+    for precision in PRECISIONS:
+        if stem.endswith(f".{precision}"):
+            return AvailableModel(name=_name_of(stem.removesuffix(f".{precision}")), precision=precision, path=path)
+    return AvailableModel(name=_name_of(stem), precision="fp32", path=path)
+
+
+def _name_of(stem: str) -> str:
+    return next((name for name, shipped in FILE_STEMS.items() if shipped == stem), stem)
 
 
 def find_model(
@@ -67,31 +119,35 @@ def find_model(
     Raises:
         ModelFileError: there is no such file.
     """
-    if model is not None and str(model) not in FILE_STEMS:
+    if model is not None and is_model_file(model):
         path = Path(model)
         if not path.is_file():
-            raise ModelFileError(
-                f"no model at {path}; give the path of an .onnx file or one of: {', '.join(MODEL_NAMES)}"
-            )
+            raise ModelFileError(f"no model at {path}; give the path of an .onnx file or one of: {_known(models_dir)}")
         return path
     names = tuple(PREFERENCE) if model is None else (str(model),)
     option = f" --precision {precision}" if precision else ""
     for folder in (models_dir, packaged_models_dir()):
         for name in names:
-            for one in (precision,) if precision else PREFERENCE[name]:
+            for one in (precision,) if precision else _precisions(name):
                 path = model_path(folder, name, one)
                 if path.is_file():
                     return path
         # One folder's files are of one training: the package's int8 must not answer for somebody's own fp32.
         for name in names:
             if any(model_path(folder, name, one).is_file() for one in PRECISIONS):
-                missing = model_path(folder, name, precision or PREFERENCE[name][0])
+                missing = model_path(folder, name, precision or _precisions(name)[0])
                 raise ModelFileError(
                     f"no model at {missing}, though {folder} has {name} in another precision; "
                     f"write it with: fer-export --model {name}{option}"
                 )
     name = names[-1]
-    missing = model_path(models_dir, name, precision or PREFERENCE[name][0])
+    missing = model_path(models_dir, name, precision or _precisions(name)[0])
+    if name not in FILE_STEMS:
+        raise ModelFileError(f"no model named {name}: {missing} is not there; known are: {_known(models_dir)}")
     raise ModelFileError(
         f"no model at {missing}, nor in the installed package; write one with: fer-export --model {name}{option}"
     )
+
+
+def _known(models_dir: Path) -> str:
+    return ", ".join(dict.fromkeys((*MODEL_NAMES, *(model.name for model in available_models(models_dir)))))

@@ -138,6 +138,3 @@ class Table:
         # The end of a path tells pictures apart.
         text = text if len(text) <= self._path_width else "…" + text[1 - self._path_width :]
         return f"{text:{self._path_width}}"
-
-
-FORMATS: dict[str, type[JsonLines] | type[Csv] | type[Table]] = {"table": Table, "jsonl": JsonLines, "csv": Csv}

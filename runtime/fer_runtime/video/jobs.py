@@ -44,7 +44,7 @@ def write_video_rows(
     Args:
         source: a file, or a camera's number.
         write: takes text.
-        format_name: one of VIDEO_FORMATS; subtitles and tables are per segment always.
+        format_name: of an output format that is_for_videos; subtitles and tables are per segment always.
         segments: a row per stretch of one face with one expression, instead of one per frame.
         annotate: file for the video with its faces drawn in.
         summary: filled while the video is read, and returned.

@@ -15,7 +15,6 @@ from fer_runtime.video.segments import Segment
 from fer_runtime.video.sources import source_name
 from fer_runtime.video.subtitles import to_srt
 
-VIDEO_FORMATS = ("jsonl", "csv", "srt", "table")
 _FRAME_COLUMNS = (
     *("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence"),
     *EXPRESSIONS,

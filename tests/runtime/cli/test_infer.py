@@ -279,10 +279,10 @@ def test_the_suffix_of_the_output_says_the_format(model: Path, folder: Path, tmp
     assert _infer(folder, "--model", model, "--output", output).returncode == 0
     assert len(list(csv.DictReader(output.open()))) == 7
     for name, format_name, reason in (
-        ("film.srt", None, b"are for videos and cameras"),
-        ("rows.parquet", None, b"need --engine ray"),
-        ("film.srt", "csv", b"is named for srt, and --format says csv"),
-        ("rows.csv", "jsonl", b"is named for csv, and --format says jsonl"),
+        ("film.srt", None, b"a run over images does not write --format srt"),
+        ("rows.parquet", None, b"a run over images does not write --format parquet"),
+        ("film.srt", "csv", b"is named for srt, but --format says csv"),
+        ("rows.csv", "jsonl", b"is named for csv, but --format says jsonl"),
     ):
         options = [] if format_name is None else ["--format", format_name]
         run = _infer(folder, "--model", model, "--output", tmp_path / name, *options)
@@ -311,7 +311,7 @@ def test_globs_are_expanded_where_the_shell_has_not(model: Path, folder: Path) -
     assert len(_rows(_infer(folder / "[0-2]_*.png", "--model", model))) == 3
     # And what they stand for is not overwritten.
     run = _infer(folder / "[0-2]_*.png", "--model", model, "--output", folder / "1_disgust.png")
-    assert (run.returncode, b"would overwrite that very picture" in b" ".join(run.stderr.split())) == (2, True)
+    assert (run.returncode, b"would overwrite that very image" in b" ".join(run.stderr.split())) == (2, True)
 
 
 def test_real_faces_read_one_by_one_equal_a_folder_run(real_data: Path, tmp_path: Path) -> None:

@@ -22,9 +22,11 @@ import pytest
 
 from fer_runtime import Recognizer
 from fer_runtime.batch.sources import sample_pictures
-from fer_runtime.cli import progress
+from fer_runtime.cli import main, progress
 from fer_runtime.cli import videos as video_command
+from fer_runtime.cli.options import VideosRun
 from fer_runtime.cli.videos import run_on_videos
+from fer_runtime.command import take_options
 from fer_runtime.errors import ImageError
 from fer_runtime.images import read_image
 from fer_runtime.results import Face
@@ -178,6 +180,12 @@ def test_watching_a_camera_ends_with_ctrl_c_and_keeps_rows_and_video(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def _options(*arguments: str) -> VideosRun:
+    """What the command line makes of `arguments`."""
+    with main.make_context("fer-infer", list(arguments)):
+        return take_options(VideosRun)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="select takes no pipes there")
 def test_a_cameras_rows_are_read_while_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
@@ -189,20 +197,10 @@ def test_a_cameras_rows_are_read_while_it_is_watched(monkeypatch: pytest.MonkeyP
         return number < 1
 
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: _FakeCamera(read_frame))
-    with os.fdopen(reading) as reader, Recognizer("v0", detector="whole") as recognizer:
+    with os.fdopen(reading) as reader:
         with os.fdopen(writing, "w") as pipe:
             monkeypatch.setattr(sys, "stdout", pipe)
-            failed = run_on_videos(
-                recognizer,
-                [0],
-                "jsonl",
-                None,
-                annotate=None,
-                segments=False,
-                every=1,
-                start=0.0,
-                duration=None,
-            )
+            failed = run_on_videos(_options("--camera", "0", "--model", "v0", "--detector", "whole"), [0], "jsonl")
         assert [json.loads(row)["frame"] for row in reader] == [0]
     assert (failed, arrived) == (False, [True])
 
@@ -212,18 +210,8 @@ def test_the_progress_of_a_film_shows_above_the_rows_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(video_command, "is_terminal", lambda stream: True)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN", 0.0)
-    with Recognizer("v0", detector="whole") as recognizer:
-        run_on_videos(
-            recognizer,
-            [video],
-            "table",
-            None,
-            annotate=None,
-            segments=False,
-            every=1,
-            start=1.0,
-            duration=1.0,
-        )
+    options = _options(str(video), "--model", "v0", "--detector", "whole", "--start", "1", "--duration", "1")
+    run_on_videos(options, [video], "table")
     rows, said = capfd.readouterr()
     assert "face   1" in rows
     # Escape sequences are left out where nobody sees them; the carriage return stays.

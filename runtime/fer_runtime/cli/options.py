@@ -1,0 +1,131 @@
+"""The kinds of run of `fer-infer`, each with the options that it uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from fer_runtime.command import RunOptions
+from fer_runtime.model.find import Precision
+from fer_runtime.output.formats import OutputFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions(RunOptions):
+    """Which model, and how ONNX Runtime runs it."""
+
+    model: str | None  # a name or a file; None takes the best that is there
+    precision: Precision | None
+    models_dir: Path
+    provider: str
+    strict: bool
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecognizerOptions(ModelOptions):
+    """How faces are found and classified, and where the rows go."""
+
+    detector: str
+    yunet: Path | None
+    fetch_yunet: bool
+    min_face: int  # pixels
+    min_confidence: float | Literal["auto"] | None
+    format_name: str | None  # None: by the suffix of `output`, else table on a terminal and jsonl elsewhere
+    output: str | None  # None: standard output
+    engine: str
+    quiet: bool
+
+    @staticmethod
+    def writes(output_format: OutputFormat) -> bool:
+        """Whether this kind of run writes rows in that format."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesRun(RecognizerOptions):
+    """Images and folders of images, on this machine."""
+
+    title: ClassVar[str] = "a run over images"
+
+    paths: tuple[str, ...]
+    samples: bool
+    recursive: bool
+    random_count: int | None
+    annotate: Path | None
+    contact_sheet: Path | None
+    resume: bool
+
+    @staticmethod
+    def writes(output_format: OutputFormat) -> bool:
+        return output_format.images is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideosRun(RecognizerOptions):
+    """Videos and cameras."""
+
+    title: ClassVar[str] = "a run over videos or cameras"
+
+    paths: tuple[str, ...]
+    camera: int | None
+    every: int
+    start: float  # seconds
+    duration: float | None  # seconds
+    segments: bool
+    annotate: Path | None
+
+    @staticmethod
+    def writes(output_format: OutputFormat) -> bool:
+        return output_format.is_for_videos
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterRun(RecognizerOptions):
+    """Images on the machines of a Ray cluster."""
+
+    title: ClassVar[str] = "--engine ray"
+
+    paths: tuple[str, ...]
+    samples: bool
+    recursive: bool
+    resume: bool
+    ray_address: str | None
+    workers: int | None
+    part_size: int | None  # images
+
+    @staticmethod
+    def writes(output_format: OutputFormat) -> bool:
+        return output_format.is_for_cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTestRun(ModelOptions):
+    """Compare the model on this machine with PyTorch's answers inside its file."""
+
+    title: ClassVar[str] = "--self-test"
+
+    self_test: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListModelsRun(RunOptions):
+    """List the models that `--model` finds by name."""
+
+    title: ClassVar[str] = "--list-models"
+
+    list_models: bool
+    models_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchRun(RunOptions):
+    """Download YuNet and do nothing else."""
+
+    title: ClassVar[str] = "--fetch-yunet without images"
+
+    fetch_yunet: bool
+
+
+RUNS = (ImagesRun, VideosRun, ClusterRun, SelfTestRun, ListModelsRun, FetchRun)

@@ -1,0 +1,59 @@
+"""The recognizer that a run's options ask for, and what is said about it on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from fer_runtime.cli.options import ModelOptions, RecognizerOptions
+from fer_runtime.command import is_terminal
+from fer_runtime.model.session import find_provider, silence
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.system import available_cpus
+from fer_runtime.text import printable
+
+
+@contextmanager
+def opened_recognizer(options: RecognizerOptions) -> Iterator[Recognizer]:
+    """The recognizer for a run, after its model, provider and detector were said on stderr."""
+    silence()
+    with Recognizer(
+        options.model,
+        precision=options.precision,
+        models_dir=options.models_dir,
+        detector=options.detector,
+        yunet=options.yunet,
+        min_face=options.min_face,
+        min_confidence=options.min_confidence,
+        threads=capped_threads(options),
+        provider=options.provider,
+        strict=options.strict,
+    ) as recognizer:
+        if not options.quiet:
+            click.echo(
+                f"{printable(recognizer.path)}  {printable(recognizer.metadata.precision)}  {recognizer.provider}  "
+                f"faces by {recognizer.detector_used}",
+                err=True,
+            )
+        if recognizer.provider != find_provider(options.provider):
+            click.echo(f"warning: onnxruntime fell back from {options.provider} to {recognizer.provider}", err=True)
+        yield recognizer
+
+
+def capped_threads(options: ModelOptions) -> int:
+    """`--threads`, at most the CPUs that this process may use, with a warning where that is fewer."""
+    cpus = available_cpus()
+    if options.threads > cpus:
+        click.echo(
+            f"warning: {options.threads} threads are more than the {cpus} CPUs that this process may use", err=True
+        )
+    return min(options.threads, cpus)
+
+
+def progress_is_shown(options: RecognizerOptions) -> bool:
+    """Whether there is a terminal for the progress, and no rows go to it."""
+    rows_are_seen = options.output is None and is_terminal(sys.stdout)
+    return is_terminal(sys.stderr) and not (options.quiet or rows_are_seen)

@@ -1,0 +1,57 @@
+"""The output formats: one entry each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fer_runtime.registry import Registry, load
+
+if TYPE_CHECKING:
+    from fer_runtime.output.rows import RowFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFormat:
+    """A format of rows, and which kinds of run write it."""
+
+    name: str  # as --format takes it
+    help: str  # for --help
+    suffixes: tuple[str, ...] = ()  # of --output files, lower case, such as ".csv"
+    images: str | None = None  # "module:class" of the RowFormat that writes rows of images
+    is_for_videos: bool = False
+    is_for_cluster: bool = False
+
+    def create(self) -> RowFormat:
+        """A writer for the rows of one run over images."""
+        assert self.images is not None, f"{self.name} writes no rows of images"
+        writer: RowFormat = load(self.images)()
+        return writer
+
+
+OUTPUT_FORMATS = Registry[OutputFormat](
+    "output format",
+    OutputFormat(
+        name="table",
+        help="one line per face, for people",
+        images="fer_runtime.output.rows:Table",
+        is_for_videos=True,
+    ),
+    OutputFormat(
+        name="jsonl",
+        help="one JSON object per line",
+        suffixes=(".jsonl", ".ndjson"),
+        images="fer_runtime.output.rows:JsonLines",
+        is_for_videos=True,
+        is_for_cluster=True,
+    ),
+    OutputFormat(
+        name="csv",
+        help="one line per face",
+        suffixes=(".csv",),
+        images="fer_runtime.output.rows:Csv",
+        is_for_videos=True,
+    ),
+    OutputFormat(name="srt", help="subtitles with each face's expression", suffixes=(".srt",), is_for_videos=True),
+    OutputFormat(name="parquet", help="a folder of Parquet files", suffixes=(".parquet",), is_for_cluster=True),
+)
