@@ -1,59 +1,52 @@
-"""Pictures read from disk safely: sizes are checked before anything is decoded."""
+"""Images read from disk safely: format, size and structure are checked before anything is decoded."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import cv2
 
 from fer_runtime.errors import ImageError
+from fer_runtime.images.decode import NO_MEMORY, Uint8Array, decode_here, decode_leniently
+from fer_runtime.images.headers import Header, read_header
+from fer_runtime.images.isolated import UnavailableError, decode_apart
 
-# OpenCV reads these when it is imported. A picture of more pixels is refused before it is decoded
-# (a decompression bomb of 50 kB can ask for 50 GB); the log would print beside our own errors.
+# Width times height, for formats that decode with `_BYTES_PER_PIXEL` or less; fewer for the others, so that no image
+# takes more than 0.8 GB.
 MAX_PIXELS = 100_000_000
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
-os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
-
-import cv2  # noqa: E402
-
-# The decoders answer for their own threads; parallel work is the caller's.
-cv2.setNumThreads(1)
-
-Uint8Array = npt.NDArray[np.uint8]
-
+_BYTES_PER_PIXEL = 8
 MAX_FILE_BYTES = 512 * 1024 * 1024
-# What OpenCV's wheels decode, but for floats (.hdr, .exr, .pfm), whose brightness has no end at 255.
+# What OpenCV's wheels decode, except formats that store floats (.hdr, .exr, .pfm).
 IMAGE_SUFFIXES = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".avif", ".gif", ".jp2", ".j2k"),
         *(".bmp", ".dib", ".tif", ".tiff", ".pgm", ".ppm", ".pbm", ".pnm", ".pam", ".ras", ".sr"),
     )
 )
-_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 
 
-def read_image(path: Path | str) -> Uint8Array:
-    """A picture as OpenCV reads it, upright by its EXIF orientation.
+def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
+    """An image as OpenCV reads it, upright by its EXIF orientation.
+
+    Args:
+        max_pixels: width times height at most; see `decode_image`.
 
     Returns:
-        image_bgr, uint8 (height, width, 3), or uint8 (height, width) of a grayscale picture.
+        image_bgr, uint8 (height, width, 3), or uint8 (height, width) of a grayscale image.
 
     Raises:
-        ImageError: the path is no readable file, or its content no picture.
+        ImageError: the path is not a readable file, or its content is not an image.
     """
-    return decode_image(read_bytes(path))
+    return decode_image(read_bytes(path), max_pixels=max_pixels)
 
 
 def read_bytes(path: Path | str) -> bytes:
     """The content of a regular file.
 
     Raises:
-        ImageError: it is missing, unreadable, empty, too large, or no regular file.
+        ImageError: it is missing, unreadable, empty, too large, or not a regular file.
     """
     try:
         # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
@@ -65,16 +58,18 @@ def read_bytes(path: Path | str) -> bytes:
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError("is a folder, no regular file; fer_runtime.batch.sources.Inputs lists its pictures")
+            raise ImageError("is a folder; fer_runtime.batch.sources.Inputs lists its images")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError("is no regular file")
+            raise ImageError("is not a regular file")
         if status.st_size > MAX_FILE_BYTES:
             raise ImageError(f"has {status.st_size} bytes, more than the limit of {MAX_FILE_BYTES}")
         # Plain reads: a file object costs as much as half of a face crop's decoding.
         content = os.read(descriptor, max(status.st_size + 1, 4096))
-        # Another number of bytes than it had a moment ago: it changes, or the system gives it in parts.
+        # The size was wrong: the file is changing, or the system returns it in parts.
         while len(content) != status.st_size and (more := os.read(descriptor, 1 << 20)):
             content += more
+            if len(content) > MAX_FILE_BYTES:
+                raise ImageError(f"has more bytes than the limit of {MAX_FILE_BYTES}")
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from error
     finally:
@@ -84,56 +79,47 @@ def read_bytes(path: Path | str) -> bytes:
     return content
 
 
-def decode_image(content: bytes) -> Uint8Array:
-    """A picture from its file's content; see `read_image`.
+def decode_image(content: bytes, *, max_pixels: int = MAX_PIXELS, isolated: bool = False) -> Uint8Array:
+    """An image from its file's content; see `read_image`.
+
+    Baseline JPEGs and plain PNGs are decoded in this process. All others are decoded in a process of their own, within
+    limits of memory and time, so that a decoder that crashes costs one image.
+
+    Args:
+        max_pixels: width times height at most. Formats whose decoders take more than 8 bytes a pixel have a
+            proportionally lower limit.
+        isolated: decode in a process of its own whatever the format.
 
     Raises:
-        ImageError: the content is no picture that OpenCV reads, is truncated, or has too many pixels.
+        ImageError: the content is not an image that is read, is truncated, or has too many pixels.
     """
-    if content.startswith(b"\x89PNG") and b"IEND" not in content:
-        # libpng would refuse it as well, and print so on stderr without the picture's name.
-        raise ImageError("cannot be decoded: its end is missing")
-    # IMREAD_ANYCOLOR keeps a grayscale picture at one channel: a third of the work for FER2013's
-    # crops. Alpha is dropped, 16 bits become 8, palettes colours, and EXIF turns the picture upright.
+    header = read_header(content)
+    limit = max_pixels * _BYTES_PER_PIXEL // max(header.bytes_per_pixel, _BYTES_PER_PIXEL)
+    if header.width * header.height > limit:
+        raise ImageError(_too_large(header, limit))
+    if header.is_plain and not isolated:
+        image = decode_here(header)
+        if image is not None:
+            return image
     try:
-        image: Any = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYCOLOR)
-    except cv2.error as error:
-        if "CV_IO_MAX_IMAGE" in str(error):
-            raise ImageError(f"has more pixels than the limit of {MAX_PIXELS}") from error
-        raise ImageError(_why_undecoded(content)) from error
+        return decode_apart(header.content)
+    except UnavailableError:  # in a frozen program, or inside another one
+        return decode_leniently(header)
     except MemoryError as error:
-        raise ImageError("needs more memory than there is") from error
-    if image is None:
-        raise ImageError(_why_undecoded(content))
-    if image.ndim == 3 and image.shape[2] == 4:
-        image = image[:, :, :3]
-    decoded: Uint8Array = image
-    return decoded
+        raise ImageError(NO_MEMORY) from error
 
 
-def kind_not_read(content: bytes) -> str | None:
-    """What `content` begins as, in words, where that is a kind of file that is taken for pictures and is none here."""
-    brand = content[8:12] if content[4:8] == b"ftyp" else b""
-    if brand in _HEIC_BRANDS and b"avif" not in content[:64]:
-        return "is a HEIC picture, which OpenCV does not read; convert it to JPEG first"
-    if content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
-        return "is a JPEG XL picture, which OpenCV does not read; convert it to JPEG first"
-    is_video = (
-        (brand and brand not in (b"avif", b"avis", *_HEIC_BRANDS))
-        or content.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"0&\xb2u\x8ef\xcf\x11"))  # Matroska, MPEG, WMV
-        or (content.startswith(b"RIFF") and content[8:12] == b"AVI ")
-    )
-    return "is a video; give it by name, with a video's suffix such as .mp4, in a run of its own" if is_video else None
-
-
-def _why_undecoded(content: bytes) -> str:
-    return kind_not_read(content) or "cannot be decoded: damaged, or no picture"
+def _too_large(header: Header, limit: int) -> str:
+    pixels = header.width * header.height
+    reason = f"has {header.width} x {header.height} pixels, more than the limit of {limit:,}"
+    if header.bytes_per_pixel > _BYTES_PER_PIXEL:
+        reason += f" for {header.kind}, which takes {header.bytes_per_pixel} bytes of memory a pixel"
+    needed = -(-pixels * max(header.bytes_per_pixel, _BYTES_PER_PIXEL) // _BYTES_PER_PIXEL)
+    return f"{reason}; raise it with --max-pixels {needed}, or shrink the image"
 
 
 def to_gray(image: Uint8Array) -> Uint8Array:
-    """A picture, uint8 (height, width, 3) in BGR or (height, width), as grayscale (height, width)."""
+    """An image, uint8 (height, width, 3) in BGR or (height, width), as grayscale (height, width)."""
     if image.ndim == 2:
         return image
-    gray: Any = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    plane: Uint8Array = gray
-    return plane
+    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # type: ignore[return-value]
