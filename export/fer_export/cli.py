@@ -11,6 +11,7 @@ import click
 
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import ModelFileError
+from fer_runtime.expressions import EXPRESSIONS, parse_labels
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
 
 if TYPE_CHECKING:
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _labels(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    try:
+        return None if value is None else parse_labels(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
 
 
 @click.command(cls=FerCommand, context_settings={"max_content_width": 100})
@@ -40,6 +48,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     type=_FILE,
     help="Trained weights: of fer-train, a plain state dict, or a whole module as the first version saved it. "
     "[default: the model's own in --models-dir]",
+)
+@click.option(
+    "--labels",
+    callback=_labels,
+    metavar="A,B,...",
+    help="Order of the checkpoint's logits, for a file of another program. [default: "
+    + ",".join(EXPRESSIONS)
+    + "; FER2013's csv has angry,disgust,fear,happy,sad,surprise,neutral]",
 )
 @click.option(
     "--data",
@@ -98,6 +114,7 @@ def main(
     model: str | None,
     precisions: tuple[Precision, ...],
     checkpoint: Path | None,
+    labels: tuple[str, ...] | None,
     data: Path | None,
     opset: int,
     models_dir: Path,
@@ -143,6 +160,7 @@ def main(
             model,
             precisions=precisions or ("fp32",),
             checkpoint=checkpoint,
+            labels=labels,
             data=data,
             opset=opset,
             models_dir=models_dir,

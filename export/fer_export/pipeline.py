@@ -26,13 +26,14 @@ from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
 from fer_runtime.errors import DataError, ModelFileError, OutputError
+from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, checkpoint_path, model_path, parity_path
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.model.parity import FloatArray, run_model
 from fer_runtime.model.session import open_session
-from fer_train.checkpoints import Checkpoint, load_checkpoint
+from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
 
 _FILES_COMPARED = 512
@@ -56,6 +57,7 @@ def export_model(
     *,
     precisions: Sequence[Precision] = ("fp32",),
     checkpoint: Path | None = None,
+    labels: Sequence[str] | None = None,
     data: Path | None = None,
     opset: int = DEFAULT_OPSET,
     models_dir: Path = DEFAULT_MODELS_DIR,
@@ -69,6 +71,7 @@ def export_model(
         name: of the network, such as "v0".
         precisions: which files to write.
         checkpoint: trained weights; the model's own in `models_dir` by default.
+        labels: order of the checkpoint's logits, where the file does not say it; None assumes that of EXPRESSIONS.
         data: the dataset's root; without it made-up faces are compared, and there is no int8.
         opset: ONNX opset version.
         models_dir: where files are read and written.
@@ -90,12 +93,17 @@ def export_model(
             "give the dataset's root: fer-export --model " + name + " --precision int8 --data DIR"
         )
     source = checkpoint or checkpoint_path(models_dir, name)
-    trained = load_checkpoint(source, name=name)
+    loaded = load_checkpoint(source, name=name, labels=labels)
+    trained = in_label_order(loaded, EXPRESSIONS)
     _check_writable(models_dir)
     sha256 = sha256_of(source)
     validation = load_faces(data, "validation") if data is not None else None
     train = load_faces(data, "train") if data is not None and "int8" in wanted else None
     progress(f"{source}  {name}, " + (f"{len(validation)} labelled faces" if validation else "no labelled faces"))
+    if loaded.place:
+        progress(f"weights found at {loaded.place}")
+    if loaded.labels_assumed:
+        progress(f"label order assumed: {', '.join(loaded.expressions)}; another one is set with --labels")
     calibration = _calibration(trained, validation, sha256, model_path(models_dir, name))
     faces, real_faces = parity_faces(validation)
     subject = Subject(

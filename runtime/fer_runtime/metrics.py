@@ -68,3 +68,39 @@ def expected_calibration_error(
         if (which == one).any()
     )
     return float(sum(gaps)) / max(len(confidences), 1)
+
+
+_MOST_ORDERED = 12  # classes; each one more doubles the time
+
+
+def best_label_order(confusion: ConfusionMatrix) -> tuple[int, ...]:
+    """The order of a model's outputs under which it is right most often.
+
+    A model whose labels are in another order than one believes is right about some classes and wrong about others.
+    Here the best assignment of outputs to classes is found exactly, over all orders.
+
+    Args:
+        confusion: (classes, classes), rows are the true class, columns the output that was largest.
+
+    Returns:
+        For each output the class that it stands for; (0, 1, 2, ...) where the present order is the best, also where
+        another is equally good, and for more than 12 classes, which are not searched.
+    """
+    classes = len(confusion)
+    present = tuple(range(classes))
+    if classes > _MOST_ORDERED:
+        return present
+    # Over the sets of classes that the first outputs have taken: 2^n steps where all orders are n!.
+    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    for output in range(classes):
+        longer: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for taken, (right, order) in best.items():
+            for label in range(classes):
+                if not taken >> label & 1:
+                    found = (right + int(confusion[label, output]), (*order, label))
+                    key = taken | 1 << label
+                    if key not in longer or found[0] > longer[key][0]:
+                        longer[key] = found
+        best = longer
+    right, order = best[(1 << classes) - 1]
+    return order if right > int(np.trace(confusion)) else present

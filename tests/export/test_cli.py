@@ -6,11 +6,18 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from tests.export.conftest import Exported
 
 from fer_export.cli import main
+from fer_export.gate.parity import network_logits
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.model.parity import run_model
+from fer_runtime.model.session import open_session
+from fer_train.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("exports_once")
 
@@ -60,3 +67,27 @@ def test_inspect_of_something_else_is_one_line(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_checkpoint_in_another_label_order_becomes_the_same_model(trained_v0: Checkpoint, tmp_path: Path) -> None:
+    order = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+    state = dict(trained_v0.state_dict)
+    for kind in ("weight", "bias"):
+        state[f"fc_layer.4.{kind}"] = state[f"fc_layer.4.{kind}"][[EXPRESSIONS.index(label) for label in order]]
+    torch.save({"state_dict": {f"model.{key}": value for key, value in state.items()}}, tmp_path / "lightning.ckpt")
+    options = ["--model", "v0", "--checkpoint", str(tmp_path / "lightning.ckpt"), "--models-dir", str(tmp_path)]
+    result = CliRunner().invoke(main, [*options, "--labels", ",".join(order)])
+    assert result.exit_code == 0, result.output
+    assert "weights found at state_dict, prefix model." in result.output
+    assert "label order assumed" not in result.output
+    faces = np.random.default_rng(0).integers(0, 256, (5, 48, 48), np.uint8)
+    expected = network_logits(trained_v0, faces)
+    actual = run_model(open_session(tmp_path / "model_0.onnx").session, faces).logits
+    # float32 sums of 2,304 products in another order.
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
+
+    result = CliRunner().invoke(main, options)
+    assert "label order assumed: angry, disgust, fear, happy, neutral, sad, surprise" in result.output
+    refused = CliRunner().invoke(main, [*options, "--labels", "angry,angry"])
+    assert refused.exit_code == 2
+    assert "does not name each of these once" in refused.output

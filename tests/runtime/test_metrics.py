@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
@@ -41,3 +43,25 @@ def test_calibration_error_worked_by_hand() -> None:
     correct = np.array([True, False, True])
     assert metrics.expected_calibration_error(confidences, correct, bins=10) == pytest.approx(0.45)
     assert metrics.expected_calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0
+
+
+def test_the_best_label_order_is_that_of_trying_them_all() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        confusion = random.integers(0, 50, (5, 5))
+        tried = {
+            order: sum(confusion[label, output] for output, label in enumerate(order))
+            for order in permutations(range(5))
+        }
+        assert tried[metrics.best_label_order(confusion)] == max(tried.values())
+
+
+def test_a_model_in_the_order_of_fer2013s_csv_is_named() -> None:
+    # Outputs 4, 5 and 6 are sad, surprise and neutral, and labels 4, 5 and 6 are neutral, sad and surprise.
+    true = np.repeat(np.arange(7), 20)
+    output_of = np.array([0, 1, 2, 3, 6, 4, 5])
+    outputs = output_of[true]
+    outputs[::10] = 0
+    assert metrics.best_label_order(metrics.confusion_matrix(true, outputs)) == (0, 1, 2, 3, 5, 6, 4)
+    assert metrics.best_label_order(metrics.confusion_matrix(true, true)) == tuple(range(7))
+    assert metrics.best_label_order(np.zeros((13, 13), np.int64)) == tuple(range(13))

@@ -1,11 +1,16 @@
-"""Trained weights on disk: a state dict with its settings, read without running code."""
+"""Trained weights on disk: a state dict with its settings, read without running code and without trust."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import math
-import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,22 @@ from torch import Tensor, nn
 from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import write_atomically
+from fer_train.checkpoint_files import FLOATS, INTEGERS, CheckpointFile, UnreadableError, open_checkpoint
 from fer_train.networks.registry import NETWORKS, create_network
+from fer_train.pickle_reader import ForeignClassError, StoredModule, StoredTensor
 
 FORMAT = "fer-edge checkpoint"
+SAFETENSORS_SUFFIX = ".safetensors"
+_METADATA_KEY = "fer"  # of a safetensors header: our settings as JSON
+
+# Segments that wrappers put into the names of weights: torch.compile, DataParallel and DDP, FSDP.
+_WRAPPERS = frozenset(("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
+# Where a file holds the network twice, averaged weights are the ones its author evaluated; timm and Ultralytics
+# choose the same way.
+_AVERAGED = ("ema", "averag", "swa")
+_MAX_GROUPS = 1000  # places of a file that are searched for weights
+_MAX_TENSORS = 20_000  # names in one place
+_MAX_DEPTH = 6
 
 
 class OtherNetworkError(CheckpointError):
@@ -34,6 +52,8 @@ class Checkpoint:
     std: float = 1.0
     expressions: tuple[str, ...] = EXPRESSIONS  # in the order of the logits
     training: dict[str, Any] = field(default_factory=dict)  # summary: recipe, data, accuracy
+    place: str = ""  # where in a file of another program the weights were, such as "state_dict, model."
+    labels_assumed: bool = False  # the file does not say in which order its logits are
 
     def network(self) -> nn.Module:
         """The network with these weights, on CPU in eval mode."""
@@ -43,46 +63,96 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` atomically, tensors on CPU; equal weights and settings give equal bytes."""
-    content = {
+    """Write `checkpoint` atomically, tensors on CPU; equal weights and settings give equal bytes.
+
+    A name that ends in `.safetensors` is written in that format, any other with `torch.save`.
+    """
+    state = {key: value.detach().cpu().contiguous() for key, value in checkpoint.state_dict.items()}
+    settings = {
         "format": FORMAT,
         "name": checkpoint.name,
-        "state_dict": {key: value.detach().cpu().contiguous() for key, value in checkpoint.state_dict.items()},
         "mean": checkpoint.mean,
         "std": checkpoint.std,
         "expressions": list(checkpoint.expressions),
         "training": checkpoint.training,
     }
+    if path.suffix == SAFETENSORS_SUFFIX:
+        from safetensors.torch import save
+
+        write_atomically(path, save(state, {_METADATA_KEY: json.dumps(settings, sort_keys=True, allow_nan=False)}))
+        return
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    # The order of the keys is that of earlier versions, so that the same training gives the same file.
+    torch.save({key: settings[key] for key in ("format", "name")} | {"state_dict": state} | settings, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path, *, name: str) -> Checkpoint:
-    """Read weights of the network `name`: a checkpoint of ours, a plain state dict, or a whole pickled module.
+def load_checkpoint(path: Path, *, name: str, labels: Sequence[str] | None = None) -> Checkpoint:
+    """Read weights of the network `name`: a checkpoint of ours, or what another program saved of this very network.
 
-    No code of the file runs, whatever it holds: PyTorch's restricted unpickler reads it, and the classes of
-    the first version's modules are replaced by an empty one that only takes their attributes.
+    Read are `torch.save`'s files (a state dict, a whole module, or either inside a dict) and safetensors. Weights are
+    found under any key and behind any prefix (`model.`, `module.`, `_orig_mod.`) if all names and shapes fit. No code
+    of the file runs, and every shape, dtype and size is checked before values are read.
+
+    Args:
+        labels: order of the logits, for a file that does not say it; None assumes the order of EXPRESSIONS.
 
     Raises:
-        CheckpointError: the file is missing, damaged, holds anything else, or is of another network.
+        CheckpointError: the file is missing, damaged, unsafe, holds anything else, or is of another network.
     """
-    content = _read(path, name)
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        if content.get("name") in NETWORKS and content["name"] != name:
-            raise OtherNetworkError(f"{path} holds {content['name']}, not {name}; use --model {content['name']}")
-        checkpoint = _own_checkpoint(content, path)
-    else:
-        checkpoint = Checkpoint(name=name, state_dict=_state_dict_in(content, path, name))
-    _check_fits(checkpoint.state_dict, path, name)
-    return checkpoint
+    with _opened(path, name) as file:
+        return _checkpoint_in(file, path, name, labels)
+
+
+def load_state_dict(path: Path, *, name: str) -> dict[str, Tensor]:
+    """Weights to start the network `name` from: those of a checkpoint of any network, or a plain state dict.
+
+    Unlike `load_checkpoint`, names and shapes may differ from the network's. Tensors together are no larger than the
+    file, so that a small one cannot ask for much memory.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or holds anything but tensors.
+    """
+    with _opened(path, name) as file:
+        settings = _own_settings(file, path)
+        if settings is None:
+            content = file.content
+            inner = content.get("state_dict") if isinstance(content, dict) else None
+            tensors = _tensors_by_name(content if inner is None else inner)
+            if not tensors:
+                raise CheckpointError(f"{path} holds no state dict; --weights takes a file of fer-train --pretrain")
+            stated = sum(math.prod(one.shape) for one in tensors.values())
+            if stated > path.stat().st_size:  # a byte for each value is the least that any type takes
+                raise CheckpointError(f"{path} states {stated:,} values, more than it has bytes; copy it again")
+            return _read_all(tensors, file, path)
+    return load_for_training(path, name=settings["name"]).state_dict
+
+
+@contextmanager
+def _opened(path: Path, name: str) -> Iterator[CheckpointFile]:
+    """The file, open; what is wrong with it as a CheckpointError."""
+    retrain = f"copy it again, or train with: fer-train --model {name}"
+    try:
+        with open_checkpoint(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no checkpoint at {path}; train one with: fer-train --model {name}") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; {retrain}") from error
+    except ForeignClassError as error:
+        raise CheckpointError(
+            f"{path} asks for {error.name}, which no checkpoint needs; it was not run. Load the file where you "
+            "trust it, and save its weights alone: torch.save(network.state_dict(), FILE)"
+        ) from error
+    except UnreadableError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error}; {retrain}") from error
 
 
 def load_for_training(path: Path, *, name: str) -> Checkpoint:
-    """`load_checkpoint` for what works with the trainer's own pictures and classes: logits in the order of EXPRESSIONS.
+    """`load_checkpoint` for the trainer: logits in the order of EXPRESSIONS, and faces that are not normalized.
 
     Raises:
-        CheckpointError: as for `load_checkpoint`, or the network takes normalised faces, which the trainer has not.
+        CheckpointError: as for `load_checkpoint`, or the network takes normalized faces.
     """
     checkpoint = load_checkpoint(path, name=name)
     if (checkpoint.mean, checkpoint.std) != (0.0, 1.0):
@@ -90,133 +160,280 @@ def load_for_training(path: Path, *, name: str) -> Checkpoint:
             f"{path} takes faces with mean {checkpoint.mean:g} and std {checkpoint.std:g} taken out, which fer-train "
             "does not do; for a teacher, give the model that fer-export makes of it"
         )
-    if checkpoint.expressions == EXPRESSIONS:
+    return in_label_order(checkpoint, EXPRESSIONS)
+
+
+def in_label_order(checkpoint: Checkpoint, expressions: Sequence[str]) -> Checkpoint:
+    """The same network with its logits in another order: the last layer's rows are exchanged.
+
+    Args:
+        expressions: the order, the same labels as the checkpoint's.
+    """
+    if checkpoint.expressions == tuple(expressions):
         return checkpoint
-    order = [checkpoint.expressions.index(expression) for expression in EXPRESSIONS]
-    last = [key for key, module in create_network(name).named_modules() if isinstance(module, nn.Linear)][-1]
+    order = [checkpoint.expressions.index(expression) for expression in expressions]
+    last = [key for key, module in create_network(checkpoint.name).named_modules() if isinstance(module, nn.Linear)][-1]
     state = dict(checkpoint.state_dict)
     for key in (f"{last}.weight", f"{last}.bias"):
         state[key] = state[key][order]
-    return replace(checkpoint, state_dict=state, expressions=EXPRESSIONS)
+    return replace(checkpoint, state_dict=state, expressions=tuple(expressions))
 
 
-def _own_checkpoint(content: dict[str, Any], path: Path) -> Checkpoint:
-    """A checkpoint out of what `save_checkpoint` wrote, or what somebody made of it."""
+def _checkpoint_in(file: CheckpointFile, path: Path, name: str, labels: Sequence[str] | None) -> Checkpoint:
+    settings = _own_settings(file, path)
+    if settings is None:
+        place, tensors = _weights_of(file.content, path, name)
+        return Checkpoint(
+            name=name,
+            state_dict=_with_counters(_read_all(tensors, file, path), name),
+            expressions=EXPRESSIONS if labels is None else tuple(labels),
+            place=place,
+            labels_assumed=labels is None,
+        )
+    if settings["name"] not in NETWORKS:
+        raise CheckpointError(
+            f"{path} is a checkpoint of the network {settings['name']!r}, which this fer-edge does not know; it knows "
+            f"{', '.join(NETWORKS)}"
+        )
+    if settings["name"] != name:
+        raise OtherNetworkError(f"{path} holds {settings['name']}, not {name}; use --model {settings['name']}")
+    if labels is not None and tuple(labels) != settings["expressions"]:
+        raise CheckpointError(
+            f"{path} states the order of its labels, {', '.join(settings['expressions'])}; leave --labels out"
+        )
+    place, tensors = _weights_of(settings.pop("state_dict"), path, name)
+    return Checkpoint(**settings, state_dict=_with_counters(_read_all(tensors, file, path), name))
+
+
+def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
+    """The settings of a file that `save_checkpoint` wrote, checked, with its weights; None for any other file."""
+    content = file.content
+    if text := file.metadata.get(_METADATA_KEY):
+        try:
+            content = {**json.loads(text), "state_dict": content}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{path} has damaged settings in its header; copy it again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
     try:
-        checkpoint = Checkpoint(
-            name=content["name"],
-            state_dict=_state_dict_in(content["state_dict"], path, content["name"]),
-            mean=float(content["mean"]),
-            std=float(content["std"]),
-            expressions=tuple(content["expressions"]),
-            training=dict(content["training"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is a damaged checkpoint ({error!r}); copy it again, or train again") from error
-    if sorted(checkpoint.expressions) != sorted(EXPRESSIONS):
+        mean, std = (_number(content[key], key) for key in ("mean", "std"))
+        expressions = content["expressions"]
+        if not isinstance(expressions, list) or not all(isinstance(one, str) for one in expressions):
+            raise TypeError("expressions is not a list of texts")
+        if not isinstance(content["name"], str):
+            raise TypeError("name is not a text")
+        training = _plain(content["training"])
+        if not isinstance(training, dict):
+            raise TypeError("training is not a dict")
+        weights = content["state_dict"]
+    except KeyError as error:
         raise CheckpointError(
-            f"{path} was trained for {', '.join(map(str, checkpoint.expressions))}; "
-            f"its classes must be {', '.join(EXPRESSIONS)}"
-        )
-    if not (checkpoint.std > 0 and math.isfinite(checkpoint.std) and math.isfinite(checkpoint.mean)):
-        raise CheckpointError(
-            f"{path} normalises faces with mean {checkpoint.mean:g} and std {checkpoint.std:g}, which nothing can be "
-            "divided by; train again"
-        )
-    return checkpoint
-
-
-# The classes in modules that the first version saved whole, with torch.save(model).
-_MODULE_CLASSES = (
-    "__main__.FaceExpressionModel",
-    "NNmodel.face_expression_model.FaceExpressionModel",
-    "face_expression_model.FaceExpressionModel",
-    "fer_train.networks.registry.FaceExpressionCNN",
-    "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.batchnorm.BatchNorm2d",
-    "torch.nn.modules.container.Sequential",
-    "torch.nn.modules.conv.Conv2d",
-    "torch.nn.modules.dropout.Dropout",
-    "torch.nn.modules.flatten.Flatten",
-    "torch.nn.modules.linear.Identity",
-    "torch.nn.modules.linear.Linear",
-    "torch.nn.modules.pooling.AdaptiveAvgPool2d",
-    "torch.nn.modules.pooling.MaxPool2d",
-    "torchvision.models.resnet.BasicBlock",
-    "torchvision.models.resnet.ResNet",
-)
-
-
-class _PickledModule:
-    """Stands in for every class of _MODULE_CLASSES: takes a module's attributes and has no code."""
-
-    _parameters: dict[str, Tensor | None]
-    _buffers: dict[str, Tensor | None]
-    _modules: dict[str, _PickledModule | None]
-
-    def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
-        """Parameters and buffers by the names that `nn.Module.state_dict` gives them."""
-        found: dict[str, Tensor] = {}
-        for values in (self._parameters, self._buffers):
-            found |= {prefix + key: value for key, value in values.items() if value is not None}
-        for key, module in self._modules.items():
-            if isinstance(module, _PickledModule):
-                found |= module.state_dict(f"{prefix}{key}.")
-        return found
-
-
-def _read(path: Path, name: str) -> Any:
-    allowed: list[Any] = [(_PickledModule, one) for one in _MODULE_CLASSES]
-    try:
-        if path.is_file() and path.stat().st_size == 0:
-            raise CheckpointError(f"{path} is empty; copy it again, or train with: fer-train --model {name}")
-        with torch.serialization.safe_globals([*allowed, set]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint at {path}; train one with: fer-train --model {name}") from error
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch.load raises a dozen types for damaged files
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise CheckpointError(
-                f"{path} asks for {refused[1]}, which no checkpoint needs; it was not run. Load the file where you "
-                "trust it, and save its weights alone: torch.save(network.state_dict(), FILE)"
-            ) from error
-        fact = error.strerror if isinstance(error, PermissionError) else "it is cut short, damaged, or no PyTorch file"
-        raise CheckpointError(
-            f"cannot read the checkpoint {path}: {fact}; copy it again, or train with: fer-train --model {name}"
+            f"{path} is a damaged checkpoint ({error} is missing); copy it again, or train again"
         ) from error
-
-
-def _state_dict_in(content: Any, path: Path, name: str) -> dict[str, Tensor]:
-    """Weights out of a module, a state dict, or a dict that holds one of them beside an optimiser's state."""
-    if isinstance(content, dict):
-        for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(content.get(key), (dict, _PickledModule)):
-                return _state_dict_in(content[key], path, name)
-    try:
-        values = content.state_dict() if isinstance(content, _PickledModule) else content
-        if not isinstance(values, dict) or not values:
-            raise TypeError
-        if not all(isinstance(key, str) and isinstance(one, Tensor) for key, one in values.items()):
-            raise TypeError
-    except (AttributeError, TypeError) as error:
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is a damaged checkpoint ({error}); copy it again, or train again") from error
+    if sorted(expressions) != sorted(EXPRESSIONS):
         raise CheckpointError(
-            f"{path} holds no weights of a network; train some with: fer-train --model {name}"
-        ) from error
-    # DataParallel puts "module." before every name.
+            f"{path} was trained for {', '.join(expressions)}; its classes must be {', '.join(EXPRESSIONS)}"
+        )
+    if not std > 0:
+        raise CheckpointError(f"{path} has damaged settings: std must be positive, got {std:g}; train again")
     return {
-        key.removeprefix("module."): value.detach().float() if value.is_floating_point() else value.detach()
-        for key, value in values.items()
+        "name": content["name"],
+        "mean": mean,
+        "std": std,
+        "expressions": tuple(expressions),
+        "training": training,
+        "state_dict": weights,
     }
 
 
-def _check_fits(state_dict: dict[str, Tensor], path: Path, name: str) -> None:
-    """Hold the weights against the network, so that a message names the layer and not a traceback."""
-    differences = _differences(state_dict, name)
-    if not differences:
-        return
-    others = [other for other in NETWORKS if other != name and not _differences(state_dict, other)]
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e6:
+        raise TypeError(f"{key} is not a finite number")
+    return float(value)
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """`value` if it is JSON of a sensible depth; the results and the exported model quote it."""
+    if depth > 12:
+        raise ValueError("its training summary is nested too deeply")
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("its training summary has a key that is not a text")
+        return {key: _plain(one, depth + 1) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, depth + 1) for one in value]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if (isinstance(value, int) and abs(value) < 1 << 63) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise TypeError("its training summary holds something else than texts and numbers")
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Tensors by name, found at one place of a file."""
+
+    place: str  # "model", "checkpoint/ema"; "" is the file's top
+    tensors: dict[str, StoredTensor]
+
+
+def _groups(content: Any, path: Path) -> Iterator[_Group]:
+    """Every dict and module of the file that holds tensors by name, the outermost first."""
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+    for _ in range(_MAX_GROUPS):
+        if not waiting:
+            return
+        place, value, depth = waiting.pop(0)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, StoredModule):
+            yield _Group(place, _module_tensors(value, path))
+        elif isinstance(value, dict):
+            if tensors := _tensors_by_name(value):
+                yield _Group(place, tensors)
+            if depth < _MAX_DEPTH:
+                inner = [(key, one) for key, one in value.items() if isinstance(one, (dict, list, StoredModule))]
+                waiting += [(f"{place}/{key}".strip("/"), one, depth + 1) for key, one in inner]
+        elif isinstance(value, list) and depth < _MAX_DEPTH:
+            inner = [(str(key), one) for key, one in enumerate(value) if isinstance(one, (dict, StoredModule))]
+            waiting += [(f"{place}/{key}".strip("/"), one, depth + 1) for key, one in inner]
+
+
+def _module_tensors(module: StoredModule, path: Path) -> dict[str, StoredTensor]:
+    """Parameters and buffers by the names that `nn.Module.state_dict` gives them.
+
+    Raises:
+        CheckpointError: modules hold each other, or there are too many.
+    """
+    found: dict[str, StoredTensor] = {}
+    open_modules: list[int] = []
+
+    def visit(one: StoredModule, prefix: str) -> None:
+        if id(one) in open_modules or len(open_modules) > 50:
+            raise CheckpointError(f"{path}: the module {prefix.rstrip('.') or 'of the file'} holds itself")
+        open_modules.append(id(one))
+        dropped = one.attributes.get("_non_persistent_buffers_set")
+        for kind in ("_parameters", "_buffers"):
+            values = one.attributes.get(kind)
+            for key, value in values.items() if isinstance(values, dict) else ():
+                if isinstance(value, StoredTensor) and not (isinstance(dropped, list) and key in dropped):
+                    found[f"{prefix}{key}"] = value
+        if len(found) > _MAX_TENSORS:
+            raise CheckpointError(f"{path}: the module in it holds more than {_MAX_TENSORS:,} tensors")
+        modules = one.attributes.get("_modules")
+        for key, value in modules.items() if isinstance(modules, dict) else ():
+            if isinstance(value, StoredModule):
+                visits[0] += 1
+                if visits[0] > _MAX_TENSORS:
+                    raise CheckpointError(f"{path}: the module in it holds more than {_MAX_TENSORS:,} modules")
+                visit(value, f"{prefix}{key}.")
+        open_modules.pop()
+
+    visits = [0]
+    visit(module, "")
+    return found
+
+
+def _weights_of(content: Any, path: Path, name: str) -> tuple[str, dict[str, StoredTensor]]:
+    """The place and the tensors of the network `name` in a file.
+
+    Raises:
+        CheckpointError: the file has no weights, or the network twice.
+        OtherNetworkError: its weights are of another network.
+    """
+    groups = list(_groups(content, path))
+    found = [one for group in groups for one in _candidates(group, name)]
+    # The same tensors under two names are one network.
+    distinct: dict[tuple[int, ...], tuple[str, dict[str, StoredTensor]]] = {}
+    for place, tensors in found:
+        distinct.setdefault(tuple(id(one) for one in tensors.values()), (place, tensors))
+    found = list(distinct.values())
+    if len(found) > 1:
+        found = [one for one in found if any(word in one[0].lower() for word in _AVERAGED)] or found
+    if len(found) > 1:
+        places = " and at ".join(place or "its top" for place, _ in found)
+        raise CheckpointError(
+            f"{path} holds this network {len(found)} times, at {places}; "
+            "save the one that you mean: torch.save(network.state_dict(), FILE)"
+        )
+    if found:
+        return found[0]
+    if not groups:
+        raise CheckpointError(f"{path} holds no weights of a network; train some with: fer-train --model {name}")
+    _refuse_other(groups, path, name)
+    raise AssertionError("unreachable")
+
+
+def _candidates(group: _Group, name: str) -> list[tuple[str, dict[str, StoredTensor]]]:
+    """Where in a group all weights of the network are: by prefix, with nothing else behind the same prefix."""
+    wanted = _wanted(name)
+    found = []
+    for tensors in (group.tensors, _unwrapped(group.tensors)):
+        for prefix in _prefixes(tensors, name):
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            if not _differences(own, wanted):
+                found.append((_said_place(group.place, prefix), own))
+    return found
+
+
+def _prefixes(tensors: Mapping[str, StoredTensor], name: str) -> list[str]:
+    """What stands before the network's first weight wherever it occurs: "", "model.", "student.net."."""
+    first = next(iter(_wanted(name)))
+    return [key.removesuffix(first) for key in tensors if key == first or key.endswith(f".{first}")]
+
+
+def _unwrapped(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Names without the segments of wrappers; names that would become equal stay as they are."""
+    short = {key: ".".join(part for part in key.split(".") if part not in _WRAPPERS) for key in tensors}
+    if len(set(short.values())) < len(short):
+        return dict(tensors)
+    return {short[key]: value for key, value in tensors.items()}
+
+
+def _said_place(place: str, prefix: str) -> str:
+    return ", ".join(one for one in (place, prefix and f"prefix {prefix}") if one)
+
+
+@cache
+def _wanted(name: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the network's state dict, without taking memory for it."""
+    with torch.device("meta"):
+        return {key: tuple(value.shape) for key, value in create_network(name).state_dict().items()}
+
+
+def _is_counter(key: str) -> bool:
+    # BatchNorm's count of batches: older files lack it, and nothing that a trained network computes depends on it.
+    return key.endswith(".num_batches_tracked")
+
+
+def _differences(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+    # Other shapes first: a wrong number of classes is told apart from a wrong network by them.
+    return [
+        *(
+            f"{key} has shape {tensors[key].shape}, not {shape}"
+            for key, shape in wanted.items()
+            if key in tensors and not tensors[key].refusal and tensors[key].shape != shape
+        ),
+        *(f"{key} is missing" for key in wanted if key not in tensors and not _is_counter(key)),
+        *(f"{key} is unknown" for key in tensors if key not in wanted),
+    ]
+
+
+def _refuse_other(groups: Sequence[_Group], path: Path, name: str) -> None:
+    """Say in which names or shapes the most similar weights of the file differ from the network."""
+    wanted = _wanted(name)
+    best: tuple[int, dict[str, StoredTensor]] = (-1, {})
+    for group in groups:
+        tensors = _unwrapped(group.tensors)
+        for prefix in _prefixes(tensors, name) or [""]:
+            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            best = max(best, (len(own.keys() & wanted.keys()), own), key=lambda one: one[0])
+    differences = _differences(best[1], wanted)
+    others = [other for other in NETWORKS if other != name and any(_candidates(group, other) for group in groups)]
     if others:
         advice = f"it is a checkpoint of {others[0]}: use --model {others[0]}"
     elif all(" has shape " in one for one in differences):
@@ -227,15 +444,78 @@ def _check_fits(state_dict: dict[str, Tensor], path: Path, name: str) -> None:
     raise OtherNetworkError(f"{path} does not fit {name}: {differences[0]}{more}; {advice}")
 
 
-def _differences(state_dict: dict[str, Tensor], name: str) -> list[str]:
-    wanted = create_network(name).state_dict()
-    # Other shapes first: a wrong number of classes is told apart from a wrong network by them.
-    return [
-        *(
-            f"{key} has shape {tuple(state_dict[key].shape)}, not {tuple(value.shape)}"
-            for key, value in wanted.items()
-            if key in state_dict and state_dict[key].shape != value.shape
-        ),
-        *(f"{key} is missing" for key in wanted if key not in state_dict),
-        *(f"{key} is unknown" for key in state_dict if key not in wanted),
-    ]
+def _with_counters(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state dict in the network's own order, with BatchNorm's counters at zero where the file has none."""
+    return {key: state[key] if key in state else torch.zeros((), dtype=torch.int64) for key in _wanted(name)}
+
+
+def _tensors_by_name(content: Any) -> dict[str, StoredTensor]:
+    values = content.items() if isinstance(content, dict) else ()
+    return {key: one for key, one in values if isinstance(key, str) and isinstance(one, StoredTensor)}
+
+
+def _read_all(tensors: Mapping[str, StoredTensor], file: CheckpointFile, path: Path) -> dict[str, Tensor]:
+    """The values of tensors of known names and shapes: float32, and int64 for BatchNorm's counters."""
+    for key, tensor in tensors.items():
+        kinds = (*INTEGERS, *FLOATS) if _is_counter(key) else FLOATS
+        reason = tensor.refusal or ("" if tensor.dtype in kinds else f"{tensor.dtype}, and weights are real numbers")
+        if reason:
+            raise CheckpointError(f"{path}: {key} is {reason}; save the network's weights as float32")
+    state: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        try:
+            values = file.read(tensor)
+        except UnreadableError as error:
+            raise CheckpointError(f"{path}: {key} cannot be read: {error}; copy the file again") from error
+        if _is_counter(key):
+            state[key] = values.nan_to_num(0).to(torch.int64)
+            continue
+        state[key] = values.to(torch.float32)
+        if broken := int((~torch.isfinite(state[key])).sum()):
+            raise CheckpointError(
+                f"{path}: {key} holds {broken} values that are NaN or infinite; take the checkpoint of an earlier epoch"
+            )
+        if key.endswith(".running_var") and bool((state[key] < 0).any()):
+            raise CheckpointError(f"{path}: {key} holds a negative variance; copy the file again, or train again")
+    return state
+
+
+# The states that a resumed run starts from.
+_STATE_HEADER = b"fer-edge resume 1\n"
+
+
+def pack_state(state: Mapping[str, Any]) -> bytes:
+    """The bytes of a training's state: a header with the SHA-256 of what follows, then `torch.save`'s file."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    content = buffer.getvalue()
+    return _STATE_HEADER + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def unpack_state(content: bytes, *, source: Path) -> dict[str, Any]:
+    """The state that `pack_state` wrote; files of earlier versions, without a header, are held against their CRC-32.
+
+    Raises:
+        CheckpointError: a byte of it has changed, or it is something else.
+    """
+    advice = "delete it and start again without --resume"
+    length = len(_STATE_HEADER) + 65
+    if content.startswith(_STATE_HEADER):
+        stated, content = content[len(_STATE_HEADER) : length].strip(), content[length:]
+        if hashlib.sha256(content).hexdigest().encode() != stated:
+            raise CheckpointError(f"{source} is damaged: its checksum does not match; {advice}")
+    else:
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+            raise CheckpointError(f"cannot read {source}: it is cut short or damaged; {advice}") from error
+        if damaged is not None:
+            raise CheckpointError(f"{source} is damaged at {damaged}; {advice}")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen types for damaged files
+        raise CheckpointError(f"cannot read {source}: it is damaged, or no state of a training; {advice}") from error
+    if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
+        raise CheckpointError(f"{source} is no state of a training; {advice}")
+    return state

@@ -16,13 +16,13 @@ from fer_runtime.errors import CheckpointError, DataError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import accuracy
 from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
-from fer_train.checkpoints import Checkpoint, save_checkpoint
+from fer_train.checkpoints import Checkpoint, load_state_dict, save_checkpoint
 from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.folders import LabelledFaces, load_class_folders, load_faces
 from fer_train.loop.distill import load_teachers
 from fer_train.loop.distributed import ALONE, World, one_per_machine_first
 from fer_train.loop.trainer import Progress, Trainer
-from fer_train.networks.pretrained import imagenet_weights, load_weights, save_weights
+from fer_train.networks.pretrained import imagenet_weights, save_weights
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.results import TrainingResults, tool_versions, write_results
@@ -248,7 +248,7 @@ def _start_from(network: nn.Module, name: str, weights: str) -> None:
             raise CheckpointError(f"there are no ImageNet weights for {name}; give --weights none or a file")
         state = imagenet_weights()
     else:
-        state = load_weights(Path(weights))
+        state = load_state_dict(Path(weights), name=name)
     own = network.state_dict()
     # Last layers for other classes are of no use; every other layer must fit.
     if any(key not in state or state[key].shape != own[key].shape for key in own if key.startswith(_LAST_LAYERS)):

@@ -16,8 +16,8 @@ import torch
 from tests.train.pictures import write_pictures
 
 from fer_runtime.errors import CheckpointError, DataError, DownloadError
-from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from fer_train.networks.pretrained import imagenet_weights, load_weights
+from fer_train.checkpoints import Checkpoint, load_checkpoint, load_state_dict, save_checkpoint
+from fer_train.networks.pretrained import imagenet_weights
 from fer_train.networks.registry import create_network
 from fer_train.networks.torchvision_import import torchvision_models
 from fer_train.pipeline import pretrain, train_model
@@ -47,7 +47,7 @@ def test_pretraining_gives_all_layers_but_the_last_to_a_training_on_faces(faces:
     recipe = STANDING.overridden(epochs=2, batch_size=8, optimizer="adamw", lr=1e-3)
     result = pretrain("v1", tmp_path / "things", recipe, models_dir=tmp_path)
     assert (result.classes, result.pictures) == (2, 20)
-    pretrained = load_weights(result.path)
+    pretrained = load_state_dict(result.path, name="v1")
     assert pretrained["fc.3.weight"].shape == (2, 256)
 
     trained = train_model("v1", faces, STANDING, weights=str(result.path), models_dir=tmp_path)

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fer_runtime.errors import CheckpointError, DownloadError
+from fer_runtime.errors import DownloadError
 from fer_runtime.files import write_atomically
-from fer_train.checkpoints import FORMAT, load_for_training
 from fer_train.networks.torchvision_import import torchvision_models
 
 
@@ -38,24 +37,3 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
     buffer = io.BytesIO()
     torch.save({key: value.detach().cpu().contiguous() for key, value in state_dict.items()}, buffer)
     write_atomically(path, buffer.getvalue())
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, plain or inside one of our checkpoints.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or holds anything but tensors.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no weights at {path}; make them with: fer-train --model v1 --pretrain DIR") from error
-    except Exception as error:  # torch.load raises a dozen types for damaged files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"cannot read the weights in {path}: {reason}") from error
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        return load_for_training(path, name=str(content.get("name"))).state_dict
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict; --weights takes a file of fer-train --pretrain")
-    return state
