@@ -40,6 +40,13 @@ EXTRA_MODULES = {
     "ray": ("ray", "pyarrow", "fsspec"),
 }
 
+_OPENCV_ENVIRONMENT = {
+    "OPENCV_FOR_THREADS_NUM": "1",  # parallel work is ours: a thread for each image
+    "OPENCV_LOG_LEVEL": "OFF",  # it would print beside our own errors
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",  # AV_LOG_QUIET
+    "OPENCV_IO_MAX_IMAGE_PIXELS": str(1 << 40),  # --max-pixels is checked before an image is decoded
+}
+
 
 _HINTED_RUNS = 2
 
@@ -182,11 +189,28 @@ def is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def prepare_process() -> None:
+    """Set up what belongs to a command's whole process, which no import of the library does.
+
+    Descriptors 0 to 2 that the shell closed are opened on the null device: a file of rows would take the number 2, and
+    what libpng and libjpeg print there would be among the rows. OpenCV reads its environment when it is loaded.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for name, value in _OPENCV_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 class _ErrorLine(click.ClickException):
     """A FerError on stderr as one line."""
 
 
 def _invoke(invoke: Any, context: click.Context) -> Any:
+    prepare_process()
     try:
         result = invoke(context)
         # Flushed here so that a closed pipe shows itself inside this try, not at interpreter exit.

@@ -17,7 +17,7 @@ from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import is_face_crop, prepare_face
 from fer_runtime.files import sha256_of
-from fer_runtime.images import Uint8Array, read_image
+from fer_runtime.images import MAX_PIXELS, Uint8Array, read_image
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.session import open_session
@@ -53,13 +53,14 @@ class Recognizer:
         min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
             export fitted for the model.
         threads: of ONNX Runtime.
+        max_pixels: width times height of an image at most; see `fer_runtime.images.decode_image`.
         provider: execution provider, such as "CPU" or "CUDA".
         strict: a provider that falls back to another is an error.
 
     Raises:
         ModelFileError: the model is missing, damaged, or not written by fer-export.
         ProviderError: the provider is not there.
-        ValueError: `min_confidence`, `min_face` or `threads` is out of its range.
+        ValueError: `min_confidence`, `min_face`, `max_pixels` or `threads` is out of its range.
     """
 
     def __init__(
@@ -72,20 +73,24 @@ class Recognizer:
         yunet: Path | str | None = None,
         min_face: int = 24,
         min_confidence: float | Literal["auto"] | None = None,
+        max_pixels: int = MAX_PIXELS,
         threads: int = 1,
         provider: str = "CPU",
         strict: bool = False,
     ) -> None:
         if isinstance(min_confidence, (int, float)) and not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence must be a probability, 0 to 1, not {min_confidence}")
-        if threads < 1 or min_face < 1:
-            raise ValueError(f"threads and min_face must be at least 1, not {threads} and {min_face}")
+        if threads < 1 or min_face < 1 or max_pixels < 1:
+            raise ValueError(
+                f"threads, min_face and max_pixels must be at least 1, not {threads}, {min_face} and {max_pixels}"
+            )
         self.path = find_model(model, precision=precision, models_dir=Path(models_dir))
         opened = open_session(self.path, threads=threads, provider=provider, strict=strict)
         self.provider = opened.provider
         self._session: InferenceSession | None = opened.session
         self.metadata = _checked_metadata(opened.session, self.path)
         self.min_confidence = self._threshold(min_confidence)
+        self.max_pixels = max_pixels
         self.detector_name = detector
         self._yunet = None if yunet is None else Path(yunet)
         # Settled once: a file that arrives in the cache folder meanwhile must not split a run's rows.
@@ -111,7 +116,7 @@ class Recognizer:
         else:
             path = str(image)
             try:
-                image = read_image(image)
+                image = read_image(image, max_pixels=self.max_pixels)
             except ImageError as error:
                 raise ImageError(f"{path} {error}") from error
         return self.recognize(image, path=path)
@@ -184,6 +189,7 @@ class Recognizer:
             "detector_used": self.detector_used,
             "min_face": self._min_face,
             "min_confidence": self.min_confidence,
+            "max_pixels": self.max_pixels,
         }
 
     def close(self) -> None:

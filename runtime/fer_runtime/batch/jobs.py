@@ -79,6 +79,7 @@ def recognize_files(
     workers: int | None = None,
     read: Callable[[str], bytes] = read_bytes,
     on_image: Callable[[Uint8Array, ImageResult], object] | None = None,
+    isolate_first: int = 0,
 ) -> Generator[ImageResult, None, None]:
     """One row for every path, in order; a picture that fails has its row with the reason.
 
@@ -91,6 +92,8 @@ def recognize_files(
         workers: threads that read, decode and find faces; the CPUs that this process may use by default.
         read: a path to the file's content.
         on_image: called with each picture that could be read, and its row.
+        isolate_first: images at the beginning that are decoded in processes of their own whatever their format. A run
+            that was killed may have been killed by one of the images that it was decoding.
 
     Raises:
         ValueError: `paths` is one path, whose letters would be taken for paths.
@@ -100,7 +103,7 @@ def recognize_files(
             f"paths must be a list of picture files, not {paths!r}; for a folder: "
             f"recognize_files(recognizer, Inputs([{os.fspath(paths)!r}])), from fer_runtime.batch.sources import Inputs"
         )
-    return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_image)
+    return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_image, isolate_first)
 
 
 def _recognized(
@@ -110,11 +113,13 @@ def _recognized(
     workers: int | None,
     read: Callable[[str], bytes],
     on_image: Callable[[Uint8Array, ImageResult], object] | None,
+    isolate_first: int,
 ) -> Generator[ImageResult, None, None]:
     count = workers or available_cpus()
     remaining = iter(paths)
     block_size = BLOCK if on_image is None else _KEPT_BLOCK
     task_size = _FIRST_TASK
+    submitted = 0
     pending: deque[list[_Task]] = deque()  # the tasks of each block
     pool = ThreadPoolExecutor(count, thread_name_prefix="fer-read")
     try:
@@ -122,8 +127,13 @@ def _recognized(
             # One block more than there are threads: none waits, and no more than that is in memory.
             while len(pending) <= count and (block := list(islice(remaining, block_size))):
                 parts = [block[start : start + task_size] for start in range(0, len(block), task_size)]
+                is_isolated = submitted < isolate_first
+                submitted += len(block)
                 pending.append(
-                    [pool.submit(_prepare_pictures, recognizer, part, read, on_image is not None) for part in parts]
+                    [
+                        pool.submit(_prepare_pictures, recognizer, part, read, on_image is not None, is_isolated)
+                        for part in parts
+                    ]
                 )
             if not pending:
                 pool.shutdown()
@@ -149,7 +159,7 @@ def _recognized(
 
 
 def _prepare_pictures(
-    recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes], keeps_images: bool
+    recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes], keeps_images: bool, is_isolated: bool
 ) -> tuple[list[_Prepared], dict[str, float]]:
     seconds = dict.fromkeys(("read", "decode", "detect"), 0.0)
     pictures: list[_Prepared] = []
@@ -157,7 +167,7 @@ def _prepare_pictures(
     while run := _read_run(unread, read, seconds):
         for picture, content in run:
             if content is not None:
-                _prepare(recognizer, picture, content, keeps_images, seconds)
+                _prepare(recognizer, picture, content, keeps_images, is_isolated, seconds)
             pictures.append(picture)
     return pictures, seconds
 
@@ -186,11 +196,16 @@ def _read_run(
 
 
 def _prepare(
-    recognizer: Recognizer, picture: _Prepared, content: bytes, keeps_images: bool, seconds: dict[str, float]
+    recognizer: Recognizer,
+    picture: _Prepared,
+    content: bytes,
+    keeps_images: bool,
+    is_isolated: bool,
+    seconds: dict[str, float],
 ) -> None:
     started = perf_counter()
     try:
-        image = decode_image(content)
+        image = decode_image(content, max_pixels=recognizer.max_pixels, isolated=is_isolated)
         decoded_at = perf_counter()
         seconds["decode"] += decoded_at - started
         picture.height, picture.width = image.shape[:2]

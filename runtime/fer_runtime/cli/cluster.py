@@ -30,13 +30,14 @@ from fer_runtime.output.sink import opened_sink
 
 def run_on_ray(options: ClusterRun, format_name: str) -> bool:
     """Write a row per image; whether any failed, a folder was skipped, or there was no image at all."""
-    with opened_recognizer(options) as recognizer:
+    with opened_recognizer(options, max_pixels=options.max_pixels) as recognizer:
         recipe = pack_recognizer(
             recognizer,
             yunet=options.yunet,
             detector=options.detector,
             min_face=options.min_face,
             min_confidence=options.min_confidence,
+            max_pixels=options.max_pixels,
             threads=options.threads,
             provider=options.provider,
             strict=options.strict,

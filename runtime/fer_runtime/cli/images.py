@@ -26,11 +26,13 @@ from fer_runtime.results import ImageResult
 from fer_runtime.text import printable
 
 _TakeImage = Callable[[Uint8Array, ImageResult], object]
+# More images than a killed run can have read without leaving their rows: what goes through it in a second, and more.
+_SUSPECTS = 20_000
 
 
 def run_on_images(options: ImagesRun, format_name: str) -> bool:
     """Write a row per image; whether any failed, a folder was skipped, or there was no image at all."""
-    with opened_recognizer(options) as recognizer:
+    with opened_recognizer(options, max_pixels=options.max_pixels) as recognizer:
         return _run(recognizer, options, format_name)
 
 
@@ -124,6 +126,7 @@ def _write_rows(
         paths,
         summary=summary,
         read=read,
+        isolate_first=_SUSPECTS if resume else 0,
         on_image=(lambda image, row: [take(image, row) for take in takers]) if takers else None,
     )
     left = None if total is None else total - finished.rows

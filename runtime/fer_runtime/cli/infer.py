@@ -83,6 +83,13 @@ _RULES = (
         type=click.IntRange(min=1),
         help="Use N random images of the folders. The name of a class folder counts as the true label.",
     ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(min=1),
+        default=100_000_000,
+        show_default=True,
+        help="Largest image, width times height. Decoding takes at most 8 bytes of memory per pixel of this limit.",
+    ),
 )
 @option_group(
     "Model",

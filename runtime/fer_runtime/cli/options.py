@@ -52,6 +52,7 @@ class ImagesRun(RecognizerOptions):
     paths: tuple[str, ...]
     samples: bool
     recursive: bool
+    max_pixels: int
     random_count: int | None
     annotate: Path | None
     contact_sheet: Path | None
@@ -90,6 +91,7 @@ class ClusterRun(RecognizerOptions):
     paths: tuple[str, ...]
     samples: bool
     recursive: bool
+    max_pixels: int
     resume: bool
     ray_address: str | None
     workers: int | None

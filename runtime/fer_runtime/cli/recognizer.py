@@ -10,6 +10,7 @@ import click
 
 from fer_runtime.cli.options import ModelOptions, RecognizerOptions
 from fer_runtime.command import is_terminal
+from fer_runtime.images import MAX_PIXELS
 from fer_runtime.model.session import find_provider, silence
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.system import available_cpus
@@ -17,7 +18,7 @@ from fer_runtime.text import printable
 
 
 @contextmanager
-def opened_recognizer(options: RecognizerOptions) -> Iterator[Recognizer]:
+def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXELS) -> Iterator[Recognizer]:
     """The recognizer for a run, after its model, provider and detector were said on stderr."""
     silence()
     with Recognizer(
@@ -28,6 +29,7 @@ def opened_recognizer(options: RecognizerOptions) -> Iterator[Recognizer]:
         yunet=options.yunet,
         min_face=options.min_face,
         min_confidence=options.min_confidence,
+        max_pixels=max_pixels,
         threads=capped_threads(options),
         provider=options.provider,
         strict=options.strict,

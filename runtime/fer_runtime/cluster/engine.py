@@ -99,8 +99,11 @@ class PartRecognizer:
     """An actor of the pool: a part's number and paths in, its rows written or given back."""
 
     def __init__(self, recipe: RecognizerRecipe, *, output: str | None, format_name: str, folder: str) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)  # the process is the actor's alone, and Ray counts its CPUs
         self._files = tempfile.TemporaryDirectory(prefix="fer-")
-        # This machine's cache folder must not decide how faces are found; the process is the actor's alone.
+        # This machine's cache folder must not decide how faces are found.
         os.environ[CACHE_VARIABLE] = self._files.name
         if recipe.yunet is not None:
             yunet_path().write_bytes(recipe.yunet)

@@ -138,7 +138,7 @@ def test_no_picture_at_all_is_a_failure(model: Path, tmp_path: Path) -> None:
         assert run.returncode == 1
         assert b"there was no picture to read" in run.stderr
     (row,) = _rows(_infer(tmp_path / "phone.HEIC", "--model", model))
-    assert row["error"] == "is a HEIC picture, which OpenCV does not read; convert it to JPEG first"
+    assert row["error"] == "is a HEIC image, which OpenCV does not read; convert it to JPEG first"
 
 
 def test_a_link_to_its_own_folder_ends(model: Path, folder: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_picture_and_a_list_come_from_standard_input(model: Path, folder: Path
         assert row["path"] == "-"
     assert row["faces"][0]["expression"] == EXPRESSIONS[5]  # older wheels do not decode GIF
     (row,) = _rows(_infer("-", "--model", model, stdin=_HEIC))
-    assert (row["path"], row["error"].partition(",")[0]) == ("-", "is a HEIC picture")
+    assert (row["path"], row["error"].partition(",")[0]) == ("-", "is a HEIC image")
 
 
 def test_the_suffix_of_the_output_says_the_format(model: Path, folder: Path, tmp_path: Path) -> None:

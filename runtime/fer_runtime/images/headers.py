@@ -1,0 +1,407 @@
+"""What an image file says about itself, read before any decoder sees it.
+
+Decoders allocate what the header asks for, and some crash on headers that contradict the file. So the format, the size
+in pixels and the structure are checked here, and content of a format that is not listed here is never decoded.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fer_runtime.errors import ImageError
+
+DAMAGED = "cannot be decoded: damaged, or not an image"
+_CUT_SHORT = "cannot be decoded: its end is missing"
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What decides how a PNG looks. Everything else (animation, text, colour profiles) stays away from the decoder.
+_PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"))
+_MOST_CHUNKS = 1_000_000  # of a PNG, boxes of an AVIF or entries of a TIFF; real files have hundreds
+# Cameras and encoders write about ten scans. A scan takes time for every pixel, however few bytes it has.
+_MOST_SCANS = 100
+_MOST_SCANNED_PIXELS = 2_000_000_000
+# A marker in a JPEG's compressed data: neither a stuffed zero, nor a restart marker, nor a fill byte.
+_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+_BLANK = rb"(?:\s|#[^\r\n]*[\r\n])+"  # with comments
+_PNM_HEADER = re.compile(rb"P[1-6]%b(\d{1,10})%b(\d{1,10})(?:%b(\d{1,10}))?" % (_BLANK, _BLANK, _BLANK))
+_PAM_LINE = re.compile(rb"(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,10})\s")
+_HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_AVIF_BRANDS = frozenset((b"avif", b"avis"))
+_FLOAT = "stores brightness as floating-point numbers without a fixed range; convert it to 8 or 16 bits first"
+
+
+@dataclass(slots=True)  # not frozen: one is made for every image, and freezing doubles the time
+class Header:
+    """Format and size of an image.
+
+    Attributes:
+        kind: the format's name, such as "JPEG".
+        width: pixels before any rotation.
+        height: pixels before any rotation.
+        bytes_per_pixel: memory that decoding takes at most, measured with OpenCV 4.14 and rounded up.
+        is_plain: a baseline JPEG, or a PNG without anything unusual.
+        is_16_bit: the samples have more than 8 bits.
+        transforms: AVIF's own, in their order: b"irot" and quarter turns counter-clockwise, or b"imir" and 1 where
+            left and right are exchanged, 0 where top and bottom are.
+        content: the file's bytes, without the parts that no decoder needs to see.
+    """
+
+    kind: str
+    width: int
+    height: int
+    bytes_per_pixel: int
+    content: bytes
+    is_plain: bool = False
+    is_16_bit: bool = False
+    transforms: tuple[tuple[bytes, int], ...] = ()
+
+
+def read_header(content: bytes) -> Header:
+    """The header of a whole image file.
+
+    Raises:
+        ImageError: it is not an image of a format that is read, or its structure is damaged.
+    """
+    try:
+        for signature, parse in _PARSERS:
+            if content.startswith(signature):
+                header = parse(content)
+                break
+        else:
+            parse_other = _other_parser(content)
+            if parse_other is None:
+                raise ImageError(kind_not_read(content) or DAMAGED)
+            header = parse_other(content)
+    except (IndexError, ValueError, struct.error) as error:  # the header goes on behind the end of the file
+        raise ImageError(_CUT_SHORT) from error
+    if header.width < 1 or header.height < 1:
+        raise ImageError(f"cannot be decoded: its header says {header.width} x {header.height} pixels")
+    return header
+
+
+def kind_not_read(content: bytes) -> str | None:
+    """Explain why `content` is not a supported image (HEIC, JPEG XL, floats, video), or return None."""
+    brands = _brands(content)
+    if brands & _HEIC_BRANDS and not brands & _AVIF_BRANDS:
+        return "is a HEIC image, which OpenCV does not read; convert it to JPEG first"
+    if content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "is a JPEG XL image, which OpenCV does not read; convert it to JPEG first"
+    if content.startswith((b"#?RADIANCE", b"#?RGBE", b"\x76\x2f\x31\x01", b"PF\n", b"Pf\n")):
+        return f"is a Radiance HDR, OpenEXR or PFM image, which {_FLOAT}"
+    is_video = (
+        (brands and not brands & (_AVIF_BRANDS | _HEIC_BRANDS))
+        or content.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"0&\xb2u\x8ef\xcf\x11"))  # Matroska, MPEG, WMV
+        or (content.startswith(b"RIFF") and content[8:12] == b"AVI ")
+    )
+    return "is a video; give it by name, with a video's suffix such as .mp4, in a run of its own" if is_video else None
+
+
+def _other_parser(content: bytes) -> Callable[[bytes], Header] | None:
+    """The parser of a format whose signature is more than its first bytes."""
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return _webp
+    if _brands(content) & _AVIF_BRANDS:
+        return _avif
+    if content[:1] == b"P" and b"1" <= content[1:2] <= b"7" and (content[2:3].isspace() or content[2:3] == b"#"):
+        return _pam if content[1:2] == b"7" else _pnm
+    return None
+
+
+def _jpeg(content: bytes) -> Header:
+    at, frame = 2, None
+    while True:
+        # Decoders look for the next marker over whatever is between two segments.
+        at = content.index(b"\xff", at) + 1 if content[at] != 0xFF else at + 1
+        while content[at] == 0xFF:
+            at += 1
+        marker = content[at]
+        at += 1
+        if marker == 0xDA:
+            break
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # no segment
+            continue
+        if marker == 0xD9:
+            raise ImageError(_CUT_SHORT)
+        length = content[at] << 8 | content[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            if frame is not None:
+                raise ImageError(DAMAGED)
+            frame = (marker, *struct.unpack_from(">BHHB", content, at + 2))
+        at += max(length, 2)
+    if frame is None:
+        raise ImageError(DAMAGED)
+    kind, precision, height, width, components = frame
+    is_interleaved = content[at + 2] == components
+    is_baseline = kind <= 0xC1 and is_interleaved
+    if not is_baseline:
+        scans = _count_scans(content, at)
+        if scans > _MOST_SCANS or scans * width * height > _MOST_SCANNED_PIXELS:
+            raise ImageError(
+                f"is a JPEG of {scans} scans over {width} x {height} pixels, which takes minutes to decode; "
+                "save it again as a baseline JPEG"
+            )
+    return Header(
+        "JPEG",
+        width,
+        height,
+        6 if is_baseline else 10,  # all coefficients of a progressive one are kept until its last scan
+        content,
+        is_plain=is_baseline and precision == 8 and components in (1, 3),
+    )
+
+
+def _count_scans(content: bytes, at: int) -> int:
+    """Scans of a JPEG whose first one starts at `at`; the count stops above the limit."""
+    scans = 1
+    while scans <= _MOST_SCANS * 100 and (found := _JPEG_MARKER.search(content, at)):
+        marker, at = found[1][0], found.end()
+        if marker == 0xD9:
+            break
+        scans += marker == 0xDA
+        if marker not in (0x01, 0xD8) and len(content) >= at + 2:
+            at += max(content[at] << 8 | content[at + 1], 2)
+    return scans
+
+
+def _png(content: bytes) -> Header:
+    if not content.startswith(_PNG_SIGNATURE):
+        raise ImageError(DAMAGED)
+    kept, dropped = [_PNG_SIGNATURE], False
+    at, size = 8, len(content)
+    names: list[bytes] = []
+    for _ in range(_MOST_CHUNKS):
+        if at + 12 > size:
+            raise ImageError(_CUT_SHORT)
+        length, name = struct.unpack_from(">I4s", content, at)
+        if not name.isalpha() or (at == 8) != (name == b"IHDR"):
+            raise ImageError(DAMAGED)
+        end = at + 12 + length
+        if end > size:
+            raise ImageError(f"{_CUT_SHORT}: its {name.decode()} chunk of {length} bytes goes on behind the file's end")
+        if name in _PNG_CHUNKS:
+            kept.append(content[at:end])
+            if not (names and names[-1] == name == b"IDAT"):
+                names.append(name)
+        else:
+            dropped = True
+        at = end
+        if name == b"IEND":
+            break
+    else:
+        raise ImageError(f"has more than {_MOST_CHUNKS:,} PNG chunks; save it again")
+    # Each once, the palette before what refers to it, the data in one run: what every encoder writes.
+    is_ordered = names in (
+        [b"IHDR", *((b"PLTE",) if has_palette else ()), *((b"tRNS",) if has_transparency else ()), b"IDAT", b"IEND"]
+        for has_palette in (False, True)
+        for has_transparency in (False, True)
+    )
+    width, height, depth, color, compression, filtering, interlace = struct.unpack_from(">IIBBBBB", content, 16)
+    if len(kept[1]) != 25 or compression or filtering:
+        raise ImageError(DAMAGED)
+    if b"IDAT" not in names:
+        raise ImageError("cannot be decoded: it has no image data")
+    return Header(
+        "PNG",
+        width,
+        height,
+        6 if depth <= 8 else 16,
+        b"".join(kept) if dropped else content,
+        is_plain=is_ordered
+        and not interlace
+        and depth == 8
+        and (color in (0, 2, 4, 6) or (color == 3 and b"PLTE" in names)),
+        is_16_bit=depth == 16,
+    )
+
+
+def _gif(content: bytes) -> Header:
+    width, height = struct.unpack_from("<HH", content, 6)
+    return Header("GIF", width, height, 12, content)
+
+
+def _bmp(content: bytes) -> Header:
+    (header_size,) = struct.unpack_from("<I", content, 14)
+    width, height = struct.unpack_from("<HH" if header_size == 12 else "<ii", content, 18)
+    return Header("BMP", abs(width), abs(height), 6, content)
+
+
+def _sun_raster(content: bytes) -> Header:
+    width, height = struct.unpack_from(">II", content, 4)
+    return Header("Sun raster", width, height, 6, content)
+
+
+def _jpeg_2000(content: bytes) -> Header:
+    at = content.find(b"\xff\x4f\xff\x51")  # start of the codestream, and the segment with its size
+    if at < 0:
+        raise ImageError(DAMAGED)
+    right, bottom, left, top = struct.unpack_from(">IIII", content, at + 8)
+    (components,) = struct.unpack_from(">H", content, at + 40)
+    (depth,) = struct.unpack_from(">B", content, at + 42)
+    # OpenJPEG keeps every sample in 32 bits.
+    return Header(
+        "JPEG 2000", right - left, bottom - top, 8 + 4 * components, content, is_16_bit=(depth & 0x7F) + 1 > 8
+    )
+
+
+def _webp(content: bytes) -> Header:
+    name = content[12:16]
+    if name == b"VP8X":
+        width, height = (1 + int.from_bytes(content[at : at + 3], "little") for at in (24, 27))
+        # An animation is painted on two canvases of four channels.
+        return Header("WebP", width, height, 16 if content[20] & 2 else 8, content)
+    if name == b"VP8L":
+        (bits,) = struct.unpack_from("<I", content, 21)
+        return Header("WebP", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), 12, content)
+    if name == b"VP8 ":
+        width, height = struct.unpack_from("<HH", content, 26)
+        return Header("WebP", width & 0x3FFF, height & 0x3FFF, 8, content)
+    raise ImageError(DAMAGED)
+
+
+def _pnm(content: bytes) -> Header:
+    found = _PNM_HEADER.match(content[: 1 << 16])
+    if found is None:
+        raise ImageError(DAMAGED)
+    is_16_bit = content[1:2] not in b"14" and int(found[3] or 0) > 255
+    return Header("PNM", int(found[1]), int(found[2]), 10 if is_16_bit else 6, content, is_16_bit=is_16_bit)
+
+
+def _pam(content: bytes) -> Header:
+    head = content[: max(content.find(b"ENDHDR", 0, 1 << 16), 0)]
+    values = {b"WIDTH": 0, b"HEIGHT": 0, b"DEPTH": 1, b"MAXVAL": 255}
+    for name, digits in _PAM_LINE.findall(head):
+        values[name] = max(values[name], int(digits))
+    if values[b"DEPTH"] > 4:
+        raise ImageError(f"is a PAM image of {values[b'DEPTH']} channels, of which at most 4 are read")
+    is_16_bit = values[b"MAXVAL"] > 255
+    return Header("PAM", values[b"WIDTH"], values[b"HEIGHT"], 16 if is_16_bit else 8, content, is_16_bit=is_16_bit)
+
+
+def _tiff(content: bytes) -> Header:
+    order = "<" if content[:2] == b"II" else ">"
+    (version,) = struct.unpack_from(order + "H", content, 2)
+    if version == 42:
+        (at,) = struct.unpack_from(order + "I", content, 4)
+        (count,) = struct.unpack_from(order + "H", content, at)
+        entry, step, at = order + "HHI", 12, at + 2
+    else:
+        (at,) = struct.unpack_from(order + "Q", content, 8)
+        (count,) = struct.unpack_from(order + "Q", content, at)
+        entry, step, at = order + "HHQ", 20, at + 8
+    tags = {}
+    for place in range(at, at + min(count, _MOST_CHUNKS) * step, step):
+        tag, kind, length = struct.unpack_from(entry, content, place)
+        value = place + struct.calcsize(entry)
+        letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
+        if letter is not None and tag in (256, 257, 258, 277, 339):
+            if length * struct.calcsize(order + letter) > step - struct.calcsize(entry):  # kept elsewhere
+                (value,) = struct.unpack_from(order + ("I" if version == 42 else "Q"), content, value)
+            (tags[tag],) = struct.unpack_from(order + letter, content, value)
+    bits = tags.get(258, 1)
+    if tags.get(339) == 3:
+        raise ImageError(f"is a TIFF that {_FLOAT}")
+    if bits > 16:
+        raise ImageError(f"is a TIFF of {bits} bits a sample, which is not read; convert it to 8 or 16 bits first")
+    channels = max(tags.get(277, 1), 3)
+    return Header(
+        "TIFF",
+        tags.get(256, 0),
+        tags.get(257, 0),
+        (2 if bits <= 8 else 4) * channels + 2,
+        content,
+        is_16_bit=8 < bits <= 16,
+    )
+
+
+def _avif(content: bytes) -> Header:
+    sizes, transforms, depth = [(0, 0)], [], 8
+    meta = next((body for name, body in _boxes(content) if name == b"meta"), b"")
+    inside = list(_boxes(meta, 4))
+    properties = next((list(_boxes(body)) for name, body in inside if name == b"iprp"), [])
+    shared = next((list(_boxes(body)) for name, body in properties if name == b"ipco"), [])
+    for name, body in shared:
+        if name == b"ispe":
+            sizes.append(struct.unpack_from(">II", body, 4))
+        elif name == b"av1C" and body[2] & 0x40:
+            depth = 16
+    primary = next((_item_number(body) for name, body in inside if name == b"pitm"), 1)
+    for name, body in properties:
+        if name == b"ipma":
+            for index in _associated(body, primary):
+                if 1 <= index <= len(shared):
+                    kind, value = shared[index - 1]
+                    if kind in (b"irot", b"imir"):
+                        transforms.append((kind, value[0] & (3 if kind == b"irot" else 1)))
+    # A sequence may have its size in the track's description alone.
+    at = content.find(b"av01", 0, 1 << 20) if b"avis" in _brands(content) else -1
+    if at >= 0 and len(content) >= at + 32:
+        sizes.append(struct.unpack_from(">HH", content, at + 28))
+    width, height = map(max, zip(*sizes, strict=True))
+    return Header("AVIF", width, height, 18 if depth == 8 else 30, content, transforms=tuple(transforms))
+
+
+def _item_number(body: bytes) -> int:
+    return int(struct.unpack_from(">H" if body[0] == 0 else ">I", body, 4)[0])
+
+
+def _associated(body: bytes, item: int) -> list[int]:
+    """The properties of an item, by their numbers, in the order in which they apply."""
+    version, is_wide = body[0], body[3] & 1
+    (count,) = struct.unpack_from(">I", body, 4)
+    at = 8
+    for _ in range(min(count, _MOST_CHUNKS)):
+        number, at = struct.unpack_from(">H" if version < 1 else ">I", body, at)[0], at + (2 if version < 1 else 4)
+        length, at = body[at], at + 1
+        if is_wide:
+            indices = [value & 0x7FFF for value in struct.unpack_from(f">{length}H", body, at)]
+        else:
+            indices = [value & 0x7F for value in struct.unpack_from(f">{length}B", body, at)]
+        at += length * (2 if is_wide else 1)
+        if number == item:
+            return indices
+    return []
+
+
+def _boxes(content: bytes, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
+    """The boxes of an ISO base media file (ISO/IEC 14496-12), one level deep."""
+    at = start
+    for _ in range(_MOST_CHUNKS):
+        if at + 8 > len(content):
+            return
+        size, name = struct.unpack_from(">I4s", content, at)
+        body = at + 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", content, body)
+            body += 8
+        end = len(content) if size == 0 else at + size
+        if end < body:
+            return
+        # What holds the pixels may be large, and is not looked into.
+        yield name, b"" if name == b"mdat" else content[body:end]
+        at = end
+
+
+def _brands(content: bytes) -> frozenset[bytes]:
+    """The kinds of file that an ISO base media file says it is; none of another file."""
+    if content[4:8] != b"ftyp":
+        return frozenset()
+    end = min(int.from_bytes(content[:4], "big"), 1024)
+    return frozenset(content[at : at + 4] for at in (8, *range(16, end - 3, 4)))
+
+
+_PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
+    (b"\xff\xd8\xff", _jpeg),
+    (b"\x89PNG", _png),
+    (b"BM", _bmp),
+    (b"GIF87a", _gif),
+    (b"GIF89a", _gif),
+    (b"II*\0", _tiff),
+    (b"MM\0*", _tiff),
+    (b"II+\0", _tiff),
+    (b"MM\0+", _tiff),
+    (b"\xff\x4f\xff\x51", _jpeg_2000),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", _jpeg_2000),
+    (b"\x59\xa6\x6a\x95", _sun_raster),
+)
