@@ -8,7 +8,7 @@ class FerError(Exception):
 
 
 class ImageError(FerError):
-    """A picture cannot be read."""
+    """An image cannot be read."""
 
 
 class ModelFileError(FerError):
@@ -20,7 +20,7 @@ class CheckpointError(FerError):
 
 
 class DataError(FerError):
-    """A folder of labelled pictures is missing, incomplete or unreadable."""
+    """A folder of labelled images is missing, incomplete or unreadable."""
 
 
 class ParityError(FerError):

@@ -1,4 +1,4 @@
-"""From a picture and a box to the face that a model takes."""
+"""From an image and a box to the face that a model takes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import numpy as np
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.images import Uint8Array, to_gray
 
-# Pictures up to this many pixels on their short side are face crops already, as FER2013's are.
+# Images of up to this many pixels on their short side are face crops already, as FER2013's are.
 CROP_SIDE = 64
+# A crop of a face, even a loose one with hair and chin, is not longer than this many times its short side. Banners are.
+_LONGEST = 2
+# Sizes in which crops are common as well as small photographs; the summary of a run names `--detector whole` for them.
+_CROP_SIZED = 256
 # Below this many degrees turning changes less than resampling blurs; FER2013's own faces are tilted more.
 _LEAST_ROLL = 5.0
 
 
 def is_face_crop(width: int, height: int) -> bool:
-    """Whether a picture of this size is taken for one face."""
-    return min(width, height) <= CROP_SIDE
+    """Whether an image of this size is taken for one face."""
+    return min(width, height) <= CROP_SIDE and max(width, height) <= _LONGEST * min(width, height)
+
+
+def may_be_face_crop(width: int, height: int) -> bool:
+    """Whether an image of this size may be the crop of a face, although it is searched for faces."""
+    return max(width, height) <= _CROP_SIZED and max(width, height) <= _LONGEST * min(width, height)
 
 
 def prepare_face(image: Uint8Array, box: tuple[int, int, int, int] | None = None, *, roll: float = 0.0) -> Uint8Array:
@@ -26,12 +35,12 @@ def prepare_face(image: Uint8Array, box: tuple[int, int, int, int] | None = None
 
     Args:
         image: uint8 (height, width, 3) in BGR, or (height, width).
-        box: x, y, width, height in pixels, None for the whole picture. What lies outside the picture
+        box: x, y, width, height in pixels, None for the whole image. What lies outside the image
             repeats its border, so that a face at the edge keeps its proportions.
-        roll: degrees that the face is turned clockwise; it is turned back around the box's centre.
+        roll: degrees by which the face is turned clockwise; it is turned back around the box's centre.
 
     Raises:
-        ValueError: the box is empty or lies outside the picture.
+        ValueError: the box is empty or lies outside the image.
     """
     if box is not None and abs(roll) >= _LEAST_ROLL:
         return _upright(image, box, roll)
@@ -69,7 +78,7 @@ def _crop(image: Uint8Array, box: tuple[int, int, int, int]) -> Uint8Array:
     rows, columns = image.shape[:2]
     left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, columns), min(y + height, rows)
     if left >= right or top >= bottom:
-        raise ValueError(f"the box {box} lies outside the picture of {columns} x {rows} pixels")
+        raise ValueError(f"the box {box} lies outside the image of {columns} x {rows} pixels")
     inside = image[top:bottom, left:right]
     missing = (top - y, y + height - bottom, left - x, x + width - right)
     if not any(missing):

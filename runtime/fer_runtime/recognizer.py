@@ -1,13 +1,14 @@
-"""A model, a detector, and pictures in: the runtime's Python interface."""
+"""A model and a detector: from images to faces with expressions, the runtime's Python interface."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import is_face_crop, prepare_face
 from fer_runtime.files import sha256_of
-from fer_runtime.images import MAX_PIXELS, Uint8Array, read_image
+from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.session import open_session
@@ -30,32 +31,34 @@ FloatArray = npt.NDArray[np.float32]
 
 # Beyond this the batch's activations leave the cache and a face costs more, not less.
 _BATCH = 32
+_LONGEST_NAME = 300  # characters of a path in an error
 
 
 class Recognizer:
-    """Reads expressions from pictures.
+    """Reads expressions from images.
 
         with Recognizer("v0") as recognizer:
             for face in recognizer.predict("portrait.jpg").faces:
                 print(face.expression, face.confidence, face.box)
 
-    May be used from several threads at once.
+    Several threads may use it at once. Pickled or copied, it is made again from its settings and its model's file, so
+    it can be sent to worker processes.
 
     Args:
-        model: "v0", "v1", "v2", "v3" or the path of an .onnx file that fer-export wrote; None takes the first of
-            `fer_runtime.model.find.PREFERENCE` that is there.
-        precision: of a named model, "fp32", "int8" or "fp16"; None takes the model's first that is there.
-        models_dir: where named models are looked for before the installed package.
-        detector: "auto" (crops are taken whole; in larger pictures YuNet finds the faces where its file is
-            there, else Haar), or "haar", "yunet" or "whole" for every picture.
+        model: "v0", "v1", "v2", "v3" or the path of an .onnx file that fer-export wrote; None takes the first
+            available of `fer_runtime.model.find.PREFERENCE`.
+        precision: of a named model, "fp32", "int8" or "fp16"; None takes the model's first available one.
+        models_dir: folder searched for named models before the installed package.
+        detector: "auto" (face crops are taken whole; larger images are searched, with YuNet if its file is
+            available, else with Haar), or "haar", "yunet" or "whole" for every image.
         yunet: YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache folder.
-        min_face: smallest side of a face in pixels; Haar sees none under a 64th of the picture's long side.
+        min_face: smallest side of a face in pixels; Haar finds none under a 64th of the image's long side.
         min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
             export fitted for the model.
-        threads: of ONNX Runtime.
+        threads: threads of ONNX Runtime.
         max_pixels: width times height of an image at most; see `fer_runtime.images.decode_image`.
         provider: execution provider, such as "CPU" or "CUDA".
-        strict: a provider that falls back to another is an error.
+        strict: fail when ONNX Runtime falls back to another provider.
 
     Raises:
         ModelFileError: the model is missing, damaged, or not written by fer-export.
@@ -87,13 +90,15 @@ class Recognizer:
         self.path = find_model(model, precision=precision, models_dir=Path(models_dir))
         opened = open_session(self.path, threads=threads, provider=provider, strict=strict)
         self.provider = opened.provider
+        self._file = self.path.absolute()  # the process may change its working folder
+        self._asked = {"threads": threads, "provider": provider, "strict": strict}
         self._session: InferenceSession | None = opened.session
         self.metadata = _checked_metadata(opened.session, self.path)
         self.min_confidence = self._threshold(min_confidence)
         self.max_pixels = max_pixels
         self.detector_name = detector
-        self._yunet = None if yunet is None else Path(yunet)
-        # Settled once: a file that arrives in the cache folder meanwhile must not split a run's rows.
+        self._yunet = None if yunet is None else Path(yunet).absolute()
+        # Decided once: a file that arrives in the cache folder later must not split a run's rows.
         self.detector_used = find_detector(detector, yunet=self._yunet)
         self._min_face = min_face
         self._detectors = threading.local()
@@ -101,28 +106,37 @@ class Recognizer:
         if detector != "auto" or yunet is not None:
             self._detector()
 
-    def predict(self, image: Uint8Array | Path | str) -> ImageResult:
-        """Find and classify the faces of one picture.
+    def predict(
+        self, image: Uint8Array | os.PathLike[str] | str | bytes | bytearray | memoryview | IO[bytes]
+    ) -> ImageResult:
+        """Find and classify the faces of one image.
 
         Args:
-            image: a path, or uint8 (height, width, 3) in BGR, or uint8 (height, width).
+            image: a path; or the content of an image file, as bytes or as a file opened in binary mode; or an array,
+                uint8 (height, width, 3) in BGR or uint8 (height, width).
 
         Raises:
-            ImageError: the path is no readable picture.
-            ValueError: the array is of another shape or dtype, or None.
+            ImageError: it is not a readable image.
+            ValueError: the array is of another shape or dtype.
+            TypeError: it is something else.
         """
         if image is None or isinstance(image, np.ndarray):
-            path = ""
-        else:
-            path = str(image)
-            try:
-                image = read_image(image, max_pixels=self.max_pixels)
-            except ImageError as error:
-                raise ImageError(f"{path} {error}") from error
-        return self.recognize(image, path=path)
+            return self.recognize(image)
+        path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else getattr(image, "name", "")
+        path = path if isinstance(path, str) else ""  # a pipe's name is its descriptor
+        try:
+            if isinstance(image, (str, os.PathLike)):
+                array = read_image(os.fspath(image), max_pixels=self.max_pixels)
+            else:
+                array = decode_image(_content_of(image), max_pixels=self.max_pixels)
+        except ImageError as error:
+            # A long "path" is content that was given as text.
+            name = path if len(path) <= _LONGEST_NAME else f"{path[:_LONGEST_NAME]}..."
+            raise ImageError(f"{name or 'the image'} {error}") from error
+        return self.recognize(array, path=path)
 
     def recognize(self, image: Uint8Array, *, path: str = "", is_frame: bool = False) -> ImageResult:
-        """The row of a picture that is read already; see `predict` and `detect`."""
+        """The row of an image that is already decoded; see `predict` and `detect`."""
         _check_image(image)
         detections = self.detect(image, is_frame=is_frame)
         faces = self.classify_detections(image, detections)
@@ -133,12 +147,12 @@ class Recognizer:
         """The faces of `image`, by the detector that its size or the user asks for.
 
         Args:
-            is_frame: of a film or camera. A frame without a face is not searched again for smaller ones: there are
-                many such frames, and the next one comes soon.
+            is_frame: the image is a frame of a video. A frame without a face is not searched again for smaller
+                faces: there are many such frames, and the next one comes soon.
         """
         height, width = image.shape[:2]
         if self.detector_name == "auto" and is_face_crop(width, height):
-            return _whole_picture(width, height)
+            return _whole_image(width, height)
         detector = self._detector()
         found = detector.detect(image)
         if found or is_frame or not isinstance(detector, SearchesAgain):
@@ -180,11 +194,11 @@ class Recognizer:
         return [self._face(*one) for one in zip(boxes, rows, best, strict=True)]
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the rows depend on besides the pictures, as plain JSON."""
+        """Everything that the rows depend on besides the images, as plain JSON."""
         return {
             "model": self.metadata.name,
             "precision": self.metadata.precision,
-            "model_sha256": sha256_of(self.path),
+            "model_sha256": sha256_of(self._file),
             "detector": self.detector_name,
             "detector_used": self.detector_used,
             "min_face": self._min_face,
@@ -195,6 +209,18 @@ class Recognizer:
     def close(self) -> None:
         """Release the model; faces given afterwards are a ValueError."""
         self._session = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._session is None:
+            raise ValueError("the recognizer has been closed")
+        options = self._asked | {
+            "detector": self.detector_name,
+            "yunet": self._yunet,
+            "min_face": self._min_face,
+            "min_confidence": self.min_confidence,
+            "max_pixels": self.max_pixels,
+        }
+        return _made_again, (type(self), self._file, options, self.detector_used)
 
     def __enter__(self) -> Recognizer:
         return self
@@ -219,7 +245,7 @@ class Recognizer:
         if self.metadata.uncertain_below is None:
             raise ModelFileError(
                 f"{self.path} has no fitted confidence threshold; give a number, or export the model again with "
-                "labelled pictures: fer-export --data"
+                "labelled images: fer-export --data"
             )
         return self.metadata.uncertain_below
 
@@ -252,22 +278,60 @@ class Recognizer:
 
 
 @lru_cache
-def _whole_picture(width: int, height: int) -> tuple[Detection, ...]:
-    # Crops of a folder are of one size, or few: their detection is made once.
+def _whole_image(width: int, height: int) -> tuple[Detection, ...]:
+    # Crops of a folder have one size, or few: their detection is made once.
     return (Detection(box=(0, 0, width, height)),)
 
 
 def _check_image(image: Uint8Array | None) -> None:
     if image is None:
         raise ValueError(
-            "the picture is None: cv2.imread gives None where it cannot read a picture; give its path, and the error "
-            "says why"
+            "the image is None: cv2.imread gives None where it cannot read an image; give its path, and the error says "
+            "why"
         )
     color = image.ndim == 3 and image.shape[2] == 3
     if image.dtype != np.uint8 or not (image.ndim == 2 or color) or 0 in image.shape:
         raise ValueError(
-            f"a picture must be uint8 (height, width, 3) or (height, width), not {image.dtype} {image.shape}"
+            f"an image must be uint8 (height, width, 3) or (height, width), not {image.dtype} {image.shape}"
         )
+
+
+def _content_of(source: Any) -> bytes:
+    """The content of an image file that the caller has in memory or has opened.
+
+    Raises:
+        ImageError: it cannot be read, is empty or too large.
+        TypeError: it is neither.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        content: Any = bytes(source)
+    elif hasattr(source, "read"):
+        try:
+            content = source.read(MAX_FILE_BYTES + 1)
+            # Pipes and sockets give what has arrived.
+            while isinstance(content, bytes) and len(content) <= MAX_FILE_BYTES and (more := source.read(1 << 20)):
+                content += more
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from error
+        if not isinstance(content, bytes):
+            raise TypeError(f"a file must give bytes, not {type(content).__name__}; open it with: open(path, 'rb')")
+    else:
+        kind = type(source)
+        raise TypeError(
+            f"an image must be a path, bytes, a binary file or a numpy array in BGR, not {kind.__module__}."
+            f"{kind.__qualname__}; a PIL image becomes an array with np.asarray(image.convert('RGB'))[:, :, ::-1]"
+        )
+    if not content:
+        raise ImageError("is empty (0 bytes)")
+    if len(content) > MAX_FILE_BYTES:
+        raise ImageError(f"has more bytes than the limit of {MAX_FILE_BYTES}")
+    return bytes(content)
+
+
+def _made_again(kind: type[Recognizer], path: Path, options: dict[str, Any], detector_used: str) -> Recognizer:
+    recognizer = kind(path, **options)
+    recognizer.detector_used = detector_used
+    return recognizer
 
 
 def _checked_metadata(session: InferenceSession, path: Path) -> ModelMetadata:

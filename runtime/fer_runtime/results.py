@@ -1,4 +1,4 @@
-"""What recognition returns: faces, pictures, and their JSON form."""
+"""What recognition returns: faces, images, and their JSON form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 class Face:
     """One face and its expression."""
 
-    box: tuple[int, int, int, int]  # x, y, width, height in pixels of the upright picture
+    box: tuple[int, int, int, int]  # x, y, width, height in pixels of the upright image
     expression: str
     confidence: float  # probability of `expression`
     probabilities: dict[str, float]  # all seven, in the order of the model's logits
@@ -29,10 +29,10 @@ class Face:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageResult:
-    """One row: a picture's faces, or the reason why there are none."""
+    """One row: an image's faces, or the reason why there are none."""
 
     path: str
-    width: int | None  # pixels, None when the picture could not be read
+    width: int | None  # pixels, None when the image could not be read
     height: int | None
     error: str | None
     faces: tuple[Face, ...]

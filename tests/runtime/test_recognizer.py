@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnxruntime
+import PIL.Image
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
@@ -81,6 +88,80 @@ def test_wrong_arrays_are_a_callers_mistake(band_model: Path) -> None:
             recognizer.classify(np.zeros((2, 32, 32), np.uint8))
         with pytest.raises(ImageError, match=r"missing\.jpg cannot be opened"):
             recognizer.predict("missing.jpg")
+
+
+def test_paths_bytes_and_files_give_the_same_faces(band_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "face.png"
+    cv2.imwrite(str(path), band_face(3))
+    content = path.read_bytes()
+    with Recognizer(band_model) as recognizer:
+        expected = recognizer.predict(band_face(3)).faces
+        for source in (path, str(path), content, bytearray(content), memoryview(content), io.BytesIO(content)):
+            assert recognizer.predict(source).faces == expected
+        with path.open("rb") as file:
+            result = recognizer.predict(file)
+        assert (result.path, result.faces) == (str(path), expected)
+        reader, writer = os.pipe()
+        with open(reader, "rb", buffering=0) as pipe, open(writer, "wb") as end:
+            end.write(content)
+            end.close()
+            assert recognizer.predict(pipe).faces == expected
+
+
+def test_wrong_types_are_a_short_error_with_the_next_step(band_model: Path, tmp_path: Path) -> None:
+    content: Any = b"no image" * 100_000
+    (tmp_path / "text.txt").write_text("words")
+    with Recognizer(band_model) as recognizer:
+        for source, kind, words in (
+            (content, ImageError, r"^the image cannot be decoded: damaged, or not an image$"),
+            (b"", ImageError, "^the image is empty"),
+            (str(content), ImageError, "File name too long|cannot be opened"),
+            (3, TypeError, r"a path, bytes, .* not builtins\.int"),
+            (PIL.Image.new("RGB", (9, 9)), TypeError, r"PIL image becomes an array with np\.asarray"),
+            ([[1, 2]], TypeError, "not builtins.list"),
+        ):
+            with pytest.raises(kind, match=words) as caught:
+                recognizer.predict(source)
+            assert len(str(caught.value)) < 500
+        with (tmp_path / "text.txt").open() as file, pytest.raises(TypeError, match=r"open\(path, 'rb'\)"):
+            recognizer.predict(file)  # type: ignore[arg-type]
+
+
+def test_pickled_and_copied_recognizers_give_the_same_rows(
+    band_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(band_model.parent)
+    with Recognizer(band_model.name, detector="whole", min_confidence=0.5, max_pixels=10_000) as recognizer:
+        expected = recognizer.predict(band_face(3))
+        monkeypatch.chdir(tmp_path)  # as a worker process may run elsewhere
+        copies = [pickle.loads(pickle.dumps(recognizer)), copy.deepcopy(recognizer), copy.copy(recognizer)]
+    for made in copies:
+        with made:
+            assert made.settings() == recognizer.settings()
+            assert made.predict(band_face(3)) == expected
+    with pytest.raises(ValueError, match="has been closed"):
+        pickle.dumps(recognizer)
+
+
+def test_a_recognizer_can_be_sent_to_another_process(band_model: Path) -> None:
+    with Recognizer(band_model) as recognizer:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            assert pool.submit(recognizer.predict, band_face(3)).result(60) == recognizer.predict(band_face(3))
+
+
+def test_a_banner_is_not_taken_for_a_face(band_model: Path) -> None:
+    with Recognizer(band_model, detector="auto") as recognizer:
+        for shape, faces in (((60, 728), 0), ((728, 60), 0), ((64, 64), 1), ((48, 64), 1), ((80, 48), 1)):
+            assert len(recognizer.predict(np.full(shape, 127, np.uint8)).faces) == faces, shape
+
+
+def test_missing_data_of_opencv_is_not_called_a_missing_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(cv2, "CascadeClassifier"):
+        pytest.skip("this OpenCV has no cascades")
+    monkeypatch.setattr(cv2.data, "haarcascades", "/nowhere/")
+    with pytest.raises(ModelFileError, match=r"/nowhere/haar.*\.xml is missing; .* PyInstaller .*--collect-data cv2"):
+        Recognizer("v0", detector="haar")
 
 
 def test_a_picture_that_opencv_could_not_read_is_called_so(band_model: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from fer_runtime.detectors import Detection
 from fer_runtime.errors import ImageError
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.faces import prepare_face
+from fer_runtime.faces import may_be_face_crop, prepare_face
 from fer_runtime.images import Uint8Array, decode_image, read_bytes
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import ImageResult
@@ -44,6 +44,7 @@ class JobSummary:
     pictures: int = 0
     faces: int = 0
     without_face: int = 0
+    crop_sized: int = 0  # of those without a face, images of a size and shape that face crops have
     failures: Counter[str] = field(default_factory=Counter)  # pictures per reason
     seconds_by_stage: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("read", "decode", "detect", "classify", "write"), 0.0)
@@ -236,6 +237,7 @@ def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobS
             summary.failures[picture.error] += 1
         elif not faces:
             summary.without_face += 1
+            summary.crop_sized += may_be_face_crop(picture.width or 0, picture.height or 0)
         rows.append(
             ImageResult(path=picture.path, width=picture.width, height=picture.height, error=picture.error, faces=faces)
         )

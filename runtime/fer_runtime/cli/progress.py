@@ -83,6 +83,12 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
         _say_counts(summary, seconds)
     for reason, count in summary.failures.most_common():
         click.echo(f"  {count} x {printable(reason)}", err=True)
+    if summary.crop_sized and not quiet:
+        click.echo(
+            f"  {summary.crop_sized} of those without a face are as small as face crops; if they are crops, use: "
+            "--detector whole",
+            err=True,
+        )
     if summary.without_face and detector == "haar" and not quiet:
         click.echo(
             "  Haar's cascade sees frontal faces, and small ones only where it finds no larger; YuNet finds more, once "

@@ -117,6 +117,7 @@ def summary_to_json(summary: JobSummary) -> str:
             "pictures": summary.pictures,
             "faces": summary.faces,
             "without_face": summary.without_face,
+            "crop_sized": summary.crop_sized,
             "failures": dict(summary.failures),
             "seconds_by_stage": summary.seconds_by_stage,
         }
@@ -129,6 +130,7 @@ def add_summary(total: JobSummary, text: str | bytes) -> None:
     total.pictures += part["pictures"]
     total.faces += part["faces"]
     total.without_face += part["without_face"]
+    total.crop_sized += part.get("crop_sized", 0)  # an older version wrote the part
     total.failures.update(part["failures"])
     for stage, seconds in part["seconds_by_stage"].items():
         total.seconds_by_stage[stage] += seconds

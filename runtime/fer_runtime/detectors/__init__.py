@@ -17,7 +17,7 @@ Point = tuple[float, float]  # x, y in pixels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detection:
-    """A face in a picture."""
+    """A face in an image."""
 
     box: tuple[int, int, int, int]  # x, y, width, height in pixels: the part that a model is shown
     score: float = 1.0  # how sure the detector is, 0 to 1
@@ -25,7 +25,7 @@ class Detection:
 
     @property
     def roll(self) -> float:
-        """Degrees that the line through the eyes is turned, clockwise in the picture; 0 without landmarks."""
+        """Degrees that the line through the eyes is turned, clockwise in the image; 0 without landmarks."""
         if len(self.landmarks) < 2:
             return 0.0
         (right_x, right_y), (left_x, left_y) = self.landmarks[:2]

@@ -1,4 +1,4 @@
-"""Viola and Jones' cascades as OpenCV carries them: no file to fetch, 35 ms a photograph."""
+"""Viola and Jones' cascades, which OpenCV ships: no file to download, 35 ms per photograph."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fer_runtime.images import Uint8Array, to_gray
 
 # alt2 found all of 64 faces in 63 portraits with no false box at this size; "default" gave up to 28 false ones.
 _CASCADE = "haarcascade_frontalface_alt2.xml"
-_LONG_SIDE = 320  # pixels that the picture is shrunk to
-# Of the second search: faces of a quarter of the size, in three to thirteen times the time.
+_LONG_SIDE = 320  # pixels that the image is shrunk to
+# The second search finds faces of a quarter of the size, in three to thirteen times the time.
 _LARGER_SIDE = 1280
-_SMALLEST = 20  # pixels of a face that the cascade was trained on
+_SMALLEST = 20  # pixels of the faces that the cascade was trained on
 _SCALE_STEP = 1.1
 _NEIGHBOURS = 5
-# As for YuNet: FER2013's crop around the cascade's box, the median over its training pictures.
+# As for YuNet: FER2013's crop around the cascade's box, the median over its training images.
 _CROP = (1.03, 0.01)
 
 
@@ -32,11 +32,16 @@ class HaarDetector:
     def __init__(self, *, min_face: int = 24) -> None:
         self._min_face = min_face
         data: Any = getattr(cv2, "data", None)
-        path = Path(data.haarcascades) / _CASCADE if data is not None else Path(_CASCADE)
-        if not hasattr(cv2, "CascadeClassifier") or not path.is_file():
+        if not hasattr(cv2, "CascadeClassifier") or data is None:
             raise ModelFileError(
                 f"this OpenCV ({cv2.__version__}) has no Haar cascades; install one that has: "
                 "pip install 'opencv-python-headless<5'"
+            )
+        path = Path(data.haarcascades) / _CASCADE
+        if not path.is_file():
+            raise ModelFileError(
+                f"OpenCV's file {path} is missing; reinstall opencv-python-headless, or in a PyInstaller program add "
+                "--collect-data cv2"
             )
         self._cascade = cv2.CascadeClassifier(str(path))
 
@@ -45,8 +50,8 @@ class HaarDetector:
         return self._search(to_gray(image), _LONG_SIDE)
 
     def search_again(self, image: Uint8Array) -> tuple[Detection, ...]:
-        """Faces in `image` down to a 64th of its long side, or to the smallest that are asked for."""
-        # No larger than it takes to see a face of `min_face`.
+        """Faces in `image` down to a 64th of its long side, or to `min_face`."""
+        # No larger than needed for a face of `min_face`.
         side = min(_LARGER_SIDE, math.ceil(max(image.shape[:2]) * min(1.0, _SMALLEST / self._min_face)))
         return self._search(to_gray(image), side) if side > _LONG_SIDE else ()
 

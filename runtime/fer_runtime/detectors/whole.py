@@ -1,4 +1,4 @@
-"""The whole picture as one face, for folders of crops."""
+"""The whole image as one face, for folders of crops."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from fer_runtime.images import Uint8Array
 
 
 class WholeDetector:
-    """Takes every picture for one face."""
+    """Takes every image as one face."""
 
     name = "whole"
 
     def detect(self, image: Uint8Array) -> tuple[Detection, ...]:
-        """One face: the picture."""
+        """One face: the image."""
         height, width = image.shape[:2]
         return (Detection(box=(0, 0, width, height)),)

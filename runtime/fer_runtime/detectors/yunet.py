@@ -20,12 +20,12 @@ from fer_runtime.model.session import open_session
 
 FloatArray = npt.NDArray[np.float32]
 
-_LONG_SIDE = 640  # pixels that the picture is shrunk to; all of 64 faces in 63 portraits, no false box
+_LONG_SIDE = 640  # pixels that the image is shrunk to; all of 64 faces in 63 portraits, no false box
 _SCORE = 0.7
 _OVERLAP = 0.3  # intersection over union above which two boxes are one face
 _STRIDES = (8, 16, 32)
 _CANDIDATES = 5000
-# How FER2013's crop lies around YuNet's box, the median over its training pictures (docs/detection.md):
+# How FER2013's crop lies around YuNet's box, the median over its training images (docs/detection.md):
 # side of the crop, and how far its centre lies below the box's, in units of the box's longer side.
 _CROP = (1.0, 0.02)
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime import Recognizer
-from fer_runtime.batch.jobs import BLOCK, recognize_files
+from fer_runtime.batch.jobs import BLOCK, JobSummary, recognize_files
 from fer_runtime.batch.sources import Inputs
 
 
@@ -106,3 +107,12 @@ def test_a_run_that_is_forgotten_may_be_collected_in_one_of_its_own_threads(
         thread.join(timeout=60)
     assert ignored == []
     assert _reading_threads() == []
+
+
+def test_small_images_without_a_face_are_counted_apart(recognizer: Recognizer, tmp_path: Path) -> None:
+    for name, shape in (("crop", (150, 150)), ("banner", (90, 500)), ("photograph", (400, 500))):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full(shape, 127, np.uint8))
+    summary = JobSummary()
+    rows = list(recognize_files(recognizer, Inputs([str(tmp_path)]), summary=summary))
+    assert len(rows) == 3
+    assert (summary.without_face, summary.crop_sized) == (3, 1)
