@@ -44,14 +44,13 @@ def cpu_name() -> str:
 def commit() -> str | None:
     """The checkout's commit, with "+" for uncommitted changes of what is measured; None outside a checkout."""
     folder = Path(__file__).parents[2]
+    git = ("git", "--no-optional-locks", "-C", str(folder))  # asking for the status would lock the index
     # Results are written while others are still being measured.
     measured = ("runtime", "train", "export", "benchmarks", "models", ":!benchmarks/results")
     try:
-        head = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run(
-            ["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no", "--", *measured],
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", *measured],
             capture_output=True,
             text=True,
             check=True,

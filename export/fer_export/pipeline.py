@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import torch
 
 from fer_export.fp16 import halve_model
@@ -32,7 +31,7 @@ from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, checkpoint_pat
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.model.parity import FloatArray, run_model
-from fer_runtime.model.session import open_session
+from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
 
@@ -222,7 +221,7 @@ def _exported(subject: Subject) -> onnx.ModelProto:
         open_session(model.SerializeToString(), source="the exported model")
     except ModelFileError as error:
         raise ModelFileError(
-            f"onnxruntime {onnxruntime.__version__} cannot run a model of opset {subject.opset} ({error}); {advice}"
+            f"onnxruntime {runtime_version()} cannot run a model of opset {subject.opset} ({error}); {advice}"
         ) from error
     return model
 

@@ -29,6 +29,7 @@ from click.core import ParameterSource
 
 from fer_runtime import __version__
 from fer_runtime.errors import ExtraMissingError, FerError
+from fer_runtime.files import cache_folder
 from fer_runtime.registry import PLUGINS_VARIABLE, Registry, load_plugins
 from fer_runtime.text import printable
 
@@ -46,7 +47,8 @@ _OPENCV_ENVIRONMENT = {
     "OPENCV_FFMPEG_LOGLEVEL": "-8",  # AV_LOG_QUIET
     "OPENCV_IO_MAX_IMAGE_PIXELS": str(1 << 40),  # --max-pixels is checked before an image is decoded
 }
-
+# Where libraries would leave files in the user's home or in the folder for temporary files.
+_CACHES = {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor"}
 
 _HINTED_RUNS = 2
 
@@ -203,6 +205,9 @@ def prepare_process() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, value in _OPENCV_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    with suppress(RuntimeError):  # a container's user may have no home folder
+        for name, folder in _CACHES.items():
+            os.environ.setdefault(name, str(cache_folder() / folder))
 
 
 class _ErrorLine(click.ClickException):

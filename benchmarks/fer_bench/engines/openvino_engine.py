@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-import openvino
+# Importing openvino sends telemetry and leaves a device id in the home folder, unless this package is missing.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
-from fer_bench.engines import Run
+import openvino  # noqa: E402
+
+from fer_bench.engines import Run  # noqa: E402
 
 
 def load(source: Path, *, model: str, threads: int, batch: int, arithmetic: str = "f32") -> Run:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-import onnxruntime
 
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.calibration import Calibration
@@ -25,7 +24,7 @@ from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.onnx_file import content_digest
 from fer_runtime.model.parity import Tolerance, Uint8Array, run_model
 from fer_runtime.model.self_test import run_self_test
-from fer_runtime.model.session import open_session
+from fer_runtime.model.session import open_session, runtime_version
 from fer_runtime.system import instruction_sets
 from fer_train.checkpoints import Checkpoint
 from fer_train.data.folders import LabelledFaces
@@ -96,7 +95,7 @@ def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
         tolerance=REPLAY_TOLERANCES[judged.precision],
         measured={} if judged.parity.comparison is None else judged.parity.comparison.to_dict(),
         made_with={
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": runtime_version(),
             "provider": "CPU",
             "machine": platform.machine(),
             "cpu_flags": " ".join(instruction_sets()),

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import onnxscript
 import torch
 
@@ -23,6 +22,7 @@ from fer_runtime import __version__
 from fer_runtime.errors import ParityError
 from fer_runtime.files import write_atomically
 from fer_runtime.model.find import Precision
+from fer_runtime.model.session import runtime_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def tool_versions() -> dict[str, str]:
         "torch": torch.__version__,
         "onnx": onnx.__version__,
         "onnxscript": onnxscript.__version__,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": runtime_version(),
         "numpy": np.__version__,
     }
 

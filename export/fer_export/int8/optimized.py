@@ -6,11 +6,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import onnxruntime
-
 from fer_runtime.model.onnx_file import Node, read_onnx
 from fer_runtime.model.parity import Check
-from fer_runtime.model.session import session_options
+from fer_runtime.model.session import create_session, session_options
 
 
 def integer_check(content: bytes) -> Check:
@@ -37,5 +35,5 @@ def optimized_nodes(content: bytes) -> tuple[Node, ...]:
         path = Path(folder) / "optimized.onnx"
         options = session_options()
         options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        create_session(content, options)
         return read_onnx(path.read_bytes(), source="the optimised model").nodes

@@ -10,13 +10,12 @@ from pathlib import Path
 from statistics import fmean
 
 import click
-import onnxruntime
 
 from fer_export.gate.golden import textures
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.onnx_file import read_onnx_file
-from fer_runtime.model.session import session_options
+from fer_runtime.model.session import create_session, session_options
 
 _WARMUP_RUNS = 10
 
@@ -51,7 +50,7 @@ def profile_model(path: Path, *, batch: int = 1, runs: int = 200) -> tuple[NodeT
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         try:
-            session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+            session = create_session(content, options)
             for _ in range(_WARMUP_RUNS + runs):
                 session.run(None, {"faces": faces})
         except Exception as error:  # onnxruntime's exceptions share no base class of their own

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
@@ -111,6 +112,19 @@ class Inputs:
                 waiting += reversed(folders)
             else:
                 self.left_out.add_folders(folder, len(folders), has_pictures=files > 0)
+
+
+def find_images(
+    paths: str | PathLike[str] | Iterable[str | PathLike[str]], *, recursive: bool = False
+) -> Iterator[str]:
+    """The images that files, folders and glob patterns stand for, in the order of a `fer-infer` run.
+
+    Args:
+        paths: one path, or several.
+        recursive: search folders inside folders too.
+    """
+    given = [paths] if isinstance(paths, (str, PathLike)) else paths
+    return iter(Inputs((os.fspath(path) for path in given), recursive))
 
 
 def expanded(path: str, suffixes: Container[str] | None = None) -> list[str]:

@@ -41,6 +41,7 @@ from fer_runtime.detectors.yunet_file import yunet_path
 from fer_runtime.errors import ClusterError, FerError, OutputError
 from fer_runtime.files import CACHE_VARIABLE
 from fer_runtime.images import read_bytes
+from fer_runtime.model.session import runtime_version
 from fer_runtime.output.parquet import to_parquet
 from fer_runtime.output.rows import JsonLines
 from fer_runtime.recognizer import Recognizer
@@ -89,9 +90,8 @@ def pack_recognizer(recognizer: Recognizer, *, yunet: Path | None = None, **opti
 def settings_of(recognizer: Recognizer) -> dict[str, Any]:
     """What the rows depend on besides the pictures, with the versions that must agree on all machines."""
     import cv2
-    import onnxruntime
 
-    versions = {"fer-edge": __version__, "onnxruntime": onnxruntime.__version__, "opencv": cv2.__version__}
+    versions = {"fer-edge": __version__, "onnxruntime": runtime_version(), "opencv": cv2.__version__}
     return recognizer.settings() | versions
 
 

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnxruntime  # fer_runtime/__init__.py has turned its telemetry off
+
 from fer_runtime.errors import ModelFileError, ProviderError
-
-# onnxruntime's Linux wheel records telemetry unless this is set before its import.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-import onnxruntime
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -52,6 +49,11 @@ def session_options(*, threads: int = 1) -> SessionOptions:
     # Spinning threads burn a core that the camera or the decoder needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def create_session(content: bytes, options: SessionOptions) -> InferenceSession:
+    """A session on the CPU with other options than `open_session` takes, for checks of the export."""
+    return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True, slots=True)
