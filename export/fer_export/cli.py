@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.command import FerCommand, Rule, RunOptions, needs_extra, option_group, take_options
 from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS, parse_labels
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
 
 if TYPE_CHECKING:
     from fer_export.gate.accuracy import Budget
@@ -29,104 +30,149 @@ def _labels(context: click.Context, parameter: click.Parameter, value: str | Non
         raise click.BadParameter(str(error), context, parameter) from None
 
 
-@click.command(cls=FerCommand, context_settings={"max_content_width": 100})
-@click.option(
-    "--model",
-    type=click.Choice(MODEL_NAMES),
-    help="Network to export: v0, a small CNN; v1, a ResNet18; v2 and v3, ResNets for small faces.",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRun(RunOptions):
+    """Export a checkpoint."""
+
+    title: ClassVar[str] = "an export"
+
+    model: str | None
+    precisions: tuple[Precision, ...]
+    checkpoint: Path | None
+    labels: tuple[str, ...] | None
+    data: Path | None
+    opset: int
+    models_dir: Path
+    budget: str
+    keep_anyway: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectRun(RunOptions):
+    """Describe an exported file."""
+
+    title: ClassVar[str] = "--inspect"
+
+    inspected: Path
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteRun(RunOptions):
+    """Write a web page for an exported model."""
+
+    title: ClassVar[str] = "--site"
+
+    site: Path
+    model: str | None  # None: the best that is there
+    precisions: tuple[Precision, ...]
+    models_dir: Path
+    serve: bool
+    ort_web: Path | None
+    yunet: Path | None
+
+
+_RULES = (
+    Rule(
+        "budget",
+        when=lambda given: "int8" not in given["precisions"] and not given["inspected"] and not given["site"],
+        because="only with --precision int8",
+    ),
+    Rule(
+        "keep_anyway",
+        when=lambda given: not set(given["precisions"]) - {"fp32"} and not given["inspected"] and not given["site"],
+        because="only with --precision int8 or fp16",
+    ),
 )
-@click.option(
-    "--precision",
-    "precisions",
-    type=click.Choice(PRECISIONS),
-    multiple=True,
-    help="Arithmetic of the file: fp32; int8, a quarter of the size and faster on CPUs, needs --data; "
-    "fp16, half the size, for storage and GPUs. May be given several times. [default: fp32]",
+
+
+@click.command(cls=FerCommand, runs=(ExportRun, InspectRun, SiteRun), rules=_RULES)
+@option_group(
+    "Model",
+    click.option(
+        "--model",
+        type=click.Choice(MODEL_NAMES),
+        help="Network: v0, a small CNN; v1, a ResNet18; v2 and v3, ResNets for small faces.",
+    ),
+    click.option(
+        "--precision",
+        "precisions",
+        type=click.Choice(PRECISIONS),
+        multiple=True,
+        help="Precision of the file: fp32; int8, a quarter of the size and faster on CPUs, needs --data; "
+        "fp16, half the size, for storage and GPUs. May be given several times. [default: fp32]",
+    ),
+    click.option(
+        "--checkpoint",
+        type=_FILE,
+        help="Trained weights: a checkpoint of fer-train, a state dict, or a pickled module of the first version. "
+        "[default: the model's own in --models-dir]",
+    ),
+    click.option(
+        "--labels",
+        callback=_labels,
+        metavar="A,B,...",
+        help="Order of the checkpoint's logits, for a file of another program. [default: "
+        + ",".join(EXPRESSIONS)
+        + "; FER2013's csv has angry,disgust,fear,happy,sad,surprise,neutral]",
+    ),
+    click.option(
+        "--models-dir",
+        type=_FOLDER,
+        default=DEFAULT_MODELS_DIR,
+        show_default=True,
+        help="Folder of the checkpoint and of the exported models.",
+    ),
+    click.option("--opset", type=click.IntRange(min=1), default=18, show_default=True, help="ONNX opset version."),
 )
-@click.option(
-    "--checkpoint",
-    type=_FILE,
-    help="Trained weights: of fer-train, a plain state dict, or a whole module as the first version saved it. "
-    "[default: the model's own in --models-dir]",
+@option_group(
+    "Gate",
+    click.option(
+        "--data",
+        type=_FOLDER,
+        help="Labelled faces: a folder with images/train and images/validation, or with train and validation. "
+        "They fit the temperature and judge int8. Without them, synthetic faces are compared.",
+    ),
+    click.option(
+        "--budget",
+        default="0.5,0.5,2",
+        show_default=True,
+        metavar="A,F,R",
+        help="What int8 may lose against fp32, in points: accuracy, macro-F1, recall of the weakest class.",
+    ),
+    click.option(
+        "--keep-anyway",
+        is_flag=True,
+        help="Publish an int8 or fp16 file that fails its gate. Its metadata says so. fp32 is not published then.",
+    ),
 )
-@click.option(
-    "--labels",
-    callback=_labels,
-    metavar="A,B,...",
-    help="Order of the checkpoint's logits, for a file of another program. [default: "
-    + ",".join(EXPRESSIONS)
-    + "; FER2013's csv has angry,disgust,fear,happy,sad,surprise,neutral]",
+@option_group(
+    "Inspect a file (needs no extra)",
+    click.option("--inspect", "inspected", type=_FILE, metavar="FILE", help="Describe an .onnx file."),
+    click.option("--json", "as_json", is_flag=True, help="Print the description as JSON."),
 )
-@click.option(
-    "--data",
-    type=_FOLDER,
-    help="Labelled faces: a folder with images/train and images/validation, or with train and validation. "
-    "They fit the temperature and judge int8. Without them made-up faces are compared.",
+@option_group(
+    "Web page (needs no extra)",
+    click.option(
+        "--site",
+        type=_FOLDER,
+        metavar="DIR",
+        help="Write a web page that runs an exported model to DIR; any static server serves it. "
+        "[default model: the first available of " + ", ".join(PREFERENCE) + ", in int8 if available]",
+    ),
+    click.option("--serve", is_flag=True, help="Serve the page on this machine only, until Ctrl-C."),
+    click.option(
+        "--ort-web",
+        type=_FOLDER,
+        help="The unpacked npm package onnxruntime-web. [default: fetched once through npm, at a pinned version]",
+    ),
+    click.option(
+        "--yunet",
+        type=_FILE,
+        help="YuNet's file, which finds faces in the page. Without it the page has a frame for one face.",
+    ),
 )
-@click.option("--opset", type=click.IntRange(min=1), default=18, show_default=True, help="ONNX opset version.")
-@click.option(
-    "--models-dir",
-    type=_FOLDER,
-    default=DEFAULT_MODELS_DIR,
-    show_default=True,
-    help="Where the checkpoint is read and the models are written.",
-)
-@click.option(
-    "--budget",
-    default="0.5,0.5,2",
-    show_default=True,
-    metavar="A,F,R",
-    help="What int8 may lose against fp32, in points: accuracy, macro-F1, recall of the weakest class.",
-)
-@click.option(
-    "--keep-anyway",
-    is_flag=True,
-    help="Publish an int8 or fp16 file that fails its gate; its metadata says so. fp32 is never published then.",
-)
-@click.option(
-    "--inspect",
-    "inspected",
-    type=_FILE,
-    metavar="FILE",
-    help="Say what an .onnx file is, and exit. Needs no extra.",
-)
-@click.option("--json", "as_json", is_flag=True, help="With --inspect: as JSON.")
-@click.option(
-    "--site",
-    type=_FOLDER,
-    metavar="DIR",
-    help="Write a web page that runs an exported model (int8 where it is there, unless --precision says "
-    "otherwise) to DIR, and exit. Any static server serves it. Needs no extra.",
-)
-@click.option("--serve", is_flag=True, help="With --site: serve the page on this machine only, until Ctrl-C.")
-@click.option(
-    "--ort-web",
-    type=_FOLDER,
-    help="With --site: the unpacked npm package onnxruntime-web. "
-    "[default: fetched once through npm, at a pinned version]",
-)
-@click.option(
-    "--yunet",
-    type=_FILE,
-    help="With --site: YuNet's file, which finds faces in the page; without it the page has a frame for one face.",
-)
-def main(
-    model: str | None,
-    precisions: tuple[Precision, ...],
-    checkpoint: Path | None,
-    labels: tuple[str, ...] | None,
-    data: Path | None,
-    opset: int,
-    models_dir: Path,
-    budget: str,
-    keep_anyway: bool,
-    inspected: Path | None,
-    as_json: bool,
-    site: Path | None,
-    serve: bool,
-    ort_web: Path | None,
-    yunet: Path | None,
-) -> None:
+def main(**given: Any) -> None:
     """Export a trained network to ONNX and check its parity with PyTorch.
 
     \b
@@ -135,21 +181,26 @@ def main(
     fer-export --inspect models/model_0.onnx
     fer-export --model v0 --site site --serve                     the model in a browser
 
-    A file is published only when it passes its gate: written beside its place, read back, replayed,
-    then renamed. Otherwise nothing changes, the report says why, and the command exits 1.
+    A file is published only if it passes its gate. Otherwise nothing changes, the report says why,
+    and the command exits 1.
     """
-    if inspected is not None:
-        from fer_runtime.model.inspect import inspect_model
+    if given["inspected"] is not None:
+        _inspect(take_options(InspectRun))
+    elif given["site"] is not None:
+        _site(take_options(SiteRun))
+    else:
+        _export(take_options(ExportRun))
 
-        facts = inspect_model(inspected)
-        click.echo(json.dumps(facts.to_dict(), indent=1) if as_json else facts.to_text())
-        return
-    if site is None and (serve or ort_web or yunet):
-        raise click.UsageError("--serve, --ort-web and --yunet go with --site DIR.")
-    if site is not None:
-        _site(model or "v0", precisions, models_dir, site, serve=serve, ort_web=ort_web, yunet=yunet)
-        return
-    if model is None:
+
+def _inspect(options: InspectRun) -> None:
+    from fer_runtime.model.inspect import inspect_model
+
+    facts = inspect_model(options.inspected)
+    click.echo(json.dumps(facts.to_dict(), indent=1) if options.as_json else facts.to_text())
+
+
+def _export(options: ExportRun) -> None:
+    if options.model is None:
         raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(MODEL_NAMES)}.")
     with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         from fer_export.gate.report import ExportRefusedError
@@ -157,15 +208,15 @@ def main(
 
     try:
         report = export_model(
-            model,
-            precisions=precisions or ("fp32",),
-            checkpoint=checkpoint,
-            labels=labels,
-            data=data,
-            opset=opset,
-            models_dir=models_dir,
-            budget=_budget(budget),
-            keep_anyway=keep_anyway,
+            options.model,
+            precisions=options.precisions or ("fp32",),
+            checkpoint=options.checkpoint,
+            labels=options.labels,
+            data=options.data,
+            opset=options.opset,
+            models_dir=options.models_dir,
+            budget=_budget(options.budget),
+            keep_anyway=options.keep_anyway,
             progress=lambda text: click.echo(text, err=True),
         )
     except ExportRefusedError as error:
@@ -174,33 +225,25 @@ def main(
     _show(report)
 
 
-def _site(
-    model: str,
-    precisions: tuple[Precision, ...],
-    models_dir: Path,
-    folder: Path,
-    *,
-    serve: bool,
-    ort_web: Path | None,
-    yunet: Path | None,
-) -> None:
+def _site(options: SiteRun) -> None:
     from fer_export.site.write import create_server, write_site
     from fer_runtime.model.find import find_model
 
-    if len(precisions) > 1:
-        raise click.UsageError("A site runs one model; give --precision once.")
+    if len(options.precisions) > 1:
+        raise click.UsageError("--site runs one model; give --precision once")
+    precision = options.precisions[0] if options.precisions else "int8"
     try:
-        path = find_model(model, precision=precisions[0] if precisions else "int8", models_dir=models_dir)
+        path = find_model(options.model, precision=precision, models_dir=options.models_dir)
     except ModelFileError:
-        if precisions:
+        if options.precisions:
             raise
         # A model whose int8 file did not pass its gate has none.
-        path = find_model(model, precision="fp32", models_dir=models_dir)
-    written = write_site(folder, model=path, ort_web=ort_web, yunet=yunet)
+        path = find_model(options.model, precision="fp32", models_dir=options.models_dir)
+    written = write_site(options.site, model=path, ort_web=options.ort_web, yunet=options.yunet)
     finder = "YuNet finds the faces" if written.has_detector else "a frame for one face; --yunet FILE finds faces"
-    click.echo(f"{folder}  {path.name}, {written.site_bytes / 1e6:.1f} MB, {finder}")
-    if serve:
-        with create_server(folder) as server:
+    click.echo(f"{options.site}  {path.name}, {written.site_bytes / 1e6:.1f} MB, {finder}")
+    if options.serve:
+        with create_server(options.site) as server:
             click.echo(f"http://127.0.0.1:{server.server_address[1]}/  Ctrl-C ends it")
             with suppress(KeyboardInterrupt):
                 server.serve_forever()

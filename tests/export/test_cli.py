@@ -91,3 +91,25 @@ def test_a_checkpoint_in_another_label_order_becomes_the_same_model(trained_v0: 
     refused = CliRunner().invoke(main, [*options, "--labels", "angry,angry"])
     assert refused.exit_code == 2
     assert "does not name each of these once" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (
+            ("--inspect", "a.onnx", "--data", "/nosuch", "--budget", "junk"),
+            "--inspect does not use --data, --budget; leave them out",
+        ),
+        (("--inspect", "a.onnx", "--model", "v0"), "--inspect does not use --model;"),
+        (("--site", "page", "--opset", "18", "--keep-anyway"), "--site does not use --opset, --keep-anyway;"),
+        (("--model", "v0", "--json", "--yunet", "y"), "an export does not use --json, --yunet;"),
+        (("--model", "v0", "--budget", "1,1,1"), "--budget: only with --precision int8"),
+        (("--model", "v0", "--keep-anyway"), "--keep-anyway: only with --precision int8 or fp16"),
+        (("--site", "page", "--precision", "int8", "--precision", "fp32"), "--site runs one model"),
+    ],
+)
+def test_an_option_that_is_not_used_is_named(arguments: tuple[str, ...], named: str) -> None:
+    run = CliRunner().invoke(main, arguments)
+    assert run.exit_code == 2
+    said = " ".join(run.stderr.partition("Error: ")[2].split())
+    assert said.startswith(named)

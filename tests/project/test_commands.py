@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from importlib.metadata import entry_points, version
 
 import click
 import pytest
 from click.testing import CliRunner
+
+from fer_runtime.command import FerCommand
 
 
 def all_commands() -> Iterator[tuple[str, click.Command]]:
@@ -50,3 +53,24 @@ def test_an_option_means_the_same_everywhere(option: str) -> None:
 @pytest.mark.parametrize("path", [path for path in COMMANDS if " " not in path])
 def test_every_command_tells_its_version(path: str) -> None:
     assert CliRunner().invoke(COMMANDS[path], ["--version"]).output == f"fer-edge {version('fer-edge')}\n"
+
+
+@pytest.mark.parametrize("path", [path for path, command in COMMANDS.items() if getattr(command, "runs", ())])
+def test_every_option_is_used_by_a_run_and_every_run_names_options(path: str) -> None:
+    """A dataclass per kind of run says what it uses; `take_options` refuses the rest."""
+    command = COMMANDS[path]
+    assert isinstance(command, FerCommand)
+    parameters = {parameter.name for parameter in command.params}
+    used = {run: {field.name for field in dataclasses.fields(run)} for run in command.runs}
+    assert {run.__name__: names - parameters for run, names in used.items() if names - parameters} == {}
+    assert parameters - set().union(*used.values()) == set()
+    assert {name for rule in command.rules for name in rule.options} <= parameters
+    assert [run for run in command.runs if not run.title] == []
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_the_short_option_shows_the_same_help(path: str) -> None:
+    program, *subcommands = path.split()
+    shown = [CliRunner().invoke(COMMANDS[program], [*subcommands, option]) for option in ("-h", "--help")]
+    assert shown[0].exit_code == 0
+    assert shown[0].output == shown[1].output

@@ -433,6 +433,12 @@ def test_the_command_writes_a_site(ort_web: Path, tmp_path: Path) -> None:
     listed = json.loads(worker.partition("const FILES = ")[2].partition(";")[0])
     assert all((folder / name).exists() for name in listed)
     assert {"index.html", "app.js", "model.onnx", "ort/ort-wasm-simd-threaded.wasm"} <= set(listed)
+    # Without a name it is the model that fer-infer takes as well.
+    result = CliRunner().invoke(
+        main, ["--models-dir", str(MODELS), "--site", str(tmp_path / "default"), "--ort-web", str(ort_web)]
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "default" / "model.onnx").read_bytes() == (MODELS / "model_v3.int8.onnx").read_bytes()
 
 
 def test_a_model_without_int8_is_written_in_fp32(
