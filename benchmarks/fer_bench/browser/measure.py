@@ -1,34 +1,41 @@
-"""A face in a browser tab: the site's way and face-api.js, both in WebAssembly on one thread, in turns."""
+"""Time one face in a browser tab: the exported site and face-api.js, both in WebAssembly on one thread, in turns."""
 
 from __future__ import annotations
 
 import base64
 import json
+import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_bench.browser.chromium import NAMES, Browser, find_browser
 from fer_bench.console import json_option, models_dir_option, say_environment, show_progress, write_json
-from fer_runtime.command import FerCommand
+from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# Chromium's sandbox needs rights that containers lack; only pages of ours are opened.
+CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu")
+_TIMEOUT_MS = 60_000
+
 FACE_API_VERSION = "1.7.15"
 _FACE_API_INTEGRITY = "sha512-WDMmK3CfNLo8jylWqMoQgf4nIst3M0fzx1dnac96wv/dvMTN4DxC/Pq1DGtduDk1lktCamQ3MIDXFnvrdHTXDw=="
-# The TensorFlow.js that this face-api.js contains; its WebAssembly comes as a package of its own.
+# The TensorFlow.js inside this face-api.js; its WebAssembly files are a separate package.
 _TFJS_VERSION = "4.22.0"
 _TFJS_INTEGRITY = "sha512-/IYhReRIp4jg/wYW0OwbbJZG8ON87mbz0PgkiP3CdcACRSvUN0h8rvC0O3YcDtkTQtFWF/tcXq/KlVDyV49wmA=="
 FACE_API = "face-api.js"
-# Without them a page's clock ticks in 100 microseconds, more than a face takes.
+# Without these headers the page's clock has a resolution of 100 microseconds, longer than a face takes.
 _FINE_CLOCK = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>Timing</title><link rel="icon" href="data:,">
@@ -79,9 +86,23 @@ class BrowserMissingError(FerError):
     """No Chromium is installed."""
 
 
+def find_chromium() -> str:
+    """Path of the installed Chromium or Chrome.
+
+    Raises:
+        BrowserMissingError: none is installed.
+    """
+    path = next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
+    if path is None:
+        raise BrowserMissingError(
+            f"needs a browser: none of {', '.join(CHROMIUM_NAMES)} is installed; on Debian: apt-get install chromium"
+        )
+    return path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowserResult:
-    """One way to seven probabilities in a tab: from a canvas of 48 x 48 pixels to named numbers."""
+    """Time from a canvas of 48 x 48 pixels to seven named probabilities in a tab."""
 
     name: str  # "v0 int8" or "face-api.js 1.7.15"
     p50_ms: float
@@ -89,9 +110,9 @@ class BrowserResult:
     min_ms: float
     runs: int
     round_p50_ms: tuple[float, ...]
-    cold_ms: float  # median: from navigation, with a new profile, to the first answer
-    transferred_bytes: int  # by that first visit, uncompressed, HTTP headers included
-    probabilities: dict[str, float]  # of the first face, to see that it is an answer
+    cold_ms: float  # median: from navigation, in a new browser, to the first answer
+    transferred_bytes: int  # in that first visit, uncompressed, HTTP headers included
+    probabilities: dict[str, float]  # of the first face, to check the answer
 
     @property
     def spread(self) -> float:
@@ -118,8 +139,8 @@ def measure_browser(
         models: names and exported files.
         rounds: turns of each tab.
         seconds: length of a turn.
-        cold_starts: visits with a new profile.
-        with_face_api: measure face-api.js in the same rounds.
+        cold_starts: visits in a new browser with an empty profile.
+        with_face_api: also measure face-api.js, in the same rounds.
         ort_web: see `write_site`.
 
     Returns:
@@ -129,11 +150,9 @@ def measure_browser(
         BrowserMissingError: no Chromium is installed.
         DownloadError: a package cannot be fetched.
     """
-    program = find_browser()
-    if program is None:
-        raise BrowserMissingError(
-            f"needs a browser: none of {', '.join(NAMES)} is installed; on Debian: apt-get install chromium"
-        )
+    path = find_chromium()
+    with needs_extra("dev"):
+        from playwright.sync_api import sync_playwright
     with tempfile.TemporaryDirectory(prefix="fer-edge-browser-") as name, ExitStack() as stack:
         root = Path(name)
         faces = _golden_faces(models[0][1])
@@ -147,16 +166,23 @@ def measure_browser(
         urls = {label: f"{address}{folder.relative_to(root).as_posix()}/bench.html" for label, folder in pages}
         total, done = len(pages) * (cold_starts + rounds), 0
         cold: dict[str, list[tuple[float, int]]] = {label: [] for label in urls}
+        chromium = stack.enter_context(sync_playwright()).chromium
+
+        def launch() -> Browser:
+            return chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+
         for _ in range(cold_starts):
             for label, url in urls.items():
-                cold[label].append(_visit_cold(program, url))
+                with launch() as browser:
+                    cold[label].append(_visit_cold(browser, url))
                 done += 1
                 progress(done, total)
-        browser = stack.enter_context(Browser(program))
-        tabs = {label: browser.open(url) for label, url in urls.items()}
+        browser = stack.enter_context(launch())
+        tabs = {label: browser.new_page() for label in urls}
         first = {}
         for label, tab in tabs.items():
-            tab.wait_for("window.ready", seconds=60)
+            tab.goto(urls[label])
+            tab.wait_for_function("window.ready", timeout=_TIMEOUT_MS, polling=50)
             first[label] = tab.evaluate("window.first")
             tab.evaluate(f"measure({min(seconds, 1.0)}).then(() => true)")  # the engine compiles what runs often
         times: dict[str, list[list[float]]] = {label: [] for label in urls}
@@ -165,8 +191,9 @@ def measure_browser(
                 times[label].append(tabs[label].evaluate(f"measure({seconds})"))
                 done += 1
                 progress(done, total)
-        version = str(browser.ask("Browser.getVersion")["product"])
-        return version, [_result(label, times[label], cold[label], first[label]) for label in urls]
+        return f"Chromium {browser.version}", [
+            _result(label, times[label], cold[label], first[label]) for label in urls
+        ]
 
 
 def _result(
@@ -188,14 +215,17 @@ def _result(
     )
 
 
-def _visit_cold(program: str, url: str) -> tuple[float, int]:
-    with Browser(program) as browser:
-        tab = browser.open(url)
-        ready = float(tab.wait_for("window.ready", seconds=60))
-        # The answer is there before the last "finished" event of a small file may be.
-        time.sleep(0.2)
-        tab.evaluate("0")
-        return ready, tab.transferred_bytes()
+def _visit_cold(browser: Browser, url: str) -> tuple[float, int]:
+    """Milliseconds until the first answer, and bytes transferred."""
+    tab = browser.new_page()
+    sizes: list[float] = []
+    network = tab.context.new_cdp_session(tab)
+    network.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    network.send("Network.enable")
+    # Waiting for the network to be idle collects the size of every file.
+    tab.goto(url, wait_until="networkidle", timeout=_TIMEOUT_MS)
+    tab.wait_for_function("window.ready", timeout=_TIMEOUT_MS, polling=50)
+    return float(tab.evaluate("window.ready")), round(sum(sizes))
 
 
 def _our_page(folder: Path, model: Path, ort_web: Path | None) -> Path:
@@ -228,7 +258,7 @@ def _their_page(folder: Path) -> Path:
 
 
 def _golden_faces(model: Path) -> list[str]:
-    """The faces of the model's certificate, base64."""
+    """The faces of the model's certificate, in base64."""
     from fer_runtime.model.certificate import parse_certificate
     from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
     from fer_runtime.model.onnx_file import read_onnx_file
@@ -259,16 +289,16 @@ def _served(folder: Path) -> Iterator[str]:
     "precisions",
     type=click.Choice(PRECISIONS),
     multiple=True,
-    help="Its files. May be given several times. [default: all that are there]",
+    help="Precision to time. May be repeated. [default: all that exist]",
 )
 @models_dir_option
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each tab.")
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="Length of a turn.")
-@click.option("--no-face-api", is_flag=True, help="Leave face-api.js out; it is fetched through npm.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Number of turns per tab.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="Seconds per turn.")
+@click.option("--no-face-api", is_flag=True, help="Skip face-api.js, which is fetched with npm.")
 @click.option(
     "--ort-web",
     type=click.Path(path_type=Path, file_okay=False),
-    help="The unpacked npm package onnxruntime-web. [default: fetched once through npm]",
+    help="Folder of the unpacked npm package onnxruntime-web. [default: fetched once with npm]",
 )
 @json_option
 def browser(
@@ -281,10 +311,10 @@ def browser(
     ort_web: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Time a face in a browser tab, beside face-api.js.
+    """Time one face in a browser tab, next to face-api.js.
 
-    From a canvas of 48 x 48 pixels to seven named probabilities, in WebAssembly on one thread, in a headless
-    Chromium: median, 95th percentile and minimum in ms; time and bytes of a first visit.
+    Measures the time from a canvas of 48 x 48 pixels to seven named probabilities, in WebAssembly on one thread in a
+    headless Chromium: median, 95th percentile and minimum in ms. Also measures the time and size of a first visit.
     """
     from fer_bench.environment import environment
     from fer_bench.latency.measure import BUSY_SPREAD, configurations
@@ -310,13 +340,15 @@ def browser(
     )
     click.echo(version, err=True)
     theirs = next((one for one in results if one.name.startswith(FACE_API)), None)
-    click.echo(f"{'in the tab':20} {'p50 ms':>8} {'p95':>8} {'min':>8} {'faster':>8} {'first visit ms':>15} {'MB':>6}")
+    click.echo(
+        f"{'in the tab':20} {'p50 ms':>8} {'p95':>8} {'min':>8} {'speed-up':>8} {'first visit ms':>15} {'MB':>6}"
+    )
     for one in results:
-        faster = f"{theirs.p50_ms / one.p50_ms:.1f} x" if theirs is not None and theirs is not one else ""
+        speed_up = f"{theirs.p50_ms / one.p50_ms:.1f} x" if theirs is not None and theirs is not one else ""
         click.echo(
-            f"{one.name:20} {one.p50_ms:8.3f} {one.p95_ms:8.3f} {one.min_ms:8.3f} {faster:>8} "
+            f"{one.name:20} {one.p50_ms:8.3f} {one.p95_ms:8.3f} {one.min_ms:8.3f} {speed_up:>8} "
             f"{one.cold_ms:15.0f} {one.transferred_bytes / 1e6:6.2f}"
         )
     if (spread := max(one.spread for one in results)) > BUSY_SPREAD:
-        click.echo(f"warning: the machine was busy: a tab's rounds differ by up to {spread:.0%}", err=True)
+        click.echo(f"warning: the machine was busy: the rounds of one tab differ by up to {spread:.0%}", err=True)
     write_json(json_path, machine | {"browser": version}, [one.to_dict() for one in results])

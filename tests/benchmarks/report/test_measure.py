@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from playwright.sync_api import Browser
 from tests.benchmarks.test_robustness import write_band_pictures
+from tests.chromium import launched, visiting
 from tests.runtime.tiny_models import write_band_model
 
-from fer_bench.browser.chromium import NAMES, Browser, find_browser
 from fer_bench.cli import main
 from fer_bench.report.data import parse_report, read_report
 from fer_bench.report.measure import reliability_bins
@@ -406,10 +407,7 @@ def test_the_command_wants_pictures_or_a_file(arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = find_browser()
-    if path is None:
-        pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed")
-    with Browser(path) as one:
+    with launched() as one:
         yield one
 
 
@@ -427,10 +425,11 @@ def test_a_browser_finds_no_error_and_asks_for_nothing(
     file = tmp_path / "report.html"
     file.write_text(page)
     questions = {"too wide": _TOO_WIDE, "plots": _VISIBLE, "paper": _PAPER, "title": "document.title"}
-    visit = browser.visit(file, width=width, dark=dark, expressions=questions)
+    with visiting(browser, file.as_uri(), width=width, dark=dark) as visit:
+        answers = {name: visit.evaluate(expression) for name, expression in questions.items()}
     assert visit.requests == []
     assert visit.complaints == []
-    assert visit.values == {
+    assert answers == {
         "too wide": [],
         "plots": 18,  # of the two plots that come in two widths, one each
         "paper": "rgb(22, 25, 29)" if dark else "rgb(255, 255, 255)",
@@ -445,10 +444,12 @@ def test_the_browser_would_see_a_request_and_an_error(browser: Browser, page: st
     assert policy
     leaky = '<img src="http://127.0.0.1:9/pixel.png">'
     file.write_text(page.replace(policy[0], "").replace("<main>", f"<main>{leaky}<script>none()</script>"))
-    visit = browser.visit(file, width=400)
+    with visiting(browser, file.as_uri(), width=400) as visit:
+        pass
     assert visit.requests == ["http://127.0.0.1:9/pixel.png"]
     assert any("none is not defined" in one for one in visit.complaints)
     # With the policy the same page asks for nothing, and says so in the console.
     file.write_text(page.replace("<main>", f"<main>{leaky}"))
-    guarded = browser.visit(file, width=400)
+    with visiting(browser, file.as_uri(), width=400) as guarded:
+        pass
     assert any("Content Security Policy" in one for one in guarded.complaints)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from playwright.sync_api import Browser
+from tests.chromium import Visit, launched, visiting
 from tests.conftest import CHECKOUT
 from tests.runtime.tiny_models import write_band_model
 
-from fer_bench.browser.chromium import NAMES, Browser, Page, find_browser
 from fer_export.cli import main
 from fer_export.site.write import (
     ORT_WEB_INTEGRITY,
@@ -48,9 +49,6 @@ READY = "document.documentElement.dataset.ready"
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A Chromium whose camera shows Eileen Collins in the middle of a frame of 640 x 480 pixels."""
-    path = find_browser()
-    if path is None:
-        pytest.skip(f"needs a browser: none of {', '.join(NAMES)} is installed")
     film = tmp_path_factory.mktemp("film") / "camera.mjpeg"
     is_encoded, jpeg = cv2.imencode(".jpg", camera_frame(), [cv2.IMWRITE_JPEG_QUALITY, 95])
     assert is_encoded
@@ -60,7 +58,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-video-capture={film}",
     ]
-    with Browser(path, flags=flags) as one:
+    with launched(*flags) as one:
         yield one
 
 
@@ -131,14 +129,15 @@ def camera_frame() -> Any:
     return frame
 
 
-def opened(browser: Browser, address: str, **how: Any) -> Page:
-    page = browser.open(address, **how)
-    assert page.wait_for(READY) == "yes", page.evaluate("document.getElementById('problem').textContent")
-    page.wait_for("document.getElementById('certificate').textContent")
-    return page
+@contextmanager
+def opened(browser: Browser, address: str, **how: Any) -> Iterator[Visit]:
+    with visiting(browser, address, **how) as page:
+        assert page.wait_for(READY) == "yes", page.evaluate("document.getElementById('problem').textContent")
+        page.wait_for("document.getElementById('certificate').textContent")
+        yield page
 
 
-def run_faces(page: Page, faces: Any) -> Any:
+def run_faces(page: Visit, faces: Any) -> Any:
     """The page's logits for faces uint8 (faces, 48, 48)."""
     text = base64.b64encode(faces.tobytes()).decode()
     logits = page.evaluate(
@@ -234,7 +233,7 @@ def test_the_camera_gets_the_python_runtimes_expression(browser: Browser, site: 
         numbers = page.evaluate("document.querySelector('.face small').textContent")
         page.evaluate("document.getElementById('camera').click()")
         label = page.evaluate("document.getElementById('camera').textContent")
-        assert page.visit().complaints == []
+        assert page.complaints == []
     assert answer["expression"] == expected.expression
     assert numbers == "face 1"  # followed: frames later it has its first number
     assert label == "Start camera"
@@ -334,12 +333,11 @@ def test_nothing_is_complained_about_and_nothing_comes_from_elsewhere(
     with opened(browser, site, width=width, dark=dark) as page:
         page.evaluate("document.querySelectorAll('.samples button')[2].click()")
         page.wait_for("fer.answers.length === 5")
-        visit = page.visit()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("getComputedStyle(document.getElementById('framing')).display") == "none"
         text = page.evaluate("document.body.innerText")
-    assert visit.complaints == []
-    assert [one for one in visit.requests if not one.startswith((site, f"blob:{site}"))] == []
+    assert page.complaints == []
+    assert [one for one in page.requests if not one.startswith((site, f"blob:{site}"))] == []
     assert "Nothing is uploaded" in text
     assert "An expression is not a feeling" in text
 
@@ -347,19 +345,19 @@ def test_nothing_is_complained_about_and_nothing_comes_from_elsewhere(
 def test_the_policy_stops_a_request_to_another_origin(browser: Browser, framed_site: str) -> None:
     with opened(browser, framed_site) as page:
         stopped = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => String(error))")
-        complaints = " ".join(page.visit().complaints)
+        complaints = " ".join(page.complaints)
     assert stopped != "sent"
     assert "Content Security Policy" in complaints
 
 
 def test_it_works_without_a_network_once_loaded(browser: Browser, has_ort_web: None, tmp_path: Path) -> None:
     write_site(tmp_path, model=MODELS / "model_0.onnx")
-    with served(tmp_path) as address:
-        page = opened(browser, address)
-        page.evaluate("navigator.serviceWorker.ready.then(() => true)")
-        page.wait_for("navigator.serviceWorker.controller !== null")
-    with page:  # the server is gone
-        page.go(address)
+    with ExitStack() as stack:
+        with served(tmp_path) as address:
+            page = stack.enter_context(opened(browser, address))
+            page.evaluate("navigator.serviceWorker.ready.then(() => true)")
+            page.wait_for("navigator.serviceWorker.controller !== null")
+        page.page.goto(address)  # the server is gone
         assert page.wait_for(READY) == "yes"
         page.evaluate("document.querySelector('.samples button').click()")
         assert page.wait_for("fer.answers.length") == 1
@@ -381,7 +379,7 @@ def test_a_bad_model_file_gives_a_readable_message(
         (tmp_path / "model.onnx").unlink()
     else:
         (tmp_path / "model.onnx").write_bytes(content)
-    with served(tmp_path) as address, browser.open(address) as page:
+    with served(tmp_path) as address, visiting(browser, address) as page:
         assert page.wait_for(READY) == "no"
         assert message in page.evaluate("document.querySelector('#problem:not([hidden])').textContent")
         assert page.evaluate("document.getElementById('camera').disabled")
@@ -414,7 +412,7 @@ def test_any_static_server_will_do(browser: Browser, has_ort_web: None, tmp_path
             except OSError:
                 threading.Event().wait(0.1)
         with opened(browser, f"http://127.0.0.1:{port}/") as page:
-            assert page.visit().complaints == []
+            assert page.complaints == []
     finally:
         server.terminate()
         server.wait()

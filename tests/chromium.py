@@ -1,0 +1,81 @@
+"""Pages in the installed Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, sync_playwright
+
+from fer_bench.browser.measure import CHROMIUM_FLAGS, BrowserMissingError, find_chromium
+
+_TIMEOUT_MS = 60_000  # for a browser on a busy machine
+
+
+@dataclass(slots=True)
+class Visit:
+    """One open page with what it did so far."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)  # addresses, without the page's own and data: URLs
+    complaints: list[str] = field(default_factory=list)  # console messages and exceptions
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression; waits for a promise."""
+        return self.page.evaluate(expression)
+
+    def wait_for(self, expression: str) -> Any:
+        """The value of `expression` once it is true; fails after a minute."""
+        # Playwright's wait_for_function evaluates inside the page, which a Content Security Policy forbids.
+        deadline = time.monotonic() + _TIMEOUT_MS / 1000
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < deadline, f"{expression} stayed {value!r}; {self.complaints}"
+            self.page.wait_for_timeout(50)
+        return value
+
+    def press(self, key: str) -> None:
+        self.page.keyboard.press(key)
+
+
+@contextmanager
+def launched(*flags: str) -> Iterator[Browser]:
+    """A headless Chromium; skips the test where none is installed."""
+    try:
+        path = find_chromium()
+    except BrowserMissingError as error:
+        pytest.skip(str(error))
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=path, args=[*CHROMIUM_FLAGS, *flags]) as browser,
+    ):
+        yield browser
+
+
+@contextmanager
+def visiting(browser: Browser, address: str, *, width: int = 1280, dark: bool = False) -> Iterator[Visit]:
+    """A page at `address` in a profile of its own."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", permissions=["camera"]
+    )
+    with context, context.new_page() as page:
+        visit = Visit(page)
+
+        def note_request(request: Request) -> None:
+            if request.url != address and not request.url.startswith("data:"):
+                visit.requests.append(request.url)
+
+        def note_message(message: ConsoleMessage) -> None:
+            visit.complaints.append(message.text)
+
+        def note_error(error: Error) -> None:
+            visit.complaints.append(str(error))
+
+        page.on("request", note_request)
+        page.on("console", note_message)
+        page.on("pageerror", note_error)
+        page.goto(address, timeout=_TIMEOUT_MS)
+        yield visit
