@@ -244,6 +244,7 @@ SPY = """
 window.asked = [];
 const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
 navigator.mediaDevices.getUserMedia = (what) => { const answer = ask(what); asked.push(answer); return answer; };
+null;
 """
 
 

@@ -78,14 +78,7 @@ def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(pictures: P
 def _train(pictures: Path, models_dir: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fer_train", "--model", "v0", "--data", str(pictures), "--epochs", "4"]
     command += ["--models-dir", str(models_dir), "--no-plots", "--threads", "1", "--device", "cpu", *options]
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_listen_to_ctrl_c
-    )
-
-
-def _listen_to_ctrl_c() -> None:
-    # Tests that a script started in the background inherit a SIGINT that is ignored.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_ctrl_c_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
