@@ -1,4 +1,4 @@
-"""Accuracy of models on labelled pictures, through the runtime as it ships."""
+"""Accuracy of exported models on labelled images, measured with the runtime."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledImages:
-    """Face crops with their labels, as the runtime reads them."""
+    """Face crops with their labels, read with the runtime."""
 
     folder: Path
     paths: tuple[str, ...]  # relative to the folder
-    faces: Uint8Array  # (pictures, 48, 48)
-    labels: Int64Array  # (pictures,), index into EXPRESSIONS
-    unreadable: tuple[str, ...]  # "path: reason" of pictures that are not counted
+    faces: Uint8Array  # (images, 48, 48)
+    labels: Int64Array  # (images,), index into EXPRESSIONS
+    unreadable: tuple[str, ...]  # "path: reason" of images that are not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyResult:
-    """What a model gets right; fractions, with 95 % bootstrap intervals."""
+    """Accuracy of a model as fractions, with 95 % bootstrap intervals."""
 
     model: str
     precision: str
@@ -68,7 +68,7 @@ class AccuracyResult:
         return best
 
     def to_dict(self) -> dict[str, Any]:
-        """As results files hold it: the value under its name, the interval under name + "_interval"."""
+        """As stored in results files: the value under its name, the interval under name + "_interval"."""
         recall, precision = self.per_class_recall, self.per_class_precision
         return {
             "model": self.model,
@@ -91,17 +91,17 @@ class AccuracyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedComparison:
-    """Two models on the same pictures."""
+    """Paired comparison of two models on the same images."""
 
     first: str
     second: str
     only_first_right: int
     only_second_right: int
-    changed: int  # pictures with another predicted class
-    p_value: float  # McNemar's exact test: small when one is really better
+    changed: int  # images with different predictions
+    p_value: float  # of McNemar's exact test
 
     def to_dict(self) -> dict[str, Any]:
-        """As results files hold it."""
+        """As stored in results files."""
         return {
             "first": self.first,
             "second": self.second,
@@ -119,7 +119,7 @@ def read_labelled_images(folder: Path) -> LabelledImages:
         folder: the dataset's root, a folder with `validation`, or a folder of class folders.
 
     Raises:
-        DataError: there are no class folders, or one of them is no expression.
+        DataError: there are no class folders, or a folder name is not an expression.
     """
     root = next((one for one in (folder / "images" / "validation", folder / "validation") if one.is_dir()), folder)
     try:
@@ -128,7 +128,7 @@ def read_labelled_images(folder: Path) -> LabelledImages:
         raise DataError(f"cannot read {root}: {error.strerror}; --data takes a folder of class folders") from error
     unknown = [name for name in found if name not in EXPRESSIONS]
     if not found or unknown:
-        fact = f"has the folder {unknown[0]}, which is no expression" if unknown else "holds no class folders"
+        fact = f"has the folder {unknown[0]}, which is not an expression" if unknown else "holds no class folders"
         raise DataError(f"{root} {fact}; the classes are: {', '.join(EXPRESSIONS)}")
     paths, faces, labels, unreadable = [], [], [], []
     for name in found:
@@ -143,7 +143,7 @@ def read_labelled_images(folder: Path) -> LabelledImages:
             paths.append(f"{name}/{path.name}")
             labels.append(EXPRESSIONS.index(name))
     if not faces:
-        raise DataError(f"{root} holds no picture that can be read")
+        raise DataError(f"{root} has no readable image")
     return LabelledImages(
         folder=root,
         paths=tuple(paths),
@@ -153,16 +153,16 @@ def read_labelled_images(folder: Path) -> LabelledImages:
     )
 
 
-def measure_accuracy(recognizer: Recognizer, pictures: LabelledImages, *, resamples: int = 500) -> AccuracyResult:
-    """Classify the pictures and count.
+def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resamples: int = 500) -> AccuracyResult:
+    """Classify the images and compute the metrics.
 
     Args:
-        resamples: bootstrap resamples behind each interval.
+        resamples: bootstrap resamples of each interval.
     """
-    # By name: a model may have its labels in another order than the folders have.
+    # By name, because a model may order its labels differently.
     columns = [recognizer.metadata.expressions.index(name) for name in EXPRESSIONS]
-    probabilities = recognizer.classify(pictures.faces)[:, columns]
-    labels, predictions = pictures.labels, probabilities.argmax(1)
+    probabilities = recognizer.classify(images.faces)[:, columns]
+    labels, predictions = images.labels, probabilities.argmax(1)
     confidences, correct = probabilities.max(1), predictions == labels
 
     def of_confusion(figure: Any) -> Interval:
@@ -199,7 +199,7 @@ def measure_accuracy(recognizer: Recognizer, pictures: LabelledImages, *, resamp
 
 
 def compare_pairwise(results: Sequence[AccuracyResult], labels: Int64Array) -> list[PairedComparison]:
-    """Every two results face by face, in their order."""
+    """Compare every pair of results face by face."""
     comparisons = []
     for first, other in combinations(results, 2):
         right, other_right = first.predictions == labels, other.predictions == labels
@@ -217,25 +217,17 @@ def compare_pairwise(results: Sequence[AccuracyResult], labels: Int64Array) -> l
     return comparisons
 
 
-def flips_csv(results: Sequence[AccuracyResult], pictures: LabelledImages) -> str:
-    """The pictures that any two models classify differently, as CSV with both answers and confidences."""
+def flips_csv(results: Sequence[AccuracyResult], images: LabelledImages) -> str:
+    """CSV of the images that two models classify differently, with both answers and confidences."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ("answer", "confidence", "other_model", "other_answer", "other_confidence")
     writer.writerow(("path", "label", "model", *columns))
     for first, other in combinations(results, 2):
         for index in np.flatnonzero(first.predictions != other.predictions):
-            row = [pictures.paths[index], EXPRESSIONS[pictures.labels[index]]]
+            row = [images.paths[index], EXPRESSIONS[images.labels[index]]]
             for result in (first, other):
                 answer = EXPRESSIONS[result.predictions[index]]
                 row += [f"{result.model} {result.precision}", answer, f"{result.probabilities[index].max():.3f}"]
             writer.writerow(row)
     return text.getvalue()
-
-
-def confident_mistakes(result: AccuracyResult, labels: Int64Array, *, count: int = 40) -> Int64Array:
-    """Indices of the wrong predictions with the highest confidence, the highest first."""
-    wrong = np.flatnonzero(result.predictions != labels)
-    order = np.argsort(-result.probabilities.max(1)[wrong], kind="stable")
-    chosen: Int64Array = wrong[order][:count]
-    return chosen

@@ -12,7 +12,9 @@ import click
 from fer_bench.browser.measure import browser
 from fer_bench.console import (
     FILE,
+    PRECISION_RULE,
     data_option,
+    engines_option,
     json_option,
     models_dir_option,
     models_option,
@@ -22,48 +24,44 @@ from fer_bench.console import (
     warn_about,
     write_json,
 )
-from fer_bench.report.commands import report, robustness, show
-from fer_runtime.command import FerGroup
+from fer_bench.report.commands import report, robustness
+from fer_runtime.command import FerGroup, Rule
 from fer_runtime.errors import DataError
-from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.model.find import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from fer_bench.statistics import Interval
 
 
-@click.group(cls=FerGroup, context_settings={"max_content_width": 100})
+@click.group(cls=FerGroup)
 def main() -> None:
-    """Measure what ships: latency, accuracy, and what a camera does to them.
+    """Measure exported models: latency, accuracy and robustness.
 
     \b
-    fer-bench latency                                 every model here, one thread, one face at a time
-    fer-bench accuracy --data data                    on the labelled pictures of a folder
-    fer-bench robustness --data data                  while faces are shifted, turned, dark, blurred ...
-    fer-bench report --data data --output report.html everything above as one page
-    fer-bench compare old.json new.json               has anything become slower?
-    fer-bench show models/                            how the trainings went, side by side
-    fer-bench browser                                 a face in a browser tab, beside face-api.js
+    fer-bench latency                                 every available model, one face per call, one thread
+    fer-bench accuracy --data data                    on a folder of labelled images
+    fer-bench robustness --data data                  with shifted, rotated, dark, blurred ... faces
+    fer-bench report --data data --output report.html all of the above on one page
+    fer-bench compare old.json new.json               find latency regressions
+    fer-bench browser                                 one face in a browser tab, next to face-api.js
     """
 
 
 main.add_command(robustness)
 main.add_command(report)
-main.add_command(show)
 main.add_command(browser)
 
 
-@main.command()
+@main.command(
+    rules=(
+        Rule("threads", when=lambda given: given["sweep_threads"], because="--sweep-threads sets the thread counts"),
+        PRECISION_RULE,
+    )
+)
 @models_option
 @precisions_option
 @models_dir_option
-@click.option(
-    "--engine",
-    "engines",
-    multiple=True,
-    metavar="NAME",
-    help="onnxruntime (as shipped), torch, torch-compile, openvino, openvino-bf16 or opencv-dnn. "
-    "May be given several times. [default: all]",
-)
+@engines_option
 @click.option(
     "--batch",
     "batches",
@@ -71,7 +69,7 @@ main.add_command(browser)
     multiple=True,
     default=(1,),
     show_default=True,
-    help="Faces in one call. May be given several times.",
+    help="Faces per call. May be repeated.",
 )
 @click.option(
     "--threads",
@@ -79,11 +77,13 @@ main.add_command(browser)
     multiple=True,
     default=(1,),
     show_default=True,
-    help="Threads of the engine, within the CPUs that this process may use. May be given several times.",
+    help="Threads of the engine, at most the available CPUs. May be repeated.",
 )
-@click.option("--sweep-threads", is_flag=True, help="1, 2, 4 ... threads, up to the CPUs that this process may use.")
-@click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns of each configuration.")
-@click.option("--seconds", type=float, default=0.4, show_default=True, help="Length of a turn.")
+@click.option("--sweep-threads", is_flag=True, help="Use 1, 2, 4 ... threads, up to the available CPUs.")
+@click.option(
+    "--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Number of turns per configuration."
+)
+@click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
 @json_option
 def latency(
     models: tuple[str, ...],
@@ -97,26 +97,24 @@ def latency(
     seconds: float,
     json_path: Path | None,
 ) -> None:
-    """Time single inferences: every configuration in a process of its own, taking turns.
+    """Time single inferences. Each configuration runs in its own process, and the processes take turns.
 
-    Prints median, 95th and 99th percentile and minimum in ms, images per second, CPU time per run,
-    and how many times the limit of the processor's arithmetic that is; then the cold start by stage.
+    Prints median, 95th and 99th percentile and minimum in ms, images per second, CPU time per call, and the median as
+    a multiple of the roofline. Then prints the cold start by stage. Exits 1 if nothing could be measured.
     """
     from fer_bench.engines import ENGINES
     from fer_bench.environment import environment
     from fer_bench.latency.measure import configurations, measure_latency
-    from fer_bench.latency.roofline import measure_ceilings, rows_with_limits, warn_about_limits
+    from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline, warn_below_roofline
     from fer_runtime.system import available_cpus
 
-    if unknown := [name for name in engines if name not in ENGINES]:
-        raise click.BadParameter(f"no engine {unknown[0]!r}; one of: {', '.join(ENGINES)}", param_hint="--engine")
     cpus = available_cpus()
     if sweep_threads:
         threads = tuple(sorted({*(1 << power for power in range(cpus.bit_length())), cpus}))
     if max(threads) > cpus:
         raise click.BadParameter(f"this process may use {cpus} CPUs", param_hint="--threads")
     wanted = configurations(
-        models=models or MODEL_NAMES,
+        models=models,
         precisions=precisions or PRECISIONS,
         engines=engines or tuple(ENGINES),
         batches=batches,
@@ -125,35 +123,34 @@ def latency(
     )
     machine = environment()
     say_environment(machine)
-    # Before and after: a busy second must not lower the ceiling that all are held against.
-    ceilings = measure_ceilings()
+    # Measured before and after, because a busy second lowers the rate.
+    peak_rates = measure_peak_rates()
     results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=show_progress("turn"))
-    ceilings = ceilings.or_higher(measure_ceilings())
+    for missing in unavailable:
+        click.echo(f"not measured: {missing.configuration}: {missing.reason}", err=True)
+    if not results:
+        raise DataError("nothing was measured; the reasons are above")
+    peak_rates = peak_rates.or_higher(measure_peak_rates())
     click.echo(
-        f"limit of one thread: {ceilings.fp32_macs_per_second / 1e9:.0f} GMAC/s fp32, "
-        f"{ceilings.int8_macs_per_second / 1e9:.0f} GMAC/s int8",
+        f"peak rate of one thread: {peak_rates.fp32_macs_per_second / 1e9:.0f} GMAC/s fp32, "
+        f"{peak_rates.int8_macs_per_second / 1e9:.0f} GMAC/s int8",
         err=True,
     )
-    rows = rows_with_limits(results, wanted, ceilings)
+    rows = rows_with_roofline(results, wanted, peak_rates)
     _latency_table(rows)
     _cold_start_table(rows)
     warn_about(results)
-    if warning := warn_about_limits(rows):
+    if warning := warn_below_roofline(rows):
         click.echo(f"warning: {warning}", err=True)
-    for missing in unavailable:
-        click.echo(f"not measured: {missing.configuration}: {missing.reason}", err=True)
-    write_json(json_path, machine | {"ceilings": ceilings.to_dict()}, rows)
+    write_json(json_path, machine | {"peak_rates": peak_rates.to_dict()}, rows)
 
 
-@main.command()
+@main.command(rules=(PRECISION_RULE,))
 @models_option
 @precisions_option
 @models_dir_option
 @data_option
-@click.option(
-    "--flips", type=FILE, help="List the pictures that two models classify differently, for every two, in FILE (CSV)."
-)
-@click.option("--mistakes", type=FILE, help="Draw the first model's most confident mistakes to FILE (.jpg or .png).")
+@click.option("--flips", type=FILE, help="Write the images that two models classify differently to FILE (CSV).")
 @json_option
 def accuracy(
     models: tuple[str, ...],
@@ -161,12 +158,11 @@ def accuracy(
     models_dir: Path,
     data: Path,
     flips: Path | None,
-    mistakes: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Count what models get right on labelled face crops, with 95 % intervals.
+    """Measure accuracy on labelled face crops, with 95 % intervals.
 
-    Every two models are also compared face by face (McNemar's test).
+    Every pair of models is also compared face by face with McNemar's test.
     """
     from fer_bench import accuracy as measure
     from fer_bench.environment import environment
@@ -175,13 +171,13 @@ def accuracy(
     from fer_runtime.expressions import EXPRESSIONS
     from fer_runtime.recognizer import Recognizer
 
-    pictures = measure.read_labelled_images(data)
-    for reason in pictures.unreadable:
+    images = measure.read_labelled_images(data)
+    for reason in images.unreadable:
         click.echo(f"not counted: {reason}", err=True)
     machine = environment()
     say_environment(machine)
     files = configurations(
-        models=models or MODEL_NAMES,
+        models=models,
         precisions=precisions or PRECISIONS,
         engines=("onnxruntime",),
         models_dir=models_dir,
@@ -190,9 +186,9 @@ def accuracy(
     show = show_progress("model")
     for number, one in enumerate(files, 1):
         with Recognizer(one.source) as recognizer:
-            results.append(measure.measure_accuracy(recognizer, pictures))
+            results.append(measure.measure_accuracy(recognizer, images))
         show(number, len(files))
-    click.echo(f"{len(pictures.labels)} pictures of {pictures.folder}")
+    click.echo(f"{len(images.labels)} images of {images.folder}")
     click.echo(f"{'model':12} {'accuracy':>22} {'macro-F1':>22} {'calibration error':>22}")
     for result in results:
         click.echo(
@@ -207,22 +203,17 @@ def accuracy(
             recall, precision = _percent(result.per_class_recall[name]), _percent(result.per_class_precision[name])
             counts = " ".join(f"{count:8}" for count in result.confusion[index])
             click.echo(f"  {name:8} {recall:>20} {precision:>20}   {counts}")
-    comparisons = measure.compare_pairwise(results, pictures.labels)
+    comparisons = measure.compare_pairwise(results, images.labels)
     for pair in comparisons:
         click.echo(
-            f"\n{pair.first} against {pair.second}: {pair.changed} predictions differ; only the first right "
-            f"{pair.only_first_right}, only the second {pair.only_second_right}; McNemar p {say_p(pair.p_value)}"
+            f"\n{pair.first} and {pair.second}: {pair.changed} predictions differ; only the first is correct on "
+            f"{pair.only_first_right}, only the second on {pair.only_second_right}; McNemar p {say_p(pair.p_value)}"
         )
     if flips is not None:
         from fer_runtime.files import write_atomically
 
-        write_atomically(flips, measure.flips_csv(results, pictures))
+        write_atomically(flips, measure.flips_csv(results, images))
         click.echo(flips, err=True)
-    if mistakes is not None:
-        from fer_bench.report.mistakes import draw_mistakes
-
-        draw_mistakes(results[0], pictures, mistakes)
-        click.echo(f"{mistakes}  made from the pictures of {pictures.folder}: their licence is its licence", err=True)
     write_json(
         json_path,
         machine,
@@ -234,13 +225,13 @@ def accuracy(
 @main.command()
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
-@click.option("--tolerance", type=float, default=0.07, show_default=True, help="Fraction that may be lost.")
+@click.option("--tolerance", type=float, default=0.07, show_default=True, help="Fraction of time that may be added.")
 def compare(old: Path, new: Path, tolerance: float) -> None:
-    """Compare two files of `fer-bench latency --json`; exit 1 when something became slower beyond noise."""
+    """Compare two files of `fer-bench latency --json`; exit 1 if a configuration became slower beyond noise."""
     from fer_bench.latency.compare import compare_results
 
     before, after = _read_latency(old), _read_latency(new)
-    # Clouds give processors of several generations one name; their instruction sets tell them apart.
+    # Clouds use one name for several generations of processors; instruction sets tell them apart.
     machines = [
         f"{content['environment'].get('cpu')} ({', '.join(content['environment'].get('cpu_flags', [])) or 'no flags'})"
         for content in (before, after)
@@ -251,7 +242,7 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
         if busy := sum(bool(one.get("is_busy")) for one in content["results"]):
             click.echo(
                 f"warning: the machine was busy during {busy} of {len(content['results'])} configurations of {path}; "
-                "measure again on an idle one before you believe what is slower",
+                "measure again on an idle machine before you trust a regression",
                 err=True,
             )
     changes, single = compare_results(before["results"], after["results"], tolerance=tolerance)
@@ -260,7 +251,7 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
     for name in single:
         click.echo(f"in one file only: {name}", err=True)
     if not changes:
-        raise DataError(f"{old} and {new} have no configuration in common; measure the same ones")
+        raise DataError(f"{old} and {new} have no configuration in common; measure the same configurations twice")
     if any(change.is_regression for change in changes):
         sys.exit(1)
 
@@ -268,23 +259,23 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
 def _latency_table(rows: list[dict[str, Any]]) -> None:
     click.echo(
         f"{'engine':14} {'model':14} {'batch':>5} {'threads':>7} {'p50 ms':>8} {'p95':>8} {'p99':>8} {'min':>8} "
-        f"{'images/s':>9} {'CPU ms':>8} {'x limit':>8} {'MB':>6} {'peak MB':>8}"
+        f"{'images/s':>9} {'CPU ms':>8} {'x roofline':>10} {'MB':>6} {'peak MB':>8}"
     )
     for row in sorted(rows, key=lambda one: (one["model"], one["batch"], one["threads"], one["p50_ms"])):
-        times = "" if row["times_the_limit"] is None else f"{row['times_the_limit']:.1f}"
+        times = "" if row["times_roofline"] is None else f"{row['times_roofline']:.1f}"
         click.echo(
             f"{row['engine']:14} {row['model'] + ' ' + row['precision']:14} {row['batch']:5} {row['threads']:7} "
             f"{row['p50_ms']:8.3f} {row['p95_ms']:8.3f} {row['p99_ms']:8.3f} {row['min_ms']:8.3f} "
-            f"{row['images_per_second']:9.0f} {row['cpu_ms']:8.3f} {times:>8} {row['model_bytes'] / 1e6:6.2f} "
+            f"{row['images_per_second']:9.0f} {row['cpu_ms']:8.3f} {times:>10} {row['model_bytes'] / 1e6:6.2f} "
             f"{row['peak_mb']:8.0f}"
         )
 
 
 def _cold_start_table(rows: list[dict[str, Any]]) -> None:
-    """CPU time from nothing to the first answer, by stage, of each engine and model file."""
+    """CPU time from process start to the first answer, by stage, for each engine and model file."""
     stages = {"python_ms": "Python", "numpy_ms": "numpy", "engine_ms": "engine", "model_ms": "model"}
     stages["first_run_ms"] = "first run"
-    click.echo(f"\n{'cold start, CPU ms':29} " + " ".join(f"{name:>9}" for name in stages.values()) + f" {'all':>9}")
+    click.echo(f"\n{'cold start, CPU ms':29} " + " ".join(f"{name:>9}" for name in stages.values()) + f" {'total':>9}")
     seen = set()
     for row in sorted(rows, key=lambda one: (one["model"], one["batch"], one["threads"], one["p50_ms"])):
         key = (row["engine"], row["model"], row["precision"])
@@ -306,9 +297,12 @@ def _read_latency(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content["environment"], dict) or not all(one["round_p50_ms"] for one in content["results"]):
-            raise ValueError("a configuration without rounds")
+            raise ValueError("a configuration has no rounds")
         if missing := [key for one in content["results"] for key in (*KEY, "p50_ms") if key not in one]:
-            raise ValueError(f"a configuration without {missing[0]}")
+            raise ValueError(f"a configuration has no {missing[0]}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no file of fer-bench latency --json ({error!r}); write one with it") from error
+        raise DataError(
+            f"{path} was not written by fer-bench latency --json ({error!r}); "
+            f"write one with: fer-bench latency --json {path}"
+        ) from error
     return content

@@ -1,4 +1,4 @@
-"""Options and habits of output that the subcommands share."""
+"""Options and output that the subcommands share."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS
+from fer_bench.engines import ENGINES
+from fer_runtime.command import RegistryChoice, Rule
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, is_model_file
 
 if TYPE_CHECKING:
     from fer_bench.latency.measure import LatencyResult
 
-# Integer arithmetic may round otherwise in another engine; beyond this a time is that of another function.
+# Engines may round integer arithmetic differently. A larger difference means that an engine computes something else.
 SAME_ANSWER = 0.02
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -26,35 +28,53 @@ models_dir_option = click.option(
     type=FOLDER,
     default=DEFAULT_MODELS_DIR,
     show_default=True,
-    help="Where named models are looked for before those inside the package.",
+    help="Folder with models. Its models take precedence over the bundled ones.",
 )
 models_option = click.option(
     "--model",
     "models",
     multiple=True,
-    metavar="|".join((*MODEL_NAMES, "FILE")),
-    help="Model: a name or an .onnx file. May be given several times. [default: all that are there]",
+    metavar="NAME|FILE",
+    help=f"Model: a name such as {', '.join(MODEL_NAMES)} or your own, or an .onnx file. May be repeated. "
+    "[default: all available]",
 )
 precisions_option = click.option(
-    "--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Of named models. [default: all]"
+    "--precision",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    help="Precision of named models. May be repeated. [default: all]",
 )
 data_option = click.option(
     "--data",
     type=FOLDER,
     required=True,
-    help="Labelled pictures: a dataset's root, a folder with validation, or a folder of class folders.",
+    help="Labelled images: a dataset's root, a folder with validation, or a folder of class folders.",
+)
+engines_option = click.option(
+    "--engine",
+    "engines",
+    type=RegistryChoice(ENGINES),
+    multiple=True,
+    help="Engine. May be repeated. [default: all]",
 )
 json_option = click.option("--json", "json_path", type=FILE, help="Also write environment and results to FILE.")
+# A precision chooses among the files of a name.
+PRECISION_RULE = Rule(
+    "precisions",
+    when=lambda given: bool(given["models"]) and all(is_model_file(model) for model in given["models"]),
+    because="an .onnx file has one precision; only with the name of a model",
+)
 
 
 def say_environment(machine: dict[str, Any]) -> None:
-    """Processor and versions on stderr."""
+    """Print processor and versions to stderr."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     click.echo(f"{machine['cpu']}, {machine['cpus']} CPUs, Python {machine['python']}, {versions}", err=True)
 
 
 def show_progress(unit: str) -> Callable[[int, int], None]:
-    """A function that shows how many of how many are done, on a terminal."""
+    """A function of (done, total) that shows progress on a terminal."""
 
     def show(done: int, of: int) -> None:
         if sys.stderr.isatty():
@@ -64,25 +84,23 @@ def show_progress(unit: str) -> Callable[[int, int], None]:
 
 
 def warn_about(results: Sequence[LatencyResult]) -> None:
-    """Say on stderr what keeps a figure from being a property of the model."""
+    """Print to stderr why a time may not be a property of the model."""
     if busy := [result for result in results if result.is_busy]:
         named = ", ".join(map(str, busy)) if len(busy) <= 3 else f"{len(busy)} of {len(results)} configurations"
         share, spread = min(result.cpu_share for result in busy), max(result.spread for result in busy)
         click.echo(
-            f"warning: the machine was busy during {named}: they had a CPU for down to {min(share, 1):.0%} of the "
-            f"time, and rounds differ by up to {spread:.0%}",
+            f"warning: the machine was busy during {named}: CPU time was down to {min(share, 1):.0%} of the wall time, "
+            f"and rounds differ by up to {spread:.0%}",
             err=True,
         )
     for result in results:
         difference = result.max_probability_difference or 0
         if difference > SAME_ANSWER:
-            click.echo(
-                f"warning: {result} gives other probabilities than ONNX Runtime, by up to {difference:.3f}", err=True
-            )
+            click.echo(f"warning: {result}: probabilities differ from ONNX Runtime by up to {difference:.3f}", err=True)
 
 
 def write_json(path: Path | None, machine: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:
-    """Write environment and results to `path`, when there is one."""
+    """Write environment and results to `path`, unless it is None."""
     if path is None:
         return
     from fer_runtime.files import write_atomically

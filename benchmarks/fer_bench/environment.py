@@ -1,4 +1,4 @@
-"""Where a measurement was made: without it a figure means nothing."""
+"""The machine, versions and commit of a measurement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("onnxruntime", "numpy", "opencv-python-headless", "torch", "openvin
 
 
 def environment() -> dict[str, Any]:
-    """Machine, versions, commit and time, as results files hold them."""
+    """Machine, versions, commit and time, as stored in results files."""
     return {
         "cpu": cpu_name(),
         "cpu_flags": instruction_sets(),
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name, "unknown" where the system does not say."""
+    """The processor's name, or "unknown"."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith(("model name", "Model")):
@@ -42,10 +42,10 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "+" for uncommitted changes of what is measured; None outside a checkout."""
+    """The checkout's commit, with "+" if measured code has uncommitted changes; None outside a checkout."""
     folder = Path(__file__).parents[2]
     git = ("git", "--no-optional-locks", "-C", str(folder))  # asking for the status would lock the index
-    # Results are written while others are still being measured.
+    # Results files change while other results are being measured.
     measured = ("runtime", "train", "export", "benchmarks", "models", ":!benchmarks/results")
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)

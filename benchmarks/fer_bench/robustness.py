@@ -1,4 +1,4 @@
-"""What a camera does to the models: accuracy while faces are cropped, turned, lit, focused or stored worse."""
+"""Robustness: accuracy on faces degraded as by a camera, such as shifted, dark, noisy or blurred."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fer_bench.statistics import wilson_interval
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array
@@ -22,20 +23,19 @@ Classify = Callable[[Uint8Array], FloatArray]
 # Takes faces uint8 (faces, 48, 48), a level and a generator, returns faces of the same shape.
 Degrade = Callable[[Uint8Array, float, np.random.Generator], Uint8Array]
 
-DEFAULT_FACES = 1000  # of the validation pictures: an accuracy of 60 % is then known to 3 points
+DEFAULT_FACES = 1000  # gives a 95 % interval of ±3 points at an accuracy of 60 %
 DEFAULT_SEED = 0
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """One thing that goes wrong between a face and a model, at several levels."""
+    """One way to degrade a face, at several levels."""
 
     name: str
     title: str
     unit: str
-    levels: tuple[float, ...]  # in the order of the curve
-    neutral: float | None  # the level that leaves the faces as they are; None: every level changes them
+    levels: tuple[float, ...]  # from left to right of the curve, or from best to worst
+    neutral: float | None  # the level that leaves faces unchanged; None if every level changes them
     degrade: Degrade
 
 
@@ -58,22 +58,22 @@ class RobustnessPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reach:
-    """How far a condition may go before a model loses a tenth of its accuracy; None where no level does that."""
+    """The levels of a condition at which a model loses a tenth of its accuracy; None if no level does that."""
 
     condition: str
-    below: float | None  # the level towards smaller values, linear between the measured ones
+    below: float | None  # towards smaller values, interpolated linearly
     above: float | None  # towards larger values
 
 
 def _crop_margin(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
-    """A box that is `level` per cent of the face's side larger (smaller when negative) at each edge."""
+    """Enlarge the box at each edge by `level` per cent of its side (shrink it if negative)."""
     margin = round(FACE_SIZE * level / 100)
     side = FACE_SIZE + 2 * margin
     return np.stack([prepare_face(face, (-margin, -margin, side, side)) for face in faces])
 
 
 def _warp(face: Uint8Array, matrix: npt.NDArray[np.float64]) -> Uint8Array:
-    # The border is repeated, as the runtime does for a box at the picture's edge.
+    # The border is repeated, as in the runtime for a box at the image's edge.
     turned: Any = cv2.warpAffine(
         face, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
@@ -82,7 +82,7 @@ def _warp(face: Uint8Array, matrix: npt.NDArray[np.float64]) -> Uint8Array:
 
 
 def _shift(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
-    """The box lies `level` per cent of its side away, each face in a direction of its own."""
+    """Shift the box by `level` per cent of its side, in a random direction per face."""
     directions = random.uniform(0, 2 * math.pi, len(faces))
     distance = FACE_SIZE * level / 100
     matrices = [
@@ -92,15 +92,15 @@ def _shift(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint
 
 
 def _rotation(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
-    """The head is tilted by `level` degrees, clockwise."""
+    """Rotate the face clockwise by `level` degrees."""
     centre = ((FACE_SIZE - 1) / 2, (FACE_SIZE - 1) / 2)
     matrix = np.asarray(cv2.getRotationMatrix2D(centre, -level, 1.0), np.float64)
     return np.stack([_warp(face, matrix) for face in faces])
 
 
 def _brightness(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
-    """The exposure is `level` stops off: light doubles with each, and what is too bright is clipped."""
-    # Cameras store light to the power 1 / 2.2, so a stop is a factor on the decoded value.
+    """Change the exposure by `level` stops: each doubles the light, and overexposed values are clipped."""
+    # Images store light with a gamma of 1 / 2.2, so a stop is a factor on the decoded value.
     light = (np.arange(256) / 255) ** 2.2 * 2**level
     table = np.rint(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
     exposed: Uint8Array = table[faces]
@@ -108,26 +108,26 @@ def _brightness(faces: Uint8Array, level: float, random: np.random.Generator) ->
 
 
 def _noise(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
-    """Sensor noise of standard deviation `level`, in gray levels of 0 to 255."""
+    """Add Gaussian noise with a standard deviation of `level` gray levels (0 to 255)."""
     grain = random.standard_normal(faces.shape, np.float32)
     return np.clip(np.rint(faces + level * grain), 0, 255).astype(np.uint8)
 
 
 def _blur(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
-    """Out of focus: a Gaussian of standard deviation `level` pixels of the 48 x 48 face."""
+    """Blur with a Gaussian of standard deviation `level` pixels of the 48 x 48 face."""
     if level == 0:
         return faces
     return np.stack([np.asarray(cv2.GaussianBlur(face, (0, 0), level), np.uint8) for face in faces])
 
 
 def _jpeg(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
-    """Stored as a JPEG of quality `level` and read again."""
+    """Compress as JPEG of quality `level` and decode."""
     stored = [cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, int(level)])[1] for face in faces]
     return np.stack([np.asarray(cv2.imdecode(one, cv2.IMREAD_GRAYSCALE), np.uint8) for one in stored])
 
 
 def _size(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
-    """Far away: the face is `level` pixels wide in the picture, and enlarged as the runtime does it."""
+    """Shrink the face to `level` pixels, then enlarge it as the runtime does."""
     side = int(level)
     small = [cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) for face in faces]
     return np.stack([prepare_face(np.asarray(face, np.uint8)) for face in small])
@@ -193,7 +193,7 @@ CONDITIONS = (
     Condition(
         name="size",
         title="Face size",
-        unit="pixels in the picture",
+        unit="pixels in the image",
         levels=(48, 36, 30, 24, 18, 12, 8),
         neutral=48,
         degrade=_size,
@@ -203,11 +203,11 @@ CONDITION_NAMES = tuple(condition.name for condition in CONDITIONS)
 
 
 def sample_indices(labels: Int64Array, count: int, *, seed: int = DEFAULT_SEED) -> Int64Array:
-    """A random choice of `count` faces with each class's share kept, sorted; all of them when there are no more.
+    """Indices of a stratified random sample of `count` faces, sorted; all faces if there are no more.
 
     Args:
         labels: class of each face, shape (faces,).
-        count: faces wanted, at least 1. Shares are rounded by largest remainder, so that the sum holds.
+        count: faces wanted, at least 1. Shares are rounded by largest remainder, so they add up.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
@@ -225,20 +225,10 @@ def sample_indices(labels: Int64Array, count: int, *, seed: int = DEFAULT_SEED) 
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 
 
-def wilson_interval(right: int, faces: int) -> tuple[float, float]:
-    """95 % interval of a fraction (Wilson, J. Am. Stat. Assoc. 22, 1927); (0, 1) for no faces."""
-    if faces == 0:
-        return 0.0, 1.0
-    share, weight = right / faces, _Z * _Z / faces
-    centre = (share + weight / 2) / (1 + weight)
-    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / faces + weight / (4 * faces))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
-
-
 def degrade_faces(faces: Uint8Array, condition: Condition, level: float, *, seed: int = DEFAULT_SEED) -> Uint8Array:
     """Faces uint8 (faces, 48, 48) under `condition` at `level`; equal arguments give equal faces.
 
-    Every level draws the same random numbers, so that a curve shows the level and not the draw.
+    Every level uses the same random numbers, so a curve shows the level and not the sample.
     """
     random = np.random.Generator(np.random.PCG64([seed, CONDITION_NAMES.index(condition.name)]))
     return condition.degrade(faces, level, random)
@@ -253,13 +243,13 @@ def measure_robustness(
     seed: int = DEFAULT_SEED,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[RobustnessPoint]:
-    """Accuracy of every model at every level of every condition, all on the same degraded faces.
+    """Measure every model at every level of every condition, all on the same degraded faces.
 
     Args:
         models: by (model, precision).
         faces: uint8 (faces, 48, 48).
         labels: true class of each, shape (faces,).
-        progress: called with (levels done, levels in all).
+        progress: called with (levels done, total).
 
     Raises:
         ValueError: the number of faces and labels differs, or there are none.
@@ -289,7 +279,7 @@ def measure_robustness(
             )
     if progress is not None:
         progress(len(steps), len(steps))
-    # Grouped by model, as the curves are drawn and the file is read.
+    # Grouped by model, as in the file and the plots.
     order = {key: rank for rank, key in enumerate(models)}
     return sorted(points, key=lambda point: order[point.model, point.precision])
 
@@ -299,7 +289,7 @@ def find_reach(
 ) -> tuple[float | None, float | None]:
     """The levels below and above `neutral` where accuracy first falls under `keep` times `reference`.
 
-    Linear between the measured levels; None where that never happens.
+    Interpolated linearly between measured levels; None if that never happens.
     """
     floor = keep * reference
     reached: list[float | None] = []
@@ -320,18 +310,18 @@ def find_reach(
 
 
 def find_reaches(points: Sequence[RobustnessPoint], *, reference: float) -> list[Reach]:
-    """One model's reach under every condition that `points` hold.
+    """One model's reach under every condition in `points`.
 
     Args:
         points: of one model.
-        reference: its accuracy on the same faces as they are.
+        reference: its accuracy on the unchanged faces.
     """
     reaches = []
     for condition in CONDITIONS:
         mine = [point for point in points if point.condition == condition.name]
         if not mine:
             continue
-        # A condition without a neutral level starts at its best one.
+        # A condition without a neutral level starts at its best level.
         neutral = condition.levels[0] if condition.neutral is None else condition.neutral
         below, above = find_reach(
             [point.level for point in mine],
@@ -344,7 +334,7 @@ def find_reaches(points: Sequence[RobustnessPoint], *, reference: float) -> list
 
 
 def clean_accuracy(points: Sequence[RobustnessPoint]) -> float | None:
-    """One model's accuracy at the first neutral level among `points`, None when there is none."""
+    """One model's accuracy at the first neutral level in `points`, or None."""
     neutral = {condition.name: condition.neutral for condition in CONDITIONS}
     return next((point.accuracy for point in points if point.level == neutral.get(point.condition)), None)
 

@@ -1,4 +1,4 @@
-"""The statistics behind the figures: percentiles, bootstrap intervals, McNemar's test."""
+"""Percentiles, confidence intervals and McNemar's test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,13 +22,13 @@ class Interval:
     high: float
 
     def to_list(self) -> list[float]:
-        """[low, high], as results files hold it beside the value."""
+        """[low, high], as stored in results files beside the value."""
         return [self.low, self.high]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
-    """Of single runs, in the unit of the samples."""
+    """Percentiles of single runs, in the unit of the samples."""
 
     minimum: float
     p50: float
@@ -38,7 +39,7 @@ class Percentiles:
 def percentiles(samples: npt.ArrayLike) -> Percentiles:
     """Minimum, median, 95th and 99th percentile, interpolated linearly as numpy does.
 
-    Samples that are not positive are left out: no run takes no time, so the clock was set back.
+    Samples that are not positive are dropped: they mean that the clock was set back.
 
     Raises:
         ValueError: no sample is positive.
@@ -54,10 +55,10 @@ def percentiles(samples: npt.ArrayLike) -> Percentiles:
 def bootstrap(
     statistic: Callable[[npt.NDArray[np.int64]], float], count: int, *, resamples: int = 1000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap (Efron 1979): 95 % of the statistic over resampled observations.
+    """95 % percentile bootstrap interval (Efron, 1979) of a statistic.
 
     Args:
-        statistic: takes indices of observations, returns the figure.
+        statistic: takes indices of observations, returns its value for them.
         count: number of observations.
     """
     random = np.random.default_rng(seed)
@@ -65,6 +66,16 @@ def bootstrap(
     drawn = [statistic(random.integers(0, count, count)) for _ in range(resamples)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(value=value, low=float(low), high=float(high))
+
+
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """95 % interval of the fraction successes / count (Wilson, J. Am. Stat. Assoc. 22, 1927); (0, 1) if count is 0."""
+    if count == 0:
+        return 0.0, 1.0
+    share, weight = successes / count, _Z * _Z / count
+    centre = (share + weight / 2) / (1 + weight)
+    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def ratio_interval(old: npt.ArrayLike, new: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -78,16 +89,16 @@ def ratio_interval(old: npt.ArrayLike, new: npt.ArrayLike, *, resamples: int = 2
 
 
 def mcnemar(only_first_right: int, only_second_right: int) -> float:
-    """Two-sided exact p-value of McNemar's test: how likely so uneven a split is when both models are equally good.
+    """Two-sided exact p-value of McNemar's test: the probability of so uneven a split if both models are equally good.
 
     Args:
-        only_first_right: faces that the first model gets right and the second does not.
-        only_second_right: the other way round.
+        only_first_right: number of faces that only the first model classifies correctly.
+        only_second_right: number of faces that only the second model classifies correctly.
     """
     total, fewer = only_first_right + only_second_right, min(only_first_right, only_second_right)
     if total == 0:
         return 1.0
-    # In logarithms: 2**-3000 is no float.
+    # In logarithms, because 2**-3000 underflows.
     tail = sum(
         math.exp(math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) - total * math.log(2))
         for k in range(fewer + 1)
@@ -96,5 +107,5 @@ def mcnemar(only_first_right: int, only_second_right: int) -> float:
 
 
 def say_p(value: float) -> str:
-    """A p-value with its sign, "= 0.0043"; below 1e-99 that is said, because "= 0" would be wrong."""
+    """A p-value as text, such as "= 0.0043" or "< 1e-99"."""
     return f"= {value:.2g}" if value > 1e-99 else "< 1e-99"

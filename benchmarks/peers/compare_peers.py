@@ -112,7 +112,11 @@ def _configurations(models_dir: Path) -> list[Configuration]:
 
 
 def _peer(engine: str, model: str, precision: str, source: Path, python: Path) -> Configuration:
-    module = {"fer-edge": "peers.peer_fer_edge", "torch-loop": "peers.peer_torch", "fer": "peers.peer_fer"}[engine]
+    code = {
+        "fer-edge": "peers.peer_fer_edge:load",
+        "torch-loop": "peers.peer_torch:load",
+        "fer": "peers.peer_fer:load",
+    }[engine]
     return Configuration(
         engine=engine,
         model=model,
@@ -121,7 +125,7 @@ def _peer(engine: str, model: str, precision: str, source: Path, python: Path) -
         threads=1,
         source=source.resolve(),
         python=python,
-        module=module,
+        code=code,
     )
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 
 import click
 
+from fer_bench.statistics import wilson_interval
 from fer_runtime.command import FerCommand
 from fer_runtime.files import write_atomically
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS, MODEL_NAMES, Precision, model_path, results_path
 from fer_train.results import read_results
-
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 _WHAT = {
     "v0": "a small CNN: three blocks of convolution, BatchNorm, ReLU and pooling, two linear layers; "
@@ -132,16 +130,8 @@ def _recalls(results: Mapping[str, Any]) -> list[str]:
 
 def _with_interval(share: float, count: int) -> str:
     """A share with its 95 % interval (Wilson, 1927)."""
-    low, high = wilson_interval(share, count)
+    low, high = wilson_interval(round(share * count), count)
     return f"{share:.1%} [{low:.1%}, {high:.1%}] of {count:,}"
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Where the true share of successes lies, 95 times in 100, when `share` of `count` were seen."""
-    center = share + _Z**2 / (2 * count)
-    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    scale = 1 + _Z**2 / count
-    return (center - half) / scale, (center + half) / scale
 
 
 @click.command(cls=FerCommand)

@@ -39,6 +39,7 @@ EXTRA_MODULES = {
     "export": ("torch", "torchvision", "kagglehub", "matplotlib", "safetensors", "tqdm", "onnx", "onnxscript"),
     "bench": ("openvino", "matplotlib", "torch"),
     "ray": ("ray", "pyarrow", "fsspec"),
+    "dev": ("playwright",),
 }
 
 _OPENCV_ENVIRONMENT = {

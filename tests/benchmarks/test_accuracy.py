@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_bench.accuracy import compare_pairwise, confident_mistakes, flips_csv, measure_accuracy, read_labelled_images
+from fer_bench.accuracy import compare_pairwise, flips_csv, measure_accuracy, read_labelled_images
 from fer_runtime import EXPRESSIONS, Recognizer
 from fer_runtime.errors import DataError
 from fer_runtime.model.metadata import ModelMetadata
@@ -56,8 +56,6 @@ def test_figures_are_those_worked_by_hand(pictures: Path, model: Path) -> None:
     assert result.macro_f1.value == pytest.approx((5 + 2 * 8 / 9) / 7)
     assert result.confusion[0, EXPRESSIONS.index("sad")] == 1
     assert result.accuracy.low <= 28 / 29 <= result.accuracy.high <= 1
-    (mistake,) = confident_mistakes(result, found.labels)
-    assert found.paths[mistake] == "angry/wrong.png"
 
 
 def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_path: Path) -> None:
@@ -99,28 +97,23 @@ def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no class folders"):
         read_labelled_images(tmp_path)
     (tmp_path / "bored").mkdir()
-    with pytest.raises(DataError, match="bored, which is no expression"):
+    with pytest.raises(DataError, match="bored, which is not an expression"):
         read_labelled_images(tmp_path)
     with pytest.raises(DataError, match="cannot read"):
         read_labelled_images(tmp_path / "missing")
 
 
 def test_the_command_writes_what_it_prints(pictures: Path, model: Path, tmp_path: Path) -> None:
-    output, page = tmp_path / "accuracy.json", tmp_path / "mistakes.png"
+    output = tmp_path / "accuracy.json"
     script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
     arguments = ["accuracy", "--model", str(model), "--data", str(pictures), "--json", str(output)]
-    run = subprocess.run(
-        [sys.executable, "-c", script, *arguments, "--mistakes", str(page)], capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     content = json.loads(output.read_text())
     assert set(content) >= {"environment", "results"}
     (result,) = content["results"]
     assert set(result) >= {"model", "precision", "images", "accuracy", "macro_f1", "per_class_recall", "confusion"}
     assert f"{result['accuracy']:.1%}" in run.stdout
-    drawn = cv2.imread(str(page), cv2.IMREAD_GRAYSCALE)
-    assert drawn is not None
-    assert np.ptp(drawn) > 200
 
 
 def test_the_shipped_v0_is_as_good_as_its_results_file_says(real_data: Path) -> None:

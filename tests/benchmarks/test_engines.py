@@ -51,7 +51,7 @@ def test_faces_are_classified_one_by_one_in_another_process(tmp_path: Path) -> N
 
 def test_a_peer_whose_environment_lacks_it_says_so(tmp_path: Path) -> None:
     peer = Configuration(
-        engine="peer", model="x", precision="fp32", batch=1, threads=1, source=tmp_path, module="no_such_peer"
+        engine="peer", model="x", precision="fp32", batch=1, threads=1, source=tmp_path, code="no_such_peer:load"
     )
     with pytest.raises(ModelFileError, match="No module named 'no_such_peer'"):
         classify_in_worker(peer, np.zeros((1, 48, 48), np.uint8))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -24,17 +23,6 @@ from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, read_image
 
 CHECKOUT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def yunet() -> Path:
-    """A YuNet file: $FER_EDGE_YUNET, the cache folder's, or one beside the checkout."""
-    shared = CHECKOUT.parent / "shared" / "data" / "face_detection_yunet_2026may.onnx"
-    given = os.environ.get("FER_EDGE_YUNET")
-    for path in (Path(given) if given else shared, yunet_file.yunet_path()):
-        if path.is_file():
-            return path
-    pytest.skip("needs a YuNet file: set FER_EDGE_YUNET, or run fer-infer --fetch-yunet")
 
 
 def _sample(number: int) -> Uint8Array:

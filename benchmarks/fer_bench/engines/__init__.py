@@ -1,28 +1,36 @@
-"""What a model can be run with: one small module per engine, registered by one line."""
+"""The engines that can run a model: one module and one entry each.
+
+An engine of your own is a module that registers an entry, named in `FER_EDGE_PLUGINS`:
+
+    ENGINES.register(Engine(name="mine", code="my_engine:load", needs="mine", install="pip install mine"))
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+from fer_runtime.registry import Registry
 
-# Takes faces uint8 (batch, 48, 48), returns probabilities (batch, 7) when they are there.
-Run = Callable[[npt.NDArray[np.uint8]], Any]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    # Takes faces uint8 (batch, 48, 48), returns probabilities (batch, classes) once they are computed.
+    Run = Callable[[npt.NDArray[np.uint8]], Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """How an engine is found. Its module has `load(source: Path, *, model: str, threads: int, batch: int) -> Run`."""
+    """An engine's entry; listing engines imports none of them."""
 
     name: str
-    module: str
-    needs: str  # the package that must be there
+    code: str  # "module:function", the function as `load(source: Path, *, model: str, threads: int, batch: int) -> Run`
+    needs: str  # the package that it imports
     install: str  # the command that installs it
-    arithmetic: str | None = None  # "bf16" when it computes in another precision than the file's
+    arithmetic: str | None = None  # "bf16" if it computes in another precision than the file's
     source: str = "model"  # runs the exported "model", or the "checkpoint" as a PyTorch network
 
     @property
@@ -30,19 +38,42 @@ class Engine:
         return find_spec(self.needs) is not None
 
 
-def _engine(name: str, needs: str, install: str, source: str = "model", arithmetic: str | None = None) -> Engine:
-    module = f"fer_bench.engines.{name.replace('-', '_')}_engine"
-    return Engine(name=name, module=module, needs=needs, install=install, source=source, arithmetic=arithmetic)
+_TRAIN, _BENCH = "pip install 'fer-edge[train]'", "pip install 'fer-edge[bench]'"
 
-
-ENGINES = {
-    engine.name: engine
-    for engine in (
-        _engine("onnxruntime", "onnxruntime", "pip install fer-edge"),
-        _engine("torch", "torch", "pip install 'fer-edge[train]'", source="checkpoint"),
-        _engine("torch-compile", "torch", "pip install 'fer-edge[train]'", source="checkpoint"),
-        _engine("openvino", "openvino", "pip install 'fer-edge[bench]'"),
-        _engine("openvino-bf16", "openvino", "pip install 'fer-edge[bench]'", arithmetic="bf16"),
-        _engine("opencv-dnn", "cv2", "pip install fer-edge"),
-    )
-}
+ENGINES = Registry(
+    "engine",
+    Engine(
+        name="onnxruntime",
+        code="fer_bench.engines.onnxruntime_engine:load",
+        needs="onnxruntime",
+        install="pip install fer-edge",
+    ),
+    Engine(
+        name="torch",
+        code="fer_bench.engines.torch_engine:load",
+        needs="torch",
+        install=_TRAIN,
+        source="checkpoint",
+    ),
+    Engine(
+        name="torch-compile",
+        code="fer_bench.engines.torch_engine:load_compiled",
+        needs="torch",
+        install=_TRAIN,
+        source="checkpoint",
+    ),
+    Engine(name="openvino", code="fer_bench.engines.openvino_engine:load", needs="openvino", install=_BENCH),
+    Engine(
+        name="openvino-bf16",
+        code="fer_bench.engines.openvino_engine:load_bf16",
+        needs="openvino",
+        install=_BENCH,
+        arithmetic="bf16",
+    ),
+    Engine(
+        name="opencv-dnn",
+        code="fer_bench.engines.opencv_dnn_engine:load",
+        needs="cv2",
+        install="pip install fer-edge",
+    ),
+)

@@ -1,17 +1,18 @@
-"""OpenCV's own network module, which every install has."""
+"""OpenCV's DNN module, which is part of every install."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 
-from fer_bench.engines import Run
+if TYPE_CHECKING:
+    from fer_bench.engines import Run
 
 
 def load(source: Path, *, model: str, threads: int, batch: int) -> Run:
-    """Run the model file; OpenCV 4 reads no graph with int8 nodes of ours."""
+    """Run the model file. OpenCV 4 misreads our int8 files."""
     cv2.setNumThreads(threads)
     network = cv2.dnn.readNetFromONNX(str(source))
 

@@ -1,20 +1,22 @@
-"""PyTorch eager: what a notebook's model is run with."""
+"""PyTorch, eager or compiled with Inductor."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from fer_bench.engines import Run
 from fer_train.checkpoints import load_checkpoint
 from fer_train.networks.registry import to_network_input
 
+if TYPE_CHECKING:
+    from fer_bench.engines import Run
+
 
 class _Classifier(nn.Module):
-    """Faces uint8 (batch, 48, 48) to probabilities, as the model file has it."""
+    """Faces uint8 (batch, 48, 48) to probabilities, like the exported model."""
 
     def __init__(self, network: nn.Module, mean: float, std: float) -> None:
         super().__init__()
@@ -24,14 +26,23 @@ class _Classifier(nn.Module):
         return torch.softmax(self.network(to_network_input(faces, mean=self.mean, std=self.std)), 1)
 
 
-def load(source: Path, *, model: str, threads: int, batch: int, compiled: bool = False) -> Run:
+def load(source: Path, *, model: str, threads: int, batch: int) -> Run:
     """Run the checkpoint's network in eval mode."""
+    return _run(_classifier(source, model=model, threads=threads))
+
+
+def load_compiled(source: Path, *, model: str, threads: int, batch: int) -> Run:
+    """Run the checkpoint's network, compiled on its first faces; needs a C++ compiler."""
+    return _run(torch.compile(_classifier(source, model=model, threads=threads)))
+
+
+def _classifier(source: Path, *, model: str, threads: int) -> nn.Module:
     torch.set_num_threads(threads)
     checkpoint = load_checkpoint(source, name=model)
-    classifier: Any = _Classifier(checkpoint.network(), checkpoint.mean, checkpoint.std).eval()
-    if compiled:
-        classifier = torch.compile(classifier)
+    return _Classifier(checkpoint.network(), checkpoint.mean, checkpoint.std).eval()
 
+
+def _run(classifier: Any) -> Run:
     def run(faces: Any) -> Any:
         with torch.inference_mode():
             return classifier(torch.from_numpy(faces)).numpy()

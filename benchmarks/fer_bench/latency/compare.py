@@ -1,4 +1,4 @@
-"""Two latency files against each other: has anything become slower, beyond noise?"""
+"""Compare two latency files and find configurations that became slower beyond noise."""
 
 from __future__ import annotations
 
@@ -13,37 +13,36 @@ KEY = ("engine", "model", "precision", "batch", "threads")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One configuration in both files."""
+    """One configuration that is in both files."""
 
     name: str
     old_p50_ms: float
     new_p50_ms: float
-    ratio: Interval  # new / old of the rounds' medians
-    core_ratio: Interval | None  # the same of medians in units of the core's speed beside them; None: not in both files
+    ratio: Interval  # new / old, of the rounds' medians
+    core_ratio: Interval | None  # the same, relative to the core's speed; None if a file lacks it
     is_regression: bool
 
     def __str__(self) -> str:
         verdict = "SLOWER" if self.is_regression else "ok"
         return (
             f"{verdict:6}  {self.name:48}  {self.old_p50_ms:8.3f} -> {self.new_p50_ms:8.3f} ms  "
-            f"x {_say(self.ratio)}" + (f"  by the core's speed x {_say(self.core_ratio)}" if self.core_ratio else "")
+            f"x {_say(self.ratio)}" + (f"  relative to core speed x {_say(self.core_ratio)}" if self.core_ratio else "")
         )
 
 
 def compare_results(
     old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]], *, tolerance: float = 0.07
 ) -> tuple[list[Change], list[str]]:
-    """Changes of the configurations that stand in both, and the names of those that stand in one only.
+    """Changes of the configurations in both files, and the names of those in only one.
 
-    A regression is a ratio that lies above 1 + tolerance with its whole interval, 95 % of the resampled rounds: they
-    say how much the machine wavers while a process runs. From process to process the same build differs by more (memory
-    lies elsewhere), which the tolerance is for: the interval alone excludes 1 too often. Where both files have the
-    core's own speed beside each round, it is the ratio of times in its units that counts: a core that was slower is no
-    slower build, and one that was faster hides none.
+    A regression is a ratio whose whole 95 % bootstrap interval lies above 1 + tolerance. The interval covers the
+    variation within a process. The tolerance covers the variation between processes of the same build, whose memory
+    layout differs. If both files have the core's speed beside each round, times are compared relative to it, so a
+    slower core is not reported as a slower build and a faster core hides no regression.
 
     Args:
         old, new: the `results` of two files of `fer-bench latency --json`.
-        tolerance: fraction that may be lost.
+        tolerance: fraction of time that may be added.
     """
     before = {tuple(one[key] for key in KEY): one for one in old}
     after = {tuple(one[key] for key in KEY): one for one in new}
@@ -52,7 +51,7 @@ def compare_results(
         ratio = ratio_interval(*(_quiet(one[key]["round_p50_ms"]) for one in (before, after)))
         core_ratio = None
         if all(one[key].get("round_control_ms") for one in (before, after)):
-            # All rounds: a disturbed product errs to either side, so there is no quiet half.
+            # All rounds, because a disturbed product can err to either side.
             core_ratio = ratio_interval(*(_in_core_speed(one[key]) for one in (before, after)))
         changes.append(
             Change(
@@ -69,12 +68,12 @@ def compare_results(
 
 
 def _quiet(rounds: Sequence[float]) -> list[float]:
-    """The faster half of the rounds: other processes only ever make a round slower."""
+    """The faster half of the rounds: other processes only make a round slower."""
     return sorted(rounds)[: max(1, (len(rounds) + 1) // 2)]
 
 
 def _in_core_speed(result: dict[str, Any]) -> list[float]:
-    """The rounds' medians as multiples of numpy's product beside them."""
+    """The rounds' medians as multiples of the numpy product beside them."""
     return [p50 / control for p50, control in zip(result["round_p50_ms"], result["round_control_ms"], strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Latency: every configuration in a process of its own, the processes taking turns in rounds."""
+"""Latency: each configuration runs in its own process, and the processes take turns in rounds."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ import numpy.typing as npt
 from fer_bench.engines import ENGINES
 from fer_bench.statistics import percentiles
 from fer_runtime.errors import ModelFileError
-from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision, checkpoint_path, find_model, packaged_models_dir
+from fer_runtime.model.find import (
+    PRECISIONS,
+    Precision,
+    available_models,
+    checkpoint_path,
+    find_model,
+    is_model_file,
+    packaged_models_dir,
+)
 from fer_runtime.model.inspect import inspect_model
 
-# Beyond these the machine did something else meanwhile, and the figure is no property of the model.
+# Beyond these limits the machine was busy, and the time is not a property of the model.
 BUSY_SPREAD = 0.25
 _BUSY_CPU_SHARE = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What is measured."""
+    """One configuration to measure."""
 
     engine: str
     model: str  # "v0", another name, or that of a file
@@ -37,12 +45,12 @@ class Configuration:
     batch: int
     threads: int
     source: Path = field(compare=False)  # the model file, or the checkpoint for PyTorch
-    python: Path = field(default=Path(sys.executable), compare=False)  # whose environment it runs in
-    module: str = ""  # with `load`, of an engine that is not in ENGINES
+    python: Path = field(default=Path(sys.executable), compare=False)  # interpreter of the environment to run in
+    code: str = ""  # "module:load" of an engine that is not in ENGINES
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:
-        """What identifies the configuration across runs."""
+        """Identifies the configuration across runs."""
         return (self.engine, self.model, self.precision, self.batch, self.threads)
 
     def __str__(self) -> str:
@@ -66,22 +74,24 @@ class LatencyResult:
     cpu_ms: float  # CPU time per run, over all threads
     runs: int  # timed runs, after the warm-up
     warmup_runs: int
-    round_p50_ms: tuple[float, ...]  # median of each round: what `compare` works with
-    round_control_ms: tuple[float, ...]  # a small product of numpy's beside each round: how fast the core was then
+    round_p50_ms: tuple[float, ...]  # median of each round, used by `compare`
+    round_control_ms: tuple[float, ...]  # a small numpy product timed beside each round: the speed of the core
     spread: float  # (largest - smallest) / median of the rounds' medians
-    cpu_share: float  # CPU time / wall time; below 1 on one thread it waited for a CPU
-    is_busy: bool  # the machine did something else meanwhile
+    cpu_share: float  # CPU time / wall time; below 1 on one thread means waiting for a CPU
+    is_busy: bool  # the machine was busy with other work
     peak_mb: float  # largest resident memory of the process
     model_bytes: int
-    max_probability_difference: float | None  # from ONNX Runtime's answer to the same faces; None: not measured beside
+    max_probability_difference: (
+        float | None
+    )  # from ONNX Runtime on the same faces; None if ONNX Runtime was not measured
     cold_start_cpu_ms: dict[str, float]  # by stage, CPU time
-    histogram_ms: tuple[float, ...]  # 200 quantiles of the samples, for drawing the distribution
+    histogram_ms: tuple[float, ...]  # 200 quantiles, for drawing the distribution
 
     def __str__(self) -> str:
         return f"{self.engine} {self.model} {self.precision} batch {self.batch} threads {self.threads}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As results files hold it."""
+        """As stored in results files."""
         return asdict(self)
 
 
@@ -95,23 +105,27 @@ class Unavailable:
 
 def configurations(
     *,
-    models: Sequence[str] = MODEL_NAMES,
+    models: Sequence[str] = (),
     precisions: Sequence[Precision] = PRECISIONS,
     engines: Sequence[str] = tuple(ENGINES),
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     models_dir: Path = Path("models"),
 ) -> list[Configuration]:
-    """Every combination of which the files are there.
+    """All combinations whose files exist.
 
     A PyTorch engine runs a named model's checkpoint in float32, once and not per precision.
 
+    Args:
+        models: names and .onnx files; none stands for all available models.
+
     Raises:
-        ModelFileError: no file at all was found.
+        ModelFileError: no file was found.
     """
     found: list[Configuration] = []
-    for model in models:
-        named = model in MODEL_NAMES
+    chosen = models or dict.fromkeys(model.name for model in available_models(models_dir))
+    for model in chosen:
+        named = not is_model_file(model)
         files: dict[str, Path] = {}
         for precision in precisions if named else (None,):
             try:
@@ -138,9 +152,10 @@ def configurations(
                 for count in threads
             ]
     if not found:
-        named_model = next((model for model in models if model in MODEL_NAMES), MODEL_NAMES[0])
+        name = next((model for model in models if not is_model_file(model)), "v0")
         raise ModelFileError(
-            f"no model of {', '.join(models)} in {models_dir}; write one with: fer-export --model {named_model}"
+            f"no model {', '.join(models) or 'file'} in {models_dir} with the chosen engine and precision; "
+            f"write one with: fer-export --model {name}"
         )
     return found
 
@@ -152,15 +167,15 @@ def measure_latency(
     seconds: float = 0.4,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[LatencyResult], list[Unavailable]]:
-    """Time the configurations, turn by turn.
+    """Time the configurations in turns.
 
-    Each gets its own process, so that no engine's threads, caches or allocator touch another's; in every
-    round each process runs in turn while the others wait, so that a slow minute of the machine falls on all.
+    Each has its own process, so engines do not share threads, caches or allocators. In every round the processes run
+    one after another, so a slow minute of the machine affects all of them.
 
     Args:
-        rounds: turns that each configuration takes.
+        rounds: turns of each configuration.
         seconds: length of a turn.
-        progress: called with (turns done, turns in all).
+        progress: called with (turns done, total).
     """
     workers: list[_Worker] = []
     unavailable: list[Unavailable] = []
@@ -176,7 +191,7 @@ def measure_latency(
             else:
                 unavailable.append(Unavailable(configuration=configuration, reason=worker.error))
         for number in range(rounds):
-            # Forwards and backwards in turn: no configuration always follows the same one.
+            # Alternating order, so no configuration always follows the same one.
             for index, worker in enumerate(workers if number % 2 == 0 else reversed(workers)):
                 worker.round(seconds)
                 if progress is not None:
@@ -194,7 +209,7 @@ def measure_latency(
 
 
 def classify_in_worker(configuration: Configuration, faces: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """What the configuration's engine says, one face per call, in a process and an environment of its own.
+    """Probabilities of the configuration's engine, one face per call, in its own process and environment.
 
     Args:
         faces: uint8, shape (faces, 48, 48).
@@ -215,7 +230,7 @@ def classify_in_worker(configuration: Configuration, faces: npt.NDArray[np.uint8
 
 
 def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.float64] | None:
-    """What the probabilities should be: ONNX Runtime's of the same file, or of the fp32 model beside a checkpoint."""
+    """The expected probabilities: ONNX Runtime's for the same file, or for the fp32 model of a checkpoint."""
     mine = worker.configuration
     same = [
         other
@@ -223,13 +238,13 @@ def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.fl
         if other.configuration.engine == "onnxruntime"
         and (other.configuration.model, other.configuration.precision) == (mine.model, mine.precision)
     ]
-    # Of the same batch where there is one: an engine may be right about the first face only.
+    # Of the same batch size if possible: an engine may be right about the first face only.
     other = max(same, key=lambda one: one.configuration.batch == mine.batch, default=None)
-    if other is None or mine.engine == "onnxruntime" or mine.module:
+    if other is None or mine.engine == "onnxruntime" or mine.code:
         return None
     if mine.source == other.configuration.source:
         return other.probabilities
-    # A checkpoint has no temperature; softmax(logits / t) is p ** (1 / t), normalised, so this undoes it.
+    # A checkpoint has no temperature. softmax(logits / t) is p ** (1 / t), normalised, so this reverts it.
     metadata = inspect_model(other.configuration.source).metadata
     powers = other.probabilities ** (1.0 if metadata is None else metadata.temperature)
     untempered: npt.NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
@@ -237,7 +252,7 @@ def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.fl
 
 
 def _difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
-    # The faces come from one seed, so those of a small batch are the first of a large one.
+    # The faces come from one seed, so a small batch is the start of a large one.
     count = min(len(first), len(second))
     return float(np.abs(first[:count] - second[:count]).max())
 
@@ -249,7 +264,7 @@ class _Worker:
         self.configuration = configuration
         self.error: str | None = None
         self._rounds: list[dict[str, Any]] = []
-        # Another environment has no fer_bench of its own; the worker is the same file.
+        # Another environment has no fer_bench, so the worker is imported from here.
         folders = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(folder for folder in folders if folder))
         self._process = subprocess.Popen(
@@ -263,7 +278,7 @@ class _Worker:
         )
         self._ready = self._ask(
             {
-                "module": configuration.module or ENGINES[configuration.engine].module,
+                "code": configuration.code or ENGINES[configuration.engine].code,
                 "model": configuration.model,
                 "source": str(configuration.source),
                 "batch": configuration.batch,
@@ -275,7 +290,7 @@ class _Worker:
             self.close()
 
     def round(self, seconds: float) -> None:
-        """Take a turn; one that died in an earlier turn only lets the others go on."""
+        """Take a turn, unless the process died in an earlier one."""
         if self.error is not None:
             return
         answer = self._ask({"seconds": seconds})
@@ -295,11 +310,11 @@ class _Worker:
 
     @property
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """Its answer to the faces that it is timed with, shape (batch, classes)."""
+        """Probabilities of the timed faces, shape (batch, classes)."""
         return np.array(self._ready["probabilities"], np.float64)
 
     def result(self, reference: npt.NDArray[np.float64] | None) -> LatencyResult:
-        """The timed rounds; `reference` is what the probabilities should be."""
+        """Summarize the timed rounds; `reference` are the expected probabilities."""
         configuration = self.configuration
         by_round = [np.asarray(one["samples_ns"], np.float64) / 1e6 for one in self._rounds]
         samples = np.concatenate(by_round)

@@ -1,9 +1,9 @@
-"""One configuration in a process of its own, told what to do by lines on standard input.
+"""One configuration in its own process, controlled by lines on standard input.
 
-`python -m fer_bench.latency.worker` reads a JSON object per line and answers with one: first the configuration,
-then `{"seconds": 0.3}` for a round of timed runs, or `{"faces": FILE, "answers": FILE}` to run the faces
-of one .npy file one by one and write what came out to another. It ends with its input. It needs numpy and
-the engine, nothing else, so that it also runs in environments where fer-edge is not installed.
+`python -m fer_bench.latency.worker` reads one JSON object per line and answers with one. The first is the
+configuration. Then `{"seconds": 0.3}` runs a round of timed calls, and `{"faces": FILE, "answers": FILE}` classifies
+the faces of one .npy file one by one and writes the probabilities to another. The process ends with its input. It only
+needs numpy and the engine, so it also runs in environments without fer-edge.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 from typing import Any
 
-# A warm-up lasts until two rounds of it agree, but no longer than this.
+# The warm-up lasts until two of its rounds agree, but no longer than this.
 _WARMUP_SECONDS = 3.0
 _WARMUP_ROUND_SECONDS = 0.15
 _WARMUP_AGREEMENT = 0.05
-# Beside every round. So small that it stays in the first cache and on one thread of numpy's.
+# Product timed beside every round. Small enough for the L1 cache and for one thread of numpy.
 _CONTROL_SIZE = 64
 _CONTROL_SECONDS = 0.005
 
 
 def timed_runs(run: Callable[[], object], seconds: float, *, clock: Callable[[], int] = perf_counter_ns) -> list[int]:
-    """Durations in ns of single runs, one after the other, for about `seconds`; at least three.
+    """Durations in ns of consecutive runs, for about `seconds` and at least three runs.
 
-    The end is judged by the sum of the durations, so a clock that jumps ends a round early or late but
-    spoils one sample only.
+    A round ends by the sum of the durations, so a clock that jumps corrupts only one sample.
     """
     samples: list[int] = []
     spent = 0
@@ -44,7 +43,7 @@ def timed_runs(run: Callable[[], object], seconds: float, *, clock: Callable[[],
 
 
 def _warm_up(run: Callable[[], object]) -> int:
-    """Run until the median of two rounds differs by less than 5 %; the number of runs."""
+    """Run until the medians of two rounds differ by less than 5 %; returns the number of runs."""
     runs, previous = 0, 0.0
     started = perf_counter_ns()
     while perf_counter_ns() - started < _WARMUP_SECONDS * 1e9:
@@ -58,13 +57,13 @@ def _warm_up(run: Callable[[], object]) -> int:
 
 
 def _control() -> Callable[[], float]:
-    """A function that gives the ns of a small product of numpy's, which only the core makes slower, not the engine.
+    """A function that times a small numpy product in ns, which depends on the core's speed but not on the engine.
 
-    The lower decile of many: short enough to pass between interruptions, which are no speed.
+    It returns the lower decile of many runs, which are short enough to run without interruption.
     """
     import numpy as np
 
-    # On pages of their own: where arrays lie would otherwise differ by a fifth from process to process.
+    # Aligned to pages: otherwise times differ by a fifth between processes.
     room = np.zeros(3 * _CONTROL_SIZE**2 * 4 + 4096, np.uint8)
     start = -room.ctypes.data % 4096
     both = room[start : start + 3 * _CONTROL_SIZE**2 * 4].view(np.float32).reshape(3, _CONTROL_SIZE, _CONTROL_SIZE)
@@ -74,8 +73,8 @@ def _control() -> Callable[[], float]:
 
 
 def _peak_bytes() -> int:
-    """Largest resident memory of this process; 0 where the system does not say."""
-    # getrusage's figure on Linux includes the parent's memory at the moment it started this process.
+    """Largest resident memory of this process; 0 if unknown."""
+    # On Linux, getrusage includes the parent's memory at the time of the fork.
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
@@ -92,7 +91,7 @@ def _peak_bytes() -> int:
 def main() -> None:
     """Serve rounds until standard input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    # An engine that prints must not garble the answers.
+    # Output of an engine must not mix with the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     configuration: dict[str, Any] = json.loads(sys.stdin.readline())
     try:
@@ -100,13 +99,14 @@ def main() -> None:
         import numpy as np
 
         numpy_imported = process_time_ns()
-        # Squares, not noise: to noise the models say nearly the same whatever is done to it, so that an engine which
-        # mixed up rows or faces would pass.
+        # Squares, not noise: models answer nearly the same to any noise, so an engine that mixes up rows or faces
+        # would pass.
         squares = np.random.default_rng(0).integers(0, 256, (configuration["batch"], 12, 12), np.uint8)
         faces = squares.repeat(4, 1).repeat(4, 2)
-        engine = import_module(configuration["module"])
+        module, _, function = configuration["code"].partition(":")
+        load = getattr(import_module(module), function)
         engine_imported = process_time_ns()
-        infer = engine.load(
+        infer = load(
             Path(configuration["source"]),
             model=configuration["model"],
             threads=configuration["threads"],
@@ -117,7 +117,7 @@ def main() -> None:
         first = process_time_ns()
         probabilities = np.asarray(answer, np.float64).reshape(configuration["batch"], -1).tolist()
         warmup_runs = _warm_up(lambda: infer(faces))
-    except Exception as error:  # whatever the engine raises is its answer to "does this work here"
+    except Exception as error:  # any exception means that the engine does not work here
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         answers.write(json.dumps({"error": reason[:300]}) + "\n")
         return

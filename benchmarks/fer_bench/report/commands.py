@@ -1,4 +1,4 @@
-"""The subcommands `fer-bench robustness`, `report` and `show`."""
+"""The subcommands `fer-bench robustness` and `fer-bench report`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import click
 from fer_bench.console import (
     FILE,
     FOLDER,
+    PRECISION_RULE,
     data_option,
+    engines_option,
     json_option,
     models_dir_option,
     models_option,
@@ -20,10 +22,10 @@ from fer_bench.console import (
     show_progress,
     write_json,
 )
-from fer_runtime.command import FerCommand, needs_extra
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.command import FerCommand, Rule, needs_extra
+from fer_runtime.model.find import PRECISIONS, Precision
 
-# Repeated here so that --help does not load OpenCV; a test holds them equal to robustness.py's.
+# Copied from robustness.py so that --help does not load OpenCV; a test compares them.
 CONDITION_NAMES = ("crop_margin", "shift", "rotation", "brightness", "noise", "blur", "jpeg_quality", "size")
 DEFAULT_FACES = 1000
 
@@ -33,13 +35,13 @@ _faces = click.option(
     type=click.IntRange(min=1),
     default=DEFAULT_FACES,
     show_default=True,
-    help="Faces to degrade, a random choice of the pictures that keeps each expression's share. "
-    "With 1000 an accuracy is known to 3 points, with 3589 to 1.6.",
+    help="Number of faces to degrade: a random sample with each expression's share kept. "
+    "The 95 % interval of the accuracy is ±3 points with 1000 faces and ±1.6 with 3589.",
 )
-_seed = click.option("--seed", default=0, show_default=True, help="Of the choice of faces, the shifts and the noise.")
+_seed = click.option("--seed", default=0, show_default=True, help="Seed of the sample, the shifts and the noise.")
 
 
-@click.command(cls=FerCommand)
+@click.command(cls=FerCommand, rules=(PRECISION_RULE,))
 @models_option
 @precisions_option
 @models_dir_option
@@ -49,11 +51,10 @@ _seed = click.option("--seed", default=0, show_default=True, help="Of the choice
     "conditions",
     type=click.Choice(CONDITION_NAMES),
     multiple=True,
-    help="What to degrade. May be given several times. [default: all]",
+    help="Condition to measure. May be repeated. [default: all]",
 )
 @_faces
 @_seed
-@click.option("--plot", type=FILE, help="Draw the curves to FILE (.png, .svg or .pdf); needs the extra bench.")
 @json_option
 def robustness(
     models: tuple[str, ...],
@@ -63,26 +64,22 @@ def robustness(
     conditions: tuple[str, ...],
     count: int,
     seed: int,
-    plot: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Measure accuracy while faces are cropped, shifted, turned, lit, blurred or compressed worse.
+    """Measure accuracy on degraded faces: cropped, shifted, rotated, darker, noisy, blurred, compressed or small.
 
-    Every model sees the same degraded faces. Prints a table per condition, its unit in the heading.
+    Every model gets the same degraded faces. Prints one table per condition, with the unit in its heading.
     """
     from fer_bench.environment import environment
     from fer_bench.report.measure import measure_robustness_of
     from fer_bench.robustness import CONDITIONS, format_robustness
 
-    if plot is not None:
-        with needs_extra("bench"):  # known before the minutes of measuring, not after them
-            from fer_bench.report.plots import write_curve_sheet
     machine = environment()
     say_environment(machine)
     chosen = [one for one in CONDITIONS if not conditions or one.name in conditions]
     measured = measure_robustness_of(
         data,
-        models=models or MODEL_NAMES,
+        models=models,
         precisions=precisions or PRECISIONS,
         models_dir=models_dir,
         conditions=chosen,
@@ -90,11 +87,8 @@ def robustness(
         seed=seed,
         progress=show_progress("level"),
     )
-    click.echo(f"{measured.faces} of {measured.pictures} pictures of {measured.folder}")
+    click.echo(f"{measured.faces} of {measured.images} images of {measured.folder}")
     click.echo(format_robustness(measured.points))
-    if plot is not None:
-        write_curve_sheet(measured.points, plot)
-        click.echo(plot, err=True)
     write_json(
         json_path,
         machine,
@@ -105,25 +99,40 @@ def robustness(
     )
 
 
-@click.command(cls=FerCommand)
+_MEASURING = ("models", "precisions", "models_dir", "engines", "rounds", "seconds", "count", "seed", "json_path")
+
+
+@click.command(
+    cls=FerCommand,
+    rules=(
+        Rule(
+            *_MEASURING,
+            when=lambda given: given["source"] is not None and given["data"] is None,
+            because="--from FILE measures nothing",
+        ),
+        PRECISION_RULE,
+    ),
+)
 @models_option
 @precisions_option
 @models_dir_option
-@click.option("--data", type=FOLDER, help="Labelled pictures, as for accuracy. Needed unless --from is given.")
+@click.option("--data", type=FOLDER, help="Labelled images, as for accuracy. Required unless --from is given.")
 @click.option(
     "--output",
     type=FILE,
     default=Path("report.html"),
     show_default=True,
-    help="The page: one file that loads nothing from anywhere.",
+    help="HTML file to write. It is self-contained and loads nothing.",
 )
-@click.option("--engine", "engines", multiple=True, help="Engine. May be given several times. [default: all]")
-@click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns of each configuration.")
-@click.option("--seconds", type=float, default=0.4, show_default=True, help="Length of a turn.")
+@engines_option
+@click.option(
+    "--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Number of turns per configuration."
+)
+@click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
 @_faces
 @_seed
-@click.option("--json", "json_path", type=FILE, help="Also write everything measured to FILE, for --from.")
-@click.option("--from", "source", type=FILE, help="Make the page from such a FILE and measure nothing.")
+@click.option("--json", "json_path", type=FILE, help="Also write the measurements to FILE, for --from.")
+@click.option("--from", "source", type=FILE, help="Draw the page from a FILE of --json without measuring.")
 def report(
     models: tuple[str, ...],
     precisions: tuple[Precision, ...],
@@ -138,14 +147,14 @@ def report(
     json_path: Path | None,
     source: Path | None,
 ) -> None:
-    """Measure everything and write one page that says which model to take.
+    """Measure everything and write one page that recommends a model.
 
-    Latency beside other engines, accuracy, calibration and robustness of every model that is there,
-    with the machine and the command that made it. Prints the verdict.
+    The page shows latency next to other engines, accuracy, calibration and robustness of every available model, the
+    machine and the command. Prints the recommendation.
     """
     if (data is None) == (source is None):
-        raise click.UsageError("give either --data DIR, to measure, or --from FILE, to draw what was measured before")
-    with needs_extra("bench"):  # known before the minutes of measuring, not after them
+        raise click.UsageError("give either --data DIR to measure, or --from FILE to draw earlier measurements")
+    with needs_extra("bench"):  # fails before minutes of measuring
         from fer_bench.report.page import render_page
     import json
 
@@ -155,8 +164,6 @@ def report(
     from fer_bench.report.verdict import decide
     from fer_runtime.files import write_atomically
 
-    if unknown := [name for name in engines if name not in ENGINES]:
-        raise click.BadParameter(f"no engine {unknown[0]!r}; one of: {', '.join(ENGINES)}", param_hint="--engine")
     if source is not None:
         content = read_report(source)
     else:
@@ -164,7 +171,7 @@ def report(
         measured = measure_report(
             data,
             command=shlex.join(["fer-bench", *sys.argv[1:]]),
-            models=models or MODEL_NAMES,
+            models=models,
             precisions=precisions or PRECISIONS,
             models_dir=models_dir,
             engines=engines or tuple(ENGINES),
@@ -178,36 +185,11 @@ def report(
         if json_path is not None:
             write_atomically(json_path, json.dumps(measured, indent=1) + "\n")
             click.echo(json_path, err=True)
-        content = parse_report(measured, source="what was measured")
+        content = parse_report(measured, source="the measurement")
     write_atomically(output, render_page(content))
     if content.candidates:
         verdict = decide(content.candidates, content.p_values)
         click.echo(f"{verdict.headline} {verdict.reason}")
         if verdict.lean:
-            click.echo(f"Where speed or size decides, {verdict.lean.label}: {verdict.lean_reason}")
-    click.echo(output, err=True)
-
-
-@click.command(cls=FerCommand)
-@click.argument("models_dir", type=FOLDER, default=DEFAULT_MODELS_DIR)
-@click.option(
-    "--output",
-    type=FILE,
-    default=Path("trainings.png"),
-    show_default=True,
-    help="The picture; its suffix says the format: .png, .svg or .pdf.",
-)
-def show(models_dir: Path, output: Path) -> None:
-    """Draw how the models of MODELS_DIR were trained, side by side: curves and confusion matrices.
-
-    Reads the results files that fer-train writes (model_0_results.json, model_v1_results.json).
-    """
-    from fer_bench.report.show import format_table, read_trainings
-
-    trainings = read_trainings(models_dir)
-    with needs_extra("bench"):
-        from fer_bench.report.show import draw_trainings
-
-        draw_trainings(trainings, output)
-    click.echo(format_table(trainings))
+            click.echo(f"If speed or size decides: {verdict.lean.label}. {verdict.lean_reason}")
     click.echo(output, err=True)

@@ -1,4 +1,4 @@
-"""What the report says, as typed rows read from the JSON of the other commands."""
+"""The report's content as typed rows, read from JSON."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_bench.report.verdict import Candidate, PValues
-from fer_bench.robustness import RobustnessPoint, wilson_interval
+from fer_bench.robustness import RobustnessPoint
+from fer_bench.statistics import wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 
-ENGINE = "onnxruntime"  # what ships, and so what the verdict is about
+ENGINE = "onnxruntime"  # the runtime's engine, which the recommendation is based on
 
 
 def label_of(model: str, precision: str) -> str:
-    """How a model file is called on the page: "v0 int8", or the name of a file that was given by path."""
+    """Name of a model file on the page: "v0 int8", or the file name if it was given by path."""
     return model if precision == "file" else f"{model} {precision}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReliabilityBin:
-    """Faces of similar confidence."""
+    """Faces with similar confidence."""
 
     confidence: float  # mean probability of the predicted expression
-    accuracy: float  # fraction that is right
+    accuracy: float  # fraction of correct predictions
     faces: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyRow:
-    """One model file on the labelled pictures."""
+    """One model file on the labelled images."""
 
     model: str
     precision: str
@@ -56,7 +57,7 @@ class AccuracyRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyRow:
-    """One configuration's single calls."""
+    """Single calls of one configuration."""
 
     engine: str
     model: str
@@ -68,11 +69,11 @@ class LatencyRow:
     p95_ms: float
     p99_ms: float
     images_per_second: float
-    samples_ms: tuple[float, ...] = ()  # quantiles of the calls at equal steps, for their distribution
-    times_limit: float | None = None  # p50 over what the core's ceilings allow
+    samples_ms: tuple[float, ...] = ()  # quantiles at equal steps, for drawing the distribution
+    times_roofline: float | None = None  # p50 as a multiple of the roofline
     cold_start_ms: float | None = None
     peak_mb: float | None = None
-    difference: float | None = None  # largest |Δp| from ONNX Runtime's answer; None: it is the reference
+    difference: float | None = None  # largest |Δp| from ONNX Runtime; None: this row is the reference
 
     @property
     def label(self) -> str:
@@ -81,13 +82,13 @@ class LatencyRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairRow:
-    """Two models face by face."""
+    """Paired comparison of two models on the same faces."""
 
     first: str
     second: str
     only_first_right: int
     only_second_right: int
-    changed: int  # faces with another predicted expression
+    changed: int  # faces with different predictions
     p_value: float  # McNemar's exact test
 
 
@@ -98,17 +99,17 @@ class ReportData:
     created: str  # date and time, ISO 8601
     command: str
     environment: dict[str, Any]
-    data: str  # which pictures
+    data: str  # which images
     accuracy: tuple[AccuracyRow, ...]
     latency: tuple[LatencyRow, ...]
     robustness: tuple[RobustnessPoint, ...]
     pairs: tuple[PairRow, ...]
     megabytes: dict[str, float]  # size of the file by label, "v0 int8"
     warnings: tuple[str, ...] = ()
-    not_measured: tuple[str, ...] = ()  # engines that are not installed, and what to install
+    not_measured: tuple[str, ...] = ()  # engines that are not installed, with the command to install them
 
     def headline_latency(self, label: str) -> LatencyRow | None:
-        """One face on one thread through the runtime as shipped."""
+        """One face per call on one thread with the runtime's engine."""
         return next(
             (
                 row
@@ -119,13 +120,13 @@ class ReportData:
         )
 
     def best_throughput(self, label: str) -> LatencyRow | None:
-        """The configuration of one thread with the most faces a second."""
+        """The one-thread configuration with the most faces per second."""
         rows = [row for row in self.latency if row.label == label and row.engine == ENGINE and row.threads == 1]
         return max(rows, key=lambda row: row.images_per_second, default=None)
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """The model files whose accuracy, time and size are all known."""
+        """The model files with known accuracy, time and size."""
         found = []
         for row in self.accuracy:
             latency = self.headline_latency(row.label)
@@ -147,7 +148,7 @@ class ReportData:
 
     @property
     def p_values(self) -> PValues:
-        """Of each two models, by their labels."""
+        """McNemar's p-value of each pair of models, by their labels."""
         return {frozenset((pair.first, pair.second)): pair.p_value for pair in self.pairs}
 
 
@@ -177,7 +178,7 @@ def parse_report(content: Mapping[str, Any], *, source: str) -> ReportData:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{source} is no report of fer-bench ({error!r}); make it again with: fer-bench report --data DIR"
+            f"{source} is not a report of fer-bench ({error!r}); make it again with: fer-bench report --data DIR"
         ) from error
 
 
@@ -185,7 +186,7 @@ def read_report(path: Path) -> ReportData:
     """Read a report's JSON file.
 
     Raises:
-        DataError: it is missing, or no report.
+        DataError: it is missing or not a report.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -195,10 +196,12 @@ def read_report(path: Path) -> ReportData:
         ) from error
     except ValueError as error:
         raise DataError(
-            f"{path} is no JSON ({error}); write it again with: fer-bench report --data DIR --json {path}"
+            f"{path} is not JSON ({error}); write it again with: fer-bench report --data DIR --json {path}"
         ) from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} is no report of fer-bench; write one with: fer-bench report --data DIR --json {path}")
+        raise DataError(
+            f"{path} is not a report of fer-bench; write one with: fer-bench report --data DIR --json {path}"
+        )
     return parse_report(content, source=str(path))
 
 
@@ -238,7 +241,7 @@ def _latency_row(row: Mapping[str, Any]) -> LatencyRow:
         p99_ms=float(row["p99_ms"]),
         images_per_second=float(row["images_per_second"]),
         samples_ms=tuple(float(one) for one in row.get("histogram_ms", ())),
-        times_limit=row.get("times_the_limit"),
+        times_roofline=row.get("times_roofline"),
         cold_start_ms=sum(row["cold_start_cpu_ms"].values()) if "cold_start_cpu_ms" in row else None,
         peak_mb=row.get("peak_mb"),
         difference=row.get("max_probability_difference"),

@@ -1,4 +1,4 @@
-"""Everything that the report says, measured: latency, accuracy, calibration and robustness of all models."""
+"""Measure the report's content: latency, accuracy, calibration and robustness of all models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fer_bench.accuracy import LabelledImages, compare_pairwise, measure_accurac
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
 from fer_bench.latency.measure import Configuration, Unavailable, configurations, measure_latency
-from fer_bench.latency.roofline import measure_ceilings, rows_with_limits, warn_about_limits
+from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline, warn_below_roofline
 from fer_bench.report.data import ENGINE, label_of
 from fer_bench.robustness import (
     CONDITIONS,
@@ -25,29 +25,29 @@ from fer_bench.robustness import (
     measure_robustness,
     sample_indices,
 )
-from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
+from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.system import available_cpus
 
 Progress = Callable[[int, int], None]
 
-THROUGHPUT_BATCH = 32  # beyond it faces per second hardly rise, and a worker's answer is late
+THROUGHPUT_BATCH = 32  # larger batches gain little
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRobustness:
-    """Curves, and the faces behind them."""
+    """Robustness curves and the faces they were measured on."""
 
     folder: Path
-    pictures: int  # in the folder
-    faces: int  # of them, degraded
+    images: int  # in the folder
+    faces: int  # sampled from them
     points: tuple[RobustnessPoint, ...]
 
 
 def measure_robustness_of(
     data: Path,
     *,
-    models: Sequence[str] = MODEL_NAMES,
+    models: Sequence[str] = (),
     precisions: Sequence[Precision] = PRECISIONS,
     models_dir: Path = Path("models"),
     conditions: Sequence[Condition] = CONDITIONS,
@@ -55,11 +55,11 @@ def measure_robustness_of(
     seed: int = DEFAULT_SEED,
     progress: Progress | None = None,
 ) -> MeasuredRobustness:
-    """Robustness of the models that are there.
+    """Measure the robustness of the available models.
 
     Raises:
-        DataError: `data` is no folder of labelled pictures.
-        ModelFileError: there is no model.
+        DataError: `data` is not a folder of labelled images.
+        ModelFileError: no model was found.
     """
     files = _model_files(models, precisions, models_dir)
     return _robustness(
@@ -71,7 +71,7 @@ def measure_report(
     data: Path,
     *,
     command: str,
-    models: Sequence[str] = MODEL_NAMES,
+    models: Sequence[str] = (),
     precisions: Sequence[Precision] = PRECISIONS,
     models_dir: Path = Path("models"),
     engines: Sequence[str] = tuple(ENGINES),
@@ -82,28 +82,28 @@ def measure_report(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[str], Progress] = lambda unit: lambda done, of: None,
 ) -> dict[str, Any]:
-    """Measure everything, as JSON that `parse_report` reads.
+    """Measure everything; the result is JSON that `parse_report` reads.
 
     Args:
-        data: labelled pictures.
-        command: what the page names as the command that made it.
-        engines: beside the shipped one, which is always measured.
+        data: labelled images.
+        command: shown on the page as the command that made it.
+        engines: measured next to ONNX Runtime, which is always measured.
         rounds: turns of each latency configuration.
         seconds: length of a turn.
-        count: faces that are degraded for robustness.
-        say: takes one line about what is being done.
-        progress: takes a unit, gives a function that takes how many of how many are done.
+        count: faces to degrade for robustness.
+        say: called with a line about the current step.
+        progress: takes a unit and returns a function of (done, total).
 
     Raises:
-        DataError: `data` is no folder of labelled pictures.
-        ModelFileError: there is no model.
+        DataError: `data` is not a folder of labelled images.
+        ModelFileError: no model was found.
     """
     files = _model_files(models, precisions, models_dir)
-    pictures = read_labelled_images(data)
+    images = read_labelled_images(data)
     machine = environment()
 
     say(f"latency of {len(files)} model files")
-    # Faces one by one on every engine; a batch shows what a folder of pictures costs, on the engine that ships.
+    # One face per call on every engine; batches, as for a folder of images, on ONNX Runtime only.
     wanted = configurations(
         models=models,
         precisions=precisions,
@@ -112,47 +112,48 @@ def measure_report(
     ) + configurations(
         models=models, precisions=precisions, engines=(ENGINE,), batches=(THROUGHPUT_BATCH,), models_dir=models_dir
     )
-    ceilings = measure_ceilings()
+    peak_rates = measure_peak_rates()
     results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=progress("turn"))
-    latency = rows_with_limits(results, wanted, ceilings.or_higher(measure_ceilings()))
+    peak_rates = peak_rates.or_higher(measure_peak_rates())
+    latency = rows_with_roofline(results, wanted, peak_rates)
     warnings = []
     if busy := [one for one in results if one.is_busy]:
         named = [f"{label_of(one.model, one.precision)} on {one.engine}, batch {one.batch}" for one in busy]
         listed = "; ".join(named) if len(named) <= 4 else f"{len(named)} of {len(results)} configurations"
-        warnings.append(f"the machine was busy while some times were taken ({listed}). Read them with care.")
-    if warning := warn_about_limits(latency):
+        warnings.append(f"the machine was busy during some measurements ({listed}), so their times are less reliable.")
+    if warning := warn_below_roofline(latency):
         warnings.append(f"{warning}.")
-    if pictures.unreadable:
-        warnings.append(f"{len(pictures.unreadable)} pictures could not be read and are not counted.")
+    if images.unreadable:
+        warnings.append(f"{len(images.unreadable)} images could not be read and are not counted.")
 
-    say(f"accuracy on {len(pictures.labels)} pictures of {pictures.folder}")
+    say(f"accuracy on {len(images.labels)} images of {images.folder}")
     accuracy, measured = [], []
     show = progress("model")
     for number, one in enumerate(files, 1):
         with Recognizer(one.source) as recognizer:
-            result = measure_accuracy(recognizer, pictures)
+            result = measure_accuracy(recognizer, images)
         measured.append(result)
-        # A file given by its path is called by that, as in the latency rows.
+        # A file given by its path is named by its path, as in the latency rows.
         accuracy.append(
             result.to_dict()
             | {
                 "model": one.model,
                 "precision": one.precision,
-                "reliability": reliability_bins(result.probabilities.max(1), result.predictions == pictures.labels),
+                "reliability": reliability_bins(result.probabilities.max(1), result.predictions == images.labels),
             }
         )
         show(number, len(files))
 
     curves = _robustness(
-        pictures, files, conditions=CONDITIONS, count=count, seed=seed, progress=progress("level"), say=say
+        images, files, conditions=CONDITIONS, count=count, seed=seed, progress=progress("level"), say=say
     )
     return {
         "created": machine["date"],
         "command": command,
-        "environment": machine | {"ceilings": ceilings.to_dict()},
-        "data": f"{pictures.folder.parent.name}/{pictures.folder.name}",
+        "environment": machine | {"peak_rates": peak_rates.to_dict()},
+        "data": f"{images.folder.parent.name}/{images.folder.name}",
         "accuracy": accuracy,
-        "comparisons": [pair.to_dict() for pair in compare_pairwise(measured, pictures.labels)],
+        "comparisons": [pair.to_dict() for pair in compare_pairwise(measured, images.labels)],
         "latency": latency,
         "robustness": [point.to_dict() for point in curves.points],
         "warnings": warnings,
@@ -163,13 +164,13 @@ def measure_report(
 def reliability_bins(
     confidences: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_], *, bins: int = 15
 ) -> list[dict[str, float]]:
-    """Mean confidence, accuracy and number of faces in equal-width bins of confidence; empty bins are left out.
+    """Mean confidence, accuracy and number of faces per equal-width bin of confidence, without empty bins.
 
     The bins are those of the expected calibration error (Guo et al., arXiv 1706.04599).
 
     Args:
         confidences: probability of the predicted class, shape (faces,).
-        correct: whether the prediction is right, shape (faces,).
+        correct: whether the prediction is correct, shape (faces,).
     """
     which = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
     found = []
@@ -187,7 +188,7 @@ def reliability_bins(
 
 
 def _say_unavailable(unavailable: Sequence[Unavailable]) -> list[str]:
-    """One line per engine and reason, however many models it concerns."""
+    """One line per engine and reason, with its models."""
     models: dict[tuple[str, str], list[str]] = {}
     for one in unavailable:
         label = label_of(one.configuration.model, one.configuration.precision)
@@ -202,7 +203,7 @@ def _model_files(models: Sequence[str], precisions: Sequence[Precision], models_
 
 
 def _robustness(
-    pictures: LabelledImages,
+    images: LabelledImages,
     files: Sequence[Configuration],
     *,
     conditions: Sequence[Condition],
@@ -211,21 +212,19 @@ def _robustness(
     progress: Progress | None,
     say: Callable[[str], None] = lambda text: None,
 ) -> MeasuredRobustness:
-    chosen = sample_indices(pictures.labels, count, seed=seed)
+    chosen = sample_indices(images.labels, count, seed=seed)
     say(f"robustness on {len(chosen)} of them")
-    # Nothing is timed here, so every CPU may help.
+    # Nothing is timed here, so all CPUs are used.
     threads = available_cpus()
     recognizers = {(one.model, one.precision): Recognizer(one.source, threads=threads) for one in files}
     points = measure_robustness(
         {key: recognizer.classify for key, recognizer in recognizers.items()},
-        pictures.faces[chosen],
-        pictures.labels[chosen],
+        images.faces[chosen],
+        images.labels[chosen],
         conditions=conditions,
         seed=seed,
         progress=progress,
     )
     for recognizer in recognizers.values():
         recognizer.close()
-    return MeasuredRobustness(
-        folder=pictures.folder, pictures=len(pictures.labels), faces=len(chosen), points=tuple(points)
-    )
+    return MeasuredRobustness(folder=images.folder, images=len(images.labels), faces=len(chosen), points=tuple(points))

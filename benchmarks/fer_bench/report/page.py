@@ -1,4 +1,4 @@
-"""The report as one HTML page that loads nothing: text, tables and inline SVG."""
+"""The report as one self-contained HTML page: text, tables and inline SVG."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from fer_bench.statistics import say_p
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.text import html_text as escape
 
-WIDE, NARROW = 940, 368  # pixels: the plots that are drawn once for desks and once for phones
+WIDE, NARROW = 940, 368  # width in pixels of plots that are drawn for desktop and for phone
 
 
 def render_page(report: ReportData) -> str:
     """The page's HTML.
 
     Args:
-        report: at least one model with accuracy; a section without figures is left out.
+        report: at least one model with accuracy. Sections without data are left out.
     """
     verdict = decide(report.candidates, report.p_values) if report.candidates else None
     sections = [
@@ -78,22 +78,21 @@ def _header(report: ReportData, verdict: Verdict | None) -> str:
     kicker = f"fer-edge benchmark · {_day(report.created)} · {cpu}"
     parts = [f'<header><p class="kicker">{escape(kicker)}</p>']
     if verdict is None:
-        parts.append("<h1>Benchmark</h1><p>No model has accuracy, time and size measured, so none is recommended.</p>")
+        parts.append("<h1>Benchmark</h1><p>No model has accuracy, time and size, so none is recommended.</p>")
     else:
         parts.append(f'<h1>{escape(verdict.headline)}</h1><p class="lead">{escape(verdict.reason)}</p>')
         parts.append('<div class="cards">')
         parts.append(_card("For most uses", verdict.pick, verdict.pick_reason, pick=True))
         if verdict.lean:
-            parts.append(_card("Where speed or size decides", verdict.lean, verdict.lean_reason, pick=False))
+            parts.append(_card("If speed or size decides", verdict.lean, verdict.lean_reason, pick=False))
         parts.append("</div>")
         parts.append(
-            '<p class="note">Decided by rule: of the models that keep up with a camera '
-            f"({say_ms(REAL_TIME_MS)} ms a face), the fastest that is as good as the most accurate, face by face "
-            f"(McNemar's p of {SIGNIFICANT_P:g} or more). "
-            f"Accuracy is over {report.accuracy[0].images:,} labelled pictures ({escape(report.data)}); "
-            "guessing gives 14%.</p>"
+            '<p class="note">The rule: among models that keep up with a camera '
+            f"({say_ms(REAL_TIME_MS)} ms per face), take the fastest one that is not significantly less accurate than "
+            f"the best (McNemar's p of {SIGNIFICANT_P:g} or more). Accuracy is measured on "
+            f"{report.accuracy[0].images:,} labelled images ({escape(report.data)}); guessing gives 14%.</p>"
         )
-    parts += [f'<p class="warning"><strong>Mind:</strong> {escape(one)}</p>' for one in report.warnings]
+    parts += [f'<p class="warning"><strong>Warning:</strong> {escape(one)}</p>' for one in report.warnings]
     return "".join(parts) + "</header>"
 
 
@@ -122,7 +121,7 @@ def _table(report: ReportData, verdict: Verdict | None) -> str:
         "p50 ms",
         "p95 ms",
         "p99 ms",
-        "Times the limit",
+        "× roofline",
         "Faces/s",
         "File MB",
         "Memory MB",
@@ -131,7 +130,7 @@ def _table(report: ReportData, verdict: Verdict | None) -> str:
     rows = []
     for row in sorted(report.accuracy, key=lambda one: (-one.accuracy, one.label)):
         latency, fastest = report.headline_latency(row.label), report.best_throughput(row.label)
-        tags = '<span class="tag">take this</span>' if verdict and row.label == verdict.pick.label else ""
+        tags = '<span class="tag">recommended</span>' if verdict and row.label == verdict.pick.label else ""
         tags += '<span class="tag front">front</span>' if row.label in front else ""
         half = 100 * (row.high - row.low) / 2
         cells = (
@@ -141,7 +140,7 @@ def _table(report: ReportData, verdict: Verdict | None) -> str:
             _or_dash(latency.p50_ms if latency else None, say_ms),
             _or_dash(latency.p95_ms if latency else None, say_ms),
             _or_dash(latency.p99_ms if latency else None, say_ms),
-            _or_dash(latency.times_limit if latency else None, lambda value: f"{value:.1f}"),
+            _or_dash(latency.times_roofline if latency else None, lambda value: f"{value:.1f}"),
             f"{fastest.images_per_second:,.0f} <small>batch {fastest.batch}</small>" if fastest else "–",
             _or_dash(report.megabytes.get(row.label), say_megabytes),
             _or_dash(latency.peak_mb if latency else None, lambda value: f"{value:.0f}"),
@@ -154,19 +153,19 @@ def _table(report: ReportData, verdict: Verdict | None) -> str:
         rows.append(f'<tr{kind}><th scope="row">{escape(row.label)}{tags}</th>{filled}</tr>')
     head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
     return (
-        '<section><h2>All models</h2><table class="wrap"><caption>Times: one face, one thread, through the runtime as '
-        "shipped. <em>Times the limit</em>: median over the time that the model's arithmetic alone takes at this "
-        "core's measured ceiling. <em>Faces/s</em>: one thread, the best batch. <em>Cold start</em>: CPU time from "
-        "starting Python to the first answer. <em>Front</em>: no other model is as accurate, as fast and as "
-        f"small.</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{_pairs(report)}</section>"
+        '<section><h2>All models</h2><table class="wrap"><caption>Times: one face per call, one thread, ONNX '
+        "Runtime. <em>× roofline</em>: median time over the time of the model's arithmetic alone at this core's "
+        "measured peak rate. <em>Faces/s</em>: one thread, best batch size. <em>Cold start</em>: CPU time from "
+        "process start to the first answer. <em>Front</em>: on the Pareto front of accuracy, speed and "
+        f"size.</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{_pairs(report)}</section>"
     )
 
 
 def _pairs(report: ReportData) -> str:
-    """Every two models face by face, folded away: for who doubts a difference."""
+    """Paired comparison of all models, collapsed."""
     if not report.pairs:
         return ""
-    heads = ("Models", "Answers that differ", "Only the first right", "Only the second right", "McNemar p")
+    heads = ("Models", "Different predictions", "Only first correct", "Only second correct", "McNemar p")
     rows = []
     for pair in report.pairs:
         p_value = escape(say_p(pair.p_value).removeprefix("= "))
@@ -175,9 +174,9 @@ def _pairs(report: ReportData) -> str:
         rows.append(f'<tr><th scope="row">{escape(pair.first)} – {escape(pair.second)}</th>{filled}</tr>')
     head = "".join(f'<th scope="col">{one}</th>' for one in heads)
     return (
-        "<details><summary>Model against model, face by face</summary>"
-        f'<table class="wrap even"><caption>A small p says that the difference is no chance. It need not be large: '
-        f"compare the two counts.</caption><thead><tr>{head}</tr></thead>"
+        "<details><summary>Paired comparison of models</summary>"
+        f'<table class="wrap even"><caption>A small p means that the difference is unlikely to be chance. '
+        f"The two counts show how large it is.</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></details>"
     )
 
@@ -197,9 +196,9 @@ def _tradeoff(report: ReportData) -> str:
         description=described,
     )
     return (
-        "<section><h2>What accuracy costs</h2><p>Up is more accurate, left is faster, a smaller disc is a smaller "
-        "file. Filled discs are on the Pareto front: to beat one of their three figures is to lose another. The "
-        f"dotted line is the best accuracy for a given time; bars are 95% intervals.</p>{plots}</section>"
+        "<section><h2>Accuracy and time</h2><p>Up is more accurate, left is faster, a smaller disc is a smaller file. "
+        "Filled discs are on the Pareto front: no other model is better in all three. The dotted line is the best "
+        f"accuracy for a given time. Bars are 95% intervals.</p>{plots}</section>"
     )
 
 
@@ -218,14 +217,14 @@ def _latency(report: ReportData) -> str:
         description=described,
     )
     return (
-        "<section><h2>How steady the time is</h2><p>Single calls with one face: the dot is the median, the thick bar "
-        "reaches the 95th percentile, the thin line runs from the fastest call to the 99th percentile, the hill is the "
-        f"histogram. Each row is relative to its own median.</p>{plots}</section>"
+        "<section><h2>Latency distribution</h2><p>Single calls with one face. The dot is the median, the thick bar "
+        "ends at the 95th percentile, and the thin line runs from the fastest call to the 99th percentile, with a "
+        f"histogram above it. Each row is relative to its own median.</p>{plots}</section>"
     )
 
 
 def _engines(report: ReportData) -> str:
-    """The shipped runtime beside the alternatives, per model."""
+    """The runtime's engine next to the alternatives, per model."""
     rows = [row for row in report.latency if row.batch == 1 and row.threads == 1]
     if len({row.engine for row in rows}) < 2 and not report.not_measured:
         return ""
@@ -239,32 +238,32 @@ def _engines(report: ReportData) -> str:
             ratio = f"<small>{say_ratio(row.p50_ms / base.p50_ms)}×</small>" if row and base else ""
             text = f"{say_ms(row.p50_ms)} {ratio}" if row else "–"
             if row and (row.difference or 0) > SAME_ANSWER:
-                text += f" <small>other answers, by {row.difference:.2f}</small>"
+                text += f" <small>different answers, up to {row.difference:.2f}</small>"
                 has_other_answers = True
             cells.append(f'<td data-label="{escape(label)}">{text}</td>')
-        ships = ' <span class="tag">ships</span>' if engine == ENGINE else ""
+        ships = ' <span class="tag">fer-infer</span>' if engine == ENGINE else ""
         lines.append(f'<tr><th scope="row">{escape(engine)}{ships}</th>{"".join(cells)}</tr>')
     head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
-    mind = " <em>Other answers</em>: its probabilities are not those of the file, so its time is none of this model."
-    mind = mind if has_other_answers else ""
+    note = " <em>Different answers</em>: the engine does not compute this model, so its time does not count."
+    note = note if has_other_answers else ""
     missing = "".join(f"<li>{escape(one)}</li>" for one in report.not_measured)
     more = f'<p class="note">Not measured here:</p><ul class="note">{missing}</ul>' if missing else ""
     return (
-        f"<section><h2>Beside other engines</h2><p>{_say_peers(report, rows)}</p>"
-        f'<table class="{_wrap(labels)}"><caption>Median milliseconds per call with one face on one thread, and how '
-        f"many times the shipped runtime's time that is.{mind}</caption>"
+        f"<section><h2>Engines</h2><p>{_say_peers(report, rows)}</p>"
+        f'<table class="{_wrap(labels)}"><caption>Median milliseconds per call with one face on one thread, and '
+        f"as a multiple of ONNX Runtime's time.{note}</caption>"
         f'<thead><tr><th scope="col">Engine</th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>{more}</section>"
     )
 
 
 def _wrap(columns: Sequence[object]) -> str:
-    """Classes of a table whose rows become blocks on a phone: two columns there where three would leave a gap."""
+    """CSS classes of a table whose rows become blocks on a phone, in two columns if three would leave a gap."""
     return "wrap even" if len(columns) in (2, 4) else "wrap"
 
 
 def _say_peers(report: ReportData, rows: Sequence[LatencyRow]) -> str:
-    """How much faster the fastest shipped file of each model is than its PyTorch network."""
+    """Speed-up of the fastest file of each model over its PyTorch network."""
     facts = []
     for model in dict.fromkeys(row.model for row in rows):
         torch = next((row for row in rows if row.model == model and row.engine == "torch"), None)
@@ -274,8 +273,8 @@ def _say_peers(report: ReportData, rows: Sequence[LatencyRow]) -> str:
             default=None,
         )
         if torch and shipped:
-            facts.append(f"{shipped.label} is {say_ratio(torch.p50_ms / shipped.p50_ms)} times as fast")
-    lead = f"Beside the network in PyTorch eager, {' and '.join(facts)}. " if facts else ""
+            facts.append(f"{shipped.label} {say_ratio(torch.p50_ms / shipped.p50_ms)}×")
+    lead = f"Speed-up vs PyTorch eager: {', '.join(facts)}. " if facts else ""
     return escape(f"{lead}All engines took turns in one run, on the same faces.")
 
 
@@ -283,7 +282,7 @@ def _confusion(report: ReportData) -> str:
     figures = []
     for index, row in enumerate(report.accuracy):
         worst = min(row.per_class_recall, key=lambda name: row.per_class_recall[name])
-        described = "Share of each expression's faces that is recognized: " + ", ".join(
+        described = "Recall of each expression: " + ", ".join(
             f"{name} {recall:.0%}" for name, recall in row.per_class_recall.items()
         )
         svg = _plot(
@@ -292,14 +291,14 @@ def _confusion(report: ReportData) -> str:
             title=f"Confusion matrix of {row.label}",
             description=described,
         )
-        caption = f"Hardest: {worst}, {row.per_class_recall[worst]:.0%} recognized."
+        caption = f"Lowest recall: {worst}, {row.per_class_recall[worst]:.0%}."
         figures.append(f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
     if not figures:
         return ""
-    # Four matrices in two rows of two are compared more easily than three and one.
+    # Four matrices are easier to compare in two rows of two than as three and one.
     return (
-        "<section><h2>What is taken for what</h2><p>Each row is what people labelled, each column what the model "
-        f'said, in per cent of the row. A perfect model has 100 on the diagonal.</p><div class="{_grid(figures)}">'
+        "<section><h2>Confusion</h2><p>Rows are labels, columns are predictions, in per cent of the row. A perfect "
+        f'model has 100 on the diagonal.</p><div class="{_grid(figures)}">'
         f"{''.join(figures)}</div></section>"
     )
 
@@ -314,7 +313,8 @@ def _reliability(report: ReportData) -> str:
             key=f"reliability{index}",
             title=f"Reliability of {row.label}",
             description="; ".join(
-                f"says {one.confidence:.0%}, right {one.accuracy:.0%} of {one.faces} faces" for one in row.reliability
+                f"confidence {one.confidence:.0%}, accuracy {one.accuracy:.0%} on {one.faces} faces"
+                for one in row.reliability
             ),
         )
         error = row.calibration_error
@@ -323,8 +323,8 @@ def _reliability(report: ReportData) -> str:
     if not figures:
         return ""
     return (
-        "<section><h2>Whether the confidence can be believed</h2><p>On the dotted diagonal, a confidence of 80% means "
-        "right four times in five. Below it the model says too much. A larger dot stands for more faces.</p>"
+        "<section><h2>Calibration</h2><p>On the dotted diagonal, predictions with a confidence of 80% are correct four "
+        "times in five. Below it the model is overconfident. A larger dot means more faces.</p>"
         f'<div class="{_grid(figures)}">{"".join(figures)}</div></section>'
     )
 
@@ -356,9 +356,9 @@ def _robustness(report: ReportData) -> str:
         return ""
     faces = report.robustness[0].faces
     return (
-        "<section><h2>What a camera does to them</h2><p>The same "
-        f"{faces:,} validation faces, made worse one way at a time. The dotted line is guessing, the thin upright line "
-        "the face as it is, bands are 95% intervals. Pixels outside a face's picture repeat its border.</p>"
+        "<section><h2>Robustness</h2><p>The same "
+        f"{faces:,} validation faces, degraded one way at a time. The dotted line is guessing, the thin vertical line "
+        "the unchanged face, bands are 95% intervals. Pixels outside the image repeat its border.</p>"
         f'{_legend(list(by_model))}<div class="grid">{"".join(figures)}</div>{_reach_table(by_model)}</section>'
     )
 
@@ -379,7 +379,7 @@ def _legend(keys: Sequence[tuple[str, str]]) -> str:
 
 
 def _reach_table(by_model: dict[tuple[str, str], list[RobustnessPoint]]) -> str:
-    """How far each condition may go before a tenth of the accuracy is lost."""
+    """The level of each condition at which a tenth of the accuracy is lost."""
     columns: list[tuple[str, dict[str, tuple[float | None, float | None]]]] = []
     for (model, precision), points in by_model.items():
         reference = clean_accuracy(points)
@@ -401,7 +401,7 @@ def _reach_table(by_model: dict[tuple[str, str], list[RobustnessPoint]]) -> str:
         )
     head = "".join(f'<th scope="col">{escape(label)}</th>' for label, _ in columns)
     return (
-        f'<table class="{_wrap(columns)}"><caption>How far each may go before a tenth of the accuracy is lost, linear '
+        f'<table class="{_wrap(columns)}"><caption>The level at which a tenth of the accuracy is lost, interpolated '
         f'between the measured levels.</caption><thead><tr><th scope="col">Condition</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
@@ -428,10 +428,10 @@ def _environment(report: ReportData) -> str:
     for key, value in report.environment.items():
         if value in (None, "", [], {}):
             continue
-        if key == "ceilings":
+        if key == "peak_rates":
             rates = ((name.partition("_")[0], rate) for name, rate in value.items())
             facts.append(
-                ("ceiling of one thread", ", ".join(f"{name} {rate / 1e9:.0f} GMAC/s" for name, rate in rates))
+                ("peak rate of one thread", ", ".join(f"{name} {rate / 1e9:.0f} GMAC/s" for name, rate in rates))
             )
             continue
         if isinstance(value, dict):
@@ -439,24 +439,24 @@ def _environment(report: ReportData) -> str:
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         facts.append((key.replace("_", " "), text))
-    # Broken between words only: a command that breaks inside an option is misread.
+    # Lines break between words only, not inside an option.
     words = " ".join(f'<span class="word">{escape(word)}</span>' for word in report.command.split(" "))
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts)
     return (
-        "<section><h2>How this was measured</h2><p>Every latency configuration ran in a process of its own, the "
-        "processes took turns, and each was warm before it was timed. This command makes the page again:</p>"
+        "<section><h2>How this was measured</h2><p>Each latency configuration ran in its own process. The processes "
+        "took turns, and each was warmed up before timing. Command:</p>"
         f'<pre><code>{words}</code></pre><dl class="facts">{listed}</dl></section>'
     )
 
 
 def _plot(draw: Callable[..., Figure], *, key: str, title: str, description: str) -> str:
-    """A drawing function, which takes `theme`, as inline SVG."""
+    """The figure that `draw` returns, as inline SVG."""
     with drawing() as theme:
         return to_svg(draw(theme=theme), key=key, title=title, description=description)
 
 
 def _wide_and_narrow(draw: Callable[..., Figure], *, key: str, title: str, description: str) -> str:
-    """The plot twice, by `width`: scaled down to a phone, the text of a wide one could not be read."""
+    """The plot in two widths: scaled down to a phone, the text of a wide plot would be unreadable."""
     figures = []
     for name, width in (("wide", WIDE), ("narrow", NARROW)):
         svg = _plot(partial(draw, width=width), key=f"{key}-{name}", title=title, description=description)

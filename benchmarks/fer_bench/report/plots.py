@@ -1,8 +1,7 @@
-"""The plots of the report and of `fer-bench show`: one visual language, as SVG for the page or as a picture.
+"""The plots of the report, as inline SVG that follows the reader's light or dark setting.
 
-Colour says which model (v0 is blue wherever it appears), the line style says which precision. Every colour
-is a role of a `Theme`, so that the same figure is drawn for paper, and as SVG that follows the reader's
-light or dark setting.
+Colour identifies the model (v0 is always blue) and line style the precision. Every colour is a role of a `Theme`;
+`to_svg` turns roles into CSS variables.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -30,18 +28,15 @@ from matplotlib.transforms import Bbox
 from fer_bench.report.data import LatencyRow, ReliabilityBin, label_of
 from fer_bench.report.verdict import Candidate, pareto_front, say_megabytes, say_ms
 from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint
-from fer_runtime.errors import OutputError
-from fer_runtime.files import replaced_atomically
 from fer_runtime.model.find import MODEL_NAMES
 from fer_runtime.text import html_text as escape
 
-_SUFFIXES = (".png", ".svg", ".pdf")
 MODEL_ROLES = ("first", "second", "third", "fourth", "fifth")
-# How many lines a label may lie above its point, the best first: just above the dotted line to the right of it.
+# Offsets of a label from its point in lines of text, in order of preference.
 _LIFTS = (0.6, -0.6, 1.6, -1.6, 2.6, -2.6, 3.6, -3.6)
-_LATENCY_EDGE = 2.5  # medians at which the latency axis ends at the latest
-_STEADY_BIN = 20  # faces behind a point of a reliability line
-_GUESSING = 1 / 7  # accuracy of a model that knows nothing
+_LATENCY_EDGE = 2.5  # the latency axis ends at this multiple of the median
+_STEADY_BIN = 20  # least faces in a point of a reliability line
+_GUESSING = 1 / 7  # accuracy of random guessing
 LINE_STYLES = {"fp32": "-", "int8": (0, (4, 2)), "fp16": (0, (1, 1.5))}
 
 
@@ -61,7 +56,7 @@ class Theme:
     fifth: str
 
 
-# First and second differ in lightness and hue, so that they stay apart for every kind of colour vision and in print.
+# First and second differ in lightness and hue, so they stay distinct with any colour vision and in print.
 LIGHT = Theme(
     ink="#1b1f24",
     muted="#5b6470",
@@ -86,7 +81,7 @@ DARK = Theme(
     fourth="#c79bff",
     fifth="#ff8ac2",
 )
-# Colours that stand for a role while matplotlib draws; `to_svg` turns them into CSS variables.
+# Placeholder colours for matplotlib; `to_svg` replaces them by CSS variables.
 _TOKENS = Theme(**{field.name: f"#0{index}fe{index}d" for index, field in enumerate(fields(Theme))})
 
 
@@ -104,21 +99,21 @@ class Curve:
 
 
 @contextmanager
-def drawing(theme: Theme | None = None) -> Iterator[Theme]:
-    """Inside the block figures are drawn in `theme`; None is for figures that become `to_svg`."""
-    theme = theme or _TOKENS
+def drawing() -> Iterator[Theme]:
+    """Set matplotlib's style for figures that become `to_svg`; yields the theme to draw them in."""
+    theme = _TOKENS
     settings: dict[Any, Any] = {
-        "svg.fonttype": "none",  # text stays text: it can be selected, searched and read aloud
-        "svg.hashsalt": "fer-edge",  # equal data give equal bytes
-        "text.parse_math": False,  # a dollar sign in a file's name is a dollar sign
+        "svg.fonttype": "none",  # keep text selectable, searchable and accessible
+        "svg.hashsalt": "fer-edge",  # reproducible output
+        "text.parse_math": False,  # a file name may contain a dollar sign
         "font.family": "DejaVu Sans",
         "font.size": 11,
         "axes.titlesize": 12,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
         "axes.labelsize": 11,
-        "axes.facecolor": "none" if theme is _TOKENS else theme.paper,
-        "figure.facecolor": "none" if theme is _TOKENS else theme.paper,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
         "text.color": theme.ink,
         "axes.labelcolor": theme.muted,
         "axes.edgecolor": theme.grid,
@@ -140,19 +135,19 @@ def drawing(theme: Theme | None = None) -> Iterator[Theme]:
 
 
 def new_figure(width: int, height: int) -> Figure:
-    """An empty figure of so many pixels; one unit of its SVG is one pixel."""
+    """An empty figure; sizes in pixels, which are the units of its SVG."""
     layout = ConstrainedLayoutEngine(w_pad=6 / 72, h_pad=6 / 72)
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout=layout)
 
 
 def model_color(theme: Theme, model: str, models: Sequence[str]) -> str:
-    """The colour of `model`: each of ours has its own, others take the next ones in the order of `models`."""
+    """The colour of `model`: each of our models has its own, others take the next ones in the order of `models`."""
     order = list(dict.fromkeys([*MODEL_NAMES, *models]))
     return str(getattr(theme, MODEL_ROLES[order.index(model) % len(MODEL_ROLES)]))
 
 
 def draw_tradeoff(points: Sequence[Candidate], *, theme: Theme, width: int = 760, height: int = 400) -> Figure:
-    """Accuracy over time per face, the area of a point its file's size; filled points are on the Pareto front."""
+    """Accuracy against time per face. A point's area is the file size; filled points are on the Pareto front."""
     figure = new_figure(width, height)
     axes: Axes = figure.add_subplot()
     names = [point.model for point in points]
@@ -194,7 +189,7 @@ def draw_tradeoff(points: Sequence[Candidate], *, theme: Theme, width: int = 760
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("milliseconds per face, one thread, median (log)")
     axes.set_ylabel("accuracy")
-    figure.draw_without_rendering()  # the layout decides where points lie, and labels are placed by that
+    figure.draw_without_rendering()  # label placement needs the final layout
     _place_labels(axes, points, theme, narrow=width < 600)
     return figure
 
@@ -212,8 +207,8 @@ def _area(megabytes: float) -> float:
 
 
 def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narrow: bool) -> None:
-    """Label each point where the label touches no other label, no other point and as few bars as can be."""
-    line = 32.0 if narrow else 18.0  # pixels that a label takes
+    """Label each point without touching other labels or points, and crossing as few error bars as possible."""
+    line = 32.0 if narrow else 18.0  # height of a label in pixels
     frame = axes.get_window_extent()
     places = {point.label: axes.transData.transform((point.p50_ms, point.accuracy)) for point in points}
     marks, bars = {}, {}
@@ -237,7 +232,7 @@ def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narr
             color=theme.ink,
             bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.5, "alpha": 0.8},
         )
-        # The layout is settled; a label must not shrink the axes that it was placed by.
+        # The layout is final; labels must not shrink the axes.
         label.set_in_layout(False)
         extent = label.get_window_extent()
         aside = _radius(point) + 8
@@ -264,13 +259,13 @@ def _radius(point: Candidate) -> float:
 
 
 def draw_latency(rows: Sequence[LatencyRow], *, theme: Theme, width: int = 760) -> Figure:
-    """Spread of single calls as a multiple of each row's median: a line from the fastest to the 99th percentile."""
+    """Distribution of single calls in multiples of each row's median: a line from the minimum to p99."""
     narrow = width < 600
     figure = new_figure(width, 64 + (50 if narrow else 46) * len(rows))
     axes: Axes = figure.add_subplot()
     names = [row.model for row in rows]
     low = min(row.min_ms / row.p50_ms for row in rows)
-    # On a busy machine a 99th percentile may lie at ten medians; what lies beyond the edge is named there.
+    # On a busy machine p99 can be ten medians; values beyond the edge are written there.
     edge = min(max(row.p99_ms / row.p50_ms for row in rows), _LATENCY_EDGE)
     room = 0.04 * (edge - low) + 0.01
     for index, row in enumerate(rows):
@@ -310,7 +305,7 @@ def draw_latency(rows: Sequence[LatencyRow], *, theme: Theme, width: int = 760) 
 
 
 def _draw_density(axes: Axes, values: npt.NDArray[np.float64], y: float, color: str) -> None:
-    """A histogram standing on the row."""
+    """A histogram on top of the row."""
     if len(values) < 2 or not values.max() > values.min():
         return
     counts, edges = np.histogram(values, bins=min(40, max(8, len(values) // 6)))
@@ -326,13 +321,13 @@ def draw_reliability(
     width: int = 330,
     height: int = 320,
 ) -> Figure:
-    """How often the model is right where it says so: on the diagonal 0.8 means right four times in five."""
+    """Reliability diagram: accuracy against confidence. A calibrated model lies on the diagonal."""
     figure = new_figure(width, height)
     axes: Axes = figure.add_subplot()
     color = model_color(theme, model, [model])
     axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
     most = max((one.faces for one in bins), default=1)
-    # A bin of a few faces says little and would make the line jump.
+    # A bin with few faces is noise and would make the line jump.
     steady = [one for one in bins if one.faces >= _STEADY_BIN]
     axes.plot([one.confidence for one in steady], [one.accuracy for one in steady], color=color, zorder=2)
     axes.scatter(
@@ -350,8 +345,8 @@ def draw_reliability(
     axes.set_aspect("equal")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel("what the model says")
-    axes.set_ylabel("how often it is right")
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
     axes.set_title(heading)
     return figure
 
@@ -365,22 +360,16 @@ def draw_confusion(
     width: int = 360,
     height: int = 372,
 ) -> Figure:
-    """Shares of each true expression's faces in per cent; rows are true, columns predicted."""
+    """Confusion matrix in per cent of each true class; rows are true, columns predicted."""
     figure = new_figure(width, height)
     axes: Axes = figure.add_subplot()
-    fill_confusion(axes, confusion, expressions, theme=theme)
     axes.set_title(heading, pad=10)
-    return figure
-
-
-def fill_confusion(axes: Axes, confusion: npt.NDArray[np.int64], expressions: Sequence[str], *, theme: Theme) -> None:
-    """Draw a confusion matrix (classes, classes) into `axes`."""
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     classes = len(expressions)
     for row in range(classes):
         for column in range(classes):
             share = float(shares[row, column])
-            # Opacity over the page's background serves light and dark alike.
+            # Opacity over the background works for light and dark.
             axes.add_patch(
                 Rectangle((column, row), 0.96, 0.96, facecolor=theme.heat, alpha=0.05 + 0.95 * share, linewidth=0)
             )
@@ -406,6 +395,7 @@ def fill_confusion(axes: Axes, confusion: npt.NDArray[np.int64], expressions: Se
     axes.tick_params(length=0, labelsize=10.5, labelcolor=theme.ink)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    return figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -414,93 +404,15 @@ class Panel:
 
     heading: str
     x_label: str
-    neutral: float | None  # level that leaves the faces as they are, marked by a thin line
-    reverse: bool  # the worst level stands at the right although its number is the smallest
+    neutral: float | None  # level that leaves faces unchanged, marked by a thin line
+    reverse: bool  # draw the smallest level at the right because it is the worst
     curves: tuple[Curve, ...]
 
 
 def draw_curves(panel: Panel, *, theme: Theme, width: int = 330, height: int = 250) -> Figure:
     """One condition."""
     figure = new_figure(width, height)
-    _fill_curves(figure.add_subplot(), panel, theme=theme)
-    return figure
-
-
-def draw_curve_sheet(panels: Sequence[Panel], *, theme: Theme) -> Figure:
-    """Several conditions on one sheet, with a legend: for a picture file."""
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = new_figure(360 * columns, 270 * rows + 40)
-    grid = figure.add_gridspec(rows, columns)
-    axes = [figure.add_subplot(grid[index // columns, index % columns]) for index in range(len(panels))]
-    for one, panel in zip(axes, panels, strict=True):
-        _fill_curves(one, panel, theme=theme)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), handlelength=3.2)
-    return figure
-
-
-def robustness_panels(points: Sequence[RobustnessPoint]) -> list[tuple[Condition, Panel]]:
-    """The curves of each condition that `points` hold."""
-    panels = []
-    for condition in CONDITIONS:
-        curves = []
-        for model, precision in dict.fromkeys((point.model, point.precision) for point in points):
-            mine = sorted(
-                (
-                    point
-                    for point in points
-                    if (point.model, point.precision, point.condition) == (model, precision, condition.name)
-                ),
-                key=lambda point: point.level,
-            )
-            curve = Curve(
-                label=label_of(model, precision),
-                model=model,
-                precision=precision,
-                x=tuple(one.level for one in mine),
-                y=tuple(one.accuracy for one in mine),
-                low=tuple(one.low for one in mine),
-                high=tuple(one.high for one in mine),
-            )
-            curves += [curve] if mine else []
-        if curves:
-            panel = Panel(
-                heading=condition.title,
-                x_label=condition.unit,
-                neutral=condition.neutral,
-                # Worse is to the right, also where the smaller number is the worse one.
-                reverse=condition.levels[0] > condition.levels[-1],
-                curves=tuple(curves),
-            )
-            panels.append((condition, panel))
-    return panels
-
-
-def write_curve_sheet(points: Sequence[RobustnessPoint], path: Path) -> None:
-    """Draw all conditions that `points` hold and write the sheet by the suffix of `path`.
-
-    Raises:
-        OutputError: the suffix is none of .png, .svg and .pdf, or the file cannot be written.
-    """
-    with drawing(LIGHT) as theme:
-        write_figure(draw_curve_sheet([panel for _, panel in robustness_panels(points)], theme=theme), path)
-
-
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a picture file, in the format of the suffix.
-
-    Raises:
-        OutputError: the suffix is none of .png, .svg and .pdf, or the file cannot be written.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise OutputError(f"cannot write a picture as {path}; give a name that ends in {', '.join(_SUFFIXES)}")
-    with replaced_atomically(path) as partial:
-        figure.savefig(partial, format=suffix[1:], dpi=130 if suffix == ".png" else 72)
-
-
-def _fill_curves(axes: Axes, panel: Panel, *, theme: Theme) -> None:
+    axes: Axes = figure.add_subplot()
     curves = panel.curves
     names = [curve.model for curve in curves]
     for curve in curves:
@@ -528,54 +440,63 @@ def _fill_curves(axes: Axes, panel: Panel, *, theme: Theme) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel(panel.x_label)
     axes.set_title(panel.heading)
+    return figure
 
 
-def fill_history(
-    axes: Axes, history: Mapping[str, Sequence[float]], *, model: str, quantity: str, best_epoch: int, theme: Theme
-) -> None:
-    """Training and validation `quantity` ("loss" or "acc") per epoch, the best epoch marked."""
-    epochs = range(1, len(history[f"test_{quantity}"]) + 1)
-    color = model_color(theme, model, [model])
-    axes.plot(epochs, history[f"train_{quantity}"], color=theme.muted, linewidth=1.6, label="training (augmented)")
-    axes.plot(epochs, history[f"test_{quantity}"], color=color, label="validation")
-    if 1 <= best_epoch <= len(epochs):
-        best = history[f"test_{quantity}"][best_epoch - 1]
-        axes.plot(best_epoch, best, "o", color=color, markersize=8, markeredgecolor=theme.paper)
-        text = f"{best:.1%}" if quantity == "acc" else f"{best:.3f}"
-        axes.annotate(
-            f"kept: epoch {best_epoch}, {text}",
-            (best_epoch, best),
-            xytext=(0, 12 if quantity == "acc" else -16),
-            textcoords="offset points",
-            # Towards the middle, so that the text stays inside the plot.
-            ha="right" if best_epoch > len(epochs) / 2 else "left",
-            fontsize=10.5,
-        )
-    if quantity == "acc":
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.margins(y=0.16)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("accuracy" if quantity == "acc" else "loss")
+def robustness_panels(points: Sequence[RobustnessPoint]) -> list[tuple[Condition, Panel]]:
+    """The curves of each condition in `points`."""
+    panels = []
+    for condition in CONDITIONS:
+        curves = []
+        for model, precision in dict.fromkeys((point.model, point.precision) for point in points):
+            mine = sorted(
+                (
+                    point
+                    for point in points
+                    if (point.model, point.precision, point.condition) == (model, precision, condition.name)
+                ),
+                key=lambda point: point.level,
+            )
+            curve = Curve(
+                label=label_of(model, precision),
+                model=model,
+                precision=precision,
+                x=tuple(one.level for one in mine),
+                y=tuple(one.accuracy for one in mine),
+                low=tuple(one.low for one in mine),
+                high=tuple(one.high for one in mine),
+            )
+            curves += [curve] if mine else []
+        if curves:
+            panel = Panel(
+                heading=condition.title,
+                x_label=condition.unit,
+                neutral=condition.neutral,
+                # The worst level is at the right, even if its number is the smallest.
+                reverse=condition.levels[0] > condition.levels[-1],
+                curves=tuple(curves),
+            )
+            panels.append((condition, panel))
+    return panels
 
 
 def _ms_axis(axes: Axes) -> None:
-    """Ticks at 1, 2 and 5 times each power of ten, written as people write them."""
+    """Ticks at 1, 2 and 5 times each power of ten, without scientific notation."""
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def to_svg(figure: Figure, *, key: str, title: str, description: str) -> str:
-    """A figure drawn in `drawing()` as inline SVG whose colours and font are the page's CSS variables.
+    """A figure drawn in `drawing()` as inline SVG with the page's CSS variables for colours and font.
 
     Args:
-        key: unique on the page; every id inside starts with it.
-        title: what a screen reader announces.
-        description: what the plot shows, in a sentence or two, with its figures.
+        key: unique on the page; prefix of every id in the SVG.
+        title: announced by screen readers.
+        description: the content of the plot in text, with its figures.
     """
     written = io.StringIO()
-    # Without metadata equal figures give equal text, and no address stands in the page.
+    # Without metadata the output is reproducible and contains no address.
     figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -1,20 +1,19 @@
-"""Which model to take: a rule over measured figures, and the sentences that say it."""
+"""Which model to recommend: a rule over measurements, and its sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-REAL_TIME_MS = 1000 / 30  # a camera's usual pace
-# Two models of which neither is better differ by more than this in one set of faces of twenty.
-SIGNIFICANT_P = 0.05
+REAL_TIME_MS = 1000 / 30  # a common camera rate
+SIGNIFICANT_P = 0.05  # significance level of McNemar's test
 
 PValues = Mapping[frozenset[str], float]  # of McNemar's exact test, by the two labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One model file as a user weighs it."""
+    """One model file with the figures that decide."""
 
     label: str  # "v1 int8"
     model: str
@@ -31,15 +30,15 @@ class Verdict:
     """The answer to "which one?"."""
 
     pick: Candidate
-    lean: Candidate | None  # the choice where speed or size decides; None when that is the pick itself
+    lean: Candidate | None  # the choice if speed or size decides; None if that is `pick`
     headline: str
     reason: str
-    pick_reason: str  # beside the others
+    pick_reason: str  # compared with the others
     lean_reason: str  # empty without `lean`
 
 
 def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other beats: at least as accurate, as fast and as small, and better in one of the three."""
+    """The candidates on the Pareto front of accuracy, time and size."""
     return [one for one in candidates if not any(_beats(other, one) for other in candidates)]
 
 
@@ -52,12 +51,12 @@ def _beats(one: Candidate, other: Candidate) -> bool:
 def decide(candidates: Sequence[Candidate], p_values: PValues | None = None) -> Verdict:
     """Choose a model.
 
-    The pick is the fastest of those that are as good as the most accurate one, within what chance makes of these
-    faces, among the models that keep up with a camera (30 faces a second); when none does, among all. The lean choice
-    is the smallest file of those faster than the pick.
+    Considers the models that keep up with a camera (30 faces per second), or all if none does. `pick` is the fastest
+    that is not significantly less accurate than the most accurate. `lean` is the smallest file that is faster.
 
     Args:
-        p_values: of the candidates, face by face; without one, an accuracy inside the best one's interval is as good.
+        p_values: McNemar's p-value of pairs of candidates. Without one, an accuracy inside the best one's interval
+            counts as equal.
 
     Raises:
         ValueError: there are no candidates.
@@ -67,21 +66,21 @@ def decide(candidates: Sequence[Candidate], p_values: PValues | None = None) -> 
     in_time = [one for one in candidates if one.p50_ms <= REAL_TIME_MS]
     eligible = in_time or list(candidates)
     best = max(eligible, key=lambda one: one.accuracy)
-    # A difference smaller than what another sample of faces would make is not worth a slower model.
+    # A difference within the sampling error is not worth a slower model.
     as_good = (one for one in eligible if _is_as_good(one, best, p_values or {}))
     pick = min(as_good, key=lambda one: (one.p50_ms, one.megabytes))
     leaner = [one for one in candidates if one.p50_ms < pick.p50_ms and one.megabytes <= pick.megabytes]
     lean = min(leaner, key=lambda one: (one.megabytes, one.p50_ms)) if leaner else None
     reason = (
-        f"It names the right expression for {pick.accuracy:.1%} of the faces, "
-        f"takes {say_ms(pick.p50_ms)} ms per face on one thread, and is a file of {say_megabytes(pick.megabytes)} MB."
+        f"Accuracy {pick.accuracy:.1%}, {say_ms(pick.p50_ms)} ms per face on one thread, "
+        f"file size {say_megabytes(pick.megabytes)} MB."
     )
     if not in_time:
-        reason += " No model keeps up with 30 faces a second on this machine."
+        reason += " No model reaches 30 faces per second on this machine."
     return Verdict(
         pick=pick,
         lean=lean,
-        headline=f"Take {pick.label}.",
+        headline=f"Use {pick.label}.",
         reason=reason,
         pick_reason=_pick_reason(pick, best, len(candidates)),
         lean_reason=_lean_reason(pick, lean) if lean else "",
@@ -90,18 +89,18 @@ def decide(candidates: Sequence[Candidate], p_values: PValues | None = None) -> 
 
 def _is_as_good(one: Candidate, best: Candidate, p_values: PValues) -> bool:
     p_value = p_values.get(frozenset((one.label, best.label)))
-    # Face by face says more than two intervals: most of the faces that one finds hard are hard for the other, too.
+    # The paired test is more sensitive than two intervals, because models share most of their errors.
     return one == best or (one.accuracy >= best.low if p_value is None else p_value >= SIGNIFICANT_P)
 
 
 def _pick_reason(pick: Candidate, best: Candidate, count: int) -> str:
     if count == 1:
-        return "The only model that was measured."
+        return "The only measured model."
     if pick == best:
         return f"The most accurate of {count}."
     points = 100 * (best.accuracy - pick.accuracy)
     return (
-        f"{points:.1f} points below the most accurate ({best.label}, {best.accuracy:.1%}), which may be chance, "
+        f"{points:.1f} points below the most accurate ({best.label}, {best.accuracy:.1%}), which is not significant, "
         f"and {say_ratio(best.p50_ms / pick.p50_ms)} times as fast."
     )
 
@@ -110,7 +109,7 @@ def _lean_reason(pick: Candidate, lean: Candidate) -> str:
     faster = say_ratio(pick.p50_ms / lean.p50_ms)
     smaller = say_ratio(pick.megabytes / lean.megabytes)
     points = 100 * (pick.accuracy - lean.accuracy)
-    price = f"gives up {points:.1f} points of accuracy" if points >= 0.05 else "gives up no accuracy"
+    price = f"loses {points:.1f} points of accuracy" if points >= 0.05 else "loses no accuracy"
     return f"It is {faster} times as fast and {smaller} times smaller, and {price}."
 
 

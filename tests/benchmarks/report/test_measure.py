@@ -25,7 +25,8 @@ from fer_bench.report.measure import reliability_bins
 from fer_bench.report.page import NARROW, WIDE, render_page
 from fer_bench.report.plots import LIGHT, draw_tradeoff, drawing, model_color
 from fer_bench.report.verdict import Candidate, decide, pareto_front
-from fer_bench.robustness import CONDITIONS, wilson_interval
+from fer_bench.robustness import CONDITIONS
+from fer_bench.statistics import wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metrics import expected_calibration_error
@@ -63,12 +64,12 @@ def test_the_pick_is_the_fastest_of_those_as_good_as_the_best() -> None:
     verdict = decide([SMALL, SMALL8, LARGE, LARGE8])
     assert verdict.pick == LARGE8  # 68.6 % lies within 69.0 ± 1.5, and is 3.5 times as fast
     assert verdict.pick_reason == (
-        "0.4 points below the most accurate (v1 fp32, 69.0%), which may be chance, and 3.5 times as fast."
+        "0.4 points below the most accurate (v1 fp32, 69.0%), which is not significant, and 3.5 times as fast."
     )
     assert verdict.lean == SMALL8  # the smallest of what is faster
     # 2.0 / 0.11 = 18, 11.5 / 0.35 = 33, 68.6 - 61.6 = 7.0
-    assert verdict.lean_reason == "It is 18 times as fast and 33 times smaller, and gives up 7.0 points of accuracy."
-    assert verdict.headline == "Take v1 int8."
+    assert verdict.lean_reason == "It is 18 times as fast and 33 times smaller, and loses 7.0 points of accuracy."
+    assert verdict.headline == "Use v1 int8."
     assert "68.6%" in verdict.reason
     assert "2.00 ms" in verdict.reason
 
@@ -91,7 +92,7 @@ def test_a_model_that_cannot_follow_a_camera_is_not_picked_while_another_can() -
     alone = decide([slow])
     assert alone.pick == slow
     assert alone.lean is None
-    assert "No model keeps up" in alone.reason
+    assert "No model reaches 30 faces per second" in alone.reason
 
 
 def test_nothing_to_choose_from_is_an_error() -> None:
@@ -156,7 +157,7 @@ def made_up_report(**changes: Any) -> dict[str, Any]:
                     "p99_ms": p99,
                     "images_per_second": 1000 * batch / (one.p50_ms * factor),
                     "histogram_ms": samples.tolist(),
-                    "times_the_limit": 1.6,
+                    "times_roofline": 1.6,
                     "cold_start_cpu_ms": {"python_ms": 12.0, "load_ms": 80.0},
                     "peak_mb": 80.0,
                     "model_bytes": round(one.megabytes * 1e6),
@@ -185,7 +186,7 @@ def made_up_report(**changes: Any) -> dict[str, Any]:
             "cpu": "Some <Processor> & more",
             "cpus": 2,
             "versions": {"onnxruntime": "1.32.0"},
-            "ceilings": {"fp32_macs_per_second": 1.2e11, "int8_macs_per_second": 4.5e11},
+            "peak_rates": {"fp32_macs_per_second": 1.2e11, "int8_macs_per_second": 4.5e11},
         },
         "data": "images/validation",
         "accuracy": accuracy,
@@ -257,7 +258,7 @@ def test_the_page_is_whole(page: str) -> None:
     assert page.count('role="img"') == 4 + 4 + 8 + 4
     assert page.count("<title id=") == page.count("<desc id=") == 20
     for words in (
-        "Take v1 int8.",
+        "Use v1 int8.",
         "18 times as fast",
         "Some <Processor> & more",  # escaped in the page, whole in its text
         "fer-bench report --data faces",
@@ -295,8 +296,8 @@ def test_an_engine_with_other_answers_is_marked() -> None:
         if row["engine"] == "torch":
             row["max_probability_difference"] = 0.046 if row["model"] == "v1" else 0.001
     text = render_page(parse_report(content, source="here"))
-    assert text.count("other answers, by 0.05") == 2
-    assert text.count("<em>Other answers</em>") == 1
+    assert text.count("different answers, up to 0.05") == 2
+    assert text.count("<em>Different answers</em>") == 1
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
@@ -311,7 +312,7 @@ def test_an_engine_with_other_answers_is_marked() -> None:
     ],
 )
 def test_no_label_covers_another_or_another_models_point(points: list[Candidate], width: int) -> None:
-    with drawing(LIGHT) as theme:
+    with drawing() as theme:
         figure = draw_tradeoff(points, theme=theme, width=width)
         figure.draw_without_rendering()
         (axes,) = figure.axes
@@ -338,13 +339,13 @@ def test_the_same_figures_make_the_same_page(page: str) -> None:
 def test_a_report_without_robustness_or_latency_still_makes_a_page() -> None:
     text = render_page(parse_report(made_up_report(robustness=[], latency=[]), source="here"))
     assert "none is recommended" in text
-    assert "What is taken for what" in text
-    assert "What a camera does" not in text
+    assert "<h2>Confusion</h2>" in text
+    assert "<h2>Robustness</h2>" not in text
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "no JSON"), ("[]", "no report"), ('{"created": "now"}', "KeyError")],
+    [("{", "not JSON"), ("[]", "not a report"), ('{"created": "now"}', "KeyError")],
 )
 def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "r.json"
@@ -365,7 +366,7 @@ def test_the_command_measures_and_draws_the_same_page_again(tmp_path: Path) -> N
     measure = ["report", "--model", str(model), "--data", str(data), "--json", str(written), "--output", str(first)]
     result = CliRunner().invoke(main, [*measure, "--engine", "onnxruntime", "--rounds", "2", "--seconds", "0.02"])
     assert result.exit_code == 0, result.output
-    assert "Take bands.onnx. It names the right expression for 100.0% of the faces" in result.stdout
+    assert "Use bands.onnx. Accuracy 100.0%" in result.stdout
     content = json.loads(written.read_text())
     assert [row["batch"] for row in content["latency"]] == [1, 32]
     assert content["accuracy"][0]["images"] == 14
@@ -433,7 +434,7 @@ def test_a_browser_finds_no_error_and_asks_for_nothing(
         "too wide": [],
         "plots": 18,  # of the two plots that come in two widths, one each
         "paper": "rgb(22, 25, 29)" if dark else "rgb(255, 255, 255)",
-        "title": "Take v1 int8. fer-edge benchmark",
+        "title": "Use v1 int8. fer-edge benchmark",
     }
 
 

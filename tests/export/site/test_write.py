@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -32,7 +31,6 @@ from fer_export.site.write import (
     fetch_npm_package,
     write_site,
 )
-from fer_runtime.detectors.yunet_file import yunet_path
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.faces import prepare_face
@@ -78,16 +76,6 @@ def has_ort_web() -> None:
         fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
     except DownloadError as error:
         pytest.skip(f"needs onnxruntime-web {ORT_WEB_VERSION}: {error}")
-
-
-@pytest.fixture(scope="module")
-def yunet() -> Path:
-    given = os.environ.get("FER_EDGE_YUNET")
-    shared = CHECKOUT.parent / "shared" / "data" / "face_detection_yunet_2026may.onnx"
-    for path in (Path(given) if given else shared, yunet_path()):
-        if path.is_file():
-            return path
-    pytest.skip("needs YuNet's file: set FER_EDGE_YUNET, or fetch it with fer-infer --fetch-yunet")
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +211,15 @@ def test_a_face_is_prepared_as_in_python(
     assert difference.max() <= (1 if roll == 0 else 3)
 
 
+# True once two different frames have given the face the same number. (A busy machine may lose a face in between.)
+FOLLOWED = """(() => {
+    const [number, answers] = [document.querySelector(".face small")?.textContent, fer.answers];
+    const followed = number?.startsWith("face ") && number === window.number && answers !== window.earlier;
+    [window.number, window.earlier] = [number, answers];
+    return followed;
+})()"""
+
+
 def test_the_camera_gets_the_python_runtimes_expression(browser: Browser, site: str, yunet: Path) -> None:
     with Recognizer(MODELS / "model_0.int8.onnx", detector="yunet", yunet=yunet) as recognizer:
         (expected,) = recognizer.recognize(camera_frame()).faces
@@ -230,12 +227,11 @@ def test_the_camera_gets_the_python_runtimes_expression(browser: Browser, site: 
         page.evaluate("document.getElementById('camera').click()")
         page.wait_for("fer.answers.length && Number(document.getElementById('fps').textContent) > 1")
         (answer,) = page.evaluate("fer.answers")
-        numbers = page.evaluate("document.querySelector('.face small').textContent")
+        page.wait_for(FOLLOWED)
         page.evaluate("document.getElementById('camera').click()")
         label = page.evaluate("document.getElementById('camera').textContent")
         assert page.complaints == []
     assert answer["expression"] == expected.expression
-    assert numbers == "face 1"  # followed: frames later it has its first number
     assert label == "Start camera"
 
 
