@@ -228,3 +228,41 @@ def test_offline_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path))
     with pytest.raises(DownloadError, match="--yunet FILE"):
         yunet_file.fetch_yunet(url="http://127.0.0.1:9/yunet.onnx")
+
+
+def test_a_server_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(yunet_file, "_TOTAL_SECONDS", 1.0)
+    stopped = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+            while not stopped.wait(0.1):
+                connection.sendall(b"a")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,), daemon=True)
+        thread.start()
+        with pytest.raises(DownloadError, match=r"not complete after 1 s\); .*--yunet FILE"):
+            yunet_file.fetch_yunet(url=f"http://127.0.0.1:{listener.getsockname()[1]}/yunet.onnx")
+        stopped.set()
+        thread.join(10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_cached_file_is_checked_when_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path))
+    with pytest.raises(ModelFileError, match="fer-infer --fetch-yunet"):
+        create_detector("yunet")
+    content = bytes(range(256)) * 10
+    monkeypatch.setattr(yunet_file, "SHA256", hashlib.sha256(content).hexdigest())
+    yunet_file.yunet_path().write_bytes(content)
+    assert yunet_file.cached_yunet() == yunet_file.yunet_path()
+    yunet_file.yunet_path().write_bytes(content[:-1] + b"\0")
+    for name in ("auto", "yunet"):
+        with pytest.raises(ModelFileError, match=r"damaged or another file .* fer-infer --fetch-yunet"):
+            create_detector(name)

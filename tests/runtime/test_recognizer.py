@@ -112,14 +112,15 @@ def test_wrong_types_are_a_short_error_with_the_next_step(band_model: Path, tmp_
     content: Any = b"no image" * 100_000
     (tmp_path / "text.txt").write_text("words")
     with Recognizer(band_model) as recognizer:
-        for source, kind, words in (
+        cases: tuple[tuple[Any, type[Exception], str], ...] = (
             (content, ImageError, r"^the image cannot be decoded: damaged, or not an image$"),
             (b"", ImageError, "^the image is empty"),
             (str(content), ImageError, "File name too long|cannot be opened"),
             (3, TypeError, r"a path, bytes, .* not builtins\.int"),
             (PIL.Image.new("RGB", (9, 9)), TypeError, r"PIL image becomes an array with np\.asarray"),
-            ([[1, 2]], TypeError, "not builtins.list"),
-        ):
+            ([[1, 2]], TypeError, r"not builtins\.list"),
+        )
+        for source, kind, words in cases:
             with pytest.raises(kind, match=words) as caught:
                 recognizer.predict(source)
             assert len(str(caught.value)) < 500
@@ -159,7 +160,7 @@ def test_a_banner_is_not_taken_for_a_face(band_model: Path) -> None:
 def test_missing_data_of_opencv_is_not_called_a_missing_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(cv2, "CascadeClassifier"):
         pytest.skip("this OpenCV has no cascades")
-    monkeypatch.setattr(cv2.data, "haarcascades", "/nowhere/")
+    monkeypatch.setattr("cv2.data.haarcascades", "/nowhere/")
     with pytest.raises(ModelFileError, match=r"/nowhere/haar.*\.xml is missing; .* PyInstaller .*--collect-data cv2"):
         Recognizer("v0", detector="haar")
 

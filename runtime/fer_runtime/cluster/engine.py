@@ -37,7 +37,7 @@ from fer_runtime.cluster.shards import (
 )
 from fer_runtime.cluster.storage import is_uri, open_store, read_uri
 from fer_runtime.command import needs_extra
-from fer_runtime.detectors.yunet_file import yunet_path
+from fer_runtime.detectors.yunet_file import cached_yunet
 from fer_runtime.errors import ClusterError, FerError, OutputError
 from fer_runtime.files import CACHE_VARIABLE
 from fer_runtime.images import read_bytes
@@ -81,7 +81,7 @@ def pack_recognizer(recognizer: Recognizer, *, yunet: Path | None = None, **opti
     return RecognizerRecipe(
         model_name=recognizer.path.name,
         model=recognizer.path.read_bytes(),
-        yunet=(yunet or yunet_path()).read_bytes() if recognizer.detector_used == "yunet" else None,
+        yunet=(yunet or cached_yunet()).read_bytes() if recognizer.detector_used == "yunet" else None,
         options=options,
         settings=settings_of(recognizer),
     )
@@ -105,11 +105,13 @@ class PartRecognizer:
         self._files = tempfile.TemporaryDirectory(prefix="fer-")
         # This machine's cache folder must not decide how faces are found.
         os.environ[CACHE_VARIABLE] = self._files.name
+        options = dict(recipe.options)
         if recipe.yunet is not None:
-            yunet_path().write_bytes(recipe.yunet)
+            options["yunet"] = Path(self._files.name, "yunet.onnx")
+            options["yunet"].write_bytes(recipe.yunet)
         model = Path(self._files.name, recipe.model_name)
         model.write_bytes(recipe.model)
-        self._recognizer = Recognizer(model, **recipe.options)
+        self._recognizer = Recognizer(model, **options)
         here = settings_of(self._recognizer)
         self._different = [
             f"{key} {here[key]}, not {value}" for key, value in recipe.settings.items() if here[key] != value

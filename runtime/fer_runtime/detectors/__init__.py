@@ -1,4 +1,4 @@
-"""Face detectors: each a small module, made by name in `create_detector`."""
+"""Face detectors: each a small module, created by name in `create_detector`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from fer_runtime.detectors.yunet_file import yunet_path
-from fer_runtime.errors import ModelFileError
+from fer_runtime.detectors.yunet_file import cached_yunet, given_yunet, yunet_path
 from fer_runtime.images import Uint8Array
 
 Point = tuple[float, float]  # x, y in pixels
@@ -96,10 +95,7 @@ def create_detector(name: str, *, min_face: int = 24, yunet: Path | None = None)
     if name == "yunet":
         from fer_runtime.detectors.yunet import YuNetDetector
 
-        path = yunet or yunet_path()
-        if not path.is_file():
-            raise ModelFileError(f"no YuNet at {path}; download it with: fer-infer --fetch-yunet, or give --yunet FILE")
-        return YuNetDetector(path, min_face=min_face)
+        return YuNetDetector(cached_yunet() if yunet is None else given_yunet(yunet), min_face=min_face)
     if name == "whole":
         from fer_runtime.detectors.whole import WholeDetector
 
