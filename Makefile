@@ -6,18 +6,18 @@ TEST := .venv-test
 PEERS := benchmarks/peers
 DATA ?= data
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# The tests start processes of their own; one thread in each keeps two cores from fighting over twenty.
+# Tests start many processes; one thread each is faster than many threads on few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint types layers tests fuzz bench results peers readme-table clean
+.PHONY: help demo test lint types layers tables tests studies fuzz bench results peers readme-table clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
-demo: $(DEMO)/.installed ## Expressions of the faces in the sample photographs, without PyTorch
+demo: $(DEMO)/.installed ## Expressions of the faces in the sample photos, without PyTorch
 	@$(DEMO)/bin/fer-infer --samples --format table
 
-test: lint types layers tests ## Everything: lint, types, layers, all tests
+test: lint types layers tables tests ## Everything: lint, types, layers, tables, all tests
 
 lint: $(TEST)/.installed ## ruff: check and format
 	@$(TEST)/bin/ruff check .
@@ -26,34 +26,43 @@ lint: $(TEST)/.installed ## ruff: check and format
 types: $(TEST)/.installed ## mypy --strict
 	@$(TEST)/bin/mypy
 
-layers: $(TEST)/.installed ## Imports only point towards the runtime
+layers: $(TEST)/.installed ## import-linter
 	@$(TEST)/bin/lint-imports --no-logo
 
-tests: $(TEST)/.installed ## pytest
-	@$(TEST)/bin/python -m pytest
+# Generated files go stale with every measurement and training; comparing them takes seconds.
+tables: $(TEST)/.installed ## README's table and the model cards match the results files
+	@$(TEST)/bin/python -m studies.readme_table --check
+	@$(TEST)/bin/python -m studies.model_cards --check
 
-fuzz: $(TEST)/.installed ## Mutated pictures and models, for longer than the tests do
+# Two workers, because the tests wait for many processes that they start.
+tests: $(TEST)/.installed ## pytest
+	@$(TEST)/bin/python -m pytest -n 2 --dist loadscope
+
+studies: $(TEST)/.installed ## Tests of benchmarks/studies, which users do not get
+	@$(TEST)/bin/python -m pytest tests/studies
+
+fuzz: $(TEST)/.installed ## Fuzz images and models for ten minutes
 	@$(TEST)/bin/python -m tests.runtime.fuzz --minutes 10
 
-bench: $(TEST)/.installed ## Latency of every shipped model on this machine
+bench: $(TEST)/.installed ## Latency of every bundled model on this machine
 	@$(TEST)/bin/fer-bench latency
 
-results: $(TEST)/.installed ## Measure every figure of the README again: make results DATA=data
+results: $(TEST)/.installed ## Measure README's figures again: make results DATA=data
 	@$(TEST)/bin/fer-bench latency --batch 1 --batch 32 --json benchmarks/results/latency.json
 	@$(TEST)/bin/fer-bench accuracy --data $(DATA) --json benchmarks/results/accuracy.json
 	@$(MAKE) --no-print-directory peers readme-table
 
-# Threads are each peer's own default, so the limit of one thread that the tests run with is lifted.
-peers: $(TEST)/.installed $(DEMO)/.installed $(PEERS)/.venv-fer/.installed $(PEERS)/.venv-torch/.installed ## What people use now, beside fer-edge: make peers DATA=data
+# Each peer uses its own default number of threads.
+peers: $(TEST)/.installed $(DEMO)/.installed $(PEERS)/.venv-fer/.installed $(PEERS)/.venv-torch/.installed ## Measure other packages next to fer-edge: make peers DATA=data
 	@env -u OMP_NUM_THREADS $(TEST)/bin/python $(PEERS)/compare_peers.py --data $(DATA)
 
-readme-table: $(TEST)/.installed ## The README's table from benchmarks/results
+readme-table: $(TEST)/.installed ## Write README's table from benchmarks/results
 	@$(TEST)/bin/python -m studies.readme_table
 
 clean: ## Remove all environments and caches
 	rm -rf $(DEMO) $(TEST) $(PEERS)/.venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-# The stamps make the second run quick; a changed requirement installs again.
+# Stamp files make later runs fast; a changed requirement installs again.
 $(DEMO)/.installed: EXTRAS :=
 $(TEST)/.installed: EXTRAS := [dev]
 $(PEERS)/.venv-torch/.installed: EXTRAS := [train]
