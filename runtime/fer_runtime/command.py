@@ -81,6 +81,11 @@ class RegistryChoice(click.Choice[str]):
     def choices(self, _: Sequence[str]) -> None:
         """Ignored: the registry has them."""
 
+    def describe(self) -> str:
+        """What the entries are, for `--help`: their field `help`, where they have one."""
+        helps = [f"{name}: {entry.help}" for name, entry in self._registry.items() if getattr(entry, "help", "")]
+        return "; ".join(helps) + ("." if helps else "")
+
 
 class Rule:
     """Options that the values of others make useless. Giving them all the same is a usage error.
@@ -298,6 +303,8 @@ class FerCommand(_FerBase):
         groups: dict[str, list[tuple[str, str]]] = {}
         for one in self.get_params(ctx):
             if isinstance(one, click.Option) and (record := one.get_help_record(ctx)) is not None:
+                if isinstance(one.type, RegistryChoice):
+                    record = (record[0], f"{one.type.describe()} {record[1]}".strip())
                 groups.setdefault(getattr(one, "group", ""), []).append(record)
         ungrouped = groups.pop("", [])
         for title, records in (*groups.items(), ("Other options" if groups else "Options", ungrouped)):

@@ -21,6 +21,7 @@ from fer_runtime.cli.options import (
     VideosRun,
 )
 from fer_runtime.command import RegistryChoice, Rule, ShortCommand, option_group, take_options
+from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, is_model_file
 from fer_runtime.output.formats import OUTPUT_FORMATS
 
@@ -43,15 +44,19 @@ def _part_size(context: click.Context, parameter: click.Parameter, value: int | 
     return value
 
 
+def _detector_rule(option: str) -> Rule:
+    """`option` is for the detectors whose entry says that they use it."""
+    detectors = ["auto", *(entry.name for entry in DETECTORS.values() if option in entry.uses)]
+    return Rule(
+        option,
+        when=lambda given: given["detector"] != "auto" and option not in DETECTORS[given["detector"]].uses,
+        because=f"only with --detector {', '.join(detectors[:-1])} or {detectors[-1]}",
+    )
+
+
 _RULES = (
-    Rule(
-        "yunet", when=lambda given: given["detector"] in ("haar", "whole"), because="only with --detector auto or yunet"
-    ),
-    Rule(
-        "min_face",
-        when=lambda given: given["detector"] == "whole",
-        because="--detector whole takes each image as a face",
-    ),
+    _detector_rule("yunet"),
+    _detector_rule("min_face"),
     Rule(
         *("precision", "models_dir"),
         when=lambda given: is_model_file(given["model"]),
@@ -132,12 +137,11 @@ _RULES = (
     "Face detection",
     click.option(
         "--detector",
-        type=click.Choice(["auto", "haar", "yunet", "whole"]),
+        type=RegistryChoice(DETECTORS, "auto"),
         default="auto",
         show_default=True,
         help="auto: an image whose short side is up to 64 pixels is taken as a face; larger images are searched, "
-        "with YuNet if its file is available, else with Haar. haar, yunet: search every image. whole: take every "
-        "image as a face.",
+        "with YuNet if its file is available, else with Haar.",
     ),
     click.option("--yunet", type=_FILE, help="YuNet's model file. [default: the one in the cache folder]"),
     click.option(
@@ -161,8 +165,7 @@ _RULES = (
         "--format",
         "format_name",
         type=RegistryChoice(OUTPUT_FORMATS),
-        help="; ".join(f"{one.name}: {one.help}" for one in OUTPUT_FORMATS.values())
-        + ". [default: by the suffix of --output; else table on a terminal, jsonl elsewhere]",
+        help="[default: by the suffix of --output; else table on a terminal, jsonl elsewhere]",
     ),
     click.option(
         "--output",

@@ -1,4 +1,4 @@
-"""Face detectors: each a small module, created by name in `create_detector`."""
+"""Face detectors: each is a small module and one entry in DETECTORS."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from fer_runtime.detectors.yunet_file import cached_yunet, given_yunet, yunet_path
-from fer_runtime.images import Uint8Array
+from fer_runtime.detectors.yunet_file import yunet_path
+from fer_runtime.registry import Registry, load
+
+if TYPE_CHECKING:
+    from fer_runtime.images import Uint8Array
 
 Point = tuple[float, float]  # x, y in pixels
 
@@ -64,21 +67,54 @@ class SearchesAgain(Protocol):
         ...
 
 
-DETECTOR_NAMES = ("auto", "haar", "yunet", "whole")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorOptions:
+    """What detectors are made with. Each takes what it needs."""
+
+    min_face: int = 24  # smallest side of a face in pixels
+    yunet: Path | None = None  # YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorEntry:
+    """A detector, and what the command line says about it."""
+
+    name: str  # as --detector takes it
+    help: str  # for --help
+    create: str  # "module:function" that makes a Detector of DetectorOptions; imported on use
+    uses: tuple[str, ...] = ()  # the fields of DetectorOptions that it needs; giving it another is an error
+
+
+DETECTORS = Registry[DetectorEntry](
+    "detector",
+    DetectorEntry(
+        name="haar",
+        help="search every image with OpenCV's cascade",
+        create="fer_runtime.detectors.haar:create",
+        uses=("min_face",),
+    ),
+    DetectorEntry(
+        name="yunet",
+        help="search every image with YuNet",
+        create="fer_runtime.detectors.yunet:create",
+        uses=("min_face", "yunet"),
+    ),
+    DetectorEntry(name="whole", help="take every image as a face", create="fer_runtime.detectors.whole:create"),
+)
 
 
 def find_detector(name: str, *, yunet: Path | None = None) -> str:
-    """The detector that `name` stands for here: "auto" is "yunet" where its file is given or cached, else "haar"."""
+    """The detector that `name` stands for here: "auto" is "yunet" if its file is given or cached, else "haar"."""
     if name == "auto":
         return "yunet" if yunet is not None or yunet_path().is_file() else "haar"
     return name
 
 
 def create_detector(name: str, *, min_face: int = 24, yunet: Path | None = None) -> Detector:
-    """The detector of that name; "auto" is YuNet where its file is, else Haar.
+    """The detector of that name; "auto" is YuNet if its file is available, else Haar.
 
     Args:
-        name: one of DETECTOR_NAMES.
+        name: "auto" or one of DETECTORS.
         min_face: smallest side of a face in pixels.
         yunet: YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache folder.
 
@@ -86,18 +122,8 @@ def create_detector(name: str, *, min_face: int = 24, yunet: Path | None = None)
         ModelFileError: YuNet is asked for and its file is missing or damaged.
         ValueError: no detector has that name.
     """
-    # Imported on use: a run over face crops loads no detector, one with Haar no session.
     name = find_detector(name, yunet=yunet)
-    if name == "haar":
-        from fer_runtime.detectors.haar import HaarDetector
-
-        return HaarDetector(min_face=min_face)
-    if name == "yunet":
-        from fer_runtime.detectors.yunet import YuNetDetector
-
-        return YuNetDetector(cached_yunet() if yunet is None else given_yunet(yunet), min_face=min_face)
-    if name == "whole":
-        from fer_runtime.detectors.whole import WholeDetector
-
-        return WholeDetector()
-    raise ValueError(f"no detector named {name!r}; one of: {', '.join(DETECTOR_NAMES)}")
+    if name not in DETECTORS:
+        raise ValueError(f"no detector named {name!r}; one of: {', '.join(('auto', *DETECTORS))}")
+    detector: Detector = load(DETECTORS[name].create)(DetectorOptions(min_face=min_face, yunet=yunet))
+    return detector

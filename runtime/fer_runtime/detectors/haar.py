@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 
-from fer_runtime.detectors import Detection, square_crop
+from fer_runtime.detectors import Detection, DetectorOptions, square_crop
 from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array, to_gray
 
@@ -65,3 +65,8 @@ class HaarDetector:
         found = self._cascade.detectMultiScale(gray, _SCALE_STEP, _NEIGHBOURS, minSize=(smallest, smallest))
         boxes = sorted(square_crop([float(value) / shrink for value in box], _CROP) for box in found)
         return tuple(Detection(box=box) for box in boxes)
+
+
+def create(options: DetectorOptions) -> HaarDetector:
+    """The detector for the registry."""
+    return HaarDetector(min_face=options.min_face)

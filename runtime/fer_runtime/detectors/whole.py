@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fer_runtime.detectors import Detection
+from fer_runtime.detectors import Detection, DetectorOptions
 from fer_runtime.images import Uint8Array
 
 
@@ -15,3 +15,8 @@ class WholeDetector:
         """One face: the image."""
         height, width = image.shape[:2]
         return (Detection(box=(0, 0, width, height)),)
+
+
+def create(options: DetectorOptions) -> WholeDetector:
+    """The detector for the registry."""
+    return WholeDetector()

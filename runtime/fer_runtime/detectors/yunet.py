@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.detectors import Detection, square_crop
-from fer_runtime.detectors.yunet_file import ADVICE
+from fer_runtime.detectors import Detection, DetectorOptions, square_crop
+from fer_runtime.detectors.yunet_file import ADVICE, cached_yunet, given_yunet
 from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array
 from fer_runtime.model.session import open_session
@@ -128,3 +128,9 @@ def _suppress(boxes: FloatArray) -> list[int]:
         shared = np.maximum(width, 0) * np.maximum(height, 0)
         open_ = rest[shared / (area[best] + area[rest] - shared) <= _OVERLAP]
     return kept
+
+
+def create(options: DetectorOptions) -> YuNetDetector:
+    """The detector for the registry."""
+    path = cached_yunet() if options.yunet is None else given_yunet(options.yunet)
+    return YuNetDetector(path, min_face=options.min_face)

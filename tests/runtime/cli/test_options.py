@@ -40,7 +40,7 @@ def test_an_option_that_the_run_does_not_use_is_named(arguments: tuple[str, ...]
     ("arguments", "named"),
     [
         (("a.jpg", "--detector", "haar", "--yunet", "y.onnx"), "--yunet: only with --detector auto or yunet"),
-        (("a.jpg", "--detector", "whole", "--min-face", "24"), "--min-face: --detector whole"),
+        (("a.jpg", "--detector", "whole", "--min-face", "24"), "--min-face: only with --detector auto, haar or yunet"),
         (("a.jpg", "--model", "b.onnx", "--precision", "int8"), "--precision: only with the name of a model"),
         (("a.jpg", "--model", "b/c", "--models-dir", "d"), "--models-dir: only with the name of a model"),
         (("--samples", "--recursive"), "--recursive: --samples has no folders"),
