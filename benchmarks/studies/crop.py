@@ -18,7 +18,7 @@ import numpy as np
 
 from fer_bench.accuracy import LabelledImages, read_labelled_images
 from fer_bench.console import FILE, FOLDER
-from fer_runtime.batch.sources import sample_pictures
+from fer_runtime.batch.sources import sample_images
 from fer_runtime.command import FerCommand
 from fer_runtime.detectors import Detection, Detector, create_detector, find_detector, square_crop
 from fer_runtime.expressions import FACE_SIZE
@@ -109,7 +109,7 @@ def measure_sides(
 
 def photograph_ms(detector: Detector, *, runs: int = 30) -> tuple[float, int]:
     """Median CPU milliseconds of one search of a 1920 x 1080 photograph by this thread, and the faces in it."""
-    path = next(one for one in sample_pictures() if "group" in one)
+    path = next(one for one in sample_images() if "group" in one)
     enlarged: Any = cv2.resize(read_image(path), (1920, 1080), interpolation=cv2.INTER_CUBIC)
     faces = len(detector.detect(enlarged))
     times = []

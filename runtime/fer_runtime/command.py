@@ -31,6 +31,7 @@ from fer_runtime import __version__
 from fer_runtime.errors import ExtraMissingError, FerError
 from fer_runtime.files import cache_folder
 from fer_runtime.registry import PLUGINS_VARIABLE, Registry, load_plugins
+from fer_runtime.stopping import EXIT_CODE, Terminated, stopped_by_sigterm
 from fer_runtime.text import printable
 
 # Modules of each extra; an ImportError of any other module is a bug and keeps its traceback.
@@ -220,21 +221,36 @@ class _ErrorLine(click.ClickException):
     """A FerError on stderr as one line."""
 
 
+class _TerminatedLine(_ErrorLine):
+    """The same where SIGTERM was what ended the work."""
+
+    exit_code = EXIT_CODE
+
+
 def _invoke(invoke: Any, context: click.Context) -> Any:
     prepare_process()
-    try:
-        result = invoke(context)
-        # Flushed here so that a closed pipe shows itself inside this try, not at interpreter exit.
-        if sys.stdout is not None:  # None where the shell closed it, `>&-`
-            sys.stdout.flush()
+    with stopped_by_sigterm() as stopping:
+        try:
+            result = invoke(context)
+            # Flushed here so that a closed pipe shows itself inside this try, not at interpreter exit.
+            if sys.stdout is not None:  # None where the shell closed it, `>&-`
+                sys.stdout.flush()
+        except FerError as error:
+            # The message may quote a file's name or contents.
+            line = _TerminatedLine if stopping.was_terminated else _ErrorLine
+            raise line(printable(error)) from error
+        except Terminated:
+            context.exit(EXIT_CODE)
+        except BrokenPipeError:
+            # `fer-infer ... | head` has what it wanted. Without a stdout to flush, the exit is silent.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            context.exit(0)
+        except SystemExit:
+            if not stopping.was_terminated:
+                raise
+        if stopping.was_terminated:
+            context.exit(EXIT_CODE)
         return result
-    except FerError as error:
-        # The message may quote a file's name or contents.
-        raise _ErrorLine(printable(error)) from error
-    except BrokenPipeError:
-        # `fer-infer ... | head` has what it wanted. Without a stdout to flush, the exit is silent.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        context.exit(0)
 
 
 def _with_version(params: list[click.Parameter], context: click.Context) -> list[click.Parameter]:

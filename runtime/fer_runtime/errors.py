@@ -11,6 +11,10 @@ class ImageError(FerError):
     """An image cannot be read."""
 
 
+class InputError(FerError):
+    """What should name images names none: a list that is no list, or an object store that cannot be listed."""
+
+
 class ModelFileError(FerError):
     """A model file is missing, damaged or not one of ours."""
 

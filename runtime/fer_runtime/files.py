@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,27 +16,41 @@ from fer_runtime.errors import OutputError
 CACHE_VARIABLE = "FER_EDGE_CACHE"  # environment variable that moves the cache folder
 
 
+_LOCKED_BYTE = 1 << 62  # Windows locks bytes, not files: one that nothing reaches, so that the file can be read
+# What flock answers on file systems without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_NAME_BYTES = 200  # of a name in its temporary name, which must stay below 256 bytes
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial", flags=re.DOTALL)  # as tempfile.mkstemp makes it
+
+
 @contextmanager
-def replaced_atomically(path: Path) -> Iterator[Path]:
+def replaced_atomically(path: Path, *, cleans: bool = True) -> Iterator[Path]:
     """A temporary path in `path`'s folder, renamed over `path` when the block ends without an error.
 
-    Killed at any moment, the old file stands. The temporary name ends in `.partial`, which no
-    command takes for a result.
+    A process that is killed leaves the old file, and a temporary one whose name ends in `.partial`, which no command
+    takes for a result. The next run that writes `path` removes it.
+
+    Args:
+        cleans: remove what killed runs have left of `path`, which lists its folder.
 
     Raises:
-        OutputError: the folder cannot be written, the disk is full, or `path` is no regular file.
+        OutputError: the folder cannot be written, the disk is full, or `path` is not a regular file.
     """
     refuse_special(path)
     import tempfile  # loads what a run that writes nothing does without
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        os.close(handle)
+        if cleans:
+            remove_leftovers(path.parent, path.name)
+        prefix = f".{_shortened(path.name)}."
+        # A new file with a random name (O_EXCL): neither a link nor a FIFO can be in its place.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".partial")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
     partial = Path(name)
     try:
+        lock_file(handle)  # until it is closed: a process that is at work has no leftovers
         yield partial
         # mkstemp makes files private; a result has the permissions of any other new file.
         umask = os.umask(0)
@@ -41,12 +58,79 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
         partial.chmod(0o666 & ~umask)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
+        if os.name == "nt":  # which renames no open file
+            os.close(handle)
+            handle = -1
         partial.replace(path)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; the file is as it was before") from error
     finally:
+        if handle >= 0:
+            os.close(handle)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, name: str | None = None, *, recursive: bool = False) -> None:
+    """Remove the temporary files that killed processes have left in `folder`.
+
+    Args:
+        name: those of this file only.
+        recursive: also in the folders below it, without following links.
+    """
+    wanted = None if name is None else _shortened(name)
+    waiting = [folder]
+    while waiting:
+        try:
+            entries = os.scandir(waiting.pop())
+        except OSError:
+            continue
+        with entries:
+            for entry in entries:
+                found = _TEMPORARY.fullmatch(entry.name)
+                if found and wanted in (None, found[1]):
+                    _remove_unlocked(entry.path)
+                elif recursive and entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+
+
+def _remove_unlocked(path: str) -> None:
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    with suppress(OSError):
+        descriptor = os.open(path, flags)
+        try:
+            is_left = stat.S_ISREG(os.fstat(descriptor).st_mode) and lock_file(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_left:
+            os.unlink(path)
+
+
+def _shortened(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:_NAME_BYTES])
+
+
+def lock_file(descriptor: int) -> bool:
+    """Lock an open file without waiting; whether the lock was free, which it counts as where a system has none."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def refuse_special(path: Path) -> None:
@@ -56,17 +140,18 @@ def refuse_special(path: Path) -> None:
         OutputError: there is one at `path`.
     """
     # A link in /dev leads to whatever standard output is, and a rename would take the link's place.
-    if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
-        raise OutputError(f"cannot write {path}: it is no regular file; choose another name")
+    # Unlike Path's, these functions say no where a name is too long, or a folder cannot be entered.
+    if (os.path.exists(path) and not os.path.isfile(path)) or path.absolute().parent == Path("/dev"):
+        raise OutputError(f"cannot write {path}: it is not a regular file; choose another name")
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` (text as UTF-8) to `path`, whole or not at all.
+def write_atomically(path: Path, content: bytes | str, *, cleans: bool = True) -> None:
+    """Write `content` (text as UTF-8) to `path`, whole or not at all; see `replaced_atomically`.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    with replaced_atomically(path) as partial:
+    with replaced_atomically(path, cleans=cleans) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
@@ -74,11 +159,15 @@ def cache_folder() -> Path:
     """The folder for what can be made again: `$FER_EDGE_CACHE`, or the system's place for caches."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user may have none: nothing is cached there, and nothing can be written
+        home = Path(os.devnull)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fer-edge"
+        return home / "Library" / "Caches" / "fer-edge"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "fer-edge" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fer-edge"
+        return Path(os.environ.get("LOCALAPPDATA", home)) / "fer-edge" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fer-edge"
 
 
 def sha256_of(path: Path) -> str:

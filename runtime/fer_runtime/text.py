@@ -49,3 +49,8 @@ def csv_text(text: str) -> str:
 def html_text(text: object) -> str:
     """`printable` text for the content or a quoted attribute of HTML or SVG."""
     return escape(printable(text), quote=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """`count` and `noun`, in the plural where there is not exactly one: "1 image", "2 images"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.train.pictures import write_pictures
 
-from fer_runtime.batch.sources import find_images, sample_pictures
+from fer_runtime.batch.sources import find_images, sample_images
 from fer_runtime.model.find import checkpoint_path, find_model, packaged_models_dir
 
 _STRACE = shutil.which("strace")
@@ -135,7 +135,7 @@ def test_no_network_and_nothing_left_elsewhere(name: str, data: Path, tmp_path: 
     checkpoint = checkpoint_path(packaged_models_dir(), "v0")
     if name == "fer-export" and not checkpoint.is_file():
         pytest.skip("needs the checkpoints of a checkout")
-    places = {"sample": sample_pictures()[0], "model": _model(), "video": video, "data": data, "checkpoint": checkpoint}
+    places = {"sample": sample_images()[0], "model": _model(), "video": video, "data": data, "checkpoint": checkpoint}
     traced = _trace(folder, *(part.format(**places) for part in _RUNS[name]))
     assert traced.network == []
     assert _strays(traced, folder) == []

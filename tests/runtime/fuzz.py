@@ -20,7 +20,7 @@ import numpy as np
 from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime import Recognizer
-from fer_runtime.batch.sources import sample_pictures
+from fer_runtime.batch.sources import sample_images
 from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.images import decode_image
 
@@ -29,7 +29,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 def picture_seeds() -> list[bytes]:
     """Small real pictures in every format that is read."""
-    image = cv2.imread(sample_pictures()[0])
+    image = cv2.imread(sample_images()[0])
     assert image is not None
     small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)

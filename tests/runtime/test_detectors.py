@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fer_runtime import Recognizer
-from fer_runtime.batch.sources import sample_pictures
+from fer_runtime.batch.sources import sample_images
 from fer_runtime.detectors import Detection, create_detector, square_crop, yunet_file
 from fer_runtime.detectors.haar import HaarDetector
 from fer_runtime.detectors.yunet import YuNetDetector
@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def _sample(number: int) -> Uint8Array:
-    return read_image(sample_pictures()[number])
+    return read_image(sample_images()[number])
 
 
 def _boxes(detections: tuple[Detection, ...]) -> Any:
@@ -35,7 +35,7 @@ def _boxes(detections: tuple[Detection, ...]) -> Any:
 
 def test_yunet_finds_what_opencvs_own_detector_finds(yunet: Path) -> None:
     ours = YuNetDetector(yunet)
-    for path in sample_pictures():
+    for path in sample_images():
         image = read_image(path)
         shrink = min(1.0, 640 / max(image.shape))
         size = (round(image.shape[1] * shrink), round(image.shape[0] * shrink))
@@ -50,7 +50,7 @@ def test_yunet_finds_what_opencvs_own_detector_finds(yunet: Path) -> None:
 
 def test_both_detectors_agree_on_the_photographs(yunet: Path) -> None:
     haar, net = create_detector("haar"), create_detector("yunet", yunet=yunet)
-    for path in sample_pictures():
+    for path in sample_images():
         image = read_image(path)
         found, expected = _boxes(haar.detect(image)), _boxes(net.detect(image))
         assert len(found) == len(expected)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_runtime.batch.sources import sample_pictures
+from fer_runtime.batch.sources import sample_images
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -27,9 +27,9 @@ def _examples() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "code"), _examples(), ids=lambda value: value if len(value) < 30 else "")
 def test_an_example_runs_and_says_something(name: str, code: str, tmp_path: Path) -> None:
-    shutil.copy(sample_pictures()[0], tmp_path / "portrait.jpg")
+    shutil.copy(sample_images()[0], tmp_path / "portrait.jpg")
     (tmp_path / "holiday" / "beach").mkdir(parents=True)
-    shutil.copy(sample_pictures()[0], tmp_path / "holiday" / "beach" / "1.jpg")
+    shutil.copy(sample_images()[0], tmp_path / "holiday" / "beach" / "1.jpg")
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
     assert "happy" in run.stdout
@@ -43,7 +43,7 @@ def test_the_progress_of_a_run_shows_on_a_terminal_only(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty", reason="needs a pseudo-terminal")
     # Photographs whose faces are searched for: a run of more than the half second between two reports.
     for number in range(70):
-        (tmp_path / f"{number}.jpg").symlink_to(sample_pictures()[2])
+        (tmp_path / f"{number}.jpg").symlink_to(sample_images()[2])
     command = [sys.executable, "-m", "fer_runtime", str(tmp_path), "--output", str(tmp_path / "rows.jsonl")]
     leader, follower = pty.openpty()
     # Both on the terminal, as people start it; the rows go to a file.

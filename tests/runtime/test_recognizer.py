@@ -20,7 +20,7 @@ import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime import EXPRESSIONS, Recognizer
-from fer_runtime.batch.sources import sample_pictures
+from fer_runtime.batch.sources import sample_images
 from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.faces import prepare_face
 from fer_runtime.model.metadata import ModelMetadata
@@ -53,7 +53,7 @@ def test_probabilities_are_those_of_a_plain_session(band_model: Path) -> None:
 
 def test_the_shipped_photographs_have_their_faces() -> None:
     with Recognizer("v0") as recognizer:
-        found = {Path(path).name: recognizer.predict(path).faces for path in sample_pictures()}
+        found = {Path(path).name: recognizer.predict(path).faces for path in sample_images()}
     assert {name: len(faces) for name, faces in found.items()} == {
         "eileen_collins.jpg": 1,
         "grace_hopper.jpg": 1,

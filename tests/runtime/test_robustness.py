@@ -17,7 +17,7 @@ import pytest
 from tests.runtime.fuzz import mutations, picture_seeds, try_model, try_picture
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_runtime.batch.sources import sample_pictures
+from fer_runtime.batch.sources import sample_images
 from fer_runtime.errors import ProviderError
 from fer_runtime.model.session import available_providers, find_provider, open_session
 from fer_runtime.system import available_cpus, cgroup_quota
@@ -156,7 +156,7 @@ def test_a_run_opens_no_network_and_writes_nothing_but_its_output(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "rows.jsonl"]
     # The libraries below Python leave nothing either: ONNX Runtime's telemetry would, in the cache folder.
     assert list(home.rglob("*")) == []
-    assert len(output.read_text().splitlines()) == len(sample_pictures())
+    assert len(output.read_text().splitlines()) == len(sample_images())
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not Path("/usr/bin/strace").exists(), reason="needs strace")
@@ -254,7 +254,7 @@ def test_rows_hold_to_the_shipped_schema(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"none")
     run = _infer("--samples", tmp_path, "--min-confidence", "0.5", "--format", "jsonl")
     rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(rows) == len(sample_pictures()) + 1
+    assert len(rows) == len(sample_images()) + 1
     face_schema = schema["$defs"]["face"]
     for row in rows:
         assert set(schema["required"]) == set(row)

@@ -1,4 +1,4 @@
-"""A run over many pictures: reading, finding and classifying overlap, memory stays flat, order is kept."""
+"""A run over many images: reading, detecting and classifying overlap, memory stays flat, the order is kept."""
 
 from __future__ import annotations
 
@@ -22,43 +22,68 @@ from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import ImageResult
 from fer_runtime.system import available_cpus
 
-# Pictures that go through the model together. Rows depend on how pictures fall into blocks in the
-# last bits only; `--resume` keeps to them.
+# Images that go through the model together, at most. A row's last bits depend on the images in its block, so
+# blocks end at the same images in every run: after a number of images, or of pixels. The pixels keep rows coming:
+# a block of 64 photographs would take a Raspberry Pi a quarter of a minute.
 BLOCK = 64
-# Where the pictures themselves are kept for somebody to draw on, a block of 64 would be 1.6 GB at 4K.
+_BLOCK_PIXELS = 1_000_000
+# Where the images are kept to be drawn on, a block of 64 would be 1.6 GB at 4K.
 _KEPT_BLOCK = 2
 # Seconds of work in one task: enough that threads seldom meet over crops, which take 25 us each, and
 # little enough that a handful of photographs, 30 ms each, keeps every thread busy.
 _TASK_SECONDS = 0.01
-_FIRST_TASK = 8  # pictures, before anything is known about them
+_FIRST_TASK = 8  # images, before anything is known about them
 # Files are read in runs of this many bytes before the first of them is decoded: a decoder between system calls takes
 # half as long again, and a run of crops is nothing beside one photograph.
 _RUN_BYTES = 1 << 18
 _NO_MEMORY = "needs more memory than there is"
 
 
+class BlockEnds:
+    """Tells where the blocks of a run end.
+
+    Args:
+        keeps_images: the images are kept until their rows are written.
+        images: of the run, before the first block that is asked for.
+    """
+
+    def __init__(self, *, keeps_images: bool = False, images: int = 0) -> None:
+        self.size = _KEPT_BLOCK if keeps_images else BLOCK
+        self.images = images  # of the run so far
+        self._pixels = 0  # of the block so far
+
+    def after(self, pixels: int) -> bool:
+        """Whether a block ends after the next image; `pixels` is 0 where it could not be decoded."""
+        self.images += 1
+        self._pixels += pixels
+        ends = self._pixels >= _BLOCK_PIXELS or self.images % self.size == 0
+        if ends:
+            self._pixels = 0
+        return ends
+
+
 @dataclass(slots=True)
 class JobSummary:
     """What a run did; grows by the block, before its rows are taken."""
 
-    pictures: int = 0
+    images: int = 0
     faces: int = 0
     without_face: int = 0
     crop_sized: int = 0  # of those without a face, images of a size and shape that face crops have
-    failures: Counter[str] = field(default_factory=Counter)  # pictures per reason
+    failures: Counter[str] = field(default_factory=Counter)  # images per reason
     seconds_by_stage: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("read", "decode", "detect", "classify", "write"), 0.0)
     )  # summed over threads
 
     @property
     def failed(self) -> int:
-        """Pictures without a result."""
+        """Images without a result."""
         return sum(self.failures.values())
 
 
 @dataclass(slots=True)
 class _Prepared:
-    """A picture that is read, with its faces ready for the model."""
+    """An image that is read, with its faces ready for the model."""
 
     path: str
     width: int | None = None
@@ -66,10 +91,11 @@ class _Prepared:
     error: str | None = None
     detections: tuple[Detection, ...] = ()
     faces: list[Uint8Array] = field(default_factory=list)
-    image: Uint8Array | None = None  # kept only where somebody draws on it
+    pixels: Uint8Array | None = None  # kept only where they are drawn on
 
 
-_Task = Future[tuple[list[_Prepared], dict[str, float]]]  # pictures, and seconds by stage
+_Task = Future[tuple[list[_Prepared], dict[str, float]]]  # images, and seconds by stage
+OnRow = Callable[["Uint8Array | None", ImageResult], ImageResult]
 
 
 def recognize_files(
@@ -79,20 +105,22 @@ def recognize_files(
     summary: JobSummary | None = None,
     workers: int | None = None,
     read: Callable[[str], bytes] = read_bytes,
-    on_image: Callable[[Uint8Array, ImageResult], object] | None = None,
+    on_row: OnRow | None = None,
+    block_ends: BlockEnds | None = None,
     isolate_first: int = 0,
 ) -> Generator[ImageResult, None, None]:
-    """One row for every path, in order; a picture that fails has its row with the reason.
+    """One row for every path, in order; an image that fails has its row with the reason.
 
-    Who stops before the last row closes the generator (`contextlib.closing`), and no more pictures are read.
+    If you stop before the last row, close the generator (`contextlib.closing`); then no more images are read.
 
     Args:
-        paths: picture files, or `fer_runtime.batch.sources.Inputs` of folders; consumed as rows are taken, a few
+        paths: image files, or `fer_runtime.batch.sources.Inputs` of folders; consumed as rows are taken, a few
             blocks ahead.
         summary: filled while the rows are taken.
-        workers: threads that read, decode and find faces; the CPUs that this process may use by default.
+        workers: threads that read, decode and detect; by default one for each CPU that this process may use.
         read: a path to the file's content.
-        on_image: called with each picture that could be read, and its row.
+        on_row: called with each image (None where it could not be decoded) and its row; returns the row to give.
+        block_ends: tells where blocks end, in a run that continues; of a new run by default.
         isolate_first: images at the beginning that are decoded in processes of their own whatever their format. A run
             that was killed may have been killed by one of the images that it was decoding.
 
@@ -101,10 +129,12 @@ def recognize_files(
     """
     if isinstance(paths, (str, bytes, PathLike)):
         raise ValueError(
-            f"paths must be a list of picture files, not {paths!r}; for a folder: "
+            f"paths must be a list of image files, not {paths!r}; for a folder: "
             f"recognize_files(recognizer, Inputs([{os.fspath(paths)!r}])), from fer_runtime.batch.sources import Inputs"
         )
-    return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_image, isolate_first)
+    if block_ends is None:
+        block_ends = BlockEnds(keeps_images=on_row is not None)
+    return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_row, block_ends, isolate_first)
 
 
 def _recognized(
@@ -113,45 +143,43 @@ def _recognized(
     summary: JobSummary,
     workers: int | None,
     read: Callable[[str], bytes],
-    on_image: Callable[[Uint8Array, ImageResult], object] | None,
+    on_row: OnRow | None,
+    block_ends: BlockEnds,
     isolate_first: int,
 ) -> Generator[ImageResult, None, None]:
     count = workers or available_cpus()
     remaining = iter(paths)
-    block_size = BLOCK if on_image is None else _KEPT_BLOCK
     task_size = _FIRST_TASK
     submitted = 0
-    pending: deque[list[_Task]] = deque()  # the tasks of each block
+    pending: deque[list[_Task]] = deque()  # the tasks of a block's number of images
+    block: list[_Prepared] = []
     pool = ThreadPoolExecutor(count, thread_name_prefix="fer-read")
     try:
         while True:
-            # One block more than there are threads: none waits, and no more than that is in memory.
-            while len(pending) <= count and (block := list(islice(remaining, block_size))):
-                parts = [block[start : start + task_size] for start in range(0, len(block), task_size)]
-                is_isolated = submitted < isolate_first
-                submitted += len(block)
-                pending.append(
-                    [
-                        pool.submit(_prepare_pictures, recognizer, part, read, on_image is not None, is_isolated)
-                        for part in parts
-                    ]
-                )
+            # One more than there are threads: no thread waits, and no more than that is in memory.
+            while len(pending) <= count and (chunk := list(islice(remaining, block_ends.size))):
+                parts = [chunk[start : start + task_size] for start in range(0, len(chunk), task_size)]
+                how = (read, on_row is not None, submitted < isolate_first)
+                submitted += len(chunk)
+                pending.append([pool.submit(_prepare_images, recognizer, part, *how) for part in parts])
             if not pending:
+                yield from _rows(recognizer, block, summary, on_row)
                 pool.shutdown()
                 return
-            prepared: list[_Prepared] = []
+            done = 0
             busy = 0.0
             for task in pending.popleft():
-                pictures, seconds = task.result()
-                prepared += pictures
+                images, seconds = task.result()
+                done += len(images)
                 busy += sum(seconds.values())
                 for stage, spent in seconds.items():
                     summary.seconds_by_stage[stage] += spent
-            task_size = min(BLOCK, max(1, int(_TASK_SECONDS * len(prepared) / max(busy, 1e-9))))
-            for picture, row in zip(prepared, _classified(recognizer, prepared, summary), strict=True):
-                if on_image is not None and picture.image is not None:
-                    on_image(picture.image, row)
-                yield row
+                for image in images:
+                    block.append(image)
+                    if block_ends.after((image.width or 0) * (image.height or 0)):
+                        yield from _rows(recognizer, block, summary, on_row)
+                        block = []
+            task_size = min(BLOCK, max(1, int(_TASK_SECONDS * done / max(busy, 1e-9))))
     finally:
         # The consumer has gone, or a row could not be written: nothing more is read. The threads are not
         # waited for: one of them may be running this, as the garbage collector that found a generator
@@ -159,18 +187,32 @@ def _recognized(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _prepare_pictures(
+def _rows(
+    recognizer: Recognizer, block: list[_Prepared], summary: JobSummary, on_row: OnRow | None
+) -> Iterator[ImageResult]:
+    if on_row is None:
+        yield from _classified(recognizer, block, summary)
+        return
+    for image, row in zip(block, _classified(recognizer, block, summary), strict=True):
+        given = on_row(image.pixels, row)
+        if given.error is not None and row.error is None:
+            summary.failures[given.error] += 1
+            summary.without_face -= not row.faces
+        yield given
+
+
+def _prepare_images(
     recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes], keeps_images: bool, is_isolated: bool
 ) -> tuple[list[_Prepared], dict[str, float]]:
     seconds = dict.fromkeys(("read", "decode", "detect"), 0.0)
-    pictures: list[_Prepared] = []
+    images: list[_Prepared] = []
     unread = iter(paths)
     while run := _read_run(unread, read, seconds):
-        for picture, content in run:
+        for image, content in run:
             if content is not None:
-                _prepare(recognizer, picture, content, keeps_images, is_isolated, seconds)
-            pictures.append(picture)
-    return pictures, seconds
+                _prepare(recognizer, image, content, keeps_images, is_isolated, seconds)
+            images.append(image)
+    return images, seconds
 
 
 def _read_run(
@@ -181,15 +223,15 @@ def _read_run(
     run: list[tuple[_Prepared, bytes | None]] = []
     size = 0
     for path in paths:
-        picture, content = _Prepared(path), None
+        image, content = _Prepared(path), None
         try:
             content = read(path)
             size += len(content)
         except ImageError as error:
-            picture.error = str(error)
+            image.error = str(error)
         except MemoryError:
-            picture.error = _NO_MEMORY
-        run.append((picture, content))
+            image.error = _NO_MEMORY
+        run.append((image, content))
         if size >= _RUN_BYTES:
             break
     seconds["read"] += perf_counter() - started
@@ -198,7 +240,7 @@ def _read_run(
 
 def _prepare(
     recognizer: Recognizer,
-    picture: _Prepared,
+    image: _Prepared,
     content: bytes,
     keeps_images: bool,
     is_isolated: bool,
@@ -206,39 +248,39 @@ def _prepare(
 ) -> None:
     started = perf_counter()
     try:
-        image = decode_image(content, max_pixels=recognizer.max_pixels, isolated=is_isolated)
+        pixels = decode_image(content, max_pixels=recognizer.max_pixels, isolated=is_isolated)
         decoded_at = perf_counter()
         seconds["decode"] += decoded_at - started
-        picture.height, picture.width = image.shape[:2]
-        picture.image = image if keeps_images else None
-        picture.detections = recognizer.detect(image)
-        picture.faces = [prepare_face(image, one.box, roll=one.roll) for one in picture.detections]
+        image.height, image.width = pixels.shape[:2]
+        image.pixels = pixels if keeps_images else None
+        image.detections = recognizer.detect(pixels)
+        image.faces = [prepare_face(pixels, one.box, roll=one.roll) for one in image.detections]
         seconds["detect"] += perf_counter() - decoded_at
     except ImageError as error:
-        picture.error = str(error)
+        image.error = str(error)
     except MemoryError:
-        picture.error = _NO_MEMORY
+        image.error = _NO_MEMORY
 
 
-def _classified(recognizer: Recognizer, pictures: list[_Prepared], summary: JobSummary) -> list[ImageResult]:
+def _classified(recognizer: Recognizer, images: list[_Prepared], summary: JobSummary) -> list[ImageResult]:
     started = perf_counter()
-    crops = [face for picture in pictures for face in picture.faces]
-    boxes = [one.box for picture in pictures for one in picture.detections]
+    crops = [face for image in images for face in image.faces]
+    boxes = [detection.box for image in images for detection in image.detections]
     # concatenate, then a view: numpy's stack adds an axis to every crop first, and takes four times as long.
     probabilities = recognizer.classify(np.concatenate(crops).reshape(-1, FACE_SIZE, FACE_SIZE)) if crops else None
     summary.seconds_by_stage["classify"] += perf_counter() - started
     every_face = iter([] if probabilities is None else recognizer.faces(boxes, probabilities))
     rows = []
-    for picture in pictures:
-        faces = tuple(islice(every_face, len(picture.faces)))
-        summary.pictures += 1
+    for image in images:
+        faces = tuple(islice(every_face, len(image.faces)))
+        summary.images += 1
         summary.faces += len(faces)
-        if picture.error is not None:
-            summary.failures[picture.error] += 1
+        if image.error is not None:
+            summary.failures[image.error] += 1
         elif not faces:
             summary.without_face += 1
-            summary.crop_sized += may_be_face_crop(picture.width or 0, picture.height or 0)
+            summary.crop_sized += may_be_face_crop(image.width or 0, image.height or 0)
         rows.append(
-            ImageResult(path=picture.path, width=picture.width, height=picture.height, error=picture.error, faces=faces)
+            ImageResult(path=image.path, width=image.width, height=image.height, error=image.error, faces=faces)
         )
     return rows

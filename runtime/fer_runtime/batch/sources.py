@@ -1,7 +1,8 @@
-"""What the arguments of `fer-infer` stand for: files, folders, globs and standard input."""
+"""The images that the arguments of `fer-infer` stand for: files, folders, patterns and standard input."""
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import random
@@ -9,13 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from io import BufferedReader
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
-from fer_runtime.errors import ImageError
-from fer_runtime.images import IMAGE_SUFFIXES, kind_not_read, read_bytes
+from fer_runtime.errors import ImageError, InputError
+from fer_runtime.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, kind_not_read, read_bytes
 
 VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 
@@ -28,6 +29,17 @@ _SIGNATURES = (
 # A folder's names are sorted in blocks of this many, so that a million files cost no more memory.
 _SORTED_BLOCK = 65_536
 
+# Of a list on standard input, without a path in it: more is no list, and would fill the memory.
+_LONGEST_ENTRY = 1 << 20
+_HEAD_BYTES, _SIGNATURE_BYTES = 64, 12  # tell every image from a list, and most images
+# Windows PowerShell writes UTF-16 with a byte-order mark. UTF-32's begins like UTF-16's, and comes first.
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+)
 
 # Of more, files are counted together: names such as "1.2.3" may all end differently.
 _COUNTED_SUFFIXES = 100
@@ -35,11 +47,11 @@ _COUNTED_SUFFIXES = 100
 
 @dataclass(slots=True)
 class LeftOut:
-    """What lies in the folders of a run besides the pictures that are read, but for hidden files."""
+    """What the folders of a run hold besides the images that are read; hidden files are not counted."""
 
-    suffixes: Counter[str] = field(default_factory=Counter)  # files whose suffix is that of no picture, in lower case
-    folders: int = 0  # not gone into, beside pictures
-    only_folders: list[str] = field(default_factory=list)  # folders that hold folders and no picture, not gone into
+    suffixes: Counter[str] = field(default_factory=Counter)  # files whose suffix is of no image, in lower case
+    folders: int = 0  # skipped, beside images
+    only_folders: list[str] = field(default_factory=list)  # folders that hold folders and no image, all skipped
 
     def add_file(self, name: str) -> None:
         """Count a file that is not read."""
@@ -47,9 +59,9 @@ class LeftOut:
         is_counted = suffix in self.suffixes or len(self.suffixes) < _COUNTED_SUFFIXES
         self.suffixes[suffix if is_counted else "others"] += 1
 
-    def add_folders(self, folder: str, count: int, *, has_pictures: bool) -> None:
-        """Count the folders of `folder`, which are not gone into."""
-        if has_pictures:
+    def add_folders(self, folder: str, count: int, *, has_images: bool) -> None:
+        """Count the subfolders of `folder`, which are skipped."""
+        if has_images:
             self.folders += count
         elif count:
             self.only_folders.append(folder)
@@ -57,11 +69,11 @@ class LeftOut:
 
 @dataclass(slots=True)
 class Inputs:
-    """The pictures that paths stand for, found while they are read; iterate once.
+    """The images that paths stand for, found while they are read; iterate once.
 
     Args:
-        paths: files, folders, or glob patterns that the shell has not expanded.
-        recursive: go down into the folders' folders.
+        paths: files and folders, taken literally.
+        recursive: also read the folders' subfolders.
     """
 
     paths: Iterable[str]
@@ -72,11 +84,8 @@ class Inputs:
         for path in self.paths:
             if os.path.isdir(path):
                 yield from self._in_folder(path)
-                continue
-            for one in expanded(path):
-                # "**" lists what lies in the folders, too.
-                if not os.path.isdir(one):
-                    yield one
+            else:
+                yield path
 
     def _in_folder(self, folder: str) -> Iterator[str]:
         seen: set[tuple[int, int]] = set()
@@ -111,7 +120,7 @@ class Inputs:
             if self.recursive:
                 waiting += reversed(folders)
             else:
-                self.left_out.add_folders(folder, len(folders), has_pictures=files > 0)
+                self.left_out.add_folders(folder, len(folders), has_images=files > 0)
 
 
 def find_images(
@@ -124,11 +133,14 @@ def find_images(
         recursive: search folders inside folders too.
     """
     given = [paths] if isinstance(paths, (str, PathLike)) else paths
-    return iter(Inputs((os.fspath(path) for path in given), recursive))
+    return iter(Inputs(chain.from_iterable(expanded(os.fspath(path)) for path in given), recursive))
 
 
 def expanded(path: str, suffixes: Container[str] | None = None) -> list[str]:
-    """What a glob pattern that the shell has not expanded stands for, sorted; any other path itself.
+    """Expand a glob pattern that the shell has not expanded, sorted; return any other path unchanged.
+
+    A pattern's match that is a folder stands for its images, as a named folder does, unless the pattern matches
+    something inside it.
 
     Args:
         suffixes: look only for files that may end in one of these.
@@ -138,8 +150,14 @@ def expanded(path: str, suffixes: Container[str] | None = None) -> list[str]:
     suffix = os.path.splitext(path)[1].lower()
     if suffixes is not None and suffix and not glob.has_magic(suffix) and suffix not in suffixes:
         return [path]
+    try:
+        found = sorted(glob.glob(path, recursive=True))
+    except (OSError, ValueError, RecursionError):  # no name that a file can have
+        found = []
+    inside = {os.path.dirname(match.rstrip("/")) for match in found}
+    found = [match for match in found if match.rstrip("/") not in inside or not os.path.isdir(match)]
     # A pattern that matches nothing is a path like any other: it gets its row, with the reason.
-    return sorted(glob.glob(path, recursive=True)) or [path]
+    return found or [path]
 
 
 def _next_entries(entries: Iterator[os.DirEntry[str]]) -> list[os.DirEntry[str]]:
@@ -158,63 +176,108 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 class GivenPaths:
-    """The arguments of the command, with the paths that standard input lists in the place of "-"."""
+    """The arguments of the command: patterns are expanded, and "-" becomes the paths that standard input lists.
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    Args:
+        paths: the arguments.
+        null_separated: the list on standard input is separated by NUL bytes, as `find -print0` writes it.
+    """
+
+    def __init__(self, paths: Sequence[str], *, null_separated: bool = False) -> None:
         self._paths = paths
-        self._picture: bytes | None = None  # the picture that standard input holds
+        self._null_separated = null_separated
+        self._image: bytes | None = None  # the image on standard input
 
     def __iter__(self) -> Iterator[str]:
         for path in self._paths:
             if path != "-":
-                yield path
+                yield from expanded(path)
                 continue
             if sys.stdin is None:  # as `<&-` leaves it
-                self._picture = b""
+                self._image = b""
                 yield path
                 continue
             with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
-                head = stream.peek(4096)
-                if not head or looks_like_a_picture(head) or kind_not_read(head):
-                    self._picture = stream.read()
+                head = _first_bytes(stream)
+                if not self._null_separated and (not head or looks_like_an_image(head) or kind_not_read(head)):
+                    self._image = head + stream.read(MAX_FILE_BYTES + 1 - len(head))
                     yield path
                 else:
-                    yield from paths_from_list(stream, head)
+                    # What a list names is taken literally: it was written by a program.
+                    yield from paths_from_list(stream, head, null_separated=self._null_separated)
 
     def read(self, path: str) -> bytes:
-        """Content of a picture; the path "-" is the one on standard input.
+        """Content of an image; the path "-" is the one on standard input.
 
         Raises:
             ImageError: it cannot be read.
         """
-        if path != "-" or self._picture is None:
+        if path != "-" or self._image is None:
             return read_bytes(path)
-        if not self._picture:
-            raise ImageError("standard input is empty; pipe a picture or a list of paths into it")
-        return self._picture
+        if not self._image:
+            raise ImageError("standard input is empty; pipe an image or a list of paths into it")
+        if len(self._image) > MAX_FILE_BYTES:
+            raise ImageError(f"has more bytes than the limit of {MAX_FILE_BYTES}")
+        return self._image
 
 
-def paths_from_list(stream: BinaryIO, head: bytes) -> Iterator[str]:
-    """Paths of a list, one per line, or separated by NUL bytes where `head` has one (`find -print0`).
+def _first_bytes(stream: BufferedReader) -> bytes:
+    """The beginning of a stream: enough to tell an image from a list, without waiting for many lines of a list."""
+    head = b""
+    while not (len(head) >= _HEAD_BYTES or (len(head) >= _SIGNATURE_BYTES and b"\n" in head)):
+        if not (more := stream.read1(1 << 16)):
+            break
+        head += more
+    return head
+
+
+def paths_from_list(stream: BufferedReader, head: bytes = b"", *, null_separated: bool = False) -> Iterator[str]:
+    """Paths of a list, one per line, or separated by NUL bytes (`find -print0`) where it begins with such a path.
+
+    Text in UTF-16 or UTF-32 must begin with its byte-order mark, as PowerShell writes it.
 
     Args:
         stream: read as paths are taken, so that a list of any length costs no memory.
-        head: the first bytes of the stream, not yet taken from it.
+        head: the first bytes of the list, taken from the stream already.
+        null_separated: the separator is NUL, whatever the list begins with.
+
+    Raises:
+        InputError: an entry is too long for a path, so that this is not a list.
     """
-    if b"\0" not in head:
-        for line in stream:
-            if path := line.rstrip(b"\r\n"):
-                yield os.fsdecode(path)
-        return
+    mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), (b"", "utf-8"))
+    more = iter(lambda: stream.read1(1 << 16), b"")
+    blocks: Iterator[bytes] = chain((head[len(mark) :],), more)
+    if encoding != "utf-8":  # which is left as bytes: a name may be none
+        blocks = _in_utf8(blocks, encoding)
     rest = b""
-    while block := stream.read(1 << 16):
-        *whole, rest = (rest + block).split(b"\0")
-        yield from (os.fsdecode(path) for path in whole if path)
-    if rest.strip():
-        yield os.fsdecode(rest)
+    while b"\n" not in rest and b"\0" not in rest and len(rest) <= _LONGEST_ENTRY and (block := next(blocks, None)):
+        rest += block
+    separator = b"\0" if null_separated or b"\0" in rest else b"\n"
+    without_path = 0  # bytes since the last path
+    for block in chain((b"",), blocks, (separator,)):
+        *entries, rest = (rest + block).split(separator)
+        for entry in entries:
+            path = entry if separator == b"\0" else entry.rstrip(b"\r")
+            if path:
+                without_path = 0
+                yield os.fsdecode(path)
+            else:
+                without_path += 1
+        if max(len(rest), without_path) > _LONGEST_ENTRY:
+            raise InputError(
+                f"standard input has {_LONGEST_ENTRY} bytes without a path; it must hold an image, or a list of paths "
+                "separated by line ends, or by NUL bytes with -0"
+            )
 
 
-def looks_like_a_picture(content: bytes) -> bool:
+def _in_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    for block in blocks:
+        yield decoder.decode(block).encode("utf-8", "surrogatepass")
+    yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+
+
+def looks_like_an_image(content: bytes) -> bool:
     """Whether `content` begins as the files do that OpenCV decodes."""
     return (
         content.startswith(_SIGNATURES)
@@ -224,14 +287,14 @@ def looks_like_a_picture(content: bytes) -> bool:
     )
 
 
-def sample_pictures() -> list[str]:
+def sample_images() -> list[str]:
     """The photographs inside the installed package, for `--samples`."""
     folder = Path(__file__).parents[1] / "samples"
     return sorted(str(path) for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES)
 
 
-def random_pictures(paths: Iterable[str], count: int, *, seed: int | None = None) -> list[str]:
-    """`count` pictures of folders and their folders, chosen at random; all of them where there are fewer."""
+def random_images(paths: Iterable[str], count: int, *, seed: int | None = None) -> list[str]:
+    """`count` images of folders and their subfolders, chosen at random; all of them where there are fewer."""
     # Reservoir sampling (Vitter's algorithm R): one pass, and no more than `count` paths in memory.
     chooser, chosen = random.Random(seed), []
     for number, path in enumerate(Inputs(paths, recursive=True)):

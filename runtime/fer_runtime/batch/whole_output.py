@@ -1,4 +1,4 @@
-"""A file of rows that is whole already: whether its rows are those that a run would give."""
+"""A finished file of rows: whether its rows are those that a run would give."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 from fer_runtime.batch.jobs import BLOCK, recognize_files
 from fer_runtime.batch.resume import Finished, paths_left
 from fer_runtime.errors import OutputError
+from fer_runtime.files import refuse_special
+from fer_runtime.output.destinations import COPY_FAILED
 from fer_runtime.recognizer import Recognizer
+from fer_runtime.text import counted
 
 # Other models differ by more in some face of a block; batches of another size, as `--annotate` has them, by less.
 _TOLERANCE = 1e-3
@@ -19,35 +22,38 @@ _WAY_OUT = "give another --output, or leave --resume out to replace it"
 
 
 def check_whole(
-    recognizer: Recognizer, pictures: Iterable[str], output: Path, *, read: Callable[[str], bytes]
+    recognizer: Recognizer, images: Iterable[str], output: Path, *, read: Callable[[str], bytes]
 ) -> Finished:
-    """The rows of a finished file of JSON lines, which are those of this run.
+    """The rows of a finished file of JSON Lines, which are those of this run.
 
-    What they were made with is kept nowhere once they are whole, so the first block of them is made again.
+    Nothing is kept beside a finished file, so its first rows are made again and compared.
 
     Args:
-        pictures: of this run.
+        images: of this run.
         output: the file.
         read: a path to the file's content.
 
     Raises:
-        OutputError: a row differs, a picture has none, or the file is no such rows.
+        OutputError: a row differs, an image has no row, or the file is not rows of fer-infer.
     """
     first, finished = _read_rows(output)
     with closing(recognize_files(recognizer, [row["path"] for row in first], read=read)) as results:
         for number, (row, result) in enumerate(zip(first, results, strict=True), 1):
+            if str(row["error"]).startswith(COPY_FAILED):
+                row["error"] = None  # of the run's annotated copies, not of its answers
             if not _is_like(row, result.to_dict()):
                 raise OutputError(
-                    f"{output} is whole already, but its row {number} is not what this run gives: made with another "
-                    f"model, detector or threshold, or of another picture; {_WAY_OUT}"
+                    f"{output} is complete, but its row {number} is not what this run gives: made with another "
+                    f"model, detector or threshold, or of another image; {_WAY_OUT}"
                 )
-    if left := sum(1 for _ in paths_left(pictures, output, finished)):
-        raise OutputError(f"{output} is whole already, but {left} pictures of this run have no row in it; {_WAY_OUT}")
+    if left := sum(1 for _ in paths_left(images, output, finished)):
+        raise OutputError(f"{output} is complete, but has no row for {counted(left, 'image')} of this run; {_WAY_OUT}")
     return finished
 
 
 def _read_rows(output: Path) -> tuple[list[dict[str, Any]], Finished]:
     """The first block of rows, and how many there are."""
+    refuse_special(output)
     first: list[dict[str, Any]] = []
     rows = failed = size = 0
     try:
@@ -63,7 +69,7 @@ def _read_rows(output: Path) -> tuple[list[dict[str, Any]], Finished]:
     except OSError as error:
         raise OutputError(f"cannot read {output}: {error.strerror}; {_WAY_OUT}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{output} is there already, and holds no JSON lines of fer-infer; {_WAY_OUT}") from error
+        raise OutputError(f"{output} exists, and holds no JSON Lines of fer-infer; {_WAY_OUT}") from error
     return first, Finished(rows=rows, failed=failed, size=size)
 
 

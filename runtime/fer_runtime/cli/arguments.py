@@ -13,6 +13,8 @@ import click
 
 from fer_runtime.cli.options import ImagesRun, RecognizerOptions, VideosRun
 from fer_runtime.command import is_terminal
+from fer_runtime.errors import OutputError
+from fer_runtime.output.destinations import Destinations
 from fer_runtime.output.formats import OUTPUT_FORMATS
 
 _NAMED = 3  # paths in one message
@@ -107,49 +109,35 @@ def _camera_number(path: str) -> str | None:
     return path if re.fullmatch(r"\d{1,2}", path) and not os.path.lexists(path) else None
 
 
+def destinations_of(options: ImagesRun | VideosRun) -> Destinations:
+    """What the run is to write."""
+    output = None if options.output is None else Path(options.output)
+    contact_sheet = options.contact_sheet if isinstance(options, ImagesRun) else None
+    return Destinations(output=output, contact_sheet=contact_sheet, annotate=options.annotate)
+
+
 def refuse_overwriting(paths: Sequence[str], options: ImagesRun | VideosRun) -> None:
-    """Stop before a copy, the rows or the sheet would take the place of somebody's image.
+    """Stop before the run would overwrite one of the files that it reads.
 
     Raises:
-        click.UsageError: one of them would, or --output is a folder.
+        click.UsageError: it would, or --output is a folder.
     """
-    from fer_runtime.batch.sources import expanded
-    from fer_runtime.images import IMAGE_SUFFIXES
+    from fer_runtime.batch.sources import expanded, sample_images
+    from fer_runtime.detectors.yunet_file import yunet_path
+    from fer_runtime.model.find import find_model
 
-    output = None if options.output is None else Path(options.output)
-    contact_sheet, recursive = None, False
+    if options.output is not None and os.path.isdir(options.output):
+        raise click.UsageError(f"--output {options.output} is a folder; give the name of a file")
+    model = find_model(options.model, precision=options.precision, models_dir=options.models_dir)
+    reads: dict[str, Path | int] = {"the model": model, "YuNet's file": options.yunet or yunet_path()}
+    if "-" in paths and sys.stdin is not None:
+        reads["the file on standard input"] = sys.stdin.fileno()
+    named = [*chain.from_iterable(expanded(path) for path in paths if path != "-")]
+    recursive = False
     if isinstance(options, ImagesRun):
-        contact_sheet, recursive = options.contact_sheet, options.recursive
-    annotate = options.annotate
-    if output is not None and output.is_dir():
-        raise click.UsageError(f"--output {output} is a folder; give the name of a file")
-    for path in chain.from_iterable(map(expanded, paths)):
-        is_folder = os.path.isdir(path)
-        for option, file in (("--output", output), ("--contact-sheet", contact_sheet)):
-            if file is None or not file.exists():
-                continue
-            is_among = is_folder and file.suffix.lower() in IMAGE_SUFFIXES and _holds(path, file, recursive=recursive)
-            if is_among or _is_same(file, path):
-                raise click.UsageError(f"{option} {file} would overwrite that very image; give another name")
-        folder = path if is_folder else os.path.dirname(path) or "."
-        if (
-            annotate is not None
-            and path != "-"
-            and _holds(folder, annotate / "copy", recursive=recursive and is_folder)
-        ):
-            raise click.UsageError(
-                f"--annotate {annotate} is among the images of {path}, and copies would overwrite them; "
-                "give a folder elsewhere"
-            )
-
-
-def _holds(folder: str, file: Path, *, recursive: bool) -> bool:
-    parents = file.resolve().parents
-    return any(_is_same(parent, folder) for parent in (parents if recursive else parents[:1]))
-
-
-def _is_same(one: Path, other: str) -> bool:
+        recursive = options.recursive
+        named += sample_images() if options.samples else []
     try:
-        return os.path.samefile(one, other)
-    except (OSError, ValueError):  # one of them is not there, or has a name that none can have
-        return False
+        destinations_of(options).check(named, recursive=recursive, reads=reads)
+    except OutputError as error:
+        raise click.UsageError(str(error)) from error

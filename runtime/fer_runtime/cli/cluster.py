@@ -10,10 +10,9 @@ from time import perf_counter
 import click
 
 from fer_runtime.batch.jobs import JobSummary
-from fer_runtime.batch.resume import Finished
-from fer_runtime.batch.sources import GivenPaths, Inputs, sample_pictures
+from fer_runtime.batch.sources import GivenPaths, Inputs, sample_images
 from fer_runtime.cli.options import ClusterRun
-from fer_runtime.cli.progress import Progress, pictures_done, say_summary
+from fer_runtime.cli.progress import Progress, images_done, say_summary
 from fer_runtime.cli.recognizer import opened_recognizer, progress_is_shown
 from fer_runtime.cluster.engine import (
     PART_SIZE,
@@ -54,16 +53,17 @@ def run_on_ray(options: ClusterRun, format_name: str) -> bool:
 def _run(recipe: RecognizerRecipe, ray: RayOptions, options: ClusterRun, format_name: str) -> bool:
     paths, output, samples, recursive = options.paths, options.output, options.samples, options.recursive
     load_ray(ray.address)  # where it is missing, nothing is listed or written
-    remote = RemoteFolders(chain(_without_picture(GivenPaths(paths)), sample_pictures() if samples else ()), recursive)
+    remote = RemoteFolders(chain(_without_picture(GivenPaths(paths)), sample_images() if samples else ()), recursive)
     pictures = Inputs(remote, recursive, remote.left_out)
     summary = JobSummary()
     started = perf_counter()
-    progress = Progress(pictures_done(summary, None), is_shown=progress_is_shown(options))
+    progress = Progress(images_done(summary, None), is_shown=progress_is_shown(options))
     try:
         if output is None:
-            with progress, opened_sink(None, Finished()) as write:
+            with progress, opened_sink(None) as sink:
                 for rows in rows_in_order(recipe, pictures, ray, summary=summary):
-                    write(rows)
+                    sink.write(rows)
+                    sink.flush()
                     progress.say()
         else:
             given = [path if is_uri(path) or path == "-" else os.path.abspath(path) for path in paths]
@@ -91,7 +91,7 @@ def _run(recipe: RecognizerRecipe, ray: RayOptions, options: ClusterRun, format_
         detector=recipe.settings["detector_used"],
         quiet=options.quiet,
     )
-    return bool(summary.failed or pictures.left_out.only_folders or not summary.pictures)
+    return bool(summary.failed or pictures.left_out.only_folders or not summary.images)
 
 
 def _without_picture(given: Iterable[str]) -> Iterator[str]:

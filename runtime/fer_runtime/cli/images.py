@@ -1,150 +1,238 @@
-"""`fer-infer` over images and folders: a row per image, annotated copies on request, a summary on stderr."""
+"""What `fer-infer` does with images and folders: a row each, pictures of faces on request, a summary on stderr."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
 
-from fer_runtime.batch.jobs import JobSummary, recognize_files
-from fer_runtime.batch.resume import Finished, finished_rows, partial_path, paths_left, refuse_unfinished
-from fer_runtime.batch.sources import GivenPaths, Inputs, random_pictures, sample_pictures
+from fer_runtime.batch.jobs import BLOCK, BlockEnds, JobSummary, recognize_files
+from fer_runtime.batch.resume import Finished, check_settings, finished_rows, paths_left, read_rows
+from fer_runtime.batch.sources import GivenPaths, Inputs, random_images, sample_images
+from fer_runtime.cli.arguments import destinations_of
 from fer_runtime.cli.options import ImagesRun
-from fer_runtime.cli.progress import Progress, pictures_done, say_summary
+from fer_runtime.cli.progress import Progress, images_done, say_summary
 from fer_runtime.cli.recognizer import opened_recognizer, progress_is_shown
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
-from fer_runtime.output.formats import OUTPUT_FORMATS
+from fer_runtime.output.destinations import Destinations, ExistingFile, guarded
+from fer_runtime.output.formats import OUTPUT_FORMATS, OutputFormat
+from fer_runtime.output.partial import PartialFile, partial_path
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import ImageResult
-from fer_runtime.text import printable
+from fer_runtime.text import counted, printable
 
-_TakeImage = Callable[[Uint8Array, ImageResult], object]
-# More images than a killed run can have read without leaving their rows: what goes through it in a second, and more.
-_SUSPECTS = 20_000
+if TYPE_CHECKING:
+    from fer_runtime.output.image_files import AnnotatedCopies, SheetOfFaces
+
+# More images than a killed run can have read without leaving their rows: a block for each of 62 threads, and two.
+_SUSPECTS = 64 * BLOCK
 
 
 def run_on_images(options: ImagesRun, format_name: str) -> bool:
     """Write a row per image; whether any failed, a folder was skipped, or there was no image at all."""
-    with opened_recognizer(options, max_pixels=options.max_pixels) as recognizer:
-        return _run(recognizer, options, format_name)
+    with opened_recognizer(options, max_pixels=options.max_pixels) as recognizer, ExitStack() as stack:
+        return _run(recognizer, options, format_name, stack)
 
 
-def _run(recognizer: Recognizer, options: ImagesRun, format_name: str) -> bool:
-    paths, recursive, random_count = options.paths, options.recursive, options.random_count
-    output = None if options.output is None else Path(options.output)
-    given = GivenPaths(paths)
-    shipped = sample_pictures() if options.samples else []
+def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: ExitStack) -> bool:
+    destinations = destinations_of(options)
+    existing = destinations.existing()
+    partial = None
+    if destinations.output is not None and not (options.resume and _is_complete(destinations.output)):
+        partial = PartialFile(destinations.output)  # from here on no other run writes these rows
+        stack.callback(partial.close)
+        if not options.resume:
+            partial.refuse_unfinished()
+    given = GivenPaths(options.paths)
+    shipped = sample_images() if options.samples else []
     listed: Iterable[str] = chain(given, shipped)
-    if random_count is not None:
-        listed = random_pictures(listed, random_count)
-    pictures = Inputs(listed, recursive=recursive)
-    # Not among the rows, where these go to the terminal themselves.
-    shows_progress = progress_is_shown(options)
-    total = None
-    if shows_progress and "-" not in paths and random_count is None:
-        # Walking the folders twice takes a second per million files, and tells how long the rest will take.
-        total = sum(1 for _ in Inputs([*paths, *shipped], recursive))
-    takers: list[_TakeImage] = []
-    if options.annotate is not None:
-        from fer_runtime.output.image_files import AnnotatedCopies
-
-        takers.append(AnnotatedCopies(options.annotate, paths).add)
-    sheet = None
-    if options.contact_sheet is not None:
-        from fer_runtime.output.contact_sheet import ContactSheet
-        from fer_runtime.output.image_files import SheetOfFaces
-
-        truth = _class_folder if random_count else lambda path: None
-        sheet = SheetOfFaces(options.contact_sheet, ContactSheet(recognizer.metadata.expressions), truth)
-        takers.append(sheet.add)
-    failed = _write_rows(
+    if options.random_count is not None:
+        listed = random_images(listed, options.random_count)
+    job = _Job(
         recognizer,
-        pictures,
+        Inputs(listed, recursive=options.recursive),
         given.read,
-        format_name,
-        output,
-        resume=options.resume,
-        takers=takers,
-        total=total,
-        shows_progress=shows_progress,
+        _Extras.of(recognizer, destinations, options),
         quiet=options.quiet,
     )
-    if sheet is not None:
-        sheet.write()
-        click.echo(printable(options.contact_sheet), err=True)
+    if destinations.output is not None and partial is None:
+        failed = job.check_complete(destinations.output)
+    else:
+        # Not among the rows, where these go to the terminal themselves.
+        shows_progress = progress_is_shown(options)
+        total = None
+        if shows_progress and "-" not in options.paths and options.random_count is None:
+            # Walking the folders twice takes a second per million files, and tells how long the rest will take.
+            total = sum(1 for _ in Inputs(chain(GivenPaths(options.paths), shipped), options.recursive))
+        failed = job.write_rows(
+            OUTPUT_FORMATS[format_name],
+            partial,
+            existing,
+            resume=options.resume,
+            is_resumable=format_name == "jsonl" and options.random_count is None,
+            total=total,
+            shows_progress=shows_progress,
+        )
+    job.extras.finish()
     return failed
 
 
-def _class_folder(path: str) -> str | None:
-    """The true label of a picture in a class folder."""
-    name = os.path.basename(os.path.dirname(path))
-    return name if name in EXPRESSIONS else None
+def _is_complete(output: Path) -> bool:
+    return os.path.exists(output) and not os.path.lexists(partial_path(output))
 
 
-def _write_rows(
-    recognizer: Recognizer,
-    pictures: Inputs,
-    read: Callable[[str], bytes],
-    format_name: str,
-    output: Path | None,
-    *,
-    resume: bool,
-    takers: Sequence[_TakeImage],
-    total: int | None,
-    shows_progress: bool,
-    quiet: bool,
-) -> bool:
-    """Write all rows; whether any picture failed or was missed, now or in the run that is resumed."""
-    rows = OUTPUT_FORMATS[format_name].create()
-    finished, paths = Finished(), iter(pictures)
-    settings = recognizer.settings() if output is not None and format_name == "jsonl" else None
-    if output is not None and not resume:
-        refuse_unfinished(output)
-    elif output is not None and output.exists() and not partial_path(output).exists():
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    """What a run writes besides its rows."""
+
+    copies: AnnotatedCopies | None = None
+    sheet: SheetOfFaces | None = None
+
+    @classmethod
+    def of(cls, recognizer: Recognizer, destinations: Destinations, options: ImagesRun) -> _Extras:
+        copies = sheet = None
+        if destinations.annotate is not None:
+            from fer_runtime.output.image_files import AnnotatedCopies
+
+            taken = [file for _, file in destinations.files()]
+            copies = AnnotatedCopies(destinations.annotate, options.paths, options.recursive, taken)
+        if destinations.contact_sheet is not None:
+            from fer_runtime.output.contact_sheet import ContactSheet
+            from fer_runtime.output.image_files import SheetOfFaces
+
+            truth = _class_folder if options.random_count else lambda path: None
+            sheet = SheetOfFaces(destinations.contact_sheet, ContactSheet(recognizer.metadata.expressions), truth)
+        return cls(copies, sheet)
+
+    def add(self, image: Uint8Array | None, row: ImageResult) -> ImageResult:
+        """Take one image and its row; the row that is to be written."""
+        if self.sheet is not None:
+            row = self.sheet.add(image, row)
+        return row if self.copies is None else self.copies.add(image, row)
+
+    def replay(self, rows: Path, finished: Finished, read: Callable[[str], bytes]) -> None:
+        """Take the rows that an earlier run has written."""
+        if self.copies is not None:
+            self.copies.replay(read_rows(rows, finished))
+        if self.sheet is not None:
+            self.sheet.replay(read_rows(rows, finished), read)
+
+    def finish(self) -> None:
+        """Write what is written at the end."""
+        if self.sheet is not None:
+            self.sheet.write()
+            click.echo(printable(self.sheet.path), err=True)
+
+    def settings(self) -> dict[str, str | None]:
+        """What a run must share with the run that it continues."""
+        return {
+            "annotate": None if self.copies is None else os.path.abspath(self.copies.folder),
+            "contact_sheet": None if self.sheet is None else os.path.abspath(self.sheet.path),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    recognizer: Recognizer
+    inputs: Inputs
+    read: Callable[[str], bytes]
+    extras: _Extras
+    quiet: bool
+
+    def check_complete(self, output: Path) -> bool:
+        """Whether an image failed in the finished run whose rows are in `output`."""
         from fer_runtime.batch.whole_output import check_whole
 
-        finished = check_whole(recognizer, pictures, output, read=read)
-        click.echo(
-            f"{printable(output)} is whole already: {finished.rows} rows, {finished.failed} of them failed", err=True
+        finished = check_whole(self.recognizer, self.inputs, output, read=self.read)
+        self.extras.replay(output, finished, self.read)
+        if not self.quiet:
+            click.echo(
+                f"{printable(output)} is complete: {counted(finished.rows, 'row')}, {finished.failed} of them failed",
+                err=True,
+            )
+        return bool(finished.failed or self.inputs.left_out.only_folders or not finished.rows)
+
+    def write_rows(
+        self,
+        output_format: OutputFormat,
+        partial: PartialFile | None,
+        existing: Sequence[ExistingFile],
+        *,
+        resume: bool,
+        is_resumable: bool,
+        total: int | None,
+        shows_progress: bool,
+    ) -> bool:
+        """Write all rows; whether any image failed or was missed, now or in the run that is continued."""
+        recognizer, extras = self.recognizer, self.extras
+        rows = output_format.create()
+        has_extras = extras.copies is not None or extras.sheet is not None
+        finished, paths = Finished(), guarded(self.inputs, existing)
+        if partial is not None:
+            settings = recognizer.settings() | extras.settings() if is_resumable else None
+            if resume and partial.size:
+                check_settings(partial.path, partial.settings, settings or {})
+                finished = finished_rows(partial.path, BlockEnds(keeps_images=has_extras))
+            if resume and not self.quiet:
+                click.echo(f"{counted(finished.rows, 'row')} from the run before", err=True)
+            extras.replay(partial.path, finished, self.read)
+            paths = paths_left(paths, partial.path, finished)
+            partial.start(finished.size, settings)
+        summary = JobSummary()
+        started = perf_counter()
+        results = recognize_files(
+            recognizer,
+            paths,
+            summary=summary,
+            read=self.read,
+            on_row=extras.add if has_extras else None,
+            block_ends=BlockEnds(keeps_images=has_extras, images=finished.rows),
+            isolate_first=_SUSPECTS if resume else 0,
         )
-        return bool(finished.failed or pictures.left_out.only_folders or not finished.rows)
-    elif output is not None:
-        finished = finished_rows(output, settings)
-        paths = paths_left(pictures, partial_path(output), finished)
-        click.echo(f"{finished.rows} rows are there already", err=True)
-    summary = JobSummary()
-    started = perf_counter()
-    results = recognize_files(
-        recognizer,
-        paths,
-        summary=summary,
-        read=read,
-        isolate_first=_SUSPECTS if resume else 0,
-        on_image=(lambda image, row: [take(image, row) for take in takers]) if takers else None,
-    )
-    left = None if total is None else total - finished.rows
-    progress = Progress(pictures_done(summary, left), is_shown=shows_progress)
-    with closing(results), progress, opened_sink(output, finished, settings) as write:
-        if not finished.rows:
-            write(rows.header())
-        for result in results:
-            written = perf_counter()
-            write(rows.row(result))
-            summary.seconds_by_stage["write"] += perf_counter() - written
-            progress.say()
-    say_summary(
-        summary,
-        left_out=pictures.left_out,
-        seconds=perf_counter() - started,
-        detector=recognizer.detector_used,
-        quiet=quiet,
-    )
-    was_empty = not (summary.pictures or finished.rows)
-    return was_empty or bool(summary.failed or finished.failed or pictures.left_out.only_folders)
+        progress = Progress(
+            images_done(summary, None if total is None else total - finished.rows), is_shown=shows_progress
+        )
+
+        def say() -> None:
+            say_summary(
+                summary,
+                left_out=self.inputs.left_out,
+                seconds=perf_counter() - started,
+                detector=recognizer.detector_used,
+                quiet=self.quiet,
+            )
+
+        written = 0
+        try:
+            with closing(results), progress, opened_sink(partial, resumable=is_resumable) as sink:
+                if not finished.rows:
+                    sink.write(rows.header())
+                for result in results:
+                    writing = perf_counter()
+                    sink.write(rows.row(result))
+                    written += 1
+                    if written == summary.images:  # the last row of its block: the next one may take a while
+                        sink.flush()
+                    summary.seconds_by_stage["write"] += perf_counter() - writing
+                    progress.say()
+        except KeyboardInterrupt:
+            say()
+            raise
+        say()
+        was_empty = not (summary.images or finished.rows)
+        return was_empty or bool(summary.failed or finished.failed or self.inputs.left_out.only_folders)
+
+
+def _class_folder(path: str) -> str | None:
+    """The true label of an image in a class folder."""
+    name = os.path.basename(os.path.dirname(path))
+    return name if name in EXPRESSIONS else None

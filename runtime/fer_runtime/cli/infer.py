@@ -69,15 +69,16 @@ _RULES = (
     ),
     Rule("resume", when=lambda given: given["output"] is None, because="only with --output"),
     Rule(
-        *("random_count", "contact_sheet"),
+        "random_count",
         when=lambda given: given["resume"],
-        because="not with --resume, which cannot know the random choice or the faces so far",
+        because="not with --resume, which cannot repeat the random choice",
     ),
 )
 
 
 @click.command(cls=ShortCommand, runs=RUNS, rules=_RULES)
-@click.argument("paths", nargs=-1, metavar="PATH...", type=click.Path(path_type=str))
+# Not checked here: a folder that cannot be read gets its row, as an image does, and ends no other's.
+@click.argument("paths", nargs=-1, metavar="PATH...", type=click.Path(path_type=str, readable=False))
 @option_group(
     "Input",
     click.option("--samples", is_flag=True, help="Use the photographs that ship with the package."),
@@ -244,7 +245,8 @@ def main(**given: Any) -> None:
     fer-infer --self-test                        does this machine compute what was trained?
 
     Every image gets a row. If it cannot be read, the row has the reason. PATH may be "-": an image
-    or a list of paths on standard input. Exit codes: 0 success, 1 some images failed, 2 wrong usage.
+    or a list of paths on standard input. Exit codes: 0 success, 1 some images failed or
+    Ctrl-C, 2 wrong usage, 143 stopped by SIGTERM. A stopped run keeps its rows.
     Only --fetch-yunet opens a network connection.
     """
     if given["self_test"]:

@@ -1,4 +1,4 @@
-"""What a run says on stderr: how far it is, and of pictures a summary at the end."""
+"""What a run says on stderr: how far it is, and a summary at the end of a run over images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from fer_runtime.batch.jobs import JobSummary
 from fer_runtime.batch.sources import VIDEO_SUFFIXES, LeftOut
-from fer_runtime.text import printable
+from fer_runtime.text import counted, printable
 
 _SECONDS_BETWEEN = 0.5
 _NAMED_SUFFIXES = 5
@@ -53,30 +53,30 @@ class Progress:
         self.clear()
 
 
-def pictures_done(summary: JobSummary, total: int | None) -> Callable[[float], str]:
-    """For `Progress`: pictures, their rate and the time left.
+def images_done(summary: JobSummary, total: int | None) -> Callable[[float], str]:
+    """For `Progress`: images, their rate and the time left.
 
     Args:
         summary: of the run, read while it grows.
-        total: pictures of the run; None where nobody has counted them.
+        total: images of the run; None where they were not counted.
     """
 
     def describe(seconds: float) -> str:
-        done = summary.pictures
+        done = summary.images
         rate = done / seconds
-        # Nothing is known of the time left before the first picture.
+        # Nothing is known of the time left before the first image.
         left = "" if total is None or not done else f" of {total}, {(total - done) / rate:.0f} s left"
-        return f"{done} pictures{left}, {summary.failed} failed, {rate:.0f}/s"
+        return f"{counted(done, 'image')}{left}, {summary.failed} failed, {rate:.0f}/s"
 
     return describe
 
 
 def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detector: str, quiet: bool = False) -> None:
-    """Say what the run did: pictures, faces, failures by reason, and seconds by stage of a longer one.
+    """Say what the run did: images, faces, failures by reason, and seconds by stage of a longer one.
 
     Args:
         left_out: of the run's folders.
-        detector: that searched the pictures, as `Recognizer.detector_used`.
+        detector: that searched the images, as `Recognizer.detector_used`.
         quiet: say only what went wrong.
     """
     if not quiet:
@@ -96,31 +96,30 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
             err=True,
         )
     if left_out.folders and not quiet:
-        folders = "1 folder was" if left_out.folders == 1 else f"{left_out.folders} folders were"
-        click.echo(f"  {folders} not gone into; add --recursive", err=True)
+        click.echo(f"  skipped {counted(left_out.folders, 'subfolder')} (use --recursive)", err=True)
     if left_out.suffixes and not quiet:
         click.echo(f"  not read: {_counted(left_out.suffixes)}", err=True)
     for folder in left_out.only_folders:
         click.echo(
-            f"{printable(folder)} holds folders and no picture itself; add --recursive to go into them", err=True
+            f"{printable(folder)} holds folders but no images; use --recursive to read the images in them", err=True
         )
-    if not summary.pictures:
-        click.echo("there was no picture to read", err=True)
+    if not summary.images:
+        click.echo("there was no image to read", err=True)
 
 
 def _say_counts(summary: JobSummary, seconds: float) -> None:
     click.echo(
-        f"{summary.pictures} pictures, {summary.faces} faces, {summary.without_face} without a face, "
-        f"{summary.failed} failed, {seconds:.1f} s, {summary.pictures / max(seconds, 1e-9):.0f} pictures/s",
+        f"{counted(summary.images, 'image')}, {counted(summary.faces, 'face')}, {summary.without_face} without a face, "
+        f"{summary.failed} failed, {seconds:.1f} s, {summary.images / max(seconds, 1e-9):.0f} images/s",
         err=True,
     )
-    if summary.pictures > 100:
+    if summary.images > 100:
         stages = ", ".join(f"{name} {spent:.1f}" for name, spent in summary.seconds_by_stage.items())
         click.echo(f"  seconds by stage, over all threads: {stages}", err=True)
 
 
 def _counted(suffixes: Counter[str]) -> str:
-    """Files by suffix, most first, and what to do with those that are taken for pictures."""
+    """Files by suffix, most first, and what to do with those that are taken for images."""
     most = suffixes.most_common(_NAMED_SUFFIXES)
     if rest := suffixes.total() - sum(count for _, count in most):
         most.append(("others", rest))

@@ -9,7 +9,6 @@ from time import perf_counter
 
 import click
 
-from fer_runtime.batch.resume import Finished, refuse_unfinished
 from fer_runtime.cli.options import VideosRun
 from fer_runtime.cli.progress import Progress
 from fer_runtime.cli.recognizer import opened_recognizer
@@ -37,8 +36,6 @@ def run_on_videos(options: VideosRun, videos: Sequence[Path | int], format_name:
 def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int], format_name: str) -> bool:
     output = None if options.output is None else Path(options.output)
     segments, start, duration = options.segments, options.start, options.duration
-    if output is not None:
-        refuse_unfinished(output)
     copies = [None] * len(videos) if options.annotate is None else annotated_paths(options.annotate, videos)
     failed = False
     # A row per frame is progress enough where it can be seen; a stretch may last as long as the film.
@@ -46,7 +43,8 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
     is_seen_itself = rows_are_seen and not is_per_segment(format_name, segments)
     shows_progress = is_terminal(sys.stderr) and not (options.quiet or is_seen_itself)
     # A camera's answer is about now, and a film takes minutes: who reads the rows need not wait for others.
-    with opened_sink(output, Finished(), by_row=True) as write:
+    with opened_sink(output, by_row=True) as sink:
+        write = sink.write
         write_video_header(write, format_name=format_name, segments=segments)
         for video, copy in zip(videos, copies, strict=True):
             started, summary = perf_counter(), VideoSummary()

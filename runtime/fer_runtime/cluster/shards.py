@@ -114,7 +114,7 @@ def summary_to_json(summary: JobSummary) -> str:
     # Field by field: dataclasses.asdict makes a Counter of pairs from a Counter.
     return json.dumps(
         {
-            "pictures": summary.pictures,
+            "images": summary.images,
             "faces": summary.faces,
             "without_face": summary.without_face,
             "crop_sized": summary.crop_sized,
@@ -127,7 +127,7 @@ def summary_to_json(summary: JobSummary) -> str:
 def add_summary(total: JobSummary, text: str | bytes) -> None:
     """Add a part's summary, as `summary_to_json` wrote it, to `total`."""
     part = json.loads(text)
-    total.pictures += part["pictures"]
+    total.images += part["images"]
     total.faces += part["faces"]
     total.without_face += part["without_face"]
     total.crop_sized += part.get("crop_sized", 0)  # an older version wrote the part

@@ -85,7 +85,7 @@ class RemoteFolders:
             for subfolder in folders:
                 yield from self._in_folder(subfolder)
         else:
-            self.left_out.add_folders(uri, len(folders), has_pictures=files > 0)
+            self.left_out.add_folders(uri, len(folders), has_images=files > 0)
 
 
 class Store(Protocol):

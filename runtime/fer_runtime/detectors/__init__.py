@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ DETECTORS = Registry[DetectorEntry](
 def find_detector(name: str, *, yunet: Path | None = None) -> str:
     """The detector that `name` stands for here: "auto" is "yunet" if its file is given or cached, else "haar"."""
     if name == "auto":
-        return "yunet" if yunet is not None or yunet_path().is_file() else "haar"
+        return "yunet" if yunet is not None or os.path.isfile(yunet_path()) else "haar"
     return name
 
 

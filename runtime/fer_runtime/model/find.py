@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -68,7 +69,7 @@ def is_model_file(model: str | Path | None) -> bool:
     if model is None or str(model) in FILE_STEMS:
         return False
     path = Path(model)
-    return path.suffix == ".onnx" or path.name != str(model) or path.is_file()
+    return path.suffix == ".onnx" or path.name != str(model) or os.path.isfile(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ def find_model(
     """
     if model is not None and is_model_file(model):
         path = Path(model)
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelFileError(f"no model at {path}; give the path of an .onnx file or one of: {_known(models_dir)}")
         return path
     names = tuple(PREFERENCE) if model is None else (str(model),)
@@ -130,11 +131,11 @@ def find_model(
         for name in names:
             for one in (precision,) if precision else _precisions(name):
                 path = model_path(folder, name, one)
-                if path.is_file():
+                if os.path.isfile(path):
                     return path
         # One folder's files are of one training: the package's int8 must not answer for somebody's own fp32.
         for name in names:
-            if any(model_path(folder, name, one).is_file() for one in PRECISIONS):
+            if any(os.path.isfile(model_path(folder, name, one)) for one in PRECISIONS):
                 missing = model_path(folder, name, precision or _precisions(name)[0])
                 raise ModelFileError(
                     f"no model at {missing}, though {folder} has {name} in another precision; "

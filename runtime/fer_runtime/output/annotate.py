@@ -1,4 +1,4 @@
-"""Pictures with their faces drawn in: a box, the expression, and a bar per probability."""
+"""Images with their faces drawn in: a box, the expression, and a bar per probability."""
 
 from __future__ import annotations
 
@@ -67,30 +67,38 @@ def draw_faces(image: Uint8Array, faces: Sequence[Face]) -> Uint8Array:
     return drawn  # type: ignore[return-value]
 
 
-def write_picture(path: Path, image: Uint8Array) -> None:
+def write_image(path: Path, image: Uint8Array) -> None:
     """Encode by the path's suffix and write atomically.
 
     Raises:
-        OutputError: the suffix is of no picture that OpenCV writes, or the file cannot be written.
+        OutputError: OpenCV cannot encode the image in that format, or the file cannot be written.
     """
-    write_atomically(path, encode_picture(path, image))
+    write_atomically(path, encode_image(path, image))
 
 
-def encode_picture(path: Path, image: Uint8Array) -> bytes:
-    """The bytes of a file of that name.
+def encode_image(path: Path, image: Uint8Array) -> bytes:
+    """The bytes of an image file of that name.
 
     Raises:
-        OutputError: the suffix is of no picture that OpenCV writes.
+        OutputError: OpenCV writes no format of that suffix, or no image of that size in it.
     """
     # OpenCV's formats have ASCII names, and a suffix that is no UTF-8 would crash it.
     suffix = path.suffix if path.suffix.isascii() else ""
+    content = _encoded(suffix, image)
+    if content is not None:
+        return content
+    if _encoded(suffix, np.zeros((1, 1, 3), np.uint8)) is None:
+        raise OutputError(f"cannot write an image to {path}; end its name in .jpg or .png")
+    height, width = image.shape[:2]
+    raise OutputError(f"a {suffix} file does not hold {width} x {height} pixels")
+
+
+def _encoded(suffix: str, image: Uint8Array) -> bytes | None:
     try:
         encoded, content = cv2.imencode(suffix, image)
     except cv2.error:
-        encoded, content = False, np.empty(0, np.uint8)
-    if not encoded:
-        raise OutputError(f"cannot write a picture to {path}; end its name in .jpg or .png")
-    return content.tobytes()
+        return None
+    return content.tobytes() if encoded else None
 
 
 def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float) -> _Box:

@@ -26,7 +26,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 @dataclass(slots=True)
 class ContactSheet:
-    """Collects faces and draws them; holds at most three rows of pictures per expression.
+    """Collects faces and draws them; holds at most three rows of images per expression.
 
     Args:
         expressions: groups, in the order of the page.
@@ -36,22 +36,27 @@ class ContactSheet:
     _groups: dict[str, list[tuple[Uint8Array, str, bool]]] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
 
-    def add(self, image: Uint8Array, face: Face, *, true: str | None = None) -> None:
-        """Add one face of a picture.
+    def has_room(self, face: Face) -> bool:
+        """Whether the face would be shown, and not only counted."""
+        return len(self._groups.get(face.expression, ())) < _COLUMNS * _ROWS_PER_EXPRESSION
+
+    def add(self, image: Uint8Array | None, face: Face, *, true: str | None = None) -> None:
+        """Add one face of an image.
 
         Args:
-            image: uint8 (height, width, 3) or (height, width).
+            image: uint8 (height, width, 3) or (height, width); None where it cannot be shown.
             true: the label that the face really has, where it is known.
         """
         self._counts[face.expression] = self._counts.get(face.expression, 0) + 1
         group = self._groups.setdefault(face.expression, [])
-        if len(group) >= _COLUMNS * _ROWS_PER_EXPRESSION:
+        if image is None or not self.has_room(face):
             return
         x, y, width, height = face.box
         patch = image[max(0, y) : y + height, max(0, x) : x + width]
         if 0 in patch.shape:
             return
-        caption = f"{face.confidence:.0%}" + ("" if true is None else f"\nlabel {printable(true, limit=24)}")
+        # Rounded as rows are, so that a run that continues shows the same.
+        caption = f"{round(face.confidence, 6):.0%}" + ("" if true is None else f"\nlabel {printable(true, limit=24)}")
         group.append((_thumbnail(patch), caption, true is not None and true != face.expression))
 
     def draw(self) -> Uint8Array:

@@ -1,21 +1,28 @@
-"""Pictures that a run leaves behind: annotated copies, and a page of its faces."""
+"""Images that a run leaves behind: annotated copies, and a page of its faces."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fer_runtime.errors import OutputError
-from fer_runtime.images import Uint8Array
-from fer_runtime.output.annotate import draw_faces, encode_picture, write_picture
+from fer_runtime.errors import ImageError, OutputError
+from fer_runtime.files import remove_leftovers, write_atomically
+from fer_runtime.images import Uint8Array, decode_image
+from fer_runtime.output.annotate import draw_faces, encode_image, write_image
 from fer_runtime.output.contact_sheet import ContactSheet
-from fer_runtime.results import ImageResult
+from fer_runtime.output.destinations import COPY_FAILED, COPY_MARK, copy_inside, identities, inside_name, is_within
+from fer_runtime.results import Face, ImageResult
 
 _WRITTEN_AS_IS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+# What the next copy would meet as well; anything else is a matter of one image.
+_FATAL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
 
 
 def unused_name(stem: str, suffix: str, used: set[str], *, reserved: Callable[[str], bool] = lambda name: False) -> str:
@@ -29,47 +36,94 @@ def unused_name(stem: str, suffix: str, used: set[str], *, reserved: Callable[[s
 
 @dataclass(slots=True)
 class AnnotatedCopies:
-    """Writes an annotated copy of every picture that was read, in the folders that the originals have.
+    """Writes an annotated copy of every image that was read, in the folders that the originals have.
+
+    Every image of the run takes a name, in the order of the rows, whether its copy can be written or not: so a run
+    that continues finds the same names.
 
     Args:
         folder: where the copies go.
-        roots: the arguments of the command; a picture of a folder among them keeps its place under it.
+        roots: the arguments of the command; an image of a folder among them keeps its place under it.
+        recursive: the folders' folders are read.
+        taken: other files of this run, which no copy may replace.
     """
 
     folder: Path
     roots: Sequence[str]
+    recursive: bool = False
+    taken: Sequence[Path] = ()
     _written: set[str] = field(default_factory=set)  # but for those that `_is_own_name` tells
+    _taken: frozenset[str] = field(init=False)  # names in the folder for copies
+    _named: frozenset[tuple[int, int]] | None = None  # the files among `roots`, once they are needed
 
-    def add(self, image: Uint8Array, result: ImageResult) -> None:
-        """Write the copy of one picture.
+    def __post_init__(self) -> None:
+        remove_leftovers(self.folder, recursive=True)
+        folder = os.path.realpath(self.folder)
+        self._taken = frozenset(os.path.relpath(os.path.realpath(path), folder) for path in self.taken)
+
+    def add(self, image: Uint8Array | None, row: ImageResult) -> ImageResult:
+        """Write the copy of one image; its row, with the reason where the copy cannot be written.
+
+        Args:
+            image: None where it could not be read.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: no copy can be written, such as on a full disk.
         """
-        copy = self.folder / self._name(result.path)
-        if os.path.lexists(copy) and os.path.lexists(result.path) and os.path.samefile(copy, result.path):
-            raise OutputError(f"the annotated copy would overwrite {result.path}; give --annotate a folder elsewhere")
-        write_picture(copy, draw_faces(image, result.faces))
+        name = self.take_name(row.path)
+        if image is None:
+            return row
+        try:
+            copy = copy_inside(self.folder, name)
+            if os.path.lexists(copy) and self._is_input(copy, row.path):
+                raise OutputError("it would overwrite an image of this run; give --annotate another folder")
+            write_atomically(copy, encode_image(copy, draw_faces(image, row.faces)) + COPY_MARK, cleans=False)
+        except OSError as error:
+            return self._failed(row, error.strerror or str(error), error.errno)
+        except OutputError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError):
+                return self._failed(row, cause.strerror or str(cause), cause.errno)
+            return self._failed(row, str(error), None)
+        except MemoryError:
+            return self._failed(row, "it needs more memory than there is", None)
+        return row
 
-    def _name(self, path: str) -> str:
-        name = os.path.basename(path) or "picture"
-        for root in self.roots:
-            if os.path.isdir(root) and path.startswith(os.path.join(root, "")):
-                name = os.path.relpath(path, root)
-                break
-        if name == "-":
-            name = "stdin"
+    def take_name(self, path: str) -> str:
+        """The name of the next image's copy, relative to the folder."""
+        name = inside_name("stdin" if path == "-" else path, self.roots)
         stem, suffix = os.path.splitext(name)
         if suffix.lower() not in _WRITTEN_AS_IS:
             stem, suffix = name, ".jpg"
-        elif self._is_own_name(name, path):
-            # Nothing to remember: a folder of a million pictures costs no memory.
+        elif self._is_own_name(name, path) and name not in self._taken:
+            # Nothing to remember: a folder of a million images costs no memory.
             return name
-        # Two pictures of one name from two folders.
-        return unused_name(stem, suffix, self._written, reserved=self._is_own_name)
+        # Two images of one name from two folders.
+        return unused_name(stem, suffix, self._written, reserved=self._is_reserved)
+
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take the names of the copies that an interrupted run has written."""
+        for row in rows:
+            self.take_name(row["path"])
+
+    def _failed(self, row: ImageResult, reason: str, number: int | None) -> ImageResult:
+        if number in _FATAL:
+            raise OutputError(f"cannot write annotated copies to {self.folder}: {reason}; make room, or choose another")
+        return row if row.error is not None else replace(row, error=COPY_FAILED + reason)
+
+    def _is_input(self, copy: Path, path: str) -> bool:
+        """Whether an existing copy of an earlier run is an image of this one: `path`, or another that was named."""
+        if self._named is None:
+            self._named = frozenset(chain.from_iterable(map(identities, self.roots)))
+        if not identities(copy).isdisjoint(self._named | identities(path)):
+            return True
+        return any(is_within(copy, root, recursive=self.recursive) for root in self.roots if os.path.isdir(root))
+
+    def _is_reserved(self, name: str) -> bool:
+        return name in self._taken or self._is_own_name(name)
 
     def _is_own_name(self, name: str, path: str | None = None) -> bool:
-        """Whether `name` is that of a picture in the only folder of the run: of `path`, where it is given."""
+        """Whether `name` is that of an image in the only folder of the run: of `path`, where it is given."""
         if len(self.roots) != 1:
             return False
         owner = os.path.join(self.roots[0], name)
@@ -83,10 +137,10 @@ class SheetOfFaces:
     Args:
         path: the page, .jpg or .png.
         sheet: where the faces go.
-        truth: the true label of a picture by its path, None where it is not known.
+        truth: the true label of an image by its path, None where it is not known.
 
     Raises:
-        OutputError: the page's suffix is of no picture that OpenCV writes.
+        OutputError: the page's suffix is of no image that OpenCV writes.
     """
 
     path: Path
@@ -95,12 +149,26 @@ class SheetOfFaces:
 
     def __post_init__(self) -> None:
         # At the end of a long run would be late.
-        encode_picture(self.path, np.zeros((1, 1, 3), np.uint8))
+        encode_image(self.path, np.zeros((1, 1, 3), np.uint8))
 
-    def add(self, image: Uint8Array, result: ImageResult) -> None:
-        """Take the faces of one picture."""
-        for face in result.faces:
-            self.sheet.add(image, face, true=self.truth(result.path))
+    def add(self, image: Uint8Array | None, row: ImageResult) -> ImageResult:
+        """Take the faces of one image; its row, unchanged."""
+        for face in row.faces:
+            self.sheet.add(image, face, true=self.truth(row.path))
+        return row
+
+    def replay(self, rows: Iterable[Mapping[str, Any]], read: Callable[[str], bytes]) -> None:
+        """Take the faces of the rows that an interrupted run has written; only images that are shown are read."""
+        for row in rows:
+            faces = [Face(**{**face, "box": tuple(face["box"])}) for face in row["faces"]]
+            image = None
+            if any(map(self.sheet.has_room, faces)):
+                try:
+                    image = decode_image(read(row["path"]))
+                except ImageError:  # it has gone meanwhile
+                    image = None
+            for face in faces:
+                self.sheet.add(image, face, true=self.truth(row["path"]))
 
     def write(self) -> None:
         """Write the page.
@@ -108,4 +176,4 @@ class SheetOfFaces:
         Raises:
             OutputError: it cannot be written.
         """
-        write_picture(self.path, self.sheet.draw())
+        write_image(self.path, self.sheet.draw())

@@ -1,4 +1,4 @@
-"""Rows on their way out: JSON lines, CSV, and a table for people."""
+"""Rows of images as text: JSON, CSV, and a table for people."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class RowFormat(Protocol):
     """Turns results into text."""
 
     def header(self) -> str:
-        """What stands before the first row."""
+        """The text before the first row."""
         ...
 
     def row(self, result: ImageResult) -> str:
-        """One picture, with its line end."""
+        """One image, with its line end."""
         ...
 
 
 class JsonLines:
-    """One JSON object per picture; schema/image.schema.json describes it."""
+    """One JSON object per image; schema/image.schema.json describes it."""
 
     def header(self) -> str:
         return ""
@@ -80,7 +80,7 @@ def uncertain_field(face: Face) -> str | None:
 
 
 class Csv:
-    """One line per face, one for a picture without faces; the columns stay the same."""
+    """One line per face, and one for an image without faces; the columns are always the same."""
 
     columns: Sequence[str] = ("path", "width", "height", "error", "face", "x", "y", "box_width", "box_height")
 
@@ -88,13 +88,13 @@ class Csv:
         return csv_line([*self.columns, "expression", "confidence", *EXPRESSIONS, "uncertain"])
 
     def row(self, result: ImageResult) -> str:
-        picture = [result.path, result.width, result.height, result.error]
+        image = [result.path, result.width, result.height, result.error]
         if not result.faces:
-            return csv_line([*picture, *[None] * (8 + len(EXPRESSIONS))])
+            return csv_line([*image, *[None] * (8 + len(EXPRESSIONS))])
         return "".join(
             csv_line(
                 [
-                    *picture,
+                    *image,
                     number,
                     *face.box,
                     face.expression,
@@ -114,27 +114,27 @@ class Table:
         self._path_width = path_width
 
     def header(self) -> str:
-        return f"{'picture':{self._path_width}}  {'expression':10}  {'':5}  box\n"
+        return f"{'image':{self._path_width}}  {'expression':10}  {'':5}  box\n"
 
     def row(self, result: ImageResult) -> str:
         name = self._padded(result.path)
-        if result.error is not None:
-            return f"{name}  {printable(result.error)}\n"
-        if not result.faces:
-            return f"{name}  no face\n"
         lines = []
-        for number, face in enumerate(result.faces):
+        if result.error is not None:
+            lines.append(f"{name}  {printable(result.error)}\n")
+        elif not result.faces:
+            lines.append(f"{name}  no face\n")
+        for face in result.faces:
             x, y, width, height = face.box
             mark = "?" if face.uncertain else " "
             expression = printable(face.expression)
             lines.append(
-                f"{'' if number else name:{self._path_width}}  {expression:10}  {face.confidence:5.0%}{mark} "
+                f"{'' if lines else name:{self._path_width}}  {expression:10}  {face.confidence:5.0%}{mark} "
                 f"{width} x {height} at {x}, {y}\n"
             )
         return "".join(lines)
 
     def _padded(self, path: str) -> str:
         text = printable(path)
-        # The end of a path tells pictures apart.
+        # The end of a path tells images apart.
         text = text if len(text) <= self._path_width else "…" + text[1 - self._path_width :]
         return f"{text:{self._path_width}}"

@@ -1,65 +1,158 @@
-"""Where rows go: standard output, or a file that waits beside its name until it is whole."""
+"""Where rows go: standard output, or a file that takes its name when the rows are complete."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import click
 
-from fer_runtime.batch.resume import Finished, appended_output
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
+from fer_runtime.output.partial import PartialFile
 from fer_runtime.text import printable
 
-_LINE_BY_LINE = 1  # as `open` takes it
+
+class Frame(Protocol):
+    """Text around the rows of a whole output, such as the brackets of a JSON array."""
+
+    def rows(self, text: str) -> str:
+        """The text of one or more rows as it stands in the output."""
+        ...
+
+    def end(self) -> str:
+        """The text after the last row, also of a run that was interrupted."""
+        ...
+
+
+class NoFrame:
+    """Rows one after another."""
+
+    def rows(self, text: str) -> str:
+        return text
+
+    def end(self) -> str:
+        return ""
+
+
+class _Target(Protocol):
+    def write(self, text: str) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class Sink:
+    """Takes the text of rows.
+
+    Args:
+        target: a file or standard output.
+        frame: what surrounds the rows.
+        by_row: each row leaves at once; otherwise rows leave with `flush`, which is faster.
+    """
+
+    def __init__(self, target: _Target, frame: Frame, *, by_row: bool) -> None:
+        self._target = target
+        self._frame = frame
+        self._by_row = by_row
+
+    def write(self, text: str) -> None:
+        """Add the text of rows."""
+        self._target.write(self._frame.rows(text))
+        if self._by_row:
+            self._target.flush()
+
+    def flush(self) -> None:
+        """Let go of the rows that were added: what is killed from now on has lost none of them."""
+        self._target.flush()
+
+    def end(self) -> None:
+        """Write what follows the last row."""
+        self._target.write(self._frame.end())
+        self._target.flush()
 
 
 @contextmanager
 def opened_sink(
-    output: Path | None,
-    finished: Finished,
-    settings: Mapping[str, Any] | None = None,
-    *,
-    by_row: bool = False,
-) -> Iterator[Callable[[str], object]]:
-    """A function that takes the text of rows.
+    output: PartialFile | Path | None, *, frame: Frame | None = None, by_row: bool = False, resumable: bool = False
+) -> Iterator[Sink]:
+    """A sink for rows. The file takes its name when the block ends without an error.
 
     Args:
-        output: the file; None is standard output.
-        finished: the rows that are there already.
-        settings: what the rows are made with, where `--resume` can go on with them.
-        by_row: each row leaves at once, as it does on a terminal; else they wait for others, which is faster.
+        output: the file, opened and started, or the path of a new one; None is standard output.
+        frame: what surrounds the rows, nothing by default.
+        by_row: each row leaves at once, as it does on a terminal.
+        resumable: `--resume` can continue the rows of the file.
 
     Raises:
         OutputError: there is no place for the rows.
     """
+    frame = NoFrame() if frame is None else frame
     if output is None:
-        with _standard_output(by_row=by_row) as write:
-            yield write
+        with _standard_output() as target:
+            sink = Sink(target, frame, by_row=by_row or is_terminal(sys.stdout))
+            try:
+                yield sink
+            except BrokenPipeError:
+                raise
+            except BaseException:
+                sink.end()
+                raise
+            sink.end()
         return
+    if not isinstance(output, PartialFile):
+        output = PartialFile(output)
+        try:
+            output.refuse_unfinished()
+            output.start(0, None)
+        except BaseException:
+            output.close()
+            raise
     try:
-        with appended_output(output, finished, settings, by_row=by_row) as stream:
-            yield stream.write
-    except KeyboardInterrupt:
-        if settings is not None:
-            click.echo(f"\nstopped; the rows so far wait beside {printable(output)}, go on with --resume", err=True)
-        raise
+        sink = Sink(output, frame, by_row=by_row)
+        try:
+            yield sink
+        except KeyboardInterrupt:
+            sink.end()
+            advice = "continue with --resume" if resumable else "a new run replaces them"
+            click.echo(f"\nstopped; the rows so far are in {printable(output.path)}, {advice}", err=True)
+            raise
+        except OutputError:
+            raise
+        except BaseException:
+            sink.end()
+            raise
+        sink.end()
+        output.finish()
+    finally:
+        output.close()
+
+
+class _StandardOutput:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rows: list[str] = []
+
+    def write(self, text: str) -> None:
+        self._rows.append(text)
+
+    def flush(self) -> None:
+        # Names and reasons may hold anything; the rows are UTF-8 whatever the terminal's locale.
+        rows, self._rows = self._rows, []
+        view = memoryview("".join(rows).encode("utf-8"))
+        while view:
+            view = view[os.write(self._descriptor, view) :]
 
 
 @contextmanager
-def _standard_output(*, by_row: bool) -> Iterator[Callable[[str], object]]:
+def _standard_output() -> Iterator[_StandardOutput]:
     if sys.stdout is None:  # as `>&-` leaves it
         raise OutputError("standard output is closed; give --output FILE")
     try:
-        # Names and reasons may hold anything; the rows are UTF-8 whatever the terminal's locale.
-        buffering = _LINE_BY_LINE if by_row or is_terminal(sys.stdout) else 1 << 16
-        with open(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="", buffering=buffering) as stream:
-            yield stream.write
+        yield _StandardOutput(sys.stdout.fileno())
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -21,7 +21,6 @@ import pytest
 from PIL import Image
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_runtime.batch.resume import Finished
 from fer_runtime.batch.sources import Inputs, LeftOut
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
@@ -104,7 +103,7 @@ def test_a_folder_of_folders_says_so(model: Path, folder: Path) -> None:
     cv2.imwrite(str(outer / "inner" / "1.png"), band_face(1))
     run = _infer(outer, "--model", model)
     assert run.returncode == 1
-    assert b"holds folders and no picture itself; add --recursive" in run.stderr
+    assert b"holds folders but no images; use --recursive" in run.stderr
     assert len(_rows(_infer(outer, "--model", model, "--recursive"))) == 1
 
 
@@ -114,13 +113,13 @@ def test_what_a_folder_holds_besides_pictures_is_counted_by_name(model: Path, fo
     (folder / "deep").mkdir()
     run = _infer(folder, "--model", model)
     assert run.returncode == 0
-    assert b"  1 folder was not gone into; add --recursive\n" in run.stderr
+    assert b"  skipped 1 subfolder (use --recursive)\n" in run.stderr
     left_out = next(line for line in run.stderr.splitlines() if b"not read" in line)
     assert left_out.startswith(b"  not read: 2 .heic, 1 ")
     assert {b"1 .mp4", b"1 without suffix"} <= set(left_out.partition(b";")[0].split(b": ")[1].split(b", "))
     assert b"convert it to JPEG first; give videos by name" in left_out
     assert b"deep" not in run.stderr
-    assert b"not gone into" not in _infer(folder, "--model", model, "--recursive").stderr
+    assert b"subfolder" not in _infer(folder, "--model", model, "--recursive").stderr
 
 
 def test_names_that_all_end_differently_cost_no_memory() -> None:
@@ -136,7 +135,7 @@ def test_no_picture_at_all_is_a_failure(model: Path, tmp_path: Path) -> None:
     for arguments in ([tmp_path], [tmp_path, "--output", tmp_path / "rows.jsonl"]):
         run = _infer(*arguments, "--model", model)
         assert run.returncode == 1
-        assert b"there was no picture to read" in run.stderr
+        assert b"there was no image to read" in run.stderr
     (row,) = _rows(_infer(tmp_path / "phone.HEIC", "--model", model))
     assert row["error"] == "is a HEIC image, which OpenCV does not read; convert it to JPEG first"
 
@@ -213,8 +212,8 @@ def test_rows_on_a_terminal_do_not_wait_for_others(monkeypatch: pytest.MonkeyPat
     leader, follower = pty.openpty()
     with os.fdopen(leader, "rb", buffering=0) as screen, os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
-        with opened_sink(None, Finished()) as write:
-            write("a row\n")
+        with opened_sink(None) as sink:
+            sink.write("a row\n")
             assert select.select([screen], [], [], 0)[0]
             assert screen.read(100) == b"a row\r\n"
 
@@ -225,10 +224,10 @@ def test_rows_do_not_take_the_place_of_a_device_or_pipe(model: Path, folder: Pat
     os.mkfifo(pipe)
     run = _infer(folder, "--model", model, "--output", pipe)
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].endswith(b"it is no regular file; choose another name")
+    assert run.stderr.splitlines()[-1].endswith(b"it is not a regular file; choose another name")
     assert pipe.is_fifo()
     # A link to whatever standard output is. Not as a run: it would harm the machine if it were wrong.
-    with pytest.raises(OutputError, match="no regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         refuse_special(Path("/dev/stdout"))
 
 
@@ -311,7 +310,7 @@ def test_globs_are_expanded_where_the_shell_has_not(model: Path, folder: Path) -
     assert len(_rows(_infer(folder / "[0-2]_*.png", "--model", model))) == 3
     # And what they stand for is not overwritten.
     run = _infer(folder / "[0-2]_*.png", "--model", model, "--output", folder / "1_disgust.png")
-    assert (run.returncode, b"would overwrite that very image" in b" ".join(run.stderr.split())) == (2, True)
+    assert (run.returncode, b"would overwrite an image of this run" in b" ".join(run.stderr.split())) == (2, True)
 
 
 def test_real_faces_read_one_by_one_equal_a_folder_run(real_data: Path, tmp_path: Path) -> None:
@@ -356,7 +355,7 @@ def test_killed_and_resumed_the_rows_are_those_of_a_whole_run(model: Path, tmp_p
     assert 0 < kept < 1500
     resumed = _infer(folder, "--model", model, "--output", killed, "--resume")
     assert resumed.returncode == 1
-    assert f"{kept // 64 * 64} rows are there already".encode() in resumed.stderr
+    assert f"{kept // 64 * 64} rows from the run before".encode() in resumed.stderr
     assert killed.read_bytes() == whole.read_bytes()
     assert not partial.exists()
 
@@ -375,7 +374,7 @@ def test_rows_of_two_models_are_never_mixed_by_resume(model: Path, folder: Path,
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 1
-    assert b"go on with --resume" in process.stderr.read()
+    assert b"continue with --resume" in process.stderr.read()
     before = partial.read_bytes()
     # A second model of the same name: its rows would look just the same.
     retrained = ModelMetadata(name="v0", expressions=EXPRESSIONS, precision="fp32", opset=18, checkpoint_sha256="ab")
@@ -388,7 +387,7 @@ def test_rows_of_two_models_are_never_mixed_by_resume(model: Path, folder: Path,
     # Nor does a run that starts anew throw them away.
     refused = _infer(folder, "--model", model, "--output", output)
     assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].endswith(b"go on with --resume, or remove that file to start again")
+    assert refused.stderr.splitlines()[-1].endswith(b"continue it with --resume, or remove that file to start again")
     assert partial.read_bytes() == before
     partial.unlink()
     assert _infer(folder, "--model", model, "--output", output).returncode == 0
@@ -401,7 +400,7 @@ def test_whole_rows_are_never_replaced_by_resume(model: Path, folder: Path, tmp_
     before = output.read_bytes()
     again = _infer(folder, "--model", model, "--output", output, "--resume")
     assert again.returncode == 1  # as for the run that made them: a picture failed
-    assert b"rows.jsonl is whole already: 8 rows, 1 of them failed" in again.stderr
+    assert b"rows.jsonl is complete: 8 rows, 1 of them failed" in again.stderr
     for options in (
         ["--model", "v0"],
         ["--model", model, "--min-confidence", 0.5],
@@ -412,13 +411,13 @@ def test_whole_rows_are_never_replaced_by_resume(model: Path, folder: Path, tmp_
         assert b"its row 1 is not what this run gives" in refused.stderr
     cv2.imwrite(str(folder / "new.png"), band_face(0))
     refused = _infer(folder, "--model", model, "--output", output, "--resume")
-    assert b"1 pictures of this run have no row in it" in refused.stderr
+    assert b"has no row for 1 image of this run" in refused.stderr
     assert output.read_bytes() == before
     for content in (b"path,width\n", b"[1]\n", b'{"error": null}\n'):
         output.write_bytes(content)
         refused = _infer(folder, "--model", model, "--output", output, "--resume")
         assert refused.returncode == 1
-        assert b"holds no JSON lines of fer-infer; give another --output" in refused.stderr
+        assert b"holds no JSON Lines of fer-infer; give another --output" in refused.stderr
         assert output.read_bytes() == content
 
 
@@ -475,4 +474,4 @@ def test_the_command_itself_ends_without_pythons_tidying_up(
         assert run.returncode == code
         assert ("tidied" in lines) == is_tidied
         assert len([line for line in lines if line.startswith("{")]) == (len(EXPRESSIONS) if code == 0 else 1)
-        assert "pictures" in run.stderr  # the summary comes last
+        assert " failed, " in run.stderr  # the summary comes last

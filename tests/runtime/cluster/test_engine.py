@@ -153,7 +153,7 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
     assert sorted_lines(rows_of(output)) == sorted_lines(local_rows)
     assert rows_of(output) == local_rows
     assert list(output.rglob("*.partial")) == []
-    assert json.loads((output / "_SUCCESS").read_bytes())["pictures"] == PART * PARTS - 20
+    assert json.loads((output / "_SUCCESS").read_bytes())["images"] == PART * PARTS - 20
 
     # Parts that are there stay as they are; what is missing is made again, by one node.
     written = {part.name: part.stat().st_mtime_ns for part in parts_of(output)}

@@ -22,12 +22,12 @@ from fer_runtime.errors import OutputError
 
 
 def test_counts_of_parts_add_up() -> None:
-    part = JobSummary(pictures=64, faces=60, without_face=1, failures=Counter({"is empty (0 bytes)": 3}))
+    part = JobSummary(images=64, faces=60, without_face=1, failures=Counter({"is empty (0 bytes)": 3}))
     part.seconds_by_stage["read"] = 0.5
     total = JobSummary()
     for _ in range(2):
         add_summary(total, summary_to_json(part))
-    assert (total.pictures, total.faces, total.without_face, total.failed) == (128, 120, 2, 6)
+    assert (total.images, total.faces, total.without_face, total.failed) == (128, 120, 2, 6)
     assert total.failures == {"is empty (0 bytes)": 6}
     assert total.seconds_by_stage["read"] == 1.0
 

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from fer_runtime.batch.sources import random_pictures
+from fer_runtime.batch.sources import random_images
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.output.annotate import COLORS, draw_faces, write_picture
+from fer_runtime.output.annotate import COLORS, draw_faces, write_image
 from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.output.image_files import AnnotatedCopies, SheetOfFaces
 from fer_runtime.results import Face, ImageResult
@@ -99,7 +99,7 @@ def test_a_folder_of_any_size_is_copied_without_remembering_its_names(tmp_path: 
 def test_a_suffix_that_is_no_picture_is_refused(tmp_path: Path) -> None:
     for name in ("page.html", "page", "page.\udcff"):
         with pytest.raises(OutputError, match=r"\.jpg or \.png"):
-            write_picture(tmp_path / name, np.zeros((9, 9), np.uint8))
+            write_image(tmp_path / name, np.zeros((9, 9), np.uint8))
         # Before the run whose faces it is for.
         with pytest.raises(OutputError, match=r"\.jpg or \.png"):
             SheetOfFaces(tmp_path / name, ContactSheet(EXPRESSIONS))
@@ -123,15 +123,15 @@ def test_the_sheet_groups_faces_and_marks_what_is_wrong() -> None:
     assert red(page) > 20
 
 
-def test_random_pictures_are_different_and_repeatable(tmp_path: Path) -> None:
+def test_random_images_are_different_and_repeatable(tmp_path: Path) -> None:
     for number in range(40):
         folder = tmp_path / EXPRESSIONS[number % 7]
         folder.mkdir(exist_ok=True)
         cv2.imwrite(str(folder / f"{number}.png"), np.zeros((4, 4), np.uint8))
-    chosen = random_pictures([str(tmp_path)], 10, seed=1)
+    chosen = random_images([str(tmp_path)], 10, seed=1)
     assert len(set(chosen)) == 10
-    assert chosen == random_pictures([str(tmp_path)], 10, seed=1)
-    assert chosen != random_pictures([str(tmp_path)], 10, seed=2)
-    assert len(random_pictures([str(tmp_path)], 100)) == 40
+    assert chosen == random_images([str(tmp_path)], 10, seed=1)
+    assert chosen != random_images([str(tmp_path)], 10, seed=2)
+    assert len(random_images([str(tmp_path)], 100)) == 40
     # Of several folders together, not of each.
-    assert len(random_pictures([str(tmp_path / name) for name in EXPRESSIONS], 10)) == 10
+    assert len(random_images([str(tmp_path / name) for name in EXPRESSIONS], 10)) == 10

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from fer_runtime import Recognizer
-from fer_runtime.batch.sources import sample_pictures
+from fer_runtime.batch.sources import sample_images
 from fer_runtime.cli import main, progress
 from fer_runtime.cli import videos as video_command
 from fer_runtime.cli.options import VideosRun
@@ -45,7 +45,7 @@ def write_video(path: Path, *, frames: int, size: tuple[int, int] = (640, 360)) 
     """Two portraits that move towards each other and back, without touching."""
     faces = []
     for name, (x, y, width, height) in (("eileen", (120, 30, 210, 210)), ("grace", (110, 60, 300, 300))):
-        sample = next(one for one in sample_pictures() if name in one)
+        sample = next(one for one in sample_images() if name in one)
         faces.append(cv2.resize(read_image(sample)[y : y + height, x : x + width], (150, 150)))
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), RATE, size)
     for frame in range(frames):

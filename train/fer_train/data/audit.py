@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.files import write_atomically
-from fer_runtime.output.annotate import write_picture
+from fer_runtime.output.annotate import write_image
 from fer_train.data.folders import LabelledFaces, Uint8Array
 
 FloatArray = npt.NDArray[np.float32]
@@ -208,7 +208,7 @@ def write_audit(audit: Audit, folder: Path, train: LabelledFaces, validation: La
         for split, part in (("train", train), ("validation", validation))
         for path, face in zip(part.paths, part.faces, strict=True)
     }
-    write_picture(sheet, _draw_sheet(audit, pictures))
+    write_image(sheet, _draw_sheet(audit, pictures))
     return report, sheet
 
 

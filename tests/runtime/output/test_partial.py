@@ -1,0 +1,156 @@
+"""The file of unfinished rows: one writer at a time, nothing of others touched, and no row lost or torn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fer_runtime.errors import OutputError
+from fer_runtime.output.partial import PartialFile, partial_path, settings_path
+
+
+def test_a_second_writer_is_refused_and_told_who_writes(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    first = PartialFile(output)
+    first.start(0, {"model": "a"})
+    first.write("row\n")
+    with pytest.raises(OutputError, match=rf"another run \(process {os.getpid()}, started 2\d\d\d-.*\) is writing"):
+        PartialFile(output)
+    first.finish()
+    assert output.read_text() == "row\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    PartialFile(output).close()
+
+
+def test_the_lock_of_a_killed_process_is_gone_and_its_rows_are_there(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    script = (
+        "import sys, time; from pathlib import Path; from fer_runtime.output.partial import PartialFile\n"
+        "file = PartialFile(Path(sys.argv[1])); file.start(0, {'model': 'a'}); file.write('row\\n'); file.flush()\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(output)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        with pytest.raises(OutputError, match=f"process {process.pid}"):
+            PartialFile(output)
+        process.kill()
+    file = PartialFile(output)
+    assert (file.size, file.settings) == (4, {"model": "a"})
+    with pytest.raises(OutputError, match="continue it with --resume"):
+        file.refuse_unfinished()
+    file.close()
+    assert partial_path(output).read_text() == "row\n"
+
+
+def test_an_interrupted_flush_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "rows.jsonl"
+    file = PartialFile(output)
+    file.start(0, None)
+    real, calls = os.write, []
+
+    def write_half_and_be_interrupted(descriptor: int, content: memoryview) -> int:
+        calls.append(len(content))
+        if len(calls) == 2:  # as a signal's handler does, between two parts of one write
+            raise KeyboardInterrupt
+        return real(descriptor, content[: len(content) // 2])
+
+    file.write("first row\n")
+    file.flush()
+    file.write("second row\n")
+    monkeypatch.setattr(os, "write", write_half_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        file.flush()
+    monkeypatch.undo()
+    file.write("third row\n")
+    file.finish()
+    assert output.read_text() == "first row\nsecond row\nthird row\n"
+
+
+def test_files_that_no_run_of_ours_wrote_are_left_alone(tmp_path: Path) -> None:
+    output, victim = tmp_path / "rows.jsonl", tmp_path / "victim"
+    for place in (partial_path(output), settings_path(output)):
+        for kind in ("file", "link", "hard link", "dangling link", "folder"):
+            victim.write_text("precious")
+            if kind == "file":
+                place.write_text("precious")
+            elif kind == "link":
+                place.symlink_to(victim)
+            elif kind == "hard link":
+                os.link(victim, place)
+            elif kind == "dangling link":
+                place.symlink_to(tmp_path / "elsewhere")
+            else:
+                place.mkdir()
+            with pytest.raises(OutputError):
+                PartialFile(output).start(0, {})
+            assert victim.read_text() == "precious"
+            assert not (tmp_path / "elsewhere").exists()
+            if kind == "file":
+                assert place.read_text() == "precious"
+            place.rmdir() if kind == "folder" else place.unlink()
+            partial_path(output).unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_in_the_place_of_the_rows_is_refused_at_once(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    for place in (partial_path(output), settings_path(output)):
+        os.mkfifo(place)
+        script = (
+            "import sys; from pathlib import Path; from fer_runtime.output.partial import PartialFile\n"
+            "PartialFile(Path(sys.argv[1])).start(0, {})"
+        )
+        run = subprocess.run([sys.executable, "-c", script, str(output)], capture_output=True, timeout=60)
+        assert b"OutputError" in run.stderr
+        assert place.is_fifo()
+        place.unlink()
+
+
+def test_a_run_without_a_row_leaves_nothing_and_a_record_outlives_a_longer_one(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    file = PartialFile(output)
+    file.start(0, {"model": "a" * 1000})
+    file.close()
+    assert list(tmp_path.iterdir()) == []
+
+    file = PartialFile(output)
+    file.start(0, {"model": "a" * 1000})
+    file.write("row\n")
+    file.flush()
+    file.close()
+    # A kill between the two steps of writing a shorter record.
+    long, short = settings_path(output).read_text(), json.dumps({"format": "fer-edge rows", "settings": {"model": "b"}})
+    settings_path(output).write_text(short + long[len(short) :])
+    again = PartialFile(output)
+    assert again.settings == {"model": "b"}
+    again.close()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_sigterm_and_ctrl_c_are_told_apart_by_the_exit_code(number: int, code: int) -> None:
+    script = (
+        "import sys, time, signal, click; from fer_runtime.command import FerCommand\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "@click.command(cls=FerCommand)\n"
+        "def main():\n"
+        "    try:\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "    finally:\n"
+        "        print('tidied', flush=True)\n"
+        "main([])"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        rest, said = process.communicate(timeout=60)
+    assert rest == b"tidied\n"
+    assert process.returncode == code
+    assert b"Traceback" not in said
