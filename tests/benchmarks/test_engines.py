@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +59,42 @@ def test_a_peer_whose_environment_lacks_it_says_so(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelFileError, match="No module named 'no_such_peer'"):
         classify_in_worker(peer, np.zeros((1, 48, 48), np.uint8))
+
+
+_PLUGIN = """
+from fer_bench.engines import ENGINES, Engine
+
+ENGINES.register(Engine(name="mine", code="my_engine:load", needs="numpy", install="pip install numpy"))
+
+
+def load(source, *, model, threads, batch):
+    from fer_runtime.recognizer import Recognizer
+
+    return Recognizer(source).classify
+"""
+
+
+def test_an_engine_is_one_module_and_one_entry(tmp_path: Path) -> None:
+    """Added from outside, and used from the command line."""
+    (tmp_path / "my_engine.py").write_text(_PLUGIN)
+    bands, output = write_band_model(tmp_path / "bands.onnx"), tmp_path / "latency.json"
+    script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
+    path = os.pathsep.join(folder for folder in (str(tmp_path), os.environ.get("PYTHONPATH", "")) if folder)
+    environment = dict(os.environ, PYTHONPATH=path, FER_EDGE_PLUGINS="my_engine")
+    arguments = ["latency", "--model", str(bands), "--engine", "mine", "--engine", "onnxruntime", "--rounds", "2"]
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments, "--seconds", "0.02", "--json", str(output)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = {row["engine"]: row for row in json.loads(output.read_text())["results"]}
+    assert set(rows) == {"mine", "onnxruntime"}
+    assert rows["mine"]["max_probability_difference"] == pytest.approx(0, abs=1e-7)  # the same session, float32
+    refused = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert refused.returncode == 2
+    assert "'mine' is not one of" in refused.stderr
