@@ -96,6 +96,11 @@ _MODES = {
     help="Checkpoint or exported model to distil from, such as models/model_v3.int8.onnx. May be given several times.",
 )
 @click.option(
+    "--votes",
+    type=_FILE,
+    help="Raters' votes to learn from: a .csv or .csv.gz with each image's path and a column per class.",
+)
+@click.option(
     "--average",
     "averaged",
     type=_FILE,
@@ -144,6 +149,7 @@ def main(
     pretrain_dir: Path | None,
     audit: Path | None,
     teachers: tuple[Path, ...],
+    votes: Path | None,
     averaged: tuple[Path, ...],
     balance: float,
     device: str,
@@ -224,6 +230,7 @@ def main(
                 recipe_name=recipe_name,
                 weights=weights or ("imagenet" if model == "v1" else "none"),
                 teachers=teachers,
+                votes=votes,
                 **how,
             )
             if world.is_writer:
@@ -375,7 +382,8 @@ class _Progress:
         click.echo(
             f"epoch {epoch}/{epochs}  loss {history.train_loss[-1]:.3f}  accuracy {history.train_acc[-1]:.1%}  "
             f"validation {history.test_loss[-1]:.3f}  {history.test_acc[-1]:.1%}"
-            f"{' *' if history.best_epoch == epoch else '  '}  {history.seconds[-1]:.0f} s"
+            + (f"  mean recall {history.mean_recall[-1]:.1%}" if history.mean_recall else "")
+            + f"{' *' if history.best_epoch == epoch else '  '}  {history.seconds[-1]:.0f} s"
             + (f", {left / 60:.0f} min left" if epoch < epochs else ""),
             err=True,
         )

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from fer_runtime.errors import CheckpointError, DataError
 from fer_runtime.files import sha256_of
-from fer_runtime.metrics import accuracy
+from fer_runtime.metrics import confusion_matrix
 from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, load_state_dict, save_checkpoint
 from fer_train.data.deduplicate import training_indices_without
-from fer_train.data.folders import LabelledFaces, load_class_folders, load_faces
+from fer_train.data.folders import Int64Array, LabelledFaces, load_class_folders, load_faces
+from fer_train.data.votes import measure_votes, read_votes, usable
 from fer_train.loop.distill import load_teachers
 from fer_train.loop.distributed import ALONE, World, one_per_machine_first
 from fer_train.loop.trainer import Progress, Trainer
@@ -63,6 +64,7 @@ def train_model(
     recipe_name: str = "first",
     weights: str = "none",
     teachers: Sequence[Path] = (),
+    votes: Path | None = None,
     device: torch.device | None = None,
     seed: int = 0,
     models_dir: Path = Path("models"),
@@ -80,6 +82,7 @@ def train_model(
         recipe_name: name of the recipe for the results file.
         weights: what the network starts from: "none", "imagenet" (v1 only), or the path of a weights file.
         teachers: checkpoints or exported models to distil from, of any network.
+        votes: raters' votes for the pictures (fer_train.votes), to learn from and to choose the epoch by.
         device: where to train, the CPU by default.
         seed: of everything random.
         models_dir: where the files go.
@@ -97,7 +100,7 @@ def train_model(
     for path in [*teachers, *([] if weights in ("none", "imagenet") else [Path(weights)])]:
         if not path.is_file():  # said before the pictures are decoded
             raise CheckpointError(f"no file at {path}; train one, or give another")
-    whole, train, validation = load_splits(data, recipe.drop)
+    whole, train, validation = load_splits(data, recipe.drop, votes=votes)
     torch.manual_seed(seed)  # the fresh weights
     network = create_network(name, dropout=recipe.dropout)
     one_per_machine_first(lambda: _start_from(network, name, weights), world)
@@ -123,6 +126,7 @@ def train_model(
     resume_path = models_dir / f"{FILE_STEMS[name]}.resume.pth"
     trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
 
+    predictions = trainer.best.probabilities.argmax(1).numpy()
     results = TrainingResults(
         model=name,
         recipe=recipe_name,
@@ -130,6 +134,7 @@ def train_model(
             **recipe.to_dict(),
             "weights": weights if weights in ("none", "imagenet") else Path(weights).name,
             "teachers": [path.name for path in teachers],
+            "votes": None if votes is None else votes.name,
             "device": device.type,
             "threads": torch.get_num_threads(),
             "processes": world.size,
@@ -137,8 +142,9 @@ def train_model(
         seed=seed,
         history=trainer.history,
         expressions=train.classes,
-        confusion=trainer.best.confusion,
-        accuracy_without_duplicates=accuracy_of_unseen(whole, validation, trainer.best.predictions),
+        confusion=confusion_matrix(validation.labels, predictions, classes=len(validation.classes)),
+        accuracy_without_duplicates=accuracy_of_unseen(whole, validation, predictions),
+        votes=None if validation.votes is None else measure_votes(trainer.best.probabilities.numpy(), validation.votes),
         data=data_summary(whole, train, validation),
         versions=tool_versions(),
     )
@@ -156,14 +162,23 @@ def train_model(
     return trained
 
 
-def load_splits(data: Path, drop: Collection[str]) -> tuple[LabelledFaces, LabelledFaces, LabelledFaces]:
+def load_splits(
+    data: Path, drop: Collection[str], *, votes: Path | None = None
+) -> tuple[LabelledFaces, LabelledFaces, LabelledFaces]:
     """All training pictures, those that are left without the kinds in `drop`, and the validation pictures.
+
+    With votes, training pictures without usable ones are left out, too.
 
     Raises:
         DataError: the pictures are missing or unreadable, or none of a class is left.
     """
     whole, validation = load_faces(data, "train"), load_faces(data, "validation")
+    if votes is not None:
+        read = read_votes(votes, whole.classes)
+        whole, validation = whole.with_votes(read, "train"), validation.with_votes(read, "validation")
     kept = training_indices_without(whole, validation, drop) if drop else np.arange(len(whole))
+    if whole.votes is not None:
+        kept = kept[usable(whole.votes[kept])]
     train = whole.subset(kept) if len(kept) < len(whole) else whole
     if gone := [expression for expression, count in train.counts.items() if not count]:
         raise DataError(
@@ -236,7 +251,10 @@ def pretrain(
         save_weights(path, trainer.best.state_dict)
         resume_path.unlink(missing_ok=True)
     return Pretrained(
-        path=path, classes=len(whole.classes), pictures=len(whole), accuracy=accuracy(trainer.best.confusion)
+        path=path,
+        classes=len(whole.classes),
+        pictures=len(whole),
+        accuracy=float((trainer.best.probabilities.argmax(1).numpy() == validation.labels).mean()),
     )
 
 
@@ -286,10 +304,10 @@ def data_summary(whole: LabelledFaces, train: LabelledFaces, validation: Labelle
     }
 
 
-def accuracy_of_unseen(train: LabelledFaces, validation: LabelledFaces, predictions: Tensor) -> float | None:
+def accuracy_of_unseen(train: LabelledFaces, validation: LabelledFaces, predictions: Int64Array) -> float | None:
     """Accuracy without the validation pictures whose very file also stands in train."""
     seen = set(train.file_sha256)
     unseen = np.array([digest not in seen for digest in validation.file_sha256])
     if not unseen.any():
         return None
-    return float((predictions.numpy() == validation.labels)[unseen].mean())
+    return float((predictions == validation.labels)[unseen].mean())

@@ -23,6 +23,9 @@ _RANGES = {
     "mixup": _NOT_NEGATIVE,
     "cutmix": _NOT_NEGATIVE,
     "mix_until": _SHARE,
+    "balance": _SHARE,
+    "least_votes": _NOT_NEGATIVE,
+    "label_share": _SHARE,
     "dropout": _BELOW_ONE,
     "label_smoothing": _BELOW_ONE,
     "ema_decay": _BELOW_ONE,
@@ -37,6 +40,7 @@ _CHOICES = {
     "schedule": ("constant", "one-cycle"),
     "augmentation": ("none", "light", "faces", "autoaugment"),
     "teacher_views": ("faces", "pictures"),
+    "vote_target": ("distribution", "majority"),
 }
 
 
@@ -55,6 +59,10 @@ class Recipe:
     mixup: float = 0.0  # a of the Beta(a, a) that blends of two faces are drawn from; 0: none (fer_train.data.mixup)
     cutmix: float = 0.0  # the same of rectangles pasted from another face
     mix_until: float = 1.0  # fraction of the epochs with mixed faces; the last ones may see whole faces again
+    balance: float = 0.5  # power of the classes' inverse frequencies in the loss; 0: none
+    vote_target: str = "distribution"  # of the raters' votes, or the "majority": the class with most of them
+    least_votes: float = 2.0  # a class with fewer votes gets none
+    label_share: float = 0.0  # of the folder's label in the target, beside the votes
     dropout: float = 0.25  # of the hidden layer; a network that cannot learn its pictures by heart needs none
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
@@ -136,7 +144,15 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             small_size=36,
         ),
         "v2": replace(BEST, augmentation="faces", weight_decay=0.05),
-        "v3": replace(BEST, epochs=40, weight_decay=0.05, mixup=0.2, mix_until=0.8),
+        "v3": replace(
+            BEST,
+            epochs=40,
+            weight_decay=0.05,
+            mixup=0.2,
+            mix_until=0.8,
+            label_smoothing=0.0,  # the votes are soft already
+            drop=("duplicates",),  # equal images under two labels have equal votes
+        ),
     },
 }
 

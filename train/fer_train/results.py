@@ -16,6 +16,7 @@ from fer_runtime import __version__
 from fer_runtime.errors import DataError
 from fer_runtime.files import write_atomically
 from fer_runtime.metrics import ConfusionMatrix, accuracy, macro_f1, per_class_recall
+from fer_train.data.votes import VoteReport
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,7 +26,9 @@ class History:
     train_loss: list[float] = field(default_factory=list)
     train_acc: list[float] = field(default_factory=list)  # fraction, on augmented pictures
     test_loss: list[float] = field(default_factory=list)
-    test_acc: list[float] = field(default_factory=list)  # fraction
+    test_acc: list[float] = field(default_factory=list)  # fraction; with votes, of the strict majorities
+    score: list[float] = field(default_factory=list)  # what chooses the epoch, higher is better
+    mean_recall: list[float] = field(default_factory=list)  # with votes: mean over the classes' strict majorities
     seconds: list[float] = field(default_factory=list)  # wall clock, evaluation included
 
     @property
@@ -34,8 +37,8 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """Number (from 1) of the first epoch with the highest validation accuracy."""
-        return int(np.argmax(self.test_acc)) + 1
+        """Number (from 1) of the first epoch with the highest score."""
+        return int(np.argmax(self.score)) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,7 @@ class TrainingResults:
     accuracy_without_duplicates: float | None  # without the validation pictures that also stand in train
     data: dict[str, Any]  # counts and fingerprints
     versions: dict[str, str]
+    votes: VoteReport | None = None  # of the best epoch on validation
     # Empty for a trained network; for an averaged one the history has one value, measured on pictures as they are.
     averaged: tuple[Averaged, ...] = ()
 
@@ -75,7 +79,9 @@ class TrainingResults:
 
     def to_dict(self) -> dict[str, Any]:
         history = asdict(self.history)
-        seconds = history.pop("seconds")
+        seconds, _ = history.pop("seconds"), history.pop("score")
+        if not self.history.mean_recall:
+            del history["mean_recall"]
         return {
             "model": self.model,
             "recipe": self.recipe,
@@ -87,6 +93,7 @@ class TrainingResults:
             "per_class_recall": per_class_recall(self.confusion, self.expressions),
             "confusion": self.confusion.tolist(),
             "expressions": list(self.expressions),
+            **({"votes": self.votes.to_dict(self.expressions)} if self.votes else {}),
             "settings": self.settings,
             **({"averaged": [asdict(one) for one in self.averaged]} if self.averaged else {}),
             "data": self.data,
@@ -108,7 +115,7 @@ class TrainingResults:
             "macro_f1",
             "per_class_recall",
         )
-        summary = {key: whole[key] for key in (*kept, "settings", "averaged", "data") if key in whole}
+        summary = {key: whole[key] for key in (*kept, "votes", "settings", "averaged", "data") if key in whole}
         if "averaged" in summary:
             curves = ("losses", "accuracies")
             summary["averaged"] = [

@@ -6,23 +6,24 @@ import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.errors import DataError, OutputError
+from fer_runtime.errors import DataError, OutputError, PictureError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
+from fer_runtime.faces import prepare_face
 from fer_runtime.files import cache_folder, replaced_atomically
+from fer_runtime.images import read_image
+from fer_train.data.votes import Float32Array, Votes
 
 Uint8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
 
 # Bump when the decoding changes, so that no cached array of the old kind is used.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,7 @@ class LabelledFaces:
     file_sha256: tuple[str, ...]  # of each picture's file, hexadecimal
     fingerprint: str  # SHA-256 over all paths and files: equal for equal data wherever it lies
     resized: int = 0  # pictures that had another size
+    votes: Float32Array | None = None  # (pictures, classes + 1), raters' votes; the last column: none of the classes
     folder: Path = field(compare=False, default=Path())
 
     def __len__(self) -> int:
@@ -58,8 +60,15 @@ class LabelledFaces:
             file_sha256=tuple(self.file_sha256[i] for i in chosen),
             fingerprint=hashlib.sha256(self.fingerprint.encode() + chosen.tobytes()).hexdigest(),
             resized=self.resized,
+            votes=None if self.votes is None else self.votes[chosen],
             folder=self.folder,
         )
+
+    def with_votes(self, votes: Votes, split: str) -> LabelledFaces:
+        """These faces with their raters' votes, which the fingerprint then covers."""
+        found = votes.of(self.paths, split=split)
+        fingerprint = hashlib.sha256(self.fingerprint.encode() + found.tobytes()).hexdigest()
+        return replace(self, votes=found, fingerprint=fingerprint)
 
 
 def split_folder(root: Path, split: str) -> Path:
@@ -89,17 +98,16 @@ def load_faces(root: Path, split: str, *, progress: Callable[[int, int], None] |
     Raises:
         DataError: a class folder is missing, unexpected or empty, or a picture cannot be decoded.
     """
-    return load_class_folders(split_folder(root, split), classes=EXPRESSIONS, size=FACE_SIZE, progress=progress)
+    return load_class_folders(split_folder(root, split), classes=EXPRESSIONS, progress=progress)
 
 
 def load_class_folders(
     folder: Path,
     *,
     classes: tuple[str, ...] | None = None,
-    size: int = FACE_SIZE,
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelledFaces:
-    """Decode a folder of class folders to grayscale pictures of `size` x `size`.
+    """Decode a folder of class folders to grayscale pictures of 48 x 48.
 
     Args:
         folder: one folder per class.
@@ -127,15 +135,15 @@ def load_class_folders(
         files += [(path, label) for path in names]
 
     digests = [_file_digest(folder / path) for path, _ in files]
-    key = hashlib.sha256(f"{_CACHE_VERSION} {size}\n".encode())
+    key = hashlib.sha256(f"{_CACHE_VERSION} {FACE_SIZE}\n".encode())
     for (path, _), digest in zip(files, digests, strict=True):
         key.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
     fingerprint = key.hexdigest()
     paths = tuple(path for path, _ in files)
     cached = cache_folder() / "faces" / f"{fingerprint}.npz"
-    stored = _read_cache(cached, len(files), size)
+    stored = _read_cache(cached, len(files))
     if stored is None:
-        stored = _decode(folder, paths, size, progress)
+        stored = _decode(folder, paths, progress)
         # A cache that cannot be written costs time, not the run.
         with suppress(OutputError), replaced_atomically(cached) as partial, partial.open("wb") as file:
             np.savez(file, faces=stored[0], resized=np.int64(stored[1]))
@@ -168,10 +176,10 @@ def class_folders(folder: Path) -> dict[str, list[str]]:
         raise DataError(f"cannot read {error.filename}: {error.strerror}; --data takes a folder of pictures") from error
 
 
-def class_weights(counts: Sequence[int]) -> list[float]:
-    """Loss weight per class, sqrt(total / (classes * count)): rare classes count more, but not in full proportion."""
+def class_weights(counts: Sequence[float], *, power: float = 0.5) -> list[float]:
+    """Loss weight per class, (total / (classes * count)) ** power; 0 weighs all alike, 1 in full proportion."""
     total = sum(counts)
-    return [float(np.sqrt(total / (len(counts) * count))) for count in counts]
+    return [float((total / (len(counts) * count)) ** power) for count in counts]
 
 
 def _file_digest(path: Path) -> str:
@@ -181,31 +189,26 @@ def _file_digest(path: Path) -> str:
         raise DataError(f"cannot read the picture {path}: {error.strerror}; remove it or repair it") from error
 
 
-def _read_cache(path: Path, pictures: int, size: int) -> tuple[Uint8Array, int] | None:
+def _read_cache(path: Path, pictures: int) -> tuple[Uint8Array, int] | None:
     """The cached array; None when there is none or it is damaged, which costs a second of decoding."""
     try:
         with np.load(path, allow_pickle=False) as content:
             faces, resized = content["faces"], int(content["resized"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return (faces, resized) if faces.shape == (pictures, size, size) and faces.dtype == np.uint8 else None
+    return (faces, resized) if faces.shape == (pictures, FACE_SIZE, FACE_SIZE) and faces.dtype == np.uint8 else None
 
 
-def _decode(
-    folder: Path, paths: Sequence[str], size: int, progress: Callable[[int, int], None] | None
-) -> tuple[Uint8Array, int]:
-    faces = np.empty((len(paths), size, size), np.uint8)
+def _decode(folder: Path, paths: Sequence[str], progress: Callable[[int, int], None] | None) -> tuple[Uint8Array, int]:
+    faces = np.empty((len(paths), FACE_SIZE, FACE_SIZE), np.uint8)
     resized = 0
     for index, path in enumerate(paths):
-        content = np.frombuffer((folder / path).read_bytes(), np.uint8)
-        image: Any = cv2.imdecode(content, cv2.IMREAD_GRAYSCALE) if content.size else None
-        if image is None:
-            raise DataError(f"{folder / path} cannot be decoded as a picture; remove it or repair it")
-        if image.shape != (size, size):
-            resized += 1
-            shrinks = min(image.shape) >= size
-            image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        faces[index] = image
+        try:
+            image = read_image(folder / path)
+        except PictureError as error:
+            raise DataError(f"{folder / path} {error}; remove it or repair it") from error
+        resized += image.shape[:2] != (FACE_SIZE, FACE_SIZE)
+        faces[index] = prepare_face(image)
         if progress is not None and index % 500 == 0:
             progress(index, len(paths))
     return faces, resized

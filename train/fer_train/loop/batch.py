@@ -12,7 +12,7 @@ class Batch:
     """Augmented pictures, and where they come from."""
 
     pictures: Tensor  # float32 (share, 3, size, size), channels last
-    labels: Tensor  # int64 (share,)
+    targets: Tensor  # float32 (share, classes), mixed like the pictures
     indices: Tensor  # int64 (share,), of the faces
     faces: int  # in the whole batch
     weight: Tensor  # sum of the class weights of the whole batch

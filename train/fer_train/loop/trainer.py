@@ -14,18 +14,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from fer_runtime.errors import CheckpointError, DataError, FerError
 from fer_runtime.files import write_atomically
-from fer_runtime.metrics import ConfusionMatrix, confusion_matrix
 from fer_train.data.augment import AUGMENTATIONS
 from fer_train.data.folders import LabelledFaces, class_weights
 from fer_train.data.mixup import mix
+from fer_train.data.votes import Float32Array, VoteReport, distributions, measure_votes
 from fer_train.loop.batch import Batch
 from fer_train.loop.devices import supports_bf16
 from fer_train.loop.distill import Teachers
 from fer_train.loop.distributed import ALONE, World, from_writer, gathered, spread, summed
-from fer_train.loop.ema import MovingAverage
+from fer_train.loop.ema import follow
 from fer_train.loop.fused_blocks import fuse_blocks
 from fer_train.loop.small_maps import use_matrix_products
 from fer_train.networks.registry import predict_logits
@@ -59,20 +60,21 @@ class Silent:
 
 @dataclass(slots=True, kw_only=True)
 class BestEpoch:
-    """The weights of the best epoch by validation accuracy, and what they predict."""
+    """The weights of the best epoch, and what they predict on validation."""
 
     state_dict: dict[str, Tensor] = field(default_factory=dict)
-    confusion: ConfusionMatrix = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    predictions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    probabilities: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # float32 (faces, classes), on CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Loss and predictions on labelled faces."""
+    """Loss and probabilities on labelled faces; loss and accuracy are against the votes where there are any."""
 
-    loss: float
-    accuracy: float  # fraction
-    predictions: Tensor  # int64 (faces,), on CPU
+    loss: float  # cross-entropy to the labels, or to the distribution of the votes
+    accuracy: float  # fraction of the labels, or of the votes' strict majorities
+    score: float  # chooses the epoch, higher is better: accuracy against labels, -cross-entropy against votes
+    probabilities: Tensor  # float32 (faces, classes), on CPU
+    votes: VoteReport | None = None
 
 
 class Trainer:
@@ -115,7 +117,6 @@ class Trainer:
         self.history = History()
         self.best = BestEpoch()
         self._identity = identity or {}
-        self._classes = len(train.classes)
         self._autocast_bf16 = supports_bf16(device)
         # Convolutions run a third faster on channels-last pictures, on CPUs and GPUs alike.
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,15 +125,21 @@ class Trainer:
             if world.size == 1:  # BatchNorm over several processes is another function
                 fuse_blocks(self.network)
         self._spread = spread(self.network, world, device)
-        self.average = MovingAverage(self.network, recipe.ema_decay) if recipe.ema_decay else None
+        self.average = (
+            AveragedModel(self.network, multi_avg_fn=follow(recipe.ema_decay), use_buffers=True)
+            if recipe.ema_decay
+            else None
+        )
         self.optimizer = _optimizer(self.network, recipe)
         # The whole data set lives on the device: FER2013 is 66 MB, and no epoch waits for a loader.
         self._faces = torch.from_numpy(train.faces).to(device)
-        self._labels = torch.from_numpy(train.labels).to(device)
+        targets = learning_targets(train, recipe)
+        self._targets = torch.from_numpy(targets).to(device)
         self._teachers = teachers
         self._validation_faces = torch.from_numpy(validation.faces).to(device)
-        self._validation_labels = validation.labels
-        self._weights = torch.tensor(class_weights(list(train.counts.values())), dtype=torch.float32, device=device)
+        self._validation = validation
+        weights = class_weights(targets.sum(0, dtype=np.float64).tolist(), power=recipe.balance)
+        self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
         self._generator = Generator().manual_seed(seed)
         self._batch_sizes = batch_sizes(len(train), recipe.batch_size)
         self._steps_per_epoch = len(self._batch_sizes)
@@ -175,21 +182,21 @@ class Trainer:
                     f"the loss of epoch {epoch} is {loss}: it has diverged; start anew with a lower --lr "
                     f"than {self.recipe.lr:g}, or without the --set that did it"
                 )
-            network = self.average.network if self.average is not None else self.network
+            network = self.average.module if self.average is not None else self.network
             evaluation = self.evaluate(network)
             self.history.train_loss.append(loss)
             self.history.train_acc.append(accuracy)
             self.history.test_loss.append(evaluation.loss)
             self.history.test_acc.append(evaluation.accuracy)
+            self.history.score.append(evaluation.score)
+            if evaluation.votes is not None:
+                self.history.mean_recall.append(evaluation.votes.mean_recall)
             self.history.seconds.append(time.perf_counter() - started)
             if self.history.best_epoch == epoch:
                 self.best.state_dict = {
                     key: value.detach().cpu().clone() for key, value in network.state_dict().items()
                 }
-                self.best.predictions = evaluation.predictions
-                self.best.confusion = confusion_matrix(
-                    self._validation_labels, evaluation.predictions.numpy(), classes=self._classes
-                )
+                self.best.probabilities = evaluation.probabilities
             if not self.world.is_writer:
                 continue
             if resume_path is not None:
@@ -197,20 +204,28 @@ class Trainer:
             progress.epoch(epoch, self.recipe.epochs, self.history)
 
     def evaluate(self, network: nn.Module) -> Evaluation:
-        """Loss and predictions on the validation faces, in eval mode and float32."""
+        """Loss and probabilities on the validation faces, in eval mode and float32."""
         logits = predict_logits(network, self._validation_faces)
-        labels = torch.from_numpy(self._validation_labels)
-        predictions = logits.argmax(1)
+        probabilities = F.softmax(logits, 1)
+        if self._validation.votes is not None:
+            votes = measure_votes(probabilities.numpy(), self._validation.votes)
+            return Evaluation(
+                loss=votes.cross_entropy,
+                accuracy=votes.majority_accuracy,
+                score=-votes.cross_entropy,
+                probabilities=probabilities,
+                votes=votes,
+            )
+        labels = torch.from_numpy(self._validation.labels)
+        right = float((logits.argmax(1) == labels).float().mean())
         return Evaluation(
-            loss=float(F.cross_entropy(logits, labels)),
-            accuracy=float((predictions == labels).float().mean()),
-            predictions=predictions,
+            loss=float(F.cross_entropy(logits, labels)), accuracy=right, score=right, probabilities=probabilities
         )
 
     def _train_epoch(self, epoch: int, progress: Progress) -> tuple[float, float]:
         """Loss (mean per face) and accuracy on the augmented pictures."""
         self._spread.train()
-        recipe, total = self.recipe, len(self._labels)
+        recipe, total = self.recipe, len(self._targets)
         step = (epoch - 1) * self._steps_per_epoch
         # Summed on the device: reading a value every step would make a GPU wait for Python.
         loss_sum = torch.zeros((), device=self.device)
@@ -231,7 +246,7 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             if self.average is not None:
-                self.average.update(self.network)
+                self.average.update_parameters(self.network)
             with torch.no_grad():
                 loss_sum += loss * (batch.faces / self.world.size)
                 hits += self._hits(logits.argmax(1), batch)
@@ -251,7 +266,7 @@ class Trainer:
             self._batch_sizes[first : first + batches_per_chunk]
             for first in range(0, self._steps_per_epoch, batches_per_chunk)
         ]
-        order = torch.randperm(len(self._labels), generator=self._generator).to(self.device)
+        order = torch.randperm(len(self._targets), generator=self._generator).to(self.device)
         # Of a last batch with fewer faces than processes, some have none: they add zeros to the sums of all.
         share = slice(self.world.rank, None, self.world.size)
         for sizes, chunk in zip(chunks, torch.split(order, [sum(sizes) for sizes in chunks]), strict=True):
@@ -259,19 +274,19 @@ class Trainer:
             if size is not None:
                 planes = F.interpolate(planes[:, None], (size, size), mode="area")[:, 0]
             for pictures, indices in zip(torch.split(planes, sizes), torch.split(chunk, sizes), strict=True):
-                weights = self._weights[self._labels[indices]]
+                targets = self._targets[indices]
                 partners = own = None
                 if mixed:
                     # Before the batch is shared out, so that any number of processes mixes the same pairs.
                     result = mix(pictures, self._generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
                     pictures, partners, own = result.planes, indices[result.partners], result.share
-                    weights = torch.lerp(self._weights[self._labels[partners]], weights, own)
+                    targets = torch.lerp(self._targets[partners], targets, own[:, None])
                 yield Batch(
                     pictures=pictures[share, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last),
-                    labels=self._labels[indices[share]],
+                    targets=targets[share],
                     indices=indices[share],
                     faces=len(indices),
-                    weight=weights.sum(),
+                    weight=(targets @ self._weights).sum(),
                     partners=None if partners is None else partners[share],
                     own=None if own is None else own[share],
                 )
@@ -279,13 +294,8 @@ class Trainer:
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of this process's share, so scaled that the processes' mean is the whole batch's loss."""
         recipe = self.recipe
-        targets = batch.labels
-        if batch.partners is not None and batch.own is not None:
-            first = F.one_hot(batch.labels, self._classes).float()
-            second = F.one_hot(self._labels[batch.partners], self._classes).float()
-            targets = torch.lerp(second, first, batch.own[:, None])
         summed_up = F.cross_entropy(
-            logits, targets, weight=self._weights, label_smoothing=recipe.label_smoothing, reduction="sum"
+            logits, batch.targets, weight=self._weights, label_smoothing=recipe.label_smoothing, reduction="sum"
         )
         loss = summed_up / batch.weight * self.world.size
         if self._teachers is None:
@@ -298,11 +308,8 @@ class Trainer:
         return (1 - recipe.teacher_weight) * loss + recipe.teacher_weight * temperature**2 * distilled
 
     def _hits(self, predictions: Tensor, batch: Batch) -> Tensor:
-        """How many of this share are right; a mixed picture counts by its parts."""
-        right = (predictions == batch.labels).float()
-        if batch.partners is not None and batch.own is not None:
-            right = torch.lerp((predictions == self._labels[batch.partners]).float(), right, batch.own)
-        return right.sum()
+        """Sum over this share of what the targets give to the predicted class: 1 for a label that is right."""
+        return batch.targets.gather(1, predictions[:, None]).sum()
 
     def _save(self, path: Path) -> None:
         state = {
@@ -312,8 +319,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
             "best_state_dict": self.best.state_dict,
-            "best_predictions": self.best.predictions,
-            "best_confusion": torch.from_numpy(self.best.confusion),
+            "best_probabilities": self.best.probabilities,
             "order_and_augmentation": self._generator.get_state(),
             "dropout": torch.get_rng_state(),
             "dropout_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -355,11 +361,7 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
-        self.best = BestEpoch(
-            state_dict=state["best_state_dict"],
-            predictions=state["best_predictions"],
-            confusion=state["best_confusion"].numpy(),
-        )
+        self.best = BestEpoch(state_dict=state["best_state_dict"], probabilities=state["best_probabilities"])
         self._generator.set_state(state["order_and_augmentation"])
         if not self.world.is_writer:
             # The state is the writer's: with it, every process would draw the same masks.
@@ -379,6 +381,17 @@ def _read_state(path: Path, *, required: bool) -> bytes | None:
         raise CheckpointError(f"no stopped run at {path}; start one without --finish") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path} ({error.strerror}); make it readable, or start again") from error
+
+
+def learning_targets(faces: LabelledFaces, recipe: Recipe) -> Float32Array:
+    """What each face should be answered with, float32 (faces, classes): its label, or the raters' votes."""
+    labels = np.eye(len(faces.classes), dtype=np.float32)[faces.labels]
+    if faces.votes is None:
+        return labels
+    votes = distributions(faces.votes, least_votes=recipe.least_votes)
+    if recipe.vote_target == "majority":
+        votes = np.eye(len(faces.classes), dtype=np.float32)[votes.argmax(1)]
+    return recipe.label_share * labels + (1 - recipe.label_share) * votes
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:

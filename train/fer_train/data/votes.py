@@ -1,0 +1,188 @@
+"""Raters' votes: which expression several people see in an image. Imports no PyTorch.
+
+A votes file is a CSV, plain or gzipped, with one row per image: its path below the dataset's root (or below `images/`),
+then one column per class, then any further columns for what is none of the classes (FER+ has contempt, unknown and
+not_a_face).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_runtime.errors import DataError
+from fer_runtime.metrics import ConfusionMatrix, accuracy, confusion_matrix, per_class_recall
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+_PATH_COLUMNS = ("image", "picture", "path")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Votes:
+    """The votes of one file."""
+
+    classes: tuple[str, ...]
+    by_path: Mapping[str, Float32Array]  # (classes + 1,) each; the last value counts votes for none of the classes
+    sha256: str  # of the file
+
+    def of(self, paths: Sequence[str], *, split: str) -> Float32Array:
+        """Votes for the images at `paths` of a split, float32 (images, classes + 1); zeros for an image without a row.
+
+        Raises:
+            DataError: no image has a row.
+        """
+        nothing = np.zeros(len(self.classes) + 1, np.float32)
+        rows = [self.by_path.get(f"{split}/{path}", nothing) for path in paths]
+        found = np.stack(rows) if rows else np.zeros((0, len(nothing)), np.float32)
+        if len(paths) and not found.any():
+            raise DataError(
+                f"the votes file has no row for any {split} image, such as {split}/{paths[0]}; its first column must "
+                "hold paths below the dataset's root, with /"
+            )
+        return found
+
+
+def read_votes(path: Path, classes: Sequence[str]) -> Votes:
+    """Read a votes file.
+
+    Args:
+        path: a .csv or .csv.gz file.
+        classes: columns that must be there.
+
+    Raises:
+        DataError: the file is missing, damaged or lacks a column, or a vote is no number.
+    """
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read the votes file {path}: {error.strerror or error}") from error
+    except (EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"the votes file {path} is damaged or no text ({error}); copy it again") from error
+    reader = csv.DictReader(io.StringIO(text))
+    columns = list(reader.fieldnames or ())
+    key = next((name for name in _PATH_COLUMNS if name in columns), None)
+    if key is None or (missing := [name for name in classes if name not in columns]):
+        lacking = "a column image" if key is None else f"a column for {', '.join(missing)}"
+        raise DataError(f"the votes file {path} lacks {lacking}; its columns are: {', '.join(columns) or 'none'}")
+    others = [name for name in columns if name not in classes and name != key]
+    by_path: dict[str, Float32Array] = {}
+    for line, row in enumerate(reader, start=2):
+        try:
+            values = [float(row[name]) for name in classes]
+            other = sum(float(row[name]) for name in others)
+        except (TypeError, ValueError):
+            raise DataError(f"line {line} of the votes file {path} holds something else than numbers") from None
+        if not min((*values, other)) >= 0 or not np.isfinite(sum(values) + other):
+            raise DataError(f"line {line} of the votes file {path} holds a vote that is negative or not finite")
+        by_path[str(row[key]).removeprefix("images/")] = np.array([*values, other], np.float32)
+    return Votes(classes=tuple(classes), by_path=by_path, sha256=hashlib.sha256(content).hexdigest())
+
+
+def usable(votes: Float32Array) -> npt.NDArray[np.bool_]:
+    """Images with votes of which more than half name one of the classes; (images,).
+
+    The others are no faces, or faces of which the raters say that they show none of the classes.
+    """
+    named: npt.NDArray[np.bool_] = votes[:, :-1].sum(1) > votes[:, -1]
+    return named
+
+
+def distributions(votes: Float32Array, *, least_votes: float = 0.0) -> Float32Array:
+    """Votes for the classes as a distribution, float32 (images, classes).
+
+    Args:
+        least_votes: a class with fewer votes counts as having none, unless no class has as many.
+    """
+    named = votes[:, :-1]
+    kept = np.where(named >= least_votes, named, 0)
+    kept = np.where(kept.sum(1, keepdims=True) > 0, kept, named)
+    shares: Float32Array = (kept / np.maximum(kept.sum(1, keepdims=True), 1)).astype(np.float32)
+    return shares
+
+
+def strict_majority(votes: Float32Array) -> Int64Array:
+    """The class that more than half of all raters name, int64 (images,); -1 where there is none."""
+    named = votes[:, :-1]
+    has_one = named.max(1) > votes.sum(1) / 2
+    majority: Int64Array = np.where(has_one, named.argmax(1), -1).astype(np.int64)
+    return majority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoteReport:
+    """A model's probabilities against what raters see, over the usable images."""
+
+    images: int  # usable ones
+    majority_images: int  # those with a strict majority
+    confusion: ConfusionMatrix  # rows: the strict majority's class
+    plurality_accuracy: float  # the class with most votes; of equal ones, any counts as right
+    cross_entropy: float  # mean over images, in nats, to the distribution of the votes
+    entropy: float  # of the votes themselves: the least that the cross-entropy can be
+    rater_agreement: float  # mean share of the raters that name the predicted class
+    rater_ceiling: float  # the same of the class with most votes
+
+    @property
+    def majority_accuracy(self) -> float:
+        return accuracy(self.confusion)
+
+    @property
+    def mean_recall(self) -> float:
+        """Mean over the classes that are the strict majority of some image."""
+        support = self.confusion.sum(1)
+        recalls = np.diag(self.confusion)[support > 0] / support[support > 0]
+        return float(recalls.mean()) if len(recalls) else 0.0
+
+    def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "majority_images": self.majority_images,
+            "majority_accuracy": self.majority_accuracy,
+            "mean_recall": self.mean_recall,
+            "per_class_recall": per_class_recall(self.confusion, classes),
+            "confusion": self.confusion.tolist(),
+            "plurality_accuracy": self.plurality_accuracy,
+            "cross_entropy": self.cross_entropy,
+            "entropy": self.entropy,
+            "rater_agreement": self.rater_agreement,
+            "rater_ceiling": self.rater_ceiling,
+        }
+
+
+def measure_votes(probabilities: npt.NDArray[np.floating], votes: Float32Array) -> VoteReport:
+    """Compare probabilities (images, classes) with votes (images, classes + 1).
+
+    Raises:
+        DataError: no image has usable votes.
+    """
+    rated = usable(votes)
+    if not rated.any():
+        raise DataError("no image has votes for one of the classes")
+    votes, chances = votes[rated], probabilities[rated].astype(np.float64)
+    shares = distributions(votes).astype(np.float64)
+    predictions, majority = chances.argmax(1), strict_majority(votes)
+    strict = majority >= 0
+    rows, tiny = np.arange(len(votes)), np.finfo(np.float64).tiny
+    of_all = votes[:, :-1] / votes.sum(1, keepdims=True)
+    return VoteReport(
+        images=len(votes),
+        majority_images=int(strict.sum()),
+        confusion=confusion_matrix(majority[strict], predictions[strict], classes=chances.shape[1]),
+        plurality_accuracy=float((votes[rows, predictions] == votes[:, :-1].max(1)).mean()),
+        cross_entropy=float(-(shares * np.log(np.maximum(chances, tiny))).sum(1).mean()),
+        entropy=float(-(shares * np.log(np.maximum(shares, tiny))).sum(1).mean()),
+        rater_agreement=float(of_all[rows, predictions].mean()),
+        rater_ceiling=float(of_all.max(1).mean()),
+    )
