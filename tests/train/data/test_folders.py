@@ -84,7 +84,7 @@ def test_a_picture_of_another_size_is_resized_and_counted(tmp_path: Path) -> Non
         (lambda root: (root / "images/train/bored").mkdir(), "unexpected class folder bored"),
         (lambda root: [path.unlink() for path in (root / "images/train/fear").iterdir()], "fear holds no picture"),
         (lambda root: (root / "images/train/happy/000.png").write_bytes(b"none"), "happy/000.png cannot be decoded"),
-        (lambda root: (root / "images/train/happy/001.png").write_bytes(b""), "happy/001.png cannot be decoded"),
+        (lambda root: (root / "images/train/happy/001.png").write_bytes(b""), "happy/001.png is empty"),
     ],
 )
 def test_bad_data_is_named(tmp_path: Path, damage: object, message: str) -> None:
@@ -98,6 +98,8 @@ def test_bad_data_is_named(tmp_path: Path, damage: object, message: str) -> None
 def test_class_weights_are_the_square_root_worked_by_hand() -> None:
     # total 16 in two classes: sqrt(16 / (2 * 4)) and sqrt(16 / (2 * 12)).
     assert class_weights([4, 12]) == pytest.approx([2**0.5, (2 / 3) ** 0.5])
+    assert class_weights([4, 12], power=1) == pytest.approx([2, 2 / 3])
+    assert class_weights([4, 12], power=0) == [1, 1]
 
 
 def test_the_real_pictures_have_their_published_counts(real_data: Path) -> None:

@@ -59,9 +59,9 @@ def test_the_loss_is_that_of_both_labels_by_their_shares(tmp_path: Path, monkeyp
     (batch,) = run._batches(mixed=True)
     assert batch.own is not None
     assert batch.partners is not None
-    logits = torch.randn(len(batch.labels), 7, generator=Generator().manual_seed(1))
+    logits = torch.randn(len(batch.indices), 7, generator=Generator().manual_seed(1))
 
-    labels, others = batch.labels, torch.from_numpy(faces[0].labels)[batch.partners]
+    labels, others = (torch.from_numpy(faces[0].labels)[one] for one in (batch.indices, batch.partners))
     weights = run._weights
     by_label = [F.cross_entropy(logits, one, weight=weights, reduction="none") for one in (labels, others)]
     hard = (batch.own * by_label[0] + (1 - batch.own) * by_label[1]).sum()

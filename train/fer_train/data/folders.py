@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.errors import DataError, OutputError, PictureError
+from fer_runtime.errors import DataError, ImageError, OutputError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import cache_folder, replaced_atomically
@@ -205,7 +205,7 @@ def _decode(folder: Path, paths: Sequence[str], progress: Callable[[int, int], N
     for index, path in enumerate(paths):
         try:
             image = read_image(folder / path)
-        except PictureError as error:
+        except ImageError as error:
             raise DataError(f"{folder / path} {error}; remove it or repair it") from error
         resized += image.shape[:2] != (FACE_SIZE, FACE_SIZE)
         faces[index] = prepare_face(image)
