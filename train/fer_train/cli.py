@@ -15,8 +15,6 @@ from fer_runtime.errors import FerError
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES
 
 if TYPE_CHECKING:
-    import torch
-
     from fer_train.pipeline import Trained
     from fer_train.results import History
 
@@ -26,7 +24,6 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 # What does something else than train a network on faces, and the options that it takes beside its own.
 _MODES = {
     "audit": ("data",),
-    "averaged": ("model", "data", "drop", "balance", "device", "threads", "models_dir", "no_plots"),
     "pretrain_dir": (
         *("model", "epochs", "batch_size", "lr", "given_settings", "device", "threads", "seed"),
         *("models_dir", "resume", "finish", "no_plots"),
@@ -101,24 +98,6 @@ _MODES = {
     help="Raters' votes to learn from: a .csv or .csv.gz with each image's path and a column per class.",
 )
 @click.option(
-    "--average",
-    "averaged",
-    type=_FILE,
-    multiple=True,
-    metavar="FILE",
-    help="Do not train: write the mean of these checkpoints of --model, which must descend from the same weights. "
-    "Give it several times.",
-)
-@click.option(
-    "--balance",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    metavar="SHARE",
-    help="With --average: shift the last biases so that each class is named as often as it occurs in training (1), "
-    "or part of the way.",
-)
-@click.option(
     "--device",
     type=click.Choice(["auto", "mps", "cuda", "cpu"]),
     default="auto",
@@ -150,8 +129,6 @@ def main(
     audit: Path | None,
     teachers: tuple[Path, ...],
     votes: Path | None,
-    averaged: tuple[Path, ...],
-    balance: float,
     device: str,
     threads: int | None,
     seed: int,
@@ -167,7 +144,6 @@ def main(
     fer-train --model v0 --data data                 the first version's settings, a minute or two
     fer-train --model v0 --data data --recipe best   what ships
     fer-train --model v1 --data data --recipe best --weights models/model_v1_pretrained.pth
-    fer-train --model v1 --data data --average a/model_v1.pth --average b/model_v1.pth --balance 0.5
     torchrun --nproc-per-node 2 -m fer_train --model v1 ...   several processes or GPUs, the same result
     fer-train --audit --data data                    copies and contradictions among the pictures
 
@@ -198,11 +174,6 @@ def main(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
     recipe = recipe.overridden(**settings, drop=_drop(drop))
-    if averaged:
-        _average(model, averaged, _data_root(data), balance, _drop(drop), where, models_dir, plots=not no_plots)
-        return
-    if balance:
-        raise click.UsageError("--balance needs --average, which may be given a single checkpoint")
     progress = _Progress()
     try:
         with joined_world(where) as (world, where):
@@ -265,14 +236,9 @@ def _say(trained: Trained, models_dir: Path, *, plots: bool) -> None:
         if split.resized:
             click.echo(f"{split.resized} pictures in {split.folder} had another size and were resized", err=True)
     results = trained.results
-    which = (
-        f"the mean of {len(results.averaged)}"
-        if results.averaged
-        else f"epoch {results.history.best_epoch} of {results.history.epochs}"
-    )
     click.echo(
         f"{trained.checkpoint}  validation accuracy {results.accuracy:.1%}, "
-        f"macro-F1 {results.to_dict()['macro_f1']:.1%}, {which}"
+        f"macro-F1 {results.to_dict()['macro_f1']:.1%}, epoch {results.history.best_epoch} of {results.history.epochs}"
     )
     click.echo(trained.results_file)
     if not plots:
@@ -285,36 +251,6 @@ def _say(trained: Trained, models_dir: Path, *, plots: bool) -> None:
     ):
         plot(results.to_dict(), path)
         click.echo(path)
-
-
-def _average(
-    model: str,
-    files: tuple[Path, ...],
-    data: Path,
-    balance: float,
-    drop: tuple[str, ...] | None,
-    device: torch.device,
-    models_dir: Path,
-    *,
-    plots: bool,
-) -> None:
-    from fer_train.loop.weight_averaging import average_models
-    from fer_train.recipes import BEST
-    from fer_train.results import Averaged
-
-    drop = BEST.drop if drop is None else drop
-
-    left = iter(files)
-
-    def progress(one: Averaged) -> None:
-        click.echo(f"{next(left)}  validation accuracy {one.test_acc:.1%}, loss {one.test_loss:.3f}", err=True)
-
-    trained = average_models(
-        model, files, data, balance=balance, drop=drop, device=device, models_dir=models_dir, progress=progress
-    )
-    if trained.results.accuracy <= (best := max(one.test_acc for one in trained.results.averaged)):
-        click.echo(f"the result is no better than the best of them, {best:.1%}", err=True)
-    _say(trained, models_dir, plots=plots)
 
 
 def _audit(data: Path, folder: Path) -> None:

@@ -19,7 +19,7 @@ from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
 from fer_train.checkpoints import Checkpoint, load_state_dict, save_checkpoint
 from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.folders import Int64Array, LabelledFaces, load_class_folders, load_faces
-from fer_train.data.votes import measure_votes, read_votes, usable
+from fer_train.data.votes import read_votes, usable
 from fer_train.loop.distill import load_teachers
 from fer_train.loop.distributed import ALONE, World, one_per_machine_first
 from fer_train.loop.trainer import Progress, Trainer
@@ -126,7 +126,8 @@ def train_model(
     resume_path = models_dir / f"{FILE_STEMS[name]}.resume.pth"
     trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
 
-    predictions = trainer.best.probabilities.argmax(1).numpy()
+    state_dict, reached = trainer.finished()
+    predictions = reached.probabilities.argmax(1).numpy()
     results = TrainingResults(
         model=name,
         recipe=recipe_name,
@@ -144,7 +145,7 @@ def train_model(
         expressions=train.classes,
         confusion=confusion_matrix(validation.labels, predictions, classes=len(validation.classes)),
         accuracy_without_duplicates=accuracy_of_unseen(whole, validation, predictions),
-        votes=None if validation.votes is None else measure_votes(trainer.best.probabilities.numpy(), validation.votes),
+        votes=reached.votes,
         data=data_summary(whole, train, validation),
         versions=tool_versions(),
     )
@@ -156,7 +157,7 @@ def train_model(
         validation=validation,
     )
     if world.is_writer:
-        trained.write(trainer.best.state_dict)
+        trained.write(state_dict)
         # Last: a run killed before this line finishes its files with --resume.
         resume_path.unlink(missing_ok=True)
     return trained
@@ -246,15 +247,16 @@ def pretrain(
     trainer = Trainer(network, train, validation, recipe, device=device, seed=seed, world=world, identity=identity)
     resume_path = models_dir / f"{FILE_STEMS[name]}_pretrained.resume.pth"
     trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
+    state_dict, reached = trainer.finished()
     path = models_dir / f"{FILE_STEMS[name]}_pretrained.pth"
     if world.is_writer:
-        save_weights(path, trainer.best.state_dict)
+        save_weights(path, state_dict)
         resume_path.unlink(missing_ok=True)
     return Pretrained(
         path=path,
         classes=len(whole.classes),
         pictures=len(whole),
-        accuracy=float((trainer.best.probabilities.argmax(1).numpy() == validation.labels).mean()),
+        accuracy=reached.accuracy,
     )
 
 

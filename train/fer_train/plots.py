@@ -29,15 +29,12 @@ def confusion_plot_path(models_dir: Path, name: str) -> Path:
 
 
 def plot_curves(results: Mapping[str, Any], path: Path) -> None:
-    """Draw loss and accuracy per epoch, the best epoch marked; of an averaged network, beside those that it is made of.
+    """Draw loss and accuracy per epoch, the best epoch marked.
 
     Args:
         results: contents of a results file.
         path: PNG file to write.
     """
-    if "averaged" in results:
-        _plot_averaged(results, path)
-        return
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     epochs = np.arange(1, len(results["test_acc"]) + 1)
     best = results["best_epoch"]
@@ -55,36 +52,6 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.get_major_locator().set_params(integer=True)
     panels[1].legend(frameon=False, loc="lower right")
-    figure.suptitle(_headline(results), x=0.01, ha="left", fontsize=12)
-    _write(figure, path)
-
-
-def _plot_averaged(results: Mapping[str, Any], path: Path) -> None:
-    """The curves of its parts where they are known, else a dot for each; what was kept as a line across them."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    parts = results["averaged"]
-    known = all(part.get("accuracies") for part in parts)
-    kept = "kept: the mean of their weights" if len(parts) > 1 else "kept: its weights, balanced"
-    panels = figure.subplots(1, 2)
-    for axes, key, curve, title, scale in (
-        (panels[0], "test_loss", "losses", "Loss", 1),
-        (panels[1], "test_acc", "accuracies", "Accuracy, %", 100),
-    ):
-        for place, part in enumerate(parts, 1):
-            label = "a training, validation" if place == 1 else None
-            if known:
-                values = np.multiply(part[curve], scale)
-                axes.plot(np.arange(1, len(values) + 1), values, color=_VALIDATION, lw=1.6, label=label)
-            else:
-                axes.plot(place, part[key] * scale, "o", color=_VALIDATION, ms=7, label=label)
-        axes.axhline(results[key][-1] * scale, color=_MARK, lw=1.6, ls="--", label=kept)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xlabel("epoch" if known else "training")
-        axes.grid(color=_GRID, lw=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.05, y=0.2)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*panels[1].get_legend_handles_labels(), frameon=False, loc="outside lower right", ncols=2)
     figure.suptitle(_headline(results), x=0.01, ha="left", fontsize=12)
     _write(figure, path)
 

@@ -24,6 +24,7 @@ _RANGES = {
     "cutmix": _NOT_NEGATIVE,
     "mix_until": _SHARE,
     "balance": _SHARE,
+    "logit_adjustment": ("from -1 to 1", lambda value: -1 <= value <= 1),
     "least_votes": _NOT_NEGATIVE,
     "label_share": _SHARE,
     "dropout": _BELOW_ONE,
@@ -60,6 +61,9 @@ class Recipe:
     cutmix: float = 0.0  # the same of rectangles pasted from another face
     mix_until: float = 1.0  # fraction of the epochs with mixed faces; the last ones may see whole faces again
     balance: float = 0.5  # power of the classes' inverse frequencies in the loss; 0: none
+    # Added to that power after training: the last biases are shifted by it times the logarithms of the inverse
+    # frequencies (Menon et al., arXiv 2007.07314). Below 0, the network names rare classes less often.
+    logit_adjustment: float = 0.0
     vote_target: str = "distribution"  # of the raters' votes, or the "majority": the class with most of them
     least_votes: float = 2.0  # a class with fewer votes gets none
     label_share: float = 0.0  # of the folder's label in the target, beside the votes

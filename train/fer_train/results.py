@@ -42,19 +42,6 @@ class History:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Averaged:
-    """One of the checkpoints that an averaged network is the mean of, and its own figures on validation."""
-
-    file: str  # its name
-    sha256: str
-    test_loss: float
-    test_acc: float  # fraction
-    training: dict[str, Any] = field(default_factory=dict)  # its own summary: recipe, seed, settings
-    losses: tuple[float, ...] = ()  # after each epoch of its training, where its results file stands beside it
-    accuracies: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResults:
     """Everything that the results file says."""
 
@@ -69,8 +56,6 @@ class TrainingResults:
     data: dict[str, Any]  # counts and fingerprints
     versions: dict[str, str]
     votes: VoteReport | None = None  # of the best epoch on validation
-    # Empty for a trained network; for an averaged one the history has one value, measured on pictures as they are.
-    averaged: tuple[Averaged, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -95,7 +80,6 @@ class TrainingResults:
             "expressions": list(self.expressions),
             **({"votes": self.votes.to_dict(self.expressions)} if self.votes else {}),
             "settings": self.settings,
-            **({"averaged": [asdict(one) for one in self.averaged]} if self.averaged else {}),
             "data": self.data,
             "versions": self.versions,
             "seconds": sum(seconds),
@@ -115,13 +99,7 @@ class TrainingResults:
             "macro_f1",
             "per_class_recall",
         )
-        summary = {key: whole[key] for key in (*kept, "votes", "settings", "averaged", "data") if key in whole}
-        if "averaged" in summary:
-            curves = ("losses", "accuracies")
-            summary["averaged"] = [
-                {key: value for key, value in one.items() if key not in curves} for one in summary["averaged"]
-            ]
-        return summary
+        return {key: whole[key] for key in (*kept, "votes", "settings", "data") if key in whole}
 
 
 def write_results(path: Path, results: TrainingResults) -> None:

@@ -6,7 +6,7 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,14 +58,6 @@ class Silent:
     def epoch(self, epoch: int, epochs: int, history: History) -> None: ...
 
 
-@dataclass(slots=True, kw_only=True)
-class BestEpoch:
-    """The weights of the best epoch, and what they predict on validation."""
-
-    state_dict: dict[str, Tensor] = field(default_factory=dict)
-    probabilities: Tensor = field(default_factory=lambda: torch.empty(0, 0))  # float32 (faces, classes), on CPU
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """Loss and probabilities on labelled faces; loss and accuracy are against the votes where there are any."""
@@ -115,7 +107,7 @@ class Trainer:
         self.seed = seed
         self.world = world
         self.history = History()
-        self.best = BestEpoch()
+        self.best_state: dict[str, Tensor] = {}  # weights of the best epoch, on CPU, before the logit adjustment
         self._identity = identity or {}
         self._autocast_bf16 = supports_bf16(device)
         # Convolutions run a third faster on channels-last pictures, on CPUs and GPUs alike.
@@ -140,6 +132,8 @@ class Trainer:
         self._validation = validation
         weights = class_weights(targets.sum(0, dtype=np.float64).tolist(), power=recipe.balance)
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
+        whole = class_weights(targets.sum(0, dtype=np.float64).tolist(), power=1.0)
+        self._shift = recipe.logit_adjustment * torch.tensor(whole, dtype=torch.float32).log()
         self._generator = Generator().manual_seed(seed)
         self._batch_sizes = batch_sizes(len(train), recipe.batch_size)
         self._steps_per_epoch = len(self._batch_sizes)
@@ -153,7 +147,7 @@ class Trainer:
         finish: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """Train to the recipe's last epoch; afterwards `best` and `history` are complete.
+        """Train to the recipe's last epoch; `finished` then gives the weights of the best one.
 
         Args:
             resume_path: where each epoch leaves its state; None keeps nothing.
@@ -183,7 +177,7 @@ class Trainer:
                     f"than {self.recipe.lr:g}, or without the --set that did it"
                 )
             network = self.average.module if self.average is not None else self.network
-            evaluation = self.evaluate(network)
+            evaluation = self.evaluate(network, shift=self._shift)
             self.history.train_loss.append(loss)
             self.history.train_acc.append(accuracy)
             self.history.test_loss.append(evaluation.loss)
@@ -193,19 +187,30 @@ class Trainer:
                 self.history.mean_recall.append(evaluation.votes.mean_recall)
             self.history.seconds.append(time.perf_counter() - started)
             if self.history.best_epoch == epoch:
-                self.best.state_dict = {
-                    key: value.detach().cpu().clone() for key, value in network.state_dict().items()
-                }
-                self.best.probabilities = evaluation.probabilities
+                self.best_state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
             if not self.world.is_writer:
                 continue
             if resume_path is not None:
                 self._save(resume_path)
             progress.epoch(epoch, self.recipe.epochs, self.history)
 
-    def evaluate(self, network: nn.Module) -> Evaluation:
-        """Loss and probabilities on the validation faces, in eval mode and float32."""
+    def finished(self) -> tuple[dict[str, Tensor], Evaluation]:
+        """The weights of the best epoch, on CPU, with the recipe's logit adjustment, and what they reach."""
+        state = {key: value.clone() for key, value in self.best_state.items()}
+        last = [key for key, module in self.network.named_modules() if isinstance(module, nn.Linear)][-1]
+        state[f"{last}.bias"] += self._shift
+        self.network.load_state_dict(state)
+        return state, self.evaluate(self.network)
+
+    def evaluate(self, network: nn.Module, *, shift: Tensor | None = None) -> Evaluation:
+        """Loss and probabilities on the validation faces, in eval mode and float32.
+
+        Args:
+            shift: added to the logits, float32 (classes,).
+        """
         logits = predict_logits(network, self._validation_faces)
+        if shift is not None:
+            logits = logits + shift
         probabilities = F.softmax(logits, 1)
         if self._validation.votes is not None:
             votes = measure_votes(probabilities.numpy(), self._validation.votes)
@@ -318,8 +323,7 @@ class Trainer:
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": asdict(self.history),
-            "best_state_dict": self.best.state_dict,
-            "best_probabilities": self.best.probabilities,
+            "best_state_dict": self.best_state,
             "order_and_augmentation": self._generator.get_state(),
             "dropout": torch.get_rng_state(),
             "dropout_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -361,7 +365,7 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
-        self.best = BestEpoch(state_dict=state["best_state_dict"], probabilities=state["best_probabilities"])
+        self.best_state = state["best_state_dict"]
         self._generator.set_state(state["order_and_augmentation"])
         if not self.world.is_writer:
             # The state is the writer's: with it, every process would draw the same masks.
