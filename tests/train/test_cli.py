@@ -12,7 +12,7 @@ def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
     def not_reached(*_: object, **__: object) -> None:
         pytest.fail("the work has begun")
 
-    for work in ("_audit", "_average", "_data_root"):
+    for work in ("_audit", "_data_root"):
         monkeypatch.setattr(cli, work, not_reached)
     run = CliRunner().invoke(cli.main, options)
     assert run.exit_code == 2, run.output
@@ -24,9 +24,6 @@ def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
     [
         ("--pretrain", "pictures", "--teacher", "a.pth", "--weights", "none", "--recipe", "first"),
         ("--pretrain", "pictures", "--drop", "none", "--data", "data"),
-        ("--average", "a.pth", "--epochs", "3", "--lr", "0.1", "--batch-size", "8", "--set", "dropout=0"),
-        ("--average", "a.pth", "--resume", "--finish", "--seed", "0", "--teacher", "a.pth"),
-        ("--average", "a.pth", "--pretrain", "pictures"),
         ("--audit", "out", "--device", "cpu", "--models-dir", "models", "--no-plots"),
     ],
 )
@@ -43,23 +40,17 @@ def test_settings_that_change_nothing_are_named(monkeypatch: pytest.MonkeyPatch)
     said = _refusal(monkeypatch, "--model", "v0", "--set", "dropout=0", "--set", "teacher_weight=0.5")
     assert "--set teacher_weight=0.5 changes nothing without --teacher" in said
     said = _refusal(monkeypatch, "--model", "v1", "--pretrain", "pictures", "--set", "drop=near")
-    assert "--pretrain learns from all pictures" in said
+    assert "--pretrain learns from all images" in said
 
 
 def test_options_that_are_not_given_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[tuple[object, ...]] = []
     monkeypatch.setattr(cli, "_audit", lambda *given: reached.append(given))
-    monkeypatch.setattr(cli, "_average", lambda *given, **_: reached.append(given))
-    for options in (
-        ["--audit", "--data", "data"],
-        ["--model", "v0", "--average", "a.pth", "--data", "data", "--drop", "none", "--balance", "0.5", "--no-plots"],
-    ):
-        run = CliRunner().invoke(cli.main, options)
-        assert run.exit_code == 0, run.output
-    assert len(reached) == 2
+    run = CliRunner().invoke(cli.main, ["--audit", "--data", "data"])
+    assert run.exit_code == 0, run.output
+    assert len(reached) == 1
 
 
 def test_work_that_is_not_shared_out_is_not_done_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--average runs in one process" in _refusal(monkeypatch, "--model", "v0", "--average", "a.pth")
     assert "--audit runs in one process" in _refusal(monkeypatch, "--audit", "--data", "data")

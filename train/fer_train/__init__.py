@@ -1,1 +1,1 @@
-"""Training of the expression networks in PyTorch, and what surrounds it: audit, averages, ablation."""
+"""Training of the expression networks in PyTorch, and the audit of their data."""

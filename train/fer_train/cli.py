@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +12,20 @@ from click.core import ParameterSource
 
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import FerError
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS, MODEL_NAMES
 
 if TYPE_CHECKING:
     from fer_train.pipeline import Trained
-    from fer_train.results import History
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
-# What does something else than train a network on faces, and the options that it takes beside its own.
+# The modes that do not train on faces, with the options that each takes beside its own.
 _MODES = {
-    "audit": ("data",),
+    "audit": ("data", "skip_unreadable"),
     "pretrain_dir": (
         *("model", "epochs", "batch_size", "lr", "given_settings", "device", "threads", "seed"),
-        *("models_dir", "resume", "finish", "no_plots"),
+        *("models_dir", "resume", "finish", "replace"),
     ),
 }
 
@@ -36,6 +35,11 @@ _MODES = {
     "--model",
     type=click.Choice(MODEL_NAMES),
     help="Network to train: v0, a small CNN; v1, a ResNet18; v2 and v3, ResNets for small faces.",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="What to call the result: NAME.pth, NAME_results.json. [default: as the network's files, model_v3.pth]",
 )
 @click.option(
     "--data",
@@ -51,12 +55,12 @@ _MODES = {
     show_default=True,
     help="Settings: first, those of the project's first version; best, those of the shipped models.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the pictures, instead of the recipe's.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the images, instead of the recipe's.")
 @click.option("--batch-size", type=click.IntRange(min=2), help="Faces per step, instead of the recipe's.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate, instead of the recipe's.")
 @click.option(
     "--drop",
-    help="Training pictures to leave out, instead of the recipe's: duplicates, conflicts and near, with commas, "
+    help="Training images to leave out, instead of the recipe's: duplicates, conflicts and near, with commas, "
     "or none. Nothing is deleted.",
 )
 @click.option(
@@ -75,7 +79,7 @@ _MODES = {
     "--pretrain",
     "pretrain_dir",
     type=_FOLDER,
-    help="Do not train on faces: learn from any folder of class folders, and write weights for --weights.",
+    help="Do not train on faces: pretrain v1 on any folder of class folders and write weights for --weights.",
 )
 @click.option(
     "--audit",
@@ -83,19 +87,20 @@ _MODES = {
     is_flag=False,
     flag_value=Path("audit"),
     metavar="[DIR]",
-    help="Do not train: look for copies, contradictions and what is no face in --data; writes to DIR, or to audit/.",
+    help="Do not train: look for copies, contradictions and non-faces in --data. Writes to DIR, or to audit/.",
 )
 @click.option(
     "--teacher",
     "teachers",
     type=_FILE,
     multiple=True,
-    help="Checkpoint or exported model to distil from, such as models/model_v3.int8.onnx. May be given several times.",
+    help="Checkpoint or exported model to distil from, such as models/model_v3.int8.onnx. Repeatable.",
 )
 @click.option(
     "--votes",
-    type=_FILE,
-    help="Raters' votes to learn from: a .csv or .csv.gz with each image's path and a column per class.",
+    metavar="FILE",
+    help="Raters' votes to learn from: a .csv or .csv.gz with each image's path and a column per class, or ferplus for "
+    "FER+'s votes on FER2013.",
 )
 @click.option(
     "--device",
@@ -105,7 +110,9 @@ _MODES = {
     help="Where to train. auto takes MPS, else CUDA, else the CPU.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: PyTorch's choice]")
-@click.option("--seed", default=0, show_default=True, help="Of the first weights, order, augmentation and dropout.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed of the first weights, order, augmentation and dropout."
+)
 @click.option(
     "--models-dir",
     type=_FOLDER,
@@ -113,13 +120,18 @@ _MODES = {
     show_default=True,
     help="Where the checkpoint, the results and the plots go.",
 )
-@click.option("--resume", is_flag=True, help="Continue a run that was stopped, from its last whole epoch.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run from its last finished epoch.")
+@click.option("--finish", is_flag=True, help="Stop here: write the best epoch so far of a stopped run.")
 @click.option(
-    "--finish", is_flag=True, help="Train no further: write the best epoch of a run that was stopped, as it stands."
+    "--replace", is_flag=True, help="Overwrite a finished checkpoint of the same name, and drop a stopped run."
 )
-@click.option("--no-plots", is_flag=True, help="Write no pictures of the curves and the confusion matrix.")
+@click.option(
+    "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read instead of stopping, and count them."
+)
+@click.option("--no-plots", is_flag=True, help="Do not draw the curves and the confusion matrix.")
 def main(
     model: str | None,
+    name: str | None,
     data: Path | None,
     recipe_name: str,
     drop: str | None,
@@ -128,40 +140,45 @@ def main(
     pretrain_dir: Path | None,
     audit: Path | None,
     teachers: tuple[Path, ...],
-    votes: Path | None,
+    votes: str | None,
     device: str,
     threads: int | None,
     seed: int,
     models_dir: Path,
     resume: bool,
     finish: bool,
+    replace: bool,
+    skip_unreadable: bool,
     no_plots: bool,
     **settings: Any,
 ) -> None:
     """Train a facial-expression network and keep its best epoch.
 
     \b
-    fer-train --model v0 --data data                 the first version's settings, a minute or two
-    fer-train --model v0 --data data --recipe best   what ships
-    fer-train --model v1 --data data --recipe best --weights models/model_v1_pretrained.pth
-    torchrun --nproc-per-node 2 -m fer_train --model v1 ...   several processes or GPUs, the same result
-    fer-train --audit --data data                    copies and contradictions among the pictures
+    fer-train --name mine --model v3 --data data --recipe best
+    fer-train --name mine --model v3 --data data --recipe best --votes ferplus
+    fer-train --name mine --model v3 --data data --weights models/model_v3.pth --epochs 10
+    torchrun --nproc-per-node 2 -m fer_train ...     several processes or GPUs, the same result
+    fer-train --audit --data data                    copies and contradictions among the images
 
-    Writes the checkpoint, the results as JSON and two pictures to --models-dir. A run that was
-    stopped goes on with --resume and ends with the same weights, or stays as it is with --finish.
+    Writes the checkpoint, the results as JSON and two plots to --models-dir. Continue a stopped run
+    with --resume, which ends with the same weights as an uninterrupted one, or end it with --finish.
     """
-    _refuse_what_is_not_used(given_settings)
+    _refuse_unused_options(given_settings)
     if audit is not None:
-        _audit(_data_root(data), audit)
+        _audit(_data_root(data), audit, skip_unreadable=skip_unreadable)
         return
     if model is None:
         raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(MODEL_NAMES)}.")
+    _check_name(name, model)
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         import torch
 
-        from fer_train import pipeline
         from fer_train.loop.devices import choose_device
         from fer_train.loop.distributed import joined_world, one_per_machine_first
+        from fer_train.pipeline import train_model
+        from fer_train.pretrain import pretrain
+        from fer_train.progress import EpochBars
         from fer_train.recipes import PRETRAIN, RECIPES
 
     if threads:
@@ -174,7 +191,7 @@ def main(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
     recipe = recipe.overridden(**settings, drop=_drop(drop))
-    progress = _Progress()
+    progress = EpochBars()
     try:
         with joined_world(where) as (world, where):
             how: dict[str, Any] = {
@@ -183,35 +200,48 @@ def main(
                 "models_dir": models_dir,
                 "resume": resume,
                 "finish": finish,
+                "replace": replace,
                 "world": world,
                 "progress": progress,
             }
             if pretrain_dir is not None:
-                learned = pipeline.pretrain(model, pretrain_dir, recipe, **how)
+                learned = pretrain(model, pretrain_dir, recipe, **how)
                 if world.is_writer:
                     click.echo(
-                        f"{learned.path}  {learned.classes} classes, {learned.pictures} pictures, "
+                        f"{learned.path}  {learned.classes} classes, {learned.images} images, "
                         f"accuracy {learned.accuracy:.1%} on held-out ones"
                     )
                 return
-            trained = pipeline.train_model(
+            trained = train_model(
                 model,
                 one_per_machine_first(lambda: _data_root(data), world),
                 recipe,
+                name=name,
                 recipe_name=recipe_name,
                 weights=weights or ("imagenet" if model == "v1" else "none"),
                 teachers=teachers,
                 votes=votes,
+                skip_unreadable=skip_unreadable,
                 **how,
             )
             if world.is_writer:
-                _say(trained, models_dir, plots=not no_plots)
+                _report(trained, plots=not no_plots)
     except KeyboardInterrupt:
         progress.close()
         raise InterruptedTrainingError from None
 
 
-def _refuse_what_is_not_used(settings: tuple[str, ...]) -> None:
+def _check_name(name: str | None, model: str) -> None:
+    """Raise a BadParameter for a name that is no file name, or that belongs to another network."""
+    if name is None or name == model:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise click.BadParameter(f"{name!r} is no file name; use letters, digits, -, _ and .", param_hint="--name")
+    if name in FILE_STEMS or name in FILE_STEMS.values():
+        raise click.BadParameter(f"{name} is the name of a network that ships; choose another", param_hint="--name")
+
+
+def _refuse_unused_options(settings: tuple[str, ...]) -> None:
     """Raise a UsageError for options that would change nothing, and for copies of work that is not shared out."""
     context = click.get_current_context()
     names = {parameter.name: max(parameter.opts, key=len) for parameter in context.command.params}
@@ -226,39 +256,47 @@ def _refuse_what_is_not_used(settings: tuple[str, ...]) -> None:
     for text in settings:
         if text.startswith("teacher_") and "teachers" not in given:
             raise click.UsageError(f"--set {text} changes nothing without --teacher")
+        if text.startswith(("vote_", "least_votes=", "label_share=")) and "votes" not in given:
+            raise click.UsageError(f"--set {text} changes nothing without --votes")
         if text.startswith("drop=") and "pretrain_dir" in given:
-            raise click.UsageError("--pretrain learns from all pictures; start it without --set drop")
+            raise click.UsageError("--pretrain learns from all images; start it without --set drop")
 
 
-def _say(trained: Trained, models_dir: Path, *, plots: bool) -> None:
-    """Name what was written, and draw the two pictures."""
+def _report(trained: Trained, *, plots: bool) -> None:
+    """Print what was written, and draw the two plots."""
     for split in (trained.train, trained.validation):
+        if split.skipped:
+            click.echo(f"skipped {split.skipped} images in {split.folder} that cannot be read", err=True)
         if split.resized:
-            click.echo(f"{split.resized} pictures in {split.folder} had another size and were resized", err=True)
-    results = trained.results
+            click.echo(f"resized {split.resized} images in {split.folder} to 48 x 48", err=True)
+    results, history = trained.results, trained.results.history
+    if history.best_epoch == 0:
+        click.echo(f"no epoch was better than the start ({history.start_acc:.1%}); the start is kept", err=True)
+    against_votes = ""
+    if votes := results.votes:
+        against_votes = f"raters' majority {votes.majority_accuracy:.1%}, mean recall {votes.mean_recall:.1%}, labels "
     click.echo(
-        f"{trained.checkpoint}  validation accuracy {results.accuracy:.1%}, "
-        f"macro-F1 {results.to_dict()['macro_f1']:.1%}, epoch {results.history.best_epoch} of {results.history.epochs}"
+        f"{trained.checkpoint}  validation: {against_votes}accuracy {results.accuracy:.1%}, "
+        f"macro-F1 {results.to_dict()['macro_f1']:.1%}, epoch {history.best_epoch} of {history.epochs}"
     )
     click.echo(trained.results_file)
     if not plots:
         return
-    from fer_train.plots import confusion_plot_path, curves_plot_path, plot_confusion, plot_curves
+    from fer_train.plots import plot_confusion, plot_curves
 
-    for plot, path in (
-        (plot_curves, curves_plot_path(models_dir, results.model)),
-        (plot_confusion, confusion_plot_path(models_dir, results.model)),
-    ):
+    stem = trained.checkpoint.with_suffix("")
+    for plot, kind in ((plot_curves, "curves"), (plot_confusion, "confusion")):
+        path = stem.with_name(f"{stem.name}_{kind}.png")
         plot(results.to_dict(), path)
         click.echo(path)
 
 
-def _audit(data: Path, folder: Path) -> None:
+def _audit(data: Path, folder: Path, *, skip_unreadable: bool) -> None:
     with needs_extra("train"):
         from fer_train.data.audit import audit_faces, write_audit
         from fer_train.data.folders import load_faces
 
-    train, validation = load_faces(data, "train"), load_faces(data, "validation")
+    train, validation = (load_faces(data, split, skip_unreadable=skip_unreadable) for split in ("train", "validation"))
     found = audit_faces(train, validation)
     click.echo(found.to_text())
     for path in write_audit(found, folder, train, validation):
@@ -270,8 +308,8 @@ class InterruptedTrainingError(FerError):
 
     def __init__(self) -> None:
         super().__init__(
-            "interrupted; every whole epoch is saved: give the same command with --resume to go on, "
-            "or with --finish to keep the best one so far"
+            "interrupted; every finished epoch is saved: repeat the command with --resume to continue, or with "
+            "--finish to keep the best epoch so far"
         )
 
 
@@ -294,37 +332,3 @@ def _data_root(data: Path | None) -> Path:
     from fer_train.data.kaggle import download_dataset
 
     return download_dataset()
-
-
-class _Progress:
-    """A bar per epoch on a terminal, a line per epoch elsewhere; both on stderr."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def batch(self, epoch: int, epochs: int, faces: int, of: int, loss: float, accuracy: float) -> None:
-        if not sys.stderr.isatty():
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=of, desc=f"epoch {epoch}/{epochs}", unit="face", leave=False, dynamic_ncols=True)
-        self._bar.set_postfix_str(f"loss {loss:.3f} accuracy {accuracy:.1%}", refresh=False)
-        self._bar.update(faces - self._bar.n)
-
-    def epoch(self, epoch: int, epochs: int, history: History) -> None:
-        self.close()
-        left = (epochs - epoch) * history.seconds[-1]
-        click.echo(
-            f"epoch {epoch}/{epochs}  loss {history.train_loss[-1]:.3f}  accuracy {history.train_acc[-1]:.1%}  "
-            f"validation {history.test_loss[-1]:.3f}  {history.test_acc[-1]:.1%}"
-            + (f"  mean recall {history.mean_recall[-1]:.1%}" if history.mean_recall else "")
-            + f"{' *' if history.best_epoch == epoch else '  '}  {history.seconds[-1]:.0f} s"
-            + (f", {left / 60:.0f} min left" if epoch < epochs else ""),
-            err=True,
-        )
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

@@ -1,4 +1,4 @@
-"""From a folder of pictures to a checkpoint with its results: what `fer-train` does."""
+"""From a folder of images to a checkpoint with its results: what `fer-train` does."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from torch import Tensor, nn
 from fer_runtime.errors import CheckpointError, DataError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import confusion_matrix
-from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
+from fer_runtime.model.find import checkpoint_path, file_stem, results_path
 from fer_train.checkpoints import Checkpoint, load_state_dict, save_checkpoint
 from fer_train.data.deduplicate import training_indices_without
-from fer_train.data.folders import Int64Array, LabelledFaces, load_class_folders, load_faces
-from fer_train.data.votes import read_votes, usable
+from fer_train.data.folders import Int64Array, LabelledFaces, load_faces
+from fer_train.data.votes import open_votes, usable
 from fer_train.loop.distill import load_teachers
-from fer_train.loop.distributed import ALONE, World, one_per_machine_first
+from fer_train.loop.distributed import ALONE, World, from_writer, one_per_machine_first
 from fer_train.loop.trainer import Progress, Trainer
-from fer_train.networks.pretrained import imagenet_weights, save_weights
+from fer_train.networks.pretrained import imagenet_weights
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.results import TrainingResults, tool_versions, write_results
 
-# Pictures of a class folder that do not pretrain but choose the epoch.
-_PRETRAIN_HELD_OUT = 50
 # How the names of the layers behind the features begin, in every network.
 _LAST_LAYERS = ("fc.", "fc_layer.4.")
 
@@ -57,55 +55,65 @@ class Trained:
 
 
 def train_model(
-    name: str,
+    network_name: str,
     data: Path,
     recipe: Recipe,
     *,
+    name: str | None = None,
     recipe_name: str = "first",
     weights: str = "none",
     teachers: Sequence[Path] = (),
-    votes: Path | None = None,
+    votes: str | Path | None = None,
     device: torch.device | None = None,
     seed: int = 0,
     models_dir: Path = Path("models"),
     resume: bool = False,
     finish: bool = False,
+    replace: bool = False,
+    skip_unreadable: bool = False,
     world: World = ALONE,
     progress: Progress | None = None,
 ) -> Trained:
     """Train a network on `data` and write its checkpoint and results.
 
     Args:
-        name: of the network, one of NETWORKS.
+        network_name: one of NETWORKS.
         data: the dataset's root, or a folder that holds `train` and `validation`.
         recipe: the settings.
+        name: what the files are called, such as "mine"; the network's own name by default.
         recipe_name: name of the recipe for the results file.
         weights: what the network starts from: "none", "imagenet" (v1 only), or the path of a weights file.
         teachers: checkpoints or exported models to distil from, of any network.
-        votes: raters' votes for the pictures (fer_train.votes), to learn from and to choose the epoch by.
+        votes: raters' votes for the images (fer_train.data.votes), to learn from and to choose the epoch by.
         device: where to train, the CPU by default.
         seed: of everything random.
         models_dir: where the files go.
         resume: continue a killed run of the same settings.
         finish: write what a killed run of the same settings has reached, without training on.
+        replace: overwrite a finished checkpoint, and drop a stopped run.
+        skip_unreadable: leave out images that cannot be read.
         world: this process among those that train together; only the writer leaves files.
 
     Raises:
-        DataError: the pictures are missing or unreadable.
-        CheckpointError: a weights, teacher or resume file cannot be used.
+        DataError: the images are missing or unreadable.
+        CheckpointError: a weights, teacher or resume file cannot be used, or there is a checkpoint already.
         ModelFileError: an exported teacher cannot be used.
         DownloadError: the ImageNet weights are not there and cannot be fetched.
     """
     device = device or torch.device("cpu")
     for path in [*teachers, *([] if weights in ("none", "imagenet") else [Path(weights)])]:
-        if not path.is_file():  # said before the pictures are decoded
+        if not path.is_file():  # said before the images are decoded
             raise CheckpointError(f"no file at {path}; train one, or give another")
-    whole, train, validation = load_splits(data, recipe.drop, votes=votes)
+    file_name = name or network_name
+    checkpoint = checkpoint_path(models_dir, file_name)
+    resume_path = models_dir / f"{file_stem(file_name)}.resume.pth"
+    from_writer(lambda: refuse_to_replace(checkpoint, resume_path, resume=resume or finish, replace=replace), world)
+    whole, train, validation = load_splits(data, recipe.drop, votes=votes, skip_unreadable=skip_unreadable)
     torch.manual_seed(seed)  # the fresh weights
-    network = create_network(name, dropout=recipe.dropout)
-    one_per_machine_first(lambda: _start_from(network, name, weights), world)
+    network = create_network(network_name, dropout=recipe.dropout)
+    one_per_machine_first(lambda: _start_from(network, network_name, weights), world)
     identity = {
-        "model": name,
+        "model": network_name,
         "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
         "seed": seed,
         "data": train.fingerprint + validation.fingerprint,
@@ -122,20 +130,20 @@ def train_model(
         teachers=load_teachers(teachers, train, device, views=recipe.teacher_views) if teachers else None,
         world=world,
         identity=identity,
+        starts_trained=weights not in ("none", "imagenet"),
     )
-    resume_path = models_dir / f"{FILE_STEMS[name]}.resume.pth"
     trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
 
     state_dict, reached = trainer.finished()
     predictions = reached.probabilities.argmax(1).numpy()
     results = TrainingResults(
-        model=name,
+        model=network_name,
         recipe=recipe_name,
         settings={
             **recipe.to_dict(),
             "weights": weights if weights in ("none", "imagenet") else Path(weights).name,
             "teachers": [path.name for path in teachers],
-            "votes": None if votes is None else votes.name,
+            "votes": None if votes is None else Path(votes).name,
             "device": device.type,
             "threads": torch.get_num_threads(),
             "processes": world.size,
@@ -150,8 +158,8 @@ def train_model(
         versions=tool_versions(),
     )
     trained = Trained(
-        checkpoint=checkpoint_path(models_dir, name),
-        results_file=results_path(models_dir, name),
+        checkpoint=checkpoint,
+        results_file=results_path(models_dir, file_name),
         results=results,
         train=train,
         validation=validation,
@@ -163,101 +171,48 @@ def train_model(
     return trained
 
 
-def load_splits(
-    data: Path, drop: Collection[str], *, votes: Path | None = None
-) -> tuple[LabelledFaces, LabelledFaces, LabelledFaces]:
-    """All training pictures, those that are left without the kinds in `drop`, and the validation pictures.
+def refuse_to_replace(checkpoint: Path, resume_path: Path, *, resume: bool, replace: bool) -> None:
+    """Raise a CheckpointError where a new training would overwrite a finished or a stopped one unasked."""
+    if resume and resume_path.is_file():
+        return
+    if replace:
+        resume_path.unlink(missing_ok=True)
+        return
+    if resume_path.is_file():
+        raise CheckpointError(
+            f"a stopped training is saved at {resume_path}; continue it with --resume, or start over with --replace"
+        )
+    if checkpoint.is_file():
+        raise CheckpointError(
+            f"{checkpoint} exists; give your training a name of its own (--name mine) or another --models-dir, or "
+            "overwrite it with --replace"
+        )
 
-    With votes, training pictures without usable ones are left out, too.
+
+def load_splits(
+    data: Path, drop: Collection[str], *, votes: str | Path | None = None, skip_unreadable: bool = False
+) -> tuple[LabelledFaces, LabelledFaces, LabelledFaces]:
+    """All training images, those that are left without the kinds in `drop`, and the validation images.
+
+    With votes, training images without usable ones are left out, too.
 
     Raises:
-        DataError: the pictures are missing or unreadable, or none of a class is left.
+        DataError: the images are missing or unreadable, or none of a class is left.
     """
-    whole, validation = load_faces(data, "train"), load_faces(data, "validation")
+    whole, validation = (load_faces(data, split, skip_unreadable=skip_unreadable) for split in ("train", "validation"))
     if votes is not None:
-        read = read_votes(votes, whole.classes)
-        whole, validation = whole.with_votes(read, "train"), validation.with_votes(read, "validation")
+        source = open_votes(votes, whole.classes)
+        whole, validation = whole.with_votes(source, "train"), validation.with_votes(source, "validation")
     kept = training_indices_without(whole, validation, drop) if drop else np.arange(len(whole))
     if whole.votes is not None:
         kept = kept[usable(whole.votes[kept])]
     train = whole.subset(kept) if len(kept) < len(whole) else whole
     if gone := [expression for expression, count in train.counts.items() if not count]:
         raise DataError(
-            f"{data} has no training picture of {', '.join(gone)} left (left out: {', '.join(drop) or 'none'}); "
+            f"{data} has no training image of {', '.join(gone)} left (left out: {', '.join(drop) or 'none'}); "
             "add some, or keep them with --drop none"
         )
     return whole, train, validation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pretrained:
-    """Weights learned from other pictures."""
-
-    path: Path
-    classes: int
-    pictures: int
-    accuracy: float  # fraction of the held-out pictures that the best epoch gets right
-
-
-def pretrain(
-    name: str,
-    pictures: Path,
-    recipe: Recipe,
-    *,
-    device: torch.device | None = None,
-    seed: int = 0,
-    models_dir: Path = Path("models"),
-    resume: bool = False,
-    finish: bool = False,
-    world: World = ALONE,
-    progress: Progress | None = None,
-) -> Pretrained:
-    """Train a network on any folder of class folders, for `--weights FILE` to start from.
-
-    The last pictures of every class are held out and choose the epoch.
-
-    Args:
-        pictures: one folder per class, or a folder whose `train` holds them; read as grayscale, 48 x 48.
-        world: this process among those that train together; only the writer leaves files.
-
-    Raises:
-        DataError: fewer than two classes, an empty one, or a picture that cannot be decoded.
-    """
-    if name != "v1":
-        raise DataError(f"--pretrain is for v1, not {name}, which learns faces from scratch")
-    device = device or torch.device("cpu")
-    folder = pictures / "train" if (pictures / "train").is_dir() else pictures
-    whole = load_class_folders(folder)
-    if few := [f"{one} has {count}" for one, count in whole.counts.items() if count < 2]:
-        raise DataError(
-            f"every class needs 2 pictures, one to learn and one to choose by; in {folder} {', '.join(few)}: add some, "
-            "or remove the folder"
-        )
-    held_out = _last_of_each_class(whole)
-    train, validation = whole.subset(np.flatnonzero(~held_out)), whole.subset(np.flatnonzero(held_out))
-    torch.manual_seed(seed)
-    network = create_network(name, dropout=recipe.dropout)
-    _replace_last_layer(network, len(whole.classes))
-    identity = {
-        "model": name,
-        "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
-        "seed": seed,
-        "data": whole.fingerprint,
-    }
-    trainer = Trainer(network, train, validation, recipe, device=device, seed=seed, world=world, identity=identity)
-    resume_path = models_dir / f"{FILE_STEMS[name]}_pretrained.resume.pth"
-    trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
-    state_dict, reached = trainer.finished()
-    path = models_dir / f"{FILE_STEMS[name]}_pretrained.pth"
-    if world.is_writer:
-        save_weights(path, state_dict)
-        resume_path.unlink(missing_ok=True)
-    return Pretrained(
-        path=path,
-        classes=len(whole.classes),
-        pictures=len(whole),
-        accuracy=reached.accuracy,
-    )
 
 
 def _start_from(network: nn.Module, name: str, weights: str) -> None:
@@ -284,20 +239,6 @@ def _start_from(network: nn.Module, name: str, weights: str) -> None:
     network.load_state_dict(state, strict=False)
 
 
-def _replace_last_layer(network: nn.Module, classes: int) -> None:
-    last: Any = network.fc
-    last[-1] = nn.Linear(last[-1].in_features, classes)
-
-
-def _last_of_each_class(faces: LabelledFaces) -> Any:
-    """Mask (pictures,) of the last 50 pictures of every class, or of its last fifth where it has fewer than 250."""
-    mask = np.zeros(len(faces), dtype=bool)
-    for label in range(len(faces.classes)):
-        members = np.flatnonzero(faces.labels == label)
-        mask[members[-max(1, min(_PRETRAIN_HELD_OUT, len(members) // 5)) :]] = True
-    return mask
-
-
 def data_summary(whole: LabelledFaces, train: LabelledFaces, validation: LabelledFaces) -> dict[str, Any]:
     """Counts and fingerprints as results files hold them; `train` is what is used of `whole`."""
     return {
@@ -307,7 +248,7 @@ def data_summary(whole: LabelledFaces, train: LabelledFaces, validation: Labelle
 
 
 def accuracy_of_unseen(train: LabelledFaces, validation: LabelledFaces, predictions: Int64Array) -> float | None:
-    """Accuracy without the validation pictures whose very file also stands in train."""
+    """Accuracy without the validation images whose very file also stands in train."""
     seen = set(train.file_sha256)
     unseen = np.array([digest not in seen for digest in validation.file_sha256])
     if not unseen.any():

@@ -1,4 +1,4 @@
-"""Two pictures of a training: its curves, and what it takes for what."""
+"""Two plots of a training: its curves, and its confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,20 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fer_runtime.files import write_atomically
-from fer_runtime.model.find import FILE_STEMS
 
 _TRAIN, _VALIDATION, _MARK = "#8a93a6", "#1f5fd0", "#d0461f"
 _GRID = "#dfe3ea"
-
-
-def curves_plot_path(models_dir: Path, name: str) -> Path:
-    """`model_0_curves.png`."""
-    return models_dir / f"{FILE_STEMS[name]}_curves.png"
-
-
-def confusion_plot_path(models_dir: Path, name: str) -> Path:
-    """`model_0_confusion.png`."""
-    return models_dir / f"{FILE_STEMS[name]}_confusion.png"
 
 
 def plot_curves(results: Mapping[str, Any], path: Path) -> None:
@@ -45,7 +34,8 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
     ):
         axes.plot(epochs, np.multiply(train, scale), color=_TRAIN, lw=1.6, label="train (augmented)")
         axes.plot(epochs, np.multiply(validation, scale), color=_VALIDATION, lw=2, label="validation")
-        axes.plot(best, validation[best - 1] * scale, "o", color=_MARK, ms=7, label=f"kept: epoch {best}")
+        if best:  # 0 is the start of a fine-tuning
+            axes.plot(best, validation[best - 1] * scale, "o", color=_MARK, ms=7, label=f"kept: epoch {best}")
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("epoch")
         axes.grid(color=_GRID, lw=0.8)
@@ -72,7 +62,7 @@ def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, counts.sum(1), strict=True)])
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true (pictures)")
+    axes.set_ylabel("true (images)")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     for row in range(len(names)):

@@ -29,6 +29,8 @@ class History:
     test_acc: list[float] = field(default_factory=list)  # fraction; with votes, of the strict majorities
     score: list[float] = field(default_factory=list)  # what chooses the epoch, higher is better
     mean_recall: list[float] = field(default_factory=list)  # with votes: mean over the classes' strict majorities
+    start_score: float | None = None  # of the weights that a fine-tuning starts from
+    start_acc: float | None = None
     seconds: list[float] = field(default_factory=list)  # wall clock, evaluation included
 
     @property
@@ -37,8 +39,9 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """Number (from 1) of the first epoch with the highest score."""
-        return int(np.argmax(self.score)) + 1
+        """Number (from 1) of the first epoch with the highest score; 0 where none beats the start of a fine-tuning."""
+        best = int(np.argmax(self.score)) + 1
+        return 0 if self.start_score is not None and self.start_score >= self.score[best - 1] else best
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +66,10 @@ class TrainingResults:
         return accuracy(self.confusion)
 
     def to_dict(self) -> dict[str, Any]:
-        history = asdict(self.history)
-        seconds, _ = history.pop("seconds"), history.pop("score")
-        if not self.history.mean_recall:
-            del history["mean_recall"]
+        history = {key: value for key, value in asdict(self.history).items() if value not in (None, [])}
+        seconds = history.pop("seconds")
+        for name in ("score", "start_score"):
+            history.pop(name, None)
         return {
             "model": self.model,
             "recipe": self.recipe,

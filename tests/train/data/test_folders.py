@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -82,7 +84,7 @@ def test_a_picture_of_another_size_is_resized_and_counted(tmp_path: Path) -> Non
         (lambda root: shutil.rmtree(root / "images"), "no folder .*images/train"),
         (lambda root: shutil.rmtree(root / "images/train/disgust"), "lacks the class folder disgust"),
         (lambda root: (root / "images/train/bored").mkdir(), "unexpected class folder bored"),
-        (lambda root: [path.unlink() for path in (root / "images/train/fear").iterdir()], "fear holds no picture"),
+        (lambda root: [path.unlink() for path in (root / "images/train/fear").iterdir()], "fear holds no image"),
         (lambda root: (root / "images/train/happy/000.png").write_bytes(b"none"), "happy/000.png cannot be decoded"),
         (lambda root: (root / "images/train/happy/001.png").write_bytes(b""), "happy/001.png is empty"),
     ],
@@ -105,3 +107,34 @@ def test_class_weights_are_the_square_root_worked_by_hand() -> None:
 def test_the_real_pictures_have_their_published_counts(real_data: Path) -> None:
     assert list(load_faces(real_data, "train").counts.values()) == [3995, 436, 4097, 7215, 4965, 4830, 3171]
     assert list(load_faces(real_data, "validation").counts.values()) == [467, 56, 496, 895, 607, 653, 415]
+
+
+def test_all_unreadable_images_are_named_at_once_and_can_be_skipped(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "data", train=3, validation=1)
+    happy = root / "images/train/happy"
+    (happy / "000.png").write_bytes(b"")
+    (happy / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    # A PNG whose header says 60,000 x 60,000 pixels: refused before it is decoded.
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (happy / "bomb.png").write_bytes(bomb + b"\0\0\0\0IEND\xaeB\x60\x82")
+    with pytest.raises(DataError) as error:
+        load_faces(root, "train")
+    for said in ("3 images", "000.png is empty", "phone.heic is a HEIC", "bomb.png", "--skip-unreadable"):
+        assert said in str(error.value)
+    faces = load_faces(root, "train", skip_unreadable=True)
+    assert (len(faces), faces.skipped, faces.counts["happy"]) == (3 * 7 - 1, 3, 2)
+    assert faces.faces.any((1, 2)).all()
+
+
+def test_nested_images_count_and_other_files_do_not(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    happy = root / "images/train/happy"
+    (happy / "album").mkdir()
+    (happy / "000.png").rename(happy / "album/first.PNG")
+    (happy / "album/loop").symlink_to(happy)
+    for junk in ("Thumbs.db", "desktop.ini", ".DS_Store", "album/notes.txt"):
+        (happy / junk).write_bytes(b"junk")
+    faces = load_faces(root, "train")
+    assert [path for path in faces.paths if path.startswith("happy/")] == ["happy/001.png", "happy/album/first.PNG"]

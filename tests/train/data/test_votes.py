@@ -16,6 +16,7 @@ from fer_train.loop.trainer import learning_targets
 from fer_train.recipes import FIRST
 
 CLASSES = ("calm", "glad", "sad")
+NO_FACES = np.zeros((0, 48, 48), np.uint8)  # a file names its images by path
 CSV = "image,sad,calm,glad,unknown,no_face\ntrain/a.png,1,6,3,0,0\ntrain/b.png,0,1,4,3,2\n"
 
 
@@ -24,7 +25,7 @@ def test_columns_are_taken_by_name_plain_and_gzipped(tmp_path: Path) -> None:
     (tmp_path / "votes.csv.gz").write_bytes(gzip.compress(CSV.encode()))
     for name in ("votes.csv", "votes.csv.gz"):
         votes = read_votes(tmp_path / name, CLASSES)
-        found = votes.of(["b.png", "missing.png", "a.png"], split="train")
+        found = votes.of(["b.png", "missing.png", "a.png"], NO_FACES, split="train")
         assert found.tolist() == [[1, 4, 0, 5], [0, 0, 0, 0], [6, 3, 1, 0]]
 
 
@@ -57,7 +58,7 @@ def test_damaged_and_missing_files_are_errors_of_one_line(tmp_path: Path) -> Non
 def test_a_file_for_other_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "votes.csv").write_text(CSV)
     with pytest.raises(DataError, match="no row for any validation image"):
-        read_votes(tmp_path / "votes.csv", CLASSES).of(["a.png"], split="validation")
+        read_votes(tmp_path / "votes.csv", CLASSES).of(["a.png"], NO_FACES, split="validation")
 
 
 def test_single_votes_are_left_out_unless_there_are_no_others() -> None:

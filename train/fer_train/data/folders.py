@@ -1,10 +1,11 @@
-"""Labelled pictures from class folders, decoded once into one uint8 array."""
+"""Labelled images from class folders, decoded once into one uint8 array."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,28 +17,33 @@ from fer_runtime.errors import DataError, ImageError, OutputError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import cache_folder, replaced_atomically
-from fer_runtime.images import read_image
-from fer_train.data.votes import Float32Array, Votes
+from fer_runtime.images import IMAGE_SUFFIXES, read_bytes, read_image
+from fer_train.data.votes import Float32Array, VoteSource
 
 Uint8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
 
 # Bump when the decoding changes, so that no cached array of the old kind is used.
 _CACHE_VERSION = 2
+# Files with these endings are images to us; OpenCV does not read the last four, which an error then says.
+_COUNTED_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif", ".hif", ".jxl"}
+# Unreadable files that an error names.
+_NAMED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledFaces:
-    """Pictures of one split, in the order of their paths."""
+    """Images of one split, in the order of their paths."""
 
-    faces: Uint8Array  # (pictures, size, size), grayscale 0-255
-    labels: Int64Array  # (pictures,), index into `classes`
+    faces: Uint8Array  # (images, size, size), grayscale 0-255
+    labels: Int64Array  # (images,), index into `classes`
     classes: tuple[str, ...]
     paths: tuple[str, ...]  # relative to the split's folder, with "/"
-    file_sha256: tuple[str, ...]  # of each picture's file, hexadecimal
-    fingerprint: str  # SHA-256 over all paths and files: equal for equal data wherever it lies
-    resized: int = 0  # pictures that had another size
-    votes: Float32Array | None = None  # (pictures, classes + 1), raters' votes; the last column: none of the classes
+    file_sha256: tuple[str, ...]  # of each image's file, hexadecimal
+    fingerprint: str  # SHA-256 over all paths and files: equal for equal data wherever it is stored
+    resized: int = 0  # images that had another size
+    skipped: int = 0  # images that could not be read
+    votes: Float32Array | None = None  # (images, classes + 1), raters' votes; the last column: none of the classes
     folder: Path = field(compare=False, default=Path())
 
     def __len__(self) -> int:
@@ -45,12 +51,12 @@ class LabelledFaces:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures per class."""
+        """Images per class."""
         found = np.bincount(self.labels, minlength=len(self.classes))
         return {name: int(count) for name, count in zip(self.classes, found, strict=True)}
 
     def subset(self, indices: Sequence[int] | Int64Array) -> LabelledFaces:
-        """The pictures at `indices`; the fingerprint is that of the whole, with the choice hashed in."""
+        """The images at `indices`; the fingerprint is that of the whole, with the choice hashed in."""
         chosen = np.asarray(indices, dtype=np.int64)
         return LabelledFaces(
             faces=self.faces[chosen],
@@ -60,13 +66,14 @@ class LabelledFaces:
             file_sha256=tuple(self.file_sha256[i] for i in chosen),
             fingerprint=hashlib.sha256(self.fingerprint.encode() + chosen.tobytes()).hexdigest(),
             resized=self.resized,
+            skipped=self.skipped,
             votes=None if self.votes is None else self.votes[chosen],
             folder=self.folder,
         )
 
-    def with_votes(self, votes: Votes, split: str) -> LabelledFaces:
+    def with_votes(self, votes: VoteSource, split: str) -> LabelledFaces:
         """These faces with their raters' votes, which the fingerprint then covers."""
-        found = votes.of(self.paths, split=split)
+        found = votes.of(self.paths, self.faces, split=split)
         fingerprint = hashlib.sha256(self.fingerprint.encode() + found.tobytes()).hexdigest()
         return replace(self, votes=found, fingerprint=fingerprint)
 
@@ -87,31 +94,42 @@ def split_folder(root: Path, split: str) -> Path:
     )
 
 
-def load_faces(root: Path, split: str, *, progress: Callable[[int, int], None] | None = None) -> LabelledFaces:
-    """Decode the pictures of one split, or take them from the cache when the files are the same.
+def load_faces(
+    root: Path,
+    split: str,
+    *,
+    skip_unreadable: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> LabelledFaces:
+    """Decode the images of one split, or take them from the cache when the files are the same.
 
     Args:
         root: the dataset's root, or a folder that holds `train` and `validation`.
         split: "train" or "validation".
-        progress: called with (pictures read, pictures in all) from time to time.
+        skip_unreadable: leave out images that cannot be read; `skipped` counts them.
+        progress: called with (images read, images in all) from time to time.
 
     Raises:
-        DataError: a class folder is missing, unexpected or empty, or a picture cannot be decoded.
+        DataError: a class folder is missing, unexpected or empty, or images cannot be read.
     """
-    return load_class_folders(split_folder(root, split), classes=EXPRESSIONS, progress=progress)
+    return load_class_folders(
+        split_folder(root, split), classes=EXPRESSIONS, skip_unreadable=skip_unreadable, progress=progress
+    )
 
 
 def load_class_folders(
     folder: Path,
     *,
     classes: tuple[str, ...] | None = None,
+    skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelledFaces:
-    """Decode a folder of class folders to grayscale pictures of 48 x 48.
+    """Decode a folder of class folders to grayscale images of 48 x 48.
 
     Args:
-        folder: one folder per class.
+        folder: one folder per class; images in its subfolders count, too.
         classes: the folders that must be there, no more and no fewer; None takes what there is, sorted.
+        skip_unreadable: leave out images that cannot be read.
 
     Raises:
         DataError: as for `load_faces`.
@@ -127,53 +145,78 @@ def load_class_folders(
         facts = [f"lacks the class folder {', '.join(missing)}"] if missing else []
         facts += [f"has an unexpected class folder {', '.join(unexpected)}"] if unexpected else []
         raise DataError(f"{folder} {' and '.join(facts)}; the classes are: {', '.join(classes)}")
-    files: list[tuple[str, int]] = []
-    for label, name in enumerate(classes):
-        names = [f"{name}/{path}" for path in found[name]]
-        if not names:
-            raise DataError(f"the class folder {folder / name} holds no picture; every class needs some")
-        files += [(path, label) for path in names]
+    if empty := [name for name in classes if not found[name]]:
+        raise DataError(f"the class folder {folder / empty[0]} holds no image; every class needs some")
+    files = [(f"{name}/{path}", label) for label, name in enumerate(classes) for path in found[name]]
 
-    digests = [_file_digest(folder / path) for path, _ in files]
+    unreadable: dict[str, str] = {}  # path to reason
+    digests: dict[str, str] = {}
+    for path, _ in files:
+        try:
+            digests[path] = hashlib.sha256(read_bytes(folder / path)).hexdigest()
+        except ImageError as error:
+            unreadable[path] = str(error)
+    paths = tuple(digests)
     key = hashlib.sha256(f"{_CACHE_VERSION} {FACE_SIZE}\n".encode())
-    for (path, _), digest in zip(files, digests, strict=True):
+    for path, digest in digests.items():
         key.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
     fingerprint = key.hexdigest()
-    paths = tuple(path for path, _ in files)
     cached = cache_folder() / "faces" / f"{fingerprint}.npz"
-    stored = _read_cache(cached, len(files))
+    stored = _read_cache(cached, len(paths))
     if stored is None:
-        stored = _decode(folder, paths, progress)
-        # A cache that cannot be written costs time, not the run.
-        with suppress(OutputError), replaced_atomically(cached) as partial, partial.open("wb") as file:
-            np.savez(file, faces=stored[0], resized=np.int64(stored[1]))
+        stored, undecodable = _decode(folder, paths, progress)
+        unreadable |= undecodable
+        if not undecodable:
+            # A cache that cannot be written costs time, not the run.
+            with suppress(OutputError), replaced_atomically(cached) as partial, partial.open("wb") as file:
+                np.savez(file, faces=stored[0], resized=np.int64(stored[1]))
+    if unreadable and not skip_unreadable:
+        raise DataError(_unreadable(folder, unreadable))
     faces, resized = stored
-    return LabelledFaces(
+    label_of = dict(files)
+    labelled = LabelledFaces(
         faces=faces,
-        labels=np.array([label for _, label in files], dtype=np.int64),
+        labels=np.array([label_of[path] for path in paths], dtype=np.int64),
         classes=classes,
         paths=paths,
-        file_sha256=tuple(digests),
+        file_sha256=tuple(digests.values()),
         fingerprint=fingerprint,
         resized=resized,
+        skipped=len(unreadable),
         folder=folder,
     )
+    if unreadable:
+        labelled = labelled.subset([index for index, path in enumerate(paths) if path not in unreadable])
+        if gone := [name for name, count in labelled.counts.items() if not count]:
+            raise DataError(f"no image in the class folder {folder / gone[0]} can be read; every class needs some")
+    return labelled
 
 
 def class_folders(folder: Path) -> dict[str, list[str]]:
-    """Sorted file names per class folder; hidden files and folders do not count.
+    """Sorted paths of the images in each class folder and its subfolders.
+
+    Hidden files and folders, and files of other kinds (Thumbs.db, notes.txt), do not count. HEIC and JPEG XL files do:
+    reading them says that they must be converted.
 
     Raises:
         DataError: the folder is missing or cannot be read.
     """
     try:
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        return {
-            sub.name: sorted(path.name for path in sub.iterdir() if path.is_file() and not path.name.startswith("."))
-            for sub in subfolders
-        }
+        return {sub.name: sorted(_images_in(sub)) for sub in subfolders}
     except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}; --data takes a folder of pictures") from error
+        raise DataError(f"cannot read {error.filename}: {error.strerror}; --data takes a folder of images") from error
+
+
+def _images_in(folder: Path, below: str = "") -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):  # a link may point to a folder above
+                yield from _images_in(Path(entry.path), f"{below}{entry.name}/")
+            elif Path(entry.name).suffix.lower() in _COUNTED_SUFFIXES:
+                yield f"{below}{entry.name}"
 
 
 def class_weights(counts: Sequence[float], *, power: float = 0.5) -> list[float]:
@@ -182,33 +225,41 @@ def class_weights(counts: Sequence[float], *, power: float = 0.5) -> list[float]
     return [float((total / (len(counts) * count)) ** power) for count in counts]
 
 
-def _file_digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read the picture {path}: {error.strerror}; remove it or repair it") from error
+def _unreadable(folder: Path, reasons: Mapping[str, str]) -> str:
+    """Every file with its reason, as far as a screen holds them."""
+    lines = [f"{folder / path} {reason}" for path, reason in sorted(reasons.items())]
+    more = [f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+    these = "an image that" if len(lines) == 1 else f"{len(lines)} images that"
+    return f"{these} cannot be read; remove or repair them, or add --skip-unreadable: " + "; ".join(
+        lines[:_NAMED] + more
+    )
 
 
-def _read_cache(path: Path, pictures: int) -> tuple[Uint8Array, int] | None:
+def _read_cache(path: Path, images: int) -> tuple[Uint8Array, int] | None:
     """The cached array; None when there is none or it is damaged, which costs a second of decoding."""
     try:
         with np.load(path, allow_pickle=False) as content:
             faces, resized = content["faces"], int(content["resized"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return (faces, resized) if faces.shape == (pictures, FACE_SIZE, FACE_SIZE) and faces.dtype == np.uint8 else None
+    return (faces, resized) if faces.shape == (images, FACE_SIZE, FACE_SIZE) and faces.dtype == np.uint8 else None
 
 
-def _decode(folder: Path, paths: Sequence[str], progress: Callable[[int, int], None] | None) -> tuple[Uint8Array, int]:
-    faces = np.empty((len(paths), FACE_SIZE, FACE_SIZE), np.uint8)
+def _decode(
+    folder: Path, paths: Sequence[str], progress: Callable[[int, int], None] | None
+) -> tuple[tuple[Uint8Array, int], dict[str, str]]:
+    """Faces and how many had another size, and the reasons of the images that could not be read (black faces)."""
+    faces = np.zeros((len(paths), FACE_SIZE, FACE_SIZE), np.uint8)
     resized = 0
+    unreadable: dict[str, str] = {}
     for index, path in enumerate(paths):
         try:
             image = read_image(folder / path)
         except ImageError as error:
-            raise DataError(f"{folder / path} {error}; remove it or repair it") from error
+            unreadable[path] = str(error)
+            continue
         resized += image.shape[:2] != (FACE_SIZE, FACE_SIZE)
         faces[index] = prepare_face(image)
         if progress is not None and index % 500 == 0:
             progress(index, len(paths))
-    return faces, resized
+    return (faces, resized), unreadable

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,10 @@ from fer_runtime.metrics import ConfusionMatrix, accuracy, confusion_matrix, per
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
+Uint8Array = npt.NDArray[np.uint8]
+
+# What `--votes` takes instead of a file.
+FERPLUS = "ferplus"
 _PATH_COLUMNS = ("image", "picture", "path")
 
 
@@ -37,21 +41,41 @@ class Votes:
     by_path: Mapping[str, Float32Array]  # (classes + 1,) each; the last value counts votes for none of the classes
     sha256: str  # of the file
 
-    def of(self, paths: Sequence[str], *, split: str) -> Float32Array:
+    def of(self, paths: Sequence[str], faces: Uint8Array, *, split: str) -> Float32Array:
         """Votes for the images at `paths` of a split, float32 (images, classes + 1); zeros for an image without a row.
 
         Raises:
             DataError: no image has a row.
         """
         nothing = np.zeros(len(self.classes) + 1, np.float32)
-        rows = [self.by_path.get(f"{split}/{path}", nothing) for path in paths]
-        found = np.stack(rows) if rows else np.zeros((0, len(nothing)), np.float32)
+        found = np.array([self.by_path.get(f"{split}/{path}", nothing) for path in paths], np.float32)
         if len(paths) and not found.any():
             raise DataError(
                 f"the votes file has no row for any {split} image, such as {split}/{paths[0]}; its first column must "
                 "hold paths below the dataset's root, with /"
             )
         return found
+
+
+class VoteSource(Protocol):
+    """Whatever has votes for images."""
+
+    def of(self, paths: Sequence[str], faces: Uint8Array, *, split: str) -> Float32Array:
+        """Votes for images, by their paths below the split's folder or by their pixels (images, 48, 48)."""
+        ...
+
+
+def open_votes(source: str | Path, classes: Sequence[str]) -> VoteSource:
+    """The votes in a file, or those of FER+ that ship with the package for "ferplus".
+
+    Raises:
+        DataError: the file cannot be used, or FER+ does not have these classes.
+    """
+    if str(source) == FERPLUS:
+        from fer_train.data.ferplus import FerPlusVotes
+
+        return FerPlusVotes(classes)
+    return read_votes(Path(source), classes)
 
 
 def read_votes(path: Path, classes: Sequence[str]) -> Votes:

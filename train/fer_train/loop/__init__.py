@@ -1,1 +1,1 @@
-"""The training loop: trainer, distillation, EMA, weight averaging, devices and processes."""
+"""The training loop: trainer, distillation, EMA, devices and processes."""

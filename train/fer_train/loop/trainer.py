@@ -83,6 +83,7 @@ class Trainer:
         world: this process among those that train together.
         identity: what a resumed run must have in common with the killed one, and all processes with each other
             (model, recipe, seed, data).
+        starts_trained: whether the network's first weights are worth keeping: they count as epoch 0.
 
     Raises:
         DataError: a class has no picture, or a batch fewer faces than there are processes.
@@ -100,6 +101,7 @@ class Trainer:
         teachers: Teachers | None = None,
         world: World = ALONE,
         identity: dict[str, Any] | None = None,
+        starts_trained: bool = False,
     ) -> None:
         _require_enough(train, recipe, world)
         self.recipe = recipe
@@ -109,6 +111,7 @@ class Trainer:
         self.history = History()
         self.best_state: dict[str, Tensor] = {}  # weights of the best epoch, on CPU, before the logit adjustment
         self._identity = identity or {}
+        self._starts_trained = starts_trained
         self._autocast_bf16 = supports_bf16(device)
         # Convolutions run a third faster on channels-last pictures, on CPUs and GPUs alike.
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -168,6 +171,10 @@ class Trainer:
                 self._restore(content, resume_path)
         if finish:
             return
+        if self._starts_trained and not self.history.epochs:
+            start = self.evaluate(self.network, shift=self._shift)
+            self.history.start_score, self.history.start_acc = start.score, start.accuracy
+            self._keep(self.network)
         for epoch in range(self.history.epochs + 1, self.recipe.epochs + 1):
             started = time.perf_counter()
             loss, accuracy = self._train_epoch(epoch, progress)
@@ -187,12 +194,15 @@ class Trainer:
                 self.history.mean_recall.append(evaluation.votes.mean_recall)
             self.history.seconds.append(time.perf_counter() - started)
             if self.history.best_epoch == epoch:
-                self.best_state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+                self._keep(network)
             if not self.world.is_writer:
                 continue
             if resume_path is not None:
                 self._save(resume_path)
             progress.epoch(epoch, self.recipe.epochs, self.history)
+
+    def _keep(self, network: nn.Module) -> None:
+        self.best_state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
 
     def finished(self) -> tuple[dict[str, Tensor], Evaluation]:
         """The weights of the best epoch, on CPU, with the recipe's logit adjustment, and what they reach."""

@@ -1,0 +1,132 @@
+"""What a training leaves on disk and what it leaves alone, with labels and with raters' votes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tests.train.pictures import write_pictures
+
+from fer_runtime.errors import CheckpointError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_train import cli
+from fer_train.checkpoints import load_checkpoint
+from fer_train.data.folders import load_faces
+from fer_train.networks.registry import predict_logits
+from fer_train.pipeline import load_splits, train_model
+from fer_train.recipes import Recipe
+
+TINY = Recipe(epochs=2, batch_size=16, optimizer="adamw", lr=3e-3, augmentation="none")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data"), train=12, validation=4)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+
+def _write_votes(data: Path, path: Path) -> Path:
+    """Votes by which every image shows the class after that of its folder; the first sad ones are no faces."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", *EXPRESSIONS, "not_a_face"])
+        for image in sorted((data / "images").rglob("*.png")):
+            seen = (EXPRESSIONS.index(image.parent.name) + 1) % 7
+            counts = [0] * 7
+            is_face = image.stem != "000" or image.parent.name != "sad"
+            counts[seen] = 8 if is_face else 1
+            counts[(seen + 1) % 7] = 2 if is_face else 0
+            writer.writerow([image.relative_to(data / "images").as_posix(), *counts, 0 if is_face else 9])
+    return path
+
+
+def test_votes_are_what_the_network_learns(data: Path, tmp_path: Path) -> None:
+    votes = _write_votes(data, tmp_path / "votes.csv")
+    _, train, validation = load_splits(data, (), votes=votes)
+    assert (len(train), len(validation)) == (7 * 12 - 1, 7 * 4)  # one that is no face is left out of training only
+    trained = train_model(
+        "v0", data, TINY.overridden(epochs=14, ema_decay=0.9), name="mine", votes=votes, models_dir=tmp_path
+    )
+    results = json.loads((tmp_path / "mine_results.json").read_text())
+    found = results["votes"]
+    assert (found["images"], found["majority_images"]) == (27, 27)
+    assert found["majority_accuracy"] > 0.8
+    assert results["accuracy"] < 0.2  # of the folders' labels, which it has never seen
+    assert results["best_epoch"] == int(np.argmin(results["test_loss"])) + 1
+    assert results["test_acc"][results["best_epoch"] - 1] == pytest.approx(found["majority_accuracy"])
+    assert results["settings"]["votes"] == "votes.csv"
+    network = load_checkpoint(trained.checkpoint, name="v0").network()
+    faces = load_faces(data, "validation")
+    majority = (faces.labels + 1) % 7
+    rated = np.array([path != "sad/000.png" for path in faces.paths])
+    right = predict_logits(network, torch.from_numpy(faces.faces)).argmax(1).numpy() == majority
+    assert right[rated].mean() == pytest.approx(found["majority_accuracy"])
+
+
+def test_the_logit_adjustment_is_in_the_last_biases(data: Path, tmp_path: Path) -> None:
+    votes = _write_votes(data, tmp_path / "votes.csv")
+    states = []
+    for adjustment in (0.0, -0.5):
+        recipe = TINY.overridden(epochs=1, logit_adjustment=adjustment)
+        trained = train_model("v0", data, recipe, name=f"a{adjustment}", votes=votes, models_dir=tmp_path)
+        states.append(load_checkpoint(trained.checkpoint, name="v0").state_dict)
+    # By hand: every class has 12 images with 0.8 and 0.2 of their votes; one image whose votes are for surprise (0.8)
+    # and angry (0.2) is missing.
+    counts = np.full(7, 12.0)
+    counts[EXPRESSIONS.index("surprise")] -= 0.8
+    counts[EXPRESSIONS.index("angry")] -= 0.2
+    expected = -0.5 * np.log(counts.sum() / (7 * counts))
+    last = "fc_layer.4.bias"
+    assert (states[1][last] - states[0][last]).numpy() == pytest.approx(expected, abs=1e-6)
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] if key != last)
+
+
+def test_a_finished_and_a_stopped_training_are_not_replaced_unasked(data: Path, tmp_path: Path) -> None:
+    recipe = TINY.overridden(epochs=1)
+    first = train_model("v0", data, recipe, models_dir=tmp_path).checkpoint.read_bytes()
+    for again in ({}, {"resume": True}):
+        with pytest.raises(CheckpointError, match=r"model_0\.pth exists; .*--name mine.*--replace"):
+            train_model("v0", data, recipe, models_dir=tmp_path, seed=1, **again)  # type: ignore[arg-type]
+    assert (tmp_path / "model_0.pth").read_bytes() == first
+    train_model("v0", data, recipe, models_dir=tmp_path, seed=1, replace=True)
+    assert (tmp_path / "model_0.pth").read_bytes() != first
+    stopped = tmp_path / "mine.resume.pth"
+    stopped.write_bytes(b"hours of work")
+    with pytest.raises(CheckpointError, match=r"mine\.resume\.pth; continue it with --resume"):
+        train_model("v0", data, recipe, name="mine", models_dir=tmp_path)
+    assert stopped.read_bytes() == b"hours of work"
+    train_model("v0", data, recipe, name="mine", models_dir=tmp_path, replace=True)
+    assert not stopped.exists()
+    assert (tmp_path / "mine.pth").is_file()
+
+
+def test_a_fine_tuning_that_is_never_better_keeps_its_start_and_says_so(data: Path, tmp_path: Path) -> None:
+    good = train_model("v0", data, TINY.overridden(epochs=12), name="good", models_dir=tmp_path)
+    options = ["--model", "v0", "--data", str(data), "--models-dir", str(tmp_path), "--device", "cpu", "--no-plots"]
+    run = CliRunner().invoke(
+        cli.main,
+        [*options, "--name", "worse", "--weights", str(good.checkpoint), "--lr", "0.5", "--epochs", "1"],
+    )
+    assert run.exit_code == 0, run.output
+    assert f"no epoch was better than the start ({good.results.accuracy:.1%}); the start is kept" in run.stderr
+    start, kept = (load_checkpoint(tmp_path / f"{name}.pth", name="v0").state_dict for name in ("good", "worse"))
+    assert all(torch.equal(start[key], kept[key]) for key in start)
+    results = json.loads((tmp_path / "worse_results.json").read_text())
+    assert (results["best_epoch"], results["accuracy"]) == (0, good.results.accuracy)
+
+
+@pytest.mark.parametrize("name", ["v3", "model_0", "../mine", "a b", ""])
+def test_names_of_shipped_models_and_paths_are_refused(name: str) -> None:
+    run = CliRunner().invoke(cli.main, ["--model", "v0", "--data", "missing", "--name", name])
+    assert run.exit_code == 2
+    assert "--name" in run.stderr
