@@ -35,7 +35,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-def _write_votes(data: Path, path: Path) -> Path:
+def write_votes(data: Path, path: Path) -> Path:
     """Votes by which every image shows the class after that of its folder; the first sad ones are no faces."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -51,7 +51,7 @@ def _write_votes(data: Path, path: Path) -> Path:
 
 
 def test_votes_are_what_the_network_learns(data: Path, tmp_path: Path) -> None:
-    votes = _write_votes(data, tmp_path / "votes.csv")
+    votes = write_votes(data, tmp_path / "votes.csv")
     _, train, validation = load_splits(data, (), votes=votes)
     assert (len(train), len(validation)) == (7 * 12 - 1, 7 * 4)  # one that is no face is left out of training only
     trained = train_model(
@@ -74,7 +74,7 @@ def test_votes_are_what_the_network_learns(data: Path, tmp_path: Path) -> None:
 
 
 def test_the_logit_adjustment_is_in_the_last_biases(data: Path, tmp_path: Path) -> None:
-    votes = _write_votes(data, tmp_path / "votes.csv")
+    votes = write_votes(data, tmp_path / "votes.csv")
     states = []
     for adjustment in (0.0, -0.5):
         recipe = TINY.overridden(epochs=1, logit_adjustment=adjustment)

@@ -282,12 +282,9 @@ def _report(trained: Trained, *, plots: bool) -> None:
     click.echo(trained.results_file)
     if not plots:
         return
-    from fer_train.plots import plot_confusion, plot_curves
+    from fer_train.plots import write_plots
 
-    stem = trained.checkpoint.with_suffix("")
-    for plot, kind in ((plot_curves, "curves"), (plot_confusion, "confusion")):
-        path = stem.with_name(f"{stem.name}_{kind}.png")
-        plot(results.to_dict(), path)
+    for path in write_plots(results.to_dict(), trained.checkpoint.with_suffix("")):
         click.echo(path)
 
 

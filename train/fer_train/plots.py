@@ -17,6 +17,16 @@ _TRAIN, _VALIDATION, _MARK = "#8a93a6", "#1f5fd0", "#d0461f"
 _GRID = "#dfe3ea"
 
 
+def write_plots(results: Mapping[str, Any], stem: Path) -> list[Path]:
+    """Draw both plots: STEM_curves.png and STEM_confusion.png."""
+    written = []
+    for plot, kind in ((plot_curves, "curves"), (plot_confusion, "confusion")):
+        path = stem.with_name(f"{stem.name}_{kind}.png")
+        plot(results, path)
+        written.append(path)
+    return written
+
+
 def plot_curves(results: Mapping[str, Any], path: Path) -> None:
     """Draw loss and accuracy per epoch, the best epoch marked.
 

@@ -1,8 +1,8 @@
 """FER+: ten raters' votes for FER2013's images, found by what an image looks like.
 
-The votes (Barsoum et al., arXiv 1608.01041; github.com/microsoft/FERPlus) ship with the package under their MIT licence,
-ferplus_LICENSE.txt. Copies of FER2013 differ in file names, splits and encoding, so each image is known by a fingerprint of
-its pixels, from which the image cannot be restored.
+The votes (Barsoum et al., arXiv 1608.01041; github.com/microsoft/FERPlus) ship with the package under their MIT licence
+(ferplus_LICENSE.txt). Copies of FER2013 differ in file names, splits and encoding, so an image is known by its
+fingerprint, from which the image cannot be restored.
 """
 
 from __future__ import annotations

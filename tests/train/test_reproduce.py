@@ -1,0 +1,122 @@
+"""The pipeline of the shipped checkpoints, on made-up data: cached, killed, continued, the same bytes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from tests.train.pictures import write_pictures
+from tests.train.test_pipeline import write_votes
+
+from fer_runtime.errors import CheckpointError
+from fer_train import recipes, reproduce
+from fer_train.reproduce import STEPS, Step, needed, publish
+from fer_train.reproduce import reproduce as run_steps
+
+STEPS_OF_V0 = (Step(network="v0", hours=0), Step(network="v1", teachers=("v0",), votes=False, hours=0))
+
+# What a child process runs: two steps, the recipes cut to a few epochs of v0.
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from fer_train import recipes
+from fer_train.reproduce import Step, reproduce
+recipes.RECIPES["best"]["v0"] = replace(recipes.RECIPES["best"]["v0"], epochs=6, batch_size=16)
+data, votes, work = map(Path, sys.argv[1:])
+reproduce(data, work, votes=str(votes), steps=(Step(network="v0", hours=0),), say=lambda line: print(line, flush=True))
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data"), train=12, validation=4)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+
+def _run(data: Path, votes: Path, work: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, data, votes, work], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    votes = write_votes(data, tmp_path / "votes.csv")
+    whole = _run(data, votes, tmp_path / "whole")
+    assert whole.wait(300) == 0
+    killed = _run(data, votes, tmp_path / "killed")
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "killed").rglob("*.resume.pth")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not list((tmp_path / "killed").rglob("model_0.pth"))
+    again = _run(data, votes, tmp_path / "killed")
+    assert again.wait(300) == 0
+    (first,), (second,) = ((tmp_path / name).glob("v0-*/model_0.pth") for name in ("whole", "killed"))
+    assert first.parent.name == second.parent.name
+    assert first.read_bytes() == second.read_bytes()
+    done = _run(data, votes, tmp_path / "killed")
+    assert "v0: done" in done.communicate(timeout=300)[0]
+
+
+def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for network in ("v0", "v1"):
+        tiny = recipes.FIRST.overridden(epochs=1, augmentation="none")
+        monkeypatch.setitem(recipes.RECIPES["best"], network, tiny)
+    votes = write_votes(data, tmp_path / "votes.csv")
+    made = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
+    said: list[str] = []
+    assert run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0, say=said.append) == made
+    assert [line.split(",")[0] for line in said] == ["v0: done", "v1: done"]
+    # Other votes: v0 learns from them, v1 from v0.
+    votes.write_text(votes.read_text().replace(",8,", ",9,"))
+    other = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
+    assert all(other[name] != made[name] for name in ("v0", "v1"))
+    monkeypatch.setitem(recipes.RECIPES["best"], "v1", tiny.overridden(lr=2e-3))
+    third = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
+    assert third["v0"] == other["v0"]
+    assert third["v1"] != other["v1"]
+
+    written = publish({"v0": made["v0"]}, tmp_path / "models", replace=False)
+    assert [path.name for path in written] == [
+        "model_0.pth",
+        "model_0_results.json",
+        "model_0_curves.png",
+        "model_0_confusion.png",
+    ]
+    with pytest.raises(CheckpointError, match="overwrite it with --replace"):
+        publish({"v0": other["v0"]}, tmp_path / "models", replace=False)
+    publish({"v0": other["v0"]}, tmp_path / "models", replace=True)
+
+
+def test_a_network_brings_the_steps_that_it_needs() -> None:
+    assert [step.network for step in needed(STEPS, ["v0"])] == ["v3", "v0"]
+    assert [step.network for step in needed(STEPS, ["v3"])] == ["v3"]
+    assert needed(STEPS, []) == list(STEPS)
+
+
+def test_a_dry_run_prints_commands_that_fer_train_takes(tmp_path: Path) -> None:
+    run = CliRunner().invoke(reproduce.main, ["--dry-run", "--work", str(tmp_path / "work")])
+    assert run.exit_code == 0, run.output
+    commands = [line.strip() for line in run.stdout.splitlines() if "fer-train" in line]
+    assert len(commands) == len(STEPS)
+    from fer_train import cli
+
+    for text in commands:
+        context = cli.main.make_context("fer-train", text.split()[1:])
+        assert context.params["recipe_name"] == "best"
+    assert not (tmp_path / "work").exists()

@@ -1,0 +1,221 @@
+"""Make the shipped checkpoints again, from FER2013 and FER+'s votes: `python -m fer_train.reproduce`.
+
+Each step is one training. A step is done once for what it depends on: its network, recipe, seed, data, votes, and the
+files of the steps before it. A killed step continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.errors import CheckpointError
+from fer_runtime.files import sha256_of
+from fer_runtime.model.find import checkpoint_path, results_path
+from fer_train.data.votes import FERPLUS
+from fer_train.recipes import RECIPES, Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One training of a shipped network: `fer-train --recipe best`, with the options that stand here."""
+
+    network: str
+    teachers: tuple[str, ...] = ()  # networks of earlier steps
+    votes: bool = True  # whether it learns from FER+'s votes, or from FER2013's labels
+    seed: int = 0
+    hours: float  # on one core with AVX-512 BF16; a processor without it takes two to three times as long
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES["best"][self.network]
+
+
+STEPS: tuple[Step, ...] = (
+    Step(network="v3", hours=1.6),
+    Step(network="v0", teachers=("v3",), hours=0.4),
+    Step(network="v1", teachers=("v3",), votes=False, hours=1.6),
+)
+
+
+def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path]) -> str:
+    """What a step's result depends on, as hexadecimal digits.
+
+    Args:
+        data: fingerprint of both splits.
+        votes: fingerprint of the votes.
+        teachers: files of the steps before it.
+    """
+    depends_on = {
+        "network": step.network,
+        "recipe": step.recipe.to_dict(),
+        "seed": step.seed,
+        "data": data,
+        "votes": votes if step.votes else None,
+        "teachers": [sha256_of(path) for path in teachers],
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def reproduce(
+    data: Path,
+    work: Path,
+    *,
+    votes: str = FERPLUS,
+    only: Sequence[str] = (),
+    steps: Sequence[Step] = STEPS,
+    threads: int = 1,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Path]:
+    """Run the steps that are not done, and return each network's folder with its checkpoint and results.
+
+    Args:
+        data: FER2013's root.
+        work: where every step has a folder, named by its network and key.
+        only: networks to make, with the steps that these need; all by default.
+        threads: of the CPU; another number gives other bytes.
+        say: told what happens.
+
+    Raises:
+        DataError: the images or votes are missing or unreadable.
+    """
+    import torch
+
+    from fer_train.pipeline import load_splits, train_model
+    from fer_train.progress import EpochBars
+
+    torch.set_num_threads(threads)
+    _, train, validation = load_splits(data, ())
+    data_key = train.fingerprint + validation.fingerprint
+    _, train, validation = load_splits(data, (), votes=votes)
+    votes_key = train.fingerprint + validation.fingerprint
+    made: dict[str, Path] = {}
+    for step in needed(steps, only):
+        teachers = [checkpoint_path(made[name], name) for name in step.teachers]
+        key = step_key(step, data=data_key, votes=votes_key, teachers=teachers)
+        folder = made[step.network] = work / f"{step.network}-{key}"
+        if is_done(folder, step.network):
+            say(f"{step.network}: done, {folder}")
+            continue
+        say(f"{step.network}: {command(step, folder, made)}")
+        train_model(
+            step.network,
+            data,
+            step.recipe,
+            recipe_name="best",
+            teachers=teachers,
+            votes=votes if step.votes else None,
+            seed=step.seed,
+            models_dir=folder,
+            resume=True,
+            progress=EpochBars(),
+        )
+    return made
+
+
+def is_done(folder: Path, network: str) -> bool:
+    """Whether a step has left everything; its resume file is removed last."""
+    return (
+        checkpoint_path(folder, network).is_file()
+        and results_path(folder, network).is_file()
+        and not list(folder.glob("*.resume.pth"))
+    )
+
+
+def needed(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
+    """The steps that make the networks in `only`, in their order; all of them where `only` is empty."""
+    by_network = {step.network: step for step in steps}
+    wanted = set(only or by_network)
+    for step in reversed(steps):
+        if step.network in wanted:
+            wanted |= set(step.teachers)
+    return [step for step in steps if step.network in wanted]
+
+
+def command(step: Step, folder: Path | str, made: Mapping[str, Path | str]) -> str:
+    """The same step as a fer-train command line."""
+    parts = ["fer-train --model", step.network, "--recipe best --weights none"]
+    parts += [f"--teacher {checkpoint_path(Path(made[name]), name)}" for name in step.teachers]
+    parts += [f"--votes {FERPLUS}"] if step.votes else []
+    return " ".join([*parts, f"--seed {step.seed} --threads 1 --models-dir {folder}"])
+
+
+def publish(made: Mapping[str, Path], models_dir: Path, *, replace: bool) -> list[Path]:
+    """Copy checkpoints and results to `models_dir`, with their plots.
+
+    Raises:
+        CheckpointError: another checkpoint is there, and `replace` is false.
+    """
+    from fer_train.plots import write_plots
+    from fer_train.results import read_results
+
+    for network, folder in made.items():
+        source, target = (checkpoint_path(place, network) for place in (folder, models_dir))
+        if target.is_file() and sha256_of(target) != sha256_of(source) and not replace:
+            raise CheckpointError(f"{target} is another checkpoint than {source}; overwrite it with --replace")
+    written = []
+    models_dir.mkdir(parents=True, exist_ok=True)
+    for network, folder in made.items():
+        for path_of in (checkpoint_path, results_path):
+            shutil.copyfile(path_of(folder, network), path_of(models_dir, network))
+            written.append(path_of(models_dir, network))
+        written += write_plots(
+            read_results(results_path(models_dir, network)), checkpoint_path(models_dir, network).with_suffix("")
+        )
+    return written
+
+
+@click.command(cls=FerCommand)
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="FER2013's root.  [required]")
+@click.option("--votes", default=FERPLUS, show_default=True, help="FER+'s votes, or a votes file.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("reproduced"),
+    show_default=True,
+    help="Where every step keeps its files.",
+)
+@click.option("--only", type=click.Choice([step.network for step in STEPS]), multiple=True, help="Network to make.")
+@click.option("--dry-run", is_flag=True, help="Print the steps and their hours.")
+@click.option("--models-dir", type=click.Path(path_type=Path, file_okay=False), help="Copy the results there.")
+@click.option("--replace", is_flag=True, help="Overwrite other checkpoints in --models-dir.")
+def main(
+    data: Path | None,
+    votes: str,
+    work: Path,
+    only: tuple[str, ...],
+    dry_run: bool,
+    models_dir: Path | None,
+    replace: bool,
+) -> None:
+    """Make the shipped checkpoints again, from FER2013 and FER+'s votes."""
+    if dry_run:
+        chosen = needed(STEPS, only)
+        for step in chosen:
+            places = {name: work / name for name in step.teachers}
+            click.echo(f"{step.network}  {step.recipe.epochs} epochs, about {step.hours:g} h of one core")
+            click.echo(f"    {command(step, work / step.network, places)}")
+        click.echo(f"about {sum(step.hours for step in chosen):g} h, one step after the other")
+        return
+    if data is None:
+        raise click.UsageError("Missing option '--data'.")
+    if replace and models_dir is None:
+        raise click.UsageError("--replace changes nothing without --models-dir")
+    with needs_extra("train"):
+        made = reproduce(data, work, votes=votes, only=only, say=lambda line: click.echo(line, err=True))
+    for network, folder in made.items():
+        click.echo(f"{network}  {checkpoint_path(folder, network)}")
+    if models_dir is not None:
+        for path in publish(made, models_dir, replace=replace):
+            click.echo(path)
+
+
+if __name__ == "__main__":
+    main()
