@@ -107,7 +107,8 @@ def train_model(
     file_name = name or network_name
     checkpoint = checkpoint_path(models_dir, file_name)
     resume_path = models_dir / f"{file_stem(file_name)}.resume.pth"
-    from_writer(lambda: refuse_to_replace(checkpoint, resume_path, resume=resume or finish, replace=replace), world)
+    if not finish:
+        from_writer(lambda: refuse_to_replace(checkpoint, resume_path, resume=resume, replace=replace), world)
     whole, train, validation = load_splits(data, recipe.drop, votes=votes, skip_unreadable=skip_unreadable)
     torch.manual_seed(seed)  # the fresh weights
     network = create_network(network_name, dropout=recipe.dropout)

@@ -66,7 +66,8 @@ def pretrain(
     device = device or torch.device("cpu")
     path = models_dir / f"{file_stem(name)}_pretrained.pth"
     resume_path = path.with_suffix(".resume.pth")
-    from_writer(lambda: refuse_to_replace(path, resume_path, resume=resume or finish, replace=replace), world)
+    if not finish:
+        from_writer(lambda: refuse_to_replace(path, resume_path, resume=resume, replace=replace), world)
     folder = images / "train" if (images / "train").is_dir() else images
     whole = load_class_folders(folder)
     if few := [f"{one} has {count}" for one, count in whole.counts.items() if count < 2]:

@@ -95,7 +95,7 @@ def test_several_teachers_answer_by_the_softmax_of_their_mean_logits() -> None:
     pictures = to_network_input(torch.randint(0, 256, (5, 48, 48), dtype=torch.uint8)).contiguous()
     batch = Batch(
         pictures=pictures,
-        labels=torch.zeros(5, dtype=torch.int64),
+        targets=torch.zeros(5, 7),
         indices=torch.arange(5),
         faces=5,
         weight=torch.tensor(5.0),
@@ -116,7 +116,7 @@ def test_answers_to_faces_are_those_to_the_face_and_its_mirror_image(
     save_checkpoint(file, Checkpoint(name="v2", state_dict=network.state_dict()))
     batch = Batch(
         pictures=torch.empty(0),
-        labels=torch.empty(0),
+        targets=torch.empty(0),
         indices=torch.tensor([5, 0, 7]),
         faces=3,
         weight=torch.tensor(3.0),
@@ -148,9 +148,7 @@ def test_an_exported_model_teaches_with_the_probabilities_of_its_network(
     indices = torch.tensor([5, 0, 7])
     planes = torch.from_numpy(faces[0].faces)[indices].float() / 255
     pictures = planes[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-    batch = Batch(
-        pictures=pictures, labels=torch.zeros(3, dtype=torch.int64), indices=indices, faces=3, weight=torch.tensor(3.0)
-    )
+    batch = Batch(pictures=pictures, targets=torch.zeros(3, 7), indices=indices, faces=3, weight=torch.tensor(3.0))
     temperature = Recognizer(file).metadata.temperature
     with torch.no_grad():
         expected = F.log_softmax(network(pictures) / temperature, 1)
@@ -186,7 +184,7 @@ def test_a_checkpoint_with_its_classes_in_another_order_teaches_the_same(
     planes = torch.from_numpy(faces[0].faces[:4])[:, None].expand(-1, 3, -1, -1) / 255
     batch = Batch(
         pictures=planes.contiguous(),
-        labels=torch.zeros(4, dtype=torch.int64),
+        targets=torch.zeros(4, 7),
         indices=torch.arange(4),
         faces=4,
         weight=torch.tensor(4.0),
@@ -210,7 +208,7 @@ def test_both_answers_of_a_mixed_face_count_by_their_shares() -> None:
     logits = torch.randn(4, 7, generator=Generator().manual_seed(0))
     batch = Batch(
         pictures=torch.empty(0),
-        labels=torch.empty(0),
+        targets=torch.empty(0),
         indices=torch.tensor([0, 1]),
         faces=2,
         weight=torch.tensor(2.0),

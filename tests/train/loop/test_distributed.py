@@ -51,7 +51,7 @@ with joined_world(torch.device("cpu")) as (world, device):
         teacher = FaceAnswers(answers) if views == "faces" else ImageAnswers([create_network("v0").eval()])
         run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=teacher, world=world)
         run.run()
-        torch.save({"weights": run.best.state_dict, "loss": run.history.train_loss}, out / f"{case}.{world.rank}.pt")
+        torch.save({"weights": run.best_state, "loss": run.history.train_loss}, out / f"{case}.{world.rank}.pt")
 """
 
 # By name: processes, architecture, the teacher's views, settings.

@@ -204,9 +204,9 @@ def test_too_little_for_the_processes_is_said(pictures: Path) -> None:
     with pytest.raises(DataError, match=r"16 faces is too small for 17 processes.*--batch-size 17"):
         Trainer(create_network("v0"), *faces, TINY, device=torch.device("cpu"), seed=0, world=world)
     few = faces[0].subset(range(0, 168, 24))
-    with pytest.raises(DataError, match=r"7 faces is too small for 17 processes.*more pictures"):
+    with pytest.raises(DataError, match=r"7 faces is too small for 17 processes.*more images"):
         Trainer(create_network("v0"), few, faces[1], TINY, device=torch.device("cpu"), seed=0, world=world)
-    with pytest.raises(DataError, match="no training picture of angry is left"):
+    with pytest.raises(DataError, match="no training image of angry is left"):
         Trainer(
             create_network("v0"), faces[0].subset(range(24, 168)), faces[1], TINY, device=torch.device("cpu"), seed=0
         )
@@ -219,7 +219,7 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(pictures: Path)
         torch.manual_seed(seed)
         run = Trainer(create_network("v0"), *faces, TINY.overridden(epochs=1), device=torch.device("cpu"), seed=seed)
         run.run()
-        return run.best.state_dict["fc_layer.1.weight"]
+        return run.best_state["fc_layer.1.weight"]
 
     assert torch.equal(weights(3), weights(3))
     assert not torch.equal(weights(3), weights(4))

@@ -20,7 +20,8 @@ from fer_train.checkpoints import Checkpoint, load_checkpoint, load_state_dict, 
 from fer_train.networks.pretrained import imagenet_weights
 from fer_train.networks.registry import create_network
 from fer_train.networks.torchvision_import import torchvision_models
-from fer_train.pipeline import pretrain, train_model
+from fer_train.pipeline import train_model
+from fer_train.pretrain import pretrain
 from fer_train.recipes import Recipe
 
 # Steps too small to move a float32 weight: after an epoch the weights are those that it began with.
@@ -46,7 +47,7 @@ def test_pretraining_gives_all_layers_but_the_last_to_a_training_on_faces(faces:
             cv2.imwrite(str(folder / f"{number}.png"), np.full((60, 50), gray + number, np.uint8))
     recipe = STANDING.overridden(epochs=2, batch_size=8, optimizer="adamw", lr=1e-3)
     result = pretrain("v1", tmp_path / "things", recipe, models_dir=tmp_path)
-    assert (result.classes, result.pictures) == (2, 20)
+    assert (result.classes, result.images) == (2, 20)
     pretrained = load_state_dict(result.path, name="v1")
     assert pretrained["fc.3.weight"].shape == (2, 256)
 
@@ -147,7 +148,7 @@ def test_a_class_of_one_picture_is_named_before_pretraining(tmp_path: Path) -> N
         (tmp_path / "things" / name).mkdir(parents=True)
         for number in range(count):
             cv2.imwrite(str(tmp_path / "things" / name / f"{number}.png"), np.full((48, 48), number, np.uint8))
-    with pytest.raises(DataError, match=r"needs 2 pictures.*dogs has 1"):
+    with pytest.raises(DataError, match=r"needs 2 images.*dogs has 1"):
         pretrain("v1", tmp_path / "things", STANDING, models_dir=tmp_path)
 
 
@@ -162,5 +163,5 @@ def test_a_class_without_a_picture_left_is_named(tmp_path: Path) -> None:
     # Validation holds all fear pictures of train, so that dropping duplicates leaves none.
     for file in next(data.rglob("train/fear")).iterdir():
         (next(data.rglob("validation/fear")) / f"copy_{file.name}").write_bytes(file.read_bytes())
-    with pytest.raises(DataError, match=r"no training picture of fear left.*--drop none"):
+    with pytest.raises(DataError, match=r"no training image of fear left.*--drop none"):
         train_model("v0", data, STANDING.overridden(drop=("duplicates",)), models_dir=tmp_path)

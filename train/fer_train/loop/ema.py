@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+TensorList = tuple[Tensor, ...] | list[Tensor]
 
-def follow(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+
+def follow(decay: float) -> Callable[[TensorList, TensorList, Tensor | int], None]:
     """An update for torch.optim.swa_utils.AveragedModel: an EMA that stays close to the network in the first steps.
 
     Args:
@@ -16,7 +18,7 @@ def follow(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor
     """
 
     @torch.no_grad()
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], steps: Tensor | int) -> None:
+    def update(averages: TensorList, values: TensorList, steps: Tensor | int) -> None:
         if not averages[0].is_floating_point():  # BatchNorm's counters
             torch._foreach_copy_(averages, values)
             return

@@ -449,9 +449,9 @@ def batch_sizes(faces: int, batch_size: int) -> list[int]:
 
 def _require_enough(train: LabelledFaces, recipe: Recipe, world: World) -> None:
     if absent := [name for name, count in train.counts.items() if not count]:
-        raise DataError(f"no training picture of {', '.join(absent)} is left; every class needs some")
+        raise DataError(f"no training image of {', '.join(absent)} is left; every class needs some")
     if (faces := min(len(train), recipe.batch_size)) < world.size:
         raise DataError(
             f"a batch of {faces} faces is too small for {world.size} processes; start fewer, or give "
-            + ("more pictures" if len(train) < world.size else f"--batch-size {world.size} or more")
+            + ("more images" if len(train) < world.size else f"--batch-size {world.size} or more")
         )
