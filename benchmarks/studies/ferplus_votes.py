@@ -98,8 +98,8 @@ def main(data: Path, votes: Path | None) -> None:
         click.echo(
             f"{suffix} {quality or ''} ({noise:.1f} gray levels RMS): lost {(known & (found < 0)).sum()} of "
             f"{known.sum():,}; votes of another copy of the photo {len(other)}, which differs by "
-            f"{np.median(apart) if apart else 0:.1f}, at most {max(apart, default=0):.1f} gray levels RMS; found without "
-            f"having votes {((found >= 0) & ~known).sum()}"
+            f"{np.median(apart) if apart else 0:.1f}, at most {max(apart, default=0):.1f} gray levels RMS; found "
+            f"without having votes {((found >= 0) & ~known).sum()}"
         )
     # Images that the votes do not know, such as those of another data set: every tenth entry is taken out.
     left_out = exact % 10 == 0

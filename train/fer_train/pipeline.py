@@ -115,7 +115,7 @@ def train_model(
     one_per_machine_first(lambda: _start_from(network, network_name, weights), world)
     identity = {
         "model": network_name,
-        "recipe": json.dumps(recipe.to_dict(), sort_keys=True),
+        "recipe": json.dumps(trained_with(recipe), sort_keys=True),
         "seed": seed,
         "data": train.fingerprint + validation.fingerprint,
         "starting weights": weights if weights in ("none", "imagenet") else sha256_of(Path(weights)),
@@ -170,6 +170,13 @@ def train_model(
         # Last: a run killed before this line finishes its files with --resume.
         resume_path.unlink(missing_ok=True)
     return trained
+
+
+def trained_with(recipe: Recipe) -> dict[str, Any]:
+    """The settings that a stopped run must have in common with the one that continues it."""
+    settings = recipe.to_dict()
+    del settings["logit_adjustment"]  # it changes the finished weights alone
+    return settings
 
 
 def refuse_to_replace(checkpoint: Path, resume_path: Path, *, resume: bool, replace: bool) -> None:

@@ -24,7 +24,7 @@ VOTES_FILE = Path(__file__).with_name("ferplus_votes.npz")
 # What the raters could choose beside the seven expressions; votes for these name none of the classes.
 OTHERS = ("contempt", "unknown", "not_a_face")
 
-# Bits of a fingerprint, and how many may differ. benchmarks/studies/ferplus_votes.py measures both on re-encoded copies.
+# Bits of a fingerprint, and how many may differ; benchmarks/studies/ferplus_votes.py tests both on re-encoded copies.
 BITS = 96
 MAX_DIFFERENT_BITS = 9
 # Images at once against all fingerprints: 16 MB of distances.

@@ -172,7 +172,7 @@ class Trainer:
         if finish:
             return
         if self._starts_trained and not self.history.epochs:
-            start = self.evaluate(self.network, shift=self._shift)
+            start = self.evaluate(self.network)
             self.history.start_score, self.history.start_acc = start.score, start.accuracy
             self._keep(self.network)
         for epoch in range(self.history.epochs + 1, self.recipe.epochs + 1):
@@ -184,7 +184,7 @@ class Trainer:
                     f"than {self.recipe.lr:g}, or without the --set that did it"
                 )
             network = self.average.module if self.average is not None else self.network
-            evaluation = self.evaluate(network, shift=self._shift)
+            evaluation = self.evaluate(network)
             self.history.train_loss.append(loss)
             self.history.train_acc.append(accuracy)
             self.history.test_loss.append(evaluation.loss)
@@ -212,15 +212,9 @@ class Trainer:
         self.network.load_state_dict(state)
         return state, self.evaluate(self.network)
 
-    def evaluate(self, network: nn.Module, *, shift: Tensor | None = None) -> Evaluation:
-        """Loss and probabilities on the validation faces, in eval mode and float32.
-
-        Args:
-            shift: added to the logits, float32 (classes,).
-        """
+    def evaluate(self, network: nn.Module) -> Evaluation:
+        """Loss and probabilities on the validation faces, in eval mode and float32."""
         logits = predict_logits(network, self._validation_faces)
-        if shift is not None:
-            logits = logits + shift
         probabilities = F.softmax(logits, 1)
         if self._validation.votes is not None:
             votes = measure_votes(probabilities.numpy(), self._validation.votes)
