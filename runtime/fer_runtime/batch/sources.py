@@ -244,13 +244,16 @@ def paths_from_list(stream: BufferedReader, head: bytes = b"", *, null_separated
     Raises:
         InputError: an entry is too long for a path, so that this is not a list.
     """
+    head = head or _first_bytes(stream)
     mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), (b"", "utf-8"))
     more = iter(lambda: stream.read1(1 << 16), b"")
     blocks: Iterator[bytes] = chain((head[len(mark) :],), more)
     if encoding != "utf-8":  # which is left as bytes: a name may be none
         blocks = _in_utf8(blocks, encoding)
     rest = b""
-    while b"\n" not in rest and b"\0" not in rest and len(rest) <= _LONGEST_ENTRY and (block := next(blocks, None)):
+    while b"\n" not in rest and b"\0" not in rest and len(rest) <= _LONGEST_ENTRY:
+        if (block := next(blocks, None)) is None:
+            break
         rest += block
     separator = b"\0" if null_separated or b"\0" in rest else b"\n"
     without_path = 0  # bytes since the last path

@@ -25,6 +25,7 @@ from fer_runtime.cluster.engine import (
 )
 from fer_runtime.cluster.storage import RemoteFolders, is_uri
 from fer_runtime.output.sink import opened_sink
+from fer_runtime.text import counted, printable
 
 
 def run_on_ray(options: ClusterRun, format_name: str) -> bool:
@@ -53,27 +54,38 @@ def run_on_ray(options: ClusterRun, format_name: str) -> bool:
 def _run(recipe: RecognizerRecipe, ray: RayOptions, options: ClusterRun, format_name: str) -> bool:
     paths, output, samples, recursive = options.paths, options.output, options.samples, options.recursive
     load_ray(ray.address)  # where it is missing, nothing is listed or written
-    remote = RemoteFolders(chain(_without_picture(GivenPaths(paths)), sample_images() if samples else ()), recursive)
-    pictures = Inputs(remote, recursive, remote.left_out)
+    given = GivenPaths(paths, null_separated=options.null_separated)
+    remote = RemoteFolders(chain(_without_image(given), sample_images() if samples else ()), recursive)
+    images = Inputs(remote, recursive, remote.left_out)
     summary = JobSummary()
     started = perf_counter()
     progress = Progress(images_done(summary, None), is_shown=progress_is_shown(options))
+
+    def say() -> None:
+        say_summary(
+            summary,
+            left_out=images.left_out,
+            seconds=perf_counter() - started,
+            detector=recipe.settings["detector_used"],
+            quiet=options.quiet,
+        )
+
     try:
         if output is None:
             with progress, opened_sink(None) as sink:
-                for rows in rows_in_order(recipe, pictures, ray, summary=summary):
+                for rows in rows_in_order(recipe, images, ray, summary=summary):
                     sink.write(rows)
                     sink.flush()
                     progress.say()
         else:
-            given = [path if is_uri(path) or path == "-" else os.path.abspath(path) for path in paths]
+            places = [path if is_uri(path) or path == "-" else os.path.abspath(path) for path in paths]
             with progress:
                 write_parts(
                     recipe,
-                    pictures,
+                    images,
                     output,
                     ray,
-                    given={"paths": given, "samples": samples, "recursive": recursive},
+                    given={"paths": places, "samples": samples, "recursive": recursive},
                     format_name=format_name,
                     resume=options.resume,
                     summary=summary,
@@ -82,25 +94,20 @@ def _run(recipe: RecognizerRecipe, ray: RayOptions, options: ClusterRun, format_
                 )
     except KeyboardInterrupt:
         if output is not None:
-            click.echo(f"\nstopped; the parts so far are in {output}, go on with --resume", err=True)
+            click.echo(f"\nstopped; the shards so far are in {printable(output)}, continue with --resume", err=True)
+        say()
         raise
-    say_summary(
-        summary,
-        left_out=pictures.left_out,
-        seconds=perf_counter() - started,
-        detector=recipe.settings["detector_used"],
-        quiet=options.quiet,
-    )
-    return bool(summary.failed or pictures.left_out.only_folders or not summary.images)
+    say()
+    return bool(summary.failed or images.left_out.only_folders or not summary.images)
 
 
-def _without_picture(given: Iterable[str]) -> Iterator[str]:
+def _without_image(given: Iterable[str]) -> Iterator[str]:
     for path in given:
         if path == "-":
-            raise click.UsageError("--engine ray takes a list of paths on standard input, and no picture")
+            raise click.UsageError("--engine ray takes a list of paths on standard input, not an image")
         yield path
 
 
-def _say_start(finished: int, parts: int, pictures: int) -> None:
-    there = f", {finished} of them are there already" if finished else ""
-    click.echo(f"{pictures} pictures in {parts} parts{there}", err=True)
+def _say_start(finished: int, shards: int, images: int) -> None:
+    there = f", {finished} of them complete" if finished else ""
+    click.echo(f"{counted(images, 'image')} in {counted(shards, 'shard')}{there}", err=True)

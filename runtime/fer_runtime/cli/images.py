@@ -52,7 +52,7 @@ def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: Ex
         stack.callback(partial.close)
         if not options.resume:
             partial.refuse_unfinished()
-    given = GivenPaths(options.paths)
+    given = GivenPaths(options.paths, null_separated=options.null_separated)
     shipped = sample_images() if options.samples else []
     listed: Iterable[str] = chain(given, shipped)
     if options.random_count is not None:
@@ -78,7 +78,7 @@ def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: Ex
             partial,
             existing,
             resume=options.resume,
-            is_resumable=format_name == "jsonl" and options.random_count is None,
+            is_resumable=OUTPUT_FORMATS[format_name].is_resumable and options.random_count is None,
             total=total,
             shows_progress=shows_progress,
         )
@@ -213,7 +213,11 @@ class _Job:
 
         written = 0
         try:
-            with closing(results), progress, opened_sink(partial, resumable=is_resumable) as sink:
+            with (
+                closing(results),
+                progress,
+                opened_sink(partial, frame=output_format.create_frame(), resumable=is_resumable) as sink,
+            ):
                 if not finished.rows:
                     sink.write(rows.header())
                 for result in results:

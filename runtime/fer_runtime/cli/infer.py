@@ -67,6 +67,7 @@ _RULES = (
         when=lambda given: given["samples"] and not given["paths"],
         because="--samples has no folders to search",
     ),
+    Rule("null_separated", when=lambda given: "-" not in given["paths"], because="only with the PATH -"),
     Rule("resume", when=lambda given: given["output"] is None, because="only with --output"),
     Rule(
         "random_count",
@@ -83,6 +84,13 @@ _RULES = (
     "Input",
     click.option("--samples", is_flag=True, help="Use the photographs that ship with the package."),
     click.option("--recursive", is_flag=True, help="Search folders inside folders too."),
+    click.option(
+        "-0",
+        "--null",
+        "null_separated",
+        is_flag=True,
+        help="The list of paths on standard input is separated by NUL bytes (find -print0), not by line ends.",
+    ),
     click.option(
         "--random",
         "random_count",
@@ -302,8 +310,9 @@ def _recognize(given: dict[str, Any]) -> bool:
         return run_on_videos(options, videos, format_name)
     options = take_options(ImagesRun)
     format_name = output_format(options, default=default)
-    if options.resume and format_name != "jsonl":
-        raise click.UsageError("--resume continues a run of --format jsonl")
+    if options.resume and not OUTPUT_FORMATS[format_name].is_resumable:
+        resumable = ", ".join(one.name for one in OUTPUT_FORMATS.values() if one.is_resumable)
+        raise click.UsageError(f"--resume continues a run of --format {resumable}")
     refuse_overwriting(paths, options)
     _fetch_if_asked(options)
     from fer_runtime.cli.images import run_on_images

@@ -50,6 +50,7 @@ class ImagesRun(RecognizerOptions):
     title: ClassVar[str] = "a run over images"
 
     paths: tuple[str, ...]
+    null_separated: bool
     samples: bool
     recursive: bool
     max_pixels: int
@@ -89,6 +90,7 @@ class ClusterRun(RecognizerOptions):
     title: ClassVar[str] = "--engine ray"
 
     paths: tuple[str, ...]
+    null_separated: bool
     samples: bool
     recursive: bool
     max_pixels: int

@@ -14,6 +14,7 @@ from fer_runtime.cli.progress import Progress
 from fer_runtime.cli.recognizer import opened_recognizer
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import ImageError
+from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import printable
@@ -43,7 +44,9 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
     is_seen_itself = rows_are_seen and not is_per_segment(format_name, segments)
     shows_progress = is_terminal(sys.stderr) and not (options.quiet or is_seen_itself)
     # A camera's answer is about now, and a film takes minutes: who reads the rows need not wait for others.
-    with opened_sink(output, by_row=True) as sink:
+    output_format = OUTPUT_FORMATS[format_name]
+    format_name = output_format.rows_of or format_name
+    with opened_sink(output, frame=output_format.create_frame(), by_row=True) as sink:
         write = sink.write
         write_video_header(write, format_name=format_name, segments=segments)
         for video, copy in zip(videos, copies, strict=True):

@@ -9,6 +9,7 @@ from fer_runtime.registry import Registry, load
 
 if TYPE_CHECKING:
     from fer_runtime.output.rows import RowFormat
+    from fer_runtime.output.sink import Frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +22,20 @@ class OutputFormat:
     images: str | None = None  # "module:class" of the RowFormat that writes rows of images
     is_for_videos: bool = False
     is_for_cluster: bool = False
+    is_resumable: bool = False  # a run over images can be continued from its rows, one JSON object per line
+    frame: str | None = None  # "module:class" of the Frame around the rows of a whole output
+    rows_of: str | None = None  # the format that has the same rows without the frame
 
     def create(self) -> RowFormat:
         """A writer for the rows of one run over images."""
         assert self.images is not None, f"{self.name} writes no rows of images"
         writer: RowFormat = load(self.images)()
         return writer
+
+    def create_frame(self) -> Frame | None:
+        """What surrounds the rows of one run; None where nothing does."""
+        frame: Frame | None = None if self.frame is None else load(self.frame)()
+        return frame
 
 
 OUTPUT_FORMATS = Registry[OutputFormat](
@@ -44,6 +53,16 @@ OUTPUT_FORMATS = Registry[OutputFormat](
         images="fer_runtime.output.rows:JsonLines",
         is_for_videos=True,
         is_for_cluster=True,
+        is_resumable=True,
+    ),
+    OutputFormat(
+        name="json",
+        help="one JSON array",
+        suffixes=(".json",),
+        images="fer_runtime.output.rows:JsonLines",
+        is_for_videos=True,
+        frame="fer_runtime.output.rows:JsonArray",
+        rows_of="jsonl",
     ),
     OutputFormat(
         name="csv",

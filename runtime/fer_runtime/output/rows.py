@@ -45,6 +45,23 @@ class JsonLines:
         )
 
 
+class JsonArray:
+    """A frame that makes one JSON array of JSON Lines, complete also where a run was interrupted."""
+
+    def __init__(self) -> None:
+        self._before = "[\n"
+
+    def rows(self, text: str) -> str:
+        if not text:
+            return ""
+        before, self._before = self._before, ",\n"
+        # A JSON value has no line end inside: each one here ends a row.
+        return before + text.removesuffix("\n").replace("\n", ",\n")
+
+    def end(self) -> str:
+        return "[]\n" if self._before == "[\n" else "\n]\n"
+
+
 _quoted = json.JSONEncoder().encode  # json.dumps looks at its nine options every time
 
 

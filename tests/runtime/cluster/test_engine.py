@@ -160,14 +160,14 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
     (output / "part-000003.jsonl").unlink()
     again = infer(*arguments, *on_cluster, "--resume")
     assert again.returncode == 1, again.stderr.decode()
-    assert b"11 of them are there already" in again.stderr
-    assert b"748 pictures" in again.stderr
+    assert b"11 of them complete" in again.stderr
+    assert b"748 images" in again.stderr
     assert rows_of(output) == local_rows
     changed = {part.name for part in parts_of(output) if part.stat().st_mtime_ns != written[part.name]}
     assert changed == {"part-000003.jsonl"}
 
     # Two models, or two runs, never share a folder.
-    assert b"go on with it by --resume" in infer(*arguments, *on_cluster).stderr
+    assert b"continue it with --resume" in infer(*arguments, *on_cluster).stderr
     other = infer(*arguments, *on_cluster, "--resume", "--min-confidence", "0.5")
     assert other.returncode == 1
     assert b"min_confidence was None, is 0.5" in other.stderr
