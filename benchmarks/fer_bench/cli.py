@@ -150,6 +150,11 @@ def latency(
 @precisions_option
 @models_dir_option
 @data_option
+@click.option(
+    "--votes",
+    metavar="FILE|ferplus",
+    help="Also compare with raters' votes: a CSV file with one row per image, or ferplus for the bundled votes.",
+)
 @click.option("--flips", type=FILE, help="Write the images that two models classify differently to FILE (CSV).")
 @json_option
 def accuracy(
@@ -157,12 +162,15 @@ def accuracy(
     precisions: tuple[Precision, ...],
     models_dir: Path,
     data: Path,
+    votes: str | None,
     flips: Path | None,
     json_path: Path | None,
 ) -> None:
     """Measure accuracy on labelled face crops, with 95 % intervals.
 
-    Every pair of models is also compared face by face with McNemar's test.
+    Every pair of models is also compared face by face with McNemar's test. With --votes, models are also compared with
+    what several raters see in each image: the strict majority, the plurality, the cross-entropy to the distribution
+    of votes, and the agreement with a random rater.
     """
     from fer_bench import accuracy as measure
     from fer_bench.environment import environment
@@ -172,6 +180,14 @@ def accuracy(
     from fer_runtime.recognizer import Recognizer
 
     images = measure.read_labelled_images(data)
+    votes_of_images = None
+    if votes is not None:
+        from fer_train.data.votes import open_votes
+
+        from fer_bench.raters import format_raters, measure_raters
+
+        opened = open_votes(votes, EXPRESSIONS)
+        votes_of_images = opened.of(images.paths, images.faces, split=images.folder.name)
     for reason in images.unreadable:
         click.echo(f"not counted: {reason}", err=True)
     machine = environment()
@@ -209,6 +225,11 @@ def accuracy(
             f"\n{pair.first} and {pair.second}: {pair.changed} predictions differ; only the first is correct on "
             f"{pair.only_first_right}, only the second on {pair.only_second_right}; McNemar p {say_p(pair.p_value)}"
         )
+    rated = []
+    if votes_of_images is not None:
+        rated = [measure_raters(result.probabilities, votes_of_images, EXPRESSIONS) for result in results]
+        names = [f"{result.model} {result.precision}" for result in results]
+        click.echo("\n" + format_raters(list(zip(names, rated, strict=True))))
     if flips is not None:
         from fer_runtime.files import write_atomically
 
@@ -217,7 +238,10 @@ def accuracy(
     write_json(
         json_path,
         machine,
-        [result.to_dict() for result in results],
+        [
+            result.to_dict() | ({"votes": rated[number].to_dict()} if rated else {})
+            for number, result in enumerate(results)
+        ],
         comparisons=[pair.to_dict() for pair in comparisons],
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,11 +61,22 @@ def bootstrap(
         statistic: takes indices of observations, returns its value for them.
         count: number of observations.
     """
+    (interval,) = bootstrap_all(lambda chosen: [statistic(chosen)], count, resamples=resamples, seed=seed)
+    return interval
+
+
+def bootstrap_all(
+    statistics: Callable[[npt.NDArray[np.int64]], Sequence[float]], count: int, *, resamples: int = 1000, seed: int = 0
+) -> list[Interval]:
+    """The intervals of several statistics over the same resamples, see `bootstrap`."""
     random = np.random.default_rng(seed)
-    value = statistic(np.arange(count))
-    drawn = [statistic(random.integers(0, count, count)) for _ in range(resamples)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(value=value, low=float(low), high=float(high))
+    values = statistics(np.arange(count))
+    drawn = [statistics(random.integers(0, count, count)) for _ in range(resamples)]
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    return [
+        Interval(value=float(one[0]), low=float(one[1]), high=float(one[2]))
+        for one in zip(values, low, high, strict=True)
+    ]
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
