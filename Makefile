@@ -5,6 +5,7 @@ DEMO := .venv-demo
 TEST := .venv-test
 PEERS := benchmarks/peers
 DATA ?= data
+VOTES ?= ferplus
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Tests start many processes; one thread each is faster than many threads on few cores.
 export OMP_NUM_THREADS ?= 1
@@ -12,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help demo test lint types layers tables tests studies fuzz bench results peers readme-table clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(DEMO)/.installed ## Expressions of the faces in the sample photos, without PyTorch
 	@$(DEMO)/bin/fer-infer --samples --format table
@@ -53,8 +54,14 @@ results: $(TEST)/.installed ## Measure README's figures again: make results DATA
 	@$(MAKE) --no-print-directory peers readme-table
 
 # Each peer uses its own default number of threads.
-peers: $(TEST)/.installed $(DEMO)/.installed $(PEERS)/.venv-fer/.installed $(PEERS)/.venv-torch/.installed ## Measure other packages next to fer-edge: make peers DATA=data
-	@env -u OMP_NUM_THREADS $(TEST)/bin/python $(PEERS)/compare_peers.py --data $(DATA)
+peers: $(TEST)/.installed $(DEMO)/.installed peer-fer peer-torch ## Measure other packages next to fer-edge: make peers DATA=data
+	@env -u OMP_NUM_THREADS $(TEST)/bin/python $(PEERS)/compare_peers.py --data $(DATA) --votes $(VOTES)
+
+# Kept although only a pattern names them.
+.SECONDARY:
+
+peer-%: $(PEERS)/.venv-%/.installed ## Make the environment of a package to compare with, such as peer-rmn
+	@:
 
 readme-table: $(TEST)/.installed ## Write README's table from benchmarks/results
 	@$(TEST)/bin/python -m studies.readme_table
@@ -73,8 +80,8 @@ $(DEMO)/.installed $(TEST)/.installed $(PEERS)/.venv-torch/.installed: pyproject
 	@$(@D)/bin/python $(PIP_INSTALL) --editable '.$(EXTRAS)'
 	@touch $@
 
-$(PEERS)/.venv-fer/.installed: $(PEERS)/requirements-fer.txt
-	@echo "installing fer (several GB) into $(@D)" >&2
+$(PEERS)/.venv-%/.installed: $(PEERS)/requirements-%.txt
+	@echo "installing $* into $(@D)" >&2
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@

@@ -182,9 +182,8 @@ def accuracy(
     images = measure.read_labelled_images(data)
     votes_of_images = None
     if votes is not None:
-        from fer_train.data.votes import open_votes
-
         from fer_bench.raters import format_raters, measure_raters
+        from fer_train.data.votes import open_votes
 
         opened = open_votes(votes, EXPRESSIONS)
         votes_of_images = opened.of(images.paths, images.faces, split=images.folder.name)

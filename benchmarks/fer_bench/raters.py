@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fer_train.data.votes import measure_votes, usable
 
 from fer_bench.statistics import Interval, bootstrap_all
 from fer_runtime.metrics import ConfusionMatrix, per_class_recall
+from fer_train.data.votes import measure_votes, usable
 
 FloatArray = npt.NDArray[np.float32]
 

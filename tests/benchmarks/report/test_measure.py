@@ -207,6 +207,14 @@ def made_up_report(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def small_report(**changes: Any) -> dict[str, Any]:
+    """One plot of each kind: drawing takes a quarter of a second each."""
+    content = made_up_report(**changes)
+    content["accuracy"] = [row for row in content["accuracy"] if row["model"] == "v1" and row["precision"] == "int8"]
+    content["robustness"] = [row for row in content["robustness"] if row["condition"] == "noise"]
+    return content
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     return render_page(parse_report(made_up_report(), source="here"))
@@ -277,7 +285,7 @@ def test_the_page_names_no_address(page: str) -> None:
 
 def test_a_files_name_is_text_and_nothing_else() -> None:
     name = "<script>alert(1)</script> & $\\frac{$.onnx"
-    content = made_up_report(comparisons=[])
+    content = small_report(comparisons=[])
     for row in content["accuracy"] + content["latency"] + content["robustness"]:
         if (row["model"], row["precision"]) == ("v1", "int8"):
             row["model"], row["precision"] = name, "file"
@@ -291,7 +299,7 @@ def test_a_files_name_is_text_and_nothing_else() -> None:
 
 
 def test_an_engine_with_other_answers_is_marked() -> None:
-    content = made_up_report()
+    content = small_report()
     for row in content["latency"]:
         if row["engine"] == "torch":
             row["max_probability_difference"] = 0.046 if row["model"] == "v1" else 0.001
@@ -332,8 +340,9 @@ def test_every_colour_of_a_plot_is_one_of_the_themes(page: str) -> None:
     assert "var(--first)" in plots
 
 
-def test_the_same_figures_make_the_same_page(page: str) -> None:
-    assert render_page(parse_report(made_up_report(), source="here")) == page
+def test_the_same_figures_make_the_same_page() -> None:
+    first, second = (render_page(parse_report(small_report(), source="here")) for _ in range(2))
+    assert first == second
 
 
 def test_a_report_without_robustness_or_latency_still_makes_a_page() -> None:
