@@ -8,51 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fer_runtime.expressions import EXPRESSIONS
+from fer_train.networks.cnn import FaceExpressionCNN
 from fer_train.networks.face_resnet import FaceResNet
-from fer_train.networks.torchvision_import import torchvision_models
-
-
-class FaceExpressionCNN(nn.Module):
-    """v0: three convolution blocks and two linear layers, 319,751 parameters.
-
-    Takes float32 (batch, 3, 48, 48), returns logits float32 (batch, 7). The attribute names are
-    those of the project's first version, so that its state dicts load.
-    """
-
-    def __init__(self, *, dropout: float = 0.25) -> None:
-        super().__init__()
-        self.conv_block_1 = _conv_block(3, 16)
-        self.conv_block_2 = _conv_block(16, 32)
-        self.conv_block_3 = _conv_block(32, 64)
-        self.fc_layer = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(64 * 6 * 6, 128),
-            nn.Dropout(dropout),
-            nn.ReLU(),
-            nn.Linear(128, len(EXPRESSIONS)),
-        )
-
-    def forward(self, faces: Tensor) -> Tensor:
-        features = self.conv_block_3(self.conv_block_2(self.conv_block_1(faces)))
-        logits: Tensor = self.fc_layer(features)
-        return logits
-
-
-def _conv_block(channels_in: int, channels_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-    )
-
-
-def _resnet18(*, dropout: float = 0.25, classes: int = len(EXPRESSIONS)) -> nn.Module:
-    network: nn.Module = torchvision_models().resnet18(weights=None)
-    network.fc = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Dropout(dropout), nn.Linear(256, classes))
-    return network
-
+from fer_train.networks.resnet18 import resnet18
 
 # Faces at once, of which nothing is learned.
 _EVALUATION_BATCH = 256
@@ -60,7 +18,7 @@ _EVALUATION_BATCH = 256
 # One line registers an architecture.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "v0": FaceExpressionCNN,
-    "v1": _resnet18,
+    "v1": resnet18,
     "v2": FaceResNet,
     "v3": partial(FaceResNet, width=2),
 }
