@@ -67,11 +67,11 @@ def run_ablation(
         import torch
 
         from fer_train.data.folders import load_faces
+        from fer_train.networks.architectures import ARCHITECTURES
         from fer_train.pipeline import train_model
-        from fer_train.recipes import RECIPES
         from fer_train.results import read_results
 
-    best = RECIPES["best"]["v0"].overridden(epochs=epochs)
+    best = ARCHITECTURES["v0"].recipe("best").overridden(epochs=epochs)
     rows: list[tuple[str, tuple[str, ...], Recipe, tuple[Path, ...], Path]] = []
     for name, settings in ROWS:
         recipe = best

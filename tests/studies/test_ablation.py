@@ -11,13 +11,13 @@ from click.testing import CliRunner
 from tests.train.pictures import write_pictures
 
 from fer_train.checkpoints import Checkpoint, save_checkpoint
+from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.networks.registry import create_network
-from fer_train.recipes import RECIPES
 from studies import ablation
 
 
 def test_every_row_changes_something_of_the_best_recipe() -> None:
-    best = RECIPES["best"]["v0"]
+    best = ARCHITECTURES["v0"].recipe("best")
     seen = []
     for _, settings in ablation.ROWS:
         recipe = best

@@ -9,11 +9,12 @@ import torch
 from click.testing import CliRunner
 
 from fer_train.cli import main
-from fer_train.data.augment import AUGMENTATIONS
-from fer_train.networks.registry import NETWORKS, create_network
-from fer_train.recipes import RECIPES, Recipe
+from fer_train.data.augmentations import AUGMENTATIONS
+from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.networks.registry import create_network
+from fer_train.recipes import Recipe
 
-BEST = RECIPES["best"]["v0"]
+BEST = ARCHITECTURES["v0"].recipe("best")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_the_command_refuses_an_unknown_setting_before_it_reads_a_picture(tmp_pa
     assert "mixing=1 is none of these" in done.output
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_recipes_dropout_is_the_networks(name: str) -> None:
     faces = torch.rand(4, 3, 48, 48)
     for dropout, equal in ((0.0, True), (0.5, False)):

@@ -16,6 +16,7 @@ from tests.train.test_pipeline import write_votes
 
 from fer_runtime.errors import CheckpointError
 from fer_train import recipes, reproduce
+from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.reproduce import STEPS, Step, needed, publish
 from fer_train.reproduce import reproduce as run_steps
 
@@ -27,9 +28,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from fer_train import recipes
+from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.reproduce import Step, reproduce
-recipes.RECIPES["best"]["v0"] = replace(recipes.RECIPES["best"]["v0"], epochs=6, batch_size=16)
+v0 = ARCHITECTURES["v0"]
+v0.recipes["best"] = replace(v0.recipe("best"), epochs=6, batch_size=16)
 data, votes, work = map(Path, sys.argv[1:])
 reproduce(data, work, votes=str(votes), steps=(Step(network="v0", hours=0),), say=lambda line: print(line, flush=True))
 """
@@ -76,7 +78,7 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
 ) -> None:
     for network in ("v0", "v1"):
         tiny = recipes.FIRST.overridden(epochs=1, augmentation="none")
-        monkeypatch.setitem(recipes.RECIPES["best"], network, tiny)
+        monkeypatch.setitem(ARCHITECTURES[network].recipes, "best", tiny)
     votes = write_votes(data, tmp_path / "votes.csv")
     made = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     said: list[str] = []
@@ -86,7 +88,7 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
     votes.write_text(votes.read_text().replace(",8,", ",9,"))
     other = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     assert all(other[name] != made[name] for name in ("v0", "v1"))
-    monkeypatch.setitem(recipes.RECIPES["best"], "v1", tiny.overridden(lr=2e-3))
+    monkeypatch.setitem(ARCHITECTURES["v1"].recipes, "best", tiny.overridden(lr=2e-3))
     third = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     assert third["v0"] == other["v0"]
     assert third["v1"] != other["v1"]

@@ -21,7 +21,8 @@ from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import write_atomically
 from fer_train.checkpoint_files import FLOATS, INTEGERS, CheckpointFile, UnreadableError, open_checkpoint
-from fer_train.networks.registry import NETWORKS, create_network
+from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.networks.registry import create_network
 from fer_train.pickle_reader import ForeignClassError, StoredModule, StoredTensor
 
 FORMAT = "fer-edge checkpoint"
@@ -190,10 +191,10 @@ def _checkpoint_in(file: CheckpointFile, path: Path, name: str, labels: Sequence
             place=place,
             labels_assumed=labels is None,
         )
-    if settings["name"] not in NETWORKS:
+    if settings["name"] not in ARCHITECTURES:
         raise CheckpointError(
             f"{path} is a checkpoint of the network {settings['name']!r}, which this fer-edge does not know; it knows "
-            f"{', '.join(NETWORKS)}"
+            f"{', '.join(ARCHITECTURES)}"
         )
     if settings["name"] != name:
         raise OtherNetworkError(f"{path} holds {settings['name']}, not {name}; use --model {settings['name']}")
@@ -433,7 +434,7 @@ def _refuse_other(groups: Sequence[_Group], path: Path, name: str) -> None:
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             best = max(best, (len(own.keys() & wanted.keys()), own), key=lambda one: one[0])
     differences = _differences(best[1], wanted)
-    others = [other for other in NETWORKS if other != name and any(_candidates(group, other) for group in groups)]
+    others = [other for other in ARCHITECTURES if other != name and any(_candidates(group, other) for group in groups)]
     if others:
         advice = f"it is a checkpoint of {others[0]}: use --model {others[0]}"
     elif all(" has shape " in one for one in differences):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.command import FerCommand, RegistryChoice, needs_extra
 from fer_runtime.errors import FerError
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS, MODEL_NAMES
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS
+from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.recipes import RECIPES
 
 if TYPE_CHECKING:
     from fer_train.pipeline import Trained
@@ -33,8 +35,8 @@ _MODES = {
 @click.command(cls=FerCommand, context_settings={"max_content_width": 100})
 @click.option(
     "--model",
-    type=click.Choice(MODEL_NAMES),
-    help="Network to train: v0, a small CNN; v1, a ResNet18; v2 and v3, ResNets for small faces.",
+    type=RegistryChoice(ARCHITECTURES),
+    help="Network to train.",
 )
 @click.option(
     "--name",
@@ -50,7 +52,7 @@ _MODES = {
 @click.option(
     "--recipe",
     "recipe_name",
-    type=click.Choice(["first", "best"]),
+    type=click.Choice(tuple(RECIPES)),
     default="first",
     show_default=True,
     help="Settings: first, those of the project's first version; best, those of the shipped models.",
@@ -169,7 +171,7 @@ def main(
         _audit(_data_root(data), audit, skip_unreadable=skip_unreadable)
         return
     if model is None:
-        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(MODEL_NAMES)}.")
+        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(ARCHITECTURES)}.")
     _check_name(name, model)
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         import torch
@@ -179,12 +181,12 @@ def main(
         from fer_train.pipeline import train_model
         from fer_train.pretrain import pretrain
         from fer_train.progress import EpochBars
-        from fer_train.recipes import PRETRAIN, RECIPES
+        from fer_train.recipes import PRETRAIN
 
     if threads:
         torch.set_num_threads(threads)
     where = choose_device(device)
-    recipe = PRETRAIN if pretrain_dir else RECIPES[recipe_name][model]
+    recipe = PRETRAIN if pretrain_dir else ARCHITECTURES[model].recipe(recipe_name)
     try:
         for text in given_settings:
             recipe = recipe.with_setting(text)
@@ -218,7 +220,7 @@ def main(
                 recipe,
                 name=name,
                 recipe_name=recipe_name,
-                weights=weights or ("imagenet" if model == "v1" else "none"),
+                weights=weights or ARCHITECTURES[model].weights,
                 teachers=teachers,
                 votes=votes,
                 skip_unreadable=skip_unreadable,

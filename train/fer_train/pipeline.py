@@ -23,6 +23,7 @@ from fer_train.data.votes import open_votes, usable
 from fer_train.loop.distill import load_teachers
 from fer_train.loop.distributed import ALONE, World, from_writer, one_per_machine_first
 from fer_train.loop.trainer import Progress, Trainer
+from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.networks.pretrained import imagenet_weights
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
@@ -77,7 +78,7 @@ def train_model(
     """Train a network on `data` and write its checkpoint and results.
 
     Args:
-        network_name: one of NETWORKS.
+        network_name: one of ARCHITECTURES.
         data: the dataset's root, or a folder that holds `train` and `validation`.
         recipe: the settings.
         name: what the files are called, such as "mine"; the network's own name by default.
@@ -227,7 +228,7 @@ def _start_from(network: nn.Module, name: str, weights: str) -> None:
     if weights == "none":
         return
     if weights == "imagenet":
-        if name != "v1":
+        if ARCHITECTURES[name].weights != "imagenet":
             raise CheckpointError(f"there are no ImageNet weights for {name}; give --weights none or a file")
         state = imagenet_weights()
     else:

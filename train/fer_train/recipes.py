@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+from fer_train.data.augmentations import AUGMENTATIONS
 
 _Range = tuple[str, Callable[[float], bool]]
 _COUNT: _Range = ("1 or more", lambda value: value >= 1)
@@ -36,10 +38,10 @@ _RANGES = {
     "teacher_temperature": _ABOVE_ZERO,
 }
 _DROPS = ("duplicates", "conflicts", "near")
-_CHOICES = {
+_CHOICES: dict[str, Collection[str]] = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "one-cycle"),
-    "augmentation": ("none", "light", "faces", "autoaugment"),
+    "augmentation": AUGMENTATIONS,
     "teacher_views": ("faces", "pictures"),
     "vote_target": ("distribution", "majority"),
 }
@@ -56,7 +58,7 @@ class Recipe:
     schedule: str = "constant"  # or "one-cycle": linear rise over `warmup`, cosine to zero
     warmup: float = 0.15  # fraction of all steps
     weight_decay: float = 0.0  # on weights, not on biases and BatchNorm
-    augmentation: str = "autoaugment"  # one of fer_train.data.augment.AUGMENTATIONS
+    augmentation: str = "autoaugment"  # one of fer_train.data.augmentations.AUGMENTATIONS
     mixup: float = 0.0  # a of the Beta(a, a) that blends of two faces are drawn from; 0: none (fer_train.data.mixup)
     cutmix: float = 0.0  # the same of rectangles pasted from another face
     mix_until: float = 1.0  # fraction of the epochs with mixed faces; the last ones may see whole faces again
@@ -135,30 +137,8 @@ BEST = Recipe(
     drop=("duplicates", "conflicts"),
 )
 
-RECIPES: dict[str, dict[str, Recipe]] = {
-    "first": {"v0": FIRST, "v1": replace(FIRST, epochs=10, lr=1e-4), "v2": FIRST, "v3": FIRST},
-    "best": {
-        "v0": BEST,
-        "v1": replace(
-            BEST,
-            epochs=30,
-            batch_size=256,
-            lr=1e-3,
-            ema_decay=0.99,  # of 106 steps an epoch
-            small_size=36,
-        ),
-        "v2": replace(BEST, augmentation="faces", weight_decay=0.05),
-        "v3": replace(
-            BEST,
-            epochs=40,
-            weight_decay=0.05,
-            mixup=0.2,
-            mix_until=0.8,
-            label_smoothing=0.0,  # the votes are soft already
-            drop=("duplicates",),  # equal images under two labels have equal votes
-        ),
-    },
-}
+# By the names of --recipe; fer_train.networks.architectures says where a network's own differ.
+RECIPES = {"first": FIRST, "best": BEST}
 
 # For `--pretrain DIR`: any folder of class folders, no face among them.
 PRETRAIN = Recipe(

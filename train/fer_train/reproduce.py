@@ -20,7 +20,8 @@ from fer_runtime.errors import CheckpointError
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import checkpoint_path, results_path
 from fer_train.data.votes import FERPLUS
-from fer_train.recipes import RECIPES, Recipe
+from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.recipes import Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Step:
 
     @property
     def recipe(self) -> Recipe:
-        return RECIPES["best"][self.network]
+        return ARCHITECTURES[self.network].recipe("best")
 
 
 STEPS: tuple[Step, ...] = (

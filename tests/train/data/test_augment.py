@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Generator
 
+from fer_runtime.registry import load
 from fer_train.data import augment
+from fer_train.data.augmentations import AUGMENTATIONS
 from fer_train.networks.torchvision_import import torchvision_transforms
 
 
@@ -68,7 +70,8 @@ def test_autoaugment_changes_most_faces_and_keeps_their_range() -> None:
 
 def test_the_same_seed_gives_the_same_pictures() -> None:
     faces = _random_faces(20)
-    for name, augmentation in augment.AUGMENTATIONS.items():
+    for name, entry in AUGMENTATIONS.items():
+        augmentation = load(entry.apply)
         first = augmentation(faces, Generator().manual_seed(7))
         again = augmentation(faces, Generator().manual_seed(7))
         assert torch.equal(first, again), name

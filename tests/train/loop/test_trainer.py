@@ -19,9 +19,10 @@ from fer_train.checkpoints import load_checkpoint
 from fer_train.data.folders import load_faces
 from fer_train.loop.distributed import World
 from fer_train.loop.trainer import DivergedError, Trainer, batch_sizes, learning_rate
+from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.networks.registry import create_network, predict_logits
 from fer_train.pipeline import train_model
-from fer_train.recipes import RECIPES, Recipe
+from fer_train.recipes import Recipe
 from fer_train.results import History
 
 TINY = Recipe(epochs=3, batch_size=16, optimizer="adamw", lr=3e-3, schedule="one-cycle", augmentation="light")
@@ -39,7 +40,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_learns_and_keeps_the_best_epoch(pictures: Path, tmp_path: Path) -> None:
-    recipe = RECIPES["best"]["v0"].overridden(epochs=12, batch_size=16, ema_decay=0.9)
+    recipe = ARCHITECTURES["v0"].recipe("best").overridden(epochs=12, batch_size=16, ema_decay=0.9)
     trained = train_model("v0", pictures, recipe, recipe_name="best", models_dir=tmp_path)
     results = json.loads(trained.results_file.read_text())
     assert results["accuracy"] > 0.9

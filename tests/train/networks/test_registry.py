@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from fer_runtime.model.find import MODEL_NAMES
-from fer_train.networks.registry import NETWORKS, count_parameters, create_network
+from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.networks.registry import count_parameters, create_network
 from fer_train.recipes import RECIPES
 
 
 def test_every_named_model_has_a_network_and_its_recipes() -> None:
-    assert set(NETWORKS) == set(MODEL_NAMES)
-    assert all(set(recipes) == set(MODEL_NAMES) for recipes in RECIPES.values())
+    assert set(ARCHITECTURES) == set(MODEL_NAMES)
+    assert all(ARCHITECTURES[name].recipe(recipe).epochs for name in ARCHITECTURES for recipe in RECIPES)
 
 
 @pytest.mark.parametrize(

@@ -166,12 +166,3 @@ def _apply(functional: Any, operation: str, magnitude: int, sign: int, faces: Te
         raise ValueError(f"no operation {operation!r}")
     changed: Tensor = result
     return changed
-
-
-# One line registers an augmentation.
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": no_augmentation,
-    "light": light,
-    "faces": faces,
-    "autoaugment": autoaugment,
-}

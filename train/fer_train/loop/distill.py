@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
-from fer_runtime.model.find import FILE_STEMS
 from fer_runtime.recognizer import Recognizer
 from fer_train.checkpoints import OtherNetworkError, load_for_training
 from fer_train.data.folders import LabelledFaces
 from fer_train.loop.batch import Batch
 from fer_train.loop.devices import supports_bf16
+from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.networks.registry import predict_logits
 
 
@@ -147,7 +147,7 @@ def _load(path: Path, device: torch.device) -> nn.Module:
     if path.suffix == ".onnx":
         return ExportedTeacher(path)
     errors = []
-    for name in FILE_STEMS:
+    for name in ARCHITECTURES:
         try:
             network = load_for_training(path, name=name).network()
         except OtherNetworkError as error:

@@ -18,7 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from fer_runtime.errors import CheckpointError, DataError, FerError
 from fer_runtime.files import write_atomically
-from fer_train.data.augment import AUGMENTATIONS
+from fer_runtime.registry import load
+from fer_train.data.augmentations import AUGMENTATIONS
 from fer_train.data.folders import LabelledFaces, class_weights
 from fer_train.data.mixup import mix
 from fer_train.data.votes import Float32Array, VoteReport, distributions, measure_votes
@@ -269,7 +270,7 @@ class Trainer:
 
     def _batches(self, size: int | None = None, *, mixed: bool = False) -> Iterator[Batch]:
         """This process's shares of all batches, in a new order every epoch."""
-        augmentation = AUGMENTATIONS[self.recipe.augmentation]
+        augmentation = load(AUGMENTATIONS[self.recipe.augmentation].apply)
         batches_per_chunk = max(1, _CHUNK // self.recipe.batch_size)
         chunks = [
             self._batch_sizes[first : first + batches_per_chunk]

@@ -1,27 +1,15 @@
-"""The architectures: v0, a small CNN; v1, torchvision's ResNet18; v2 and v3, residual networks for small faces."""
+"""Networks by name, and what they give for faces."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fer_train.networks.cnn import FaceExpressionCNN
-from fer_train.networks.face_resnet import FaceResNet
-from fer_train.networks.resnet18 import resnet18
+from fer_runtime.registry import load
+from fer_train.networks.architectures import ARCHITECTURES
 
 # Faces at once, of which nothing is learned.
 _EVALUATION_BATCH = 256
-
-# One line registers an architecture.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "v0": FaceExpressionCNN,
-    "v1": resnet18,
-    "v2": FaceResNet,
-    "v3": partial(FaceResNet, width=2),
-}
 
 
 def create_network(name: str, *, dropout: float = 0.25) -> nn.Module:
@@ -31,11 +19,13 @@ def create_network(name: str, *, dropout: float = 0.25) -> nn.Module:
         dropout: share of the hidden layer's values left out of a training step.
 
     Raises:
-        ValueError: `name` is not registered in NETWORKS.
+        ValueError: `name` is not registered in ARCHITECTURES.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"no network named {name!r}; one of: {', '.join(NETWORKS)}")
-    return NETWORKS[name](dropout=dropout)
+    if name not in ARCHITECTURES:
+        raise ValueError(f"no network named {name!r}; one of: {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name]
+    network: nn.Module = load(architecture.build)(dropout=dropout, **architecture.arguments)
+    return network
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -1,0 +1,73 @@
+"""The architectures: one entry each. This module imports no PyTorch, so that `--help` can list them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from fer_runtime.registry import Registry
+from fer_train.recipes import BEST, FIRST, RECIPES, Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A network that can be trained."""
+
+    name: str  # as --model takes it
+    help: str  # for --help
+    # "module:function" that makes the network: called with `dropout`, gives a torch.nn.Module that takes float32
+    # (batch, 3, 48, 48) and returns logits float32 (batch, 7).
+    build: str
+    arguments: Mapping[str, object] = field(default_factory=dict)  # more keyword arguments of that function
+    weights: str = "none"  # what training starts from by default; "imagenet" only where torchvision has such weights
+    recipes: dict[str, Recipe] = field(default_factory=dict)  # where they differ from those of recipes.RECIPES
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of that name, one of recipes.RECIPES."""
+        return self.recipes.get(name, RECIPES[name])
+
+
+ARCHITECTURES = Registry[Architecture](
+    "architecture",
+    Architecture(name="v0", help="a small CNN", build="fer_train.networks.cnn:FaceExpressionCNN"),
+    Architecture(
+        name="v1",
+        help="torchvision's ResNet18",
+        build="fer_train.networks.resnet18:resnet18",
+        weights="imagenet",
+        recipes={
+            "first": replace(FIRST, epochs=10, lr=1e-4),
+            "best": replace(
+                BEST,
+                epochs=30,
+                batch_size=256,
+                lr=1e-3,
+                ema_decay=0.99,  # of 106 steps an epoch
+                small_size=36,
+            ),
+        },
+    ),
+    Architecture(
+        name="v2",
+        help="a ResNet for small faces",
+        build="fer_train.networks.face_resnet:FaceResNet",
+        recipes={"best": replace(BEST, augmentation="faces", weight_decay=0.05)},
+    ),
+    Architecture(
+        name="v3",
+        help="v2 at twice the width",
+        build="fer_train.networks.face_resnet:FaceResNet",
+        arguments={"width": 2},
+        recipes={
+            "best": replace(
+                BEST,
+                epochs=40,
+                weight_decay=0.05,
+                mixup=0.2,
+                mix_until=0.8,
+                label_smoothing=0.0,  # the votes are soft already
+                drop=("duplicates",),  # equal images under two labels have equal votes
+            )
+        },
+    ),
+)
