@@ -12,7 +12,7 @@ def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
     def not_reached(*_: object, **__: object) -> None:
         pytest.fail("the work has begun")
 
-    for work in ("_audit", "_data_root"):
+    for work in ("_audit", "_train", "_pretrain", "_data_root"):
         monkeypatch.setattr(cli, work, not_reached)
     run = CliRunner().invoke(cli.main, options)
     assert run.exit_code == 2, run.output
@@ -32,15 +32,15 @@ def test_options_that_a_mode_does_not_use_are_named(monkeypatch: pytest.MonkeyPa
     said = _refusal(monkeypatch, *model, *options)
     # One that stands at its default is given all the same, such as --seed 0.
     mode, *unused = [option for option in options if option.startswith("--")]
-    named = said.partition(f"{mode} does not use ")[2].partition("; start it without")[0]
+    named = said.partition(f"{mode} does not use ")[2].partition("; leave ")[0]
     assert sorted(named.split(", ")) == sorted(unused)
 
 
 def test_settings_that_change_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     said = _refusal(monkeypatch, "--model", "v0", "--set", "dropout=0", "--set", "teacher_weight=0.5")
-    assert "--set teacher_weight=0.5 changes nothing without --teacher" in said
+    assert "--set: settings teacher_... only with --teacher" in said
     said = _refusal(monkeypatch, "--model", "v1", "--pretrain", "pictures", "--set", "drop=near")
-    assert "--pretrain learns from all images" in said
+    assert "--pretrain, which learns from all images" in said
 
 
 def test_options_that_are_not_given_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
