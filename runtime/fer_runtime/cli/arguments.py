@@ -8,14 +8,17 @@ import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fer_runtime.cli.options import ImagesRun, RecognizerOptions, VideosRun
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
-from fer_runtime.output.destinations import Destinations
 from fer_runtime.output.formats import OUTPUT_FORMATS
+
+if TYPE_CHECKING:
+    from fer_runtime.output.destinations import Destinations
 
 _NAMED = 3  # paths in one message
 
@@ -113,6 +116,8 @@ def destinations_of(options: ImagesRun | VideosRun) -> Destinations:
     """What the run is to write."""
     output = None if options.output is None else Path(options.output)
     contact_sheet = options.contact_sheet if isinstance(options, ImagesRun) else None
+    from fer_runtime.output.destinations import Destinations  # OpenCV takes long to load; --help needs none
+
     return Destinations(output=output, contact_sheet=contact_sheet, annotate=options.annotate)
 
 
