@@ -10,7 +10,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint c
 # Tests start many processes; one thread each is faster than many threads on few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint types layers tables tests studies fuzz bench results peers readme-table clean
+.PHONY: help demo test lint types layers tables tests studies fuzz soak bench results peers readme-table clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -44,6 +44,9 @@ studies: $(TEST)/.installed ## Tests of benchmarks/studies, which users do not g
 
 fuzz: $(TEST)/.installed ## Fuzz images and models for ten minutes
 	@$(TEST)/bin/python -m tests.runtime.fuzz --minutes 10
+
+soak: $(TEST)/.installed ## Hours: kill runs at random moments, read 100,000 damaged images; one table
+	@PYTHONPATH=. $(TEST)/bin/python -m tests.soak
 
 bench: $(TEST)/.installed ## Latency of every bundled model on this machine
 	@$(TEST)/bin/fer-bench latency

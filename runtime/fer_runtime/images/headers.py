@@ -74,7 +74,12 @@ def read_header(content: bytes) -> Header:
             if parse_other is None:
                 raise ImageError(kind_not_read(content) or DAMAGED)
             header = parse_other(content)
-    except (IndexError, ValueError, struct.error) as error:  # the header goes on behind the end of the file
+    except (
+        IndexError,
+        ValueError,
+        OverflowError,
+        struct.error,
+    ) as error:  # the header goes on behind the end of the file
         raise ImageError(_CUT_SHORT) from error
     if header.width < 1 or header.height < 1:
         raise ImageError(f"cannot be decoded: its header says {header.width} x {header.height} pixels")

@@ -88,6 +88,7 @@ def test_an_animated_png_shows_its_still_image_whatever_its_frames_are() -> None
         (b"\xff\xd8\xff" + bytes(1000), "its end is missing"),
         (b"P7\nWIDTH 4\nHEIGHT 4\nDEPTH 70000\nMAXVAL 255\nENDHDR\n", "70000 channels"),
         (b"P5 99999999999999999999 4 255\n", "damaged"),
+        (b"II+\0\x08\0\0\0" + b"\xff" * 40, "its end is missing"),
         (b"GIF89a", "its end is missing"),
         (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99), "damaged"),
     ],

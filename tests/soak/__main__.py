@@ -1,0 +1,81 @@
+"""The long tests: `make soak`, or `python -m tests.soak --kills 10 --images 5000` for a short run.
+
+Runs are killed at random moments and continued, and damaged images are read in a process of limited memory. One table
+at the end says what became of them. The exit code is 1 where a file differs or an image ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from tests.soak.kills import RUNS, Outcome, kill_and_go_on
+
+_CHECKOUT = Path(__file__).parents[2]
+
+
+def _damaged_images(count: int, seed: int, memory: int) -> dict[str, Any] | None:
+    """The counts by format; None where the process ended before its last image."""
+    command = [sys.executable, "-m", "tests.soak.images", "--images", str(count), "--seed", str(seed)]
+    done = subprocess.run([*command, "--memory", str(memory)], cwd=_CHECKOUT, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def _kill_table(outcomes: dict[str, Outcome]) -> list[str]:
+    lines = [
+        "| run | killed | before its first file | done before the signal | same bytes | temporary files left |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, outcome in outcomes.items():
+        lines.append(
+            f"| {name} | {outcome.kills - outcome.ended_before} | {outcome.killed_early} | {outcome.ended_before} | "
+            f"{outcome.equal} of {outcome.kills} | {outcome.leftovers} |"
+        )
+    return lines
+
+
+def _image_table(result: dict[str, Any]) -> list[str]:
+    lines = ["| damaged images | files | read | refused | decoder crashed | too slow |", "|---|---|---|---|---|---|"]
+    for name, counts in result["counts"].items():
+        crashed = sum(count for what, count in counts.items() if what.startswith("its decoder"))
+        values = (sum(counts.values()), counts.get("read", 0), counts.get("refused", 0), crashed)
+        lines.append(f"| {name} | {' | '.join(map(str, values))} | {counts.get('took too long', 0)} |")
+    peak = result["peak_kib"]["this process"] / 1024
+    return [*lines, "", f"{result['seconds']} s; at most {peak:.0f} MiB of memory in the reading process."]
+
+
+@click.command()
+@click.option("--kills", default=100, show_default=True, help="Of each kind of run.")
+@click.option("--images", default=100_000, show_default=True)
+@click.option("--only", multiple=True, type=click.Choice([*RUNS, "images"]))
+@click.option("--seed", default=1, show_default=True)
+@click.option("--memory", default=1 << 30, show_default=True, help="Bytes of address space for the damaged images.")
+def main(kills: int, images: int, only: tuple[str, ...], seed: int, memory: int) -> None:
+    """Kill runs and read damaged images, then print one table."""
+    failed = False
+    lines: list[str] = []
+    if not only or "images" in only:
+        result = _damaged_images(images, seed, memory)
+        failed = result is None
+        lines += ["the process ended before its last image"] if result is None else _image_table(result)
+    outcomes = {}
+    for name in RUNS:
+        if not only or name in only:
+            with tempfile.TemporaryDirectory(prefix="fer-soak-") as work:
+                outcomes[name] = kill_and_go_on(RUNS[name], kills, random.Random(seed), Path(work))
+            click.echo(f"{name}: {outcomes[name]}", err=True)
+            failed = failed or bool(outcomes[name].failures)
+    if outcomes:
+        lines += ["", *_kill_table(outcomes)]
+    click.echo("\n".join(lines).strip())
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Runs that are killed at a random moment and then continued or started again: their files must be those of one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_runtime.expressions import EXPRESSIONS
+
+# Each run has a cache of its own, and libraries that count on one thread give the same sums.
+_ENVIRONMENT = os.environ | {"FER_EDGE_CACHE": "cache", "OMP_NUM_THREADS": "1"}
+_IMAGES = 600  # in a folder run: about ten blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A kind of run: its command, and what the advice after a killed one says to do."""
+
+    command: tuple[str, ...]
+    again: tuple[str, ...]  # the command that continues it or starts it again
+    prepare: Callable[[Path], None] = lambda folder: None  # the files that it reads, in the folder where it runs
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the killed runs of one kind."""
+
+    kills: int = 0
+    killed_early: int = 0  # before anything was written
+    ended_before: int = 0  # the run was done before the signal
+    started_anew: int = 0  # where there was nothing to continue
+    equal: int = 0
+    leftovers: int = 0  # temporary files after the second run
+    failures: list[str] = field(default_factory=list)
+
+
+def _write_images(folder: Path, names: Sequence[str] = ("images",), count: int = _IMAGES) -> None:
+    write_band_model(folder / "bands.onnx")
+    random_numbers = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir()
+        for number in range(count // len(names)):
+            face = band_face(number % 7)
+            noise = random_numbers.integers(0, 6, face.shape, np.uint8)
+            suffix = ("png", "jpg", "jpg", "bmp")[number % 4]
+            cv2.imwrite(str(folder / name / f"{number:04}.{suffix}"), face + noise)
+        (folder / name / "broken.jpg").write_bytes(b"no image")
+
+
+def _write_video(folder: Path) -> None:
+    write_band_model(folder / "bands.onnx")
+    writer = cv2.VideoWriter(str(folder / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 64))
+    for number in range(300):
+        writer.write(cv2.cvtColor(band_face(number // 20 % 7, side=64), cv2.COLOR_GRAY2BGR))
+    writer.release()
+
+
+def _write_data(folder: Path) -> None:
+    random_numbers = np.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 4)):
+        for label, name in enumerate(EXPRESSIONS):
+            place = folder / "data" / "images" / split / name
+            place.mkdir(parents=True)
+            for number in range(count):
+                face = band_face(label) + random_numbers.integers(0, 6, (48, 48), np.uint8)
+                cv2.imwrite(str(place / f"{number}.png"), face)
+
+
+def _infer(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "fer_runtime", *arguments, "--model", "bands.onnx")
+
+
+_TRAIN = (
+    *(sys.executable, "-m", "fer_train", "--model", "v0", "--data", "data", "--models-dir", "models"),
+    *("--epochs", "3", "--batch-size", "16", "--device", "cpu", "--no-plots"),
+)
+_EXPORT = (sys.executable, "-m", "fer_export", "--model", "v0", "--models-dir", "models")
+
+
+def _write_checkpoint(folder: Path) -> None:
+    _write_data(folder)
+    subprocess.run(_TRAIN, cwd=folder, env=_ENVIRONMENT, check=True, capture_output=True)
+
+
+RUNS = {
+    "folder": Run(
+        prepare=_write_images,
+        command=_infer("images", "--output", "out/rows.jsonl"),
+        again=_infer("images", "--output", "out/rows.jsonl", "--resume"),
+    ),
+    "folders, --annotate": Run(
+        prepare=lambda folder: _write_images(folder, ("one", "two", "three"), 300),
+        command=_infer("one", "two", "three", "--output", "out/rows.jsonl", "--annotate", "out/copies"),
+        again=_infer("one", "two", "three", "--output", "out/rows.jsonl", "--annotate", "out/copies", "--resume"),
+    ),
+    "csv": Run(
+        prepare=_write_images,
+        command=_infer("images", "--output", "out/rows.csv"),
+        again=_infer("images", "--output", "out/rows.csv"),
+    ),
+    "contact sheet": Run(
+        prepare=_write_images,
+        command=_infer("images", "--output", "out/rows.csv", "--contact-sheet", "out/sheet.png"),
+        again=_infer("images", "--output", "out/rows.csv", "--contact-sheet", "out/sheet.png"),
+    ),
+    "video": Run(
+        prepare=_write_video,
+        command=_infer("film.mp4", "--output", "out/rows.jsonl", "--annotate", "out/copies"),
+        again=_infer("film.mp4", "--output", "out/rows.jsonl", "--annotate", "out/copies"),
+    ),
+    "training": Run(
+        prepare=_write_data,
+        command=_TRAIN,
+        again=(*_TRAIN, "--resume"),
+    ),
+    "export": Run(
+        prepare=_write_checkpoint,
+        command=_EXPORT,
+        again=_EXPORT,
+    ),
+}
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """The files of a run and their hashes, without those that it was given."""
+    found = {}
+    for root in (folder / "out", folder / "models"):
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                found[str(path.relative_to(folder))] = hashlib.sha256(_without_times(path)).hexdigest()
+    return found
+
+
+def _without_times(path: Path) -> bytes:
+    """A file's content; of results in JSON, without how long they took."""
+    content = path.read_bytes()
+    if path.suffix != ".json":
+        return content
+
+    def cleaned(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: cleaned(part) for key, part in value.items() if not _is_time(key)}
+        return [cleaned(part) for part in value] if isinstance(value, list) else value
+
+    return json.dumps(cleaned(json.loads(content))).encode()
+
+
+def _is_time(key: str) -> bool:
+    return any(word in key for word in ("second", "date", "latency", "throughput"))
+
+
+def _run(command: Sequence[str], folder: Path) -> tuple[int, float, str]:
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=_ENVIRONMENT, capture_output=True, text=True, timeout=1800)
+    return done.returncode, time.monotonic() - started, done.stderr
+
+
+def kill_and_go_on(run: Run, kills: int, chooser: random.Random, work: Path) -> Outcome:
+    """Kill `kills` runs at random moments, and hold the files of what follows against those of a run in peace."""
+    given = work / "given"
+    given.mkdir()
+    run.prepare(given)
+    whole = work / "whole"
+    shutil.copytree(given, whole)
+    code, seconds, errors = _run(run.command, whole)
+    if code not in (0, 1):
+        raise click.ClickException(f"{' '.join(run.command)} exits {code}: {errors[-500:]}")
+    expected = _files(whole)
+    before = _files(given)
+    if not expected or expected == before:
+        raise click.ClickException(f"{' '.join(run.command)} writes nothing: {errors[-500:]}")
+    outcome = Outcome()
+    for _ in range(kills):
+        folder = work / "run"
+        shutil.copytree(given, folder)
+        started = time.monotonic()
+        with subprocess.Popen(
+            run.command,
+            cwd=folder,
+            env=_ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            try:
+                process.wait(chooser.uniform(0, seconds))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        outcome.kills += 1
+        outcome.ended_before += process.returncode >= 0
+        outcome.killed_early += process.returncode < 0 and _files(folder) == before
+        exit_code, spent, errors = process.returncode, 0.0, ""
+        if exit_code < 0:
+            exit_code, spent, errors = _run(run.again, folder)
+        if _files(folder) != expected and run.again != run.command:
+            outcome.started_anew += 1
+            exit_code, spent, errors = _run(run.command, folder)
+        found = _files(folder)
+        if found == expected:
+            outcome.equal += 1
+        else:
+            different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            outcome.failures.append(f"exit {exit_code}, not {code}; different: {different[:5]}; {errors[-300:]}")
+        outcome.leftovers += sum(1 for path in folder.rglob("*") if ".partial" in path.name)
+        # Where the machine's speed has changed, the moments shall still fall anywhere in a run.
+        seconds = 0.9 * seconds + 0.1 * max(time.monotonic() - started - spent, spent)
+        shutil.rmtree(folder)
+    return outcome
