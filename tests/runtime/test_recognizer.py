@@ -46,8 +46,9 @@ def test_probabilities_are_those_of_a_plain_session(band_model: Path) -> None:
     plain = onnxruntime.InferenceSession(str(band_model), providers=["CPUExecutionProvider"])
     expected = plain.run(["probabilities"], {"faces": faces})[0]
     with Recognizer(band_model) as recognizer:
-        # Batches are cut differently, so the last bits of float32 sums may differ.
-        assert np.allclose(recognizer.classify(faces), expected, atol=1e-6)
+        # Batches are cut differently, so float32 sums of 2304 products (epsilon 6e-8) may differ by 1e-5 of a logit
+        # of size 1, and probabilities by a quarter of that.
+        assert np.allclose(recognizer.classify(faces), expected, atol=1e-5)
         assert recognizer.classify(faces[:0]).shape == (0, 7)
 
 

@@ -126,6 +126,7 @@ def test_answers_to_faces_are_those_to_the_face_and_its_mirror_image(
         expected = F.softmax((network(planes) + network(planes.flip(-1))) / 2, 1)
     for _ in range(2):  # computed, then from the cache
         teachers = load_teachers([file], faces[0], CPU, views="faces")
+        # float32 logits of size 1, sums of 576 products through 13 layers (epsilon 6e-8): some 1e-6, divided by 4.
         assert torch.allclose(teachers.probabilities(batch, 1.0), expected, atol=1e-5)
     assert len(list((tmp_path / "cache" / "teachers").iterdir())) == 1
 
@@ -155,7 +156,8 @@ def test_an_exported_model_teaches_with_the_probabilities_of_its_network(
         if views == "faces":
             expected = (expected + F.log_softmax(network(pictures.flip(-1)) / temperature, 1)) / 2
     teachers = load_teachers([file], faces[0], CPU, views=views)
-    assert torch.allclose(teachers.probabilities(batch, 2.0), F.softmax(expected / 2, 1), atol=1e-5)
+    # Two libraries in float32: the export allows 1e-4 of a logit of size 1; softmax at temperature 2 divides it by 8.
+    assert torch.allclose(teachers.probabilities(batch, 2.0), F.softmax(expected / 2, 1), atol=5e-5)
 
 
 def test_an_exported_model_that_cannot_teach_is_named(
