@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_runtime.errors import OutputError
-from fer_runtime.images import IMAGE_SUFFIXES
 from fer_runtime.output.partial import partial_path, settings_path
 
 COPY_MARK = b"\nannotated by fer-infer\n"
@@ -84,6 +83,8 @@ class Destinations:
         Raises:
             OutputError: an option names such a file, or two options name the same one.
         """
+        from fer_runtime.images import IMAGE_SUFFIXES  # loads numpy, which --help does without
+
         self._check_each_other()
         existing = self.existing()
         for what, read in reads.items():
