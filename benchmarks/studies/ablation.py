@@ -1,6 +1,6 @@
-"""What each ingredient of the best recipe is worth: `python -m studies.ablation` trains v0 without each of them.
+"""Ablation of the best recipe: `python -m studies.ablation` trains v0 without each ingredient.
 
-Every run has the same pictures, epochs and seed, so that a row differs from the first by its one change.
+All runs have the same images, epochs and seed, so each row differs from the first by one change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fer_runtime.model.find import results_path
 if TYPE_CHECKING:
     from fer_train.recipes import Recipe
 
-# A row each: what it is called, and what differs from the recipe "best".
+# Name of each row and its changes to the recipe "best".
 ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("best recipe", ()),
     ("without augmentation", ("augmentation=none",)),
@@ -44,24 +44,24 @@ class AblationRow:
 
     name: str
     settings: tuple[str, ...]  # as `fer-train --set` takes them
-    accuracy: float  # fraction of the validation pictures, best epoch
+    accuracy: float  # fraction of the validation images, best epoch
     macro_f1: float
-    epochs: int  # that were trained
+    epochs: int  # trained
     seconds_per_epoch: float  # median wall clock
 
 
 def run_ablation(
     data: Path, folder: Path, *, epochs: int, seed: int = 0, teachers: Sequence[Path] = ()
 ) -> Iterator[AblationRow]:
-    """Train and yield the rows in turn; a row that is finished in `folder` is read, one that was stopped goes on.
+    """Train and yield the rows in turn. Finished rows in `folder` are read, and interrupted ones are continued.
 
     Args:
         data: the dataset's root.
-        folder: each row's files go to a folder of its own in it.
-        teachers: checkpoints for one row more, distilled from them.
+        folder: has one folder per row.
+        teachers: checkpoints for an additional, distilled row.
 
     Raises:
-        DataError: a finished row in `folder` has other settings, another seed or other pictures.
+        DataError: a finished row in `folder` has other settings, another seed or other images.
     """
     with needs_extra("train"):
         import torch
@@ -79,12 +79,12 @@ def run_ablation(
             recipe = recipe.with_setting(setting)
         rows.append((name, settings, recipe, (), folder / ("_".join(settings).replace("=", "-") or "best")))
     if teachers:
-        # Other teachers may have the same names, which is all that a results file says of them.
+        # Other teachers may have the same file names, and the results file only has names.
         digest = hashlib.sha256("".join(map(sha256_of, teachers)).encode()).hexdigest()
         name = f"distilled from {', '.join(path.name for path in teachers)}"
         rows.append((name, (), best, tuple(teachers), folder / f"distilled-{digest[:8]}"))
     fingerprints = {split: load_faces(data, split).fingerprint for split in ("train", "validation")}
-    # All of them before the first training: nobody waits for hours to hear of the last one.
+    # All rows are checked before the first training, which takes hours.
     for _, _, recipe, _, own in rows:
         _require_same(results_path(own, "v0"), recipe, seed, fingerprints)
     for name, settings, recipe, given, own in rows:
@@ -112,7 +112,7 @@ def run_ablation(
 
 
 def _require_same(path: Path, recipe: Recipe, seed: int, fingerprints: Mapping[str, str]) -> None:
-    """Raise a DataError where the results at `path` are of another training; there need be none."""
+    """Raise a DataError if results exist at `path` and are from another training."""
     from fer_train.results import read_results
 
     if not path.is_file():
@@ -125,10 +125,8 @@ def _require_same(path: Path, recipe: Recipe, seed: int, fingerprints: Mapping[s
         **{split: part.get("fingerprint") for split, part in results.get("data", {}).items()},
     }
     if differing := [name for name, value in wanted.items() if found.get(name) != value]:
-        pictures = ", ".join(f"pictures of {name}" if name in fingerprints else name for name in differing)
-        raise DataError(
-            f"{path} is of a training with another {pictures}; give another --output, or delete {path.parent}"
-        )
+        images = ", ".join(f"images of {name}" if name in fingerprints else name for name in differing)
+        raise DataError(f"{path} has other settings ({images}); give another --output, or delete {path.parent}")
 
 
 def ablation_table(rows: Sequence[AblationRow]) -> str:
@@ -144,7 +142,7 @@ def ablation_table(rows: Sequence[AblationRow]) -> str:
 
 @click.command(cls=FerCommand)
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="The dataset's root.")
-@click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Of every row.")
+@click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True, help="Epochs per row.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
 @click.option(
@@ -152,14 +150,14 @@ def ablation_table(rows: Sequence[AblationRow]) -> str:
     "teachers",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     multiple=True,
-    help="Adds a row that is distilled from this checkpoint; may be given several times.",
+    help="Add a row distilled from this checkpoint. May be repeated.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs/ablation"),
     show_default=True,
-    help="Where the runs go; finished rows there are not trained again.",
+    help="Folder of the runs. Finished rows are not trained again.",
 )
 def main(data: Path, epochs: int, seed: int, threads: int, teachers: tuple[Path, ...], output: Path) -> None:
     """Train v0 without each ingredient of the best recipe, and print the table."""

@@ -1,7 +1,7 @@
-"""The loop that one would write in place of `fer-infer`: `python -m studies.bare_loop MODEL < list`.
+"""A minimal loop over images, the baseline for `fer-infer`: `python -m studies.bare_loop MODEL < list`.
 
-A thread decodes, the main one runs the model in batches. There is no face search, no check of a file, no row per
-picture, no output: what is left is what reading, decoding and the model cost. The folder study holds fer-infer to it.
+One thread decodes, the main thread runs the model in batches. It does not search for faces, check files or write rows,
+so its time is that of reading, decoding and the model alone. The folder study compares fer-infer with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import queue
 import sys
 import threading
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as in fer_runtime: measured with it, the loop would pay for a database
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as in fer_runtime: telemetry would cost the loop time
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ _BATCH = 64
 
 
 def main() -> None:
-    """Read paths of 48 x 48 pictures from standard input, and print how many of each class there are."""
+    """Read paths of 48 x 48 images from standard input and print the number of images per class."""
     paths = sys.stdin.read().splitlines()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -35,10 +35,10 @@ def main() -> None:
         try:
             for first in range(0, len(paths), _BATCH):
                 faces = [cv2.imread(path, cv2.IMREAD_GRAYSCALE) for path in paths[first : first + _BATCH]]
-                decoded.put(np.stack(faces))  # type: ignore[arg-type] # a file that is no crop ends a bare loop
+                decoded.put(np.stack(faces))  # type: ignore[arg-type] # a file that is not a crop ends the loop
         except Exception as error:
             failed.append(error)
-        decoded.put(None)  # the other thread waits for it, whatever happened
+        decoded.put(None)  # the other thread waits for it in any case
 
     threading.Thread(target=decode, daemon=True).start()
     counts = np.zeros(7, np.int64)
@@ -46,7 +46,7 @@ def main() -> None:
         (probabilities,) = session.run(["probabilities"], {"faces": batch})
         counts += np.bincount(np.asarray(probabilities).argmax(1), minlength=7)
     if failed:
-        sys.exit(f"{failed[0]}; the bare loop takes pictures of 48 x 48 only")
+        sys.exit(f"{failed[0]}; the bare loop takes images of 48 x 48 only")
     print(*counts)
 
 

@@ -1,4 +1,4 @@
-"""What an epoch costs in `fer-train`, beside a notebook's loop: `python -m studies.epoch --data data`."""
+"""Time of an epoch in `fer-train` next to a notebook's loop: `python -m studies.epoch --data data`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _ROWS = (
 
 
 def notebook_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) -> float:
-    """Train v0 over all faces as a notebook does, and return the last batch's loss.
+    """Train v0 on all faces like a notebook, and return the loss of the last batch.
 
-    PyTorch's modules as they are, float32, batch 32, Adam; torchvision's AutoAugment face by face. The pictures are
-    decoded already: with a decoder in the loop it would be slower.
+    Plain PyTorch modules in float32, batch 32, Adam, and torchvision's AutoAugment image by image. The images are
+    already decoded; decoding in the loop would be slower.
     """
     import torch
     import torch.nn.functional as F  # noqa: N812
@@ -44,12 +44,12 @@ def notebook_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) ->
     network = create_network("v0").train()
     optimizer = torch.optim.Adam(network.parameters(), lr=FIRST.lr)
     weights = torch.tensor(class_weights(list(faces.counts.values())), dtype=torch.float32)
-    augment = torchvision_transforms().AutoAugment() if augmentation == "autoaugment" else lambda picture: picture
+    augment = torchvision_transforms().AutoAugment() if augmentation == "autoaugment" else lambda image: image
     planes, labels = torch.from_numpy(faces.faces), torch.from_numpy(faces.labels)
     loss = torch.zeros(())
     for batch in torch.split(torch.randperm(len(labels)), FIRST.batch_size):
-        pictures = torch.stack([augment(planes[i].expand(3, -1, -1)) for i in batch.tolist()])
-        loss = F.cross_entropy(network(pictures / 255), labels[batch], weight=weights)
+        images = torch.stack([augment(planes[i].expand(3, -1, -1)) for i in batch.tolist()])
+        loss = F.cross_entropy(network(images / 255), labels[batch], weight=weights)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -68,7 +68,7 @@ def our_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) -> floa
     trainer = Trainer(
         create_network("v0"),
         faces,
-        faces.subset([0]),  # what is scored after the epoch: the other loop scores nothing
+        faces.subset([0]),  # validation: the other loop has none
         FIRST.overridden(epochs=1, augmentation=augmentation),
         device=torch.device("cpu"),
         seed=seed,
@@ -79,10 +79,12 @@ def our_epoch(faces: LabelledFaces, augmentation: str, *, seed: int = 0) -> floa
 
 @click.command(cls=FerCommand)
 @click.option("--data", type=FOLDER, required=True, help="The dataset's root.")
-@click.option("--faces", type=click.IntRange(min=64), default=6400, show_default=True, help="Of the training pictures.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of all rows, in turns.")
+@click.option(
+    "--faces", type=click.IntRange(min=64), default=6400, show_default=True, help="Number of training images."
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds of all rows.")
 def main(data: Path, faces: int, rounds: int) -> None:
-    """Measure both loops on one thread; seconds are scaled to an epoch of all training pictures."""
+    """Measure both loops on one thread; seconds are scaled to an epoch of all training images."""
     with needs_extra("train"):
         import torch
 
@@ -90,7 +92,7 @@ def main(data: Path, faces: int, rounds: int) -> None:
 
     torch.set_num_threads(1)
     whole = load_faces(data, "train")
-    # Evenly spaced: the classes' folders follow each other.
+    # Evenly spaced, because images are ordered by class.
     some = whole.subset(np.linspace(0, len(whole) - 1, min(faces, len(whole)), dtype=np.int64))
     loops: dict[str, Callable[[LabelledFaces, str], float]] = {"notebook": notebook_epoch, "fer-train": our_epoch}
     seconds: dict[tuple[str, str], list[float]] = {row: [] for row in _ROWS}
@@ -100,7 +102,7 @@ def main(data: Path, faces: int, rounds: int) -> None:
             loops[loop](some, augmentation)
             seconds[loop, augmentation].append((process_time() - started) * len(whole) / len(some))
     say_environment(environment())
-    click.echo(f"v0, recipe first, {len(whole):,} pictures, one thread, medians of {rounds} rounds")
+    click.echo(f"v0, recipe first, {len(whole):,} images, one thread, medians of {rounds} rounds")
     click.echo("loop       augmentation  CPU s an epoch")
     for (loop, augmentation), measured in seconds.items():
         click.echo(f"{loop:9}  {augmentation:12}  {statistics.median(measured):14.3g}")

@@ -1,4 +1,4 @@
-"""What `fer-infer` costs over crops, beside a bare loop: `python -m studies.folder data/images/train`."""
+"""Overhead of `fer-infer` on crops, next to a minimal loop: `python -m studies.folder data/images/train`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision, find_mode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderRates:
-    """One model over the same pictures by the bare loop and by the command, whole processes, start included."""
+    """CPU time of whole processes, minimal loop and command, with one model on the same images."""
 
     model: str
     precision: str
@@ -34,7 +34,7 @@ class FolderRates:
 
     @property
     def ratio(self) -> float:
-        """The command's CPU time by the loop's: the median over the rounds, each of which ran both."""
+        """CPU time of the command divided by that of the loop, median over the rounds."""
         return statistics.median(
             command / bare for command, bare in zip(self.command_cpu_s, self.bare_cpu_s, strict=True)
         )
@@ -43,7 +43,7 @@ class FolderRates:
 def measure_folder(
     paths: Sequence[str], model: str, precision: Precision, models_dir: Path, rounds: int
 ) -> FolderRates:
-    """Run the loop and the command in turns, `rounds` times, on one thread each."""
+    """Run the loop and the command alternately, `rounds` times, on one thread each."""
     file = find_model(model, precision=precision, models_dir=models_dir)
     bare = [sys.executable, "-m", "studies.bare_loop", str(file)]
     bare_s, command_s = [], []
@@ -57,7 +57,7 @@ def measure_folder(
 
 
 def _cpu_seconds(command: Sequence[str], paths: Sequence[str]) -> float:
-    """User and system time of the whole process, counted by the operating system."""
+    """User and system time of the whole process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -68,8 +68,8 @@ def _cpu_seconds(command: Sequence[str], paths: Sequence[str]) -> float:
 
 @click.command(cls=FerCommand)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
-@click.option("--pictures", default=20_000, show_default=True, help="Of the folder and its folders.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of both, in turns.")
+@click.option("--images", default=20_000, show_default=True, help="Number of images from the folder.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds of both.")
 @click.option(
     "--model", "models", type=click.Choice(MODEL_NAMES), multiple=True, default=MODEL_NAMES, show_default=True
 )
@@ -77,16 +77,16 @@ def _cpu_seconds(command: Sequence[str], paths: Sequence[str]) -> float:
 @models_dir_option
 def main(
     folder: str,
-    pictures: int,
+    images: int,
     rounds: int,
     models: tuple[str, ...],
     precisions: tuple[Precision, ...],
     models_dir: Path,
 ) -> None:
-    """Measure the command beside a loop that only decodes and classifies, both on one thread."""
-    paths = [os.fsdecode(path) for path in islice(Inputs([folder], recursive=True), pictures)]
+    """Measure the command next to a loop that only decodes and classifies, both on one thread."""
+    paths = [os.fsdecode(path) for path in islice(Inputs([folder], recursive=True), images)]
     say_environment(environment())
-    click.echo(f"{len(paths):,} pictures, pictures a second of CPU time, start included, medians of {rounds} rounds")
+    click.echo(f"{len(paths):,} images, images a second of CPU time, start included, medians of {rounds} rounds")
     click.echo("model  precision   bare loop  fer-infer  CPU time, fer-infer / bare loop")
     for model in models:
         for precision in precisions:

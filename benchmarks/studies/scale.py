@@ -1,4 +1,4 @@
-"""What a Ray cluster costs beside the local engine: `python -m studies.scale data/images/train`."""
+"""Overhead of a Ray cluster over the local engine: `python -m studies.scale data/images/train`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleRun:
-    """One run of `fer-infer`, with all processes that it started."""
+    """One run of `fer-infer` with all its child processes."""
 
-    pictures: int
+    images: int
     wall_s: float
     cpu_s: float
-    steady_per_s: float | None  # pictures a second between the first part and the last; None: one part, or a file
+    steady_per_s: float | None  # images per second between the first and the last part; None for one part or a file
 
 
 def measure_run(paths: list[str], *arguments: str) -> ScaleRun:
-    """Run `fer-infer` over a list of paths, and count the CPU time of the whole tree of processes. Linux only."""
-    # Ray's daemons outlive the command for a moment: orphans come to this process, which waits for them.
+    """Run `fer-infer` on a list of paths and measure the CPU time of its whole process tree. Linux only."""
+    # Ray's daemons outlive the command: this process becomes their parent and waits for them.
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "rows")
@@ -52,7 +52,7 @@ def measure_run(paths: list[str], *arguments: str) -> ScaleRun:
         times = sorted(part.stat().st_mtime for part in output.glob("part-*")) if output.is_dir() else []
     steady = (len(paths) - PART_SIZE) / (times[-1] - times[0]) if len(times) > 1 else None
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return ScaleRun(pictures=len(paths), wall_s=wall_s, cpu_s=cpu_s, steady_per_s=steady)
+    return ScaleRun(images=len(paths), wall_s=wall_s, cpu_s=cpu_s, steady_per_s=steady)
 
 
 def _wait_for_orphans() -> None:
@@ -65,21 +65,23 @@ def _wait_for_orphans() -> None:
 
 @click.command(cls=FerCommand)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
-@click.option("--pictures", default=20_480, show_default=True, help="Of the folder and its folders.")
-@click.option("--workers", type=click.IntRange(min=1), multiple=True, default=(1, 2), show_default=True, help="Actors.")
-def main(folder: str, pictures: int, workers: tuple[int, ...]) -> None:
-    """Measure rate and CPU time of --engine ray beside --engine local, over the same pictures."""
-    paths = list(islice(Inputs([folder], recursive=True), pictures))
-    click.echo("engine          pictures  wall s  CPU s  pictures/s of the parts")
+@click.option("--images", default=20_480, show_default=True, help="Number of images from the folder.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), multiple=True, default=(1, 2), show_default=True, help="Number of actors."
+)
+def main(folder: str, images: int, workers: tuple[int, ...]) -> None:
+    """Measure rate and CPU time of --engine ray next to --engine local on the same images."""
+    paths = list(islice(Inputs([folder], recursive=True), images))
+    click.echo("engine          images  wall s  CPU s  images/s of the parts")
     runs: list[tuple[str, list[str], tuple[str, ...]]] = [("local", paths, ())]
     for count in workers:
-        # The short run is nearly all start; what the long one takes more is what pictures cost.
+        # The short run is mostly start-up; the difference to the long run is the cost of images.
         arguments: tuple[str, ...] = ("--engine", "ray", "--workers", str(count), "--part-size", str(PART_SIZE))
         runs += [(f"ray, {count} workers", some, arguments) for some in (paths[:64], paths)]
     for name, some, arguments in runs:
         run = measure_run(some, *arguments)
         steady = "" if run.steady_per_s is None else f"{run.steady_per_s:,.0f}"
-        click.echo(f"{name:15} {run.pictures:8,}  {run.wall_s:6.1f}  {run.cpu_s:5.1f}  {steady:>10}")
+        click.echo(f"{name:15} {run.images:8,}  {run.wall_s:6.1f}  {run.cpu_s:5.1f}  {steady:>10}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The study of the recipe's ingredients, on made-up pictures."""
+"""The study of the recipe's ingredients, on made-up images."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def test_rows_are_trained_once_and_read_afterwards(tmp_path: Path, monkeypatch: 
 
     # Other settings are no reason to show these rows, nor to overwrite them.
     for options, difference in (
-        (["--epochs", "2"], "another epochs;"),
-        (["--seed", "1"], "another seed;"),
+        (["--epochs", "2"], "(epochs);"),
+        (["--seed", "1"], "(seed);"),
         (
             ["--data", str(write_pictures(tmp_path / "other", seed=1))],
-            "another pictures of train, pictures of validation;",
+            "(images of train, images of validation);",
         ),
     ):
         refused = CliRunner().invoke(ablation.main, [*arguments, *options])
         assert refused.exit_code == 1
-        assert f"{output / 'best' / 'model_0_results.json'} is of a training with {difference}" in refused.stderr
+        assert f"{output / 'best' / 'model_0_results.json'} has other settings {difference}" in refused.stderr
     assert (output / "best" / "model_0.pth").stat().st_mtime_ns == written
 
 

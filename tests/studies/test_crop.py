@@ -1,4 +1,4 @@
-"""Where crops lie around boxes, worked by hand; the detectors' constants against real pictures."""
+"""Where crops lie around boxes, worked by hand; the detectors' constants against real images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Fixed:
 
 def test_an_enlarged_face_lies_in_the_middle_of_its_repeated_border() -> None:
     face = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
-    picture = enlarge(face)
-    assert picture.shape == (384, 384)
-    assert (picture[0, :96] == picture[96, 96]).all()
-    # Bicubic weights of a pixel's own block average to nearly the pixel on a smooth picture; here a plain one.
+    image = enlarge(face)
+    assert image.shape == (384, 384)
+    assert (image[0, :96] == image[96, 96]).all()
+    # Bicubic weights of a pixel's own block average to nearly the pixel on a smooth image; here a plain one.
     assert (enlarge(np.full((48, 48), 77, np.uint8)) == 77).all()
 
 
@@ -35,7 +35,7 @@ def test_placement_worked_by_hand() -> None:
     # The longer side is 160, the centre (180, 170), whatever the runtime's own crop around it.
     assert boxes[2] == pytest.approx((180, 170, 160), abs=1)
     placed = measure_placement(list(boxes.values()))
-    # The picture is 192 pixels at the centre (192, 192): 192 / 160, and (192 - 170) / 160.
+    # The image is 192 pixels at the centre (192, 192): 192 / 160, and (192 - 170) / 160.
     assert placed.faces == 3
     assert placed.side == pytest.approx((1.2, 1.2, 1.2), abs=0.01)
     assert placed.below == pytest.approx((0.1375, 0.1375, 0.1375), abs=0.01)
@@ -51,7 +51,7 @@ def test_no_box_is_a_callers_mistake() -> None:
         measure_placement([])
 
 
-def test_haars_crop_is_that_of_real_training_pictures(real_data: Path) -> None:
+def test_haars_crop_is_that_of_real_training_images(real_data: Path) -> None:
     paths = sorted((real_data / "images" / "validation").glob("*/*.jpg"))[::36]
     faces = np.stack([read_image(path) if read_image(path).ndim == 2 else read_image(path)[..., 0] for path in paths])
     boxes = find_boxes(haar.HaarDetector(min_face=1), haar._CROP, faces)

@@ -1,4 +1,4 @@
-"""The folder study: both sides classify the same pictures alike, and the table has their rates."""
+"""The folder study: both sides classify the same images alike, and the table has their rates."""
 
 from __future__ import annotations
 
