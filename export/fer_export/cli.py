@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from fer_runtime.command import FerCommand, Rule, RunOptions, needs_extra, option_group, take_options
+from fer_runtime.command import (
+    FerCommand,
+    RegistryChoice,
+    Rule,
+    RunOptions,
+    needs_extra,
+    option_group,
+    take_options,
+)
 from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS, parse_labels
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, Precision
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, PREFERENCE, Precision
+from fer_train.networks.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from fer_export.gate.accuracy import Budget
@@ -91,8 +100,8 @@ _RULES = (
     "Model",
     click.option(
         "--model",
-        type=click.Choice(MODEL_NAMES),
-        help="Network: v0, a small CNN; v1, a ResNet18; v2 and v3, ResNets for small faces.",
+        type=RegistryChoice(ARCHITECTURES),
+        help="Network.",
     ),
     click.option(
         "--precision",
@@ -201,7 +210,7 @@ def _inspect(options: InspectRun) -> None:
 
 def _export(options: ExportRun) -> None:
     if options.model is None:
-        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(MODEL_NAMES)}.")
+        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(ARCHITECTURES)}.")
     with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         from fer_export.gate.report import ExportRefusedError
         from fer_export.pipeline import export_model

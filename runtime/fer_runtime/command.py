@@ -18,6 +18,7 @@ that the run uses, so `take_options` can refuse every other option by name:
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ from click.core import ParameterSource
 from fer_runtime import __version__
 from fer_runtime.errors import ExtraMissingError, FerError
 from fer_runtime.files import cache_folder
+from fer_runtime.model.find import FILE_STEMS
 from fer_runtime.registry import PLUGINS_VARIABLE, Registry, load_plugins
 from fer_runtime.stopping import EXIT_CODE, Terminated, stopped_by_sigterm
 from fer_runtime.text import printable
@@ -101,6 +103,23 @@ class Rule:
         self.options = options
         self.when = when
         self.because = because
+
+
+def own_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback of `--name`: the name of a model of one's own.
+
+    Raises:
+        click.BadParameter: it is no file name, or belongs to a model that ships.
+    """
+    if value is None:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) or value.endswith((".onnx", ".pth")):
+        raise click.BadParameter(
+            f"{value!r} is not a name; use letters, digits, -, _ and ., without a suffix", context, parameter
+        )
+    if value in FILE_STEMS.values() or (value in FILE_STEMS and value != context.params.get("model", value)):
+        raise click.BadParameter(f"{value} is the name of a model that ships; choose another", context, parameter)
+    return value
 
 
 def option_group(title: str, *options: Callable[[Any], Any]) -> Callable[[_Function], _Function]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from fer_runtime.command import (
     RunOptions,
     needs_extra,
     option_group,
+    own_name,
     take_options,
 )
 from fer_runtime.errors import FerError
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS
+from fer_runtime.model.find import DEFAULT_MODELS_DIR
 from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.recipes import PRETRAIN, RECIPES, Recipe
 
@@ -117,6 +117,7 @@ _RULES = (
     click.option("--model", type=RegistryChoice(ARCHITECTURES), help="Network to train."),
     click.option(
         "--name",
+        callback=own_name,
         metavar="NAME",
         help="What to call the result: NAME.pth, NAME_results.json. [default: as the network's files, model_v3.pth]",
     ),
@@ -250,7 +251,6 @@ def main(**given: Any) -> None:
 
 def _train(options: TrainRun) -> None:
     model = _network_name(options)
-    _check_name(options.name, model)
     recipe = _recipe(options, ARCHITECTURES[model].recipe(options.recipe_name), drop=_drop(options.drop))
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         from fer_train.loop.distributed import one_per_machine_first
@@ -332,16 +332,6 @@ def _together(options: _NetworkOptions) -> Iterator[dict[str, Any]]:
     except KeyboardInterrupt:
         progress.close()
         raise InterruptedTrainingError from None
-
-
-def _check_name(name: str | None, model: str) -> None:
-    """Raise a BadParameter for a name that is no file name, or that belongs to another network."""
-    if name is None or name == model:
-        return
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise click.BadParameter(f"{name!r} is no file name; use letters, digits, -, _ and .", param_hint="--name")
-    if name in FILE_STEMS or name in FILE_STEMS.values():
-        raise click.BadParameter(f"{name} is the name of a network that ships; choose another", param_hint="--name")
 
 
 def _report(trained: Trained, *, plots: bool) -> None:

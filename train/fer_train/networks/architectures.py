@@ -15,8 +15,9 @@ class Architecture:
 
     name: str  # as --model takes it
     help: str  # for --help
-    # "module:function" that makes the network: called with `dropout`, gives a torch.nn.Module that takes float32
-    # (batch, 3, 48, 48) and returns logits float32 (batch, 7).
+    # "module:function" that makes the network. It is called with `dropout` and gives a torch.nn.Module that takes
+    # float32 (batch, 3, 48, 48) and returns logits float32 (batch, 7). The first layer with weights is a convolution
+    # over the three channels: fer-export folds them into one, since faces are grayscale.
     build: str
     arguments: Mapping[str, object] = field(default_factory=dict)  # more keyword arguments of that function
     weights: str = "none"  # what training starts from by default; "imagenet" only where torchvision has such weights
