@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fer_runtime import __version__
+from fer_runtime.model.find import SHIPPED
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -43,6 +44,13 @@ def test_the_wheel_carries_packages_models_and_samples(wheel: Path) -> None:
     models = {f"model_{name}.onnx" for name in ("0", "0.int8", "v1.int8", "v2", "v2.int8", "v3.int8")}
     assert {f"fer_runtime/models/{name}" for name in models} <= names
     assert f"fer_edge-{__version__}.dist-info/licenses/LICENSE" in names
+
+
+def test_the_models_in_the_wheel_are_shipped_ones_and_each_has_one(wheel: Path) -> None:
+    """A training in the checkout leaves models of other names, which no wheel must carry."""
+    carried = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("fer_runtime/models/")}
+    stems = {name.split(".")[0] for name in carried}
+    assert stems == {model.stem for model in SHIPPED}
 
 
 def test_the_wheel_carries_nothing_else(wheel: Path) -> None:

@@ -24,13 +24,14 @@ from fer_runtime import (
     recognize_files,
     recognize_video,
 )
+from fer_runtime.model.find import MODEL_NAMES
 
 
 def test_every_public_name_is_there() -> None:
     assert [name for name in fer_runtime.__all__ if not hasattr(fer_runtime, name)] == []
     assert sorted(dir(fer_runtime)) == sorted(fer_runtime.__all__)
     assert issubclass(ImageError, FerError)
-    assert {model.name for model in available_models()} >= {"v0", "v1", "v2", "v3"}
+    assert {model.name for model in available_models()} >= set(MODEL_NAMES)
 
 
 def test_a_folder_is_recognized_by_public_names_alone(tmp_path: Path) -> None:

@@ -12,18 +12,29 @@ from fer_runtime.errors import ModelFileError
 Precision = Literal["fp32", "int8", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-# The file names are those of the project's first version, so that its users find their files again.
-FILE_STEMS = {"v0": "model_0", "v1": "model_v1", "v2": "model_v2", "v3": "model_v3"}
-MODEL_NAMES = tuple(FILE_STEMS)
+_DEFAULT_ORDER: tuple[Precision, ...] = ("int8", "fp32", "fp16")
 
-# What is taken where a run names no model or no precision, best first. v3 is as accurate as v1 in a third of its
-# bytes, and finding the face hides what the smaller ones save. All but v0 are as right in int8 as in fp32, and faster.
-PREFERENCE: dict[str, tuple[Precision, ...]] = {
-    "v3": ("int8", "fp32", "fp16"),
-    "v2": ("int8", "fp32", "fp16"),
-    "v1": ("int8", "fp32", "fp16"),
-    "v0": ("fp32", "int8", "fp16"),
-}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShippedModel:
+    """A model that comes with the package. Any other is called by the name of its file."""
+
+    name: str
+    stem: str  # what its file names begin with: those of the first version, so that its users find their files again
+    precisions: tuple[Precision, ...] = _DEFAULT_ORDER  # which file is taken where a run names none, best first
+
+
+# Best first, where a run names no model. v3 is as accurate as v1 in a third of its bytes, and finding the face hides
+# what the smaller ones save. All but v0 are as accurate in int8 as in fp32, and faster.
+SHIPPED = (
+    ShippedModel(name="v3", stem="model_v3"),
+    ShippedModel(name="v2", stem="model_v2"),
+    ShippedModel(name="v1", stem="model_v1"),
+    ShippedModel(name="v0", stem="model_0", precisions=("fp32", "int8", "fp16")),
+)
+PREFERENCE = {model.name: model.precisions for model in SHIPPED}
+FILE_STEMS = {model.name: model.stem for model in sorted(SHIPPED, key=lambda model: model.name)}
+MODEL_NAMES = tuple(FILE_STEMS)
 
 DEFAULT_MODELS_DIR = Path("models")
 
@@ -34,7 +45,7 @@ def file_stem(name: str) -> str:
 
 
 def _precisions(name: str) -> tuple[Precision, ...]:
-    return PREFERENCE.get(name, ("int8", "fp32", "fp16"))
+    return PREFERENCE.get(name, _DEFAULT_ORDER)
 
 
 def checkpoint_path(models_dir: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ import pytest
 from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.model.find import available_models, find_model, is_model_file
+from fer_runtime.model.find import MODEL_NAMES, available_models, find_model, is_model_file
 
 
 def test_a_model_of_ones_own_is_found_by_its_name(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_a_model_of_ones_own_is_found_by_its_name(tmp_path: Path) -> None:
     int8 = write_band_model(tmp_path / "mine.int8.onnx")
     assert find_model("mine", models_dir=tmp_path) == int8
     assert find_model("mine", precision="fp32", models_dir=tmp_path) == fp32
-    with pytest.raises(ModelFileError, match=r"no model named hers: .* known are: v0, v1, v2, v3, mine"):
+    with pytest.raises(ModelFileError, match=rf"no model named hers: .* known are: {', '.join(MODEL_NAMES)}, mine"):
         find_model("hers", models_dir=tmp_path)
 
 
@@ -38,7 +38,7 @@ def test_the_models_of_a_folder_come_before_the_packages(tmp_path: Path) -> None
     assert listed[:3] == [("mine", "fp32"), ("mine", "int8"), ("v0", "fp16")]
     # The package has v0 as well, and does not answer for it here.
     assert [model for model in listed if model[0] == "v0"] == [("v0", "fp16")]
-    assert {name for name, _ in listed} == {"mine", "v0", "v1", "v2", "v3"}
+    assert {name for name, _ in listed} == {"mine", *MODEL_NAMES}
     for model in available_models(tmp_path):
         found = find_model(model.name, precision=model.precision, models_dir=tmp_path)
         assert found.samefile(model.path)
