@@ -107,7 +107,7 @@ def test_the_command_writes_what_it_prints(pictures: Path, model: Path, tmp_path
     output = tmp_path / "accuracy.json"
     script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
     arguments = ["accuracy", "--model", str(model), "--data", str(pictures), "--json", str(output)]
-    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     content = json.loads(output.read_text())
     assert set(content) >= {"environment", "results"}

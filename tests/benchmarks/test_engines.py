@@ -87,14 +87,14 @@ def test_an_engine_is_one_module_and_one_entry(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     rows = {row["engine"]: row for row in json.loads(output.read_text())["results"]}
     assert set(rows) == {"mine", "onnxruntime"}
     assert rows["mine"]["max_probability_difference"] == pytest.approx(0, abs=1e-7)  # the same session, float32
     refused = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300, cwd=tmp_path
     )
     assert refused.returncode == 2
     assert "'mine' is not one of" in refused.stderr

@@ -96,7 +96,7 @@ def test_the_text_around_the_markers_stays() -> None:
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "studies.readme_table", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_check_fails_until_the_table_is_written(tmp_path: Path) -> None:

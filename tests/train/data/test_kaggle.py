@@ -88,7 +88,7 @@ def _run(home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and "KAGGLE" not in key}
     environment = kept | {"HOME": str(home), "KAGGLEHUB_CACHE": str(home / "cache")} | variables
     command = [sys.executable, "-c", _DOWNLOAD]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def _root(run: subprocess.CompletedProcess[str]) -> Path:

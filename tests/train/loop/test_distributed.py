@@ -142,7 +142,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def _launched(processes: int, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), *map(str, arguments)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

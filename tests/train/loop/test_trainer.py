@@ -71,7 +71,7 @@ def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(pictures: P
     assert (killed / "model_0.resume.pth").exists()
     assert not (killed / "model_0.pth").exists()
     resumed = _train(pictures, killed, "--resume")
-    _, progress = resumed.communicate(timeout=120)
+    _, progress = resumed.communicate(timeout=300)
     assert "epoch 1/" not in progress
     assert (whole / "model_0.pth").read_bytes() == (killed / "model_0.pth").read_bytes()
 
@@ -87,14 +87,14 @@ def test_ctrl_c_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.readline().startswith("epoch 1/500")
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "--resume" in rest
     assert "Traceback" not in rest
 
     # The same options and --finish: the files of the best epoch so far, and no other one trained.
     finished = _train(pictures, tmp_path, "--epochs", "500", "--finish")
-    stdout, stderr = finished.communicate(timeout=60)
+    stdout, stderr = finished.communicate(timeout=300)
     assert finished.returncode == 0
     assert "epoch" not in stderr
     results = json.loads((tmp_path / "model_0_results.json").read_text())
@@ -108,7 +108,7 @@ def test_ctrl_c_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.resume.pth"))
 
     again = _train(pictures, tmp_path, "--epochs", "500", "--finish")
-    _, stderr = again.communicate(timeout=60)
+    _, stderr = again.communicate(timeout=300)
     assert again.returncode == 1
     assert "no stopped run at" in stderr
     assert "Traceback" not in stderr
