@@ -61,9 +61,25 @@ def test_a_thin_strip_is_not_enlarged_beyond_memory() -> None:
     assert max(draw_faces(np.zeros((10, 16000), np.uint8), []).shape) == 16000
 
 
-def test_a_face_beyond_the_border_is_no_error() -> None:
-    for box in ((-40, -40, 100, 100), (500, 400, 200, 200), (0, 0, 640, 480)):
-        draw_faces(np.zeros((480, 640), np.uint8), [_face(box)])
+@pytest.mark.parametrize(
+    ("box", "edge"),
+    [
+        # A point of the box's edge, x and y, that lies within the image.
+        ((-40, -40, 100, 100), (60, 30)),
+        ((500, 400, 200, 200), (500, 440)),
+        ((0, 0, 640, 480), (639, 240)),
+    ],
+)
+def test_a_face_beyond_the_border_shows_the_part_within(box: tuple[int, int, int, int], edge: tuple[int, int]) -> None:
+    image = np.zeros((480, 640), np.uint8)
+    drawn = draw_faces(image, [_face(box)])
+    assert drawn.shape == (480, 640, 3)
+    assert not image.any()
+    x, y = edge
+    assert drawn[y, max(0, x - 3) : x + 4].any()
+    # Far from the box, nothing is drawn.
+    far = drawn[300:, :200] if box[0] < 0 else drawn[:200, :200]
+    assert far.any() == (box == (0, 0, 640, 480))
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
