@@ -8,7 +8,6 @@ escapes are enough, and they keep the text exact.
 from __future__ import annotations
 
 import unicodedata
-from html import escape
 
 # Unicode general categories: control characters, format characters (among them those that reverse the direction of
 # text), lone surrogates, line and paragraph separators.
@@ -48,6 +47,8 @@ def csv_text(text: str) -> str:
 
 def html_text(text: object) -> str:
     """`printable` text for the content or a quoted attribute of HTML or SVG."""
+    from html import escape  # its table of entities takes 10 ms to load, and few commands write HTML
+
     return escape(printable(text), quote=True)
 
 

@@ -12,7 +12,6 @@ import io
 import os
 import signal
 import struct
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -72,6 +71,8 @@ class _Helper:
             raise UnavailableError
         places = [str(Path(__file__).parents[2]), *filter(None, sys.path)]
         code = f"import sys; sys.path[:] = {places!r}; {_SERVE}"
+        import subprocess  # takes 10 ms to load, and most runs decode nothing here
+
         environment = os.environ | {
             "OPENCV_IO_MAX_IMAGE_PIXELS": _NOT_LIMITED,  # the header has been checked against our own limit
             "OPENCV_IO_MAX_IMAGE_WIDTH": str(1 << 30),
@@ -137,6 +138,8 @@ class _Helper:
 
     def why_ended(self) -> tuple[str, bool]:
         """Why the process has ended, in words, and whether the image is at fault."""
+        import subprocess
+
         try:
             code = self.process.wait(5)
         except subprocess.TimeoutExpired:
