@@ -17,8 +17,7 @@ from pathlib import Path
 
 from fer_runtime.errors import ImageError, InputError
 from fer_runtime.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, kind_not_read, read_bytes
-
-VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
+from fer_runtime.video.kinds import is_video_in_folder
 
 # JPEG, PNG, GIF, BMP, TIFF, JPEG 2000 in a box and bare, Sun raster.
 _SIGNATURES = (
@@ -50,12 +49,14 @@ class LeftOut:
     """What the folders of a run hold besides the images that are read; hidden files are not counted."""
 
     suffixes: Counter[str] = field(default_factory=Counter)  # files whose suffix is of no image, in lower case
+    videos: int = 0  # among those files
     folders: int = 0  # skipped, beside images
     only_folders: list[str] = field(default_factory=list)  # folders that hold folders and no image, all skipped
 
-    def add_file(self, name: str) -> None:
+    def add_file(self, path: str) -> None:
         """Count a file that is not read."""
-        suffix = os.path.splitext(name)[1].lower() or "without suffix"
+        self.videos += is_video_in_folder(path)
+        suffix = os.path.splitext(path)[1].lower() or "without suffix"
         is_counted = suffix in self.suffixes or len(self.suffixes) < _COUNTED_SUFFIXES
         self.suffixes[suffix if is_counted else "others"] += 1
 
@@ -116,7 +117,7 @@ class Inputs:
                             files += 1
                             yield entry.path
                         else:
-                            self.left_out.add_file(entry.name)
+                            self.left_out.add_file(entry.path)
             if self.recursive:
                 waiting += reversed(folders)
             else:

@@ -81,7 +81,8 @@ def find_videos(paths: Sequence[str], camera: int | None, *, samples: bool = Fal
     Raises:
         click.UsageError: there are videos and images, or a camera was given as a path.
     """
-    from fer_runtime.batch.sources import VIDEO_SUFFIXES, expanded
+    from fer_runtime.batch.sources import expanded
+    from fer_runtime.video.kinds import is_video
 
     videos: list[Path | int] = []
     others = samples
@@ -89,8 +90,11 @@ def find_videos(paths: Sequence[str], camera: int | None, *, samples: bool = Fal
         number = _camera_number(path)
         if number is not None:
             raise click.UsageError(f"{path} is no file of images; to watch a camera, give --camera {number}")
-        for file in expanded(path, VIDEO_SUFFIXES):
-            if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES and not os.path.isdir(file):
+        if path == "-":
+            others = True
+            continue
+        for file in expanded(path) if _may_match_videos(path) else [path]:
+            if is_video(file):
                 videos.append(Path(file))
             else:
                 others = True
@@ -103,6 +107,13 @@ def find_videos(paths: Sequence[str], camera: int | None, *, samples: bool = Fal
             f"{', '.join(named)}{more}: give videos and cameras in a run of their own, without images and folders"
         )
     return []
+
+
+def _may_match_videos(pattern: str) -> bool:
+    """Whether a glob pattern can match anything but files named as images."""
+    from fer_runtime.images import IMAGE_SUFFIXES
+
+    return os.path.splitext(pattern)[1].lower() not in IMAGE_SUFFIXES
 
 
 def _camera_number(path: str) -> str | None:

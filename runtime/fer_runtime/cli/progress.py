@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
@@ -10,7 +9,7 @@ from types import TracebackType
 import click
 
 from fer_runtime.batch.jobs import JobSummary
-from fer_runtime.batch.sources import VIDEO_SUFFIXES, LeftOut
+from fer_runtime.batch.sources import LeftOut
 from fer_runtime.text import counted, printable
 
 _SECONDS_BETWEEN = 0.5
@@ -98,7 +97,7 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
     if left_out.folders and not quiet:
         click.echo(f"  skipped {counted(left_out.folders, 'subfolder')} (use --recursive)", err=True)
     if left_out.suffixes and not quiet:
-        click.echo(f"  not read: {_counted(left_out.suffixes)}", err=True)
+        click.echo(f"  not read: {_counted(left_out)}", err=True)
     for folder in left_out.only_folders:
         click.echo(
             f"{printable(folder)} holds folders but no images; use --recursive to read the images in them", err=True
@@ -118,14 +117,15 @@ def _say_counts(summary: JobSummary, seconds: float) -> None:
         click.echo(f"  seconds by stage, over all threads: {stages}", err=True)
 
 
-def _counted(suffixes: Counter[str]) -> str:
+def _counted(left_out: LeftOut) -> str:
     """Files by suffix, most first, and what to do with those that are taken for images."""
+    suffixes = left_out.suffixes
     most = suffixes.most_common(_NAMED_SUFFIXES)
     if rest := suffixes.total() - sum(count for _, count in most):
         most.append(("others", rest))
     text = ", ".join(f"{count} {printable(suffix)}" for suffix, count in most)
     if not suffixes.keys().isdisjoint(_HEIC_SUFFIXES):
         text += "; OpenCV reads no HEIC, convert it to JPEG first"
-    if not suffixes.keys().isdisjoint(VIDEO_SUFFIXES):
+    if left_out.videos:
         text += "; give videos by name, in a run of their own"
     return text

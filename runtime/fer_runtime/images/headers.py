@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fer_runtime.errors import ImageError
+from fer_runtime.video.kinds import HEAD_BYTES, looks_like_a_video
 
 DAMAGED = "cannot be decoded: damaged, or not an image"
 _CUT_SHORT = "cannot be decoded: its end is missing"
@@ -95,12 +96,9 @@ def kind_not_read(content: bytes) -> str | None:
         return "is a JPEG XL image, which OpenCV does not read; convert it to JPEG first"
     if content.startswith((b"#?RADIANCE", b"#?RGBE", b"\x76\x2f\x31\x01", b"PF\n", b"Pf\n")):
         return f"is a Radiance HDR, OpenEXR or PFM image, which {_FLOAT}"
-    is_video = (
-        (brands and not brands & (_AVIF_BRANDS | _HEIC_BRANDS))
-        or content.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"0&\xb2u\x8ef\xcf\x11"))  # Matroska, MPEG, WMV
-        or (content.startswith(b"RIFF") and content[8:12] == b"AVI ")
-    )
-    return "is a video; give it by name, with a video's suffix such as .mp4, in a run of its own" if is_video else None
+    if looks_like_a_video(content[:HEAD_BYTES]):
+        return "is a video; give it by name, without the suffix of an image, in a run of its own"
+    return None
 
 
 def _other_parser(content: bytes) -> Callable[[bytes], Header] | None:
