@@ -17,11 +17,11 @@ from fer_runtime.errors import ImageError
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.text import printable
+from fer_runtime.text import counted, printable
 from fer_runtime.video.annotated import annotated_paths
 from fer_runtime.video.jobs import VideoSummary, write_video_rows
 from fer_runtime.video.rows import is_per_segment, write_failed_row, write_video_header, write_video_heading
-from fer_runtime.video.sources import source_name
+from fer_runtime.video.sources import FrameCounts, source_name
 
 
 def run_on_videos(options: VideosRun, videos: Sequence[Path | int], format_name: str) -> bool:
@@ -71,24 +71,45 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
                     )
             except ImageError as error:
                 # The rows of the other videos are not lost for it.
+                if summary.counts.processed and not options.quiet:
+                    _say_summary(video, summary, perf_counter() - started)
                 click.echo(f"Error: {printable(error)}", err=True)
                 write_failed_row(write, video, str(error), format_name=format_name, segments=segments)
                 failed = True
                 continue
-            counts, seconds = summary.counts, perf_counter() - started
-            click.echo(
-                f"{_name(video)}: {counts.total} frames: {counts.processed} looked at, {counts.skipped} skipped, "
-                f"{counts.dropped} dropped; {summary.tracks} faces followed; {seconds:.1f} s, "
-                f"{counts.processed / max(seconds, 1e-9):.0f} frames/s",
-                err=True,
-            )
-            if counts.missing_seconds:
-                click.echo(
-                    f"warning: {_name(video)} ends {counts.missing_seconds:.1f} s earlier than it says: cut short, or "
-                    "damaged",
-                    err=True,
-                )
+            except KeyboardInterrupt:
+                if not options.quiet:
+                    _say_summary(video, summary, perf_counter() - started)
+                raise
+            if not options.quiet:
+                _say_summary(video, summary, perf_counter() - started)
+            _warn_of_missing_frames(video, summary.counts)
     return failed
+
+
+def _say_summary(video: Path | int, summary: VideoSummary, seconds: float) -> None:
+    counts = summary.counts
+    unknown = ""
+    if counts.missing is None and not isinstance(video, int):
+        unknown = "; whether frames are missing is not known: no constant frame rate, or no time stamps"
+    click.echo(
+        f"{_name(video)}: {counted(counts.total, 'frame')}: {counts.processed} looked at, {counts.skipped} skipped, "
+        f"{counts.dropped} dropped; {counted(summary.tracks, 'face')} followed; {seconds:.1f} s, "
+        f"{counts.processed / max(seconds, 1e-9):.0f} frames/s{unknown}",
+        err=True,
+    )
+
+
+def _warn_of_missing_frames(video: Path | int, counts: FrameCounts) -> None:
+    if counts.missing:
+        missing = f"{counted(counts.missing, 'frame')} {'is' if counts.missing == 1 else 'are'} missing"
+        click.echo(f"warning: {_name(video)}: {missing}: damaged, or left out by the recorder", err=True)
+    if counts.missing_seconds:
+        click.echo(
+            f"warning: {_name(video)} ends {counts.missing_seconds:.1f} s earlier than it says: cut short, damaged, or "
+            "only sound follows",
+            err=True,
+        )
 
 
 def _after_clearing(progress: Progress, write: Callable[[str], object]) -> Callable[[str], object]:

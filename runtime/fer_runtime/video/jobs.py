@@ -7,9 +7,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fer_runtime.errors import ImageError, OutputError
+from fer_runtime.images import Uint8Array
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.video.annotated import AnnotatedVideo
 from fer_runtime.video.recognize import recognize_video
+from fer_runtime.video.results import FrameResult
 from fer_runtime.video.rows import frame_row, is_per_segment, segment_row
 from fer_runtime.video.segments import Segment, SegmentBuilder
 from fer_runtime.video.sources import FrameCounts
@@ -22,7 +25,7 @@ class VideoSummary:
     counts: FrameCounts = field(default_factory=FrameCounts)
     segments: int = 0
     tracks: int = 0  # different faces
-    seconds: float = 0.0  # time of the last frame that was looked at
+    seconds: float = 0.0  # time of the last processed frame
 
 
 def write_video_rows(
@@ -39,24 +42,23 @@ def write_video_rows(
     summary: VideoSummary | None = None,
     on_result: Callable[[], object] = lambda: None,
 ) -> VideoSummary:
-    """Recognise a video and write its rows while it is read; Ctrl-C is how watching a camera ends.
+    """Recognize a video and write its rows while it is read. Ctrl-C ends a camera.
 
     Args:
         source: a file, or a camera's number.
         write: takes text.
         format_name: of an output format that is_for_videos; subtitles and tables are per segment always.
-        segments: a row per stretch of one face with one expression, instead of one per frame.
-        annotate: file for the video with its faces drawn in.
+        segments: a row per segment, instead of one per frame.
+        annotate: file for the annotated copy.
         summary: filled while the video is read, and returned.
-        on_result: called after each frame that was looked at.
+        on_result: called after each processed frame.
 
     Raises:
-        ImageError: the source cannot be opened.
-        OutputError: the annotated video cannot be written.
+        ImageError: the source cannot be opened or decoded, or, after all its rows, its copy cannot be written.
     """
     summary, builder = VideoSummary() if summary is None else summary, SegmentBuilder()
     per_segment = is_per_segment(format_name, segments)
-    drawn = None if annotate is None else AnnotatedVideo(annotate, source, every=every)
+    copy = _Copy(annotate, source, every=every)
 
     def emit(ended: Sequence[Segment]) -> None:
         for segment in ended:
@@ -71,7 +73,7 @@ def write_video_rows(
             start=start,
             duration=duration,
             counts=summary.counts,
-            on_frame=None if drawn is None else drawn.add,
+            on_frame=copy.add,
         )
         try:
             with closing(results):
@@ -85,12 +87,56 @@ def write_video_rows(
                     on_result()
         except KeyboardInterrupt:
             if not isinstance(source, int):
+                if per_segment:
+                    emit(builder.finish())
                 raise
         if per_segment:
-            emit(builder.finish())
-        if drawn is not None:
-            drawn.finish()
+            emit(builder.finish(summary.counts.end))
+        copy.finish(summary.counts.end)
     finally:
-        if drawn is not None:
-            drawn.close()
+        copy.close()
     return summary
+
+
+class _Copy:
+    """The annotated copy of a video. One that cannot be written costs none of the video's rows.
+
+    Args:
+        path: None for no copy.
+    """
+
+    def __init__(self, path: Path | None, source: Path | int, *, every: int) -> None:
+        self._video: AnnotatedVideo | None = None
+        self._error: OutputError | None = None
+        if path is not None:
+            try:
+                self._video = AnnotatedVideo(path, source, every=every)
+            except OutputError as error:
+                self._error = error
+
+    def add(self, image: Uint8Array, result: FrameResult) -> None:
+        if self._video is not None:
+            try:
+                self._video.add(image, result)
+            except OutputError as error:
+                self._error = error
+                self.close()
+
+    def finish(self, end: float) -> None:
+        """Give the copy its name.
+
+        Raises:
+            ImageError: it could not be written.
+        """
+        if self._video is not None:
+            try:
+                self._video.finish(end)
+            except OutputError as error:
+                self._error = error
+        if self._error is not None:
+            raise ImageError(str(self._error)) from self._error
+
+    def close(self) -> None:
+        if self._video is not None:
+            self._video.close()
+            self._video = None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fer_runtime.video.results import FrameResult
+from fer_runtime.video.timing import Pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A stretch of time in which one face kept one expression."""
+    """A stretch of time in which one face keeps one expression."""
 
     path: str
     track: int
@@ -20,7 +21,7 @@ class Segment:
     confidence: float  # mean over the stretch
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON lines hold it."""
+        """The segment as JSON Lines hold it."""
         return {
             "path": self.path,
             "track": self.track,
@@ -31,49 +32,84 @@ class Segment:
         }
 
 
-@dataclass(slots=True)
 class SegmentBuilder:
     """Turns frames into segments while they come; holds the open ones only.
 
+    What a frame shows lasts until the next frame, so that a segment from a single frame has a length, too.
+
     Args:
-        max_gap: seconds without the face that end its segment.
+        max_gap: seconds without the face that end its segment; more where the frames themselves are further apart.
     """
 
-    max_gap: float = 1.0
-    _open: dict[int, Segment] = field(default_factory=dict)
-    _frames: dict[int, int] = field(default_factory=dict)
+    def __init__(self, max_gap: float = 1.0) -> None:
+        self._max_gap = max_gap
+        self._pace = Pace()
+        self._last: float | None = None  # time of the last frame
+        self._open: dict[int, _Open] = {}
 
     def add(self, result: FrameResult) -> list[Segment]:
         """The segments that this frame ends, earliest first."""
-        ended = [one for one in self._open.values() if result.time - one.end > self.max_gap]
+        time = result.time
+        self._pace.add(time)
+        self._extend(time)
+        longest = self._pace.longest_gap(self._max_gap)
+        ended = [one for one in self._open.values() if result.is_cut or time - one.seen > longest]
         for gone in ended:
-            # A count that stayed would be one more per face of a film without end.
-            del self._open[gone.track], self._frames[gone.track]
+            # An entry that stayed would be one more for each face of a film without end.
+            del self._open[gone.segment.track]
         for tracked in result.faces:
-            segment = self._open.get(tracked.track)
-            face = tracked.face
-            if segment is not None and segment.expression == face.expression:
-                count = self._frames[tracked.track]
-                mean = segment.confidence + (face.confidence - segment.confidence) / (count + 1)
-                start = segment.start
-            else:
-                if segment is not None:
-                    # The old expression lasts until the new one begins: no hole between the two.
-                    ended.append(replace(segment, end=result.time))
-                count, mean, start = 0, face.confidence, result.time
-            self._frames[tracked.track] = count + 1
-            self._open[tracked.track] = Segment(
+            face, current = tracked.face, self._open.get(tracked.track)
+            if current is not None and current.segment.expression == face.expression:
+                current.frames += 1
+                mean = current.segment.confidence
+                mean += (face.confidence - mean) / current.frames
+                current.segment, current.seen = replace(current.segment, end=time, confidence=mean), time
+                continue
+            if current is not None:
+                # The old expression lasts until the new one begins: no hole between the two.
+                current.segment = replace(current.segment, end=time)
+                ended.append(current)
+            segment = Segment(
                 path=result.path,
                 track=tracked.track,
-                start=start,
-                end=result.time,
+                start=time,
+                end=time,
                 expression=face.expression,
-                confidence=mean,
+                confidence=face.confidence,
             )
-        return sorted(ended, key=lambda one: (one.start, one.track))
+            self._open[tracked.track] = _Open(segment, seen=time)
+        return _in_order(ended)
 
-    def finish(self) -> list[Segment]:
-        """The segments that are open at the end of the video."""
-        left = sorted(self._open.values(), key=lambda one: (one.start, one.track))
-        self._open, self._frames = {}, {}
+    def finish(self, end: float | None = None) -> list[Segment]:
+        """The segments that are open at the end of the video.
+
+        Args:
+            end: seconds, when the video ends; None: as long after the last frame as the frames are apart.
+        """
+        if self._last is not None:
+            last = self._last + self._pace.interval if end is None else max(end, self._last)
+            self._extend(last, is_end=end is not None)
+        left = _in_order(list(self._open.values()))
+        self._open = {}
         return left
+
+    def _extend(self, time: float, *, is_end: bool = False) -> None:
+        """Let the faces of the last frame stay until `time`, but no longer than until its next frame was due."""
+        if self._last is not None:
+            due = self._last + self._pace.interval if self._pace.interval else time
+            for one in self._open.values():
+                if one.seen == self._last:
+                    one.segment = replace(one.segment, end=min(time, due))
+        if not is_end:
+            self._last = time
+
+
+@dataclass(slots=True)
+class _Open:
+    segment: Segment
+    seen: float  # seconds, the last frame with this face
+    frames: int = 1
+
+
+def _in_order(segments: list[_Open]) -> list[Segment]:
+    return sorted((one.segment for one in segments), key=lambda one: (one.start, one.track))

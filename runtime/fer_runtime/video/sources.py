@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,7 +15,11 @@ import cv2
 
 from fer_runtime.errors import ImageError
 from fer_runtime.images import Uint8Array
+from fer_runtime.video.kinds import read_head
+from fer_runtime.video.timing import FrameTimes, stated_seconds
 
+_DEFAULT_RATE = 25.0  # frames per second of a file that states no rate
+# A stated duration is rounded, and the sound may go on a little longer than the frames.
 _LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE = 0.5, 0.02
 
 
@@ -23,10 +28,14 @@ class FrameCounts:
     """What became of every frame."""
 
     processed: int = 0
-    skipped: int = 0  # left out by `every` or before `start`
-    dropped: int = 0  # a camera's frames that came while another was looked at
-    missing_seconds: float = 0.0  # how much earlier a file ended than it says
-    stated_seconds: float = 0.0  # how long a file says that it is; 0 where it says nothing, as a camera
+    skipped: int = 0  # left out by `every`, or before `start`
+    dropped: int = 0  # of a camera: came while another frame was processed; of a file: could not be converted
+    # Frames that the file should have and that could not be read; None where it is not known: cameras, files without
+    # time stamps, and variable frame rates.
+    missing: int | None = None
+    missing_seconds: float = 0.0  # how much earlier the file ended than it says
+    stated_seconds: float = 0.0  # how long the file says that it is; 0 where it says nothing
+    end: float = 0.0  # seconds: when the last frame that was read ends
 
     @property
     def total(self) -> int:
@@ -40,65 +49,158 @@ def source_name(source: Path | str | int) -> str:
 
 
 def native_path(path: Path) -> Any:
-    """`path` as cv2's videos take it: a str with a byte that is no UTF-8 crashes the process, bytes do not."""
-    return os.fsencode(path)
+    """`path` as cv2's videos take it.
+
+    It is absolute, because FFmpeg takes "a:b.mp4" for a file of the protocol "a".
+
+    Raises:
+        ImageError: this OpenCV cannot open a file of that name.
+    """
+    name = os.path.abspath(path)
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        # As str, such a name crashes the process.
+        if _opencv_version() < (4, 12):
+            raise ImageError(
+                f"{path} has a name that is not UTF-8, which OpenCV {cv2.__version__} cannot open; rename it, or "
+                "install opencv-python-headless 4.12 or later"
+            ) from None
+        return os.fsencode(name)
+    return name
+
+
+def open_capture(path: Path) -> cv2.VideoCapture:
+    """An opened video file.
+
+    Raises:
+        ImageError: it is missing, unreadable, no regular file, or no video that OpenCV reads.
+    """
+    try:
+        status = os.stat(path)
+        if stat.S_ISREG(status.st_mode):
+            # OpenCV does not say why it cannot open a file.
+            os.close(os.open(path, os.O_RDONLY))
+    except FileNotFoundError:
+        raise ImageError(f"no video at {path}") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path} is no regular file")
+    if not status.st_size:
+        raise ImageError(f"{path} is empty (0 bytes)")
+    # FFmpeg alone: another backend takes "film%02d.mp4" for a pattern of image files.
+    capture = cv2.VideoCapture(native_path(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise ImageError(f"{path} cannot be opened as a video: damaged, or of a kind that OpenCV does not read")
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # OpenCV 4.11 turns no frames upright unless asked
+    return capture
 
 
 class VideoFile:
-    """A video file's frames."""
+    """Frames of a video file.
+
+    Raises:
+        ImageError: the file cannot be opened as a video.
+    """
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise ImageError(f"no video at {path}")
-        self._capture = cv2.VideoCapture(native_path(path))
-        if not self._capture.isOpened():
-            raise ImageError(f"{path} cannot be opened as a video: damaged, or of a kind that OpenCV does not read")
+        self._path = path
+        self._capture = open_capture(path)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self._rate = rate if 0 < rate < 1000 else 25.0
-        # Some containers state the number of frames, of others OpenCV reckons it from the duration.
-        self._stated_seconds = max(0.0, self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) / self._rate
+        is_rate = 0 < rate < 1000
+        self.rate = rate if is_rate else _DEFAULT_RATE
+        # Some containers state the number of frames, for others OpenCV computes it from the duration and the rate.
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self._stated_frames = round(count) if is_rate and 0 < count < 1e12 else 0
+        self._stated = stated_seconds(path)
+        self._is_avi = (read_head(path) or b"")[8:12] == b"AVI "
 
     def read(
         self, *, every: int, start: float, duration: float | None, counts: FrameCounts
     ) -> Iterator[tuple[int, float, Uint8Array]]:
-        frame, time = -1, 0.0
-        counts.stated_seconds = self._stated_seconds
+        """Number, time in seconds and pixels of each frame that is asked for.
+
+        Raises:
+            ImageError: there is no such frame.
+        """
+        by_count = self._stated_frames / self.rate
+        counts.stated_seconds = by_count if self._stated is None else min(by_count, self._stated)
+        times = FrameTimes(self.rate)
+        frame, first_pts = -1, 0.0
         # grab() decodes without converting to pixels: a frame that is left out costs a fraction.
         while self._capture.grab():
             frame += 1
-            stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            # Some containers carry no time stamps; their frames come at the stated rate.
-            time = stamp if stamp > 0 or frame == 0 else frame / self._rate
+            if frame == 0:
+                first_pts = max(0.0, self._capture.get(cv2.CAP_PROP_PTS) / self.rate)
+            time = times.add(self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
             if duration is not None and time >= start + duration:
+                counts.missing = times.missing()
                 return
+            counts.end = times.end
             if time < start or frame % every:
                 counts.skipped += 1
                 continue
             there, image = self._capture.retrieve()
-            if not there:
+            if not there or image is None:
                 counts.dropped += 1
                 continue
             yield frame, time, image  # type: ignore[misc]
-        missing = self._stated_seconds - (time + 1 / self._rate)
-        # A duration is rounded, and sound may go on a little longer than the pictures.
-        if missing > max(_LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE * self._stated_seconds):
+        self._account(times, counts, first_pts)
+        if not counts.processed:
+            raise ImageError(f"{self._path} {self._why_no_frame(counts, start)}")
+
+    def _account(self, times: FrameTimes, counts: FrameCounts, first_pts: float) -> None:
+        """Compare what was read to the end with what the file says."""
+        counts.missing = times.missing()
+        # Some containers count the seconds from the first frame, others from 0.
+        missing = counts.stated_seconds - max(times.end, first_pts + times.end)
+        if missing > max(_LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE * counts.stated_seconds):
             counts.missing_seconds = missing
+        if not self._stated_frames:
+            return
+        if self._stated is not None and self._stated_frames / self.rate <= self._stated + 1.5 / self.rate:
+            # MP4 lists every frame; but where only a part of them is shown, the others are left out on purpose.
+            counts.missing = max(0, self._stated_frames - counts.total)
+        elif self._is_avi:
+            # AVI lists every frame, too. Times of frames that the recorder left out are no damage.
+            counts.missing = max(0, self._stated_frames - counts.total - (counts.missing or 0))
+
+    def _why_no_frame(self, counts: FrameCounts, start: float) -> str:
+        if counts.skipped:
+            return f"has no frame from {start:g} s on: it ends at {counts.end:.1f} s"
+        if counts.dropped:
+            return f"has {counts.dropped} frames, and OpenCV can convert none of them"
+        stated = f" of the {self._stated_frames} that it states" if self._stated_frames else ""
+        return f"has no frame that can be decoded{stated}: damaged, or of a codec that OpenCV does not read"
 
     def close(self) -> None:
+        """Release the file."""
         self._capture.release()
 
 
+@dataclass(slots=True)
+class _Newest:
+    """The frame that a camera gave last, until it is taken."""
+
+    frame: tuple[int, float, Any] | None = None
+    grabbed: int = 0
+    ends: bool = False
+    condition: threading.Condition = field(default_factory=threading.Condition)
+
+
 class Camera:
-    """A camera's frames, the newest one each time; a thread takes the others off and counts them."""
+    """The newest frame of a camera each time; a thread takes the others off and counts them.
+
+    Raises:
+        ImageError: there is no such camera.
+    """
 
     def __init__(self, number: int) -> None:
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise ImageError(f"no camera {number}; is it plugged in, and may you read /dev/video{number}?")
-        self._condition = threading.Condition()
-        self._newest: Any = None
-        self._grabbed = 0
-        self._ends = False
+        self._newest = _Newest()
         self._started = perf_counter()
         self._thread = threading.Thread(target=self._grab, name="fer-camera", daemon=True)
         self._thread.start()
@@ -106,39 +208,48 @@ class Camera:
     def read(
         self, *, every: int, start: float, duration: float | None, counts: FrameCounts
     ) -> Iterator[tuple[int, float, Uint8Array]]:
-        taken = 0
+        """Number, time in seconds and pixels of each frame that is asked for."""
+        taken, newest = 0, self._newest
         while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._newest is not None or self._ends)
-                if self._newest is None:
+            with newest.condition:
+                newest.condition.wait_for(lambda: newest.frame is not None or newest.ends)
+                if newest.frame is None:
                     return
-                frame, time, image = self._newest
-                self._newest = None
+                frame, time, image = newest.frame
+                newest.frame = None
             counts.dropped += frame - taken
             taken = frame + 1
             if duration is not None and time >= start + duration:
                 counts.skipped += 1
                 return
+            counts.end = time
             if time < start or frame % every:
                 counts.skipped += 1
                 continue
             yield frame, time, image
 
     def close(self) -> None:
-        self._ends = True
+        """Release the camera."""
+        self._newest.ends = True
         # The garbage collector may run this in the camera's own thread, for a generator that nobody closed.
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=2)
 
     def _grab(self) -> None:
-        while not self._ends:
+        newest = self._newest
+        while not newest.ends:
             there, image = self._capture.read()
-            with self._condition:
+            with newest.condition:
                 if not there:
-                    self._ends = True
+                    newest.ends = True
                 else:
-                    self._newest = (self._grabbed, perf_counter() - self._started, image)
-                    self._grabbed += 1
-                self._condition.notify()
+                    newest.frame = (newest.grabbed, perf_counter() - self._started, image)
+                    newest.grabbed += 1
+                newest.condition.notify()
         # Here, for a camera that hangs: releasing it in the middle of a read crashes.
         self._capture.release()
+
+
+def _opencv_version() -> tuple[int, int]:
+    major, minor, *_ = cv2.__version__.split(".")
+    return int(major), int(minor)
