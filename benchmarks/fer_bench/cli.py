@@ -246,6 +246,16 @@ def accuracy(
 
 
 @main.command()
+@click.option("--runs", type=click.IntRange(min=1), default=20, show_default=True, help="Simulations of each scene.")
+def tracks(runs: int) -> None:
+    """Count in how many simulations people keep their track numbers, by scene and frame rate."""
+    from fer_bench.tracks import track_table
+    from fer_runtime.video.tracking import BoxTracker
+
+    click.echo(track_table(BoxTracker, runs=runs))
+
+
+@main.command()
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
 @click.option("--tolerance", type=float, default=0.07, show_default=True, help="Fraction of time that may be added.")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fer_runtime.recognizer import Recognizer as Recognizer
     from fer_runtime.results import Face as Face
     from fer_runtime.results import ImageResult as ImageResult
+    from fer_runtime.video.recognize import Tracker as Tracker
     from fer_runtime.video.recognize import recognize_video as recognize_video
     from fer_runtime.video.results import FrameResult as FrameResult
 
@@ -52,6 +53,7 @@ _MODULES = {
     "OutputError": "fer_runtime.errors",
     "ProviderError": "fer_runtime.errors",
     "Recognizer": "fer_runtime.recognizer",
+    "Tracker": "fer_runtime.video.recognize",
     "available_models": "fer_runtime.model.find",
     "find_images": "fer_runtime.batch.sources",
     "recognize_files": "fer_runtime.batch.jobs",
@@ -69,6 +71,7 @@ __all__ = [
     "OutputError",
     "ProviderError",
     "Recognizer",
+    "Tracker",
     "__version__",
     "available_models",
     "find_images",

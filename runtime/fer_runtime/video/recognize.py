@@ -1,4 +1,4 @@
-"""Video files and cameras: faces followed through time, in constant memory, every frame accounted for."""
+"""Faces followed through a video or a camera's frames, in constant memory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,82 @@ from pathlib import Path
 
 import numpy as np
 
+from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import Face
+from fer_runtime.video.cuts import CutDetector
 from fer_runtime.video.results import FrameResult, TrackedFace
 from fer_runtime.video.smoothing import Smoother
 from fer_runtime.video.sources import Camera, FrameCounts, VideoFile, source_name
-from fer_runtime.video.tracking import Tracker
+from fer_runtime.video.tracking import BoxTracker
+
+
+class Tracker:
+    """Follows faces through frames that you bring yourself: from Picamera2, GStreamer, a robot or a stream.
+
+        tracker = Tracker(Recognizer())
+        for frame in frames:
+            for tracked in tracker.update(frame, time.monotonic()).faces:
+                print(tracked.track, tracked.face.expression)
+
+    Use one tracker for one camera. It is not thread-safe.
+
+    Args:
+        recognizer: finds and classifies the faces.
+        max_gap: seconds that a face may be hidden without losing its number.
+    """
+
+    def __init__(self, recognizer: Recognizer, *, max_gap: float = 1.5) -> None:
+        self._recognizer = recognizer
+        self._boxes = BoxTracker(max_gap)
+        self._cuts = CutDetector()
+        self._smoothers: dict[int, tuple[float, Smoother]] = {}
+        self._frames = 0
+        self._time: float | None = None
+
+    def update(self, frame: Uint8Array, seconds: float, *, number: int | None = None, path: str = "") -> FrameResult:
+        """The faces of the next frame, with their numbers and with probabilities averaged over time.
+
+        Args:
+            frame: uint8 (height, width, 3) in BGR, or uint8 (height, width).
+            seconds: time of the frame, later than that of the frame before; any clock.
+            number: of the frame in its source; counted from 0 by default.
+            path: name of the source.
+
+        Raises:
+            ValueError: `seconds` is not later, or the frame is of another shape or dtype.
+        """
+        if self._time is not None and not seconds > self._time:
+            raise ValueError(f"seconds must rise from frame to frame: {seconds} after {self._time}")
+        detections = self._recognizer.detect(frame, is_frame=True)
+        faces = self._recognizer.classify_detections(frame, detections)
+        is_cut = self._cuts.is_cut(frame, seconds)
+        if is_cut:
+            self._boxes.end_tracks()
+        looks = [prepare_face(frame, detection.box, roll=detection.roll) for detection in detections]
+        tracks = self._boxes.update(seconds, [face.box for face in faces], looks)
+        self._time = seconds
+        result = FrameResult(
+            path=path,
+            frame=self._frames if number is None else number,
+            time=seconds,
+            faces=tuple(
+                TrackedFace(track=track, face=self._smooth(track, seconds, face))
+                for track, face in zip(tracks, faces, strict=True)
+            ),
+            is_cut=is_cut,
+        )
+        self._frames += 1
+        return result
+
+    def _smooth(self, track: int, seconds: float, face: Face) -> Face:
+        _, smoother = self._smoothers.get(track, (seconds, Smoother()))
+        values, best = smoother.update(seconds, np.array(list(face.probabilities.values()), np.float32))
+        self._smoothers[track] = (seconds, smoother)
+        if len(self._smoothers) > 256:  # of faces long gone
+            self._smoothers = {key: one for key, one in self._smoothers.items() if seconds - one[0] < 10}
+        return self._recognizer.face(face.box, values, best=best)
 
 
 def recognize_video(
@@ -28,54 +97,33 @@ def recognize_video(
 ) -> Generator[FrameResult, None, None]:
     """Faces of a video file, or of a camera, frame by frame.
 
-    Who stops before the last frame closes the generator (`contextlib.closing`), and the source is released.
+    If you stop before the last frame, close the generator (`contextlib.closing`) to release the source.
 
     Args:
-        source: the file, or the camera's number. A camera's frames that come while another is looked at
+        source: the file, or the camera's number. A camera's frames that come while another is processed
             are dropped, so that the answer is about now; a file's never are.
-        every: look at each n-th frame.
-        start: seconds to pass over first.
-        duration: seconds to look at; None: to the end.
+        every: process every n-th frame.
+        start: seconds to skip first.
+        duration: seconds to process; None: to the end.
         counts: filled while results are taken; complete at the end.
         on_frame: called with each frame, uint8 (height, width, 3) in BGR, and its result.
 
     Raises:
-        ImageError: the file or the camera cannot be opened.
+        ImageError: the source cannot be opened, or has no frame that can be decoded.
         ValueError: `every` is less than 1.
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")
     counts = counts if counts is not None else FrameCounts()
     name = source_name(source)
-    tracker, smoothers = Tracker(), _Smoothers()
+    tracker = Tracker(recognizer)
     frames = Camera(source) if isinstance(source, int) else VideoFile(Path(source))
     try:
-        for frame, time, image in frames.read(every=every, start=start, duration=duration, counts=counts):
+        for number, time, image in frames.read(every=every, start=start, duration=duration, counts=counts):
             counts.processed += 1
-            faces = recognizer.recognize(image, is_frame=True).faces
-            numbers = tracker.update(time, [face.box for face in faces])
-            tracked = tuple(
-                TrackedFace(track=number, face=smoothers.smooth(recognizer, number, time, face))
-                for number, face in zip(numbers, faces, strict=True)
-            )
-            result = FrameResult(path=name, frame=frame, time=time, faces=tracked)
+            result = tracker.update(image, time, number=number, path=name)
             if on_frame is not None:
                 on_frame(image, result)
             yield result
     finally:
         frames.close()
-
-
-class _Smoothers:
-    """One smoother per track; those of faces long gone are forgotten."""
-
-    def __init__(self) -> None:
-        self._by_track: dict[int, tuple[float, Smoother]] = {}
-
-    def smooth(self, recognizer: Recognizer, track: int, time: float, face: Face) -> Face:
-        _, smoother = self._by_track.get(track, (time, Smoother()))
-        values, best = smoother.update(time, np.array(list(face.probabilities.values()), np.float32))
-        self._by_track[track] = (time, smoother)
-        if len(self._by_track) > 256:
-            self._by_track = {key: one for key, one in self._by_track.items() if time - one[0] < 10}
-        return recognizer.face(face.box, values, best=best)
