@@ -38,12 +38,13 @@ _ENLARGED_SIDE = 4096  # pixels that the long side stays within: a strip of 10 x
 _shown = partial(printable, limit=24)  # a label of any length leaves room for the bars
 
 
-def draw_faces(image: Uint8Array, faces: Sequence[Face]) -> Uint8Array:
+def draw_faces(image: Uint8Array, faces: Sequence[Face], *, numbers: Sequence[int] = ()) -> Uint8Array:
     """A copy of the picture with its faces drawn in; lines and letters grow with the picture.
 
     Args:
         image: uint8 (height, width, 3) in BGR, or (height, width).
         faces: as `Recognizer.predict` gives them for this picture.
+        numbers: the tracks of the faces, written before their expressions.
 
     Returns:
         uint8 (height, width, 3), or larger: a small picture is enlarged until letters can be read.
@@ -59,8 +60,8 @@ def draw_faces(image: Uint8Array, faces: Sequence[Face]) -> Uint8Array:
         x, y, width, height = (value * factor for value in face.box)
         boxes.append((x, y, width, height))
     taken = list(boxes)
-    for face, box in zip(faces, boxes, strict=True):
-        taken.append(_draw_box(drawn, face, box, unit))
+    for index, (face, box) in enumerate(zip(faces, boxes, strict=True)):
+        taken.append(_draw_box(drawn, face, box, unit, f"{numbers[index]}: " if numbers else ""))
     # The largest first: where there is no room for all panels, it keeps its own.
     for face, box in sorted(zip(faces, boxes, strict=True), key=lambda one: -one[1][2]):
         _draw_panel(drawn, face, box, unit, taken)
@@ -101,13 +102,13 @@ def _encoded(suffix: str, image: Uint8Array) -> bytes | None:
     return content.tobytes() if encoded else None
 
 
-def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float) -> _Box:
+def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, number: str) -> _Box:
     """Draw the box and its title; where the title is."""
     x, y, width, height = box
     color = COLORS.get(face.expression, _FALLBACK)
     line = max(1, round(2 * unit))
     cv2.rectangle(image, (x, y), (x + width, y + height), color, line, cv2.LINE_AA)
-    title = f"{_shown(face.expression)} {face.confidence:.0%}{'?' if face.uncertain else ''}"
+    title = f"{number}{_shown(face.expression)} {face.confidence:.0%}{'?' if face.uncertain else ''}"
     # As wide as the box where that can be read, never wider than the picture.
     scale = min(max(width / (cv2.getTextSize(title, _FONT, 1, 2)[0][0] + 12), 0.42 * unit), 0.9 * unit)
     text_width = cv2.getTextSize(title, _FONT, scale, line)[0][0]

@@ -2,63 +2,112 @@
 
 from __future__ import annotations
 
+import math
 import os
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 
-from fer_runtime.errors import OutputError
+from fer_runtime.errors import ImageError, OutputError
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.annotate import draw_faces
+from fer_runtime.output.destinations import COPY_MARK, copy_inside
 from fer_runtime.output.image_files import unused_name
 from fer_runtime.video.results import FrameResult
-from fer_runtime.video.sources import native_path
+from fer_runtime.video.sources import native_path, open_capture
+from fer_runtime.video.timing import FrameTimes
+
+_CAMERA_RATE = 25.0  # frames per second
+_MAX_RATE = 60.0  # frames per second of a copy, where the video's own rate varies
+_EXAMINED_FRAMES = 300  # of a video, to find its rate
 
 
 def annotated_paths(folder: Path, sources: Sequence[Path | int]) -> list[Path]:
-    """Files for the videos with their faces drawn in; of two sources with one name, the second gets a number."""
+    """Files for the annotated copies; of two sources with one name, the second gets a number."""
     used: set[str] = set()
     stems = (f"camera{source}" if isinstance(source, int) else source.stem for source in sources)
     return [folder / unused_name(stem, ".annotated.mp4", used) for stem in stems]
 
 
 class AnnotatedVideo:
-    """Writes frames to a temporary file that takes its name at the end."""
+    """Writes frames to a temporary file that gets its name at the end.
+
+    The copy has a constant frame rate, and each frame stays until it is time for the next one: the copy of a camera,
+    or of a video with a variable frame rate, plays at the pace of the scene.
+
+    Args:
+        path: the copy, .mp4.
+        source: a file, or a camera's number.
+        every: each N-th frame of the file is drawn.
+
+    Raises:
+        ImageError: the source cannot be opened.
+        OutputError: the copy cannot be written.
+    """
 
     def __init__(self, path: Path, source: Path | int, *, every: int) -> None:
         self._path = path
-        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-        self._is_camera = isinstance(source, int)
-        rate = 0.0
-        if not isinstance(source, int):
-            capture = cv2.VideoCapture(native_path(source))
-            rate = capture.get(cv2.CAP_PROP_FPS)
-            capture.release()
-        self._rate = (rate if 0 < rate < 1000 else 25.0) / every
+        self._rate = _CAMERA_RATE if isinstance(source, int) else _copy_rate(source, every)
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
+        self._start = 0.0  # seconds, of the first frame
+        self._last: Uint8Array | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            copy_inside(path.parent, path.name)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".partial{path.suffix}")
+            os.close(handle)
         except OSError as error:
-            raise OutputError(f"cannot write to {path.parent}: {error.strerror}; choose another folder") from error
+            raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+        except OutputError as error:
+            raise OutputError(f"cannot write {path}: {error}") from error
+        self._partial = Path(name)
 
     def add(self, image: Uint8Array, result: FrameResult) -> None:
-        drawn = draw_faces(image, [tracked.face for tracked in result.faces])
+        """Write a frame.
+
+        Args:
+            image: uint8 (height, width, 3) in BGR.
+
+        Raises:
+            OutputError: this OpenCV writes no such video.
+        """
+        drawn = draw_faces(
+            image, [tracked.face for tracked in result.faces], numbers=[tracked.track for tracked in result.faces]
+        )
         if self._writer is None:
             size = (drawn.shape[1], drawn.shape[0])
             codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(native_path(self._partial), codec, self._rate, size)
+            try:
+                name = native_path(self._partial)
+            except ImageError as error:
+                raise OutputError(str(error)) from error
+            self._writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, codec, self._rate, size)
             if not self._writer.isOpened():
-                raise OutputError(f"this OpenCV cannot write the video {self._path}; leave --annotate away")
-        # A camera's frames come as fast as they are looked at: each stays until it is the next one's time.
-        for _ in range(round(result.time * self._rate) + 1 - self._frames if self._is_camera else 1):
-            self._writer.write(drawn)
-            self._frames += 1
+                raise OutputError(
+                    f"cannot write {self._path}: this OpenCV writes no MP4 of {size[0]} x {size[1]} pixels; leave "
+                    "--annotate away"
+                )
+            self._start = result.time
+        elif self._last is not None:
+            self._hold(self._last, until=round((result.time - self._start) * self._rate))
+        self._write(drawn)
+        self._last = drawn
 
-    def finish(self) -> None:
-        if self._writer is None:
+    def finish(self, end: float) -> None:
+        """Give the copy its name.
+
+        Args:
+            end: seconds, when the last frame ends.
+
+        Raises:
+            OutputError: the disk is full.
+        """
+        if self._writer is None or self._last is None:
             return
+        self._hold(self._last, until=math.floor((end - self._start) * self._rate + 0.5))
         self._writer.release()
         self._writer = None
         # The writer reports no error, not even of a full disk.
@@ -67,13 +116,50 @@ class AnnotatedVideo:
         capture.release()
         if written != self._frames:
             raise OutputError(
-                f"cannot write {self._path}: {written} of {self._frames} frames arrived; is the disk full?"
+                f"cannot write {self._path}: {max(0, written)} of {self._frames} frames arrived; is the disk full?"
             )
-        os.replace(self._partial, self._path)
+        try:
+            # mkstemp makes files private; a copy has the permissions of any other new file.
+            umask = os.umask(0)
+            os.umask(umask)
+            self._partial.chmod(0o666 & ~umask)
+            with self._partial.open("ab") as file:
+                # An MP4 box without a meaning for players; `copy_inside` knows the copy by it.
+                file.write((8 + len(COPY_MARK)).to_bytes(4, "big") + b"free" + COPY_MARK)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(self._partial, self._path)
+        except OSError as error:
+            raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Leave no half-written file behind."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-        self._partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._partial.unlink(missing_ok=True)
+
+    def _hold(self, drawn: Uint8Array, *, until: int) -> None:
+        while self._frames < until:
+            self._write(drawn)
+
+    def _write(self, drawn: Uint8Array) -> None:
+        assert self._writer is not None
+        self._writer.write(drawn)
+        self._frames += 1
+
+
+def _copy_rate(path: Path, every: int) -> float:
+    """Frames per second of the copy: that of the frames that are drawn, or the fastest where it varies."""
+    capture = open_capture(path)
+    try:
+        stated = capture.get(cv2.CAP_PROP_FPS)
+        times = FrameTimes(stated if 0 < stated < 1000 else _CAMERA_RATE)
+        for _ in range(_EXAMINED_FRAMES):
+            if not capture.grab():
+                break
+            times.add(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+    finally:
+        capture.release()
+    return times.rate / every if times.is_constant else min(_MAX_RATE, times.fastest_rate)

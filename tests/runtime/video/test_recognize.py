@@ -7,7 +7,6 @@ import gc
 import io
 import json
 import os
-import pickle
 import re
 import select
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tests.runtime.video.films import with_times, write_film
 
 from fer_runtime import Recognizer
 from fer_runtime.batch.sources import sample_images
@@ -29,14 +29,10 @@ from fer_runtime.cli.videos import run_on_videos
 from fer_runtime.command import take_options
 from fer_runtime.errors import ImageError
 from fer_runtime.images import read_image
-from fer_runtime.results import Face
 from fer_runtime.video.annotated import annotated_paths
 from fer_runtime.video.jobs import write_video_rows
 from fer_runtime.video.recognize import recognize_video
-from fer_runtime.video.results import FrameResult, TrackedFace
-from fer_runtime.video.segments import Segment, SegmentBuilder
 from fer_runtime.video.sources import FrameCounts
-from fer_runtime.video.subtitles import to_srt
 
 RATE = 20
 
@@ -88,21 +84,6 @@ def test_every_start_and_duration_leave_frames_out_and_count_them(video: Path) -
     # Of the frames 20 to 39, every fourth.
     assert [result.frame for result in results] == [20, 24, 28, 32, 36]
     assert (counts.processed, counts.skipped) == (5, 35)
-
-
-def _frame(time: float, *faces: tuple[int, str]) -> FrameResult:
-    return FrameResult(
-        path="film",
-        frame=round(time * 10),
-        time=time,
-        faces=tuple(
-            TrackedFace(
-                track=track,
-                face=Face(box=(0, 0, 9, 9), expression=name, confidence=0.5 + time / 10, probabilities={name: 0.5}),
-            )
-            for track, name in faces
-        ),
-    )
 
 
 class _FakeCamera:
@@ -175,7 +156,8 @@ def test_watching_a_camera_ends_with_ctrl_c_and_keeps_rows_and_video(
     looked_at.release()
     assert (summary.counts.processed, summary.tracks, len(rows)) == (3, 1, 3)
     # As long as it was watched, whatever the rate at which frames were looked at.
-    expected = round(json.loads(rows[-1])["time"] * 25) + 1
+    first, last = (json.loads(row)["time"] for row in (rows[0], rows[-1]))
+    expected = round((last - first) * 25) + 1
     assert open_video(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == expected
     assert list(tmp_path.iterdir()) == [path]
 
@@ -221,52 +203,6 @@ def test_the_progress_of_a_film_shows_above_the_rows_on_a_terminal(
     assert ": 20 looked at, " in last
 
 
-def test_a_film_that_ends_early_says_by_how_much(tmp_path: Path) -> None:
-    content = write_video(tmp_path / "whole.avi", frames=40).read_bytes()
-    (tmp_path / "cut.avi").write_bytes(content[: len(content) * 2 // 3])
-    with Recognizer("v0", detector="whole") as recognizer:
-        whole, cut = FrameCounts(), FrameCounts()
-        list(recognize_video(recognizer, tmp_path / "whole.avi", counts=whole))
-        last = list(recognize_video(recognizer, tmp_path / "cut.avi", counts=cut))[-1]
-    assert (whole.total, whole.missing_seconds) == (40, 0)
-    # The header says 40 frames at 20 a second.
-    assert cut.missing_seconds == pytest.approx(2 - (last.time + 1 / RATE), abs=1e-3)
-    assert cut.missing_seconds > 0.5
-
-
-def test_segments_worked_by_hand() -> None:
-    builder = SegmentBuilder(max_gap=1.0)
-    assert builder.add(_frame(0.0, (1, "happy"))) == []
-    assert builder.add(_frame(1.0, (1, "happy"), (2, "sad"))) == []
-    (ended,) = builder.add(_frame(2.0, (1, "angry"), (2, "sad")))
-    assert (ended.track, ended.start, ended.end, ended.expression) == (1, 0.0, 2.0, "happy")
-    assert ended.confidence == pytest.approx((0.5 + 0.6) / 2)
-    # Face 2 is gone for more than a second: its stretch ends where it was last seen.
-    assert builder.add(_frame(2.8, (1, "angry"))) == []
-    (gone,) = builder.add(_frame(3.5, (1, "angry")))
-    assert (gone.track, gone.start, gone.end) == (2, 1.0, 2.0)
-    assert [(one.track, one.start, one.end) for one in builder.finish()] == [(1, 2.0, 3.5)]
-
-
-def test_segments_keep_nothing_of_faces_that_are_gone() -> None:
-    builder = SegmentBuilder(max_gap=1.0)
-
-    def held() -> int:
-        return len(pickle.dumps(builder))
-
-    sizes = []
-    for number in range(100, 900):
-        builder.add(_frame(2.0 * number, (number, "happy")))
-        sizes.append(held())
-    # Each face is alone in its frame, so one segment is open whatever came before; integers pickle in 2 to 3 bytes.
-    assert max(sizes) - min(sizes) < 40
-
-
-def test_subtitles_are_subrip() -> None:
-    segment = Segment(path="f", track=2, start=3661.5, end=3662.042, expression="sad", confidence=0.654)
-    assert to_srt(segment, 7) == "7\n01:01:01,500 --> 01:01:02,042\nface 2: sad 65%\n\n"
-
-
 def _infer(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fer_runtime", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -298,11 +234,6 @@ def test_the_table_of_frames_says_which_faces_are_uncertain(video: Path) -> None
     rows = list(csv.DictReader(io.StringIO(run.stdout)))
     assert [row["uncertain"] for row in rows] == [str(float(row["confidence"]) < 0.8).lower() for row in rows]
     assert {row["uncertain"] for row in rows} == {"true", "false"}
-
-
-def test_videos_of_one_name_do_not_overwrite_each_other() -> None:
-    paths = annotated_paths(Path("out"), [Path("a/film.mp4"), Path("b/film.avi"), 0])
-    assert [path.name for path in paths] == ["film.annotated.mp4", "film-2.annotated.mp4", "camera0.annotated.mp4"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse names that are no UTF-8")
@@ -402,3 +333,78 @@ def test_a_broken_video_and_mixed_inputs_are_refused(video: Path, tmp_path: Path
     assert _infer(tmp_path, "--every", 2).returncode == 2
     assert _infer(video, video, "--format", "srt").returncode == 2
     assert "no camera 63" in _infer("--camera", 63).stderr
+
+
+def test_one_video_that_cannot_be_read_costs_no_other_its_result(video: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300 + ".mp4")
+    run = _infer(video, long, video, "--every", 30, "--detector", "whole", "--annotate", tmp_path / "seen")
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.returncode == 1
+    assert [Path(row["path"]).name[:7] for row in rows] == ["two.mp4"] * 2 + ["xxxxxxx"] + ["two.mp4"] * 2
+    assert rows[2]["error"] == f"{long} cannot be opened: File name too long"
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == ["two-2.annotated.mp4", "two.annotated.mp4"]
+
+
+def test_a_copy_that_cannot_be_written_costs_no_rows(video: Path, tmp_path: Path) -> None:
+    film = tmp_path / ("y" * 245 + ".mp4")
+    film.symlink_to(video)
+    run = _infer(film, "--every", 30, "--detector", "whole", "--annotate", tmp_path / "seen")
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert run.returncode == 1
+    assert [row.get("frame") for row in rows] == [0, 30, None]
+    assert "File name too long" in rows[-1]["error"]
+    assert "60 frames: 2 looked at" in run.stderr
+
+
+@pytest.mark.parametrize("format_name", ["jsonl", "csv", "table", "srt"])
+def test_a_video_without_a_frame_has_a_row_in_every_format(format_name: str, video: Path, tmp_path: Path) -> None:
+    content = bytearray(video.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    content[start:end] = bytes(end - start)
+    (tmp_path / "empty.mp4").write_bytes(content)
+    run = _infer(tmp_path / "empty.mp4", "--format", format_name)
+    assert run.returncode == 1
+    reason = "has no frame that can be decoded of the 60 that it states"
+    assert reason in run.stderr
+    assert format_name == "srt" or reason in run.stdout
+
+
+def test_frames_far_apart_give_segments_with_a_length(video: Path) -> None:
+    # A frame every 1.5 seconds.
+    run = _infer(video, "--every", 30, "--segments", "--format", "jsonl")
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {row["track"] for row in rows} == {1, 2}
+    assert {(row["start"], row["end"]) for row in rows} == {(0.0, 3.0)}
+    subtitles = _infer(video, "--every", 30, "--format", "srt").stdout
+    assert (
+        re.findall(r"^\d\d:\d\d:\d\d,\d{3} --> .*$", subtitles, re.MULTILINE) == ["00:00:00,000 --> 00:00:03,000"] * 2
+    )
+
+
+def test_missing_frames_and_what_is_not_known_are_said(tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mp4")
+    gap = with_times(film, tmp_path / "gap.mkv", [n if n < 30 else n + 12 for n in range(60)])
+    slow = with_times(film, tmp_path / "slow.mkv", [n if n < 30 else 30 + 5 * (n - 30) for n in range(60)])
+    run = _infer(film, gap, slow, "--detector", "whole", "--segments")
+    assert run.returncode == 0
+    assert re.findall("warning: .*", run.stderr) == [
+        f"warning: {gap}: 12 frames are missing: damaged, or left out by the recorder"
+    ]
+    (unknown,) = re.findall(".*is not known.*", run.stderr)
+    assert unknown.startswith(f"{slow}: 60 frames: 60 looked at")
+
+
+def test_videos_are_videos_under_any_name_and_in_folders_are_named(video: Path, tmp_path: Path) -> None:
+    for name in ("film", "clip.ts", "tape.bin"):
+        (tmp_path / name).write_bytes(video.read_bytes())
+    (tmp_path / "code.ts").write_text("export const n = 1;")
+    run = _infer(tmp_path / "film", tmp_path / "clip.ts", tmp_path / "tape.bin", "--every", 60, "--detector", "whole")
+    assert run.returncode == 0, run.stderr
+    assert [json.loads(row)["frame"] for row in run.stdout.splitlines()] == [0] * 3
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "face.png"), np.zeros((48, 48, 3), np.uint8))
+    for name, advice in (("code.ts", False), ("clip.ts", True), ("film", True)):
+        (tmp_path / name).rename(folder / name)
+        assert ("give videos by name" in _infer(folder).stderr) == advice
+        (folder / name).unlink()
