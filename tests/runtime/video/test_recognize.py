@@ -9,9 +9,11 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -408,3 +410,25 @@ def test_videos_are_videos_under_any_name_and_in_folders_are_named(video: Path, 
         (tmp_path / name).rename(folder / name)
         assert ("give videos by name" in _infer(folder).stderr) == advice
         (folder / name).unlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
+def test_sigterm_ends_a_film_with_its_rows_and_a_summary(video: Path, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    film = tmp_path / "long.mkv"  # so long that the signal comes before its end
+    with_times(write_film(tmp_path / "gray.mp4", frames=4000), film, range(4000))
+    command = [sys.executable, "-m", "fer_runtime", str(film), "--output", str(output), "--detector", "haar"]
+    partial = Path(f"{output}.partial")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        while not (partial.exists() and partial.stat().st_size):  # a row is in the file as soon as it is known
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 143
+    rows = [json.loads(line) for line in partial.read_text().splitlines()]
+    assert [row["frame"] for row in rows] == list(range(len(rows)))
+    # The signal may arrive between a frame and its row.
+    counted = int(re.findall(r"(\d+) looked at", said)[0])
+    assert counted - len(rows) in (0, 1)
+    assert not output.exists()
