@@ -1,8 +1,9 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both need Python 3.10 to 3.13, make and a package index.
+# Two commands on a fresh machine: `make demo` and `make test`. Both need Python 3.10 to 3.14, make and a package index.
 
 PYTHON ?= python3
 DEMO := .venv-demo
 TEST := .venv-test
+LOWEST := .venv-lowest
 PEERS := benchmarks/peers
 DATA ?= data
 VOTES ?= ferplus
@@ -10,7 +11,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint c
 # Tests start many processes; one thread each is faster than many threads on few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint types layers tables tests studies fuzz soak bench results peers readme-table clean
+.PHONY: help demo test lint types layers tables tests test-lowest studies fuzz soak bench results peers readme-table clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -42,6 +43,15 @@ tests: $(TEST)/.installed ## pytest
 studies: $(TEST)/.installed ## Tests of benchmarks/studies, which users do not get
 	@$(TEST)/bin/python -m pytest tests/studies
 
+# The base install alone: extras bring gigabytes, and their versions are those of constraints.txt. uv resolves to the
+# lowest versions that pyproject.toml allows, which have wheels for Python 3.10 to 3.12.
+test-lowest: ## The runtime's tests at the lowest version of every dependency
+	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+		--editable . 'onnx>=1.18' 'pillow>=11.3' 'pytest>=8'
+	@$(LOWEST)/bin/uv pip list --quiet --python $(LOWEST)/bin/python
+	@$(LOWEST)/bin/python -m pytest tests/runtime
+
 fuzz: $(TEST)/.installed ## Fuzz images and models for ten minutes
 	@$(TEST)/bin/python -m tests.runtime.fuzz --minutes 10
 
@@ -70,14 +80,14 @@ readme-table: $(TEST)/.installed ## Write README's table from benchmarks/results
 	@$(TEST)/bin/python -m studies.readme_table
 
 clean: ## Remove all environments and caches
-	rm -rf $(DEMO) $(TEST) $(PEERS)/.venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(DEMO) $(TEST) $(LOWEST) $(PEERS)/.venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # Stamp files make later runs fast; a changed requirement installs again.
 $(DEMO)/.installed: EXTRAS :=
 $(TEST)/.installed: EXTRAS := [dev]
 $(PEERS)/.venv-torch/.installed: EXTRAS := [train]
 $(DEMO)/.installed $(TEST)/.installed $(PEERS)/.venv-torch/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14) and "fer-edge needs Python 3.10 to 3.13, not " + sys.version.split()[0] + "; name one that you have: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15) and "fer-edge needs Python 3.10 to 3.14, not " + sys.version.split()[0] + "; name one that you have: make PYTHON=python3.12")'
 	@echo "installing fer-edge$(EXTRAS) into $(@D)" >&2
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python $(PIP_INSTALL) --editable '.$(EXTRAS)'

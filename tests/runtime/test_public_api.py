@@ -65,8 +65,9 @@ def test_a_video_is_recognized_by_public_names_alone(tmp_path: Path) -> None:
 _IMPORT_EVERYTHING = """
 import json, logging, os, signal, sys, threading, warnings
 import cv2, numpy
+log_level = getattr(cv2, "getLogLevel", None) or cv2.utils.logging.getLogLevel  # older and newer OpenCV
 def state():
-    return [cv2.getNumThreads(), cv2.utils.logging.getLogLevel(), logging.root.level, len(logging.root.handlers),
+    return [cv2.getNumThreads(), log_level(), logging.root.level, len(logging.root.handlers),
             signal.getsignal(signal.SIGINT) is signal.default_int_handler, str(numpy.geterr()), len(warnings.filters),
             threading.active_count(), sys.getrecursionlimit()]
 environment, before = dict(os.environ), state()

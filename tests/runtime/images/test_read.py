@@ -196,10 +196,11 @@ import os
 import cv2
 before = {name: value for name, value in os.environ.items() if name.startswith("OPENCV")}
 cv2.setNumThreads(3)
-level = cv2.utils.logging.getLogLevel()
+log_level = getattr(cv2, 'getLogLevel', None) or cv2.utils.logging.getLogLevel  # older and newer OpenCV
+level = log_level()
 import fer_runtime.batch.jobs, fer_runtime.recognizer
 assert cv2.getNumThreads() == 3, cv2.getNumThreads()
-assert cv2.utils.logging.getLogLevel() == level
+assert log_level() == level
 assert {name: value for name, value in os.environ.items() if name.startswith("OPENCV")} == before
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
