@@ -54,6 +54,7 @@ class ExportRun(RunOptions):
     models_dir: Path
     budget: str
     keep_anyway: bool
+    sign: Path | None  # a private key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,12 @@ _RULES = (
         is_flag=True,
         help="Publish an int8 or fp16 file that fails its gate. Its metadata says so. fp32 is not published then.",
     ),
+    click.option(
+        "--sign",
+        type=_FILE,
+        metavar="KEY",
+        help="Write a signature beside each published file, FILE.sig, with this Ed25519 private key (extra `sign`).",
+    ),
 )
 @option_group(
     "Inspect a file (needs no extra)",
@@ -215,6 +222,12 @@ def _export(options: ExportRun) -> None:
         from fer_export.gate.report import ExportRefusedError
         from fer_export.pipeline import export_model
 
+    key = None
+    if options.sign is not None:
+        with needs_extra("sign"):
+            from fer_runtime.model.signature import load_private_key, sign_file
+
+            key = load_private_key(options.sign)  # before the work of an export
     try:
         report = export_model(
             options.model,
@@ -232,6 +245,10 @@ def _export(options: ExportRun) -> None:
         _show(error.report)
         raise
     _show(report)
+    if key is not None:
+        for one in report.models:
+            if one.is_published:
+                click.echo(f"signed: {sign_file(one.path, key)}")
 
 
 def _site(options: SiteRun) -> None:

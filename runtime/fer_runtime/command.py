@@ -43,6 +43,7 @@ EXTRA_MODULES = {
     "bench": ("openvino", "matplotlib", "torch"),
     "ray": ("ray", "pyarrow", "fsspec"),
     "dev": ("playwright",),
+    "sign": ("cryptography",),
 }
 
 _OPENCV_ENVIRONMENT = {

@@ -20,8 +20,7 @@ from fer_runtime.faces import is_face_crop, prepare_face
 from fer_runtime.files import sha256_of
 from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
-from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
-from fer_runtime.model.session import open_session
+from fer_runtime.model.load import load_model
 from fer_runtime.results import Face, ImageResult
 
 if TYPE_CHECKING:
@@ -59,6 +58,8 @@ class Recognizer:
         max_pixels: width times height of an image at most; see `fer_runtime.images.decode_image`.
         provider: execution provider, such as "CPU" or "CUDA".
         strict: fail when ONNX Runtime falls back to another provider.
+        any_operator: load a model with operators that no model of fer-export has. Only for files that you trust: such
+            a model may take any time and memory.
 
     Raises:
         ModelFileError: the model is missing, damaged, or not written by fer-export.
@@ -80,6 +81,7 @@ class Recognizer:
         threads: int = 1,
         provider: str = "CPU",
         strict: bool = False,
+        any_operator: bool = False,
     ) -> None:
         if isinstance(min_confidence, (int, float)) and not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence must be a probability, 0 to 1, not {min_confidence}")
@@ -88,12 +90,13 @@ class Recognizer:
                 f"threads, min_face and max_pixels must be at least 1, not {threads}, {min_face} and {max_pixels}"
             )
         self.path = find_model(model, precision=precision, models_dir=Path(models_dir))
-        opened = open_session(self.path, threads=threads, provider=provider, strict=strict)
+        opened = load_model(self.path, threads=threads, provider=provider, strict=strict, any_operator=any_operator)
         self.provider = opened.provider
         self._file = self.path.absolute()  # the process may change its working folder
-        self._asked = {"threads": threads, "provider": provider, "strict": strict}
+        self._asked = {"threads": threads, "provider": provider, "strict": strict, "any_operator": any_operator}
         self._session: InferenceSession | None = opened.session
-        self.metadata = _checked_metadata(opened.session, self.path)
+        self.metadata = opened.metadata
+        self._fixed_batch = opened.batch
         self.min_confidence = self._threshold(min_confidence)
         self.max_pixels = max_pixels
         self.detector_name = detector
@@ -179,9 +182,10 @@ class Recognizer:
         """
         if faces.dtype != np.uint8 or faces.ndim != 3 or faces.shape[1:] != (FACE_SIZE, FACE_SIZE):
             raise ValueError(f"faces must be uint8 (faces, 48, 48), not {faces.dtype} {faces.shape}")
-        if len(faces) <= _BATCH:
+        batch = self._fixed_batch or _BATCH
+        if len(faces) <= batch:
             return self._run(faces)
-        return np.concatenate([self._run(faces[start : start + _BATCH]) for start in range(0, len(faces), _BATCH)])
+        return np.concatenate([self._run(faces[start : start + batch]) for start in range(0, len(faces), batch)])
 
     def face(self, box: tuple[int, int, int, int], probabilities: FloatArray, *, best: int | None = None) -> Face:
         """A typed face from one row of `classify`; `best` is its expression's index, the most probable by default."""
@@ -255,15 +259,18 @@ class Recognizer:
         session = self._session
         if session is None:
             raise ValueError("the recognizer has been closed")
+        count = len(faces)
+        if self._fixed_batch is not None and count < self._fixed_batch:
+            faces = np.concatenate([faces, np.repeat(faces[:1], self._fixed_batch - count, axis=0)])
         try:
-            answer: FloatArray = session.run(["probabilities"], {"faces": faces})[0]
+            answer: FloatArray = session.run(["probabilities"], {"faces": faces})[0][:count]
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelFileError(
                 f"{self.path} cannot be run by onnxruntime: {error}; export it again with fer-export"
             ) from error
-        if answer.shape != (len(faces), len(self.metadata.expressions)):
+        if answer.shape != (count, len(self.metadata.expressions)):
             raise ModelFileError(
-                f"{self.path} gives probabilities of shape {answer.shape} for {len(faces)} faces and "
+                f"{self.path} gives probabilities of shape {answer.shape} for {count} faces and "
                 f"{len(self.metadata.expressions)} expressions; export it again with fer-export"
             )
         return answer
@@ -332,20 +339,3 @@ def _made_again(kind: type[Recognizer], path: Path, options: dict[str, Any], det
     recognizer = kind(path, **options)
     recognizer.detector_used = detector_used
     return recognizer
-
-
-def _checked_metadata(session: InferenceSession, path: Path) -> ModelMetadata:
-    """The model's metadata, after its inputs and outputs have been held against the contract."""
-    try:
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-        inputs = {one.name: (one.type, one.shape[1:]) for one in session.get_inputs()}
-        outputs = {one.name for one in session.get_outputs()}
-    except UnicodeDecodeError as error:  # onnxruntime takes bytes in names and metadata that Python does not
-        raise ModelFileError(f"{path} is damaged: {error}; export the model again with fer-export") from error
-    metadata = parse_metadata(text, source=str(path))
-    if inputs != {"faces": ("tensor(uint8)", [FACE_SIZE, FACE_SIZE])} or not {"logits", "probabilities"} <= outputs:
-        raise ModelFileError(
-            f"{path} takes {inputs} and gives {sorted(outputs)}, not faces uint8 (batch, 48, 48) to logits and "
-            "probabilities; export the model again with fer-export"
-        )
-    return metadata

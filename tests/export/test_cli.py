@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from tests.export.conftest import Exported
 
 from fer_export.cli import main
 from fer_export.gate.parity import network_logits
+from fer_runtime.cli import main as infer
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session
@@ -113,3 +116,23 @@ def test_an_option_that_is_not_used_is_named(arguments: tuple[str, ...], named: 
     assert run.exit_code == 2
     said = " ".join(run.stderr.partition("Error: ")[2].split())
     assert said.startswith(named)
+
+
+def test_a_signed_export_is_trusted_by_its_public_key(exported: Exported, tmp_path: Path) -> None:
+    shutil.copy(exported.checkpoint, tmp_path / "model_0.pth")
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "public.pem").write_bytes(public)
+    options = ["--model", "v0", "--models-dir", str(tmp_path)]
+    refused = CliRunner().invoke(main, [*options, "--sign", str(tmp_path / "model_0.pth")])
+    assert refused.exit_code == 1
+    assert "holds no Ed25519 private key" in refused.output
+    assert not (tmp_path / "model_0.onnx").exists()
+    done = CliRunner().invoke(main, [*options, "--sign", str(tmp_path / "key.pem")])
+    assert done.exit_code == 0, done.output
+    assert f"signed: {tmp_path / 'model_0.onnx.sig'}" in done.output
+    replay = ["--self-test", "--model", "v0", "--models-dir", str(tmp_path), "--trust", str(tmp_path / "public.pem")]
+    trusted = CliRunner().invoke(infer, replay)
+    assert trusted.exit_code == 0, trusted.output
+    assert "ok    signature" in trusted.output

@@ -41,6 +41,7 @@ def run_on_ray(options: ClusterRun, format_name: str) -> bool:
             threads=options.threads,
             provider=options.provider,
             strict=options.strict,
+            any_operator=options.any_operator,
         )
         ray = RayOptions(
             address=options.ray_address,

@@ -141,6 +141,11 @@ _RULES = (
         show_default=True,
         help="ONNX Runtime threads, capped at the available CPUs.",
     ),
+    click.option(
+        "--any-operator",
+        is_flag=True,
+        help="Load a model with operators that fer-export never writes. Only for files that you trust.",
+    ),
 )
 @option_group(
     "Face detection",
@@ -232,6 +237,12 @@ _RULES = (
     "Other runs",
     click.option(
         "--self-test", is_flag=True, help="Compare the model on this machine with PyTorch's results stored in its file."
+    ),
+    click.option(
+        "--trust",
+        type=_FILE,
+        metavar="KEY",
+        help="With --self-test: the model must be signed by the holder of this public key (extra `sign`).",
     ),
     click.option("--list-models", is_flag=True, help="List the models that --model finds by name."),
     click.option(

@@ -21,6 +21,7 @@ class ModelOptions(RunOptions):
     provider: str
     strict: bool
     threads: int
+    any_operator: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ class SelfTestRun(ModelOptions):
     title: ClassVar[str] = "--self-test"
 
     self_test: bool
+    trust: Path | None  # a public key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

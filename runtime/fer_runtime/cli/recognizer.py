@@ -33,6 +33,7 @@ def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXEL
         threads=capped_threads(options),
         provider=options.provider,
         strict=options.strict,
+        any_operator=options.any_operator,
     ) as recognizer:
         if not options.quiet:
             click.echo(

@@ -6,6 +6,7 @@ import click
 
 from fer_runtime.cli.options import SelfTestRun
 from fer_runtime.cli.recognizer import capped_threads
+from fer_runtime.command import needs_extra
 from fer_runtime.model.find import find_model
 from fer_runtime.model.self_test import run_self_test as replay
 from fer_runtime.model.session import silence
@@ -15,6 +16,14 @@ def run_self_test(options: SelfTestRun) -> bool:
     """Replay the certificate of the model and print the report; whether it failed."""
     silence()
     path = find_model(options.model, precision=options.precision, models_dir=options.models_dir)
-    report = replay(path, provider=options.provider, threads=capped_threads(options), strict=options.strict)
+    with needs_extra("sign"):
+        report = replay(
+            path,
+            provider=options.provider,
+            threads=capped_threads(options),
+            strict=options.strict,
+            any_operator=options.any_operator,
+            trusted=options.trust,
+        )
     click.echo(report.to_text())
     return not report.passed

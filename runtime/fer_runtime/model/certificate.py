@@ -15,7 +15,16 @@ from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
 
 _VERSION = 1
-_MOST_FACES = 4096  # what a damaged or hostile file may unpack to: 9 MB
+# A file may not decide how well it is tested. Twelve faces were the fewest that any of our files carried; 4096 unpack
+# to 9 MB.
+MIN_FACES, MAX_FACES = 8, 4096
+# The loosest tolerances that a file may state, by precision: those that fer-export has written.
+LOOSEST = {
+    "fp32": Tolerance(logits=1e-3, probabilities=1e-3, margin=1e-3),
+    "fp16": Tolerance(logits=2e-2, probabilities=1e-2, margin=5e-2),
+    "int8": Tolerance(logits=0.05, probabilities=0.03, margin=0.1),
+}
+_TIGHTEST = 1e-6  # ten steps of float32 at 1: every machine differs by some
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +67,16 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
         raise ModelFileError(f"{source} carries no parity certificate; export the model again with fer-export")
     try:
         count = int(values["faces"]["shape"][0])
-        if not 0 < count <= _MOST_FACES:
-            raise ValueError(f"{count} golden faces")
+        if not MIN_FACES <= count <= MAX_FACES:
+            raise ValueError(f"{count} golden faces, not {MIN_FACES} to {MAX_FACES}")
         expected_bytes = count * FACE_SIZE * FACE_SIZE
         unpacked = zlib.decompressobj().decompress(
             base64.b64decode(values["faces"]["zlib_base64"], validate=True), expected_bytes
         )
         certificate = Certificate(
             faces=np.frombuffer(unpacked, np.uint8).reshape(count, FACE_SIZE, FACE_SIZE),
-            network_logits=np.array(values["network_logits"], np.float32),
-            model_logits=np.array(values["model_logits"], np.float32),
+            network_logits=_logits(values["network_logits"]),
+            model_logits=_logits(values["model_logits"]),
             tolerance=Tolerance(**values["tolerance"]),
             measured=dict(values["measured"]),
             made_with=dict(values["made_with"]),
@@ -76,11 +85,29 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
         wanted = (count, len(metadata.expressions))
         if certificate.network_logits.shape != wanted or certificate.model_logits.shape != wanted:
             raise ValueError(f"logits of shape {certificate.model_logits.shape}, not {wanted}")
-    except (ValueError, TypeError, KeyError, IndexError, zlib.error) as error:
+        if not np.isfinite(certificate.network_logits).all() or not np.isfinite(certificate.model_logits).all():
+            raise ValueError("logits that are not finite")
+        if len(np.unique(certificate.faces.reshape(count, -1), axis=0)) < MIN_FACES:
+            raise ValueError(f"fewer than {MIN_FACES} different golden faces")
+        _check_tolerance(certificate.tolerance, metadata.precision)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, zlib.error) as error:
         raise ModelFileError(
             f"the parity certificate of {source} cannot be read ({error!r}); export the model again with fer-export"
         ) from error
     return certificate
+
+
+def _logits(rows: Any) -> FloatArray:
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        return np.array(rows, np.float32)
+
+
+def _check_tolerance(tolerance: Tolerance, precision: str) -> None:
+    loosest = LOOSEST.get(precision, LOOSEST["fp16"])
+    for name in ("logits", "probabilities", "margin"):
+        value, most = getattr(tolerance, name), getattr(loosest, name)
+        if not isinstance(value, (int, float)) or not _TIGHTEST <= value <= most:
+            raise ValueError(f"a tolerance of {value!r} for {name}; {precision} may have {_TIGHTEST:g} to {most:g}")
 
 
 def _rows(logits: FloatArray) -> list[list[float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,11 @@ from typing import Any
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
-from fer_runtime.model.onnx_file import Node, OnnxFile, bytes_per_value, content_digest, read_onnx_file
+from fer_runtime.model.onnx_file import OnnxFile, bytes_per_value, content_digest, read_onnx_file
+from fer_runtime.model.shapes import count_macs
 from fer_runtime.text import printable
 
 _MULTIPLYING = ("Conv", "Gemm", "MatMul")
-# Operators whose output has the shape of their first input.
-_SAME_SHAPE = frozenset(
-    ("Cast", "Sub", "Add", "Div", "Mul", "Relu", "Softmax", "QuantizeLinear", "DequantizeLinear", "Clip", "Identity")
-)
-_Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +81,9 @@ class ModelFacts:
             measured = f", validation accuracy {accuracy:.1%}" if isinstance(accuracy, float) else ""
             lines.append(f"  training      recipe {said.training.get('recipe', 'unknown')}{measured}")
         if said.verdict:
-            passed = "passed its gate" if said.verdict.get("passed") else "DID NOT PASS its gate"
-            reasons = "; ".join(said.verdict.get("failures", []))
+            passed = "passed its gate" if said.verdict.get("passed") is True else "DID NOT PASS its gate"
+            failures = said.verdict.get("failures")
+            reasons = "; ".join(map(str, failures)) if isinstance(failures, list) else ""
             lines.append(f"  verdict       {passed}{': ' + reasons if reasons else ''}")
         if said.certificate:
             lines.append(f"  certificate   {self._certificate(said)}")
@@ -147,77 +143,10 @@ def inspect_model(path: Path) -> ModelFacts:
     )
 
 
-def count_macs(file: OnnxFile) -> int | None:
-    """Multiplications with addition per face; None where a convolution's or product's shape is not known.
-
-    Counted is what the graph computes: zeros in the weights count as well.
-    """
-    shapes: dict[str, _Shape | None] = {name: tensor.shape for name, tensor in file.tensors.items()}
-    for value in file.inputs:
-        shapes[value.name] = tuple(size if isinstance(size, int) else 1 for size in value.shape)
-    total = 0
-    for node in file.nodes:
-        source = shapes.get(node.inputs[0]) if node.inputs else None
-        try:
-            shape = _output_shape(node, source, shapes, file)
-        except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
-            shape = None
-        if node.op_type in _MULTIPLYING:
-            weights = shapes.get(node.inputs[1])
-            if shape is None or weights is None or source is None:
-                return None
-            per_value = math.prod(weights[1:]) if node.op_type == "Conv" else source[-1]
-            total += math.prod(shape) * per_value
-        for name in node.outputs:
-            shapes[name] = shape
-    return total
-
-
-def _output_shape(node: Node, source: _Shape | None, shapes: dict[str, _Shape | None], file: OnnxFile) -> _Shape | None:
-    """The shape behind the operators that our files consist of, None behind others."""
-    if source is None:
-        return None
-    if node.op_type in _SAME_SHAPE:
-        return source
-    if node.op_type in ("Conv", "MaxPool"):
-        weights = shapes[node.inputs[1]] if node.op_type == "Conv" else None
-        kernel = list(weights[2:]) if weights is not None else node.attributes["kernel_shape"]
-        pads = node.attributes.get("pads") or [0] * 4
-        strides = node.attributes.get("strides") or [1, 1]
-        sizes = [
-            (size + pads[axis] + pads[axis + 2] - kernel[axis]) // strides[axis] + 1
-            for axis, size in enumerate(source[2:])
-        ]
-        return (source[0], weights[0] if weights is not None else source[1], *sizes)
-    if node.op_type in ("Gemm", "MatMul"):
-        weights = shapes[node.inputs[1]]
-        return None if weights is None else (*source[:-1], weights[0 if node.attributes.get("transB") else -1])
-    if node.op_type == "Transpose":
-        return tuple(source[axis] for axis in node.attributes["perm"])
-    if node.op_type == "Unsqueeze":
-        axis = file.tensors[node.inputs[1]].integers[0]
-        return (*source[:axis], 1, *source[axis:])
-    if node.op_type == "Reshape":
-        wanted = list(file.tensors[node.inputs[1]].integers)
-        wanted = [source[index] if size == 0 else size for index, size in enumerate(wanted)]
-        known = math.prod(size for size in wanted if size > 0)
-        return tuple(math.prod(source) // known if size < 0 else size for size in wanted)
-    if node.op_type == "Flatten":
-        axis = node.attributes.get("axis", 1)
-        return (math.prod(source[:axis]), math.prod(source[axis:]))
-    if node.op_type == "GlobalAveragePool":
-        return (*source[:2], *(1 for _ in source[2:]))
-    if node.op_type == "ReduceMean":
-        axes = {axis % len(source) for axis in file.tensors[node.inputs[1]].integers}
-        if node.attributes.get("keepdims", 1):
-            return tuple(1 if index in axes else size for index, size in enumerate(source))
-        return tuple(size for index, size in enumerate(source) if index not in axes)
-    return None
-
-
 def _weights(file: OnnxFile) -> tuple[str, ...]:
     """Names of the constants that Conv, Gemm and MatMul multiply with and add, also behind a conversion."""
-    behind = {node.outputs[0]: node.inputs[0] for node in file.nodes if node.op_type in ("DequantizeLinear", "Cast")}
+    converting = [node for node in file.nodes if node.op_type in ("DequantizeLinear", "Cast")]
+    behind = {node.outputs[0]: node.inputs[0] for node in converting if node.inputs and node.outputs}
     found: dict[str, None] = {}
     for node in file.nodes:
         if node.op_type in _MULTIPLYING:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fer_runtime.errors import ModelFileError
+from fer_runtime.untrusted_json import parse_json
 
 METADATA_KEY = "fer"
 SCHEMA_VERSION = 1
@@ -42,7 +43,7 @@ def parse_metadata(text: str | None, *, source: str) -> ModelMetadata:
         source: the file, for messages.
 
     Raises:
-        ModelFileError: there is no entry, it is not ours, or a newer version wrote it.
+        ModelFileError: there is no entry, it does not fit the schema, or a newer version wrote it.
     """
     if text is None:
         raise ModelFileError(
@@ -50,27 +51,88 @@ def parse_metadata(text: str | None, *, source: str) -> ModelMetadata:
             "export the model again with fer-export"
         )
     try:
-        values = json.loads(text)
-        schema = values.pop("schema")
+        values = parse_json(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is no object")
+        schema = _integer(values, "schema", 1, 1 << 31)
         if schema > SCHEMA_VERSION:
             raise ModelFileError(
                 f"{source} was written by a newer fer-edge (metadata schema {schema}, this one reads up to "
                 f"{SCHEMA_VERSION}); upgrade with: pip install -U fer-edge"
             )
-        known = {key: values[key] for key in ModelMetadata.__dataclass_fields__ if key in values}
-        known["expressions"] = tuple(known["expressions"])
-        known["temperature"] = float(known.get("temperature", 1.0))
-        if known.get("uncertain_below") is not None:
-            known["uncertain_below"] = float(known["uncertain_below"])
-        for key in ("name", "precision", "checkpoint_sha256"):
-            if not isinstance(known.get(key, ""), str):
-                raise TypeError(f"{key} is no text")
-        for key in ("training", "calibration", "verdict", "versions", "certificate"):
-            if not isinstance(known.get(key, {}), dict):
-                raise TypeError(f"{key} is no object")
-        return ModelMetadata(**known)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return ModelMetadata(
+            name=_text(values, "name", 1, 100),
+            expressions=_labels(values.get("expressions")),
+            precision=_text(values, "precision", 1, 20),
+            opset=_integer(values, "opset", 1, 1000),
+            temperature=_number(values, "temperature", 1.0),
+            uncertain_below=_share(values.get("uncertain_below")),
+            checkpoint_sha256=_text(values, "checkpoint_sha256", 0, 64, ""),
+            training=_object(values, "training"),
+            calibration=_object(values, "calibration"),
+            verdict=_object(values, "verdict"),
+            versions=_texts(_object(values, "versions"), "versions"),
+            certificate=_object(values, "certificate"),
+        )
+    except ValueError as error:
         raise ModelFileError(
-            f"{source} has '{METADATA_KEY}' metadata that cannot be read ({error!r}); "
+            f"{source} has '{METADATA_KEY}' metadata that cannot be read ({error}); "
             "export the model again with fer-export"
         ) from error
+
+
+_MAX_LABELS = 1000
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not 2 <= len(value) <= _MAX_LABELS:
+        raise ValueError(f"expressions is no list of 2 to {_MAX_LABELS} labels")
+    for label in value:
+        if not isinstance(label, str) or not label.strip() or len(label) > 100 or not label.isprintable():
+            raise ValueError("a label is no printable text of 1 to 100 characters")
+    if len(set(value)) < len(value):
+        raise ValueError(f"the label {next(one for one in value if value.count(one) > 1)!r} occurs twice")
+    return tuple(value)
+
+
+def _text(values: dict[str, Any], key: str, shortest: int, longest: int, default: str | None = None) -> str:
+    value = values.get(key, default)
+    if not isinstance(value, str) or not shortest <= len(value) <= longest or not value.isprintable():
+        raise ValueError(f"{key} is no printable text of {shortest} to {longest} characters")
+    return value
+
+
+def _integer(values: dict[str, Any], key: str, lowest: int, highest: int) -> int:
+    value = values.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise ValueError(f"{key} is no whole number from {lowest} to {highest}")
+    return value
+
+
+def _number(values: dict[str, Any], key: str, default: float) -> float:
+    value = values.get(key, default)
+    # A temperature outside these makes all probabilities equal, or 0 and 1.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 1e-3 <= value <= 1e3:
+        raise ValueError(f"{key} must be a number from 0.001 to 1000, got {str(value)[:40]}")
+    return float(value)
+
+
+def _share(value: Any) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"uncertain_below must be a number from 0 to 1, got {str(value)[:40]}")
+    return float(value)
+
+
+def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
+    value = values.get(key, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is no object")
+    return value
+
+
+def _texts(value: dict[str, Any], key: str) -> dict[str, str]:
+    if not all(isinstance(one, str) for one in value.values()):
+        raise ValueError(f"{key} holds something else than texts")
+    return value

@@ -1,7 +1,10 @@
-"""What stands in an .onnx file, read from its bytes: the base install has no onnx package.
+"""The contents of an .onnx file, read from its bytes: the base install has no onnx package.
 
 An ONNX file is one protobuf message (onnx.proto3 of the ONNX project). Only the fields that describe a
 model are read; field numbers are those of that schema.
+
+The file may have been made to hurt, so the limits below hold for every file. Those of this project's models are lower
+by a factor of ten and more.
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.metadata import METADATA_KEY
+from fer_runtime.untrusted_json import parse_json
 
 # TensorProto.DataType: name and bytes per value.
 _TYPES = {
@@ -32,6 +36,12 @@ _TYPES = {
     16: ("bfloat16", 2),
 }
 _METADATA_PROPS = 14
+
+MAX_FILE_BYTES = 1 << 30
+MAX_FIELDS = 500_000  # of all messages that are read; about a second
+MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 31  # of one dimension, and of a tensor's values
+MAX_NAME_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +66,9 @@ class Node:
     op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: dict[str, Any] = field(default_factory=dict)  # integers, floats, texts and lists of integers
+    attributes: dict[str, Any] = field(default_factory=dict)  # integers, floats, texts, lists of integers, tensors
     domain: str = ""
+    has_subgraph: bool = False  # an attribute is a graph, as of Loop and If
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +92,11 @@ class OnnxFile:
     nodes: tuple[Node, ...]
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    functions: int = 0  # operators that the file defines itself
+    sparse_tensors: int = 0
+
+
+_Message = dict[int, list["int | memoryview"]]
 
 
 def read_onnx(content: bytes, *, source: str) -> OnnxFile:
@@ -90,27 +106,32 @@ def read_onnx(content: bytes, *, source: str) -> OnnxFile:
         source: the file, for messages.
 
     Raises:
-        ModelFileError: the bytes are empty, truncated or no ONNX model.
+        ModelFileError: the bytes are empty, truncated or no ONNX model, or a limit of this module is exceeded.
     """
     if not content:
         raise ModelFileError(f"{source} is empty; export the model again with fer-export")
+    reader = _Reader()
     try:
-        model = _group(content)
-        graph = _group(_bytes(model[7][0]))
-        opsets = [_group(_bytes(one)) for one in model.get(8, [])]
+        model = reader.group(memoryview(content))
+        graph = reader.group(_bytes(model[7][0]))
+        opsets = [reader.group(_bytes(one)) for one in model.get(8, [])]
+        tensors = [reader.tensor(_bytes(one)) for one in graph.get(5, [])]
         return OnnxFile(
             ir_version=int(model.get(1, [0])[0]),
             producer=f"{_text(model, 2)} {_text(model, 3)}".strip(),
             opsets={_text(one, 1): int(one.get(2, [0])[0]) for one in opsets},
-            inputs=tuple(_value(_bytes(one)) for one in graph.get(11, [])),
-            outputs=tuple(_value(_bytes(one)) for one in graph.get(12, [])),
-            nodes=tuple(_node(_bytes(one)) for one in graph.get(1, [])),
-            tensors={tensor.name: tensor for tensor in (_tensor(_bytes(one)) for one in graph.get(5, []))},
-            metadata=_metadata(model),
+            inputs=tuple(reader.value(_bytes(one)) for one in graph.get(11, [])),
+            outputs=tuple(reader.value(_bytes(one)) for one in graph.get(12, [])),
+            nodes=tuple(reader.node(_bytes(one)) for one in graph.get(1, [])),
+            tensors={tensor.name: tensor for tensor in tensors},
+            metadata=reader.metadata(model),
+            functions=len(model.get(25, [])),
+            sparse_tensors=len(graph.get(15, [])),
         )
-    except (ValueError, KeyError, IndexError, struct.error, TypeError) as error:
+    except (ValueError, KeyError, IndexError, struct.error, TypeError, OverflowError) as error:
+        reason = f"field {error} is missing" if isinstance(error, KeyError) else error
         raise ModelFileError(
-            f"{source} is no whole ONNX model ({error}); copy it again, or export it again with fer-export"
+            f"{source} cannot be read as an ONNX model: {reason}; copy it again, or export it again with fer-export"
         ) from error
 
 
@@ -123,11 +144,25 @@ def read_onnx_file(path: Path, *, advice: str = "write one with: fer-export --mo
     Raises:
         ModelFileError: the file is missing, or as for `read_onnx`.
     """
+    content = read_model_bytes(path, advice=advice)
+    return read_onnx(content, source=str(path)), content
+
+
+def read_model_bytes(path: Path, *, advice: str = "write one with: fer-export --model v0") -> bytes:
+    """The bytes of a model file.
+
+    Raises:
+        ModelFileError: it is missing, no regular file, or larger than MAX_FILE_BYTES.
+    """
     try:
-        content = path.read_bytes()
+        size = path.stat().st_size
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelFileError(f"{path} is no regular file; {advice}")
+        if size > MAX_FILE_BYTES:
+            raise ModelFileError(f"{path} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} of any model; {advice}")
+        return path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror}; {advice}") from error
-    return read_onnx(content, source=str(path)), content
 
 
 def content_digest(content: bytes) -> str:
@@ -135,16 +170,17 @@ def content_digest(content: bytes) -> str:
 
     Covered are all fields but the metadata entries as they stand, and the entries in order of their keys.
     The digest's own place, `certificate.digest` of the `fer` entry, counts as empty. It notices changes;
-    it is no signature, for who changes a file on purpose can compute it again.
+    it is no signature: whoever changes a file on purpose can compute it again.
 
     Raises:
         ValueError: the bytes are no protobuf message.
     """
+    reader = _Reader()
     digest = hashlib.sha256()
     entries: dict[str, str] = {}
-    for number, _, value, raw in _fields(content):
+    for number, value, raw in reader.fields(memoryview(content)):
         if number == _METADATA_PROPS:
-            entry = _group(_bytes(value))
+            entry = reader.group(_bytes(value))
             entries[_text(entry, 1)] = _text(entry, 2)
         else:
             digest.update(raw)
@@ -158,39 +194,147 @@ def content_digest(content: bytes) -> str:
 
 def _without_digest(text: str) -> str:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         values["certificate"]["digest"] = ""
     except (ValueError, KeyError, TypeError):
         return text
     return json.dumps(values, sort_keys=True)
 
 
-def _fields(content: bytes) -> Iterator[tuple[int, int, int | bytes, bytes]]:
-    """(field number, wire type, value, bytes of the whole field) of a message, in the order of the file."""
-    position, end = 0, len(content)
-    while position < end:
-        start = position
-        tag, position = _varint(content, position)
-        number, wire = tag >> 3, tag & 7
-        value: int | bytes
-        if wire == 0:
-            value, position = _varint(content, position)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-            value, position = content[position : position + length], position + length
-        elif wire == 2:
-            length, position = _varint(content, position)
-            value, position = content[position : position + length], position + length
-        else:
-            raise ValueError(f"unknown wire type {wire}")
-        if position > end:
-            raise ValueError("it ends in the middle of a field")
-        if number == 0:
-            raise ValueError("field number 0")
-        yield number, wire, value, content[start:position]
+class _Reader:
+    """Reads protobuf messages and counts their fields."""
+
+    def __init__(self) -> None:
+        self._left = MAX_FIELDS
+
+    def fields(self, content: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+        """(field number, value, bytes of the whole field) of a message, in the order of the file."""
+        position, end = 0, len(content)
+        while position < end:
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError(f"it has more than {MAX_FIELDS:,} fields")
+            start = position
+            tag, position = _varint(content, position)
+            number, wire = tag >> 3, tag & 7
+            value: int | memoryview
+            if wire == 0:
+                value, position = _varint(content, position)
+            elif wire in (1, 5):
+                length = 8 if wire == 1 else 4
+                value, position = content[position : position + length], position + length
+            elif wire == 2:
+                length, position = _varint(content, position)
+                value, position = content[position : position + length], position + length
+            else:
+                raise ValueError(f"unknown wire type {wire}")
+            if position > end:
+                raise ValueError("it ends in the middle of a field")
+            if number == 0:
+                raise ValueError("field number 0")
+            yield number, value, content[start:position]
+
+    def group(self, content: memoryview) -> _Message:
+        """The values of a message's fields by field number."""
+        grouped: _Message = {}
+        for number, value, _ in self.fields(content):
+            grouped.setdefault(number, []).append(value)
+        return grouped
+
+    def integers(self, values: Sequence[int | memoryview]) -> list[int]:
+        """Repeated integers, packed or not; 64-bit two's complement."""
+        found: list[int] = []
+        for value in values:
+            if isinstance(value, int):
+                found.append(value)
+                continue
+            position = 0
+            while position < len(value):
+                one, position = _varint(value, position)
+                found.append(one)
+                self._left -= 1
+                if self._left < 0:
+                    raise ValueError(f"it has more than {MAX_FIELDS:,} fields")
+        return [one - (1 << 64) if one >= 1 << 63 else one for one in found]
+
+    def metadata(self, model: _Message) -> dict[str, str]:
+        entries: dict[str, str] = {}
+        for one in model.get(_METADATA_PROPS, []):
+            entry = self.group(_bytes(one))
+            key = _text(entry, 1)
+            if key in entries:
+                raise ValueError(f"its metadata has two entries {key!r}")
+            entries[key] = bytes(_bytes(entry[2][-1])).decode() if 2 in entry else ""
+        return entries
+
+    def value(self, content: memoryview) -> Value:
+        message = self.group(content)
+        kinds = self.group(_bytes(message[2][0]))
+        if 1 not in kinds:
+            raise ValueError(f"{_name(message, 1)!r} is no tensor")
+        tensor = self.group(_bytes(kinds[1][0]))
+        sizes: list[int | str] = []
+        for dimension in self.group(_bytes(tensor.get(2, [memoryview(b"")])[0])).get(1, []):
+            size = self.group(_bytes(dimension))
+            sizes.append(self.integers(size[1])[0] if 1 in size else _name(size, 2) or "?")
+        if len(sizes) > MAX_DIMENSIONS:
+            raise ValueError(f"{_name(message, 1)!r} has {len(sizes)} dimensions")
+        kind = self.integers(tensor.get(1, [0]))[0]
+        return Value(name=_name(message, 1), dtype=_TYPES.get(kind, (f"type {kind}", 0))[0], shape=tuple(sizes))
+
+    def node(self, content: memoryview) -> Node:
+        message = self.group(content)
+        groups = [self.group(_bytes(one)) for one in message.get(5, [])]
+        return Node(
+            op_type=_name(message, 4),
+            domain=_name(message, 7),
+            inputs=tuple(_decoded(one) for one in message.get(1, [])),
+            outputs=tuple(_decoded(one) for one in message.get(2, [])),
+            attributes={_name(one, 1): self.attribute(one) for one in groups},
+            has_subgraph=any(6 in one or 11 in one for one in groups),
+        )
+
+    def attribute(self, message: _Message) -> Any:
+        if 8 in message:
+            return self.integers(message[8])
+        if 3 in message:
+            return self.integers(message[3])[0]
+        if 2 in message:
+            return struct.unpack("<f", _bytes(message[2][0]))[0]
+        if 4 in message:
+            return _text(message, 4)
+        if 5 in message:
+            return self.tensor(_bytes(message[5][0]))
+        return None
+
+    def tensor(self, content: memoryview) -> Tensor:
+        message = self.group(content)
+        name, kind = _name(message, 8), self.integers(message.get(2, [0]))[0]
+        shape = tuple(self.integers(message.get(1, [])))
+        dtype, item_bytes = _TYPES.get(kind, (f"type {kind}", 0))
+        if len(shape) > MAX_DIMENSIONS:
+            raise ValueError(f"{name!r} has {len(shape)} dimensions")
+        if not all(0 <= size < MAX_SIZE for size in shape) or math.prod(shape) >= MAX_SIZE:
+            raise ValueError(f"{name!r} has shape {shape}")
+        if 13 in message or self.integers(message.get(14, [0]))[0]:
+            raise ValueError(f"the values of {name!r} are in another file")
+        size = math.prod(shape)
+        # raw_data, or one of the typed fields: float, int32, string, int64, double, uint64.
+        raw = _bytes(message[9][0]) if 9 in message else None
+        if raw is not None and item_bytes and len(raw) != size * item_bytes:
+            raise ValueError(f"{name!r} has {size} values and {len(raw)} bytes")
+        stored = sum(
+            1 if isinstance(one, int) else len(one) for key in (4, 5, 6, 7, 9, 10, 11) for one in message.get(key, [])
+        )
+        if size > 8 * stored:
+            raise ValueError(f"{name!r} has {size} values and {stored} bytes")
+        integers: tuple[int, ...] = ()
+        if kind == 7 and size <= 16:
+            integers = struct.unpack(f"<{size}q", raw) if raw is not None else tuple(self.integers(message.get(7, [])))
+        return Tensor(name=name, dtype=dtype, shape=shape, integers=integers)
 
 
-def _varint(content: bytes, position: int) -> tuple[int, int]:
+def _varint(content: memoryview, position: int) -> tuple[int, int]:
     result = shift = 0
     while True:
         if position >= len(content) or shift > 63:
@@ -203,92 +347,25 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def _group(content: bytes) -> dict[int, list[int | bytes]]:
-    grouped: dict[int, list[int | bytes]] = {}
-    for number, _, value, _ in _fields(content):
-        grouped.setdefault(number, []).append(value)
-    return grouped
-
-
-def _bytes(value: int | bytes) -> bytes:
-    if not isinstance(value, bytes):
+def _bytes(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
         raise ValueError("a number where a message should be")
     return value
 
 
-def _text(message: dict[int, list[int | bytes]], number: int) -> str:
-    return _bytes(message.get(number, [b""])[-1]).decode("utf-8", "replace")
+def _decoded(value: int | memoryview) -> str:
+    content = _bytes(value)
+    if len(content) > MAX_NAME_BYTES:
+        raise ValueError(f"a name in it has {len(content):,} bytes")
+    return bytes(content).decode()
 
 
-def _integers(values: list[int | bytes]) -> list[int]:
-    """Repeated integers, packed or not; 64-bit two's complement."""
-    found: list[int] = []
-    for value in values:
-        if isinstance(value, int):
-            found.append(value)
-            continue
-        position = 0
-        while position < len(value):
-            one, position = _varint(value, position)
-            found.append(one)
-    return [one - (1 << 64) if one >= 1 << 63 else one for one in found]
+def _name(message: _Message, number: int) -> str:
+    return _decoded(message[number][-1]) if number in message else ""
 
 
-def _metadata(model: dict[int, list[int | bytes]]) -> dict[str, str]:
-    entries = [_group(_bytes(one)) for one in model.get(_METADATA_PROPS, [])]
-    return {_text(entry, 1): _text(entry, 2) for entry in entries}
-
-
-def _value(content: bytes) -> Value:
-    message = _group(content)
-    tensor = _group(_bytes(_group(_bytes(message[2][0]))[1][0]))
-    sizes: list[int | str] = []
-    for dimension in _group(_bytes(tensor.get(2, [b""])[0])).get(1, []):
-        size = _group(_bytes(dimension))
-        sizes.append(_integers(size[1])[0] if 1 in size else _text(size, 2) or "?")
-    kind = _integers(tensor.get(1, [0]))[0]
-    return Value(name=_text(message, 1), dtype=_TYPES.get(kind, (f"type {kind}", 0))[0], shape=tuple(sizes))
-
-
-def _node(content: bytes) -> Node:
-    message = _group(content)
-    return Node(
-        op_type=_text(message, 4),
-        domain=_text(message, 7),
-        inputs=tuple(_bytes(one).decode() for one in message.get(1, [])),
-        outputs=tuple(_bytes(one).decode() for one in message.get(2, [])),
-        attributes=dict(_attribute(_bytes(one)) for one in message.get(5, [])),
-    )
-
-
-def _attribute(content: bytes) -> tuple[str, Any]:
-    message = _group(content)
-    value: Any = None
-    if 8 in message:
-        value = _integers(message[8])
-    elif 3 in message:
-        value = _integers(message[3])[0]
-    elif 2 in message:
-        value = struct.unpack("<f", _bytes(message[2][0]))[0]
-    elif 4 in message:
-        value = _text(message, 4)
-    return _text(message, 1), value
-
-
-def _tensor(content: bytes) -> Tensor:
-    message = _group(content)
-    kind = _integers(message.get(2, [0]))[0]
-    shape = tuple(_integers(message.get(1, [])))
-    integers: tuple[int, ...] = ()
-    if kind == 7 and math.prod(shape) <= 16:
-        raw = _bytes(message[9][0]) if 9 in message else b""
-        integers = struct.unpack(f"<{len(raw) // 8}q", raw) if raw else tuple(_integers(message.get(7, [])))
-    return Tensor(
-        name=_text(message, 8),
-        dtype=_TYPES.get(kind, (f"type {kind}", 0))[0],
-        shape=shape,
-        integers=integers,
-    )
+def _text(message: _Message, number: int) -> str:
+    return bytes(_bytes(message[number][-1])).decode("utf-8", "replace") if number in message else ""
 
 
 def bytes_per_value(dtype: str) -> int:

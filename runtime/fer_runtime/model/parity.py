@@ -107,11 +107,18 @@ def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
     )
 
 
-def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64) -> Outputs:
-    """The model's answers for faces uint8 (faces, 48, 48), computed in batches."""
+def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64, pads: bool = False) -> Outputs:
+    """The model's answers for faces uint8 (faces, 48, 48), computed in batches.
+
+    Args:
+        pads: fill the last batch up with its first face, for a model of a fixed batch size.
+    """
     logits, probabilities = [], []
     for start in range(0, len(faces), batch):
-        scores, shares = session.run(["logits", "probabilities"], {"faces": faces[start : start + batch]})
+        part = faces[start : start + batch]
+        filled = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)]) if pads else part
+        answers = session.run(["logits", "probabilities"], {"faces": filled})
+        scores, shares = (answer[: len(part)] for answer in answers)
         logits.append(scores)
         probabilities.append(shares)
     return Outputs(logits=np.concatenate(logits), probabilities=np.concatenate(probabilities))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,15 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_public_key,
+)
 from onnx import numpy_helper
 from tests.runtime.tiny_models import write_band_model
 
@@ -22,6 +33,7 @@ from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import content_digest
 from fer_runtime.model.parity import Tolerance
 from fer_runtime.model.self_test import SelfTestReport, run_self_test
+from fer_runtime.model.signature import load_private_key, sign_file
 
 
 @pytest.fixture(params=["fp32", "int8"])
@@ -93,7 +105,7 @@ def _change_golden_logit(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "noticed_by"),
     [
-        (_swap_labels, "digest"),
+        (_swap_labels, "labels"),
         (_rename_label, "labels"),
         (_change_temperature, "probabilities"),
         (_change_golden_logit, "logits"),
@@ -115,6 +127,108 @@ def test_last_bits_of_another_machine_pass(shipped: Path, tmp_path: Path) -> Non
 
     changed = _change_metadata(shipped, tmp_path / "a.onnx", last_bits, sealed=True)
     assert run_self_test(changed).passed
+
+
+def _loosen(values: dict[str, Any]) -> None:
+    values["certificate"]["tolerance"]["logits"] = 10.0
+
+
+def _repeat_one_face(values: dict[str, Any]) -> None:
+    faces = np.zeros((12, 48, 48), np.uint8).tobytes()
+    values["certificate"]["faces"]["zlib_base64"] = base64.b64encode(zlib.compress(faces)).decode()
+
+
+def _keep_faces(count: int) -> Callable[[dict[str, Any]], None]:
+    def keep(values: dict[str, Any]) -> None:
+        certificate = values["certificate"]
+        pixels = zlib.decompress(base64.b64decode(certificate["faces"]["zlib_base64"]))[: count * 48 * 48]
+        packed = base64.b64encode(zlib.compress(pixels)).decode()
+        certificate["faces"] = {"shape": [count, 48, 48], "zlib_base64": packed}
+        for name in ("network_logits", "model_logits"):
+            certificate[name] = certificate[name][:count]
+
+    return keep
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_loosen, "a tolerance of 10.0 for logits"),
+        (lambda values: values["certificate"]["tolerance"].update(probabilities=0), "a tolerance of 0 for prob"),
+        (lambda values: values["certificate"]["tolerance"].update(margin="a"), "a tolerance of 'a' for margin"),
+        (lambda values: values["certificate"].update(tolerance=[1]), "cannot be read"),
+        (_keep_faces(1), "1 golden faces, not 8 to 4096"),
+        (_repeat_one_face, "fewer than 8 different golden faces"),
+        (lambda values: values["certificate"]["model_logits"][0].__setitem__(0, 1e300), "not finite"),
+        (lambda values: values["certificate"]["model_logits"][0].__setitem__(0, "a"), "cannot be read"),
+    ],
+)
+def test_a_file_does_not_decide_how_well_it_is_tested(
+    change: Callable[[dict[str, Any]], None], told: str, shipped: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match=told):
+        run_self_test(_change_metadata(shipped, tmp_path / "a.onnx", change, sealed=True))
+
+
+def test_a_float_model_that_certifies_its_own_wrong_answers_fails(tmp_path: Path) -> None:
+    def own_answers(values: dict[str, Any]) -> None:
+        rows = values["certificate"]["network_logits"]
+        values["certificate"]["network_logits"] = [[value + 0.5 for value in row] for row in rows]
+
+    shipped = find_model("v0", precision="fp32")
+    report = run_self_test(_change_metadata(shipped, tmp_path / "a.onnx", own_answers, sealed=True))
+    assert _failures(report) == {"network"}
+
+
+def _key(folder: Path) -> tuple[Path, Path]:
+    """A private and its public key, in PEM."""
+    key = Ed25519PrivateKey.generate()
+    private, public = folder / "key.pem", folder / "public.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return private, public
+
+
+def test_a_signature_says_who_made_the_file(shipped: Path, tmp_path: Path) -> None:
+    private, public = _key(tmp_path)
+    model = tmp_path / "model.onnx"
+    model.write_bytes(shipped.read_bytes())
+    with pytest.raises(ModelFileError, match=r"cannot read .*model\.onnx\.sig"):
+        run_self_test(model, trusted=public)
+    signature = sign_file(model, load_private_key(private))
+    report = run_self_test(model, trusted=public)
+    assert report.passed
+    assert report.checks[0].name == "signature"
+    # Ed25519's own verification, without our code (RFC 8032).
+    load_pem_public_key(public.read_bytes()).verify(signature.read_bytes(), model.read_bytes())  # type: ignore[call-arg, union-attr]
+
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(ModelFileError, match="is not signed by the holder"):
+        run_self_test(model, trusted=_key(other)[1])
+    # A thorough forger computes the digest anew, and cannot sign.
+    _change_metadata(shipped, model, lambda values: None, sealed=True)
+    changed = bytearray(model.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    model.write_bytes(changed)
+    with pytest.raises(ModelFileError, match="or was changed since"):
+        run_self_test(model, trusted=public)
+    signature.write_bytes(b"short")
+    with pytest.raises(ModelFileError, match="or was changed since"):
+        run_self_test(model, trusted=public)
+
+
+@pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])
+def test_something_else_than_a_key_is_named(content: bytes, shipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(ModelFileError, match="holds no Ed25519 private key"):
+        load_private_key(tmp_path / "key")
+    with pytest.raises(ModelFileError, match="holds no Ed25519 public key"):
+        run_self_test(shipped, trusted=tmp_path / "key")
+    ec = generate_private_key(SECP256R1())
+    (tmp_path / "ec").write_bytes(ec.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with pytest.raises(ModelFileError, match="a key of another kind"):
+        load_private_key(tmp_path / "ec")
 
 
 @pytest.mark.parametrize(
@@ -139,12 +253,12 @@ def test_a_file_without_certificate_says_so(tmp_path: Path) -> None:
 
 def test_certificates_survive_their_own_json() -> None:
     random = np.random.default_rng(0)
-    logits = random.normal(size=(2, 7)).astype(np.float32)
+    logits = random.normal(size=(8, 7)).astype(np.float32)
     made = Certificate(
-        faces=random.integers(0, 256, (2, 48, 48), np.uint8),
+        faces=random.integers(0, 256, (8, 48, 48), np.uint8),
         network_logits=logits,
         model_logits=logits * 3,
-        tolerance=Tolerance(logits=0.5),
+        tolerance=Tolerance(logits=5e-4),
         digest="abc",
     )
     metadata = parse_metadata(_metadata_text(made), source="it")

@@ -1,0 +1,69 @@
+"""A model file loaded like a stranger's: read, checked, and only then given to ONNX Runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.model.onnx_file import OnnxFile, read_model_bytes, read_onnx
+from fer_runtime.model.session import open_session
+from fer_runtime.model.structure import check_contract, check_operators, check_work, fixed_batch
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A session for a model of fer-export, and what its file says of itself."""
+
+    session: InferenceSession
+    provider: str  # the execution provider that it really uses, "CPU"
+    metadata: ModelMetadata
+    file: OnnxFile
+    content: bytes
+    batch: int | None  # faces of every run; None for any number
+
+
+def load_model(
+    path: Path,
+    *,
+    content: bytes | None = None,
+    threads: int = 1,
+    provider: str = "CPU",
+    strict: bool = False,
+    any_operator: bool = False,
+) -> LoadedModel:
+    """Load a model file that may come from anybody.
+
+    Before a session is opened, the file's sizes, operators, work per face, inputs, outputs and metadata are checked.
+
+    Args:
+        path: the file.
+        content: its bytes, where they were read already.
+        threads, provider, strict: as for `open_session`.
+        any_operator: skip the checks of operators and work, for a file that you trust.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or refused by a check.
+        ProviderError: as for `open_session`.
+    """
+    source = str(path)
+    content = read_model_bytes(path) if content is None else content
+    file = read_onnx(content, source=source)
+    metadata = parse_metadata(file.metadata.get(METADATA_KEY), source=source)
+    check_contract(file, classes=len(metadata.expressions), source=source)
+    if not any_operator:
+        check_operators(file, source=source)
+        check_work(file, source=source)
+    opened = open_session(content, threads=threads, provider=provider, strict=strict, source=source)
+    return LoadedModel(
+        session=opened.session,
+        provider=opened.provider,
+        metadata=metadata,
+        file=file,
+        content=content,
+        batch=fixed_batch(file),
+    )

@@ -1,0 +1,101 @@
+"""What a model file may contain before it is given to ONNX Runtime: operators whose work is known beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from fer_runtime.errors import ModelFileError
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.model.onnx_file import OnnxFile
+from fer_runtime.model.shapes import count_macs, infer_shapes
+
+# Operators of classifiers. Each computes its output from its inputs alone, once, and its output's size is known from
+# the file: no loops, no random numbers, no strings, no code.
+OPERATORS = frozenset(
+    """
+    Add AveragePool BatchNormalization Cast Clip Concat Constant Conv DequantizeLinear Div Elu Flatten Gemm
+    GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LeakyRelu MatMul MaxPool Mul PRelu QuantizeLinear
+    ReduceMean Relu Reshape Sigmoid Softmax Squeeze Sub Tanh Transpose Unsqueeze
+    """.split()  # noqa: SIM905 - a list of a line each would fill a page
+)
+_DOMAINS = ("", "ai.onnx")
+MAX_NODES = 20_000
+# Of one tensor and one face: a layer of 16 MB. The largest of ours, v1's first, has 147,456 values.
+MAX_VALUES = 1 << 22
+# About a second for each face on one core; v1 has 0.3 billion.
+MAX_MACS = 32_000_000_000
+
+
+def check_operators(file: OnnxFile, *, source: str, also: Collection[str] = ()) -> None:
+    """Refuse a graph with operators outside the list, subgraphs, functions or sparse constants.
+
+    Args:
+        source: the file, for messages.
+        also: operators that are allowed besides OPERATORS.
+
+    Raises:
+        ModelFileError: with what the file has, and how to run it all the same.
+    """
+    names = (f"{node.domain}.{node.op_type}" if node.domain not in _DOMAINS else node.op_type for node in file.nodes)
+    found = [name for name in dict.fromkeys(names) if name not in OPERATORS and name not in also]
+    faults = [f"{len(file.nodes):,} operators"] if len(file.nodes) > MAX_NODES else []
+    faults += [f"the operator {name}" for name in found[:5]]
+    faults += [f"a graph inside the operator {node.op_type}" for node in file.nodes if node.has_subgraph][:1]
+    faults += [f"{file.functions} functions of its own"] if file.functions else []
+    faults += [f"{file.sparse_tensors} sparse constants"] if file.sparse_tensors else []
+    if faults:
+        raise ModelFileError(
+            f"{source} has {', '.join(faults)}, which no model of fer-export has; if you trust the file, give "
+            "--any-operator (Python: any_operator=True)"
+        )
+
+
+def check_work(file: OnnxFile, *, source: str) -> None:
+    """Refuse a graph of allowed operators whose work for one face is too much, or cannot be known.
+
+    Raises:
+        ModelFileError: with the operator, and how to run the file all the same.
+    """
+    advice = "if you trust the file, give --any-operator (Python: any_operator=True)"
+    shapes = infer_shapes(file)
+    for node in file.nodes:
+        for name in node.outputs:
+            shape = shapes.get(name)
+            if shape is None:
+                raise ModelFileError(f"{source}: the output size of {node.op_type} {name!r} cannot be known; {advice}")
+            if math.prod(shape) > MAX_VALUES:
+                raise ModelFileError(
+                    f"{source}: {node.op_type} {name!r} gives {math.prod(shape):,} values for one face, more than "
+                    f"{MAX_VALUES:,}; {advice}"
+                )
+    macs = count_macs(file, shapes)
+    if macs is None or macs > MAX_MACS:
+        taken = "an unknown number of" if macs is None else f"{macs:,}"
+        raise ModelFileError(f"{source} takes {taken} multiplications for one face, at most {MAX_MACS:,}; {advice}")
+
+
+def check_contract(file: OnnxFile, *, classes: int, source: str) -> None:
+    """Hold a file's inputs and outputs against those of a model of fer-export.
+
+    Raises:
+        ModelFileError: with what the file takes and gives.
+    """
+    constants = file.tensors.keys()
+    inputs = {one.name: (one.dtype, one.shape[1:]) for one in file.inputs if one.name not in constants}
+    outputs = {one.name: (one.dtype, one.shape[1:]) for one in file.outputs}
+    wanted = dict.fromkeys(("logits", "probabilities"), ("float32", (classes,)))
+    if inputs == {"faces": ("uint8", (FACE_SIZE, FACE_SIZE))} and wanted.items() <= outputs.items():
+        return
+    taken = ", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in inputs.items()) or "nothing"
+    given = ", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in outputs.items()) or "nothing"
+    raise ModelFileError(
+        f"{source} takes {taken} and gives {given}, not faces uint8 (batch, {FACE_SIZE}, {FACE_SIZE}) to logits and "
+        f"probabilities float32 (batch, {classes}); export the model again with fer-export"
+    )
+
+
+def fixed_batch(file: OnnxFile) -> int | None:
+    """The batch size that the file was exported with; None where any is taken."""
+    first = file.inputs[0].shape[0] if file.inputs and file.inputs[0].shape else None
+    return first if isinstance(first, int) and first > 0 else None
