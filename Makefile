@@ -48,12 +48,13 @@ studies: $(TEST)/.installed ## Tests of benchmarks/studies, which users do not g
 test-lowest: ## The runtime's tests at the lowest version of every dependency
 	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		--editable . 'onnx>=1.18' 'pillow>=11.3' 'pytest>=8'
+		--editable '.[sign]' 'onnx>=1.18' 'pillow>=11.3' 'pytest>=8'
 	@$(LOWEST)/bin/uv pip list --quiet --python $(LOWEST)/bin/python
 	@$(LOWEST)/bin/python -m pytest tests/runtime
 
-fuzz: $(TEST)/.installed ## Fuzz images and models for ten minutes
-	@$(TEST)/bin/python -m tests.runtime.fuzz --minutes 10
+fuzz: $(TEST)/.installed ## Fuzz images, models, checkpoints and results for ten minutes
+	@$(TEST)/bin/python -m tests.runtime.fuzz --minutes 5
+	@$(TEST)/bin/python -m tests.fuzz_files --minutes 5
 
 soak: $(TEST)/.installed ## Hours: kill runs at random moments, read 100,000 damaged images; one table
 	@PYTHONPATH=. $(TEST)/bin/python -m tests.soak

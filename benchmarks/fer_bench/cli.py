@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -261,9 +260,9 @@ def tracks(runs: int) -> None:
 @click.option("--tolerance", type=float, default=0.07, show_default=True, help="Fraction of time that may be added.")
 def compare(old: Path, new: Path, tolerance: float) -> None:
     """Compare two files of `fer-bench latency --json`; exit 1 if a configuration became slower beyond noise."""
-    from fer_bench.latency.compare import compare_results
+    from fer_bench.latency.compare import compare_results, read_latency
 
-    before, after = _read_latency(old), _read_latency(new)
+    before, after = read_latency(old), read_latency(new)
     # Clouds use one name for several generations of processors; instruction sets tell them apart.
     machines = [
         f"{content['environment'].get('cpu')} ({', '.join(content['environment'].get('cpu_flags', [])) or 'no flags'})"
@@ -322,20 +321,3 @@ def _cold_start_table(rows: list[dict[str, Any]]) -> None:
 
 def _percent(interval: Interval) -> str:
     return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
-
-
-def _read_latency(path: Path) -> dict[str, Any]:
-    from fer_bench.latency.compare import KEY
-
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content["environment"], dict) or not all(one["round_p50_ms"] for one in content["results"]):
-            raise ValueError("a configuration has no rounds")
-        if missing := [key for one in content["results"] for key in (*KEY, "p50_ms") if key not in one]:
-            raise ValueError(f"a configuration has no {missing[0]}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} was not written by fer-bench latency --json ({error!r}); "
-            f"write one with: fer-bench latency --json {path}"
-        ) from error
-    return content

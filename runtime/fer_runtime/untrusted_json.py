@@ -10,8 +10,11 @@ MAX_CHARACTERS = 64 << 20
 _MAX_DIGITS = 400  # longer numbers are no measurement; int() of a very long one takes minutes
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     """The value of a JSON text.
+
+    Args:
+        finite: False takes NaN and Infinity, which Python writes for measurements that failed.
 
     Raises:
         ValueError: it is no JSON, too long or too deep, or has a key twice or a number that is not finite.
@@ -20,7 +23,11 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"it has {len(text):,} characters, more than {MAX_CHARACTERS:,}")
     try:
         return json.loads(
-            text, parse_int=_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_object
+            text,
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_constant if finite else float,
+            object_pairs_hook=_object,
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error

@@ -20,6 +20,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from fer_runtime.text import printable
 from fer_train.pickle_reader import MAX_PICKLE_BYTES, RefusedPickleError, StorageReference, StoredTensor, read_pickle
 
 # What is read at once: whatever length a damaged file states, no more memory is taken for it.
@@ -164,9 +165,11 @@ class _Archive(_Source):
         for entry in entries:
             # PyTorch never compresses, and a compressed megabyte can become a gigabyte.
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise UnreadableError(f"{entry.filename} in it is compressed, which torch.save never does")
+                raise UnreadableError(
+                    f"{printable(entry.filename, limit=100)} in it is compressed, which torch.save never does"
+                )
             if entry.flag_bits & 1:
-                raise UnreadableError(f"{entry.filename} in it is encrypted")
+                raise UnreadableError(f"{printable(entry.filename, limit=100)} in it is encrypted")
         self._is_big_endian = self._small("byteorder", b"little") == b"big"
         self._checked: set[str] = set()
 
@@ -208,7 +211,7 @@ class _Archive(_Source):
                 while block := values.read(_BLOCK_BYTES):
                     yield block
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            raise UnreadableError(f"{entry.filename} in it is cut short or damaged") from error
+            raise UnreadableError(f"{printable(entry.filename, limit=100)} in it is cut short or damaged") from error
 
 
 class _Legacy(_Source):

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import write_atomically
+from fer_runtime.text import printable
+from fer_runtime.untrusted_json import parse_json
 from fer_train.checkpoint_files import FLOATS, INTEGERS, CheckpointFile, UnreadableError, open_checkpoint
 from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.networks.registry import create_network
@@ -142,7 +144,7 @@ def _opened(path: Path, name: str) -> Iterator[CheckpointFile]:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; {retrain}") from error
     except ForeignClassError as error:
         raise CheckpointError(
-            f"{path} asks for {error.name}, which no checkpoint needs; it was not run. Load the file where you "
+            f"{path} asks for {_shown(error.name)}, which no checkpoint needs; it was not run. Load the file where you "
             "trust it, and save its weights alone: torch.save(network.state_dict(), FILE)"
         ) from error
     except UnreadableError as error:
@@ -193,8 +195,8 @@ def _checkpoint_in(file: CheckpointFile, path: Path, name: str, labels: Sequence
         )
     if settings["name"] not in ARCHITECTURES:
         raise CheckpointError(
-            f"{path} is a checkpoint of the network {settings['name']!r}, which this fer-edge does not know; it knows "
-            f"{', '.join(ARCHITECTURES)}"
+            f"{path} is a checkpoint of the network {_shown(repr(settings['name']))}, which this fer-edge does not "
+            f"know; it knows {', '.join(ARCHITECTURES)}"
         )
     if settings["name"] != name:
         raise OtherNetworkError(f"{path} holds {settings['name']}, not {name}; use --model {settings['name']}")
@@ -211,8 +213,8 @@ def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
     content = file.content
     if text := file.metadata.get(_METADATA_KEY):
         try:
-            content = {**json.loads(text), "state_dict": content}
-        except (ValueError, TypeError, RecursionError) as error:
+            content = {**parse_json(text), "state_dict": content}
+        except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path} has damaged settings in its header; copy it again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
@@ -235,7 +237,8 @@ def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is a damaged checkpoint ({error}); copy it again, or train again") from error
     if sorted(expressions) != sorted(EXPRESSIONS):
         raise CheckpointError(
-            f"{path} was trained for {', '.join(expressions)}; its classes must be {', '.join(EXPRESSIONS)}"
+            f"{path} was trained for {_shown(', '.join(expressions), 300)}; its classes must be "
+            f"{', '.join(EXPRESSIONS)}"
         )
     if not std > 0:
         raise CheckpointError(f"{path} has damaged settings: std must be positive, got {std:g}; train again")
@@ -315,7 +318,7 @@ def _module_tensors(module: StoredModule, path: Path) -> dict[str, StoredTensor]
 
     def visit(one: StoredModule, prefix: str) -> None:
         if id(one) in open_modules or len(open_modules) > 50:
-            raise CheckpointError(f"{path}: the module {prefix.rstrip('.') or 'of the file'} holds itself")
+            raise CheckpointError(f"{path}: the module {_shown(prefix.rstrip('.') or 'of the file')} holds itself")
         open_modules.append(id(one))
         dropped = one.attributes.get("_non_persistent_buffers_set")
         for kind in ("_parameters", "_buffers"):
@@ -356,7 +359,7 @@ def _weights_of(content: Any, path: Path, name: str) -> tuple[str, dict[str, Sto
     if len(found) > 1:
         found = [one for one in found if any(word in one[0].lower() for word in _AVERAGED)] or found
     if len(found) > 1:
-        places = " and at ".join(place or "its top" for place, _ in found)
+        places = " and at ".join(_shown(place or "its top") for place, _ in found[:5])
         raise CheckpointError(
             f"{path} holds this network {len(found)} times, at {places}; "
             "save the one that you mean: torch.save(network.state_dict(), FILE)"
@@ -395,8 +398,13 @@ def _unwrapped(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {short[key]: value for key, value in tensors.items()}
 
 
+def _shown(name: str, limit: int = 100) -> str:
+    """A name of the file for a message: of any length there, and with anything in it."""
+    return printable(name, limit=limit)
+
+
 def _said_place(place: str, prefix: str) -> str:
-    return ", ".join(one for one in (place, prefix and f"prefix {prefix}") if one)
+    return _shown(", ".join(one for one in (place, prefix and f"prefix {prefix}") if one), 200)
 
 
 @cache
@@ -415,12 +423,12 @@ def _differences(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, tuple
     # Other shapes first: a wrong number of classes is told apart from a wrong network by them.
     return [
         *(
-            f"{key} has shape {tensors[key].shape}, not {shape}"
+            f"{_shown(key)} has shape {tensors[key].shape}, not {shape}"
             for key, shape in wanted.items()
             if key in tensors and not tensors[key].refusal and tensors[key].shape != shape
         ),
         *(f"{key} is missing" for key in wanted if key not in tensors and not _is_counter(key)),
-        *(f"{key} is unknown" for key in tensors if key not in wanted),
+        *(f"{_shown(key)} is unknown" for key in tensors if key not in wanted),
     ]
 
 
@@ -461,23 +469,26 @@ def _read_all(tensors: Mapping[str, StoredTensor], file: CheckpointFile, path: P
         kinds = (*INTEGERS, *FLOATS) if _is_counter(key) else FLOATS
         reason = tensor.refusal or ("" if tensor.dtype in kinds else f"{tensor.dtype}, and weights are real numbers")
         if reason:
-            raise CheckpointError(f"{path}: {key} is {reason}; save the network's weights as float32")
+            raise CheckpointError(f"{path}: {_shown(key)} is {reason}; save the network's weights as float32")
     state: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         try:
             values = file.read(tensor)
         except UnreadableError as error:
-            raise CheckpointError(f"{path}: {key} cannot be read: {error}; copy the file again") from error
+            raise CheckpointError(f"{path}: {_shown(key)} cannot be read: {error}; copy the file again") from error
         if _is_counter(key):
             state[key] = values.nan_to_num(0).to(torch.int64)
             continue
         state[key] = values.to(torch.float32)
         if broken := int((~torch.isfinite(state[key])).sum()):
             raise CheckpointError(
-                f"{path}: {key} holds {broken} values that are NaN or infinite; take the checkpoint of an earlier epoch"
+                f"{path}: {_shown(key)} holds {broken} values that are NaN or infinite; take the checkpoint of an "
+                "earlier epoch"
             )
         if key.endswith(".running_var") and bool((state[key] < 0).any()):
-            raise CheckpointError(f"{path}: {key} holds a negative variance; copy the file again, or train again")
+            raise CheckpointError(
+                f"{path}: {_shown(key)} holds a negative variance; copy the file again, or train again"
+            )
     return state
 
 

@@ -16,6 +16,7 @@ from fer_runtime import __version__
 from fer_runtime.errors import DataError
 from fer_runtime.files import write_atomically
 from fer_runtime.metrics import ConfusionMatrix, accuracy, macro_f1, per_class_recall
+from fer_runtime.untrusted_json import parse_json
 from fer_train.data.votes import VoteReport
 
 
@@ -117,7 +118,7 @@ def read_results(path: Path) -> dict[str, Any]:
         DataError: it is missing or not one of ours.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"no results at {path}; make them with: fer-train --model v0") from error
     except (OSError, ValueError) as error:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fer_bench.statistics import Interval, ratio_interval
+from fer_runtime.errors import DataError
+from fer_runtime.untrusted_json import parse_json
 
 KEY = ("engine", "model", "precision", "batch", "threads")
 
@@ -28,6 +31,52 @@ class Change:
             f"{verdict:6}  {self.name:48}  {self.old_p50_ms:8.3f} -> {self.new_p50_ms:8.3f} ms  "
             f"x {_say(self.ratio)}" + (f"  relative to core speed x {_say(self.core_ratio)}" if self.core_ratio else "")
         )
+
+
+def read_latency(path: Path) -> dict[str, Any]:
+    """Read a file of `fer-bench latency --json`, as far as `compare_results` uses it.
+
+    Raises:
+        DataError: it is missing, or something else.
+    """
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"), finite=False)
+        if not isinstance(content, dict) or not isinstance(content.get("environment"), dict):
+            raise ValueError("it has no environment")
+        flags = content["environment"].get("cpu_flags", [])
+        if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
+            raise ValueError("cpu_flags is no list of texts")
+        results = content.get("results")
+        if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
+            raise ValueError("results is no list of configurations")
+        for one in results:
+            _check_result(one)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{path} was not written by fer-bench latency --json ({reason}); "
+            f"write one with: fer-bench latency --json {path}"
+        ) from error
+    return content
+
+
+def _check_result(result: dict[str, Any]) -> None:
+    for key in KEY:
+        if not isinstance(result.get(key), int if key in ("batch", "threads") else str):
+            raise ValueError(f"a configuration has no {key}")
+    rounds, controls = result.get("round_p50_ms"), result.get("round_control_ms")
+    if not _are_times([result.get("p50_ms")]) or not _are_times(rounds):
+        raise ValueError("a configuration has no rounds, or times that are no positive numbers")
+    if controls and not (_are_times(controls) and rounds and len(controls) == len(rounds)):
+        raise ValueError("round_control_ms does not fit round_p50_ms")
+
+
+def _are_times(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and 0 < len(values) <= 1_000_000
+        and all(isinstance(one, (int, float)) and not isinstance(one, bool) and 1e-9 < one < 1e9 for one in values)
+    )
 
 
 def compare_results(

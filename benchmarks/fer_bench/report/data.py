@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fer_bench.robustness import RobustnessPoint
 from fer_bench.statistics import wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.untrusted_json import parse_json
 
 ENGINE = "onnxruntime"  # the runtime's engine, which the recommendation is based on
 
@@ -189,7 +189,7 @@ def read_report(path: Path) -> ReportData:
         DataError: it is missing or not a report.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"), finite=False)
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}; write it with: fer-bench report --data DIR --json {path}"

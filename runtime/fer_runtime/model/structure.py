@@ -9,6 +9,7 @@ from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.onnx_file import OnnxFile
 from fer_runtime.model.shapes import count_macs, infer_shapes
+from fer_runtime.text import printable
 
 # Operators of classifiers. Each computes its output from its inputs alone, once, and its output's size is known from
 # the file: no loops, no random numbers, no strings, no code.
@@ -40,7 +41,7 @@ def check_operators(file: OnnxFile, *, source: str, also: Collection[str] = ()) 
     names = (f"{node.domain}.{node.op_type}" if node.domain not in _DOMAINS else node.op_type for node in file.nodes)
     found = [name for name in dict.fromkeys(names) if name not in OPERATORS and name not in also]
     faults = [f"{len(file.nodes):,} operators"] if len(file.nodes) > MAX_NODES else []
-    faults += [f"the operator {name}" for name in found[:5]]
+    faults += [f"the operator {printable(name, limit=60)}" for name in found[:5]]
     faults += [f"a graph inside the operator {node.op_type}" for node in file.nodes if node.has_subgraph][:1]
     faults += [f"{file.functions} functions of its own"] if file.functions else []
     faults += [f"{file.sparse_tensors} sparse constants"] if file.sparse_tensors else []
@@ -87,11 +88,14 @@ def check_contract(file: OnnxFile, *, classes: int, source: str) -> None:
     wanted = dict.fromkeys(("logits", "probabilities"), ("float32", (classes,)))
     if inputs == {"faces": ("uint8", (FACE_SIZE, FACE_SIZE))} and wanted.items() <= outputs.items():
         return
-    taken = ", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in inputs.items()) or "nothing"
-    given = ", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in outputs.items()) or "nothing"
+    taken, given = (
+        printable(", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in values.items()), limit=300)
+        for values in (inputs, outputs)
+    )
     raise ModelFileError(
-        f"{source} takes {taken} and gives {given}, not faces uint8 (batch, {FACE_SIZE}, {FACE_SIZE}) to logits and "
-        f"probabilities float32 (batch, {classes}); export the model again with fer-export"
+        f"{source} takes {taken or 'nothing'} and gives {given or 'nothing'}, not faces uint8 "
+        f"(batch, {FACE_SIZE}, {FACE_SIZE}) to logits and probabilities float32 (batch, {classes}); export the model "
+        "again with fer-export"
     )
 
 

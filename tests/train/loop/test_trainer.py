@@ -15,7 +15,7 @@ from tests.train.devices import DEVICES
 from tests.train.pictures import write_pictures
 
 from fer_runtime.errors import CheckpointError, DataError
-from fer_train.checkpoints import load_checkpoint
+from fer_train.checkpoints import load_checkpoint, pack_state, unpack_state
 from fer_train.data.folders import load_faces
 from fer_train.loop.distributed import World
 from fer_train.loop.trainer import DivergedError, Trainer, batch_sizes, learning_rate
@@ -123,9 +123,18 @@ def test_a_state_of_other_settings_is_refused(pictures: Path, tmp_path: Path) ->
     other = Trainer(create_network("v0"), *faces, one, device=cpu, seed=1, identity={"seed": 1})
     with pytest.raises(CheckpointError, match="another seed"):
         other.run(resume_path=state, resume=True)
-    state.write_bytes(state.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="without --resume"):
-        other.run(resume_path=state, resume=True)
+    whole = state.read_bytes()
+    # A changed byte anywhere, also of a weight, which PyTorch's own reader would train on.
+    for damaged in (whole[:500], whole[:-1000] + b"x" + whole[-999:], whole[:90_000] + b"y" + whole[90_001:]):
+        state.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="without --resume"):
+            other.run(resume_path=state, resume=True)
+    content = unpack_state(whole, source=state)
+    for key, value in (("network", {}), ("history", {"epochs": [1]}), ("optimizer", 3), ("dropout", None)):
+        state.write_bytes(pack_state({**content, key: value}))
+        same = Trainer(create_network("v0"), *faces, one, device=cpu, seed=0, identity={"seed": 0})
+        with pytest.raises(CheckpointError, match="is no state of this training"):
+            same.run(resume_path=state, resume=True)
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: what a test stops a training with

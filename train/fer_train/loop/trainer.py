@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from fer_runtime.errors import CheckpointError, DataError, FerError
 from fer_runtime.files import write_atomically
 from fer_runtime.registry import load
+from fer_train.checkpoints import pack_state, unpack_state
 from fer_train.data.augmentations import AUGMENTATIONS
 from fer_train.data.folders import LabelledFaces, class_weights
 from fer_train.data.mixup import mix
@@ -333,9 +333,7 @@ class Trainer:
             "dropout": torch.get_rng_state(),
             "dropout_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, pack_state(state))
 
     def _seed_dropout(self) -> None:
         # Each process and each start draws other masks.
@@ -352,19 +350,23 @@ class Trainer:
                 )
 
     def _restore(self, content: bytes, path: Path) -> None:
-        try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            identity = state["identity"]
-        except Exception as error:  # torch.load raises a dozen types for damaged files
-            raise CheckpointError(
-                f"cannot read {path} ({error}); delete it and start again without --resume"
-            ) from error
+        state = unpack_state(content, source=path)
+        identity = state["identity"]
         differing = sorted(key for key in self._identity if identity.get(key) != self._identity[key])
         if differing:
             raise CheckpointError(
                 f"{path} is of a run with another {', '.join(differing)}; give the same options and data, "
                 "or start again without --resume"
             )
+        try:
+            self._load(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"{path} is no state of this training ({reason}); delete it and start again without --resume"
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
