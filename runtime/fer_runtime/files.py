@@ -20,11 +20,11 @@ _LOCKED_BYTE = 1 << 62  # Windows locks bytes, not files: one that nothing reach
 # What flock answers on file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _NAME_BYTES = 200  # of a name in its temporary name, which must stay below 256 bytes
-_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial", flags=re.DOTALL)  # as tempfile.mkstemp makes it
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial(?:\.mp4)?", flags=re.DOTALL)  # as mkstemp makes it
 
 
 @contextmanager
-def replaced_atomically(path: Path, *, cleans: bool = True) -> Iterator[Path]:
+def replaced_atomically(path: Path, *, cleans: bool = True, suffix: str = "") -> Iterator[Path]:
     """A temporary path in `path`'s folder, renamed over `path` when the block ends without an error.
 
     A process that is killed leaves the old file, and a temporary one whose name ends in `.partial`, which no command
@@ -32,6 +32,7 @@ def replaced_atomically(path: Path, *, cleans: bool = True) -> Iterator[Path]:
 
     Args:
         cleans: remove what killed runs have left of `path`, which lists its folder.
+        suffix: of the temporary name, for a writer that needs it: ".mp4".
 
     Raises:
         OutputError: the folder cannot be written, the disk is full, or `path` is not a regular file.
@@ -45,7 +46,7 @@ def replaced_atomically(path: Path, *, cleans: bool = True) -> Iterator[Path]:
             remove_leftovers(path.parent, path.name)
         prefix = f".{_shortened(path.name)}."
         # A new file with a random name (O_EXCL): neither a link nor a FIFO can be in its place.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".partial")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=f".partial{suffix}")
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
     partial = Path(name)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import cv2
 
 from fer_runtime.errors import ImageError, OutputError
+from fer_runtime.files import replaced_atomically
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.annotate import draw_faces
 from fer_runtime.output.destinations import COPY_MARK, copy_inside
@@ -30,6 +30,10 @@ def annotated_paths(folder: Path, sources: Sequence[Path | int]) -> list[Path]:
     used: set[str] = set()
     stems = (f"camera{source}" if isinstance(source, int) else source.stem for source in sources)
     return [folder / unused_name(stem, ".annotated.mp4", used) for stem in stems]
+
+
+class _UnfinishedError(Exception):
+    """The copy is not complete."""
 
 
 class AnnotatedVideo:
@@ -55,15 +59,18 @@ class AnnotatedVideo:
         self._frames = 0
         self._start = 0.0  # seconds, of the first frame
         self._last: Uint8Array | None = None
+        self._file = ExitStack()
         try:
+            with suppress(FileNotFoundError):
+                os.lstat(path)  # a name that is too long, before the work and not after it
             copy_inside(path.parent, path.name)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".partial{path.suffix}")
-            os.close(handle)
+            # FFmpeg tells the format by the suffix.
+            self._partial = self._file.enter_context(replaced_atomically(path, suffix=".mp4"))
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         except OutputError as error:
-            raise OutputError(f"cannot write {path}: {error}") from error
-        self._partial = Path(name)
+            said = str(error)
+            raise OutputError(said if said.startswith("cannot write") else f"cannot write {path}: {said}") from error
 
     def add(self, image: Uint8Array, result: FrameResult) -> None:
         """Write a frame.
@@ -119,26 +126,20 @@ class AnnotatedVideo:
                 f"cannot write {self._path}: {max(0, written)} of {self._frames} frames arrived; is the disk full?"
             )
         try:
-            # mkstemp makes files private; a copy has the permissions of any other new file.
-            umask = os.umask(0)
-            os.umask(umask)
-            self._partial.chmod(0o666 & ~umask)
             with self._partial.open("ab") as file:
                 # An MP4 box without a meaning for players; `copy_inside` knows the copy by it.
                 file.write((8 + len(COPY_MARK)).to_bytes(4, "big") + b"free" + COPY_MARK)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(self._partial, self._path)
         except OSError as error:
-            raise OutputError(f"cannot write {self._path}: {error.strerror}") from error
+            raise OutputError(f"cannot write {self._path}: {error.strerror}; make room") from error
+        self._file.close()
 
     def close(self) -> None:
         """Leave no half-written file behind."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None
-        with suppress(OSError):
-            self._partial.unlink(missing_ok=True)
+        with suppress(_UnfinishedError):
+            self._file.__exit__(_UnfinishedError, _UnfinishedError(), None)
 
     def _hold(self, drawn: Uint8Array, *, until: int) -> None:
         while self._frames < until:

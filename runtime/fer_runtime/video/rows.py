@@ -25,14 +25,14 @@ _SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence",
 
 
 def write_video_header(write: Callable[[str], object], *, format_name: str, segments: bool) -> None:
-    """Write what stands before the rows of all videos."""
+    """Write what precedes the rows of all videos."""
     if format_name == "csv":
         columns = _SEGMENT_COLUMNS if is_per_segment(format_name, segments) else _FRAME_COLUMNS
         write(csv_line(columns))
 
 
 def write_video_heading(write: Callable[[str], object], source: Path | int, *, format_name: str) -> None:
-    """Write which of several videos the rows of a table are of; the other formats name it in every row."""
+    """Write the name of the video above its rows of a table; the other formats have it in every row."""
     if format_name == "table":
         write(f"{printable(source_name(source))}\n")
 
@@ -40,7 +40,7 @@ def write_video_heading(write: Callable[[str], object], source: Path | int, *, f
 def write_failed_row(
     write: Callable[[str], object], source: Path | int, reason: str, *, format_name: str, segments: bool
 ) -> None:
-    """Write the one row of a video that could not be opened; subtitles have no place for a reason."""
+    """Write the row with the reason why a video failed; subtitles have no place for it."""
     path = source_name(source)
     if format_name == "jsonl":
         write(json.dumps({"path": path, "error": reason}) + "\n")
@@ -52,7 +52,7 @@ def write_failed_row(
 
 
 def is_per_segment(format_name: str, segments: bool) -> bool:
-    """Whether rows are of stretches of time, not of frames."""
+    """Whether there is one row per segment, not per frame."""
     return segments or format_name in ("srt", "table")
 
 
@@ -93,7 +93,7 @@ def segment_row(segment: Segment, format_name: str, number: int) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to six decimals, as the rows of pictures have them."""
+    """Floats to six decimals, as in the rows of images."""
     if isinstance(value, float):
         return round(value, 6)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Probabilities that do not flicker: averaged over time, with an expression that changes reluctantly."""
+"""Probabilities averaged over time, and an expression with hysteresis, so that neither flickers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Smoother:
     """An exponential moving average in seconds, so that it means the same at 5 and at 60 frames a second.
 
     Args:
-        time_constant: seconds after which a sudden change has come through by 63 %.
-        hysteresis: how much more probable another expression must be than the present one.
+        time_constant: seconds after which the average has followed a sudden change by 63 %.
+        hysteresis: lead in probability that another expression needs to replace the present one.
     """
 
     time_constant: float = 0.4

@@ -138,3 +138,18 @@ def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "film.annotated.mp4"
+    left = tmp_path / ".film.annotated.mp4.abcd_123.partial.mp4"
+    others = tmp_path / ".other.annotated.mp4.abcd_123.partial.mp4"
+    for file in (left, others):
+        file.write_bytes(b"half")
+    copy = AnnotatedVideo(path, 0, every=1)
+    assert not left.exists()
+    second = AnnotatedVideo(path, 0, every=1)  # another run's file, at work, stays
+    assert len(list(tmp_path.iterdir())) == 3
+    copy.close()
+    second.close()
+    assert list(tmp_path.iterdir()) == [others]

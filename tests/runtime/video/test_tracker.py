@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,3 +101,12 @@ def test_time_must_rise(recognizer: Recognizer) -> None:
     for seconds in (1.0, 0.5, float("nan")):
         with pytest.raises(ValueError, match="must rise"):
             tracker.update(frame, seconds)
+
+
+def test_the_example_for_a_camera_of_your_own_says_what_changes(recognizer: Recognizer) -> None:
+    example = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "pi_camera.py"))
+    smile, calm = portraits()
+    frames = [scene([(smile, 40, 100)])] * 3 + [scene([(smile, 40, 100), (calm, 440, 100)])] * 3
+    lines = list(example["changes"]([(n / 10, frame) for n, frame in enumerate(frames)], recognizer))
+    assert [line.split()[:2] for line in lines] == [["face", "1:"], ["face", "2:"]]
+    assert "happy" in lines[0]
