@@ -22,6 +22,8 @@ import sys
 from pathlib import Path
 import torch
 torch.set_default_dtype(torch.float64)
+of_numpy = torch.from_numpy
+torch.from_numpy = lambda array: of_numpy(array.astype("float64") if array.dtype == "float32" else array)
 torch.float32, torch.Tensor.float = torch.float64, torch.Tensor.double
 from fer_train.loop import distill as teachers
 from fer_train.loop import trainer
