@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -104,3 +105,13 @@ def best_label_order(confusion: ConfusionMatrix) -> tuple[int, ...]:
         best = longer
     right, order = best[(1 << classes) - 1]
     return order if right > int(np.trace(confusion)) else present
+
+
+def wilson_interval(right: int, faces: int) -> tuple[float, float]:
+    """95 % interval of a fraction (Wilson, J. Am. Stat. Assoc. 22, 1927); (0, 1) for no faces."""
+    if faces == 0:
+        return 0.0, 1.0
+    z, share = 1.959964, right / faces
+    middle = (share + z * z / (2 * faces)) / (1 + z * z / faces)
+    half = z * math.sqrt(share * (1 - share) / faces + z * z / (4 * faces * faces)) / (1 + z * z / faces)
+    return max(0.0, middle - half), min(1.0, middle + half)

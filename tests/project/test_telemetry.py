@@ -110,7 +110,6 @@ _RUNS = {
         *("-c", "from fer_bench.cli import main; main()", "accuracy", "--model", "{model}", "--data", "{data}"),
         *("--json", "accuracy.json"),
     ),
-    "python -m fer_export.int8.profile": ("-m", "fer_export.int8.profile", "{model}"),
     "import fer_runtime": (
         "-c",
         "from fer_runtime import Recognizer; print(Recognizer({model!r}).predict({sample!r}))",

@@ -36,6 +36,8 @@ class Certificate:
     model_logits: FloatArray  # (faces, 7), the file's own at export; a quantised model has other ones
     tolerance: Tolerance  # for replays of the model's own logits on another machine
     measured: dict[str, Any] = field(default_factory=dict)  # worst differences from the network at export
+    # Units of the network that the faces switch on, of those that labelled faces switch on.
+    coverage: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)  # onnxruntime, provider, machine, its instruction sets
     digest: str = ""  # content_digest of the file
 
@@ -51,6 +53,7 @@ class Certificate:
             "model_logits": _rows(self.model_logits),
             "tolerance": asdict(self.tolerance),
             "measured": self.measured,
+            "coverage": self.coverage,
             "made_with": self.made_with,
             "digest": self.digest,
         }
@@ -79,6 +82,7 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
             model_logits=_logits(values["model_logits"]),
             tolerance=Tolerance(**values["tolerance"]),
             measured=dict(values["measured"]),
+            coverage=dict(values.get("coverage", {})),
             made_with=dict(values["made_with"]),
             digest=str(values["digest"]),
         )

@@ -161,6 +161,7 @@ def run_self_test(
             detail=f"{opened.provider}, onnxruntime {runtime_version()}, {platform.machine()}; "
             f"{len(certificate.faces)} golden faces in batches of "
             + (f"{len(certificate.faces)} and 1; " if opened.batch is None else f"{opened.batch}; ")
+            + _coverage_text(certificate.coverage)
             + f"from PyTorch max |Δlogit| {against_network.max_logit_difference:.1e}",
         )
     )
@@ -175,3 +176,11 @@ def run_self_test(
         comparison=worst,
         network_comparison=against_network,
     )
+
+
+def _coverage_text(coverage: dict[str, Any]) -> str:
+    """Which part of the network the golden faces exercise."""
+    live, covered = coverage.get("live"), coverage.get("covered")
+    if not isinstance(live, int) or not isinstance(covered, int):
+        return "their coverage is not stated; "
+    return f"they switch on {covered} of {live} units; "

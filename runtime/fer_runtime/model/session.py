@@ -33,14 +33,16 @@ def runtime_version() -> str:
     return version
 
 
-def session_options(*, threads: int = 1) -> SessionOptions:
+def session_options(*, threads: int = 1, optimize: bool = True) -> SessionOptions:
     """The options that the runtime uses; the export checks models through the same ones.
 
     Args:
         threads: intra-op threads. One is the safe default: on a busy machine two are slower.
+        optimize: False runs the graph as it is written, node by node, for checks.
     """
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _SEVERITY
@@ -70,6 +72,7 @@ def open_session(
     threads: int = 1,
     provider: str = "CPU",
     strict: bool = False,
+    optimize: bool = True,
     source: str | None = None,
     advice: str = "write one with: fer-export --model v0",
 ) -> OpenedSession:
@@ -80,6 +83,7 @@ def open_session(
         threads: intra-op threads.
         provider: execution provider without the suffix `ExecutionProvider`, as `--provider` takes it.
         strict: a provider that falls back to another is an error.
+        optimize: False runs the graph as it is written, for checks.
         source: name for messages when `model` is bytes.
         advice: where such a file comes from, for the message when it is missing.
 
@@ -91,7 +95,7 @@ def open_session(
     wanted = find_provider(provider)
     content = model if isinstance(model, bytes) else _read(model, advice)
     try:
-        session = _create_session(content, threads, (wanted, "CPU"))
+        session = _create_session(content, threads, (wanted, "CPU"), optimize)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         failure = ModelFileError(
             f"{name} cannot be loaded by onnxruntime: {_reason(error)}; copy the file again, or give another"
@@ -100,7 +104,7 @@ def open_session(
             raise failure from error
         try:
             # A provider that cannot start fails like a model that cannot be read; on CPU they part.
-            session = _create_session(content, threads, ("CPU",))
+            session = _create_session(content, threads, ("CPU",), optimize)
         except Exception:
             raise failure from error
     used = _used_provider(session, wanted)
@@ -111,8 +115,10 @@ def open_session(
     return OpenedSession(session, used)
 
 
-def _create_session(content: bytes, threads: int, providers: tuple[str, ...]) -> InferenceSession:
-    options = session_options(threads=threads)
+def _create_session(
+    content: bytes, threads: int, providers: tuple[str, ...], optimize: bool = True
+) -> InferenceSession:
+    options = session_options(threads=threads, optimize=optimize)
     if providers[0] != "CPU":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return onnxruntime.InferenceSession(
@@ -122,6 +128,18 @@ def _create_session(content: bytes, threads: int, providers: tuple[str, ...]) ->
         # Its own fallback says so on standard output, among the rows.
         enable_fallback=0,
     )
+
+
+def optimized_model(content: bytes) -> bytes:
+    """The graph that ONNX Runtime runs on this machine after its own optimisation, as an .onnx file's bytes."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = session_options()
+        options.optimized_model_filepath = str(path)
+        create_session(content, options)
+        return path.read_bytes()
 
 
 def _used_provider(session: InferenceSession, wanted: str) -> str:
