@@ -52,9 +52,12 @@ class ExportRun(RunOptions):
     data: Path | None
     opset: int
     models_dir: Path
+    votes: str | None
+    batch: int | None
     budget: str
     keep_anyway: bool
     sign: Path | None  # a private key
+    replace: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,11 @@ _RULES = (
         "budget",
         when=lambda given: "int8" not in given["precisions"] and not given["inspected"] and not given["site"],
         because="only with --precision int8",
+    ),
+    Rule(
+        "votes",
+        when=lambda given: given["data"] is None and not given["inspected"] and not given["site"],
+        because="only with --data, whose images were rated",
     ),
     Rule(
         "keep_anyway",
@@ -133,7 +141,21 @@ _RULES = (
         show_default=True,
         help="Folder of the checkpoint and of the exported models.",
     ),
-    click.option("--opset", type=click.IntRange(min=1), default=18, show_default=True, help="ONNX opset version."),
+    click.option(
+        "--opset",
+        type=click.IntRange(min=1),
+        default=18,
+        show_default=True,
+        help="ONNX opset version. int8 files have at least 19.",
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Write files that take exactly N faces, such as model_0.batch1.onnx, for runtimes without a dynamic "
+        "batch. [default: any batch size]",
+    ),
+    click.option("--replace", is_flag=True, help="Overwrite models of another checkpoint and other files."),
 )
 @option_group(
     "Gate",
@@ -144,11 +166,17 @@ _RULES = (
         "They fit the temperature and judge int8. Without them, synthetic faces are compared.",
     ),
     click.option(
+        "--votes",
+        metavar="FILE|ferplus",
+        help="Raters' votes for the images of --data: a CSV file with one row per image, or ferplus. Their strict "
+        "majority replaces the class folders as labels for temperature, threshold and accuracy.",
+    ),
+    click.option(
         "--budget",
         default="0.5,0.5,2",
         show_default=True,
         metavar="A,F,R",
-        help="What int8 may lose against fp32, in points: accuracy, macro-F1, recall of the weakest class.",
+        help="What int8 may lose against fp32, in points: accuracy, macro-F1, recall of each class.",
     ),
     click.option(
         "--keep-anyway",
@@ -238,7 +266,10 @@ def _export(options: ExportRun) -> None:
             opset=options.opset,
             models_dir=options.models_dir,
             budget=_budget(options.budget),
+            votes=options.votes,
+            batch=options.batch,
             keep_anyway=options.keep_anyway,
+            replace=options.replace,
             progress=lambda text: click.echo(text, err=True),
         )
     except ExportRefusedError as error:
@@ -286,30 +317,41 @@ def _budget(text: str) -> Budget:
 
 
 def _show(report: ExportReport) -> None:
+    from fer_export.gate.calibration import describe_calibration
+
     for one in report.models:
         click.echo(f"{one.path.name}, {one.parity.faces} faces, {one.parity.real_faces} of them real")
         for check in one.parity.checks:
             click.echo(f"  {check}")
+        for unproven in one.parity.unproven:
+            click.echo(f"  note  not proven: {unproven}")
+        if one.not_proven:
+            click.echo(f"  note  not proven: {one.not_proven}")
         if one.precision == "fp16":
             click.echo(
                 "  note  fp16 halves the file, and is faster on GPUs and ARM cores with 16-bit units; x86 computes it "
                 "in float32, no faster than fp32"
             )
-    fitted = report.calibration
-    if fitted.faces:
-        click.echo(
-            f"temperature {fitted.temperature:.4f}: calibration error {fitted.ece_before:.1%} -> {fitted.ece_after:.1%}"
-            + (
-                f"; uncertain below {fitted.uncertain_below:.3f} keeps {fitted.coverage:.0%} of the faces, "
-                f"{fitted.precision:.0%} of them right"
-                if fitted.uncertain_below is not None
-                else ""
+    for one in report.models:
+        if one.calibration.faces:
+            threshold = one.calibration.uncertain_below
+            click.echo(
+                f"{one.path.name}: temperature {one.calibration.temperature:.4f}, "
+                + (f"uncertain below {threshold:.3f}; " if threshold is not None else "")
+                + describe_calibration(one.calibration)
+                + f" (labels: {one.calibration.labels})"
             )
-        )
-    else:
+    if not report.calibration.faces:
         click.echo("temperature 1: not calibrated, for want of labelled faces (--data)")
-    if report.file_parity is not None:
-        click.echo(report.file_parity)
+    golden = report.coverage
+    click.echo(
+        f"{len(golden.golden)} golden faces switch on {golden.covered} of {golden.live} live units"
+        + (
+            f" and {golden.weights_covered:,} of {golden.weights_live:,} reachable weights of hidden linear layers"
+            if golden.weights_live
+            else ""
+        )
+    )
     click.echo(_table(report))
 
 
@@ -318,7 +360,8 @@ def _table(report: ExportReport) -> str:
     rows = [head]
     for one in report.models:
         worst = one.parity.comparison
-        verdict = "passed" if one.parity.passed else "FAILED: " + ", ".join(check.name for check in one.parity.failures)
+        failed = ", ".join(check.name for check in one.parity.failures)
+        verdict = f"FAILED: {failed}" if failed else one.outcome
         rows.append(
             (
                 one.path.name,

@@ -7,8 +7,10 @@ import logging
 import warnings
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from fer_runtime.errors import CheckpointError
@@ -101,6 +103,35 @@ def export_graph(checkpoint: Checkpoint, *, temperature: float = 1.0, opset: int
     model: onnx.ModelProto = program.model_proto
     _strip_notes(model)
     return model
+
+
+def set_temperature(model: onnx.ModelProto, temperature: float) -> onnx.ModelProto:
+    """A copy of an exported model that divides its logits by another temperature."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    softmax = next(node for node in graph.node if "probabilities" in node.output)
+    divisor = next((node for node in graph.node if node.op_type == "Div" and node.output[0] == softmax.input[0]), None)
+    if divisor is None:  # the exporter leaves a division by 1 out
+        divisor = helper.make_node("Div", [softmax.input[0], "temperature"], ["scaled_logits"], name="scaled_logits")
+        softmax.input[0] = "scaled_logits"
+        graph.node.insert(list(graph.node).index(softmax), divisor)
+        graph.initializer.add().CopyFrom(numpy_helper.from_array(np.array(temperature, np.float32), "temperature"))
+        return changed
+    constant = next(one for one in graph.initializer if one.name == divisor.input[1])
+    constant.CopyFrom(numpy_helper.from_array(np.full(tuple(constant.dims), temperature, np.float32), divisor.input[1]))
+    return changed
+
+
+def fix_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
+    """A copy of an exported model that takes exactly `batch` faces: some runtimes read no dynamic batch."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        dimension = value.type.tensor_type.shape.dim[0]
+        dimension.Clear()
+        dimension.dim_value = batch
+    return fixed
 
 
 def serialize(model: onnx.ModelProto, metadata: ModelMetadata) -> bytes:

@@ -6,37 +6,58 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 
 from fer_export.fp16 import halve_model
-from fer_export.gate.accuracy import Budget, budget_checks, measure_quality
-from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate
-from fer_export.gate.file_parity import FileParity, compare_files
-from fer_export.gate.golden import CALIBRATION_FACES, calibration_faces, parity_faces
-from fer_export.gate.parity import FP16_TOLERANCE, FP32_TOLERANCE, check_parity, network_logits
+from fer_export.gate.accuracy import (
+    NUMBER_LIMITS,
+    Budget,
+    Int64Array,
+    budget_checks,
+    measure_quality,
+    number_checks,
+    proof_shortfall,
+)
+from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate, calibration_check
+from fer_export.gate.coverage import Coverage, cover_units
+from fer_export.gate.golden import CALIBRATION_FACES, SEED, calibration_faces
+from fer_export.gate.parity import as_outputs, check_parity, guarded, network_logits, run_shuffled
 from fer_export.gate.publish import REPLAY_TOLERANCES, Subject, publish
 from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report
 from fer_export.gate.timing import Timing, measure_in_turns, speed_check
-from fer_export.graph import DEFAULT_OPSET, export_graph, serialize
+from fer_export.gate.units import UnitLimits, unit_check
+from fer_export.graph import DEFAULT_OPSET, export_graph, fix_batch, serialize, set_temperature
 from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
 from fer_runtime.errors import DataError, ModelFileError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import sha256_of
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, checkpoint_path, model_path, parity_path
-from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.metrics import accuracy, best_label_order, confusion_matrix
+from fer_runtime.model.find import (
+    DEFAULT_MODELS_DIR,
+    PRECISIONS,
+    Precision,
+    checkpoint_path,
+    model_path,
+    parity_path,
+)
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx_file
-from fer_runtime.model.parity import FloatArray, run_model
+from fer_runtime.model.parity import Check, FloatArray, Outputs
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
 
-_FILES_COMPARED = 512
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
+_UNIT_FACES = 256  # on which the layers of int8 and fp32 are compared
+# A confusion matrix under another order of the labels: better by so much is no chance on a few hundred faces.
+_OTHER_ORDER = 0.02
 
 
 @contextmanager
@@ -50,6 +71,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A file that is to be judged."""
+
+    precision: Precision
+    model: onnx.ModelProto
+    content: bytes  # with metadata, without verdict and certificate
+    calibration: Calibration
+
+
 @_one_thread()
 def export_model(
     name: str,
@@ -58,10 +89,13 @@ def export_model(
     checkpoint: Path | None = None,
     labels: Sequence[str] | None = None,
     data: Path | None = None,
+    votes: str | Path | None = None,
     opset: int = DEFAULT_OPSET,
+    batch: int | None = None,
     models_dir: Path = DEFAULT_MODELS_DIR,
     budget: Budget = Budget(),  # noqa: B008 - frozen
     keep_anyway: bool = False,
+    replace: bool = False,
     progress: Callable[[str], None] = lambda text: None,
 ) -> ExportReport:
     """Export a network and publish each file that passes its gate.
@@ -72,91 +106,77 @@ def export_model(
         checkpoint: trained weights; the model's own in `models_dir` by default.
         labels: order of the checkpoint's logits, where the file does not say it; None assumes that of EXPRESSIONS.
         data: the dataset's root; without it made-up faces are compared, and there is no int8.
+        votes: raters' votes for the faces of `data`, a CSV file or "ferplus"; their strict majority replaces the class
+            folders as labels.
         opset: ONNX opset version.
+        batch: a fixed batch size, for runtimes that read no dynamic one; None for a dynamic batch.
         models_dir: where files are read and written.
         budget: what int8 may lose.
         keep_anyway: publish int8 and fp16 files that fail, with the verdict in their metadata.
+        replace: also over files of another checkpoint, or of another program.
         progress: told what happens.
 
     Raises:
         CheckpointError: the weights are missing, damaged or of another network.
-        DataError: the pictures are missing or unreadable, or int8 is asked for without them.
+        DataError: the images are missing or unreadable, or int8 is asked for without them.
         ModelFileError: PyTorch or onnxruntime cannot make or run a model of this opset.
         ExportRefusedError: a file failed its gate; the others are published.
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or one of another checkpoint stands in its place.
     """
     wanted = [one for one in REPLAY_TOLERANCES if one in precisions]
-    if "int8" in wanted and data is None:
-        raise DataError(
-            "int8 needs labelled faces to set its ranges and to measure what it loses; "
-            "give the dataset's root: fer-export --model " + name + " --precision int8 --data DIR"
-        )
-    source = checkpoint or checkpoint_path(models_dir, name)
-    loaded = load_checkpoint(source, name=name, labels=labels)
-    trained = in_label_order(loaded, EXPRESSIONS)
-    _check_writable(models_dir)
-    sha256 = sha256_of(source)
-    validation = load_faces(data, "validation") if data is not None else None
-    train = load_faces(data, "train") if data is not None and "int8" in wanted else None
-    progress(f"{source}  {name}, " + (f"{len(validation)} labelled faces" if validation else "no labelled faces"))
-    if loaded.place:
-        progress(f"weights found at {loaded.place}")
-    if loaded.labels_assumed:
-        progress(f"label order assumed: {', '.join(loaded.expressions)}; another one is set with --labels")
-    calibration = _calibration(trained, validation, sha256, model_path(models_dir, name))
-    faces, real_faces = parity_faces(validation)
-    subject = Subject(
-        name=name,
-        trained=trained,
-        checkpoint_sha256=sha256,
+    subject, fp32 = prepare(
+        name,
+        wanted=wanted,
+        checkpoint=checkpoint,
+        labels=labels,
+        data=data,
+        votes=votes,
         opset=opset,
-        calibration=calibration,
-        faces=faces,
-        real_faces=real_faces,
-        train=train,
-        validation=validation,
+        batch=batch,
+        models_dir=models_dir,
         budget=budget,
+        replace=replace,
+        progress=progress,
     )
-    progress(f"exporting at opset {opset}")
-    fp32 = _exported(subject)
-    candidates: dict[Precision, bytes] = {"fp32": serialize(fp32, subject.metadata("fp32"))}
+    candidates = [make_candidate(subject, "fp32", fp32)]
     for precision in wanted:
         if precision == "fp16":
-            candidates["fp16"] = serialize(halve_model(fp32), subject.metadata("fp16"))
-        if precision == "int8" and train is not None:
-            progress(f"quantising: watching {CALIBRATION_FACES} training faces")
-            quantized = quantize_model(fp32, observe(fp32, calibration_faces(train)), mean=trained.mean)
-            candidates["int8"] = serialize(quantized, subject.metadata("int8"))
+            candidates.append(make_candidate(subject, "fp16", halve_model(fp32)))
+        if precision == "int8" and subject.train is not None:
+            progress(f"quantizing: calibration ranges from {CALIBRATION_FACES} training faces")
+            quantized = quantize_model(fp32, observe(fp32, calibration_faces(subject.train)), mean=subject.trained.mean)
+            candidates.append(make_candidate(subject, "int8", quantized))
     progress("measuring speed")
-    named = {str(precision): content for precision, content in candidates.items()}
-    latency = measure_in_turns(named, faces, batch=_LATENCY_BATCH)
-    throughput = measure_in_turns(named, faces, batch=_THROUGHPUT_BATCH, rounds=15)
+    named = {str(one.precision): one.content for one in candidates}
+    latency = measure_in_turns(named, subject.faces, batch=batch or _LATENCY_BATCH)
+    throughput = measure_in_turns(named, subject.faces, batch=batch or _THROUGHPUT_BATCH, rounds=15)
 
     models: list[ExportedModel] = []
-    reference: FloatArray | None = None
-    for precision, content in candidates.items():
-        progress(f"checking {precision}")
-        timings = latency[precision], throughput[precision]
-        judged, logits = _judge(subject, precision, content, reference, models_dir, *timings, latency["fp32"])
-        reference = logits if precision == "fp32" else reference
-        if precision in wanted:
+    reference: tuple[Candidate, ExportedModel] | None = None
+    for one in candidates:
+        progress(f"checking {one.precision}")
+        timings = latency[one.precision], throughput[one.precision], latency["fp32"]
+        judged = judge(subject, one, reference, models_dir, *timings)
+        if one.precision == "fp32":
+            reference = one, judged
+        if one.precision in wanted:
             # A float file that computes something else is no model of the network at all.
-            may_stand = judged.parity.passed or (keep_anyway and precision != "fp32")
+            may_stand = judged.parity.passed or (keep_anyway and one.precision != "fp32")
             if may_stand:
-                judged = publish(subject, judged, fp32 if precision == "fp32" else onnx.load_from_string(content))
+                judged = publish(subject, judged, one.model)
             models.append(judged)
         elif not judged.parity.passed:
             models.append(judged)
-        if precision == "fp32" and not judged.parity.passed:
+        if one.precision == "fp32" and not judged.parity.passed:
             break
     report = ExportReport(
         name=name,
         models=tuple(models),
-        calibration=calibration,
-        file_parity=_file_parity(subject, candidates["fp32"]),
+        calibration=subject.calibration,
+        coverage=subject.coverage,
         path=parity_path(models_dir, name),
     )
-    write_report(report, sha256)
+    write_report(report, subject.checkpoint_sha256)
     refused = [one for one in models if not one.is_published]
     may_be_kept = bool(refused) and all(one.precision != "fp32" for one in refused)
     if refused:
@@ -173,6 +193,122 @@ def export_model(
     return report
 
 
+def prepare(
+    name: str,
+    *,
+    wanted: Sequence[Precision],
+    checkpoint: Path | None = None,
+    labels: Sequence[str] | None = None,
+    data: Path | None = None,
+    votes: str | Path | None = None,
+    opset: int = DEFAULT_OPSET,
+    batch: int | None = None,
+    models_dir: Path = DEFAULT_MODELS_DIR,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+    replace: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[Subject, onnx.ModelProto]:
+    """Read the weights and faces of an export; returns what its files are judged by, and the float32 graph.
+
+    Arguments and errors are those of `export_model`.
+    """
+    if "int8" in wanted and data is None:
+        raise DataError(
+            "int8 needs labelled faces to set its ranges and to measure what it loses; "
+            "give the dataset's root: fer-export --model " + name + " --precision int8 --data DIR"
+        )
+    source = checkpoint or checkpoint_path(models_dir, name)
+    loaded = load_checkpoint(source, name=name, labels=labels)
+    trained = in_label_order(loaded, EXPRESSIONS)
+    _check_writable(models_dir)
+    sha256 = sha256_of(source)
+    if not replace:
+        for precision in wanted:
+            _check_replaceable(output_path(models_dir, name, precision, batch), sha256, source)
+    validation = load_faces(data, "validation") if data is not None else None
+    train = load_faces(data, "train") if data is not None and "int8" in wanted else None
+    progress(f"{source}  {name}, " + (f"{len(validation)} labelled faces" if validation else "no labelled faces"))
+    if loaded.place:
+        progress(f"weights found at {loaded.place}")
+    if loaded.labels_assumed:
+        progress(f"label order assumed: {', '.join(loaded.expressions)}; another one is set with --labels")
+    truth, labels_from = _labels(validation, votes)
+    labelled = np.zeros((0, *_face_shape()), np.uint8) if validation is None else validation.faces
+    labelled_logits = network_logits(trained, labelled)
+    calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, name)
+    progress(f"exporting at opset {opset}")
+    fp32 = _exported(trained, calibration, opset)
+    progress("choosing golden faces")
+    coverage = cover_units(fp32, labelled if len(labelled) else None)
+    faces = np.concatenate([labelled, coverage.made_up])
+    subject = Subject(
+        name=name,
+        trained=trained,
+        checkpoint_sha256=sha256,
+        opset=opset,
+        calibration=calibration,
+        coverage=coverage,
+        faces=faces,
+        logits=np.concatenate([labelled_logits, network_logits(trained, coverage.made_up)]),
+        labels=truth,
+        labels_from=labels_from,
+        train=train,
+        validation=validation,
+        budget=budget,
+        batch=batch,
+    )
+    return subject, fp32
+
+
+def output_path(models_dir: Path, name: str, precision: Precision, batch: int | None = None) -> Path:
+    """The file that an export writes; one of a fixed batch has the batch in its name, `model_0.batch1.onnx`."""
+    path = model_path(models_dir, name, precision)
+    return path if batch is None else path.with_name(path.name.removesuffix(".onnx") + f".batch{batch}.onnx")
+
+
+def _face_shape() -> tuple[int, int]:
+    from fer_runtime.expressions import FACE_SIZE
+
+    return FACE_SIZE, FACE_SIZE
+
+
+def _labels(validation: LabelledFaces | None, votes: str | Path | None) -> tuple[Int64Array, str]:
+    """What counts as right, int64 (faces,), -1 for a face that counts for nothing; and where it comes from."""
+    if votes is not None and validation is None:
+        raise DataError("--votes holds labels of the faces of --data; give the dataset's root, too: --data DIR")
+    if validation is None:
+        return np.zeros(0, np.int64), ""
+    if votes is None:
+        return validation.labels, "class folders"
+    from fer_train.data.votes import open_votes, strict_majority
+
+    source = open_votes(votes, validation.classes)
+    majority = strict_majority(source.of(validation.paths, validation.faces, split="validation"))
+    if not (majority >= 0).any():
+        raise DataError(f"{votes} has no strict majority for any validation image; give the votes of this dataset")
+    return majority, f"strict majority of the votes {Path(votes).name}"
+
+
+def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProto) -> Candidate:
+    """A file with its own temperature and threshold, fitted on its own answers for the labelled faces."""
+    calibration = subject.calibration
+    rated = subject.labels >= 0
+    if precision != "fp32" and rated.any():
+        content = serialize(model, subject.metadata(precision, model, calibration))
+        try:
+            session = open_session(content, source=f"the {precision} model").session
+            logits = run_shuffled(session, subject.faces[: len(subject.labels)][rated]).logits
+        except Exception:  # the gate says what is wrong with it
+            logits = None
+        if logits is not None and logits.shape == (rated.sum(), len(EXPRESSIONS)) and np.isfinite(logits).all():
+            calibration = calibrate(logits, subject.labels[rated], labels_from=subject.labels_from)
+            model = set_temperature(model, calibration.temperature)
+    if subject.batch is not None:
+        model = fix_batch(model, subject.batch)
+    content = serialize(model, subject.metadata(precision, model, calibration))
+    return Candidate(precision=precision, model=model, content=content, calibration=calibration)
+
+
 def _check_writable(folder: Path) -> None:
     """Minutes before the first file is written.
 
@@ -187,102 +323,166 @@ def _check_writable(folder: Path) -> None:
         raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
-def _calibration(trained: Checkpoint, validation: LabelledFaces | None, sha256: str, published: Path) -> Calibration:
-    """Fitted on labelled faces; without them, that of the published file of the same weights, or none."""
-    if validation is not None:
-        return calibrate(network_logits(trained, validation.faces), validation.labels)
+def _check_replaceable(path: Path, sha256: str, source: Path) -> None:
+    """Raises OutputError where `path` holds a model of another checkpoint, or something else."""
+    if not path.exists():
+        return
+    said = _metadata_of(path)
+    if said is not None and said.checkpoint_sha256 == sha256:
+        return
+    what = "is no model of fer-export" if said is None else "was exported from another checkpoint"
+    raise OutputError(f"{path} {what} than {source}; add --replace to overwrite it, or give another --models-dir")
+
+
+def _metadata_of(path: Path) -> ModelMetadata | None:
     try:
-        file, _ = read_onnx_file(published)
-        metadata = parse_metadata(file.metadata.get(METADATA_KEY), source=str(published))
+        file, _ = read_onnx_file(path)
+        return parse_metadata(file.metadata.get(METADATA_KEY), source=str(path))
     except ModelFileError:
-        return NOT_CALIBRATED
-    if metadata.checkpoint_sha256 != sha256 or not metadata.calibration.get("faces"):
-        return NOT_CALIBRATED
-    known = {
-        key: metadata.calibration.get(key) for key in ("faces", "ece_before", "ece_after", "precision", "coverage")
-    }
-    return Calibration(temperature=metadata.temperature, uncertain_below=metadata.uncertain_below, **known)  # type: ignore[arg-type]
+        return None
 
 
-def _exported(subject: Subject) -> onnx.ModelProto:
+def _calibration(
+    logits: FloatArray, labels: Int64Array, labels_from: str, sha256: str, models_dir: Path, name: str
+) -> Calibration:
+    """Fitted on labelled faces; without them, that of a published file of the same weights, or none."""
+    rated = labels >= 0
+    if rated.any():
+        return calibrate(logits[rated], labels[rated], labels_from=labels_from)
+    for precision in PRECISIONS:
+        said = _metadata_of(model_path(models_dir, name, precision))
+        if said is None or said.checkpoint_sha256 != sha256 or not said.calibration.get("faces"):
+            continue
+        known = {
+            field.name: said.calibration[field.name]
+            for field in dataclasses.fields(Calibration)
+            if field.name in said.calibration
+        }
+        if isinstance(interval := known.get("precision_interval"), list):
+            known["precision_interval"] = tuple(interval)
+        return Calibration(temperature=said.temperature, uncertain_below=said.uncertain_below, **known)
+    return NOT_CALIBRATED
+
+
+def _exported(trained: Checkpoint, calibration: Calibration, opset: int) -> onnx.ModelProto:
     """The float32 model; an opset that cannot be written or run is the user's to put right."""
     advice = f"choose another opset: --opset {DEFAULT_OPSET}"
     try:
-        model = export_graph(subject.trained, temperature=subject.calibration.temperature, opset=subject.opset)
+        model = export_graph(trained, temperature=calibration.temperature, opset=opset)
     except Exception as error:  # the exporter's exceptions share no base class
-        if subject.opset == DEFAULT_OPSET:
+        if opset == DEFAULT_OPSET:
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFileError(f"PyTorch cannot export at opset {subject.opset} ({reason}); {advice}") from error
+        raise ModelFileError(f"PyTorch cannot export at opset {opset} ({reason}); {advice}") from error
     written = model.opset_import[0].version
-    if written != subject.opset:  # the exporter only warns when it cannot convert
-        raise ModelFileError(f"PyTorch wrote opset {written}, not opset {subject.opset} as asked; {advice}")
+    if written != opset:  # the exporter only warns when it cannot convert
+        raise ModelFileError(f"PyTorch wrote opset {written}, not opset {opset} as asked; {advice}")
     try:
         open_session(model.SerializeToString(), source="the exported model")
     except ModelFileError as error:
         raise ModelFileError(
-            f"onnxruntime {runtime_version()} cannot run a model of opset {subject.opset} ({error}); {advice}"
+            f"onnxruntime {runtime_version()} cannot run a model of opset {opset} ({error}); {advice}"
         ) from error
     return model
 
 
-def _judge(
+def judge(
     subject: Subject,
-    precision: Precision,
-    content: bytes,
-    reference: FloatArray | None,
+    candidate: Candidate,
+    reference: tuple[Candidate, ExportedModel] | None,
     models_dir: Path,
     latency: Timing,
     throughput: Timing,
     fp32_latency: Timing,
-) -> tuple[ExportedModel, FloatArray | None]:
-    """Put one candidate through its gate; also returns its logits for the labelled faces.
+) -> ExportedModel:
+    """Put one candidate through its gate.
 
     Args:
-        reference: the fp32 model's logits for the labelled faces; None for fp32 itself and without such faces.
+        reference: the fp32 candidate and what the gate found; None for fp32 itself.
     """
+    precision = candidate.precision
     report = check_parity(
-        content,
+        candidate.content,
         subject.trained,
         subject.faces,
+        expected=subject.logits,
         real_faces=subject.real_faces,
-        temperature=subject.calibration.temperature,
-        opset=subject.opset,
-        tolerance={"fp32": FP32_TOLERANCE, "fp16": FP16_TOLERANCE, "int8": None}[precision],
+        temperature=candidate.calibration.temperature,
+        # ONNX's reference evaluator reads int8 from opset 19 on.
+        opset=subject.opset if precision != "int8" else max(subject.opset, candidate.model.opset_import[0].version),
+        precision=precision,
+        batch=subject.batch,
     )
     checks = list(report.checks)
-    logits: FloatArray | None = None
     quality = agreement = None
-    if subject.validation is not None and report.comparison is not None:
-        session = open_session(content, source="the exported model").session
-        logits = run_model(session, subject.validation.faces).logits
-        quality = measure_quality(logits, subject.validation.labels)
-        if reference is not None:
-            agreement = float((logits.argmax(1) == reference.argmax(1)).mean())
+    not_proven = ""
+    outputs = report.outputs
+    real = slice(0, subject.real_faces)  # made-up faces leave the ranges that real ones set
+    if outputs is not None and precision != "fp32" and subject.real_faces:
+        expected = as_outputs(subject.logits[real], subject.calibration.temperature)
+        found = Outputs(logits=outputs.logits[real], probabilities=outputs.probabilities[real])
+        checks += number_checks(expected, found, NUMBER_LIMITS[precision])
+    if outputs is not None and (rated := np.flatnonzero(subject.labels >= 0)).size:
+        truth = subject.labels[rated]
+        quality = measure_quality(outputs.logits[rated], truth)
+        if precision == "fp32":
+            checks.append(_order_check(outputs.logits[rated], truth))
+        elif reference is not None and reference[1].parity.outputs is not None and reference[1].quality is not None:
+            before = reference[1].parity.outputs.logits[rated]
+            agreement = float((outputs.logits[rated].argmax(1) == before.argmax(1)).mean())
+            checks += budget_checks(quality, reference[1].quality, subject.budget) if precision == "int8" else []
+            checks.append(calibration_check(candidate.calibration, reference[0].calibration))
             if precision == "int8":
-                checks += budget_checks(quality, measure_quality(reference, subject.validation.labels), subject.budget)
+                not_proven = proof_shortfall(quality, subject.budget)
     if precision == "int8":
-        checks += [integer_check(content), speed_check(latency, fp32_latency)]
-    return (
-        ExportedModel(
-            precision=precision,
-            path=model_path(models_dir, subject.name, precision),
-            is_published=False,
-            model_bytes=len(content),
-            parity=dataclasses.replace(report, checks=tuple(checks)),
-            quality=quality,
-            agreement=agreement,
-            latency=latency,
-            throughput=throughput,
-            speedup=fp32_latency.undisturbed_ms / latency.undisturbed_ms,
-        ),
-        logits,
+        if reference is not None and subject.real_faces:
+            some = subject.faces[np.random.default_rng(SEED).permutation(subject.real_faces)[:_UNIT_FACES]]
+            fp32, limits = reference[0].model, UnitLimits()
+            checks += guarded("units", lambda: [unit_check(fp32, candidate.model, some, limits)])
+        checks += guarded("integers", lambda: [integer_check(candidate.content)])
+        checks.append(speed_check(latency, fp32_latency))
+    unproven = _unproven(subject, outputs)
+    return ExportedModel(
+        precision=precision,
+        path=output_path(models_dir, subject.name, precision, subject.batch),
+        is_published=False,
+        model_bytes=len(candidate.content),
+        parity=dataclasses.replace(report, checks=tuple(checks), unproven=unproven),
+        quality=quality,
+        agreement=agreement,
+        calibration=candidate.calibration,
+        latency=latency,
+        throughput=throughput,
+        speedup=fp32_latency.undisturbed_ms / latency.undisturbed_ms,
+        not_proven=not_proven,
     )
 
 
-def _file_parity(subject: Subject, model: bytes) -> FileParity | None:
-    if subject.validation is None:
-        return None
-    every = max(1, len(subject.validation) // _FILES_COMPARED)
-    paths = [subject.validation.folder / path for path in subject.validation.paths[::every][:_FILES_COMPARED]]
-    return compare_files(paths, subject.trained, model)
+def _order_check(logits: FloatArray, labels: Int64Array) -> Check:
+    """Would the network be right more often if its logits stood for the labels in another order?"""
+    confusion = confusion_matrix(labels, logits.argmax(1))
+    order = best_label_order(confusion)
+    present, other = accuracy(confusion), float(sum(confusion[label, place] for place, label in enumerate(order)))
+    other /= max(int(confusion.sum()), 1)
+    fits = other <= present + _OTHER_ORDER
+    names = ",".join(EXPRESSIONS[label] for label in order)
+    return Check(
+        name="label order",
+        passed=fits,
+        detail=f"accuracy {present:.2%} in this order of the labels"
+        + ("; no other is better" if fits else f", {other:.2%} as {names}; if that is the order, add --labels {names}"),
+    )
+
+
+def _unproven(subject: Subject, outputs: Outputs | None) -> tuple[str, ...]:
+    """What the compared faces cannot show."""
+    found = []
+    answered = set() if outputs is None else set(outputs.logits.argmax(1).tolist())
+    if missing := [name for place, name in enumerate(EXPRESSIONS) if place not in answered]:
+        found.append(f"no face is answered with {', '.join(missing)}")
+    coverage: Coverage = subject.coverage
+    if coverage.covered < coverage.live:
+        found.append(f"{coverage.live - coverage.covered} of {coverage.live} live units are in no golden face")
+    if not coverage.is_measured and coverage.live < coverage.units:
+        found.append(f"{coverage.units - coverage.live} of {coverage.units} units are switched on by no made-up face")
+    return tuple(found)

@@ -35,7 +35,7 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("faces"), train=30, validation=8)
+    return write_pictures(tmp_path_factory.mktemp("faces"), train=30, validation=12)
 
 
 @pytest.fixture(scope="session")

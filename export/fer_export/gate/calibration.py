@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.metrics import expected_calibration_error
-from fer_runtime.model.parity import FloatArray, softmax
+from fer_runtime.metrics import expected_calibration_error, wilson_interval
+from fer_runtime.model.parity import Check, FloatArray, softmax
 
 TARGET_PRECISION = 0.8  # of the answers that are not `uncertain`
 _FEWEST_FACES = 100  # a threshold that keeps fewer answers than this is chance
@@ -26,8 +26,11 @@ class Calibration:
     faces: int  # labelled faces it was fitted on; 0: nothing was fitted
     ece_before: float | None = None  # expected calibration error, 15 bins, temperature 1
     ece_after: float | None = None  # each half with the temperature of the other half
-    precision: float | None = None  # fraction right among the faces at or above `uncertain_below`
-    coverage: float | None = None  # fraction of the faces at or above it
+    # Of the faces at or above the threshold, each half judged with the other half's temperature and threshold.
+    precision: float | None = None  # fraction right
+    coverage: float | None = None  # fraction of the faces
+    precision_interval: tuple[float, float] | None = None  # 95 % confidence
+    labels: str = "class folders"  # what counts as right
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as the metadata holds them."""
@@ -40,33 +43,86 @@ class Calibration:
             "ece_after": self.ece_after,
             "target_precision": TARGET_PRECISION,
             "precision": self.precision,
+            "precision_interval": None if self.precision_interval is None else list(self.precision_interval),
             "coverage": self.coverage,
+            "labels": self.labels,
         }
 
 
 NOT_CALIBRATED = Calibration(temperature=1.0, uncertain_below=None, faces=0)
 
 
-def calibrate(logits: FloatArray, labels: Int64Array) -> Calibration:
-    """Fit temperature and threshold on the network's logits (faces, 7) for faces with `labels` (faces,)."""
+def calibrate(logits: FloatArray, labels: Int64Array, *, labels_from: str = "class folders") -> Calibration:
+    """Fit temperature and threshold on a model's logits (faces, 7) for faces with `labels` (faces,).
+
+    The figures are cross-fitted: each half of the faces is measured with what the other half fitted.
+    """
     temperature = fit_temperature(logits, labels)
     correct = logits.argmax(1) == labels
+    uncertain_below, _, _ = reject_threshold(softmax(logits, temperature=temperature).max(1), correct)
     # Faces lie sorted by class, so halves are every second face.
     halves = (np.arange(len(labels)) % 2 == 0, np.arange(len(labels)) % 2 == 1)
     confidences = np.empty(len(labels), np.float64)
+    kept = np.zeros(len(labels), bool)
     for fitted, measured in (halves, halves[::-1]):
         own = fit_temperature(logits[fitted], labels[fitted])
         confidences[measured] = softmax(logits[measured], temperature=own).max(1)
-    uncertain_below, precision, coverage = reject_threshold(softmax(logits, temperature=temperature).max(1), correct)
+        threshold, _, _ = reject_threshold(softmax(logits[fitted], temperature=own).max(1), correct[fitted])
+        kept[measured] = confidences[measured] >= (np.inf if threshold is None else threshold)
+    right, count = int(correct[kept].sum()), int(kept.sum())
+    known = uncertain_below is not None and count > 0
+    low, high = wilson_interval(right, count)
     return Calibration(
         temperature=temperature,
         uncertain_below=uncertain_below,
         faces=len(labels),
         ece_before=round(expected_calibration_error(softmax(logits).max(1), correct), 6),
         ece_after=round(expected_calibration_error(confidences, correct), 6),
-        precision=precision,
-        coverage=coverage,
+        precision=round(right / count, 6) if known else None,
+        coverage=round(count / len(labels), 6) if known else None,
+        precision_interval=(round(low, 6), round(high, 6)) if known else None,
+        labels=labels_from,
     )
+
+
+def calibration_check(own: Calibration, reference: Calibration) -> Check:
+    """Are a file's probabilities and its threshold as good as fp32's, on the file's own outputs?
+
+    Allowed are 2 points of calibration error, 5 points of coverage, and a precision whose interval holds the target.
+    Between fp32 and int8 of v0, v1, v2 and v3 they differ by under 0.6 and 1.5 points.
+    """
+    faults = []
+    if (
+        own.ece_after is not None
+        and reference.ece_after is not None
+        and not own.ece_after <= reference.ece_after + 0.02
+    ):
+        faults.append("calibration error")
+    if own.coverage is not None and reference.coverage is not None and not own.coverage >= reference.coverage - 0.05:
+        faults.append("coverage")
+    if own.coverage is None and reference.coverage is not None:
+        faults.append("no threshold")
+    if own.precision_interval is not None and not own.precision_interval[1] >= TARGET_PRECISION:
+        faults.append("precision")
+    if not 0.9 <= own.temperature / reference.temperature <= 1.1:
+        faults.append("temperature")
+    return Check(
+        name="calibration",
+        passed=not faults,
+        detail=(f"{', '.join(faults)}: " if faults else "")
+        + f"temperature {own.temperature:.4f}, fp32 {reference.temperature:.4f}; "
+        + describe_calibration(own)
+        + f"; fp32: {describe_calibration(reference)}",
+    )
+
+
+def describe_calibration(fitted: Calibration) -> str:
+    """Calibration error, coverage and precision in words."""
+    text = f"calibration error {fitted.ece_after or 0:.1%}"
+    if fitted.precision is None or fitted.precision_interval is None or fitted.coverage is None:
+        return f"{text}, no threshold reaches {TARGET_PRECISION:.0%}"
+    low, high = fitted.precision_interval
+    return f"{text}, keeps {fitted.coverage:.0%} of the faces, {fitted.precision:.1%} right ({low:.1%} to {high:.1%})"
 
 
 def fit_temperature(logits: FloatArray, labels: Int64Array) -> float:

@@ -1,4 +1,4 @@
-"""Faces that an export looks at: seeded samples of real ones, made-up extremes, and the golden faces in every file."""
+"""Made-up faces, the same on every machine, and the sample of real ones that sets the int8 ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from fer_train.data.folders import LabelledFaces
 Uint8Array = npt.NDArray[np.uint8]
 
 SEED = 0  # of every random choice of faces
-PARITY_FACES = 256  # real faces that the gate compares; more find no other fault
 CALIBRATION_FACES = 512  # training faces whose activations set the int8 ranges
 
 
@@ -34,12 +33,6 @@ def synthetic_faces() -> Uint8Array:
     ]
     faces: Uint8Array = np.clip(np.rint(np.stack(planes)), 0, 255).astype(np.uint8)
     return faces
-
-
-def golden_faces() -> Uint8Array:
-    """The twelve synthetic faces that compress well, uint8 (12, 48, 48): what a certificate carries."""
-    whole = synthetic_faces()
-    return np.concatenate([whole[:8], whole[12:]])
 
 
 def _clouds(random: np.random.Generator, cells: int) -> npt.NDArray[np.float64]:
@@ -73,22 +66,42 @@ def _drawn_face(*, smile: float, brows: float, mouth: float, tone: float) -> npt
 
 
 def textures(count: int) -> Uint8Array:
-    """Smooth and rough noise uint8 (count, 48, 48), for a gate that has no real faces."""
+    """Smooth and rough noise uint8 (count, 48, 48)."""
     random = np.random.Generator(np.random.PCG64(48))
     planes = [_clouds(random, int(random.integers(2, 25))) for _ in range(count)]
     return np.rint(np.stack(planes)).astype(np.uint8)
 
 
-def parity_faces(validation: LabelledFaces | None) -> tuple[Uint8Array, int]:
-    """Faces for the gate, uint8 (faces, 48, 48), and how many of them are real."""
-    if validation is None:
-        return np.concatenate([textures(PARITY_FACES), synthetic_faces()]), 0
-    chosen = np.random.default_rng(SEED).permutation(len(validation))[:PARITY_FACES]
-    real = validation.faces[np.sort(chosen)]
-    made_up = [synthetic_faces()] if len(real) >= PARITY_FACES else [textures(PARITY_FACES), synthetic_faces()]
-    return np.concatenate([real, *made_up]), len(real)
-
-
 def calibration_faces(train: LabelledFaces) -> Uint8Array:
     """The training faces that set the int8 ranges, uint8 (faces, 48, 48): a seeded sample."""
     return train.faces[np.random.default_rng(SEED).permutation(len(train))[:CALIBRATION_FACES]]
+
+
+def candidate_faces(count: int, *, seed: int = 0) -> Uint8Array:
+    """Drawn faces and smooth noise in turns, uint8 (count, 48, 48), in sixteen grays so that they compress well."""
+    random = np.random.Generator(np.random.PCG64([20130412, seed]))
+    planes = []
+    for number in range(count):
+        if number % 2:
+            planes.append(_clouds(random, int(random.integers(2, 13))))
+            continue
+        smile, brows, mouth, tone = random.uniform((-9, -5, 0.5, 30), (9, 5, 9, 250))
+        planes.append(_drawn_face(smile=smile, brows=brows, mouth=mouth, tone=tone))
+    return few_grays(np.stack(planes))
+
+
+def few_grays(planes: npt.NDArray[np.float64]) -> Uint8Array:
+    """Planes of any range as uint8 in sixteen grays, 0 to 255."""
+    faces: Uint8Array = (np.clip(np.rint(planes / 17), 0, 15) * 17).astype(np.uint8)
+    return faces
+
+
+def mutated_faces(faces: Uint8Array, count: int, random: np.random.Generator) -> Uint8Array:
+    """`count` faces, each one or two of `faces` with smooth noise over them, uint8 (count, 48, 48)."""
+    planes = []
+    for _ in range(count):
+        first, second = (faces[int(place)].astype(np.float64) for place in random.integers(len(faces), size=2))
+        share = random.uniform() if random.integers(2) else 0.0
+        cloud = _clouds(random, int(random.integers(2, 25))) - 127.5
+        planes.append(first * (1 - share) + second * share + random.choice((0.1, 0.3, 1.0)) * cloud)
+    return few_grays(np.stack(planes))

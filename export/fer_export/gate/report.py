@@ -15,7 +15,7 @@ import torch
 
 from fer_export.gate.accuracy import Quality
 from fer_export.gate.calibration import Calibration
-from fer_export.gate.file_parity import FileParity
+from fer_export.gate.coverage import Coverage
 from fer_export.gate.parity import ParityReport
 from fer_export.gate.timing import Timing
 from fer_runtime import __version__
@@ -36,9 +36,18 @@ class ExportedModel:
     parity: ParityReport  # all checks of the gate, whatever they ask
     quality: Quality | None  # on labelled faces; None without them
     agreement: float | None  # fraction of the labelled faces with the same label as fp32
+    calibration: Calibration  # fitted on this file's own outputs
     latency: Timing  # at batch 1, in turns with the other files
     throughput: Timing  # at batch 64
     speedup: float  # over fp32 at batch 1, both undisturbed
+    not_proven: str = ""  # why the labelled faces cannot show that the budget holds
+
+    @property
+    def outcome(self) -> str:
+        """What the gate found: "passed", "not proven" (nothing failed, too few faces), or "failed"."""
+        if not self.parity.passed:
+            return "failed"
+        return "not proven" if self.not_proven else "passed"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -46,9 +55,13 @@ class ExportedModel:
             "file": self.path.name,
             "is_published": self.is_published,
             "model_bytes": self.model_bytes,
+            "outcome": self.outcome,
             **self.parity.to_dict(),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "agreement_with_fp32": self.agreement,
+            "temperature": self.calibration.temperature,
+            "uncertain_below": self.calibration.uncertain_below,
+            "calibration": self.calibration.to_dict(),
             "latency": self.latency.to_dict(),
             "throughput": self.throughput.to_dict(),
             "speedup": self.speedup,
@@ -61,8 +74,8 @@ class ExportReport:
 
     name: str
     models: tuple[ExportedModel, ...]
-    calibration: Calibration
-    file_parity: FileParity | None  # None without pictures
+    calibration: Calibration  # of the network
+    coverage: Coverage
     path: Path  # of the report on disk
 
 
@@ -106,7 +119,7 @@ def write_report(report: ExportReport, checkpoint_sha256: str) -> None:
             "uncertain_below": report.calibration.uncertain_below,
             **report.calibration.to_dict(),
         },
-        "file_parity": None if report.file_parity is None else report.file_parity.to_dict(),
+        "coverage": report.coverage.to_dict(),
         "files": files,
     }
     write_atomically(report.path, json.dumps(content, indent=1) + "\n")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 from fer_runtime.model.onnx_file import Node, read_onnx
 from fer_runtime.model.parity import Check
-from fer_runtime.model.session import create_session, session_options
+from fer_runtime.model.session import optimized_model
 
 
 def integer_check(content: bytes) -> Check:
@@ -31,9 +29,4 @@ def integer_check(content: bytes) -> Check:
 
 def optimized_nodes(content: bytes) -> tuple[Node, ...]:
     """The nodes that onnxruntime runs after its own optimisation of a model, on this machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
-        options = session_options()
-        options.optimized_model_filepath = str(path)
-        create_session(content, options)
-        return read_onnx(path.read_bytes(), source="the optimised model").nodes
+    return read_onnx(optimized_model(content), source="the optimised model").nodes

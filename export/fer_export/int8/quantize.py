@@ -19,6 +19,8 @@ from fer_export.int8.qdq import GraphWriter, IntegerLayer, QuantizedTensor
 from fer_export.int8.ranges import Observations
 from fer_runtime.expressions import FACE_SIZE
 
+# ONNX's reference evaluator has no DequantizeLinear below; onnxruntime fuses the pairs of both in the same way.
+LOWEST_OPSET = 19
 _BLOCK = 4  # columns that the first convolution takes as channels
 
 
@@ -69,7 +71,8 @@ class _Quantizer:
             list(self.model.graph.output),
             list(self.writer.constants.values()),
         )
-        quantized = helper.make_model(graph, opset_imports=list(self.model.opset_import), producer_name="fer-edge")
+        opset = max(self.model.opset_import[0].version, LOWEST_OPSET)
+        quantized = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="fer-edge")
         quantized.ir_version = self.model.ir_version
         onnx.checker.check_model(quantized)
         return quantized

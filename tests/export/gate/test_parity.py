@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.export.conftest import TEMPERATURE
 
-from fer_export.gate.golden import golden_faces, synthetic_faces
+from fer_export.gate.golden import synthetic_faces
 from fer_export.gate.parity import check_parity, network_outputs
 from fer_runtime.model.parity import Outputs, Tolerance, compare_outputs, softmax, worst_of
 from fer_train.checkpoints import Checkpoint
@@ -42,11 +42,12 @@ def test_one_face_is_not_broadcast_over_many() -> None:
 def test_a_good_file_passes_every_check(v0_content: bytes, trained_v0: Checkpoint) -> None:
     report = check_parity(v0_content, trained_v0, synthetic_faces(), temperature=TEMPERATURE, opset=18)
     assert report.passed, report.failures
-    assert report.to_dict()["batches"] == [1, 2, 7, 32]
+    assert report.outputs is not None
+    assert report.outputs.logits.shape == (16, 7)
 
 
 def test_reference_probabilities_are_pytorchs(trained_v0: Checkpoint) -> None:
-    outputs = network_outputs(trained_v0, golden_faces(), temperature=TEMPERATURE)
+    outputs = network_outputs(trained_v0, synthetic_faces(), temperature=TEMPERATURE)
     # Softmax of seven float32 numbers by two libraries: a few epsilons of 6e-8.
     assert np.allclose(softmax(outputs.logits, temperature=TEMPERATURE), outputs.probabilities, atol=1e-6)
 

@@ -1,0 +1,247 @@
+"""Made-up faces that switch on every unit of a network: what a certificate carries, and what a gate without data uses.
+
+A unit is an output of a ReLU: a channel of a convolution, or a neuron of a linear layer. A face switches it on where it
+is above zero. What no face switches on, no comparison of logits can show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fer_export.gate.golden import candidate_faces, mutated_faces, synthetic_faces
+from fer_runtime.model.parity import FloatArray, Uint8Array
+from fer_runtime.model.session import open_session
+
+_BoolArray = npt.NDArray[np.bool_]
+
+FEWEST_GOLDEN_FACES = 12
+MOST_GOLDEN_FACES = 40  # about 0.8 kB each in the file
+_CANDIDATES = 496  # beside the sixteen synthetic faces
+_MORE_CANDIDATES = 1024  # where those leave units out
+_BATCH = 64
+_ROUNDS, _MUTANTS, _PARENTS = 40, 48, 6  # of the search for a face that switches on one unit
+_MOST_SEARCHES = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Which units the golden faces switch on."""
+
+    golden: Uint8Array  # (faces, 48, 48), for the certificate
+    made_up: Uint8Array  # (faces, 48, 48), all that were tried; the gate's when there are no labelled faces
+    units: int  # of the network
+    live: int  # switched on by a labelled face or, without them, by a made-up one
+    covered: int  # of the live ones, switched on by a golden face
+    weights_live: int  # connections of hidden linear layers whose both ends some made-up face switches on at once
+    weights_covered: int  # of those, by a golden face
+    is_measured: bool  # live units were counted on labelled faces
+    classes: tuple[int, ...]  # that the made-up faces reach
+
+    def to_dict(self) -> dict[str, Any]:
+        """The coverage as the certificate states it."""
+        return {
+            "units": self.units,
+            "live": self.live,
+            "covered": self.covered,
+            "weights_live": self.weights_live,
+            "weights_covered": self.weights_covered,
+            "live_on": "labelled faces" if self.is_measured else "made-up faces",
+        }
+
+
+class _Watched:
+    """The float model, and which of its units and hidden inputs each face switches on."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.relus = [node for node in model.graph.node if node.op_type == "Relu"]
+        produced = {node.output[0]: node for node in model.graph.node}
+        # Hidden linear layers: a Gemm whose output a Relu takes. Its weights are too many for chance to reach them all.
+        self.linear = [
+            (index, produced[relu.input[0]].input[0])
+            for index, relu in enumerate(self.relus)
+            if relu.input[0] in produced and produced[relu.input[0]].op_type == "Gemm"
+        ]
+        ranks = _ranks(model)
+        watched = onnx.ModelProto()
+        watched.CopyFrom(model)
+        self.on_names = [self._highest(watched, node.output[0], ranks[node.output[0]]) for node in self.relus]
+        self.before_names = [node.input[0] for node in self.relus]
+        for name in {name for _, name in self.linear}:
+            watched.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        self.session = open_session(watched.SerializeToString(), source="the float model").session
+        self.model, self.ranks = model, ranks
+        self._before: Any = None
+
+    @staticmethod
+    def _highest(model: onnx.ModelProto, name: str, rank: int) -> str:
+        output = f"{name}_highest"
+        if rank > 2:
+            axes = f"{output}_axes"
+            model.graph.initializer.append(numpy_helper.from_array(np.arange(2, rank), axes))
+            model.graph.node.append(helper.make_node("ReduceMax", [name, axes], [output], keepdims=0))
+        else:
+            model.graph.node.append(helper.make_node("Identity", [name], [output]))
+        model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+        return output
+
+    def run(self, faces: Uint8Array) -> tuple[_BoolArray, list[_BoolArray], FloatArray]:
+        """Units on (faces, units), inputs of each hidden linear layer on, and logits."""
+        units, inputs, logits = [], [], []
+        names = [*self.on_names, *(name for _, name in self.linear), "logits"]
+        for start in range(0, len(faces), _BATCH):
+            found = self.session.run(names, {"faces": faces[start : start + _BATCH]})
+            count = len(self.on_names)
+            units.append(np.concatenate([one > 0 for one in found[:count]], axis=1))
+            inputs.append([one > 0 for one in found[count:-1]])
+            logits.append(found[-1])
+        layers = [np.concatenate([part[index] for part in inputs]) for index in range(len(self.linear))]
+        return np.concatenate(units), layers, np.concatenate(logits)
+
+    def before(self, faces: Uint8Array) -> FloatArray:
+        """The highest value before each unit's Relu, float32 (faces, units)."""
+        if self._before is None:
+            watched = onnx.ModelProto()
+            watched.CopyFrom(self.model)
+            names = [self._highest(watched, node.input[0], self.ranks[node.output[0]]) for node in self.relus]
+            self._before = names, open_session(watched.SerializeToString(), source="the float model").session
+        names, session = self._before
+        rows: FloatArray = np.concatenate(session.run(names, {"faces": faces}), axis=1)
+        return rows
+
+    @property
+    def places(self) -> list[slice]:
+        """Columns of each Relu's units."""
+        sizes = [one.shape[-1] for one in self.session.run(self.on_names, {"faces": synthetic_faces()[:1]})]
+        ends = np.cumsum(sizes)
+        return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
+
+
+def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Coverage:
+    """Choose made-up faces that switch on every unit which labelled faces switch on.
+
+    Args:
+        fp32: the float model that `export_graph` wrote.
+        labelled: validation faces uint8 (faces, 48, 48); None counts the units that made-up faces switch on.
+    """
+    watched = _Watched(fp32)
+    faces = np.concatenate([synthetic_faces(), candidate_faces(_CANDIDATES)])
+    on, layers, logits = watched.run(faces)
+
+    def extend(more: Uint8Array) -> None:
+        nonlocal faces, on, layers, logits
+        found = watched.run(more)
+        faces, on = np.concatenate([faces, more]), np.concatenate([on, found[0]])
+        layers = [np.concatenate(pair) for pair in zip(layers, found[1], strict=True)]
+        logits = np.concatenate([logits, found[2]])
+
+    if not on.any(0).all():
+        extend(candidate_faces(_MORE_CANDIDATES, seed=1))
+    live: _BoolArray = np.asarray(on.any(0))
+    if labelled is not None and not live.all():
+        live = _live_units(watched, labelled)
+    wanted: list[Callable[[Uint8Array], FloatArray]] = [
+        _unit_score(watched, int(unit)) for unit in np.flatnonzero(live & ~on.any(0))
+    ]
+    wanted += [_class_score(watched, label) for label in range(logits.shape[1]) if label not in set(logits.argmax(1))]
+    for number, score in enumerate(wanted[:_MOST_SEARCHES]):
+        found = _search(score, faces, np.random.default_rng(number))
+        if found is not None:
+            extend(found[None])
+    pairs = [(watched.places[index], layer) for (index, _), layer in zip(watched.linear, layers, strict=True)]
+    chosen, weights_live, weights_covered = _choose(on, live, pairs, logits.argmax(1))
+    return Coverage(
+        golden=faces[chosen],
+        made_up=faces,
+        units=on.shape[1],
+        live=int(live.sum()),
+        covered=int((on[chosen].any(0) & live).sum()),
+        weights_live=weights_live,
+        weights_covered=weights_covered,
+        is_measured=labelled is not None,
+        classes=tuple(sorted(set(logits.argmax(1).tolist()))),
+    )
+
+
+def _live_units(watched: _Watched, faces: Uint8Array) -> _BoolArray:
+    """Units that some of `faces` switch on."""
+    live: _BoolArray = np.zeros(1, bool)
+    for start in range(0, len(faces), 512):
+        live = live | watched.run(faces[start : start + 512])[0].any(0)
+        if live.all():
+            break
+    return live
+
+
+def _unit_score(watched: _Watched, unit: int) -> Callable[[Uint8Array], FloatArray]:
+    return lambda faces: watched.before(faces)[:, unit]
+
+
+def _class_score(watched: _Watched, label: int) -> Callable[[Uint8Array], FloatArray]:
+    def score(faces: Uint8Array) -> FloatArray:
+        logits = watched.run(faces)[2]
+        others = np.delete(logits, label, axis=1).max(1)
+        ahead: FloatArray = logits[:, label] - others
+        return ahead
+
+    return score
+
+
+def _search(
+    score: Callable[[Uint8Array], FloatArray], faces: Uint8Array, random: np.random.Generator
+) -> Uint8Array | None:
+    """A made-up face whose score is above zero, by mutation of the best so far; None when none is found."""
+    pool = faces
+    scores = np.concatenate([score(pool[start : start + _BATCH]) for start in range(0, len(pool), _BATCH)])
+    for _ in range(_ROUNDS):
+        best = np.argsort(-scores, kind="stable")[:_PARENTS]
+        if scores[best[0]] > 0:
+            break
+        more = mutated_faces(pool[best], _MUTANTS, random)
+        pool, scores = np.concatenate([pool[best], more]), np.concatenate([scores[best], score(more)])
+    best_place = int(scores.argmax())
+    found: Uint8Array = pool[best_place]
+    return found if scores[best_place] > 0 else None
+
+
+def _choose(
+    on: _BoolArray, live: _BoolArray, pairs: Sequence[tuple[slice, _BoolArray]], labels: npt.NDArray[np.int64]
+) -> tuple[list[int], int, int]:
+    """Greedy: the face that adds most, units first, then connections of hidden linear layers.
+
+    Returns:
+        Indices of the chosen faces, connections that any face reaches, and those that the chosen faces reach.
+    """
+    chosen: list[int] = []
+    # Each unit twice: a fault may hide where the unit's effect on one face is small.
+    missing = np.minimum(on.sum(0), 2) * live
+    ends = [(on[:, place].astype(np.float32), layer.astype(np.float32)) for place, layer in pairs]
+    needed = [(outputs.T @ inputs > 0).astype(np.float32) for outputs, inputs in ends]
+    everything = int(sum(one.sum() for one in needed))
+    while len(chosen) < MOST_GOLDEN_FACES:
+        gains = (on & (missing > 0)).sum(1).astype(np.float64) * 1e6
+        for need, (outputs, inputs) in zip(needed, ends, strict=True):
+            gains += ((outputs @ need) * inputs).sum(1)
+        # Of equal gain, a label that no chosen face has.
+        new_label = ~np.isin(labels, labels[chosen])
+        gains[chosen] = -1
+        best = int(np.argmax(gains + 0.5 * new_label))
+        if gains[best] == 0 and not new_label[best] and len(chosen) >= FEWEST_GOLDEN_FACES:
+            break
+        chosen.append(best)
+        missing = np.maximum(missing - on[best], 0)
+        for need, (outputs, inputs) in zip(needed, ends, strict=True):
+            need[np.ix_(outputs[best] > 0, inputs[best] > 0)] = 0
+    left = int(sum(one.sum() for one in needed))
+    return chosen, everything, everything - left
+
+
+def _ranks(model: onnx.ModelProto) -> dict[str, int]:
+    inferred = onnx.shape_inference.infer_shapes(model)
+    return {one.name: len(one.type.tensor_type.shape.dim) for one in inferred.graph.value_info}
