@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from fer_runtime.errors import ImageError
 from fer_runtime.video.kinds import HEAD_BYTES, looks_like_a_video
@@ -23,40 +22,54 @@ _MOST_CHUNKS = 1_000_000  # of a PNG, boxes of an AVIF or entries of a TIFF; rea
 # Cameras and encoders write about ten scans. A scan takes time for every pixel, however few bytes it has.
 _MOST_SCANS = 100
 _MOST_SCANNED_PIXELS = 2_000_000_000
+# Compiled when they are first used, which most runs never do.
 # A marker in a JPEG's compressed data: neither a stuffed zero, nor a restart marker, nor a fill byte.
-_JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+_JPEG_MARKER = rb"\xff([\x01-\xcf\xd8-\xfe])"
 _BLANK = rb"(?:\s|#[^\r\n]*[\r\n])+"  # with comments
-_PNM_HEADER = re.compile(rb"P[1-6]%b(\d{1,10})%b(\d{1,10})(?:%b(\d{1,10}))?" % (_BLANK, _BLANK, _BLANK))
-_PAM_LINE = re.compile(rb"(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,10})\s")
+_PNM_HEADER = rb"P[1-6]%b(\d{1,10})%b(\d{1,10})(?:%b(\d{1,10}))?" % (_BLANK, _BLANK, _BLANK)
+_PAM_LINE = rb"(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,10})\s"
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _FLOAT = "stores brightness as floating-point numbers without a fixed range; convert it to 8 or 16 bits first"
 
 
-@dataclass(slots=True)  # not frozen: one is made for every image, and freezing doubles the time
 class Header:
-    """Format and size of an image.
+    """Format and size of an image; a plain class, because one is created for every image."""
 
-    Attributes:
-        kind: the format's name, such as "JPEG".
-        width: pixels before any rotation.
-        height: pixels before any rotation.
-        bytes_per_pixel: memory that decoding takes at most, measured with OpenCV 4.14 and rounded up.
-        is_plain: a baseline JPEG, or a PNG without anything unusual.
-        is_16_bit: the samples have more than 8 bits.
-        transforms: AVIF's own, in their order: b"irot" and quarter turns counter-clockwise, or b"imir" and 1 where
-            left and right are exchanged, 0 where top and bottom are.
-        content: the file's bytes, without the parts that no decoder needs to see.
-    """
+    __slots__ = ("bytes_per_pixel", "content", "height", "is_16_bit", "is_plain", "kind", "transforms", "width")
 
-    kind: str
-    width: int
-    height: int
-    bytes_per_pixel: int
-    content: bytes
-    is_plain: bool = False
-    is_16_bit: bool = False
-    transforms: tuple[tuple[bytes, int], ...] = ()
+    def __init__(
+        self,
+        kind: str,
+        width: int,
+        height: int,
+        bytes_per_pixel: int,
+        content: bytes,
+        is_plain: bool = False,
+        is_16_bit: bool = False,
+        transforms: tuple[tuple[bytes, int], ...] = (),
+    ) -> None:
+        """Describe an image.
+
+        Args:
+            kind: the format's name, such as "JPEG".
+            width: pixels before any rotation.
+            height: pixels before any rotation.
+            bytes_per_pixel: memory that decoding takes at most, measured with OpenCV 4.14 and rounded up.
+            content: the file's bytes, without the parts that no decoder needs to see.
+            is_plain: it is a baseline JPEG, or a PNG without anything unusual.
+            is_16_bit: the samples have more than 8 bits.
+            transforms: AVIF's own, in their order: b"irot" and quarter turns counter-clockwise, or b"imir" and 1
+                where left and right are exchanged, 0 where top and bottom are.
+        """
+        self.kind = kind
+        self.width = width
+        self.height = height
+        self.bytes_per_pixel = bytes_per_pixel
+        self.content = content
+        self.is_plain = is_plain
+        self.is_16_bit = is_16_bit
+        self.transforms = transforms
 
 
 def read_header(content: bytes) -> Header:
@@ -112,27 +125,30 @@ def _other_parser(content: bytes) -> Callable[[bytes], Header] | None:
     return None
 
 
+_WITHOUT_SEGMENT = frozenset((0x00, 0x01, *range(0xD0, 0xD9), 0xFF))
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_FRAME = struct.Struct(">BHHB")  # precision, height, width, components
+
+
 def _jpeg(content: bytes) -> Header:
     at, frame = 2, None
     while True:
         # Decoders look for the next marker over whatever is between two segments.
-        at = content.index(b"\xff", at) + 1 if content[at] != 0xFF else at + 1
-        while content[at] == 0xFF:
-            at += 1
-        marker = content[at]
-        at += 1
+        if content[at] != 0xFF:
+            at = content.index(b"\xff", at)
+        marker = content[at + 1]
+        at += 1 if marker == 0xFF else 2
         if marker == 0xDA:
             break
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # no segment
-            continue
         if marker == 0xD9:
             raise ImageError(_CUT_SHORT)
-        length = content[at] << 8 | content[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if marker in _WITHOUT_SEGMENT:
+            continue
+        if marker in _FRAMES:
             if frame is not None:
                 raise ImageError(DAMAGED)
-            frame = (marker, *struct.unpack_from(">BHHB", content, at + 2))
-        at += max(length, 2)
+            frame = (marker, *_FRAME.unpack_from(content, at + 2))
+        at += max(content[at] << 8 | content[at + 1], 2)
     if frame is None:
         raise ImageError(DAMAGED)
     kind, precision, height, width, components = frame
@@ -157,8 +173,8 @@ def _jpeg(content: bytes) -> Header:
 
 def _count_scans(content: bytes, at: int) -> int:
     """Scans of a JPEG whose first one starts at `at`; the count stops above the limit."""
-    scans = 1
-    while scans <= _MOST_SCANS * 100 and (found := _JPEG_MARKER.search(content, at)):
+    scans, marker_pattern = 1, re.compile(_JPEG_MARKER)
+    while scans <= _MOST_SCANS * 100 and (found := marker_pattern.search(content, at)):
         marker, at = found[1][0], found.end()
         if marker == 0xD9:
             break
@@ -264,7 +280,7 @@ def _webp(content: bytes) -> Header:
 
 
 def _pnm(content: bytes) -> Header:
-    found = _PNM_HEADER.match(content[: 1 << 16])
+    found = re.match(_PNM_HEADER, content[: 1 << 16])
     if found is None:
         raise ImageError(DAMAGED)
     is_16_bit = content[1:2] not in b"14" and int(found[3] or 0) > 255
@@ -274,7 +290,7 @@ def _pnm(content: bytes) -> Header:
 def _pam(content: bytes) -> Header:
     head = content[: max(content.find(b"ENDHDR", 0, 1 << 16), 0)]
     values = {b"WIDTH": 0, b"HEIGHT": 0, b"DEPTH": 1, b"MAXVAL": 255}
-    for name, digits in _PAM_LINE.findall(head):
+    for name, digits in re.findall(_PAM_LINE, head):
         values[name] = max(values[name], int(digits))
     if values[b"DEPTH"] > 4:
         raise ImageError(f"is a PAM image of {values[b'DEPTH']} channels, of which at most 4 are read")

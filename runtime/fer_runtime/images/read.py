@@ -11,7 +11,6 @@ import cv2
 from fer_runtime.errors import ImageError
 from fer_runtime.images.decode import NO_MEMORY, Uint8Array, decode_here, decode_leniently
 from fer_runtime.images.headers import Header, read_header
-from fer_runtime.images.isolated import UnavailableError, decode_apart
 
 # Width times height, for formats that decode with `_BYTES_PER_PIXEL` or less; fewer for the others, so that no image
 # takes more than 0.8 GB.
@@ -94,13 +93,18 @@ def decode_image(content: bytes, *, max_pixels: int = MAX_PIXELS, isolated: bool
         ImageError: the content is not an image that is read, is truncated, or has too many pixels.
     """
     header = read_header(content)
-    limit = max_pixels * _BYTES_PER_PIXEL // max(header.bytes_per_pixel, _BYTES_PER_PIXEL)
+    limit = max_pixels
+    if header.bytes_per_pixel > _BYTES_PER_PIXEL:
+        limit = max_pixels * _BYTES_PER_PIXEL // header.bytes_per_pixel
     if header.width * header.height > limit:
         raise ImageError(_too_large(header, limit))
     if header.is_plain and not isolated:
         image = decode_here(header)
         if image is not None:
             return image
+    # Loads what starting a process takes: runs over JPEGs never do.
+    from fer_runtime.images.isolated import UnavailableError, decode_apart
+
     try:
         return decode_apart(header.content)
     except UnavailableError:  # in a frozen program, or inside another one
