@@ -1,4 +1,4 @@
-"""`models/README.md`: what each file is and how good, with every figure out of the results files.
+"""`models/README.md`: what each file is and how good, with every figure from the results files.
 
 `python -m studies.model_cards` writes it, `--check` fails when it is stale.
 """
@@ -15,26 +15,20 @@ import click
 from fer_bench.statistics import wilson_interval
 from fer_runtime.command import FerCommand
 from fer_runtime.files import write_atomically
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS, MODEL_NAMES, Precision, model_path, results_path
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS, Precision, model_path, results_path
 from fer_train.results import read_results
 
 _WHAT = {
     "v0": "a small CNN: three blocks of convolution, BatchNorm, ReLU and pooling, two linear layers; "
-    "319,751 parameters, 6.6 M multiply-accumulates a face",
+    "319,751 parameters, 6.6 M multiply-accumulates per face",
     "v1": "torchvision's ResNet18 with a head of two linear layers; "
-    "11.3 M parameters, 98 M multiply-accumulates a face",
-    "v2": "a narrow residual network that keeps the maps large: one convolution, six residual blocks; "
-    "0.90 M parameters, 33 M multiply-accumulates a face",
-    "v3": "v2 twice as wide; 3.59 M parameters, 130 M multiply-accumulates a face",
+    "11.3 M parameters, 98 M multiply-accumulates per face",
+    "v3": "a residual network that keeps the maps large: one convolution, six residual blocks; "
+    "3.59 M parameters, 130 M multiply-accumulates per face",
 }
 
-# What the repository carries. v1 in float32 is 45 MB, four times as slow, and made by `fer-export --model v1`.
-_EXPORTED: dict[str, tuple[Precision, ...]] = {
-    "v0": ("fp32", "int8"),
-    "v1": ("int8",),
-    "v2": ("fp32", "int8"),
-    "v3": ("int8",),
-}
+# What the repository carries. v1 in float32 is 45 MB, four times as slow, and written by `fer-export --model v1`.
+_EXPORTED: dict[str, tuple[Precision, ...]] = {"v0": ("fp32", "int8"), "v1": ("int8",), "v3": ("int8",)}
 
 _HEAD = Path(__file__).with_suffix(".md")  # what no results file says
 
@@ -45,20 +39,18 @@ def model_cards(models_dir: Path) -> str:
     Raises:
         DataError: a results file is damaged.
     """
-    cards = [_card(name, models_dir) for name in MODEL_NAMES if results_path(models_dir, name).is_file()]
+    cards = [_card(name, models_dir) for name in _WHAT if results_path(models_dir, name).is_file()]
     return "\n".join([_HEAD.read_text(encoding="utf-8"), *cards])
 
 
 def _card(name: str, models_dir: Path) -> str:
     results = read_results(results_path(models_dir, name))
-    validation = sum(results["data"]["validation"]["counts"].values())
     files = [f"`{FILE_STEMS[name]}.pth`"]
     files += [
         f"`{model_path(models_dir, name, precision).name}`"
         for precision in _EXPORTED[name]
         if model_path(models_dir, name, precision).is_file()
     ]
-    unseen = results["accuracy_without_duplicates"]
     lines = [
         f"## {name}",
         "",
@@ -66,12 +58,7 @@ def _card(name: str, models_dir: Path) -> str:
         "",
         _origin(results),
         "",
-        "| validation, single view | |",
-        "|---|---|",
-        f"| accuracy | {_with_interval(results['accuracy'], validation)} |",
-        f"| accuracy without pictures that also stand in train | {'' if unseen is None else f'{unseen:.1%}'} |",
-        f"| macro-F1 | {results['macro_f1']:.1%} |",
-        *_recalls(results),
+        *_figures(results),
         "",
         f"![curves]({FILE_STEMS[name]}_curves.png)",
         "",
@@ -83,49 +70,53 @@ def _card(name: str, models_dir: Path) -> str:
 
 def _origin(results: Mapping[str, Any]) -> str:
     settings, train = results["settings"], results["data"]["train"]
-    pictures = (
-        f"{train['used']:,} of {sum(train['counts'].values()):,} training pictures "
-        f"(left out: {', '.join(settings['drop']) or 'none'})"
-    )
+    target = "FER+'s votes" if settings.get("votes") else "FER2013's labels"
+    started = "scratch" if settings["weights"] == "none" else f"`{Path(settings['weights']).name}`"
+    digests = settings.get("teachers_sha256", [""] * len(settings["teachers"]))
+    teachers = [
+        f"`{name}`" + (f" (SHA-256 {digest[:12]})" if digest else "")
+        for name, digest in zip(settings["teachers"], digests, strict=True)
+    ]
     threads = f"{settings['threads']} thread{'s' if settings['threads'] != 1 else ''}"
-    tools = f"PyTorch {results['versions']['torch']}, {settings['device']}, {threads}."
-    if parts := results.get("averaged"):
-        own = ", ".join(f"{part['test_acc']:.1%}{_how(part.get('training') or {})}" for part in parts)
-        mean = "" if len(parts) == 1 else f"The mean of the weights of {len(parts)} trainings (`fer-train --average`), "
-        whose = f"One training, of {own} on validation" if len(parts) == 1 else f"which alone have {own} on validation"
-        return (
-            f"{mean}{whose}; its BatchNorm statistics are those of {pictures}, its biases balanced over them "
-            f"(`--average`, `--balance {settings['balance']:g}`). {tools}"
-        )
-    started = Path(settings["weights"]).name if settings["weights"] != "none" else "scratch"
-    teachers = f", distilled from {', '.join(settings['teachers'])}" if settings["teachers"] else ""
     return (
-        f"Trained with `--recipe {results['recipe']}` from {started}{teachers}, seed {results['seed']}, on "
-        f"{pictures}, {len(results['test_acc'])} epochs of {results['seconds_per_epoch']:.0f} s, "
-        f"epoch {results['best_epoch']} kept. {tools}"
+        f"Trained on {target} with `--recipe {results['recipe']}` from {started}"
+        + (f", distilled from {', '.join(teachers)}" if teachers else "")
+        + f", seed {results['seed']}: {train['used']:,} of {sum(train['counts'].values()):,} training images, "
+        f"{len(results['test_acc'])} epochs of {results['seconds_per_epoch']:.0f} s, "
+        f"epoch {results['best_epoch']} kept. "
+        f"PyTorch {results['versions']['torch']}, {settings['device']}, {threads}."
     )
 
 
-def _how(training: Mapping[str, Any]) -> str:
-    """In brackets, what one of an average's trainings was; nothing where its checkpoint did not say."""
-    if "averaged" in training:
-        return f" (an average of {len(training['averaged'])} itself)"
-    settings = training.get("settings")
-    if not settings or "weights" not in settings:
-        return ""
-    started = "scratch" if settings["weights"] == "none" else f"`{settings['weights']}`"
-    teachers = ", ".join(f"`{name}`" for name in settings["teachers"])
-    return (
-        f" (`--recipe {training['recipe']}` from {started}"
-        + (f", distilled from {teachers}" if teachers else "")
-        + f", seed {training['seed']}, epoch {training['best_epoch']} of {settings['epochs']})"
-    )
-
-
-def _recalls(results: Mapping[str, Any]) -> list[str]:
+def _figures(results: Mapping[str, Any]) -> list[str]:
+    """The table of both yardsticks, with 95 % intervals; that of the raters is missing where nothing was measured."""
+    votes = results.get("votes")
     counts = results["data"]["validation"]["counts"]
-    recalls = results["per_class_recall"]
-    return [f"| recall of {name} | {_with_interval(recall, counts[name])} |" for name, recall in recalls.items()]
+    validation, recalls = sum(counts.values()), results["per_class_recall"]
+    labels = [
+        ("accuracy", _with_interval(results["accuracy"], validation)),
+        ("mean of the recalls", f"{sum(recalls.values()) / len(recalls):.1%}"),
+        *(
+            (f"recall of {name}", _with_interval(share, counts[name]))
+            for name, share in results["per_class_recall"].items()
+        ),
+    ]
+    if votes is None:
+        rows = [f"| {name} | {label} |" for name, label in labels]
+        return ["| validation, single view | labels |", "|---|---|", *rows]
+    support = [sum(row) for row in votes["confusion"]]
+    raters = [
+        _with_interval(votes["majority_accuracy"], votes["majority_images"]),
+        f"{votes['mean_recall']:.1%}",
+        *(
+            _with_interval(share, count)
+            for share, count in zip(votes["per_class_recall"].values(), support, strict=True)
+        ),
+    ]
+    rows = [f"| {name} | {rater} | {label} |" for (name, label), rater in zip(labels, raters, strict=True)]
+    most, agreement = f"{votes['rater_ceiling']:.1%}", f"{votes['rater_agreement']:.1%}"
+    rows.append(f"| raters who name the predicted expression | {agreement} (at most {most}) | |")
+    return ["| validation, single view | raters | labels |", "|---|---|---|", *rows]
 
 
 def _with_interval(share: float, count: int) -> str:
@@ -138,7 +129,7 @@ def _with_interval(share: float, count: int) -> str:
 @click.option("--models-dir", type=click.Path(path_type=Path), default=DEFAULT_MODELS_DIR, show_default=True)
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 when the page is not what the results say.")
 def main(models_dir: Path, check: bool) -> None:
-    """Write models/README.md out of the results files."""
+    """Write models/README.md from the results files."""
     page = models_dir / "README.md"
     text = model_cards(models_dir)
     if not check:

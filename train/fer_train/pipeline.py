@@ -145,6 +145,7 @@ def train_model(
             **recipe.to_dict(),
             "weights": weights if weights in ("none", "imagenet") else Path(weights).name,
             "teachers": [path.name for path in teachers],
+            **({"teachers_sha256": [sha256_of(path) for path in teachers]} if teachers else {}),
             "votes": None if votes is None else Path(votes).name,
             "device": device.type,
             "threads": torch.get_num_threads(),

@@ -28,7 +28,7 @@ def write_plots(results: Mapping[str, Any], stem: Path) -> list[Path]:
 
 
 def plot_curves(results: Mapping[str, Any], path: Path) -> None:
-    """Draw loss and accuracy per epoch, the best epoch marked.
+    """Draw loss and accuracy per epoch, the best epoch marked; against the raters where votes were given.
 
     Args:
         results: contents of a results file.
@@ -57,13 +57,14 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
 
 
 def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
-    """Draw the confusion matrix: per cent of each true class, with counts.
+    """Draw the confusion matrix: per cent of each true class, with counts; against the raters where votes were given.
 
     Args:
         results: contents of a results file.
         path: PNG file to write.
     """
-    counts = np.array(results["confusion"], dtype=np.int64)
+    by_votes = "votes" in results
+    counts = np.array((results["votes"] if by_votes else results)["confusion"], dtype=np.int64)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = results["expressions"]
     figure = Figure(figsize=(7.4, 6.6), layout="constrained")
@@ -72,7 +73,7 @@ def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, counts.sum(1), strict=True)])
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true (images)")
+    axes.set_ylabel("strict majority of the raters (images)" if by_votes else "label (images)")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     for row in range(len(names)):
@@ -93,10 +94,13 @@ def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _headline(results: Mapping[str, Any]) -> str:
-    return (
-        f"{results['model']}, recipe {results['recipe']}: validation accuracy {results['accuracy']:.1%}, "
-        f"macro-F1 {results['macro_f1']:.1%}"
-    )
+    headline = f"{results['model']}, recipe {results['recipe']}: validation "
+    if votes := results.get("votes"):
+        return (
+            f"{headline}accuracy {votes['majority_accuracy']:.1%} of the raters' majorities, "
+            f"mean recall {votes['mean_recall']:.1%}"
+        )
+    return f"{headline}accuracy {results['accuracy']:.1%}, macro-F1 {results['macro_f1']:.1%}"
 
 
 def _write(figure: Figure, path: Path) -> None:

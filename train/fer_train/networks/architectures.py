@@ -30,7 +30,21 @@ class Architecture:
 
 ARCHITECTURES = Registry[Architecture](
     "architecture",
-    Architecture(name="v0", help="a small CNN", build="fer_train.networks.cnn:FaceExpressionCNN"),
+    Architecture(
+        name="v0",
+        help="a small CNN",
+        build="fer_train.networks.cnn:FaceExpressionCNN",
+        recipes={
+            "best": replace(
+                BEST,
+                dropout=0.0,  # it cannot learn its images by heart
+                balance=0.0,
+                label_smoothing=0.0,  # the votes are soft already
+                drop=("duplicates",),  # equal images under two labels have equal votes
+                teacher_weight=0.5,
+            )
+        },
+    ),
     Architecture(
         name="v1",
         help="torchvision's ResNet18",
