@@ -44,7 +44,7 @@ class Recognizer:
     it can be sent to worker processes.
 
     Args:
-        model: "v0", "v1", "v2", "v3" or the path of an .onnx file that fer-export wrote; None takes the first
+        model: "v0", "v1", "v3" or the path of an .onnx file that fer-export wrote; None takes the first
             available of `fer_runtime.model.find.PREFERENCE`.
         precision: of a named model, "fp32", "int8" or "fp16"; None takes the model's first available one.
         models_dir: folder searched for named models before the installed package.

@@ -41,7 +41,7 @@ def test_the_wheel_carries_packages_models_and_samples(wheel: Path) -> None:
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
     samples = {path.name for path in (CHECKOUT / "runtime/fer_runtime/samples").iterdir()}
     assert {f"fer_runtime/samples/{name}" for name in samples} <= names
-    models = {f"model_{name}.onnx" for name in ("0", "0.int8", "v1.int8", "v2", "v2.int8", "v3.int8")}
+    models = {f"model_{name}.onnx" for name in ("0", "0.int8", "v1.int8", "v3.int8")}
     assert {f"fer_runtime/models/{name}" for name in models} <= names
     assert f"fer_edge-{__version__}.dist-info/licenses/LICENSE" in names
 

@@ -51,8 +51,8 @@ class Theme:
     heat: str  # cells of a confusion matrix, by opacity
     first: str  # v0
     second: str  # v1
-    third: str  # v2
-    fourth: str  # v3
+    third: str  # v3
+    fourth: str
     fifth: str
 
 

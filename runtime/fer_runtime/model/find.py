@@ -28,7 +28,6 @@ class ShippedModel:
 # what the smaller ones save. All but v0 are as accurate in int8 as in fp32, and faster.
 SHIPPED = (
     ShippedModel(name="v3", stem="model_v3"),
-    ShippedModel(name="v2", stem="model_v2"),
     ShippedModel(name="v1", stem="model_v1"),
     ShippedModel(name="v0", stem="model_0", precisions=("fp32", "int8", "fp16")),
 )

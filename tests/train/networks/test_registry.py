@@ -12,7 +12,7 @@ from fer_train.recipes import RECIPES
 
 
 def test_every_named_model_has_a_network_and_its_recipes() -> None:
-    assert set(ARCHITECTURES) == set(MODEL_NAMES)
+    assert set(ARCHITECTURES) >= set(MODEL_NAMES)
     assert all(ARCHITECTURES[name].recipe(recipe).epochs for name in ARCHITECTURES for recipe in RECIPES)
 
 

@@ -64,13 +64,13 @@ ARCHITECTURES = Registry[Architecture](
     ),
     Architecture(
         name="v2",
-        help="a ResNet for small faces",
+        help="a narrow ResNet for small faces, which does not ship",
         build="fer_train.networks.face_resnet:FaceResNet",
         recipes={"best": replace(BEST, augmentation="faces", weight_decay=0.05)},
     ),
     Architecture(
         name="v3",
-        help="v2 at twice the width",
+        help="a ResNet for small faces, v2 at twice the width",
         build="fer_train.networks.face_resnet:FaceResNet",
         arguments={"width": 2},
         recipes={
