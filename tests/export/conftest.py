@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.report import ExportReport
@@ -35,7 +35,7 @@ class Exported:
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("faces"), train=30, validation=12)
+    return write_images(tmp_path_factory.mktemp("faces"), train=30, validation=12)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_runtime.batch.sources import sample_images
 
@@ -101,7 +101,7 @@ def test_a_detector_and_an_output_format_are_one_entry(folder: Path) -> None:
 
 
 def test_an_architecture_and_an_augmentation_are_one_entry(folder: Path) -> None:
-    data = write_pictures(folder / "data", train=6, validation=3)
+    data = write_images(folder / "data", train=6, validation=3)
     assert "tiny: two layers" in " ".join(_run(folder, "fer_train", "--help").stdout.split())
     settings = ("--set", "augmentation=negative", "--epochs", 1, "--device", "cpu", "--no-plots")
     _run(folder, "fer_train", "--model", "tiny", "--data", data, *settings)

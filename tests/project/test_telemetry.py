@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_runtime.batch.sources import find_images, sample_images
 from fer_runtime.model.find import checkpoint_path, find_model, packaged_models_dir
@@ -40,7 +40,7 @@ class Traced:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data"), train=6, validation=3)
+    return write_images(tmp_path_factory.mktemp("data"), train=6, validation=3)
 
 
 def _trace(folder: Path, *arguments: str) -> Traced:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.networks.architectures import ARCHITECTURES
@@ -30,7 +30,7 @@ def test_every_row_changes_something_of_the_best_recipe() -> None:
 
 def test_rows_are_trained_once_and_read_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data"
-    write_pictures(data)
+    write_images(data)
     monkeypatch.setattr(ablation, "ROWS", ablation.ROWS[:2])
     output = tmp_path / "runs"
     arguments = ["--data", str(data), "--epochs", "1", "--output", str(output)]
@@ -51,7 +51,7 @@ def test_rows_are_trained_once_and_read_afterwards(tmp_path: Path, monkeypatch: 
         (["--epochs", "2"], "(epochs);"),
         (["--seed", "1"], "(seed);"),
         (
-            ["--data", str(write_pictures(tmp_path / "other", seed=1))],
+            ["--data", str(write_images(tmp_path / "other", seed=1))],
             "(images of train, images of validation);",
         ),
     ):
@@ -65,7 +65,7 @@ def test_teachers_of_one_name_and_other_weights_are_another_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
-    write_pictures(tmp_path / "data", train=2, validation=1)
+    write_images(tmp_path / "data", train=2, validation=1)
     monkeypatch.setattr(ablation, "ROWS", ())
     files = []
     for seed in (0, 1):

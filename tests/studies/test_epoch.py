@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_train.data.folders import load_faces
 from studies.epoch import main, notebook_epoch, our_epoch
@@ -21,14 +21,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_both_loops_learn_within_their_epoch(tmp_path: Path) -> None:
-    faces = load_faces(write_pictures(tmp_path / "data", train=60), "train")
+    faces = load_faces(write_images(tmp_path / "data", train=60), "train")
     # A network that has learned nothing loses ln 7 a face.
     assert notebook_epoch(faces, "none") < math.log(7)
     assert our_epoch(faces, "none") < math.log(7)
 
 
 def test_the_table_has_both_loops_with_and_without_augmentation(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "data")
+    write_images(tmp_path / "data")
     done = CliRunner().invoke(main, ["--data", str(tmp_path / "data"), "--rounds", "1", "--faces", "64"])
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.stdout.splitlines()[-4:]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from click.testing import CliRunner
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_runtime import Recognizer
 from fer_runtime.batch.jobs import recognize_files
@@ -18,7 +18,7 @@ MODELS = Path(__file__).parents[2] / "models"
 
 
 def test_the_bare_loop_classifies_as_the_command_does(tmp_path: Path) -> None:
-    paths = [str(path) for path in sorted(write_pictures(tmp_path).rglob("*.png"))]
+    paths = [str(path) for path in sorted(write_images(tmp_path).rglob("*.png"))]
     assert len(paths) > 64  # more than a batch
     command = [sys.executable, "-m", "studies.bare_loop", str(MODELS / "model_0.onnx")]
     done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=True)
@@ -29,7 +29,7 @@ def test_the_bare_loop_classifies_as_the_command_does(tmp_path: Path) -> None:
 
 
 def test_the_table_has_a_row_per_model(tmp_path: Path) -> None:
-    write_pictures(tmp_path)
+    write_images(tmp_path)
     options = ["--rounds", "1", "--model", "v0", "--precision", "int8", "--models-dir", str(MODELS)]
     done = CliRunner().invoke(main, [str(tmp_path), *options])
     assert done.exit_code == 0, done.output

@@ -22,8 +22,8 @@ def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
 @pytest.mark.parametrize(
     "options",
     [
-        ("--pretrain", "pictures", "--teacher", "a.pth", "--weights", "none", "--recipe", "first"),
-        ("--pretrain", "pictures", "--drop", "none", "--data", "data"),
+        ("--pretrain", "images", "--teacher", "a.pth", "--weights", "none", "--recipe", "first"),
+        ("--pretrain", "images", "--drop", "none", "--data", "data"),
         ("--audit", "out", "--device", "cpu", "--models-dir", "models", "--no-plots"),
     ],
 )
@@ -39,7 +39,7 @@ def test_options_that_a_mode_does_not_use_are_named(monkeypatch: pytest.MonkeyPa
 def test_settings_that_change_nothing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     said = _refusal(monkeypatch, "--model", "v0", "--set", "dropout=0", "--set", "teacher_weight=0.5")
     assert "--set: settings teacher_... only with --teacher" in said
-    said = _refusal(monkeypatch, "--model", "v1", "--pretrain", "pictures", "--set", "drop=near")
+    said = _refusal(monkeypatch, "--model", "v1", "--pretrain", "images", "--set", "drop=near")
     assert "--pretrain, which learns from all images" in said
 
 

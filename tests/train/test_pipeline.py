@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import EXPRESSIONS
@@ -26,7 +26,7 @@ TINY = Recipe(epochs=2, batch_size=16, optimizer="adamw", lr=3e-3, augmentation=
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data"), train=12, validation=4)
+    return write_images(tmp_path_factory.mktemp("data"), train=12, validation=4)
 
 
 @pytest.fixture(autouse=True)

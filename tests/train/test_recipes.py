@@ -65,7 +65,7 @@ def test_every_registered_augmentation_can_be_chosen() -> None:
         assert Recipe(epochs=1, batch_size=2, optimizer="sgd", lr=1.0, augmentation=name).augmentation == name
 
 
-def test_the_command_refuses_an_unknown_setting_before_it_reads_a_picture(tmp_path: Path) -> None:
+def test_the_command_refuses_an_unknown_setting_before_it_reads_a_image(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["--model", "v0", "--data", str(tmp_path), "--set", "mixing=1"])
     assert done.exit_code == 2
     assert "mixing=1 is none of these" in done.output

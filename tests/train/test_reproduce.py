@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 from tests.train.test_pipeline import write_votes
 
 from fer_runtime.errors import CheckpointError
@@ -39,7 +39,7 @@ reproduce(data, work, votes=str(votes), steps=(Step(network="v0", hours=0),), sa
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data"), train=12, validation=4)
+    return write_images(tmp_path_factory.mktemp("data"), train=12, validation=4)
 
 
 @pytest.fixture(autouse=True)

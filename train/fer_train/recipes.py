@@ -42,7 +42,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "one-cycle"),
     "augmentation": AUGMENTATIONS,
-    "teacher_views": ("faces", "pictures"),
+    "teacher_views": ("faces", "images"),
     "vote_target": ("distribution", "majority"),
 }
 
@@ -69,15 +69,15 @@ class Recipe:
     vote_target: str = "distribution"  # of the raters' votes, or the "majority": the class with most of them
     least_votes: float = 2.0  # a class with fewer votes gets none
     label_share: float = 0.0  # of the folder's label in the target, beside the votes
-    dropout: float = 0.25  # of the hidden layer; a network that cannot learn its pictures by heart needs none
+    dropout: float = 0.25  # of the hidden layer; a network that cannot learn its images by heart needs none
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
-    drop: tuple[str, ...] = ()  # pictures left out of training: "duplicates", "conflicts", "near"
+    drop: tuple[str, ...] = ()  # images left out of training: "duplicates", "conflicts", "near"
     small_until: float = 0.0  # fraction of the epochs trained on `small_size` pixels, which is cheaper
     small_size: int = 32  # v1 wants 36: at 32 its last stage sees one pixel, and 8 of 9 taps learn nothing
     teacher_weight: float = 0.7  # share of the distillation loss where teachers are given
     teacher_temperature: float = 2.0  # of the distilled softmax (Hinton et al., arXiv 1503.02531)
-    teacher_views: str = "faces"  # asked about once, or the augmented "pictures", in every step
+    teacher_views: str = "faces"  # asked about once, or the augmented "images", in every step
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as results files hold them."""
@@ -116,8 +116,8 @@ class Recipe:
                 raise ValueError(f"{name} must be {said}, not {value}")
         if unknown := [kind for kind in self.drop if kind not in _DROPS]:
             raise ValueError(f"drop must be of {', '.join(_DROPS)}, not {', '.join(unknown)}")
-        if self.teacher_views == "pictures" and self.small_until:
-            raise ValueError("teacher_views=pictures needs pictures of the teachers' size: set small_until=0")
+        if self.teacher_views == "images" and self.small_until:
+            raise ValueError("teacher_views=images needs images of the teachers' size: set small_until=0")
 
 
 # The first version's settings: what its published results were made with.

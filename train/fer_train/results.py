@@ -25,7 +25,7 @@ class History:
     """One value per epoch; "test" is the validation folder, a name kept from the first version."""
 
     train_loss: list[float] = field(default_factory=list)
-    train_acc: list[float] = field(default_factory=list)  # fraction, on augmented pictures
+    train_acc: list[float] = field(default_factory=list)  # fraction, on augmented images
     test_loss: list[float] = field(default_factory=list)
     test_acc: list[float] = field(default_factory=list)  # fraction; with votes, of the strict majorities
     score: list[float] = field(default_factory=list)  # what chooses the epoch, higher is better
@@ -56,14 +56,14 @@ class TrainingResults:
     history: History
     expressions: tuple[str, ...]
     confusion: ConfusionMatrix  # of the best epoch on validation, rows are the true class
-    accuracy_without_duplicates: float | None  # without the validation pictures that also stand in train
+    accuracy_without_duplicates: float | None  # without the validation images that also stand in train
     data: dict[str, Any]  # counts and fingerprints
     versions: dict[str, str]
     votes: VoteReport | None = None  # of the best epoch on validation
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the validation pictures that the best epoch gets right."""
+        """Fraction of the validation images that the best epoch gets right."""
         return accuracy(self.confusion)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The audit on pictures whose faults were planted, and on the real ones, whose faults are known."""
+"""The audit on images whose faults were planted, and on the real ones, whose faults are known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_runtime.expressions import EXPRESSIONS
 from fer_train.cli import main
@@ -26,16 +26,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def planted(tmp_path: Path) -> Path:
-    """Copies of happy/000 within train, across the splits and under another label; a blank picture."""
-    root = write_pictures(tmp_path / "data", train=4, validation=2)
+    """Copies of happy/000 within train, across the splits and under another label; a blank image."""
+    root = write_images(tmp_path / "data", train=4, validation=2)
     images = root / "images"
     content = (images / "train" / "happy" / "000.png").read_bytes()
     for copy in ("train/happy/copy.png", "validation/happy/copy.png", "train/sad/copy.png"):
         (images / copy).write_bytes(content)
-    picture = cv2.imread(str(images / "train" / "fear" / "001.png"), cv2.IMREAD_GRAYSCALE)
-    assert picture is not None
-    # The same picture, a little darker: another file, nearly the same.
-    cv2.imwrite(str(images / "train" / "surprise" / "near.png"), (picture * 0.9).astype(np.uint8))
+    image = cv2.imread(str(images / "train" / "fear" / "001.png"), cv2.IMREAD_GRAYSCALE)
+    assert image is not None
+    # The same image, a little darker: another file, nearly the same.
+    cv2.imwrite(str(images / "train" / "surprise" / "near.png"), (image * 0.9).astype(np.uint8))
     cv2.imwrite(str(images / "train" / "angry" / "blank.png"), np.full((48, 48), 7, np.uint8))
     return root
 
@@ -60,13 +60,13 @@ def test_planted_faults_are_found(planted: Path) -> None:
 
 def test_a_near_pair_stands_where_all_copies_of_it_stand(tmp_path: Path) -> None:
     # happy/000 again in validation, and nearly the same in train: the near copy is in both splits, too.
-    root = write_pictures(tmp_path / "data", train=4, validation=2)
+    root = write_images(tmp_path / "data", train=4, validation=2)
     images = root / "images"
     content = (images / "train" / "happy" / "000.png").read_bytes()
     (images / "validation" / "happy" / "copy.png").write_bytes(content)
-    picture = cv2.imread(str(images / "train" / "happy" / "000.png"), cv2.IMREAD_GRAYSCALE)
-    assert picture is not None
-    cv2.imwrite(str(images / "train" / "happy" / "near.png"), (picture * 0.9).astype(np.uint8))
+    image = cv2.imread(str(images / "train" / "happy" / "000.png"), cv2.IMREAD_GRAYSCALE)
+    assert image is not None
+    cv2.imwrite(str(images / "train" / "happy" / "near.png"), (image * 0.9).astype(np.uint8))
 
     def audited() -> Audit:
         return audit_faces(load_faces(root, "train"), load_faces(root, "validation"))
@@ -80,13 +80,13 @@ def test_a_near_pair_stands_where_all_copies_of_it_stand(tmp_path: Path) -> None
         ("train/happy/near.png", "happy"),
     ]
     assert rows["in both splits: 1 groups"] == [("train/happy/000.png", "happy")]
-    # The same picture under another label: the near copy contradicts it.
+    # The same image under another label: the near copy contradicts it.
     (images / "train" / "sad" / "copy.png").write_bytes(content)
     assert [audited().to_dict()[f"near_{what}"] for what in ("pairs", "across_splits", "conflicts")] == [1, 1, 1]
 
 
 @pytest.mark.filterwarnings("error")  # numpy only warns of a mean of nothing
-def test_blank_pictures_alone_are_said_to_be_blank(tmp_path: Path) -> None:
+def test_blank_images_alone_are_said_to_be_blank(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         for number, name in enumerate(EXPRESSIONS):
             folder = tmp_path / "data" / split / name
@@ -100,7 +100,7 @@ def test_blank_pictures_alone_are_said_to_be_blank(tmp_path: Path) -> None:
     assert json.loads(report.read_text())["exact_across_splits"] == 7
 
 
-def test_near_pairs_do_not_mind_brightness_and_do_mind_another_picture() -> None:
+def test_near_pairs_do_not_mind_brightness_and_do_mind_another_image() -> None:
     random = np.random.default_rng(0)
     one, other = random.integers(40, 200, (2, 48, 48), np.uint8)
     faces = np.stack([one, other, (one * 0.8 + 30).astype(np.uint8)])
@@ -121,7 +121,7 @@ def test_the_command_says_it_writes_it_and_changes_nothing(planted: Path, tmp_pa
     command = [sys.executable, "-m", "fer_train", "--audit", str(tmp_path / "found"), "--data", str(planted)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    assert "1 groups, 3 pictures to spare; 1 groups under two labels, 1 in both splits" in run.stdout
+    assert "1 groups, 3 images to spare; 1 groups under two labels, 1 in both splits" in run.stdout
     content = json.loads((tmp_path / "found" / "audit.json").read_text())
     assert content["exact_spare"] == 3
     sheet = cv2.imread(str(tmp_path / "found" / "audit.png"), cv2.IMREAD_GRAYSCALE)
@@ -140,7 +140,7 @@ def test_without_a_folder_the_command_writes_to_audit(
     assert run.stdout.splitlines()[-2:] == [str(Path("audit/audit.json")), str(Path("audit/audit.png"))]
 
 
-def test_the_real_pictures_have_the_copies_that_were_counted_independently(real_data: Path) -> None:
+def test_the_real_images_have_the_copies_that_were_counted_independently(real_data: Path) -> None:
     # Counted with sha256sum and sort over the same folders.
     found = audit_faces(load_faces(real_data, "train"), load_faces(real_data, "validation")).to_dict()
     assert (found["exact_groups"], found["exact_spare"]) == (1273, 1532)

@@ -68,7 +68,7 @@ def test_autoaugment_changes_most_faces_and_keeps_their_range() -> None:
     assert 0.02 < same < 0.5
 
 
-def test_the_same_seed_gives_the_same_pictures() -> None:
+def test_the_same_seed_gives_the_same_images() -> None:
     faces = _random_faces(20)
     for name, entry in AUGMENTATIONS.items():
         augmentation = load(entry.apply)

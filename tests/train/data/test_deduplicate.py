@@ -1,4 +1,4 @@
-"""Which training pictures stay, on a set small enough to read."""
+"""Which training images stay, on a set small enough to read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.folders import LabelledFaces, Uint8Array
 
 
-def _faces(*pictures: tuple[str, int]) -> LabelledFaces:
+def _faces(*images: tuple[str, int]) -> LabelledFaces:
     return LabelledFaces(
-        faces=np.zeros((len(pictures), 48, 48), np.uint8),
-        labels=np.array([label for _, label in pictures], np.int64),
+        faces=np.zeros((len(images), 48, 48), np.uint8),
+        labels=np.array([label for _, label in images], np.int64),
         classes=("angry", "happy"),
-        paths=tuple(f"{index}.png" for index in range(len(pictures))),
-        file_sha256=tuple(content for content, _ in pictures),
+        paths=tuple(f"{index}.png" for index in range(len(images))),
+        file_sha256=tuple(content for content, _ in images),
         fingerprint="",
     )
 
 
-# Picture b stands twice, c under two labels, d also in validation, e there under another label.
+# Image b stands twice, c under two labels, d also in validation, e there under another label.
 TRAIN = _faces(("a", 0), ("b", 1), ("b", 1), ("c", 0), ("c", 1), ("d", 0), ("e", 0))
 VALIDATION = _faces(("d", 0), ("e", 1))
 
@@ -45,9 +45,9 @@ def test_what_looks_the_same_stays_out_of_validation_and_of_contradictions() -> 
     patterns = random.integers(40, 200, (4, 48, 48), np.uint8)
     darker = (patterns * 0.9).astype(np.uint8)
 
-    def split(*pictures: tuple[str, int, Uint8Array]) -> LabelledFaces:
+    def split(*images: tuple[str, int, Uint8Array]) -> LabelledFaces:
         return dataclasses.replace(
-            _faces(*((content, label) for content, label, _ in pictures)), faces=np.stack([one[2] for one in pictures])
+            _faces(*((content, label) for content, label, _ in images)), faces=np.stack([one[2] for one in images])
         )
 
     # a looks like one of validation; b twice under one label; c under two, with a copy of its first file; d alone.
@@ -63,7 +63,7 @@ def test_what_looks_the_same_stays_out_of_validation_and_of_contradictions() -> 
     validation = split(("a of validation", 0, patterns[0]))
     assert training_indices_without(train, validation, ("near",)).tolist() == [1, 2, 6]
     assert training_indices_without(train, validation, ("duplicates", "conflicts")).tolist() == [0, 1, 2, 3, 5, 6]
-    # A contradiction with validation: the training picture leaves, too.
+    # A contradiction with validation: the training image leaves, too.
     other = split(("a of validation", 1, patterns[0]))
     assert training_indices_without(train, other, ("near",)).tolist() == [1, 2, 6]
 

@@ -1,4 +1,4 @@
-"""Reading labelled pictures: what is read, what is cached, and what is refused."""
+"""Reading labelled images: what is read, what is cached, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
@@ -23,8 +23,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
 
 
-def test_pictures_are_those_that_another_program_decodes(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "data", train=2, validation=1)
+def test_images_are_those_that_another_program_decodes(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", train=2, validation=1)
     faces = load_faces(root, "train")
     assert faces.counts == dict.fromkeys(EXPRESSIONS, 2)
     for path, face, label in zip(faces.paths, faces.faces, faces.labels, strict=True):
@@ -33,17 +33,17 @@ def test_pictures_are_those_that_another_program_decodes(tmp_path: Path) -> None
 
 
 def test_a_folder_with_train_and_validation_is_enough(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "data", train=1, validation=1)
+    root = write_images(tmp_path / "data", train=1, validation=1)
     assert np.array_equal(load_faces(root / "images", "train").faces, load_faces(root, "train").faces)
 
 
-def test_the_second_time_nothing_is_decoded_and_nothing_lies_among_the_pictures(
+def test_the_second_time_nothing_is_decoded_and_nothing_lies_among_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    root = write_images(tmp_path / "data", train=2, validation=1)
     before = sorted(path for path in root.rglob("*"))
     first = load_faces(root, "train")
-    # The same pictures elsewhere have the same content, so the cache holds them already.
+    # The same images elsewhere have the same content, so the cache holds them already.
     moved = Path(shutil.copytree(root, tmp_path / "moved"))
     monkeypatch.setattr(cv2, "imdecode", None)
     again = load_faces(moved, "train")
@@ -52,8 +52,8 @@ def test_the_second_time_nothing_is_decoded_and_nothing_lies_among_the_pictures(
     assert sorted(path for path in root.rglob("*")) == before
 
 
-def test_a_changed_picture_is_decoded_again(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "data", train=2, validation=1)
+def test_a_changed_image_is_decoded_again(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", train=2, validation=1)
     first = load_faces(root, "train")
     cv2.imwrite(str(root / "images" / "train" / "happy" / "000.png"), np.zeros((48, 48), np.uint8))
     again = load_faces(root, "train")
@@ -62,15 +62,15 @@ def test_a_changed_picture_is_decoded_again(tmp_path: Path) -> None:
 
 
 def test_a_damaged_cache_costs_time_and_nothing_else(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    root = write_images(tmp_path / "data", train=2, validation=1)
     first = load_faces(root, "train")
     (cached,) = (tmp_path / "cache").rglob("*.npz")
     cached.write_bytes(cached.read_bytes()[:1000])
     assert np.array_equal(load_faces(root, "train").faces, first.faces)
 
 
-def test_a_picture_of_another_size_is_resized_and_counted(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "data", train=2, validation=1)
+def test_a_image_of_another_size_is_resized_and_counted(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "data", train=2, validation=1)
     quarters = np.repeat(np.repeat(np.array([[0, 255], [64, 128]], np.uint8), 48, 0), 48, 1)
     cv2.imwrite(str(root / "images" / "train" / "sad" / "large.png"), quarters)
     faces = load_faces(root, "train")
@@ -90,7 +90,7 @@ def test_a_picture_of_another_size_is_resized_and_counted(tmp_path: Path) -> Non
     ],
 )
 def test_bad_data_is_named(tmp_path: Path, damage: object, message: str) -> None:
-    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    root = write_images(tmp_path / "data", train=2, validation=1)
     assert callable(damage)
     damage(root)
     with pytest.raises(DataError, match=message):
@@ -104,13 +104,13 @@ def test_class_weights_are_the_square_root_worked_by_hand() -> None:
     assert class_weights([4, 12], power=0) == [1, 1]
 
 
-def test_the_real_pictures_have_their_published_counts(real_data: Path) -> None:
+def test_the_real_images_have_their_published_counts(real_data: Path) -> None:
     assert list(load_faces(real_data, "train").counts.values()) == [3995, 436, 4097, 7215, 4965, 4830, 3171]
     assert list(load_faces(real_data, "validation").counts.values()) == [467, 56, 496, 895, 607, 653, 415]
 
 
 def test_all_unreadable_images_are_named_at_once_and_can_be_skipped(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "data", train=3, validation=1)
+    root = write_images(tmp_path / "data", train=3, validation=1)
     happy = root / "images/train/happy"
     (happy / "000.png").write_bytes(b"")
     (happy / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
@@ -129,7 +129,7 @@ def test_all_unreadable_images_are_named_at_once_and_can_be_skipped(tmp_path: Pa
 
 
 def test_nested_images_count_and_other_files_do_not(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "data", train=2, validation=1)
+    root = write_images(tmp_path / "data", train=2, validation=1)
     happy = root / "images/train/happy"
     (happy / "album").mkdir()
     (happy / "000.png").rename(happy / "album/first.PNG")

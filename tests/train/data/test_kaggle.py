@@ -25,13 +25,13 @@ _DOWNLOAD = (
 
 
 def _archive() -> bytes:
-    """The dataset's layout with one picture per class and split."""
-    _, picture = cv2.imencode(".png", np.full((48, 48), 90, np.uint8))
+    """The dataset's layout with one image per class and split."""
+    _, image = cv2.imencode(".png", np.full((48, 48), 90, np.uint8))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for split in ("train", "validation"):
             for name in EXPRESSIONS:
-                archive.writestr(f"images/{split}/{name}/1.png", picture.tobytes())
+                archive.writestr(f"images/{split}/{name}/1.png", image.tobytes())
     return buffer.getvalue()
 
 
@@ -98,8 +98,8 @@ def _root(run: subprocess.CompletedProcess[str]) -> Path:
 
 def test_the_archive_is_downloaded_once_and_then_comes_from_the_cache(kaggle: _Kaggle, tmp_path: Path) -> None:
     root = _root(_download(kaggle, tmp_path))
-    pictures = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
-    assert pictures == sorted(f"images/{s}/{name}/1.png" for s in ("train", "validation") for name in EXPRESSIONS)
+    images = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+    assert images == sorted(f"images/{s}/{name}/1.png" for s in ("train", "validation") for name in EXPRESSIONS)
     assert _root(_download(kaggle, tmp_path)) == root
     assert kaggle.downloads == 1
 

@@ -1,4 +1,4 @@
-"""Mixed faces against their definition: a picture's parts are what its share says, and the loss follows them."""
+"""Mixed faces against their definition: a image's parts are what its share says, and the loss follows them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 from torch import Generator
 
 from fer_train.data.folders import load_faces
@@ -19,8 +19,8 @@ from fer_train.recipes import Recipe
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
-def test_the_share_is_the_part_of_the_picture_that_is_its_own(mixup: float, cutmix: float) -> None:
-    # Every face has one gray of its own, so a picture's mean says how much of which face it holds.
+def test_the_share_is_the_part_of_the_image_that_is_its_own(mixup: float, cutmix: float) -> None:
+    # Every face has one gray of its own, so a image's mean says how much of which face it holds.
     own = torch.arange(64, dtype=torch.float32)
     mixed = mix(own[:, None, None].repeat(1, 48, 48), Generator().manual_seed(3), mixup=mixup, cutmix=cutmix)
     expected = mixed.share * own + (1 - mixed.share) * own[mixed.partners]
@@ -33,9 +33,9 @@ def test_the_share_is_the_part_of_the_picture_that_is_its_own(mixup: float, cutm
 def test_a_pasted_face_is_a_rectangle_at_its_own_place() -> None:
     faces = torch.rand(32, 48, 48, generator=Generator().manual_seed(0))
     mixed = mix(faces, Generator().manual_seed(1), mixup=0.0, cutmix=1.0)
-    for picture, face, other in zip(mixed.planes, faces, faces[mixed.partners], strict=True):
-        pasted = picture != face
-        assert torch.equal(picture[pasted], other[pasted])
+    for image, face, other in zip(mixed.planes, faces, faces[mixed.partners], strict=True):
+        pasted = image != face
+        assert torch.equal(image[pasted], other[pasted])
         rows, columns = pasted.any(1).nonzero()[:, 0], pasted.any(0).nonzero()[:, 0]
         assert int(pasted.sum()) == len(rows) * len(columns)
 
@@ -49,8 +49,8 @@ def test_a_blends_share_has_the_beta_distribution(parameter: float) -> None:
 
 def test_the_loss_is_that_of_both_labels_by_their_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
-    pictures = write_pictures(tmp_path / "data", train=6, validation=2)
-    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+    images = write_images(tmp_path / "data", train=6, validation=2)
+    faces = load_faces(images, "train"), load_faces(images, "validation")
     teacher = torch.randn(len(faces[0]), 7, generator=Generator().manual_seed(0))
     recipe = Recipe(epochs=1, batch_size=64, optimizer="sgd", lr=0.1, cutmix=1.0, teacher_weight=0.25)
     run = Trainer(
@@ -74,8 +74,8 @@ def test_the_loss_is_that_of_both_labels_by_their_shares(tmp_path: Path, monkeyp
 
 def test_faces_are_mixed_until_the_epoch_that_the_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
-    pictures = write_pictures(tmp_path / "data", train=3, validation=2)
-    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+    images = write_images(tmp_path / "data", train=3, validation=2)
+    faces = load_faces(images, "train"), load_faces(images, "validation")
     recipe = Recipe(epochs=4, batch_size=64, optimizer="sgd", lr=0.01, augmentation="none", mixup=1.0, mix_until=0.5)
     run = Trainer(create_network("v0"), *faces, recipe, device=torch.device("cpu"), seed=0)
     whole = torch.from_numpy(faces[0].faces).float() / 255

@@ -1,4 +1,4 @@
-"""Teachers against what they are: their answers are aimed at, to each face or to the pictures that the student sees."""
+"""Teachers against what they are: their answers are aimed at, to each face or to the images that the student sees."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from tests.train.devices import DEVICES
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 from torch import Generator, Tensor, nn
 
 from fer_runtime.errors import CheckpointError, ModelFileError
@@ -30,15 +30,15 @@ RECIPE = Recipe(epochs=1, batch_size=32, optimizer="sgd", lr=0.01, augmentation=
 
 
 class _Constant(nn.Module):
-    """Answers class 3 to every picture, and keeps what it was asked about."""
+    """Answers class 3 to every image, and keeps what it was asked about."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        self.seen.append(pictures.clone())
-        return F.one_hot(torch.full((len(pictures),), 3, device=pictures.device), 7) * 10.0
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(images.clone())
+        return F.one_hot(torch.full((len(images),), 3, device=images.device), 7) * 10.0
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,12 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelledFaces, Labe
     folder = tmp_path_factory.mktemp("teachers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FER_EDGE_CACHE", str(folder / "cache"))
-        pictures = write_pictures(folder / "data", train=24, validation=6)
-        return load_faces(pictures, "train"), load_faces(pictures, "validation")
+        images = write_images(folder / "data", train=24, validation=6)
+        return load_faces(images, "train"), load_faces(images, "validation")
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("views", ["faces", "pictures"])
+@pytest.mark.parametrize("views", ["faces", "images"])
 def test_a_teacher_pulls_the_student_towards_its_answers(
     faces: tuple[LabelledFaces, LabelledFaces], views: str, device: str
 ) -> None:
@@ -68,7 +68,7 @@ def test_a_teacher_pulls_the_student_towards_its_answers(
     assert (predictions == 3).float().mean() > 0.9
 
 
-def test_student_and_teacher_see_the_same_augmented_and_mixed_pictures(
+def test_student_and_teacher_see_the_same_augmented_and_mixed_images(
     faces: tuple[LabelledFaces, LabelledFaces],
 ) -> None:
     teacher, seen = _Constant(), []
@@ -92,16 +92,16 @@ class _Quiet:
 def test_several_teachers_answer_by_the_softmax_of_their_mean_logits() -> None:
     torch.manual_seed(0)
     teachers = [create_network("v0").eval(), create_network("v2").eval()]
-    pictures = to_network_input(torch.randint(0, 256, (5, 48, 48), dtype=torch.uint8)).contiguous()
+    images = to_network_input(torch.randint(0, 256, (5, 48, 48), dtype=torch.uint8)).contiguous()
     batch = Batch(
-        pictures=pictures,
+        images=images,
         targets=torch.zeros(5, 7),
         indices=torch.arange(5),
         faces=5,
         weight=torch.tensor(5.0),
     )
     with torch.no_grad():
-        expected = F.softmax((teachers[0](pictures) + teachers[1](pictures)) / 2 / 3.0, 1)
+        expected = F.softmax((teachers[0](images) + teachers[1](images)) / 2 / 3.0, 1)
     # Where the processor has bfloat16, teachers answer in it: three digits.
     assert torch.allclose(ImageAnswers(teachers).probabilities(batch, 3.0), expected, atol=5e-3)
 
@@ -115,7 +115,7 @@ def test_answers_to_faces_are_those_to_the_face_and_its_mirror_image(
     file = tmp_path / "teacher.pth"
     save_checkpoint(file, Checkpoint(name="v2", state_dict=network.state_dict()))
     batch = Batch(
-        pictures=torch.empty(0),
+        images=torch.empty(0),
         targets=torch.empty(0),
         indices=torch.tensor([5, 0, 7]),
         faces=3,
@@ -134,12 +134,12 @@ def test_answers_to_faces_are_those_to_the_face_and_its_mirror_image(
 def test_a_file_that_is_no_teacher_is_named(faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path) -> None:
     damaged = tmp_path / "teacher.pth"
     damaged.write_bytes(b"no checkpoint")
-    for views in ("faces", "pictures"):
+    for views in ("faces", "images"):
         with pytest.raises(CheckpointError, match=r"teacher\.pth"):
             load_teachers([damaged], faces[0], CPU, views=views)
 
 
-@pytest.mark.parametrize("views", ["faces", "pictures"])
+@pytest.mark.parametrize("views", ["faces", "images"])
 def test_an_exported_model_teaches_with_the_probabilities_of_its_network(
     faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: str
 ) -> None:
@@ -148,13 +148,13 @@ def test_an_exported_model_teaches_with_the_probabilities_of_its_network(
     network = load_checkpoint(file.with_suffix(".pth"), name="v0").network().eval()
     indices = torch.tensor([5, 0, 7])
     planes = torch.from_numpy(faces[0].faces)[indices].float() / 255
-    pictures = planes[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-    batch = Batch(pictures=pictures, targets=torch.zeros(3, 7), indices=indices, faces=3, weight=torch.tensor(3.0))
+    images = planes[:, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+    batch = Batch(images=images, targets=torch.zeros(3, 7), indices=indices, faces=3, weight=torch.tensor(3.0))
     temperature = Recognizer(file).metadata.temperature
     with torch.no_grad():
-        expected = F.log_softmax(network(pictures) / temperature, 1)
+        expected = F.log_softmax(network(images) / temperature, 1)
         if views == "faces":
-            expected = (expected + F.log_softmax(network(pictures.flip(-1)) / temperature, 1)) / 2
+            expected = (expected + F.log_softmax(network(images.flip(-1)) / temperature, 1)) / 2
     teachers = load_teachers([file], faces[0], CPU, views=views)
     # Two libraries in float32: the export allows 1e-4 of a logit of size 1; softmax at temperature 2 divides it by 8.
     assert torch.allclose(teachers.probabilities(batch, 2.0), F.softmax(expected / 2, 1), atol=5e-5)
@@ -170,7 +170,7 @@ def test_an_exported_model_that_cannot_teach_is_named(
     (tmp_path / "damaged.onnx").write_bytes(b"no model")
     for name, reason in (("other", "contempt; a teacher must name"), ("damaged", "cannot be loaded")):
         with pytest.raises(ModelFileError, match=f"{name}.onnx.*{reason}"):
-            load_teachers([tmp_path / f"{name}.onnx"], faces[0], CPU, views="pictures")
+            load_teachers([tmp_path / f"{name}.onnx"], faces[0], CPU, views="images")
 
 
 def test_a_checkpoint_with_its_classes_in_another_order_teaches_the_same(
@@ -185,7 +185,7 @@ def test_a_checkpoint_with_its_classes_in_another_order_teaches_the_same(
     save_checkpoint(tmp_path / "scaled.pth", replace(checkpoint, mean=0.5, std=0.25))
     planes = torch.from_numpy(faces[0].faces[:4])[:, None].expand(-1, 3, -1, -1) / 255
     batch = Batch(
-        pictures=planes.contiguous(),
+        images=planes.contiguous(),
         targets=torch.zeros(4, 7),
         indices=torch.arange(4),
         faces=4,
@@ -193,15 +193,15 @@ def test_a_checkpoint_with_its_classes_in_another_order_teaches_the_same(
     )
     with torch.no_grad():
         expected = F.softmax(network(planes), 1)
-    answers = load_teachers([tmp_path / "moved.pth"], faces[0], CPU, views="pictures").probabilities(batch, 1.0)
+    answers = load_teachers([tmp_path / "moved.pth"], faces[0], CPU, views="images").probabilities(batch, 1.0)
     assert torch.allclose(answers, expected, atol=5e-3)
     with pytest.raises(CheckpointError, match=r"scaled\.pth takes faces with mean 0\.5 and std 0\.25"):
-        load_teachers([tmp_path / "scaled.pth"], faces[0], CPU, views="pictures")
+        load_teachers([tmp_path / "scaled.pth"], faces[0], CPU, views="images")
 
 
-def test_teachers_of_pictures_are_not_shown_smaller_ones() -> None:
+def test_teachers_of_images_are_not_shown_smaller_ones() -> None:
     with pytest.raises(ValueError, match="small_until=0"):
-        RECIPE.overridden(teacher_views="pictures", small_until=0.5)
+        RECIPE.overridden(teacher_views="images", small_until=0.5)
     with pytest.raises(ValueError, match="teacher_views must be one of"):
         RECIPE.overridden(teacher_views="both")
 
@@ -209,7 +209,7 @@ def test_teachers_of_pictures_are_not_shown_smaller_ones() -> None:
 def test_both_answers_of_a_mixed_face_count_by_their_shares() -> None:
     logits = torch.randn(4, 7, generator=Generator().manual_seed(0))
     batch = Batch(
-        pictures=torch.empty(0),
+        images=torch.empty(0),
         targets=torch.empty(0),
         indices=torch.tensor([0, 1]),
         faces=2,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 # Without dropout, whose masks differ between processes, both runs do the same arithmetic up to the order of its sums.
 # In float64: in float32 that order decides near-ties of MaxPool and ReLU, and then a gradient differs in its third
@@ -64,7 +64,7 @@ _CASES: dict[str, tuple[int, str, str, tuple[str, ...]]] = {
     "two epochs": (2, "v0", "faces", ("batch_size=16", "epochs=2")),
     # Batches of 17 and 18 faces: the last one takes the remaining face.
     "a face more": (2, "v0", "faces", ("batch_size=17",)),
-    "teachers": (2, "v2", "pictures", ("batch_size=18", "ema_decay=0.9", "teacher_views=pictures")),
+    "teachers": (2, "v2", "images", ("batch_size=18", "ema_decay=0.9", "teacher_views=images")),
     # Batches of 33 and 2 faces: the third process has no face of the second.
     "no face": (3, "v1", "faces", ("batch_size=33",)),
 }
@@ -131,9 +131,9 @@ with joined_world(torch.device("cpu")) as (world, device):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 7 * 5 faces: the last of the batches of 16 has three, which two processes share unevenly.
-    return write_pictures(tmp_path_factory.mktemp("data"), train=5, validation=2)
+    return write_images(tmp_path_factory.mktemp("data"), train=5, validation=2)
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def _launched(processes: int, *arguments: object, env: dict[str, str]) -> subpro
 
 
 @pytest.fixture(scope="module")
-def ends(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def ends(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders with the ends of all cases, by the number of processes: each process starts once, not once a case."""
     folder = tmp_path_factory.mktemp("ends")
     script = folder / "train.py"
@@ -159,7 +159,7 @@ def ends(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, 
         found[processes].mkdir()
         cases = {name: case for name, (count, *case) in _CASES.items() if processes in (1, count)}
         environment = {**os.environ, "FER_EDGE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-        run = _launched(processes, script, pictures, found[processes], json.dumps(cases), env=environment)
+        run = _launched(processes, script, images, found[processes], json.dumps(cases), env=environment)
         assert run.returncode == 0, run.stderr
     return found
 
@@ -177,12 +177,10 @@ def test_several_processes_end_with_the_weights_of_one(case: str, ends: dict[int
         assert torch.allclose(value, first["weights"][key], rtol=1e-10, atol=1e-10), key
 
 
-def test_what_processes_do_together_beside_the_steps(
-    pictures: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_what_processes_do_together_beside_the_steps(images: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     script = tmp_path / "together.py"
     script.write_text(_TOGETHER)
-    run = _launched(2, script, pictures, tmp_path, env=environment)
+    run = _launched(2, script, images, tmp_path, env=environment)
     assert run.returncode == 0, run.stderr
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert not (tmp_path / "machine_1").exists()
@@ -199,9 +197,9 @@ def test_what_processes_do_together_beside_the_steps(
 
 
 def test_several_processes_pretrain_one_network(tmp_path: Path, environment: dict[str, str]) -> None:
-    pictures = write_pictures(tmp_path / "data", train=4, validation=1) / "images" / "train"
+    images = write_images(tmp_path / "data", train=4, validation=1) / "images" / "train"
     models = tmp_path / "models"
-    options = ["--model", "v1", "--pretrain", pictures, "--epochs", 1, "--device", "cpu", "--models-dir", models]
+    options = ["--model", "v1", "--pretrain", images, "--epochs", 1, "--device", "cpu", "--models-dir", models]
     run = _launched(2, "-m", "fer_train", *options, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("on held-out ones") == 1
@@ -224,18 +222,18 @@ def dataset_download(name):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
-def test_the_command_has_one_writer_and_resumes(pictures: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_command_has_one_writer_and_resumes(images: Path, tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "kagglehub.py").write_text(_KAGGLEHUB)
     downloads = tmp_path / "downloads"
     python_path = os.pathsep.join([str(tmp_path / "stub"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment |= {"PYTHONPATH": python_path, "DOWNLOADS": str(downloads), "PICTURES": str(pictures)}
+    environment |= {"PYTHONPATH": python_path, "DOWNLOADS": str(downloads), "PICTURES": str(images)}
     options = ["-m", "fer_train", "--model", "v0", "--epochs", 3, "--device", "cpu", "--no-plots"]
     run = _launched(2, *options, "--models-dir", tmp_path / "models", env=environment)
     assert run.returncode == 0, run.stderr
     # The second process asked when the download of the first one was there.
     assert downloads.read_text().split() == ["begun", "done"] * 2
-    options += ["--data", pictures]
+    options += ["--data", images]
     assert run.stdout.count("validation accuracy") == 1
     assert [path.name for path in sorted((tmp_path / "models").iterdir())] == ["model_0.pth", "model_0_results.json"]
     results = json.loads((tmp_path / "models" / "model_0_results.json").read_text())

@@ -24,8 +24,8 @@ def _block() -> nn.Sequential:
     return block.double().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _step(network: nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    inputs = pictures.clone(memory_format=torch.preserve_format).requires_grad_()
+def _step(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    inputs = images.clone(memory_format=torch.preserve_format).requires_grad_()
     result = network(inputs)
     torch.manual_seed(5)
     (result * torch.randn_like(result)).sum().backward()
@@ -42,8 +42,8 @@ def test_a_block_trains_as_its_four_modules_do(size: int, layout: torch.memory_f
     fuse_blocks(nn.Sequential(fused))
     assert type(fused) is not type(plain)
     for _ in range(3):  # the running statistics move on
-        pictures = torch.randn(5, 3, size, size, dtype=torch.float64).contiguous(memory_format=layout)
-        (expected, of_input), (result, fused_of_input) = _step(plain, pictures), _step(fused, pictures)
+        images = torch.randn(5, 3, size, size, dtype=torch.float64).contiguous(memory_format=layout)
+        (expected, of_input), (result, fused_of_input) = _step(plain, images), _step(fused, images)
         # Sums of at most 5 x 8 x 8 x 27 products in float64; its epsilon is 2e-16.
         torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(fused_of_input, of_input, rtol=1e-9, atol=1e-9)
@@ -54,7 +54,7 @@ def test_a_block_trains_as_its_four_modules_do(size: int, layout: torch.memory_f
         torch.testing.assert_close(of_fused, buffer)
     plain.eval()
     fused.eval()
-    assert torch.equal(plain(pictures), fused(pictures).detach())
+    assert torch.equal(plain(images), fused(images).detach())
 
 
 def test_the_blocks_of_v0_and_the_stems_of_v2_and_v3_are_fused() -> None:

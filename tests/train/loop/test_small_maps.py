@@ -15,12 +15,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def _gradients(network: nn.Module, pictures: Tensor, wanted: Tensor) -> tuple[Tensor, list[Tensor]]:
-    pictures = pictures.clone().requires_grad_()
-    result = network(pictures)
+def _gradients(network: nn.Module, images: Tensor, wanted: Tensor) -> tuple[Tensor, list[Tensor]]:
+    images = images.clone().requires_grad_()
+    result = network(images)
     (result * wanted).sum().backward()
     gradients = [parameter.grad for parameter in network.parameters()]
-    return result.detach(), [gradient for gradient in [pictures.grad, *gradients] if gradient is not None]
+    return result.detach(), [gradient for gradient in [images.grad, *gradients] if gradient is not None]
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
@@ -30,12 +30,12 @@ def test_a_small_map_is_convolved_as_pytorch_convolves_it(
     size: int, kernel: int, stride: int, padding: int, memory_format: torch.memory_format
 ) -> None:
     convolution = nn.Conv2d(8, 4, kernel, stride, padding, bias=False).double().to(memory_format=memory_format)  # type: ignore[call-overload]
-    pictures = torch.randn(3, 8, size, size, dtype=torch.float64).contiguous(memory_format=memory_format)
+    images = torch.randn(3, 8, size, size, dtype=torch.float64).contiguous(memory_format=memory_format)
     rows = (size + 2 * padding - kernel) // stride + 1
     wanted = torch.randn(3, 4, rows, rows, dtype=torch.float64)
-    expected = _gradients(copy.deepcopy(convolution), pictures, wanted)
+    expected = _gradients(copy.deepcopy(convolution), images, wanted)
     use_matrix_products(convolution)
-    result, gradients = _gradients(convolution, pictures, wanted)
+    result, gradients = _gradients(convolution, images, wanted)
     torch.testing.assert_close(result, expected[0])
     assert len(gradients) == len(expected[1]) == 2
     for gradient, other in zip(gradients, expected[1], strict=True):
@@ -46,8 +46,8 @@ def test_the_resnet_learns_the_same_from_a_batch() -> None:
     plain = create_network("v1").double().eval()  # eval: without dropout's draws
     changed = copy.deepcopy(plain)
     use_matrix_products(changed)
-    pictures, wanted = torch.rand(2, 3, 48, 48, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
-    expected, result = _gradients(plain, pictures, wanted), _gradients(changed, pictures, wanted)
+    images, wanted = torch.rand(2, 3, 48, 48, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    expected, result = _gradients(plain, images, wanted), _gradients(changed, images, wanted)
     torch.testing.assert_close(result[0], expected[0])
     for gradient, other in zip(result[1], expected[1], strict=True):
         torch.testing.assert_close(gradient, other)

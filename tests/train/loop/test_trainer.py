@@ -1,4 +1,4 @@
-"""Training on made-up pictures: it learns, keeps the best epoch, and survives being killed."""
+"""Training on made-up images: it learns, keeps the best epoch, and survives being killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.train.devices import DEVICES
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_runtime.errors import CheckpointError, DataError
 from fer_train.checkpoints import load_checkpoint, pack_state, unpack_state
@@ -29,8 +29,8 @@ TINY = Recipe(epochs=3, batch_size=16, optimizer="adamw", lr=3e-3, schedule="one
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data"), train=24, validation=6)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"), train=24, validation=6)
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +39,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-def test_it_learns_and_keeps_the_best_epoch(pictures: Path, tmp_path: Path) -> None:
+def test_it_learns_and_keeps_the_best_epoch(images: Path, tmp_path: Path) -> None:
     recipe = ARCHITECTURES["v0"].recipe("best").overridden(epochs=12, batch_size=16, ema_decay=0.9)
-    trained = train_model("v0", pictures, recipe, recipe_name="best", models_dir=tmp_path)
+    trained = train_model("v0", images, recipe, recipe_name="best", models_dir=tmp_path)
     results = json.loads(trained.results_file.read_text())
     assert results["accuracy"] > 0.9
     assert results["accuracy"] == max(results["test_acc"]) == results["test_acc"][results["best_epoch"] - 1]
@@ -50,17 +50,17 @@ def test_it_learns_and_keeps_the_best_epoch(pictures: Path, tmp_path: Path) -> N
     # The checkpoint, read back without running code, is the epoch that the results name.
     content = torch.load(trained.checkpoint, weights_only=True)
     assert content["training"]["best_epoch"] == results["best_epoch"]
-    validation = load_faces(pictures, "validation")
+    validation = load_faces(images, "validation")
     network = load_checkpoint(trained.checkpoint, name="v0").network()
     logits = predict_logits(network, torch.from_numpy(validation.faces))
     assert (logits.argmax(1).numpy() == validation.labels).mean() == pytest.approx(results["accuracy"])
     assert not list(tmp_path.glob("*.resume.pth"))
 
 
-def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(pictures: Path, tmp_path: Path) -> None:
+def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _train(pictures, whole).wait(120)
-    process = _train(pictures, killed)
+    _train(images, whole).wait(120)
+    process = _train(images, killed)
     # Killed for real, once a first epoch has left its state but before the last one.
     assert process.stderr is not None
     for line in process.stderr:
@@ -70,20 +70,20 @@ def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(pictures: P
     process.wait(60)
     assert (killed / "model_0.resume.pth").exists()
     assert not (killed / "model_0.pth").exists()
-    resumed = _train(pictures, killed, "--resume")
+    resumed = _train(images, killed, "--resume")
     _, progress = resumed.communicate(timeout=300)
     assert "epoch 1/" not in progress
     assert (whole / "model_0.pth").read_bytes() == (killed / "model_0.pth").read_bytes()
 
 
-def _train(pictures: Path, models_dir: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fer_train", "--model", "v0", "--data", str(pictures), "--epochs", "4"]
+def _train(images: Path, models_dir: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fer_train", "--model", "v0", "--data", str(images), "--epochs", "4"]
     command += ["--models-dir", str(models_dir), "--no-plots", "--threads", "1", "--device", "cpu", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def test_ctrl_c_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
-    process = _train(pictures, tmp_path, "--epochs", "500")
+def test_ctrl_c_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
+    process = _train(images, tmp_path, "--epochs", "500")
     assert process.stderr is not None
     assert process.stderr.readline().startswith("epoch 1/500")
     process.send_signal(signal.SIGINT)
@@ -93,7 +93,7 @@ def test_ctrl_c_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
     assert "Traceback" not in rest
 
     # The same options and --finish: the files of the best epoch so far, and no other one trained.
-    finished = _train(pictures, tmp_path, "--epochs", "500", "--finish")
+    finished = _train(images, tmp_path, "--epochs", "500", "--finish")
     stdout, stderr = finished.communicate(timeout=300)
     assert finished.returncode == 0
     assert "epoch" not in stderr
@@ -102,20 +102,20 @@ def test_ctrl_c_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
     assert 1 <= reached < 500
     assert f"epoch {results['best_epoch']} of {reached}" in stdout
     network = load_checkpoint(tmp_path / "model_0.pth", name="v0").network()
-    faces = load_faces(pictures, "validation")
+    faces = load_faces(images, "validation")
     right = predict_logits(network, torch.from_numpy(faces.faces)).argmax(1).numpy() == faces.labels
     assert right.mean() == pytest.approx(max(results["test_acc"]))
     assert not list(tmp_path.glob("*.resume.pth"))
 
-    again = _train(pictures, tmp_path, "--epochs", "500", "--finish")
+    again = _train(images, tmp_path, "--epochs", "500", "--finish")
     _, stderr = again.communicate(timeout=300)
     assert again.returncode == 1
     assert "no stopped run at" in stderr
     assert "Traceback" not in stderr
 
 
-def test_a_state_of_other_settings_is_refused(pictures: Path, tmp_path: Path) -> None:
-    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+def test_a_state_of_other_settings_is_refused(images: Path, tmp_path: Path) -> None:
+    faces = load_faces(images, "train"), load_faces(images, "validation")
     state = tmp_path / "state.resume.pth"
     cpu = torch.device("cpu")
     one = TINY.overridden(epochs=1)
@@ -155,7 +155,7 @@ class _StopAfter:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_ingredient_is_gone_on_with(pictures: Path, tmp_path: Path, device: str) -> None:
+def test_every_ingredient_is_gone_on_with(images: Path, tmp_path: Path, device: str) -> None:
     # What a resumed run must restore beyond the weights: the average and its steps, the optimizer's moments, the
     # place in the learning rate's cycle, the order, the augmentation, the pairs, the dropout, the best epoch.
     recipe = TINY.overridden(
@@ -165,7 +165,7 @@ def test_every_ingredient_is_gone_on_with(pictures: Path, tmp_path: Path, device
 
     def train(folder: Path, progress: _StopAfter | None = None, *, resume: bool = False) -> tuple[Path, list[float]]:
         where = torch.device(device)
-        done = train_model("v2", pictures, recipe, device=where, models_dir=folder, resume=resume, progress=progress)
+        done = train_model("v2", images, recipe, device=where, models_dir=folder, resume=resume, progress=progress)
         history = done.results.history
         return done.checkpoint, [*history.train_loss, *history.test_loss]
 
@@ -191,7 +191,7 @@ def test_a_single_face_is_no_batch() -> None:
 
 
 def test_maps_of_one_pixel_do_not_meet_a_single_face(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path, train=4, validation=1)  # 28 faces, of which batches of 9 leave one
+    root = write_images(tmp_path, train=4, validation=1)  # 28 faces, of which batches of 9 leave one
     faces = load_faces(root, "train"), load_faces(root, "validation")
     recipe = TINY.overridden(epochs=1, batch_size=9, small_size=32, small_until=1.0)
     run = Trainer(create_network("v1"), *faces, recipe, device=torch.device("cpu"), seed=0)
@@ -199,17 +199,17 @@ def test_maps_of_one_pixel_do_not_meet_a_single_face(tmp_path: Path) -> None:
     assert run.history.epochs == 1
 
 
-def test_the_last_face_is_trained_on_beyond_a_chunk(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_face_is_trained_on_beyond_a_chunk(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 168 faces in batches of 167, a chunk each: the one that is left belongs to the chunk before it.
     monkeypatch.setattr("fer_train.loop.trainer._CHUNK", 167)
-    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+    faces = load_faces(images, "train"), load_faces(images, "validation")
     run = Trainer(create_network("v0"), *faces, TINY.overridden(batch_size=167), device=torch.device("cpu"), seed=0)
     (batch,) = run._batches(None)
     assert sorted(batch.indices.tolist()) == list(range(168))
 
 
-def test_too_little_for_the_processes_is_said(pictures: Path) -> None:
-    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+def test_too_little_for_the_processes_is_said(images: Path) -> None:
+    faces = load_faces(images, "train"), load_faces(images, "validation")
     world = World(rank=1, size=17)
     with pytest.raises(DataError, match=r"16 faces is too small for 17 processes.*--batch-size 17"):
         Trainer(create_network("v0"), *faces, TINY, device=torch.device("cpu"), seed=0, world=world)
@@ -222,8 +222,8 @@ def test_too_little_for_the_processes_is_said(pictures: Path) -> None:
         )
 
 
-def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(pictures: Path) -> None:
-    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(images: Path) -> None:
+    faces = load_faces(images, "train"), load_faces(images, "validation")
 
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
@@ -244,8 +244,8 @@ def test_one_cycle_rises_and_falls_to_zero_as_worked_by_hand() -> None:
     assert rates[9] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_an_epoch_trains_on_every_face_once(pictures: Path) -> None:
-    faces = load_faces(pictures, "train"), load_faces(pictures, "validation")
+def test_an_epoch_trains_on_every_face_once(images: Path) -> None:
+    faces = load_faces(images, "train"), load_faces(images, "validation")
     run = Trainer(create_network("v0"), *faces, TINY, device=torch.device("cpu"), seed=0)
     seen = torch.cat([batch.indices for batch in run._batches(None)])
     assert sorted(seen.tolist()) == list(range(len(faces[0])))
@@ -254,7 +254,7 @@ def test_an_epoch_trains_on_every_face_once(pictures: Path) -> None:
 
 
 def test_a_training_without_a_finite_loss_stops_and_writes_no_model(tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "data", train=8, validation=2)
+    data = write_images(tmp_path / "data", train=8, validation=2)
     recipe = Recipe(epochs=3, batch_size=8, optimizer="sgd", lr=1e30, augmentation="none")
     with pytest.raises(DivergedError, match=r"the loss of epoch \d is (nan|inf).*lower --lr than 1e\+30"):
         train_model("v0", data, recipe, models_dir=tmp_path / "models")

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tests.train.pictures import write_pictures
+from tests.train.images import write_images
 
 from fer_runtime.errors import CheckpointError, DataError, DownloadError
 from fer_train.checkpoints import Checkpoint, load_checkpoint, load_state_dict, save_checkpoint
@@ -36,7 +36,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("faces"), train=4, validation=2)
+    return write_images(tmp_path_factory.mktemp("faces"), train=4, validation=2)
 
 
 def test_pretraining_gives_all_layers_but_the_last_to_a_training_on_faces(faces: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_file_that_lacks_layers_is_no_start(faces: Path, tmp_path: Path) -> No
         train_model("v1", faces, STANDING, weights=str(tmp_path / "part.pth"), models_dir=tmp_path)
 
 
-def test_a_class_of_one_picture_is_named_before_pretraining(tmp_path: Path) -> None:
+def test_a_class_of_one_image_is_named_before_pretraining(tmp_path: Path) -> None:
     for name, count in (("cats", 6), ("dogs", 1)):
         (tmp_path / "things" / name).mkdir(parents=True)
         for number in range(count):
@@ -158,9 +158,9 @@ def test_a_start_or_teacher_that_is_not_there_is_named(faces: Path, tmp_path: Pa
             train_model("v0", faces, STANDING, models_dir=tmp_path, **options)
 
 
-def test_a_class_without_a_picture_left_is_named(tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "data", train=4, validation=2)
-    # Validation holds all fear pictures of train, so that dropping duplicates leaves none.
+def test_a_class_without_a_image_left_is_named(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", train=4, validation=2)
+    # Validation holds all fear images of train, so that dropping duplicates leaves none.
     for file in next(data.rglob("train/fear")).iterdir():
         (next(data.rglob("validation/fear")) / f"copy_{file.name}").write_bytes(file.read_bytes())
     with pytest.raises(DataError, match=r"no training image of fear left.*--drop none"):

@@ -1,4 +1,4 @@
-"""A look at labelled pictures before they teach anything: copies, contradictions, and what is no face."""
+"""A look at labelled images before they teach anything: copies, contradictions, and what is no face."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from fer_train.data.folders import LabelledFaces, Uint8Array
 
 FloatArray = npt.NDArray[np.float32]
 
-# Cosine similarity of 16 x 16 thumbnails, mean taken off, above which two pictures are near duplicates:
+# Cosine similarity of 16 x 16 thumbnails, mean taken off, above which two images are near duplicates:
 # the same photograph stored twice, not two photographs of one person.
 _NEAR = 0.995
 _THUMBNAIL = 16
-_BLANK_STD = 8.0  # gray levels; a picture flatter than this shows nothing
-_COMMON = 0.95  # share of the variance that counts as what pictures have in common
-_STRANGEST = 48  # pictures of the contact sheet's last row
-_CHUNK = 1024  # pictures whose contrast is computed at once, in float64
+_BLANK_STD = 8.0  # gray levels; a image flatter than this shows nothing
+_COMMON = 0.95  # share of the variance that counts as what images have in common
+_STRANGEST = 48  # images of the contact sheet's last row
+_CHUNK = 1024  # images whose contrast is computed at once, in float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Pictures that are equal, or nearly."""
+    """Images that are equal, or nearly."""
 
     paths: tuple[str, ...]  # "train/happy/1.jpg"
-    labels: tuple[str, ...]  # of the pictures, in the same order
+    labels: tuple[str, ...]  # of the images, in the same order
 
     @property
     def has_conflict(self) -> bool:
@@ -52,7 +52,7 @@ class Group:
 class Audit:
     """What was found. Paths begin with their split."""
 
-    counts: dict[str, dict[str, int]]  # pictures per class and split
+    counts: dict[str, dict[str, int]]  # images per class and split
     exact: tuple[Group, ...]  # byte-identical files
     # Pairs that look the same and are not byte-identical: the two first, then the identical copies of both.
     near: tuple[Group, ...]
@@ -61,7 +61,7 @@ class Audit:
 
     @property
     def spare(self) -> int:
-        """Pictures that stand there although an identical one does already."""
+        """Images that stand there although an identical one does already."""
         return sum(len(group.paths) - 1 for group in self.exact)
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Audit:
         found = self.to_dict()
         lines += [
             "",
-            f"byte-identical   {found['exact_groups']} groups, {found['exact_spare']} pictures to spare; "
+            f"byte-identical   {found['exact_groups']} groups, {found['exact_spare']} images to spare; "
             f"{found['exact_conflicts']} groups under two labels, {found['exact_across_splits']} in both splits",
             f"nearly the same  {found['near_pairs']} pairs more; {found['near_conflicts']} under two labels, "
             f"{found['near_across_splits']} in both splits",
@@ -119,7 +119,7 @@ def audit_faces(train: LabelledFaces, validation: LabelledFaces) -> Audit:
         )
         return group((*first, *(index for index in (*one, *other) if index not in first)))
 
-    # One of each group of equal pictures is enough to compare.
+    # One of each group of equal images is enough to compare.
     distinct = np.array([copies[0] for copies in _shown_copies(faces, digests)], dtype=np.int64)
     return Audit(
         counts={split: part.counts for split, part in splits.items()},
@@ -131,11 +131,11 @@ def audit_faces(train: LabelledFaces, validation: LabelledFaces) -> Audit:
 
 
 def near_copies(faces: Uint8Array, file_sha256: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-    """Pairs of pictures that look the same in different files: of both, the indices of all byte-identical copies.
+    """Pairs of images that look the same in different files: of both, the indices of all byte-identical copies.
 
     Args:
-        faces: uint8 (pictures, size, size).
-        file_sha256: of each picture's file.
+        faces: uint8 (images, size, size).
+        file_sha256: of each image's file.
     """
     groups = _shown_copies(faces, file_sha256)
     distinct = np.array([copies[0] for copies in groups], dtype=np.int64)
@@ -143,7 +143,7 @@ def near_copies(faces: Uint8Array, file_sha256: Sequence[str]) -> list[tuple[lis
 
 
 def _copies(file_sha256: Sequence[str]) -> list[list[int]]:
-    """Indices of the pictures by their file, in the order of the first ones."""
+    """Indices of the images by their file, in the order of the first ones."""
     by_digest: dict[str, list[int]] = defaultdict(list)
     for index, digest in enumerate(file_sha256):
         by_digest[digest].append(index)
@@ -151,13 +151,13 @@ def _copies(file_sha256: Sequence[str]) -> list[list[int]]:
 
 
 def _shown_copies(faces: Uint8Array, file_sha256: Sequence[str]) -> list[list[int]]:
-    """The same without blank pictures, each of which is like every other."""
+    """The same without blank images, each of which is like every other."""
     blank = _is_blank(faces)
     return [copies for copies in _copies(file_sha256) if not blank[copies[0]]]
 
 
 def _is_blank(faces: Uint8Array) -> npt.NDArray[np.bool_]:
-    """Whether each picture shows nothing, (pictures,)."""
+    """Whether each image shows nothing, (images,)."""
     flat = faces.reshape(len(faces), -1)
     # numpy computes in float64, 600 MB for the whole of FER2013.
     contrast = [flat[start : start + _CHUNK].std(1) for start in range(0, len(flat), _CHUNK)]
@@ -166,10 +166,10 @@ def _is_blank(faces: Uint8Array) -> npt.NDArray[np.bool_]:
 
 
 def near_pairs(faces: Uint8Array, *, similarity: float = _NEAR) -> list[tuple[int, int]]:
-    """Pairs of pictures whose small copies are all but equal up to brightness and contrast.
+    """Pairs of images whose small copies are all but equal up to brightness and contrast.
 
     Args:
-        faces: uint8 (pictures, size, size).
+        faces: uint8 (images, size, size).
         similarity: least cosine of the angle between two small copies, their means taken off.
     """
     small = _thumbnails(faces)
@@ -182,7 +182,7 @@ def near_pairs(faces: Uint8Array, *, similarity: float = _NEAR) -> list[tuple[in
 
 
 def strangest(faces: Uint8Array) -> npt.NDArray[np.int64]:
-    """Indices by how badly a picture is made up of what the others have in common, the worst first.
+    """Indices by how badly a image is made up of what the others have in common, the worst first.
 
     What is left of a small copy after its projection on the first principal components of all.
     """
@@ -203,17 +203,17 @@ def write_audit(audit: Audit, folder: Path, train: LabelledFaces, validation: La
     """Write `audit.json` and the contact sheet `audit.png`; the paths of both."""
     report, sheet = folder / "audit.json", folder / "audit.png"
     write_atomically(report, json.dumps(audit.to_dict(), indent=1, ensure_ascii=True) + "\n")
-    pictures = {
+    images = {
         f"{split}/{path}": face
         for split, part in (("train", train), ("validation", validation))
         for path, face in zip(part.paths, part.faces, strict=True)
     }
-    write_image(sheet, _draw_sheet(audit, pictures))
+    write_image(sheet, _draw_sheet(audit, images))
     return report, sheet
 
 
 def _thumbnails(faces: Uint8Array) -> FloatArray:
-    """Unit vectors float32 (pictures, 256) of small copies without their mean."""
+    """Unit vectors float32 (images, 256) of small copies without their mean."""
     flat = np.empty((len(faces), _THUMBNAIL * _THUMBNAIL), np.float32)
     for row, face in zip(flat, faces, strict=True):
         row[:] = cv2.resize(face, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA).ravel()
@@ -223,9 +223,9 @@ def _thumbnails(faces: Uint8Array) -> FloatArray:
 
 
 def _sheet_rows(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Contradictions, copies across the splits, near copies, blank and strange pictures.
+    """Contradictions, copies across the splits, near copies, blank and strange images.
 
-    A title each, and examples: the path of a picture and what is written under it.
+    A title each, and examples: the path of a image and what is written under it.
     """
     conflicts = [group for group in audit.exact if group.has_conflict]
     across = [group for group in audit.exact if group.crosses_splits]
@@ -246,7 +246,7 @@ def _sheet_rows(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
     ]
 
 
-def _draw_sheet(audit: Audit, pictures: dict[str, Uint8Array]) -> Uint8Array:
+def _draw_sheet(audit: Audit, images: dict[str, Uint8Array]) -> Uint8Array:
     rows = _sheet_rows(audit)
     columns, side, caption, header, shown = 12, 96, 20, 34, 48
     height = sum(header + -(-min(len(row), shown) // columns) * (side + caption) for _, row in rows) + 8
@@ -257,7 +257,7 @@ def _draw_sheet(audit: Audit, pictures: dict[str, Uint8Array]) -> Uint8Array:
         top += header
         for number, (path, text) in enumerate(row[:shown]):
             x, y = 8 + number % columns * (side + 8), top + number // columns * (side + caption)
-            page[y : y + side, x : x + side] = cv2.resize(pictures[path], (side, side), interpolation=cv2.INTER_CUBIC)
+            page[y : y + side, x : x + side] = cv2.resize(images[path], (side, side), interpolation=cv2.INTER_CUBIC)
             cv2.putText(page, text, (x, y + side + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, 30, 1, cv2.LINE_AA)
         top += -(-min(len(row), shown) // columns) * (side + caption)
     return page

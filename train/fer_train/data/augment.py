@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of faces: a few tensor operations instead of a loop over pictures."""
+"""Augmentation of whole batches of faces: a few tensor operations instead of a loop over images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _faces(
 ) -> Tensor:
     """Args in the units of a face: `degrees` of rotation, `scale` and `shift` as fractions of its side."""
     count, size = faces.shape[0], faces.shape[1]
-    pictures = faces.to(torch.float32).div_(255.0)[:, None]
+    images = faces.to(torch.float32).div_(255.0)[:, None]
 
     angle = _uniform(count, -degrees, degrees, faces, generator) * (math.pi / 180)
     zoom = 1 / (1 + _uniform(count, -scale, scale, faces, generator))
@@ -53,11 +53,11 @@ def _faces(
     theta = torch.stack([torch.stack([cos * mirror, -sin, right], 1), torch.stack([sin * mirror, cos, down], 1)], 1)
     grid = F.affine_grid(theta, [count, 1, size, size], align_corners=False)
     # FER2013 crops are tight: repeating the border shows the network less nonsense than black corners.
-    pictures = F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     gain = 1 + _uniform(count, -light, light, faces, generator)[:, None, None]
     offset = _uniform(count, -light, light, faces, generator)[:, None, None]
-    planes = pictures[:, 0]
+    planes = images[:, 0]
     mean = planes.mean((1, 2), keepdim=True)
     planes = ((planes - mean) * gain + mean + offset).clamp_(0.0, 1.0)
     if erased > 0:

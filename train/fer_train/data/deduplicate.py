@@ -1,4 +1,4 @@
-"""Which training pictures are left out: those that teach the same thing twice, or two things at once."""
+"""Which training images are left out: those that teach the same thing twice, or two things at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ KINDS = ("duplicates", "conflicts", "near")
 
 
 def training_indices_without(train: LabelledFaces, validation: LabelledFaces, kinds: Collection[str]) -> Int64Array:
-    """Indices of the training pictures that stay. Nothing is deleted on disk.
+    """Indices of the training images that stay. Nothing is deleted on disk.
 
-    "duplicates" leaves out pictures that also stand in validation, and all but the first of equal
-    ones; "conflicts" leaves out pictures that stand under two labels, every copy of them. Equal
-    means byte-identical files. "near" leaves out pictures that look the same as one of validation, and
+    "duplicates" leaves out images that also stand in validation, and all but the first of equal
+    ones; "conflicts" leaves out images that stand under two labels, every copy of them. Equal
+    means byte-identical files. "near" leaves out images that look the same as one of validation, and
     both of two that look the same under two labels, where the files differ (as `fer-train --audit` counts them).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: two faces become one picture with both their labels, so that none can be learned by heart."""
+"""Mixup and CutMix: two faces become one image with both their labels, so that none can be learned by heart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Mixed:
 
     planes: Tensor  # float32 (batch, size, size)
     partners: Tensor  # int64 (batch,), place in the batch of each face's second half
-    share: Tensor  # float32 (batch,), how much of each picture is its own face
+    share: Tensor  # float32 (batch,), how much of each image is its own face
 
 
 def mix(planes: Tensor, generator: Generator, *, mixup: float, cutmix: float) -> Mixed:

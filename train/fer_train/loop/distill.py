@@ -1,7 +1,7 @@
 """Teachers' answers, for a student to learn from (Hinton et al., arXiv 1503.02531).
 
 `FaceAnswers` are given once for every face and its mirror image, and cost nothing afterwards. `ImageAnswers` are
-given for the very pictures that the student sees, augmented and mixed, in every step: such a consistent teacher teaches
+given for the very images that the student sees, augmented and mixed, in every step: such a consistent teacher teaches
 more, the more so the longer the training (Beyer et al., arXiv 2106.05237).
 """
 
@@ -31,7 +31,7 @@ from fer_train.networks.registry import predict_logits
 
 
 class Teachers(Protocol):
-    """Whatever answers for the pictures of a batch."""
+    """Whatever answers for the images of a batch."""
 
     def probabilities(self, batch: Batch, temperature: float) -> Tensor:
         """What the student aims at, float32 (share, classes)."""
@@ -49,7 +49,7 @@ class FaceAnswers:
         self._logits = logits
 
     def probabilities(self, batch: Batch, temperature: float) -> Tensor:
-        """Of a mixed picture, both faces' answers by their shares."""
+        """Of a mixed image, both faces' answers by their shares."""
         answers = F.softmax(self._logits[batch.indices] / temperature, 1)
         if batch.partners is None or batch.own is None:
             return answers
@@ -57,7 +57,7 @@ class FaceAnswers:
 
 
 class ImageAnswers:
-    """Answers to the pictures themselves: a forward pass of every teacher in every step.
+    """Answers to the images themselves: a forward pass of every teacher in every step.
 
     Args:
         networks: on the training's device, in eval mode.
@@ -68,10 +68,10 @@ class ImageAnswers:
 
     def probabilities(self, batch: Batch, temperature: float) -> Tensor:
         """Softmax of the teachers' mean logits."""
-        device = batch.pictures.device
+        device = batch.images.device
         # no_grad: tensors of inference_mode cannot take part in the student's backward pass.
         with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=supports_bf16(device)):
-            logits = torch.stack([network(batch.pictures).float() for network in self._networks]).mean(0)
+            logits = torch.stack([network(batch.images).float() for network in self._networks]).mean(0)
         return F.softmax(logits / temperature, 1)
 
 
@@ -97,10 +97,10 @@ class ExportedTeacher(nn.Module):
                 f"{', '.join(EXPRESSIONS)}"
             )
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        faces = (pictures[:, 0] * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+    def forward(self, images: Tensor) -> Tensor:
+        faces = (images[:, 0] * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
         probabilities = torch.from_numpy(self._recognizer.classify(faces))
-        return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log().to(pictures.device)
+        return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log().to(images.device)
 
 
 def load_teachers(files: Sequence[Path], faces: LabelledFaces, device: torch.device, *, views: str) -> Teachers:
@@ -108,13 +108,13 @@ def load_teachers(files: Sequence[Path], faces: LabelledFaces, device: torch.dev
 
     Args:
         faces: that the student learns from.
-        views: "faces" asks the teachers about every face once, "pictures" about every picture that the student sees.
+        views: "faces" asks the teachers about every face once, "images" about every image that the student sees.
 
     Raises:
         CheckpointError: a checkpoint cannot be read.
         ModelFileError: an .onnx file cannot.
     """
-    if views == "pictures":
+    if views == "images":
         return ImageAnswers([_load(path, device) for path in files])
     return FaceAnswers(face_logits(files, faces, device).to(device))
 
@@ -134,8 +134,8 @@ def face_logits(files: Sequence[Path], faces: LabelledFaces, device: torch.devic
             logits = torch.from_numpy(np.load(cached, allow_pickle=False))
         except (OSError, ValueError, EOFError):
             network = _load(file, device)
-            pictures = torch.from_numpy(faces.faces).to(device)
-            logits = (predict_logits(network, pictures) + predict_logits(network, pictures, flip=True)) / 2
+            images = torch.from_numpy(faces.faces).to(device)
+            logits = (predict_logits(network, images) + predict_logits(network, images, flip=True)) / 2
             # A cache folder that cannot be written costs the next run a pass, this one nothing.
             with suppress(OSError), replaced_atomically(cached) as partial, partial.open("wb") as stream:
                 np.save(stream, logits.numpy())

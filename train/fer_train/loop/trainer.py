@@ -87,7 +87,7 @@ class Trainer:
         starts_trained: whether the network's first weights are worth keeping: they count as epoch 0.
 
     Raises:
-        DataError: a class has no picture, or a batch fewer faces than there are processes.
+        DataError: a class has no image, or a batch fewer faces than there are processes.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Trainer:
         self._identity = identity or {}
         self._starts_trained = starts_trained
         self._autocast_bf16 = supports_bf16(device)
-        # Convolutions run a third faster on channels-last pictures, on CPUs and GPUs alike.
+        # Convolutions run a third faster on channels-last images, on CPUs and GPUs alike.
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cpu" and not self._autocast_bf16:
             use_matrix_products(self.network)
@@ -233,7 +233,7 @@ class Trainer:
         )
 
     def _train_epoch(self, epoch: int, progress: Progress) -> tuple[float, float]:
-        """Loss (mean per face) and accuracy on the augmented pictures."""
+        """Loss (mean per face) and accuracy on the augmented images."""
         self._spread.train()
         recipe, total = self.recipe, len(self._targets)
         step = (epoch - 1) * self._steps_per_epoch
@@ -249,7 +249,7 @@ class Trainer:
                 group["lr"] = learning_rate(recipe, step, self._steps_per_epoch * recipe.epochs)
             step += 1
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast_bf16):
-                logits = self._spread(batch.pictures)
+                logits = self._spread(batch.images)
             logits = logits.float()
             loss = self._loss(logits, batch)
             self.optimizer.zero_grad(set_to_none=True)
@@ -283,16 +283,16 @@ class Trainer:
             planes = augmentation(self._faces[chunk], self._generator)
             if size is not None:
                 planes = F.interpolate(planes[:, None], (size, size), mode="area")[:, 0]
-            for pictures, indices in zip(torch.split(planes, sizes), torch.split(chunk, sizes), strict=True):
+            for images, indices in zip(torch.split(planes, sizes), torch.split(chunk, sizes), strict=True):
                 targets = self._targets[indices]
                 partners = own = None
                 if mixed:
                     # Before the batch is shared out, so that any number of processes mixes the same pairs.
-                    result = mix(pictures, self._generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
-                    pictures, partners, own = result.planes, indices[result.partners], result.share
+                    result = mix(images, self._generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
+                    images, partners, own = result.planes, indices[result.partners], result.share
                     targets = torch.lerp(self._targets[partners], targets, own[:, None])
                 yield Batch(
-                    pictures=pictures[share, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last),
+                    images=images[share, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last),
                     targets=targets[share],
                     indices=indices[share],
                     faces=len(indices),
@@ -346,7 +346,7 @@ class Trainer:
             if differing := sorted(key for key, value in identities[0].items() if identity.get(key) != value):
                 raise DataError(
                     f"process {rank} has another {', '.join(differing)} than process 0; give every machine "
-                    "the same options, pictures and files"
+                    "the same options, images and files"
                 )
 
     def _restore(self, content: bytes, path: Path) -> None:

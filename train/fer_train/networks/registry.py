@@ -53,7 +53,7 @@ def predict_logits(network: nn.Module, faces: Tensor, *, flip: bool = False) -> 
     rows = []
     with torch.inference_mode():
         for batch in torch.split(faces, _EVALUATION_BATCH):
-            pictures = to_network_input(batch.flip(-1) if flip else batch)
-            rows.append(network(pictures.contiguous(memory_format=torch.channels_last)).float().cpu())
+            images = to_network_input(batch.flip(-1) if flip else batch)
+            rows.append(network(images.contiguous(memory_format=torch.channels_last)).float().cpu())
     network.train(was_training)
     return torch.cat(rows)
