@@ -130,7 +130,7 @@ class Trainer:
         # The whole data set lives on the device: FER2013 is 66 MB, and no epoch waits for a loader.
         self._faces = torch.from_numpy(train.faces).to(device)
         targets = learning_targets(train, recipe)
-        self._targets = torch.from_numpy(targets).to(device)
+        self._targets = torch.from_numpy(targets).to(device, torch.float32)
         self._teachers = teachers
         self._validation_faces = torch.from_numpy(validation.faces).to(device)
         self._validation = validation
