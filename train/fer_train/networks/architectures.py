@@ -37,8 +37,10 @@ ARCHITECTURES = Registry[Architecture](
         recipes={
             "best": replace(
                 BEST,
+                epochs=45,
                 dropout=0.0,  # it cannot learn its images by heart
                 balance=0.0,
+                logit_adjustment=0.2,
                 label_smoothing=0.0,  # the votes are soft already
                 drop=("duplicates",),  # equal images under two labels have equal votes
                 teacher_weight=0.5,
@@ -79,7 +81,7 @@ ARCHITECTURES = Registry[Architecture](
                 epochs=40,
                 weight_decay=0.05,
                 mixup=0.2,
-                mix_until=0.8,
+                logit_adjustment=-0.4,
                 label_smoothing=0.0,  # the votes are soft already
                 drop=("duplicates",),  # equal images under two labels have equal votes
             )
