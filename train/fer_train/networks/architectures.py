@@ -61,6 +61,7 @@ ARCHITECTURES = Registry[Architecture](
                 lr=1e-3,
                 ema_decay=0.99,  # of 106 steps an epoch
                 small_size=36,
+                teacher_weight=0.3,  # v3 answers as the raters do, and v1 is to learn FER2013's labels
             ),
         },
     ),
