@@ -28,13 +28,13 @@ ROWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("without augmentation", ("augmentation=none",)),
     ("AutoAugment instead of light augmentation", ("augmentation=autoaugment",)),
     ("stronger augmentation, with erasing", ("augmentation=faces",)),
-    ("without label smoothing", ("label_smoothing=0",)),
-    ("without weight averaging", ("ema_decay=0",)),
+    ("with label smoothing", ("label_smoothing=0.05",)),
+    ("without EMA", ("ema_decay=0",)),
     ("constant learning rate 1e-3 instead of one-cycle", ("schedule=constant", "lr=0.001")),
     ("without weight decay", ("weight_decay=0",)),
-    ("without dropout", ("dropout=0",)),
+    ("with dropout", ("dropout=0.25",)),
     ("with mixup", ("mixup=0.2",)),
-    ("with duplicates and conflicts", ("drop=none",)),
+    ("with duplicates", ("drop=none",)),
 )
 
 
