@@ -283,7 +283,8 @@ def _export(options: ExportRun) -> None:
 
 
 def _site(options: SiteRun) -> None:
-    from fer_export.site.write import create_server, write_site
+    from fer_export.site.server import create_server
+    from fer_export.site.write import write_site
     from fer_runtime.model.find import find_model
 
     if len(options.precisions) > 1:

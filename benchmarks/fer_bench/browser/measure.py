@@ -270,7 +270,7 @@ def _golden_faces(model: Path) -> list[str]:
 
 @contextmanager
 def _served(folder: Path) -> Iterator[str]:
-    from fer_export.site.write import create_server
+    from fer_export.site.server import create_server
 
     with create_server(folder, port=0, headers=_FINE_CLOCK) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -11,11 +11,8 @@ import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
 
 from fer_runtime import __version__
 from fer_runtime.detectors.yunet_file import ADVICE
@@ -74,7 +71,6 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 Photographs (folder samples): public domain, see samples/CREDITS.md.
 """
 _NPM_SECONDS = 300
-_FIRST_PORT = 8000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,50 +222,3 @@ def read_npm_package(path: Path, wanted: set[str]) -> dict[str, bytes]:
 
 def _integrity(content: bytes) -> str:
     return "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    """Static files with their right types, whatever the system's own table says."""
-
-    protocol_version = "HTTP/1.1"
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | {
-        ".js": "text/javascript",
-        ".mjs": "text/javascript",
-        ".json": "application/json",
-        ".css": "text/css",
-        ".svg": "image/svg+xml",
-        ".wasm": "application/wasm",
-    }
-    extra_headers: ClassVar[dict[str, str]] = {}
-
-    def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        for name, value in self.extra_headers.items():
-            self.send_header(name, value)
-        super().end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silent: a page's own requests are no news."""
-
-
-def create_server(
-    folder: Path, *, port: int | None = None, headers: dict[str, str] | None = None
-) -> ThreadingHTTPServer:
-    """A server of `folder` on this machine's loopback address only; `serve_forever` starts it.
-
-    Args:
-        port: None takes 8000, or any free one where 8000 is taken.
-        headers: sent with every answer besides the usual ones.
-    """
-    handler = type("_SiteHandler", (_Handler,), {"extra_headers": headers or {}})
-
-    def listen(number: int) -> ThreadingHTTPServer:
-        return ThreadingHTTPServer(("127.0.0.1", number), partial(handler, directory=str(folder)))
-
-    if port is not None:
-        return listen(port)
-    try:
-        return listen(_FIRST_PORT)
-    except OSError:
-        return listen(0)

@@ -24,10 +24,10 @@ from tests.conftest import CHECKOUT
 from tests.runtime.tiny_models import write_band_model
 
 from fer_export.cli import main
+from fer_export.site.server import create_server
 from fer_export.site.write import (
     ORT_WEB_INTEGRITY,
     ORT_WEB_VERSION,
-    create_server,
     fetch_npm_package,
     write_site,
 )
@@ -458,11 +458,6 @@ def test_other_contents_give_the_offline_copy_another_version(ort_web: Path, tmp
         write_site(tmp_path, model=MODELS / model, ort_web=ort_web)
         workers.append((tmp_path / "sw.js").read_text("utf-8"))
     assert workers[0] != workers[1]
-
-
-def test_the_server_listens_on_loopback_only(tmp_path: Path) -> None:
-    with create_server(tmp_path, port=0) as server:
-        assert server.server_address[0] == "127.0.0.1"
 
 
 def test_another_site_is_not_overwritten(ort_web: Path, tmp_path: Path) -> None:

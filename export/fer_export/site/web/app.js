@@ -1,4 +1,4 @@
-/** The page: pictures and camera frames in, boxes and bars out. What is done with a face is in face.js. */
+/** The page: images and camera frames in, boxes and bars out. What is done with a face is in face.js. */
 
 import { replayCertificate } from "./certificate.js";
 import { FACE_SIZE, FaceModel, ModelFileError, prepareFace } from "./face.js";
@@ -14,7 +14,7 @@ const SPOKEN_EVERY = 1000; // ms between changes that a screen reader is told
 const element = (id) => document.getElementById(id);
 const canvas = element("picture");
 const context = canvas.getContext("2d");
-const source = document.createElement("canvas"); // the picture or frame without boxes
+const source = document.createElement("canvas"); // the image or frame without boxes
 const sourceContext = source.getContext("2d", { willReadFrequently: true });
 const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true });
 
@@ -139,7 +139,12 @@ async function showPicture(blob, title, face = null) {
   try {
     bitmap = await createImageBitmap(blob);
   } catch {
-    fail(`${title} is no picture that this browser reads.`);
+    if (number === shown) fail(`${title} is no image that this browser reads.`);
+    return;
+  }
+  if (number !== shown) {
+    // A newer image or the camera came first; `source` is theirs.
+    bitmap.close();
     return;
   }
   const shrink = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
@@ -194,7 +199,7 @@ async function startCamera() {
     video.srcObject = null;
     fail(
       error.name === "NotAllowedError"
-        ? "The camera was not allowed. Allow it in the browser's settings for this page, or choose a picture."
+        ? "The camera was not allowed. Allow it in the browser's settings for this page, or choose an image."
         : `No camera can be used: ${error.message}`,
     );
     return;
@@ -211,7 +216,7 @@ async function startCamera() {
   granted.getVideoTracks()[0].addEventListener("ended", () => {
     if (stream !== granted) return;
     stopCamera();
-    fail("The camera gives no more pictures: it was unplugged, taken by another program or forbidden.");
+    fail("The camera gives no more images: it was unplugged, taken by another program or forbidden.");
   });
   const button = element("camera");
   button.textContent = "Stop camera";
@@ -224,7 +229,7 @@ async function startCamera() {
     try {
       await answerFrame(number, follower);
     } catch (error) {
-      fail(`The camera's picture cannot be read: ${error.message}`);
+      fail(`The camera's image cannot be read: ${error.message}`);
       stopCamera();
     }
     await nextFrame();
