@@ -234,7 +234,7 @@ def test_the_command_has_one_writer_and_resumes(images: Path, tmp_path: Path, en
     # The second process asked when the download of the first one was there.
     assert downloads.read_text().split() == ["begun", "done"] * 2
     options += ["--data", images]
-    assert run.stdout.count("validation accuracy") == 1
+    assert run.stdout.count("validation: accuracy") == 1
     assert [path.name for path in sorted((tmp_path / "models").iterdir())] == ["model_0.pth", "model_0_results.json"]
     results = json.loads((tmp_path / "models" / "model_0_results.json").read_text())
     assert results["settings"]["processes"] == 2

@@ -59,7 +59,7 @@ def test_it_learns_and_keeps_the_best_epoch(images: Path, tmp_path: Path) -> Non
 
 def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _train(images, whole).wait(120)
+    _train(images, whole).wait(300)
     process = _train(images, killed)
     # Killed for real, once a first epoch has left its state but before the last one.
     assert process.stderr is not None
