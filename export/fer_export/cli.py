@@ -17,6 +17,7 @@ from fer_runtime.command import (
     RunOptions,
     needs_extra,
     option_group,
+    own_name,
     take_options,
 )
 from fer_runtime.errors import ModelFileError
@@ -46,6 +47,7 @@ class ExportRun(RunOptions):
     title: ClassVar[str] = "an export"
 
     model: str | None
+    name: str | None
     precisions: tuple[Precision, ...]
     checkpoint: Path | None
     labels: tuple[str, ...] | None
@@ -78,6 +80,7 @@ class SiteRun(RunOptions):
 
     site: Path
     model: str | None  # None: the best that is there
+    name: str | None  # of a model of one's own
     precisions: tuple[Precision, ...]
     models_dir: Path
     serve: bool
@@ -111,6 +114,13 @@ _RULES = (
         "--model",
         type=RegistryChoice(ARCHITECTURES),
         help="Network.",
+    ),
+    click.option(
+        "--name",
+        callback=own_name,
+        metavar="NAME",
+        help="A model of your own: read NAME.pth, write NAME.onnx. [default: the network's files, such as "
+        "model_v3.pth]",
     ),
     click.option(
         "--precision",
@@ -222,6 +232,7 @@ def main(**given: Any) -> None:
     \b
     fer-export --model v0                                         compares on made-up faces
     fer-export --model v0 --data data --precision fp32 --precision int8
+    fer-export --model v3 --name mine --data data                 models/mine.pth to models/mine.onnx
     fer-export --inspect models/model_0.onnx
     fer-export --model v0 --site site --serve                     the model in a browser
 
@@ -259,6 +270,7 @@ def _export(options: ExportRun) -> None:
     try:
         report = export_model(
             options.model,
+            own_name=options.name,
             precisions=options.precisions or ("fp32",),
             checkpoint=options.checkpoint,
             labels=options.labels,
@@ -291,12 +303,12 @@ def _site(options: SiteRun) -> None:
         raise click.UsageError("--site runs one model; give --precision once")
     precision = options.precisions[0] if options.precisions else "int8"
     try:
-        path = find_model(options.model, precision=precision, models_dir=options.models_dir)
+        path = find_model(options.name or options.model, precision=precision, models_dir=options.models_dir)
     except ModelFileError:
         if options.precisions:
             raise
         # A model whose int8 file did not pass its gate has none.
-        path = find_model(options.model, precision="fp32", models_dir=options.models_dir)
+        path = find_model(options.name or options.model, precision="fp32", models_dir=options.models_dir)
     written = write_site(options.site, model=path, ort_web=options.ort_web, yunet=options.yunet)
     finder = "YuNet finds the faces" if written.has_detector else "a frame for one face; --yunet FILE finds faces"
     click.echo(f"{options.site}  {path.name}, {written.site_bytes / 1e6:.1f} MB, {finder}")

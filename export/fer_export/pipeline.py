@@ -85,6 +85,7 @@ class Candidate:
 def export_model(
     name: str,
     *,
+    own_name: str | None = None,
     precisions: Sequence[Precision] = ("fp32",),
     checkpoint: Path | None = None,
     labels: Sequence[str] | None = None,
@@ -102,6 +103,7 @@ def export_model(
 
     Args:
         name: of the network, such as "v0".
+        own_name: what the files are called, such as "mine"; the network's own name by default.
         precisions: which files to write.
         checkpoint: trained weights; the model's own in `models_dir` by default.
         labels: order of the checkpoint's logits, where the file does not say it; None assumes that of EXPRESSIONS.
@@ -126,6 +128,7 @@ def export_model(
     wanted = [one for one in REPLAY_TOLERANCES if one in precisions]
     subject, fp32 = prepare(
         name,
+        own_name=own_name,
         wanted=wanted,
         checkpoint=checkpoint,
         labels=labels,
@@ -174,7 +177,7 @@ def export_model(
         models=tuple(models),
         calibration=subject.calibration,
         coverage=subject.coverage,
-        path=parity_path(models_dir, name),
+        path=parity_path(models_dir, own_name or name),
     )
     write_report(report, subject.checkpoint_sha256)
     refused = [one for one in models if not one.is_published]
@@ -196,6 +199,7 @@ def export_model(
 def prepare(
     name: str,
     *,
+    own_name: str | None = None,
     wanted: Sequence[Precision],
     checkpoint: Path | None = None,
     labels: Sequence[str] | None = None,
@@ -217,14 +221,15 @@ def prepare(
             "int8 needs labelled faces to set its ranges and to measure what it loses; "
             "give the dataset's root: fer-export --model " + name + " --precision int8 --data DIR"
         )
-    source = checkpoint or checkpoint_path(models_dir, name)
+    files = own_name or name
+    source = checkpoint or checkpoint_path(models_dir, files)
     loaded = load_checkpoint(source, name=name, labels=labels)
     trained = in_label_order(loaded, EXPRESSIONS)
     _check_writable(models_dir)
     sha256 = sha256_of(source)
     if not replace:
         for precision in wanted:
-            _check_replaceable(output_path(models_dir, name, precision, batch), sha256, source)
+            _check_replaceable(output_path(models_dir, files, precision, batch), sha256, source)
     validation = load_faces(data, "validation") if data is not None else None
     train = load_faces(data, "train") if data is not None and "int8" in wanted else None
     progress(f"{source}  {name}, " + (f"{len(validation)} labelled faces" if validation else "no labelled faces"))
@@ -235,7 +240,7 @@ def prepare(
     truth, labels_from = _labels(validation, votes)
     labelled = np.zeros((0, *_face_shape()), np.uint8) if validation is None else validation.faces
     labelled_logits = network_logits(trained, labelled)
-    calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, name)
+    calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, files)
     progress(f"exporting at opset {opset}")
     fp32 = _exported(trained, calibration, opset)
     progress("choosing golden faces")
@@ -243,6 +248,7 @@ def prepare(
     faces = np.concatenate([labelled, coverage.made_up])
     subject = Subject(
         name=name,
+        file_name=files,
         trained=trained,
         checkpoint_sha256=sha256,
         opset=opset,
@@ -444,7 +450,7 @@ def judge(
     unproven = _unproven(subject, outputs)
     return ExportedModel(
         precision=precision,
-        path=output_path(models_dir, subject.name, precision, subject.batch),
+        path=output_path(models_dir, subject.file_name, precision, subject.batch),
         is_published=False,
         model_bytes=len(candidate.content),
         parity=dataclasses.replace(report, checks=tuple(checks), unproven=unproven),

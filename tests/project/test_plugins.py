@@ -104,13 +104,13 @@ def test_an_architecture_and_an_augmentation_are_one_entry(folder: Path) -> None
     data = write_images(folder / "data", train=6, validation=3)
     assert "tiny: two layers" in " ".join(_run(folder, "fer_train", "--help").stdout.split())
     settings = ("--set", "augmentation=negative", "--epochs", 1, "--device", "cpu", "--no-plots")
-    _run(folder, "fer_train", "--model", "tiny", "--data", data, *settings)
-    assert (folder / "models" / "tiny.pth").is_file()
-    _run(folder, "fer_export", "--model", "tiny", "--data", data)
+    _run(folder, "fer_train", "--model", "tiny", "--name", "mine", "--data", data, *settings)
+    assert (folder / "models" / "mine.pth").is_file()
+    _run(folder, "fer_export", "--model", "tiny", "--name", "mine")
     listed = _run(folder, "fer_runtime", "--list-models").stdout
-    assert "tiny  fp32  models/tiny.onnx" in listed
-    said = _run(folder, "fer_runtime", sample_images()[0], "--model", "tiny", "--output", "rows.jsonl").stderr
-    assert said.startswith("models/tiny.onnx  fp32  CPU")
+    assert "mine  fp32  models/mine.onnx" in listed
+    said = _run(folder, "fer_runtime", sample_images()[0], "--model", "mine", "--output", "rows.jsonl").stderr
+    assert said.startswith("models/mine.onnx  fp32  CPU")
     row = json.loads((folder / "rows.jsonl").read_text())
     assert abs(sum(row["faces"][0]["probabilities"].values()) - 1) < 1e-5  # seven numbers of six decimals
 

@@ -44,7 +44,8 @@ REPLAY_TOLERANCES: dict[Precision, Tolerance] = {
 class Subject:
     """What all files of one run have in common."""
 
-    name: str
+    name: str  # of the network
+    file_name: str  # what the files are called, the network's name or one of its trainer's own
     trained: Checkpoint
     checkpoint_sha256: str
     opset: int

@@ -9,7 +9,6 @@ by a factor of ten and more.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import struct
@@ -176,6 +175,8 @@ def content_digest(content: bytes) -> str:
         ValueError: the bytes are no protobuf message.
     """
     reader = _Reader()
+    import hashlib  # loads OpenSSL, which a run of fer-infer does not need
+
     digest = hashlib.sha256()
     entries: dict[str, str] = {}
     for number, value, raw in reader.fields(memoryview(content)):
