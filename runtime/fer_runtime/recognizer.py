@@ -105,6 +105,7 @@ class Recognizer:
         self.detector_used = find_detector(detector, yunet=self._yunet)
         self._min_face = min_face
         self._detectors = threading.local()
+        self._shared_detector: Detector | None = None
         # Fails here for an unknown name or a file that is no YuNet, not in the middle of a folder.
         if detector != "auto" or yunet is not None:
             self._detector()
@@ -276,11 +277,14 @@ class Recognizer:
         return answer
 
     def _detector(self) -> Detector:
-        # OpenCV's cascades keep state between calls, so each thread has its own.
-        detector: Detector | None = getattr(self._detectors, "value", None)
+        # OpenCV's cascades keep state between calls, so each thread has its own; YuNet's session is for all threads.
+        detector: Detector | None = self._shared_detector or getattr(self._detectors, "value", None)
         if detector is None:
             detector = create_detector(self.detector_used, min_face=self._min_face, yunet=self._yunet)
-            self._detectors.value = detector
+            if getattr(detector, "is_thread_safe", False):
+                self._shared_detector = detector
+            else:
+                self._detectors.value = detector
         return detector
 
 

@@ -1,8 +1,7 @@
-"""A run over pictures on a Ray cluster: Ray Data hands parts to an actor pool, each actor a recognizer.
+"""A run over images on a Ray cluster: Ray Data hands shards to a pool of actors, each with a recognizer.
 
-A part is a fixed sequence of full blocks in the order of the paths, so that its rows have the bytes of a
-local run. It is written whole or not at all; an actor that dies midway leaves nothing, and another one makes
-the same part again.
+A shard is a fixed sequence of full blocks in the order of the paths, so that its rows have the bytes of a local run.
+It is written completely or not at all. An actor that dies leaves nothing of its shard, and another one makes it again.
 """
 
 from __future__ import annotations
@@ -50,12 +49,12 @@ from fer_runtime.system import available_cpus
 if TYPE_CHECKING:
     import pyarrow
 
-PART_SIZE = 1024  # pictures: a fifth of a second to a minute of work
-# Without --output the paths and rows of so many parts are in the cluster's memory, a few hundred bytes a picture.
+PART_SIZE = 1024  # images: a fifth of a second to a minute of work
+# Without --output the paths and rows of so many shards are in the cluster's memory, a few hundred bytes an image.
 _WAVE = 128
-# Ray's default is a third of the memory; paths and counts of the parts under way need little.
+# Ray's default is a third of the memory; paths and counts of the shards in work need little.
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
-# An object store answers after some 30 ms: one thread would read 33 pictures a second, the model takes 9,000.
+# An object store answers after some 30 ms: one thread would read 33 images a second, the model takes 9,000.
 _REMOTE_READERS = 32
 _COUNT_READERS = 16  # an object store answers each after some 20 ms
 
@@ -88,7 +87,7 @@ def pack_recognizer(recognizer: Recognizer, *, yunet: Path | None = None, **opti
 
 
 def settings_of(recognizer: Recognizer) -> dict[str, Any]:
-    """What the rows depend on besides the pictures, with the versions that must agree on all machines."""
+    """What the rows depend on besides the images, with the versions that must agree on all machines."""
     import cv2
 
     versions = {"fer-edge": __version__, "onnxruntime": runtime_version(), "opencv": cv2.__version__}
@@ -96,23 +95,24 @@ def settings_of(recognizer: Recognizer) -> dict[str, Any]:
 
 
 class PartRecognizer:
-    """An actor of the pool: a part's number and paths in, its rows written or given back."""
+    """An actor of the pool: takes a shard's number and paths, and writes its rows or gives them back."""
 
     def __init__(self, recipe: RecognizerRecipe, *, output: str | None, format_name: str, folder: str) -> None:
         import cv2
 
         cv2.setNumThreads(1)  # the process is the actor's alone, and Ray counts its CPUs
-        self._files = tempfile.TemporaryDirectory(prefix="fer-")
-        # This machine's cache folder must not decide how faces are found.
-        os.environ[CACHE_VARIABLE] = self._files.name
         options = dict(recipe.options)
-        if recipe.yunet is not None:
-            options["yunet"] = Path(self._files.name, "yunet.onnx")
-            options["yunet"].write_bytes(recipe.yunet)
-        model = Path(self._files.name, recipe.model_name)
-        model.write_bytes(recipe.model)
-        self._recognizer = Recognizer(model, **options)
-        here = settings_of(self._recognizer)
+        # Private (mode 0700), and gone as soon as all is loaded: Ray ends actors without letting them tidy up.
+        with tempfile.TemporaryDirectory(prefix="fer-") as folder_of_files:
+            # This machine's cache folder must not decide how faces are found.
+            os.environ[CACHE_VARIABLE] = folder_of_files
+            if recipe.yunet is not None:
+                options["yunet"] = Path(folder_of_files, "yunet.onnx")
+                options["yunet"].write_bytes(recipe.yunet)
+            model = Path(folder_of_files, recipe.model_name)
+            model.write_bytes(recipe.model)
+            self._recognizer = Recognizer(model, **options)
+            here = settings_of(self._recognizer)
         self._different = [
             f"{key} {here[key]}, not {value}" for key, value in recipe.settings.items() if here[key] != value
         ]
@@ -132,7 +132,7 @@ class PartRecognizer:
         rows = self._rows(json.loads(listed or self._read_paths(part)), summary)
         if self._store is not None:
             content = to_parquet(rows) if self._format_name == "parquet" else rows.encode("utf-8")
-            # Counts first: where a part's rows are, its counts are too.
+            # Counts first: where a shard's rows are, its counts are too.
             self._store.write(counts_name(part), summary_to_json(summary).encode("ascii"))
             self._store.write(part_name(part, self._format_name), content)
             rows = ""
@@ -230,7 +230,7 @@ def recognized_parts(
     output: str | None = None,
     format_name: str = "jsonl",
 ) -> Iterator[dict[str, Any]]:
-    """What became of each part: `part`, its `summary` as JSON, and its `rows` where there is no output.
+    """The result of each shard: `part`, its number, `summary` as JSON, and `rows` where there is no output.
 
     Args:
         parts: `part`, the number, and `paths`, JSON, or None where the output folder lists them.
@@ -238,10 +238,10 @@ def recognized_parts(
         threads: CPUs of each.
         capacity: actors that the cluster has CPUs for.
         folder: where relative paths start.
-        output: a folder of parts, as path or URI; None gives rows back, in the order of the parts.
+        output: a folder of shards, as path or URI; None gives rows back, in the order of the shards.
 
     Raises:
-        ClusterError: the cluster gave up. Parts that are written stay for --resume.
+        ClusterError: the cluster gave up. Shards that are written stay for --resume.
     """
     import ray
 
@@ -277,7 +277,7 @@ class RayOptions:
     address: str | None = None  # None: this machine
     workers: int | None = None  # actors; None: as many as there are CPUs for
     threads: int = 1  # of ONNX Runtime in each actor
-    part_size: int = PART_SIZE  # pictures, a multiple of BLOCK
+    part_size: int = PART_SIZE  # images per shard, a multiple of BLOCK
 
     def __post_init__(self) -> None:
         if self.part_size < 1 or self.part_size % BLOCK:
@@ -286,7 +286,7 @@ class RayOptions:
 
 def write_parts(
     recipe: RecognizerRecipe,
-    pictures: Iterable[str],
+    images: Iterable[str],
     output: str,
     options: RayOptions,
     *,
@@ -294,18 +294,18 @@ def write_parts(
     format_name: str,
     resume: bool,
     summary: JobSummary,
-    on_start: Callable[[int, int, int], object] = lambda finished, parts, pictures: None,
+    on_start: Callable[[int, int, int], object] = lambda finished, shards, images: None,
     on_part: Callable[[], object] = lambda: None,
 ) -> None:
-    """Write the rows of all pictures to a folder of parts.
+    """Write the rows of all images to a folder of shards.
 
     Args:
-        pictures: paths or URIs; not looked at where a plan is there from the run that goes on.
+        images: paths or URIs; not used where the run that is continued has left its plan.
         output: the folder, as path or URI, reachable from all machines of the cluster.
-        given: what `pictures` were listed from, as plain JSON; a run goes on with the same only.
-        summary: filled while parts come in, those of the run before included.
-        on_start: called with the numbers of parts that are finished already, of all parts and of all pictures.
-        on_part: called after each part.
+        given: what `images` were listed from, as plain JSON; --resume needs the same.
+        summary: filled while shards are finished, including those of the run before.
+        on_start: called with the numbers of finished shards, of all shards and of all images.
+        on_part: called after each shard.
 
     Raises:
         OutputError: another run is in the folder, or it cannot be written.
@@ -315,12 +315,12 @@ def write_parts(
     settings = recipe.settings | {"format": format_name, "part_size": options.part_size} | given
     plan = find_plan(store, output, settings, resume=resume)
     if plan is None:
-        plan = write_plan(store, settings, pictures, part_size=options.part_size)
+        plan = write_plan(store, settings, images, part_size=options.part_size)
     finished = finished_parts(store, plan, format_name)
     with ThreadPoolExecutor(_COUNT_READERS) as pool:
         for counts in pool.map(store.read, map(counts_name, sorted(finished))):
             add_summary(summary, counts or summary_to_json(JobSummary()))
-    on_start(len(finished), plan.parts, plan.pictures)
+    on_start(len(finished), plan.parts, plan.images)
     left = [{"part": number, "paths": None} for number in range(plan.parts) if number not in finished]
     if left:
         with connected(options.address, threads=options.threads) as capacity:
@@ -341,18 +341,18 @@ def write_parts(
 
 
 def rows_in_order(
-    recipe: RecognizerRecipe, pictures: Iterable[str], options: RayOptions, *, summary: JobSummary
+    recipe: RecognizerRecipe, images: Iterable[str], options: RayOptions, *, summary: JobSummary
 ) -> Iterator[str]:
-    """The rows of all pictures as JSON lines, in their order, a part at a time.
+    """The rows of all images as JSON Lines, in their order, a shard at a time.
 
     Args:
-        pictures: paths or URIs, taken some parts ahead.
-        summary: filled while parts come in.
+        images: paths or URIs, taken some shards ahead.
+        summary: filled while shards are finished.
 
     Raises:
         ClusterError: the cluster cannot be reached, or gave up.
     """
-    lists = enumerate(path_lists(pictures, options.part_size))
+    lists = enumerate(path_lists(images, options.part_size))
     with connected(options.address, threads=options.threads) as capacity:
         while wave := list(islice(lists, _WAVE)):
             for done in recognized_parts(
@@ -388,7 +388,7 @@ def _cause(error: BaseException) -> FerError:
     # An exception that was raised in an actor arrives as its traceback; Ray's own advice comes after it.
     raised = re.findall(r"^(\w[\w.]*(?:Error|Exception): .+)$", text, flags=re.MULTILINE)
     reason = next((one for one in raised if "UserCodeException" not in one), _first_line(error))
-    return ClusterError(f"the Ray cluster gave up: {reason}; parts that are written stay for --resume")
+    return ClusterError(f"the Ray cluster gave up: {reason}; shards that are written stay for --resume")
 
 
 def _first_line(error: BaseException) -> str:

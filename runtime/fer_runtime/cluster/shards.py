@@ -1,12 +1,12 @@
-"""A run in numbered parts: which pictures belong to each, which are finished, and what all of them were made with.
+"""A run in numbered shards: which images belong to each, which are finished, and what all of them were made with.
 
     OUTPUT/part-000000.jsonl, ...      rows, in the order of the paths
-    OUTPUT/_SUCCESS                    there when all parts are
-    OUTPUT/_job/settings.json          model, detector, paths, number of parts
-    OUTPUT/_job/paths/000000.json      the paths of a part, written before any work starts
-    OUTPUT/_job/counts/000000.json     what became of them
+    OUTPUT/_SUCCESS                    present when all shards are
+    OUTPUT/_job/settings.json          model, detector, paths, number of shards
+    OUTPUT/_job/paths/000000.json      the paths of a shard, written before any work starts
+    OUTPUT/_job/counts/000000.json     the counts of their results
 
-Readers of such folders (Ray, Spark, Hive) pass over names that begin with an underscore.
+The names are those of Spark and Hive, whose readers (and Ray's) skip names that begin with an underscore.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ SUCCESS = "_SUCCESS"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The parts of a run, settled before its first row."""
+    """The shards of a run, decided before its first row."""
 
     parts: int
-    pictures: int
+    images: int
     folder: str  # relative paths start here, on every machine
 
 
 def part_name(number: int, format_name: str) -> str:
-    """The file of a part's rows."""
+    """The file of a shard's rows."""
     return f"part-{number:06d}.{format_name}"
 
 
 def paths_name(number: int) -> str:
-    """The file that lists a part's paths, as JSON."""
+    """The file that lists a shard's paths, as JSON."""
     return f"_job/paths/{number:06d}.json"
 
 
 def counts_name(number: int) -> str:
-    """The file that counts a part's pictures; written before its rows, so that it is there when they are."""
+    """The file that counts a shard's images; written before its rows, so that it exists when they do."""
     return f"_job/counts/{number:06d}.json"
 
 
 def path_lists(paths: Iterable[str], part_size: int) -> Iterator[list[str]]:
-    """The paths of one part after another."""
+    """The paths of one shard after another."""
     remaining = iter(paths)
     while part := list(islice(remaining, part_size)):
         yield part
 
 
 def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume: bool) -> Plan | None:
-    """The plan of the run that is to go on; None when there is none, and a new one can start.
+    """The plan of the run to continue; None when there is none, and a new run can start.
 
     Args:
         output: the place of `store`, for messages.
@@ -71,10 +71,10 @@ def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume:
     content = store.read(SETTINGS)
     if content is None:
         if any(re.fullmatch(r"part-\d+\.\w+", name) for name in store.names()):
-            raise OutputError(f"{output} holds parts that are not of this run; give another folder")
+            raise OutputError(f"{output} holds shards of another run; give another folder")
         return None
     if not resume:
-        raise OutputError(f"{output} holds a run already; go on with it by --resume, or give another folder")
+        raise OutputError(f"{output} holds a run already; continue it with --resume, or give another folder")
     try:
         job = json.loads(content)
         plan, before = Plan(**job["plan"]), job["settings"]
@@ -85,32 +85,32 @@ def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume:
         raise OutputError(f"{output}/{SETTINGS} is damaged ({error!r}); give another folder") from error
     if changed:
         raise OutputError(
-            f"the parts in {output} were made with other settings ({'; '.join(changed)}); give the "
+            f"the shards in {output} were made with other settings ({'; '.join(changed)}); give the "
             "same, or another folder"
         )
     return plan
 
 
 def write_plan(store: Store, settings: Mapping[str, Any], paths: Iterable[str], *, part_size: int) -> Plan:
-    """Settle the parts of a new run; a run that was killed meanwhile has no plan, and starts again."""
-    parts = pictures = 0
+    """Decide the shards of a new run; a run that is killed before the end of this has no plan, and starts again."""
+    parts = images = 0
     for part in path_lists(paths, part_size):
         store.write(paths_name(parts), json.dumps(part).encode("ascii"))
         parts += 1
-        pictures += len(part)
-    plan = Plan(parts=parts, pictures=pictures, folder=os.getcwd())
+        images += len(part)
+    plan = Plan(parts=parts, images=images, folder=os.getcwd())
     store.write(SETTINGS, json.dumps({"settings": dict(settings), "plan": asdict(plan)}, indent=1).encode("ascii"))
     return plan
 
 
 def finished_parts(store: Store, plan: Plan, format_name: str) -> set[int]:
-    """Numbers of the parts whose rows are there."""
+    """Numbers of the shards whose rows exist."""
     there = store.names()
     return {number for number in range(plan.parts) if part_name(number, format_name) in there}
 
 
 def summary_to_json(summary: JobSummary) -> str:
-    """A part's summary as plain JSON."""
+    """A shard's summary as plain JSON."""
     # Field by field: dataclasses.asdict makes a Counter of pairs from a Counter.
     return json.dumps(
         {
@@ -125,7 +125,7 @@ def summary_to_json(summary: JobSummary) -> str:
 
 
 def add_summary(total: JobSummary, text: str | bytes) -> None:
-    """Add a part's summary, as `summary_to_json` wrote it, to `total`."""
+    """Add a shard's summary, as `summary_to_json` wrote it, to `total`."""
     part = json.loads(text)
     total.images += part["images"]
     total.faces += part["faces"]

@@ -1,4 +1,4 @@
-"""Pictures and results by URI (s3://, gs://, file://, ... as pyarrow or fsspec know them), and folders of results."""
+"""Images and results by URI (s3://, gs://, file://, ... as pyarrow or fsspec know them), and folders of results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from fer_runtime.batch.sources import LeftOut
 from fer_runtime.command import needs_extra
-from fer_runtime.errors import ImageError, OutputError
+from fer_runtime.errors import ImageError, InputError, OutputError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import IMAGE_SUFFIXES, MAX_FILE_BYTES
 
@@ -32,7 +32,7 @@ def read_uri(uri: str) -> bytes:
         filesystem, path = _located(uri)
         with filesystem.open_input_stream(path) as stream:
             content: bytes = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:  # pyarrow's errors of every storage are these
+    except (OSError, ValueError) as error:  # pyarrow's errors of every storage
         raise ImageError(f"cannot be read: {_reason(error)}") from error
     if len(content) > MAX_FILE_BYTES:
         raise ImageError(f"has more bytes than the limit of {MAX_FILE_BYTES}")
@@ -43,7 +43,7 @@ def read_uri(uri: str) -> bytes:
 
 @dataclass(slots=True)
 class RemoteFolders:
-    """Paths, those that are URIs of folders replaced by the pictures inside; iterate once.
+    """Paths, where URIs of folders are replaced by the images inside; iterate once.
 
     A folder's entries are held in memory while it is read: 1 GB per some million. Where a bucket keeps
     more than that under one prefix, list them elsewhere (an inventory) and give the list on standard input.
@@ -54,6 +54,11 @@ class RemoteFolders:
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def __iter__(self) -> Iterator[str]:
+        """The images' paths and URIs.
+
+        Raises:
+            InputError: a folder cannot be listed. A run without its images would look complete.
+        """
         for path in self.paths:
             if is_uri(path) and _is_folder(path):
                 yield from self._in_folder(path.rstrip("/"))
@@ -61,14 +66,13 @@ class RemoteFolders:
                 yield path
 
     def _in_folder(self, uri: str) -> Iterator[str]:
-        from pyarrow import fs
+        from pyarrow import ArrowInvalid, fs
 
         try:
             filesystem, folder = _located(uri)
             entries = filesystem.get_file_info(fs.FileSelector(folder))
-        except OSError:
-            yield uri  # reading it fails again, and its row says why
-            return
+        except (OSError, ArrowInvalid) as error:
+            raise _not_listed(uri, error) from error
         folders: list[str] = []
         files = 0
         for entry in sorted(entries, key=lambda one: one.base_name):
@@ -159,7 +163,7 @@ class _RemoteStore:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(content)
         except OSError as error:
-            raise OutputError(f"cannot write {self.uri}/{name}: {_reason(error)}; go on with --resume") from error
+            raise OutputError(f"cannot write {self.uri}/{name}: {_reason(error)}; continue with --resume") from error
 
     def names(self) -> set[str]:
         from pyarrow import fs
@@ -172,11 +176,29 @@ class _RemoteStore:
 
 
 def _is_folder(uri: str) -> bool:
+    """Whether `uri` names a folder, not an object.
+
+    Raises:
+        InputError: the store does not say, or has neither; an object that is named like an image gets its row.
+    """
     try:
         filesystem, path = _located(uri)
-        return bool(filesystem.get_file_info(path).type.name == "Directory")
-    except OSError:  # no network, no permission: its row says so
-        return False
+        kind = filesystem.get_file_info(path).type.name
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        if _is_image_name(uri):
+            return False  # reading it fails again, and its row says why
+        raise _not_listed(uri, error) from error
+    if kind == "NotFound" and not _is_image_name(uri):
+        raise InputError(f"cannot list {uri}: there is no such folder or bucket; check its name and your permissions")
+    return bool(kind == "Directory")
+
+
+def _is_image_name(uri: str) -> bool:
+    return os.path.splitext(uri)[1].lower() in IMAGE_SUFFIXES
+
+
+def _not_listed(uri: str, error: Exception) -> InputError:
+    return InputError(f"cannot list {uri}: {_reason(error)}; check its name, your permissions and the network")
 
 
 def _located(uri: str) -> tuple[Any, str]:
@@ -185,7 +207,7 @@ def _located(uri: str) -> tuple[Any, str]:
     if scheme.lower() == "file":
         return _filesystem("file", ""), rest
     authority, _, key = rest.partition("/")
-    # Asked for once a bucket, not once a picture: finding S3's region is a request.
+    # Asked for once a bucket, not once an image: finding S3's region is a request.
     filesystem, base = _filesystem(scheme, authority)
     return filesystem, f"{base}/{key}".rstrip("/")
 
@@ -215,8 +237,20 @@ def _fsspec_filesystem(root: str) -> tuple[Any, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(found)), base
 
 
-def _reason(error: OSError) -> str:
-    """Why, in words; pyarrow repeats the name of the object in `strerror`, which the row has already."""
-    if error.errno is not None:
+# What pyarrow says around the store's answer: the names of keys and buckets, which differ from row to row.
+_NAMES = re.compile(
+    r"""\s*(?:for|of|in|to|from)?\s*(?:key|bucket|path|object|file|prefix)\s*:?\s*(?:'[^']*'|"[^"]*")"""
+)
+_AWS_ANSWER = re.compile(r"AWS Error \S+ during \w+ operation.*", flags=re.DOTALL)
+
+
+def _reason(error: Exception) -> str:
+    """Why, in words and without the name of an object, so that an outage is one reason, not one a row."""
+    if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    return str(error).strip().splitlines()[0]
+    text = str(error).strip()
+    if answer := _AWS_ANSWER.search(text):
+        text = answer[0]
+    first = text.splitlines()[0].partition("; Details:")[0] if text else type(error).__name__
+    # The details have milliseconds; request ids differ as well.
+    return re.sub(r"\s*\(?Request ?ID:[^)]*\)?", "", _NAMES.sub("", first), flags=re.IGNORECASE).strip()

@@ -34,6 +34,7 @@ class YuNetDetector:
     """Faces by a YuNet model file of the OpenCV Zoo."""
 
     name = "yunet"
+    is_thread_safe = True  # ONNX Runtime's sessions may run in several threads at once
 
     def __init__(self, path: Path, *, min_face: int = 24, threads: int = 1) -> None:
         """Load the file.

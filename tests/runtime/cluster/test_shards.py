@@ -37,7 +37,7 @@ def test_a_plan_is_found_again_and_knows_what_is_finished(tmp_path: Path) -> Non
     assert find_plan(store, "rows", {"model": "a"}, resume=True) is None
     paths = [f"{number}.png" for number in range(130)] + ["\udcff.png"]
     plan = write_plan(store, {"model": "a"}, paths, part_size=64)
-    assert plan == Plan(parts=3, pictures=131, folder=str(Path.cwd()))
+    assert plan == Plan(parts=3, images=131, folder=str(Path.cwd()))
     assert find_plan(store, "rows", {"model": "a"}, resume=True) == plan
     store.write("part-000001.jsonl", b"")
     assert finished_parts(store, plan, "jsonl") == {1}

@@ -1,0 +1,84 @@
+"""Object stores and actors: a folder that cannot be listed is an error, an outage is one reason, no file is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from tests.runtime.tiny_models import band_face, write_band_model
+
+pytest.importorskip("pyarrow", reason="needs the extra `ray`")
+
+_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_MAX_ATTEMPTS": "1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
+
+
+def _python(script: str, *arguments: object, endpoint: str) -> subprocess.CompletedProcess[str]:
+    # A process of its own: pyarrow reads the environment once.
+    environment = {**os.environ, **_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_an_outage_has_one_reason_and_no_folder_is_taken_for_an_image() -> None:
+    script = (
+        "import sys; from fer_runtime.cluster.storage import RemoteFolders, read_uri\n"
+        "from fer_runtime.errors import FerError\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: read_uri(path) if path.endswith('.jpg') else list(RemoteFolders([path]))\n"
+        "    except FerError as error: print(type(error).__name__, error)\n"
+    )
+    uris = ("s3://one/a/1.jpg", "s3://one/b/2.jpg", "s3://other/3.jpg", "s3://one", "s3://one/folder")
+    run = _python(script, *uris, endpoint="http://127.0.0.1:1")
+    *images, bucket, folder = run.stdout.splitlines()
+    assert len(set(images)) == 1, run.stdout + run.stderr
+    assert images[0].startswith("ImageError cannot be read: AWS Error NETWORK_CONNECTION")
+    assert bucket.startswith("InputError cannot list s3://one: AWS Error NETWORK_CONNECTION")
+    assert folder.startswith("InputError cannot list s3://one/folder: ")
+
+
+def test_a_local_uri_that_names_nothing_is_an_error_and_an_image_a_row(tmp_path: Path) -> None:
+    from fer_runtime.cluster.storage import RemoteFolders
+    from fer_runtime.errors import InputError
+
+    assert list(RemoteFolders([f"file://{tmp_path}/1.jpg"])) == [f"file://{tmp_path}/1.jpg"]
+    with pytest.raises(InputError, match="there is no such folder or bucket"):
+        list(RemoteFolders([f"file://{tmp_path}/typo"]))
+    with pytest.raises(InputError, match="there is no such folder or bucket"):
+        list(RemoteFolders([f"file://{tmp_path}/typo/"]))
+
+
+def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+
+    from fer_runtime import Recognizer
+    from fer_runtime.cluster.engine import PartRecognizer, pack_recognizer
+    from fer_runtime.files import CACHE_VARIABLE
+
+    private = tmp_path / "temporary"
+    private.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(private))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))  # the actor sets it, in a process that is its own
+    cv2.imwrite(str(tmp_path / "1.png"), band_face(4))
+    with Recognizer(write_band_model(tmp_path / "bands.onnx")) as recognizer:
+        recipe = pack_recognizer(recognizer)
+        actor = PartRecognizer(recipe, output=None, format_name="jsonl", folder=str(tmp_path))
+        assert list(private.iterdir()) == []
+        paths = json.dumps(["1.png", "missing.png"])
+        (given,) = actor(pa.table({"part": [0], "paths": [paths]})).to_pylist()
+        one, missing = (json.loads(line) for line in given["rows"].splitlines())
+        assert one["faces"][0]["expression"] == recognizer.metadata.expressions[4]
+        assert missing["error"] == "cannot be opened: No such file or directory"
+        assert json.loads(given["summary"])["images"] == 2
