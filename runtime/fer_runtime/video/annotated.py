@@ -163,4 +163,6 @@ def _copy_rate(path: Path, every: int) -> float:
             times.add(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
     finally:
         capture.release()
-    return times.rate / every if times.is_constant else min(_MAX_RATE, times.fastest_rate)
+    rate = times.rate / every if times.is_constant else min(_MAX_RATE, times.fastest_rate)
+    # OpenCV rounds rates to thousandths, which is too coarse for one frame a minute: such a frame is written often.
+    return rate * math.ceil(1 / rate)

@@ -54,11 +54,19 @@ def test_a_copy_has_every_frame_once(tmp_path: Path) -> None:
     assert np.diff(_brightness(copy)) == pytest.approx(1, abs=0.6)
 
 
-@pytest.mark.parametrize("every", [3, 40])
-def test_a_copy_of_every_nth_frame_lasts_as_long(every: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("every", "times"), [(3, 1), (40, 2)])
+def test_a_copy_of_every_nth_frame_lasts_as_long(every: int, times: int, tmp_path: Path) -> None:
     copy = _copied(write_film(tmp_path / "film.mp4", frames=120), every=every)
     assert _seconds(copy) == pytest.approx(6.0, abs=0.5 / RATE)
-    assert copy.get(cv2.CAP_PROP_FRAME_COUNT) == 120 / every
+    # With less than one frame a second, each is written more than once.
+    assert copy.get(cv2.CAP_PROP_FRAME_COUNT) == times * 120 / every
+
+
+@pytest.mark.parametrize("seconds", [5, 60])
+def test_a_copy_of_a_timelapse_lasts_as_long(seconds: int, tmp_path: Path) -> None:
+    film = write_film(tmp_path / "film.mp4", frames=8, rate=1)
+    lapse = with_times(film, tmp_path / "lapse.mkv", [seconds * number for number in range(8)], rate=1)
+    assert _seconds(_copied(lapse)) == pytest.approx(8 * seconds, rel=1e-3)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
