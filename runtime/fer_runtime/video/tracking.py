@@ -28,7 +28,7 @@ _MAX_SIZE_RATIO = 2.0  # of the sides of one face in two frames
 # A face that is lost costs more than two that are far from where they were expected.
 _COST_OF_LOSS = 2.0
 _COST_OF_SIZE = 0.5  # at the largest ratio
-_COST_OF_ABSENCE = 0.75  # after the longest gap
+_COST_OF_ABSENCE = 0.25  # after the longest gap
 # Crops of one face in neighbouring frames correlate by 0.8 and more, those of two people by up to 0.74 (the faces of
 # the samples, shifted by up to a tenth and enlarged by up to 15 %).
 _LEAST_SIMILAR = 0.75
@@ -52,8 +52,12 @@ class _Track:
         x, y = self.speed or (0.0, 0.0)
         return self.center[0] + x * passed, self.center[1] + y * passed
 
-    def cost(self, center: tuple[float, float], side: float, time: float, longest_gap: float) -> float:
-        """How badly a box fits: 0 for the expected one, some 1 at the end of the reach, infinite beyond."""
+    def cost(self, center: tuple[float, float], side: float, time: float, absent: float) -> float:
+        """How badly a box fits: 0 for the expected one, some 1 at the end of the reach, infinite beyond.
+
+        Args:
+            absent: for how much of the longest gap the face has been hidden, 0 to 1.
+        """
         growth = abs(math.log(side / self.side)) / math.log(_MAX_SIZE_RATIO)
         if growth > 1:
             return math.inf
@@ -65,7 +69,7 @@ class _Track:
         if distance > reach:
             return math.inf
         # A face that is hidden is behind the one that is seen: of two that fit, the one that was seen last.
-        return (distance / reach) ** 2 + _COST_OF_SIZE * growth**2 + _COST_OF_ABSENCE * passed / longest_gap
+        return (distance / reach) ** 2 + _COST_OF_SIZE * growth**2 + _COST_OF_ABSENCE * absent
 
     def is_another(self, look: Uint8Array, time: float) -> bool:
         """Whether `look` is the crop of somebody else: a face changes little from one frame to the next."""
@@ -110,7 +114,14 @@ class BoxTracker:
         self._tracks = [track for track in self._tracks if time - track.time <= longest]
         places = [((x + width / 2, y + height / 2), math.sqrt(width * height)) for x, y, width, height in boxes]
         blurred: list[Uint8Array | None] = [_blurred(look) for look in looks] or [None] * len(boxes)
-        costs = np.array([[track.cost(*place, time, longest) for place in places] for track in self._tracks])
+        interval = self._pace.interval
+        absent = [max(0.0, time - track.time - interval) / longest for track in self._tracks]
+        costs = np.array(
+            [
+                [track.cost(*place, time, gone) for place in places]
+                for track, gone in zip(self._tracks, absent, strict=True)
+            ]
+        )
         costs = costs.reshape(len(self._tracks), len(boxes))
         for row, column in zip(*np.nonzero(np.isfinite(costs)), strict=True):
             look = blurred[column]
