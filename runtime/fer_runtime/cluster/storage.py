@@ -76,6 +76,8 @@ class RemoteFolders:
         folders: list[str] = []
         files = 0
         for entry in sorted(entries, key=lambda one: one.base_name):
+            if entry.path.rstrip("/") == folder:
+                raise InputError(f"cannot list {uri}: it holds keys with an empty folder name (//); {_EMPTY_NAME}")
             if entry.base_name.startswith("."):
                 continue
             if entry.type == fs.FileType.Directory:
@@ -237,6 +239,8 @@ def _fsspec_filesystem(root: str) -> tuple[Any, str]:
     return fs.PyFileSystem(fs.FSSpecHandler(found)), base
 
 
+_EMPTY_NAME = "pyarrow cannot read such keys, so copy them to others first"
+
 # What pyarrow says around the store's answer: the names of keys and buckets, which differ from row to row.
 _NAMES = re.compile(
     r"""\s*(?:for|of|in|to|from)?\s*(?:key|bucket|path|object|file|prefix)\s*:?\s*(?:'[^']*'|"[^"]*")"""
@@ -249,6 +253,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     text = str(error).strip()
+    if text.startswith("Empty path component"):
+        return f"its key has an empty folder name (//); {_EMPTY_NAME}"
     if answer := _AWS_ANSWER.search(text):
         text = answer[0]
     first = text.splitlines()[0].partition("; Details:")[0] if text else type(error).__name__

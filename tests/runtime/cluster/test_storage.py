@@ -82,3 +82,53 @@ def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch:
         assert one["faces"][0]["expression"] == recognizer.metadata.expressions[4]
         assert missing["error"] == "cannot be opened: No such file or directory"
         assert json.loads(given["summary"])["images"] == 2
+
+
+def test_folders_and_stores_of_s3_work_and_keys_that_cannot_be_read_are_named() -> None:
+    pytest.importorskip("moto.server", reason="needs moto[server]")
+    script = """
+import os, sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+os.environ["AWS_ENDPOINT_URL"] = "http://%s:%s" % server.get_host_and_port()
+import boto3
+from fer_runtime.cluster.storage import RemoteFolders, open_store, read_uri
+from fer_runtime.errors import FerError
+client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+client.create_bucket(Bucket="photos")
+for key in ("images/1.png", "images/deep/2.png", "images/notes.txt", "twice//3.png"):
+    client.put_object(Bucket="photos", Key=key, Body=key.encode())
+def say(work):
+    try:
+        print(work())
+    except FerError as error:
+        print(type(error).__name__, error)
+say(lambda: list(RemoteFolders(["s3://photos/images"], False)))
+say(lambda: list(RemoteFolders(["s3://photos/images"], True)))
+say(lambda: read_uri("s3://photos/images/1.png"))
+say(lambda: read_uri("s3://photos/images/none.png"))
+say(lambda: read_uri("s3://photos/twice//3.png"))
+for uri in ("s3://photos/twice", "s3://photos", "s3://photos/typo", "s3://nobody"):
+    say(lambda: list(RemoteFolders([uri], True)))
+store = open_store("s3://photos/rows")
+store.write("part-000000.jsonl", b"row")
+say(lambda: (store.names(), store.read("part-000000.jsonl"), store.read("other")))
+sys.stdout.flush()
+os._exit(0)
+"""
+    run = _python(script, endpoint="")
+    nothing = "there is no such folder or bucket; check its name and your permissions"
+    empty_name = "pyarrow cannot read such keys, so copy them to others first"
+    assert run.stdout.splitlines() == [
+        "['s3://photos/images/1.png']",
+        "['s3://photos/images/1.png', 's3://photos/images/deep/2.png']",
+        "b'images/1.png'",
+        "ImageError cannot be read: No such file or directory",
+        f"ImageError cannot be read: its key has an empty folder name (//); {empty_name}",
+        f"InputError cannot list s3://photos/twice: it holds keys with an empty folder name (//); {empty_name}",
+        f"InputError cannot list s3://photos/twice: it holds keys with an empty folder name (//); {empty_name}",
+        f"InputError cannot list s3://photos/typo: {nothing}",
+        f"InputError cannot list s3://nobody: {nothing}",
+        "({'part-000000.jsonl'}, b'row', None)",
+    ], run.stderr
