@@ -116,3 +116,23 @@ def test_small_images_without_a_face_are_counted_apart(recognizer: Recognizer, t
     rows = list(recognize_files(recognizer, Inputs([str(tmp_path)]), summary=summary))
     assert len(rows) == 3
     assert (summary.without_face, summary.crop_sized) == (3, 1)
+
+
+def test_the_first_images_of_a_resumed_run_are_decoded_in_other_processes(
+    recognizer: Recognizer, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fer_runtime.images import isolated
+
+    decode_apart, apart = isolated.decode_apart, []
+
+    def counted(content: bytes) -> Any:
+        apart.append(content)
+        return decode_apart(content)
+
+    monkeypatch.setattr(isolated, "decode_apart", counted)
+    paths = [str(number) for number in range(3 * BLOCK)]
+    whole = list(recognize_files(recognizer, paths, read=lambda path: picture))
+    assert not apart
+    resumed = list(recognize_files(recognizer, paths, read=lambda path: picture, isolate_first=BLOCK + 1))
+    assert len(apart) == 2 * BLOCK  # by whole blocks
+    assert resumed == whole
