@@ -11,8 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from tests.export.conftest import Exported
 
 from fer_export import pipeline
@@ -20,6 +23,7 @@ from fer_export.gate.accuracy import Budget, Quality, budget_checks, proof_short
 from fer_export.gate.calibration import fit_temperature
 from fer_export.gate.report import ExportRefusedError
 from fer_export.graph import export_graph
+from fer_export.int8.quantize import quantize_model
 from fer_export.pipeline import export_model
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
 from fer_runtime.expressions import EXPRESSIONS
@@ -320,3 +324,59 @@ def test_a_fixed_batch_is_written_beside_the_dynamic_file(exported: Exported, tm
     assert report.is_published
     session = open_session(report.path).session
     assert session.get_inputs()[0].shape == [1, 48, 48]
+
+
+def test_votes_are_the_labels_where_they_are_given(exported: Exported, tmp_path: Path) -> None:
+    faces = load_faces(exported.data, "validation")
+    rows = []
+    for place, (path, label) in enumerate(zip(faces.paths, faces.labels, strict=True)):
+        votes = [0] * 7
+        # Every fourth image has no strict majority, and counts for nothing.
+        votes[label] = 5 if place % 4 == 0 else 8
+        votes[(label + 1) % 7] = 10 - votes[label]
+        rows.append(",".join([f"validation/{path}", *map(str, votes)]))
+    (tmp_path / "votes.csv").write_text("\n".join([",".join(["image", *EXPRESSIONS]), *rows]))
+    report = export_model(
+        "v0", checkpoint=exported.checkpoint, data=exported.data, votes=tmp_path / "votes.csv", models_dir=tmp_path
+    )
+    (one,) = report.models
+    assert one.quality is not None
+    assert one.quality.faces == one.calibration.faces == 63
+    said = inspect_model(one.path).metadata
+    assert said is not None
+    assert said.calibration["labels"] == "strict majority of the votes votes.csv"
+    assert said.verdict["labels"] == "strict majority of the votes votes.csv"
+    with pytest.raises(DataError, match="--data"):
+        export_model("v0", checkpoint=exported.checkpoint, votes=tmp_path / "votes.csv", models_dir=tmp_path)
+
+
+def test_a_calibration_is_kept_from_another_precision(exported: Exported, tmp_path: Path) -> None:
+    for name in ("model_0.pth", "model_0.int8.onnx"):
+        shutil.copy(exported.models_dir / name, tmp_path / name)
+    report = export_model("v0", models_dir=tmp_path)
+    int8 = inspect_model(tmp_path / "model_0.int8.onnx").metadata
+    assert int8 is not None
+    assert report.models[0].calibration.temperature == int8.temperature
+    assert report.models[0].calibration.faces == 84
+
+
+def test_a_planted_fault_is_refused_by_the_whole_export(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All weight scales 10 % too large: the labels hardly change, the probabilities do."""
+    right = quantize_model
+
+    def wrong(*given: object, **options: object) -> onnx.ModelProto:
+        model = right(*given, **options)  # type: ignore[arg-type]
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith("weight_scale"):
+                values = numpy_helper.to_array(tensor)
+                tensor.CopyFrom(numpy_helper.from_array(values * np.float32(1.1), tensor.name))
+        return model
+
+    monkeypatch.setattr(pipeline, "quantize_model", wrong)
+    with pytest.raises(ExportRefusedError, match="units"):
+        export_model(
+            "v0", precisions=("int8",), checkpoint=exported.checkpoint, data=exported.data, models_dir=tmp_path
+        )
+    assert _models(tmp_path) == []

@@ -262,6 +262,35 @@ def test_a_picture_chosen_while_the_browser_asks_is_kept(browser: Browser, frame
         assert page.evaluate("document.getElementById('camera').textContent") == "Start camera"
 
 
+_FIRST_DECODES_LATE = """
+(() => {
+  const real = createImageBitmap;
+  const late = new Promise((resolve) => (window.release = resolve));
+  let calls = 0;
+  window.decoded = 0;
+  window.createImageBitmap = async (blob) => {
+    const isFirst = calls++ === 0;
+    const bitmap = await real(blob);
+    if (isFirst) await late;
+    window.decoded++;
+    return bitmap;
+  };
+})()
+"""
+
+
+def test_an_image_that_decodes_late_does_not_replace_a_newer_one(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        page.evaluate(_FIRST_DECODES_LATE)
+        page.evaluate("document.querySelectorAll('.samples button').forEach((button) => button.click())")
+        page.wait_for("fer.answers.length")
+        before = page.evaluate("fer.source.toDataURL()")
+        page.evaluate("release()")
+        # The late one, and time for what would follow it.
+        page.wait_for("decoded >= 2 && new Promise((resolve) => setTimeout(() => resolve(true), 200))")
+        assert page.evaluate("fer.source.toDataURL()") == before
+
+
 def test_a_camera_that_is_unplugged_is_said(browser: Browser, framed_site: str) -> None:
     with opened(browser, framed_site) as page:
         page.evaluate(SPY)

@@ -38,7 +38,7 @@ async function start() {
     element("camera").disabled = element("file").disabled = false;
     say("Ready.");
     // Kept for whoever looks in from outside, such as the tests.
-    window.fer = { model, prepareFace, ort, answers: [] };
+    window.fer = { model, prepareFace, ort, source, answers: [] };
     showCertificate(await replayCertificate(model));
   } catch (error) {
     fail(error instanceof ModelFileError ? error.message : `The page cannot start: ${error.message}`);
