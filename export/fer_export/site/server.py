@@ -35,7 +35,7 @@ class _Handler(SimpleHTTPRequestHandler):
         # A page of another origin may have its own name resolve to 127.0.0.1 (DNS rebinding); the browser then sends
         # that name as Host.
         name, _, port = (self.headers.get("Host") or "").partition(":")
-        if name not in ("127.0.0.1", "localhost") or port not in ("", str(self.server.server_address[1])):
+        if name not in ("127.0.0.1", "localhost") or port not in ("", str(self.connection.getsockname()[1])):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             return None
         if not self._is_servable():
