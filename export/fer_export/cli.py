@@ -179,7 +179,7 @@ _RULES = (
         "--votes",
         metavar="FILE|ferplus",
         help="Raters' votes for the images of --data: a CSV file with one row per image, or ferplus. Their strict "
-        "majority replaces the class folders as labels for temperature, threshold and accuracy.",
+        "majority is the label for the accuracy; temperature and threshold are fitted to all votes.",
     ),
     click.option(
         "--budget",

@@ -237,7 +237,7 @@ def prepare(
         progress(f"weights found at {loaded.place}")
     if loaded.labels_assumed:
         progress(f"label order assumed: {', '.join(loaded.expressions)}; another one is set with --labels")
-    truth, labels_from = _labels(validation, votes)
+    labels, truth, labels_from = _labels(validation, votes)
     labelled = np.zeros((0, *_face_shape()), np.uint8) if validation is None else validation.faces
     labelled_logits = network_logits(trained, labelled)
     calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, files)
@@ -256,7 +256,8 @@ def prepare(
         coverage=coverage,
         faces=faces,
         logits=np.concatenate([labelled_logits, network_logits(trained, coverage.made_up)]),
-        labels=truth,
+        labels=labels,
+        truth=truth,
         labels_from=labels_from,
         train=train,
         validation=validation,
@@ -278,36 +279,44 @@ def _face_shape() -> tuple[int, int]:
     return FACE_SIZE, FACE_SIZE
 
 
-def _labels(validation: LabelledFaces | None, votes: str | Path | None) -> tuple[Int64Array, str]:
-    """What counts as right, int64 (faces,), -1 for a face that counts for nothing; and where it comes from."""
+def _labels(validation: LabelledFaces | None, votes: str | Path | None) -> tuple[Int64Array, FloatArray, str]:
+    """What counts as right, and where it comes from.
+
+    Returns:
+        labels for the accuracy, int64 (faces,), -1 for a face that counts for nothing; shares for the calibration,
+        float32 (faces, classes), zeros for such a face.
+    """
     if votes is not None and validation is None:
         raise DataError("--votes holds labels of the faces of --data; give the dataset's root, too: --data DIR")
     if validation is None:
-        return np.zeros(0, np.int64), ""
+        return np.zeros(0, np.int64), np.zeros((0, len(EXPRESSIONS)), np.float32), ""
     if votes is None:
-        return validation.labels, "class folders"
-    from fer_train.data.votes import open_votes, strict_majority
+        shares = np.eye(len(validation.classes), dtype=np.float32)[validation.labels]
+        return validation.labels, shares, "class folders"
+    from fer_train.data.votes import distributions, open_votes, strict_majority, usable
 
     source = open_votes(votes, validation.classes)
-    majority = strict_majority(source.of(validation.paths, validation.faces, split="validation"))
+    found = source.of(validation.paths, validation.faces, split="validation")
+    majority = strict_majority(found)
     if not (majority >= 0).any():
         raise DataError(f"{votes} has no strict majority for any validation image; give the votes of this dataset")
-    return majority, f"strict majority of the votes {Path(votes).name}"
+    shares = np.where(usable(found)[:, None], distributions(found), 0).astype(np.float32)
+    return majority, shares, f"votes {Path(votes).name}: shares of the raters, their strict majority for the accuracy"
 
 
 def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProto) -> Candidate:
     """A file with its own temperature and threshold, fitted on its own answers for the labelled faces."""
     calibration = subject.calibration
-    rated = subject.labels >= 0
+    rated = subject.truth.any(1)
     if precision != "fp32" and rated.any():
         content = serialize(model, subject.metadata(precision, model, calibration))
         try:
             session = open_session(content, source=f"the {precision} model").session
-            logits = run_shuffled(session, subject.faces[: len(subject.labels)][rated]).logits
+            logits = run_shuffled(session, subject.faces[: len(subject.truth)][rated]).logits
         except Exception:  # the gate says what is wrong with it
             logits = None
         if logits is not None and logits.shape == (rated.sum(), len(EXPRESSIONS)) and np.isfinite(logits).all():
-            calibration = calibrate(logits, subject.labels[rated], labels_from=subject.labels_from)
+            calibration = calibrate(logits, subject.truth[rated], labels_from=subject.labels_from)
             model = set_temperature(model, calibration.temperature)
     if subject.batch is not None:
         model = fix_batch(model, subject.batch)
@@ -349,12 +358,12 @@ def _metadata_of(path: Path) -> ModelMetadata | None:
 
 
 def _calibration(
-    logits: FloatArray, labels: Int64Array, labels_from: str, sha256: str, models_dir: Path, name: str
+    logits: FloatArray, truth: FloatArray, labels_from: str, sha256: str, models_dir: Path, name: str
 ) -> Calibration:
     """Fitted on labelled faces; without them, that of a published file of the same weights, or none."""
-    rated = labels >= 0
+    rated = truth.any(1)
     if rated.any():
-        return calibrate(logits[rated], labels[rated], labels_from=labels_from)
+        return calibrate(logits[rated], truth[rated], labels_from=labels_from)
     for precision in PRECISIONS:
         said = _metadata_of(model_path(models_dir, name, precision))
         if said is None or said.checkpoint_sha256 != sha256 or not said.calibration.get("faces"):

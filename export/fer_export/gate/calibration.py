@@ -52,34 +52,39 @@ class Calibration:
 NOT_CALIBRATED = Calibration(temperature=1.0, uncertain_below=None, faces=0)
 
 
-def calibrate(logits: FloatArray, labels: Int64Array, *, labels_from: str = "class folders") -> Calibration:
-    """Fit temperature and threshold on a model's logits (faces, 7) for faces with `labels` (faces,).
+def calibrate(logits: FloatArray, truth: Int64Array | FloatArray, *, labels_from: str = "class folders") -> Calibration:
+    """Fit temperature and threshold on a model's logits (faces, classes).
 
     The figures are cross-fitted: each half of the faces is measured with what the other half fitted.
+
+    Args:
+        truth: labels, int64 (faces,), or the raters' shares for each class, float32 (faces, classes). With shares, an
+            answer is as right as the share of the raters who name it, and probabilities come to mean such shares.
     """
-    temperature = fit_temperature(logits, labels)
-    correct = logits.argmax(1) == labels
+    truth = _shares(truth, logits.shape[1])
+    temperature = fit_temperature(logits, truth)
+    correct = truth[np.arange(len(truth)), logits.argmax(1)]
     uncertain_below, _, _ = reject_threshold(softmax(logits, temperature=temperature).max(1), correct)
     # Faces lie sorted by class, so halves are every second face.
-    halves = (np.arange(len(labels)) % 2 == 0, np.arange(len(labels)) % 2 == 1)
-    confidences = np.empty(len(labels), np.float64)
-    kept = np.zeros(len(labels), bool)
+    halves = (np.arange(len(truth)) % 2 == 0, np.arange(len(truth)) % 2 == 1)
+    confidences = np.empty(len(truth), np.float64)
+    kept = np.zeros(len(truth), bool)
     for fitted, measured in (halves, halves[::-1]):
-        own = fit_temperature(logits[fitted], labels[fitted])
+        own = fit_temperature(logits[fitted], truth[fitted])
         confidences[measured] = softmax(logits[measured], temperature=own).max(1)
         threshold, _, _ = reject_threshold(softmax(logits[fitted], temperature=own).max(1), correct[fitted])
         kept[measured] = confidences[measured] >= (np.inf if threshold is None else threshold)
-    right, count = int(correct[kept].sum()), int(kept.sum())
+    right, count = round(float(correct[kept].sum())), int(kept.sum())
     known = uncertain_below is not None and count > 0
     low, high = wilson_interval(right, count)
     return Calibration(
         temperature=temperature,
         uncertain_below=uncertain_below,
-        faces=len(labels),
+        faces=len(truth),
         ece_before=round(expected_calibration_error(softmax(logits).max(1), correct), 6),
         ece_after=round(expected_calibration_error(confidences, correct), 6),
         precision=round(right / count, 6) if known else None,
-        coverage=round(count / len(labels), 6) if known else None,
+        coverage=round(count / len(truth), 6) if known else None,
         precision_interval=(round(low, 6), round(high, 6)) if known else None,
         labels=labels_from,
     )
@@ -125,15 +130,21 @@ def describe_calibration(fitted: Calibration) -> str:
     return f"{text}, keeps {fitted.coverage:.0%} of the faces, {fitted.precision:.1%} right ({low:.1%} to {high:.1%})"
 
 
-def fit_temperature(logits: FloatArray, labels: Int64Array) -> float:
-    """The temperature with the smallest negative log-likelihood, to four digits, between 0.05 and 20."""
+def _shares(truth: Int64Array | FloatArray, classes: int) -> npt.NDArray[np.float64]:
+    """Labels as shares of 0 and 1, float64 (faces, classes); shares as they are."""
+    shares: npt.NDArray[np.float64] = np.eye(classes)[truth] if truth.ndim == 1 else truth.astype(np.float64)
+    return shares
+
+
+def fit_temperature(logits: FloatArray, truth: Int64Array | npt.NDArray[np.floating]) -> float:
+    """The temperature with the smallest cross-entropy to labels or shares, to four digits, between 0.05 and 20."""
     scores = logits.astype(np.float64)
-    rows = np.arange(len(labels))
+    shares = _shares(truth, scores.shape[1])
 
     def loss(log_temperature: float) -> float:
         scaled = scores / np.exp(log_temperature)
         scaled -= scaled.max(1, keepdims=True)
-        return float((np.log(np.exp(scaled).sum(1)) - scaled[rows, labels]).mean())
+        return float((np.log(np.exp(scaled).sum(1)) - (shares * scaled).sum(1)).mean())
 
     # The loss has one minimum in 1 / temperature (it is convex there), so golden-section search finds it.
     low, high = float(np.log(0.05)), float(np.log(20.0))
@@ -148,9 +159,12 @@ def fit_temperature(logits: FloatArray, labels: Int64Array) -> float:
 
 
 def reject_threshold(
-    confidences: npt.NDArray[np.floating], correct: npt.NDArray[np.bool_], *, precision: float = TARGET_PRECISION
+    confidences: npt.NDArray[np.floating],
+    correct: npt.NDArray[np.floating] | npt.NDArray[np.bool_],
+    *,
+    precision: float = TARGET_PRECISION,
 ) -> tuple[float | None, float | None, float | None]:
-    """The lowest confidence from which on `precision` of the answers are right.
+    """The lowest confidence from which on `precision` of the answers are right (or of the raters, on average, agree).
 
     Returns:
         (threshold to three digits, precision reached, fraction of faces kept), or three None where no

@@ -54,6 +54,7 @@ class Subject:
     faces: Uint8Array  # for the gate: labelled ones first, then made-up ones
     logits: FloatArray  # PyTorch's for `faces`
     labels: Int64Array  # of the first faces, -1 where the raters have no majority
+    truth: FloatArray  # (labelled faces, classes), shares of the raters that name a class, or labels as 0 and 1
     labels_from: str  # "class folders" or the votes file
     train: LabelledFaces | None
     validation: LabelledFaces | None

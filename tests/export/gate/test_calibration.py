@@ -58,3 +58,18 @@ def test_no_threshold_separates_equal_confidences() -> None:
     # The first 250 in order are all right; a threshold keeps all 300 or none.
     assert reject_threshold(confidences, correct, precision=0.9) == (None, None, None)
     assert reject_threshold(confidences, correct, precision=0.8) == (0.001, 0.833333, 1.0)
+
+
+def test_with_raters_shares_probabilities_come_to_mean_shares() -> None:
+    # Raters drawn from the softmax of the logits at temperature 2: each face has 50 of them.
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 3, (2000, 7)).astype(np.float32)
+    shares = np.stack([random.multinomial(50, row) / 50 for row in softmax(logits, temperature=2.0).astype(np.float64)])
+    found = calibrate(logits, shares.astype(np.float32), labels_from="raters")
+    assert found.temperature == pytest.approx(2.0, rel=0.03)
+    assert found.ece_after is not None
+    assert found.ece_after < 0.02
+    # At or above the threshold, four of five raters agree with the answer on average; below it some do not.
+    assert found.precision == pytest.approx(0.8, abs=0.02)
+    assert found.coverage is not None
+    assert 0.05 < found.coverage < 0.9
