@@ -123,7 +123,8 @@ def test_the_first_images_of_a_resumed_run_are_decoded_in_other_processes(
 ) -> None:
     from fer_runtime.images import isolated
 
-    decode_apart, apart = isolated.decode_apart, []
+    decode_apart = isolated.decode_apart
+    apart: list[bytes] = []
 
     def counted(content: bytes) -> Any:
         apart.append(content)
