@@ -31,7 +31,8 @@ def _number(chooser: random.Random, bits: int = 32) -> int:
     """A size or offset: mostly small, sometimes at a limit of its type."""
     if chooser.random() < 0.85:
         return chooser.randrange(1, 200)
-    return chooser.choice(_EXTREMES) & ((1 << bits) - 1)
+    extreme: int = chooser.choice(_EXTREMES)
+    return extreme & ((1 << bits) - 1)
 
 
 def _noise(chooser: random.Random, most: int = 400) -> bytes:

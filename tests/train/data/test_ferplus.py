@@ -11,6 +11,7 @@ from tests.train.images import write_images
 
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.images import decode_image, to_gray
 from fer_train.data.ferplus import BITS, FerPlusVotes, fingerprints, low_frequencies
 from fer_train.data.folders import LabelledFaces, load_faces
 from fer_train.data.votes import open_votes, usable
@@ -32,7 +33,8 @@ def test_low_frequencies_are_those_of_opencvs_transform() -> None:
 def test_a_fingerprint_survives_jpeg() -> None:
     smooth = cv2.GaussianBlur(np.random.default_rng(1).integers(0, 256, (48, 48), np.uint8), (9, 9), 3)
     face = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX)  # type: ignore[call-overload]
-    copy = cv2.imdecode(cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, 75])[1], cv2.IMREAD_GRAYSCALE)
+    encoded = cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()
+    copy = to_gray(decode_image(encoded))
     first, second = fingerprints(np.stack([face, copy]), np.zeros(BITS, np.float32))
     assert int(np.unpackbits(first ^ second).sum()) <= 5
 
@@ -52,12 +54,8 @@ def test_fer2013s_images_are_found_in_a_renamed_re_split_and_re_encoded_copy(rea
     votes = FerPlusVotes(EXPRESSIONS)
     original = votes.of([""] * len(images), images, split="train")
     assert usable(original).mean() > 0.98
-    copies = np.stack(
-        [
-            cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 75])[1], cv2.IMREAD_GRAYSCALE)
-            for image in images
-        ]
-    )[::-1]
+    encoded = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes() for image in images]
+    copies = np.stack([to_gray(decode_image(content)) for content in encoded])[::-1]
     whole = LabelledFaces(
         faces=copies,
         labels=np.zeros(len(copies), np.int64),
