@@ -161,7 +161,7 @@ def test_a_yunet_file_that_is_given_is_never_replaced_by_haar_in_silence(tmp_pat
     with pytest.raises(ModelFileError, match=r"no YuNet at .*none\.onnx"):
         Recognizer("v0", yunet=tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("no model")
-    with pytest.raises(ModelFileError, match=r"text\.onnx cannot be loaded"):
+    with pytest.raises(ModelFileError, match=r"text\.onnx cannot be read as an ONNX model"):
         Recognizer("v0", yunet=tmp_path / "text.onnx")
 
 

@@ -66,6 +66,7 @@ class TrainRun(_NetworkOptions):
     votes: str | None
     skip_unreadable: bool
     no_plots: bool
+    safetensors: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +207,7 @@ _RULES = (
         "--replace", is_flag=True, help="Overwrite a finished checkpoint of the same name, and drop a stopped run."
     ),
     click.option("--no-plots", is_flag=True, help="Do not draw the curves and the confusion matrix."),
+    click.option("--safetensors", is_flag=True, help="Write the checkpoint in that format, too: NAME.safetensors."),
 )
 @option_group(
     "Other runs",
@@ -271,6 +273,8 @@ def _train(options: TrainRun) -> None:
         )
         if how["world"].is_writer:
             _report(trained, plots=not options.no_plots)
+            if options.safetensors:
+                click.echo(_write_safetensors(trained))
 
 
 def _pretrain(options: PretrainRun) -> None:
@@ -358,6 +362,14 @@ def _report(trained: Trained, *, plots: bool) -> None:
 
     for path in write_plots(results.to_dict(), trained.checkpoint.with_suffix("")):
         click.echo(path)
+
+
+def _write_safetensors(trained: Trained) -> Path:
+    from fer_train.checkpoints import SAFETENSORS_SUFFIX, load_checkpoint, save_checkpoint
+
+    path = trained.checkpoint.with_suffix(SAFETENSORS_SUFFIX)
+    save_checkpoint(path, load_checkpoint(trained.checkpoint, name=trained.results.model))
+    return path
 
 
 def _audit(options: AuditRun) -> None:

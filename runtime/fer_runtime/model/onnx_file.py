@@ -98,11 +98,14 @@ class OnnxFile:
 _Message = dict[int, list["int | memoryview"]]
 
 
-def read_onnx(content: bytes, *, source: str) -> OnnxFile:
+def read_onnx(
+    content: bytes, *, source: str, advice: str = "copy it again, or export it again with fer-export"
+) -> OnnxFile:
     """Read a model from its bytes.
 
     Args:
         source: the file, for messages.
+        advice: the next step, for the message about a damaged file.
 
     Raises:
         ModelFileError: the bytes are empty, truncated or no ONNX model, or a limit of this module is exceeded.
@@ -129,9 +132,7 @@ def read_onnx(content: bytes, *, source: str) -> OnnxFile:
         )
     except (ValueError, KeyError, IndexError, struct.error, TypeError, OverflowError) as error:
         reason = f"field {error} is missing" if isinstance(error, KeyError) else error
-        raise ModelFileError(
-            f"{source} cannot be read as an ONNX model: {reason}; copy it again, or export it again with fer-export"
-        ) from error
+        raise ModelFileError(f"{source} cannot be read as an ONNX model: {reason}; {advice}") from error
 
 
 def read_onnx_file(path: Path, *, advice: str = "write one with: fer-export --model v0") -> tuple[OnnxFile, bytes]:

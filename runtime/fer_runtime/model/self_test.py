@@ -140,6 +140,11 @@ def run_self_test(
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelFileError(f"{path} does not run on {opened.provider}: {reason}") from error
+        if any(values.shape != expected.logits.shape for values in (runs[-1].logits, runs[-1].probabilities)):
+            raise ModelFileError(
+                f"{path} gives logits {runs[-1].logits.shape} and probabilities {runs[-1].probabilities.shape}, not "
+                f"{expected.logits.shape}; export the model again with fer-export"
+            )
     worst = worst_of([compare_outputs(expected, run, margin=tolerance.margin) for run in runs])
     against_network = worst_of([compare_outputs(network, run, margin=tolerance.margin) for run in runs])
     checks += comparison_checks(worst, tolerance)

@@ -28,12 +28,16 @@ MAX_VALUES = 1 << 22
 MAX_MACS = 32_000_000_000
 
 
-def check_operators(file: OnnxFile, *, source: str, also: Collection[str] = ()) -> None:
+_ADVICE = "if you trust the file, give --any-operator (Python: any_operator=True)"
+
+
+def check_operators(file: OnnxFile, *, source: str, also: Collection[str] = (), advice: str = _ADVICE) -> None:
     """Refuse a graph with operators outside the list, subgraphs, functions or sparse constants.
 
     Args:
         source: the file, for messages.
         also: operators that are allowed besides OPERATORS.
+        advice: the next step, for the message.
 
     Raises:
         ModelFileError: with what the file has, and how to run it all the same.
@@ -46,10 +50,7 @@ def check_operators(file: OnnxFile, *, source: str, also: Collection[str] = ()) 
     faults += [f"{file.functions} functions of its own"] if file.functions else []
     faults += [f"{file.sparse_tensors} sparse constants"] if file.sparse_tensors else []
     if faults:
-        raise ModelFileError(
-            f"{source} has {', '.join(faults)}, which no model of fer-export has; if you trust the file, give "
-            "--any-operator (Python: any_operator=True)"
-        )
+        raise ModelFileError(f"{source} has {', '.join(faults)}, which no such model needs; {advice}")
 
 
 def check_work(file: OnnxFile, *, source: str) -> None:
@@ -58,22 +59,29 @@ def check_work(file: OnnxFile, *, source: str) -> None:
     Raises:
         ModelFileError: with the operator, and how to run the file all the same.
     """
-    advice = "if you trust the file, give --any-operator (Python: any_operator=True)"
     shapes = infer_shapes(file)
     for node in file.nodes:
         for name in node.outputs:
             shape = shapes.get(name)
             if shape is None:
-                raise ModelFileError(f"{source}: the output size of {node.op_type} {name!r} cannot be known; {advice}")
+                raise ModelFileError(f"{source}: the output size of {node.op_type} {name!r} cannot be known; {_ADVICE}")
             if math.prod(shape) > MAX_VALUES:
                 raise ModelFileError(
                     f"{source}: {node.op_type} {name!r} gives {math.prod(shape):,} values for one face, more than "
-                    f"{MAX_VALUES:,}; {advice}"
+                    f"{MAX_VALUES:,}; {_ADVICE}"
                 )
+    for value in file.outputs:
+        shape = shapes.get(value.name)
+        if shape is None or shape[1:] != value.shape[1:]:
+            computed = "an unknown shape" if shape is None else f"the shape {list(shape)}"
+            raise ModelFileError(
+                f"{source} states the shape {list(value.shape)} for {value.name!r}, and computes {computed} for one "
+                "face; export the model again with fer-export"
+            )
     macs = count_macs(file, shapes)
     if macs is None or macs > MAX_MACS:
         taken = "an unknown number of" if macs is None else f"{macs:,}"
-        raise ModelFileError(f"{source} takes {taken} multiplications for one face, at most {MAX_MACS:,}; {advice}")
+        raise ModelFileError(f"{source} takes {taken} multiplications for one face, at most {MAX_MACS:,}; {_ADVICE}")
 
 
 def check_contract(file: OnnxFile, *, classes: int, source: str) -> None:

@@ -18,6 +18,7 @@ from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime import Recognizer
 from fer_runtime.cli import main
+from fer_runtime.detectors.yunet import YuNetDetector
 from fer_runtime.errors import FerError, ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model import session
@@ -125,6 +126,12 @@ GRAPHS: dict[str, tuple[Change, str]] = {
     "stride 0": (
         lambda model: _append(model, "MaxPool", ["logits"], ["x"], kernel_shape=[1], strides=[0]),
         "MaxPool 'x' cannot be known",
+    ),
+    "output shape": (
+        lambda model: (
+            model.graph.node[-1].output.__setitem__(0, "x") or _append(model, "Transpose", ["x"], ["probabilities"])
+        ),
+        "for 'probabilities', and computes the shape [7, 1]",
     ),
     "outputs": (lambda model: model.graph.output.pop(), "not faces uint8 (batch, 48, 48) to logits"),
     "no graph": (lambda model: model.ClearField("graph"), "has no"),
@@ -256,3 +263,12 @@ def test_json_of_any_kind_ends_in_one_kind_of_error(text: str | bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
         parse_json(text)
     assert time.process_time() - started < 30
+
+
+@pytest.mark.usefixtures("never_opened")
+def test_a_detector_with_a_loop_is_refused(tmp_path: Path) -> None:
+    model = onnx.load(write_band_model(tmp_path / "bands.onnx", metadata=""))
+    _loop_for_ever(model)
+    (tmp_path / "yunet.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelFileError, match=r"the operator Loop.*fetch-yunet"):
+        YuNetDetector(tmp_path / "yunet.onnx")

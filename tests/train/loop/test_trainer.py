@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from tests.train.devices import DEVICES
 from tests.train.images import write_images
 
@@ -59,7 +60,7 @@ def test_it_learns_and_keeps_the_best_epoch(images: Path, tmp_path: Path) -> Non
 
 def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _train(images, whole).wait(300)
+    _train(images, whole, "--safetensors").wait(300)
     process = _train(images, killed)
     # Killed for real, once a first epoch has left its state but before the last one.
     assert process.stderr is not None
@@ -74,6 +75,10 @@ def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Pat
     _, progress = resumed.communicate(timeout=300)
     assert "epoch 1/" not in progress
     assert (whole / "model_0.pth").read_bytes() == (killed / "model_0.pth").read_bytes()
+    with safe_open(whole / "model_0.safetensors", framework="pt") as file:
+        weights = load_checkpoint(whole / "model_0.pth", name="v0").state_dict
+        assert set(file.keys()) == set(weights)
+        assert all(torch.equal(file.get_tensor(key), value) for key, value in weights.items())
 
 
 def _train(images: Path, models_dir: Path, *options: str) -> subprocess.Popen[str]:
