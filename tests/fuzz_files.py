@@ -152,7 +152,7 @@ def damaged_graph(content: bytes, chooser: random.Random) -> bytes:
             entry = chooser.choice(model.metadata_props)
             try:
                 entry.value = damaged_json(entry.value, chooser)
-            except (ValueError, UnicodeEncodeError):
+            except (ValueError, RecursionError):  # damaged before
                 entry.value = "{"
         if not graph.node or not graph.initializer:
             break
