@@ -237,7 +237,7 @@ def prepare(
         progress(f"weights found at {loaded.place}")
     if loaded.labels_assumed:
         progress(f"label order assumed: {', '.join(loaded.expressions)}; another one is set with --labels")
-    labels, truth, labels_from = _labels(validation, votes)
+    judged_labels, truth, labels_from = _labels(validation, votes)
     labelled = np.zeros((0, *_face_shape()), np.uint8) if validation is None else validation.faces
     labelled_logits = network_logits(trained, labelled)
     calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, files)
@@ -256,7 +256,7 @@ def prepare(
         coverage=coverage,
         faces=faces,
         logits=np.concatenate([labelled_logits, network_logits(trained, coverage.made_up)]),
-        labels=labels,
+        labels=judged_labels,
         truth=truth,
         labels_from=labels_from,
         train=train,
