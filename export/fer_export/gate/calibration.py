@@ -61,16 +61,16 @@ def calibrate(logits: FloatArray, truth: Int64Array | FloatArray, *, labels_from
         truth: labels, int64 (faces,), or the raters' shares for each class, float32 (faces, classes). With shares, an
             answer is as right as the share of the raters who name it, and probabilities come to mean such shares.
     """
-    truth = _shares(truth, logits.shape[1])
-    temperature = fit_temperature(logits, truth)
-    correct = truth[np.arange(len(truth)), logits.argmax(1)]
+    shares = _shares(truth, logits.shape[1])
+    temperature = fit_temperature(logits, shares)
+    correct = shares[np.arange(len(shares)), logits.argmax(1)]
     uncertain_below, _, _ = reject_threshold(softmax(logits, temperature=temperature).max(1), correct)
     # Faces lie sorted by class, so halves are every second face.
-    halves = (np.arange(len(truth)) % 2 == 0, np.arange(len(truth)) % 2 == 1)
-    confidences = np.empty(len(truth), np.float64)
-    kept = np.zeros(len(truth), bool)
+    halves = (np.arange(len(shares)) % 2 == 0, np.arange(len(shares)) % 2 == 1)
+    confidences = np.empty(len(shares), np.float64)
+    kept = np.zeros(len(shares), bool)
     for fitted, measured in (halves, halves[::-1]):
-        own = fit_temperature(logits[fitted], truth[fitted])
+        own = fit_temperature(logits[fitted], shares[fitted])
         confidences[measured] = softmax(logits[measured], temperature=own).max(1)
         threshold, _, _ = reject_threshold(softmax(logits[fitted], temperature=own).max(1), correct[fitted])
         kept[measured] = confidences[measured] >= (np.inf if threshold is None else threshold)

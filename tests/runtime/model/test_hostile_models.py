@@ -129,7 +129,8 @@ GRAPHS: dict[str, tuple[Change, str]] = {
     ),
     "output shape": (
         lambda model: (
-            model.graph.node[-1].output.__setitem__(0, "x") or _append(model, "Transpose", ["x"], ["probabilities"])
+            model.graph.node[-1].output.__setitem__(0, "x"),
+            _append(model, "Transpose", ["x"], ["probabilities"]),  # type: ignore[func-returns-value]
         ),
         "for 'probabilities', and computes the shape [7, 1]",
     ),
