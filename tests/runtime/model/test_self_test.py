@@ -63,7 +63,7 @@ def test_shipped_files_compute_here_what_was_trained(shipped: Path) -> None:
     report = run_self_test(shipped)
     assert report.passed, report.to_text()
     assert report.provider == "CPU"
-    assert report.comparison.faces == 12
+    assert report.comparison.faces >= 12  # as many as switch every live unit on
 
 
 def test_a_weight_changed_by_one_percent_is_noticed(shipped: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def _loosen(values: dict[str, Any]) -> None:
 
 
 def _repeat_one_face(values: dict[str, Any]) -> None:
-    faces = np.zeros((12, 48, 48), np.uint8).tobytes()
+    faces = np.zeros(values["certificate"]["faces"]["shape"], np.uint8).tobytes()
     values["certificate"]["faces"]["zlib_base64"] = base64.b64encode(zlib.compress(faces)).decode()
 
 
