@@ -42,7 +42,7 @@ def test_the_dataset_root_a_split_and_class_folders_are_the_same(pictures: Path)
     whole = read_labelled_images(pictures)
     assert whole.paths == read_labelled_images(pictures / "validation").paths
     assert len(whole.labels) == 29
-    assert whole.unreadable == ("fear/broken.jpg: cannot be decoded: damaged, or no picture",)
+    assert whole.unreadable == ("fear/broken.jpg: cannot be decoded: damaged, or not an image",)
 
 
 def test_figures_are_those_worked_by_hand(pictures: Path, model: Path) -> None:
