@@ -93,5 +93,7 @@ def test_erasing_covers_its_share_of_the_faces() -> None:
     planes = augment.faces(flat, Generator().manual_seed(5))
     erased = planes.flatten(1).std(1) > 1e-4
     assert 0.2 < erased.float().mean() < 0.3
-    covered = (planes[erased] != planes[erased].flatten(1).median(1).values[:, None, None]).float().mean((1, 2))
+    middle = planes[erased].flatten(1).median(1).values[:, None, None]
+    # Bilinear weights sum to 1 within float32's epsilon of 6e-8, on some processors exactly.
+    covered = ((planes[erased] - middle).abs() > 1e-4).float().mean((1, 2))
     assert covered.max() < 0.25
