@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from fer_runtime.expressions import FACE_SIZE
@@ -40,6 +41,16 @@ _State = _Rows | _Array  # rows, or a constant
 _Rule = Callable[["_Graph", onnx.NodeProto, dict[str, Any]], _State]
 
 
+def external_data_check(content: bytes) -> Check | None:
+    """The failed check of a model whose weights are in another file; None for any other content."""
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError:
+        return None
+    outside = [one.name for one in _tensors(model.graph) if _is_external(one)]
+    return Check(name="container", passed=False, detail=f"external data for {outside[0]}") if outside else None
+
+
 def structure_checks(content: bytes, *, batch: int | None = None) -> list[Check]:
     """Check the graph of a file that `fer-export` wrote.
 
@@ -47,9 +58,9 @@ def structure_checks(content: bytes, *, batch: int | None = None) -> list[Check]
         content: the file's bytes.
         batch: the fixed batch size that the file should have; None for a dynamic one.
     """
+    if (outside := external_data_check(content)) is not None:
+        return [outside]
     model = onnx.load_model_from_string(content)
-    if outside := [one.name for one in _tensors(model.graph) if _is_external(one)]:
-        return [Check(name="container", passed=False, detail=f"external data for {outside[0]}")]
     faults = _container_faults(model, batch)
     checks = [
         Check(

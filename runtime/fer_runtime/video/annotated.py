@@ -98,9 +98,12 @@ class AnnotatedVideo:
                     "--annotate away"
                 )
             self._start = result.time
-        elif self._last is not None:
-            self._hold(self._last, until=round((result.time - self._start) * self._rate))
-        self._write(drawn)
+        place = round((result.time - self._start) * self._rate)
+        if self._last is not None:
+            self._hold(self._last, until=place)
+        # A source faster than the copy would play slower there: frames that have no place of their own are left out.
+        if self._frames <= place:
+            self._write(drawn)
         self._last = drawn
 
     def finish(self, end: float) -> None:

@@ -222,7 +222,7 @@ def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
     wrong.write_text('{"environment": {}, "results": [{"round_p50_ms": [1.0]}]}')
     result = CliRunner().invoke(main, ["compare", str(wrong), str(wrong)])
     assert result.exit_code == 1
-    assert "was not written by fer-bench latency --json (ValueError('a configuration has no engine'))" in result.stderr
+    assert "was not written by fer-bench latency --json (a configuration has no engine)" in result.stderr
 
 
 @pytest.mark.parametrize(

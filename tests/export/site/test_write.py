@@ -418,7 +418,7 @@ def test_a_file_that_is_no_picture_is_named(browser: Browser, framed_site: str) 
             "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true})); })()"
         )
         text = page.wait_for("document.querySelector('#problem:not([hidden])')?.textContent")
-    assert text == "notes.jpg is no picture that this browser reads."
+    assert text == "notes.jpg is no image that this browser reads."
 
 
 def test_any_static_server_will_do(browser: Browser, has_ort_web: None, tmp_path: Path) -> None:
