@@ -24,7 +24,7 @@ from fer_runtime.model.load import load_model
 from fer_runtime.results import Face, ImageResult
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from fer_runtime.model.session import InferenceSession
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -12,7 +12,7 @@ from fer_runtime.model.session import open_session
 from fer_runtime.model.structure import check_contract, check_operators, check_work, fixed_batch
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from fer_runtime.model.session import InferenceSession
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

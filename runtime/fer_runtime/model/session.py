@@ -12,7 +12,8 @@ import onnxruntime  # fer_runtime/__init__.py has turned its telemetry off
 from fer_runtime.errors import ModelFileError, ProviderError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import InferenceSession as InferenceSession
+    from onnxruntime import SessionOptions
 
 # Fatal only: every failure reaches the user as our own error, and the log would print beside it.
 _SEVERITY = 4
