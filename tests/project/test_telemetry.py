@@ -49,7 +49,9 @@ def _trace(folder: Path, *arguments: str) -> Traced:
     log = folder.parent / f"{folder.name}.log"
     # Without --seccomp-bpf each call of PyTorch's start stops the process, which takes minutes.
     command = [_STRACE, "-f", "--seccomp-bpf", "-e", f"trace={_CALLS}", "-s", "4096", "-y", "-o", str(log)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ORT_", "RAY_"))}
+    # Commands that ran inside this process have set some of these for libraries.
+    own = ("ORT_", "RAY_", "MPLCONFIGDIR", "TORCHINDUCTOR_", "OPENCV_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     environment |= {
         "HOME": str(folder / "home"),
         "XDG_CACHE_HOME": str(folder / "cache"),

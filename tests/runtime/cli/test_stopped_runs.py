@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,7 +77,10 @@ def test_rows_leave_as_they_are_made(number: int, model: Path, tmp_path: Path) -
     if number == signal.SIGTERM:
         assert code == 143
         assert b"continue with --resume" in said
-        assert f"{len(kept)} images, ".encode() in said  # the summary
+        summary = re.search(rb"(\d+) images, ", said)
+        assert summary
+        # The summary counts answered images; the signal may come between the answers of a block and their rows.
+        assert 0 <= int(summary[1]) - len(kept) <= 64
     listed = "".join(f"{path}\n" for path in paths).encode()
     assert _infer("-", "--model", model, "--output", output, "--resume", stdin=listed).returncode == 0
     whole = tmp_path / "whole.jsonl"
