@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from fer_runtime.command import (
-    FerCommand,
     RegistryChoice,
     Rule,
     RunOptions,
+    ShortCommand,
     needs_extra,
     option_group,
     own_name,
@@ -112,7 +112,8 @@ _RULES = (
 )
 
 
-@click.command(cls=FerCommand, runs=(TrainRun, PretrainRun, AuditRun), rules=_RULES)
+# Short, because gloo's threads abort a Python that tidies up while a collective is being released (pytorch #190489).
+@click.command(cls=ShortCommand, runs=(TrainRun, PretrainRun, AuditRun), rules=_RULES)
 @option_group(
     "Network and data",
     click.option("--model", type=RegistryChoice(ARCHITECTURES), help="Network to train."),

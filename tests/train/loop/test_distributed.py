@@ -18,6 +18,7 @@ from tests.train.images import write_images
 # digit, on one processor here and on another there.
 _SCRIPT = """
 import json
+import os
 import sys
 from pathlib import Path
 import torch
@@ -54,6 +55,7 @@ with joined_world(torch.device("cpu")) as (world, device):
         run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=teacher, world=world)
         run.run()
         torch.save({"weights": run.best_state, "loss": run.history.train_loss}, out / f"{case}.{world.rank}.pt")
+os._exit(0)  # as fer-train ends: gloo's threads may abort a Python that tidies up
 """
 
 # By name: processes, architecture, the teacher's views, settings.
@@ -72,6 +74,7 @@ _CASES: dict[str, tuple[int, str, str, tuple[str, ...]]] = {
 # What the processes do together beside the steps; each says what it met.
 _TOGETHER = """
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -127,6 +130,7 @@ with joined_world(torch.device("cpu")) as (world, device):
 
     said["not fetched"] = refusal(lambda: one_per_machine_first(fail, world))
     (out / f"{world.rank}.json").write_text(json.dumps(said))
+os._exit(0)  # as fer-train ends: gloo's threads may abort a Python that tidies up
 """
 
 
