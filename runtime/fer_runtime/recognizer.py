@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -13,10 +11,11 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.detectors import Detection, Detector, SearchesAgain, create_detector, find_detector
+from fer_runtime.detectors import Detection
+from fer_runtime.detectors.search import FaceSearch
 from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.faces import is_face_crop, prepare_face
+from fer_runtime.faces import prepare_face
 from fer_runtime.files import sha256_of
 from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
@@ -100,15 +99,12 @@ class Recognizer:
         self.min_confidence = self._threshold(min_confidence)
         self.max_pixels = max_pixels
         self.detector_name = detector
-        self._yunet = None if yunet is None else Path(yunet).absolute()
-        # Decided once: a file that arrives in the cache folder later must not split a run's rows.
-        self.detector_used = find_detector(detector, yunet=self._yunet)
-        self._min_face = min_face
-        self._detectors = threading.local()
-        self._shared_detector: Detector | None = None
-        # Fails here for an unknown name or a file that is no YuNet, not in the middle of a folder.
-        if detector != "auto" or yunet is not None:
-            self._detector()
+        self._search = FaceSearch(detector, yunet=yunet, min_face=min_face)
+
+    @property
+    def detector_used(self) -> str:
+        """The detector that searches images here: "auto" stands for "yunet" or "haar"."""
+        return self._search.detector_used
 
     def predict(
         self, image: Uint8Array | os.PathLike[str] | str | bytes | bytearray | memoryview | IO[bytes]
@@ -154,14 +150,7 @@ class Recognizer:
             is_frame: the image is a frame of a video. A frame without a face is not searched again for smaller
                 faces: there are many such frames, and the next one comes soon.
         """
-        height, width = image.shape[:2]
-        if self.detector_name == "auto" and is_face_crop(width, height):
-            return _whole_image(width, height)
-        detector = self._detector()
-        found = detector.detect(image)
-        if found or is_frame or not isinstance(detector, SearchesAgain):
-            return found
-        return detector.search_again(image)
+        return self._search.detect(image, is_frame=is_frame)
 
     def classify_detections(self, image: Uint8Array, detections: Sequence[Detection]) -> tuple[Face, ...]:
         """Detected faces with their expressions."""
@@ -206,7 +195,7 @@ class Recognizer:
             "model_sha256": sha256_of(self._file),
             "detector": self.detector_name,
             "detector_used": self.detector_used,
-            "min_face": self._min_face,
+            "min_face": self._search.min_face,
             "min_confidence": self.min_confidence,
             "max_pixels": self.max_pixels,
         }
@@ -220,8 +209,8 @@ class Recognizer:
             raise ValueError("the recognizer has been closed")
         options = self._asked | {
             "detector": self.detector_name,
-            "yunet": self._yunet,
-            "min_face": self._min_face,
+            "yunet": self._search.yunet,
+            "min_face": self._search.min_face,
             "min_confidence": self.min_confidence,
             "max_pixels": self.max_pixels,
         }
@@ -276,23 +265,6 @@ class Recognizer:
             )
         return answer
 
-    def _detector(self) -> Detector:
-        # OpenCV's cascades keep state between calls, so each thread has its own; YuNet's session is for all threads.
-        detector: Detector | None = self._shared_detector or getattr(self._detectors, "value", None)
-        if detector is None:
-            detector = create_detector(self.detector_used, min_face=self._min_face, yunet=self._yunet)
-            if getattr(detector, "is_thread_safe", False):
-                self._shared_detector = detector
-            else:
-                self._detectors.value = detector
-        return detector
-
-
-@lru_cache
-def _whole_image(width: int, height: int) -> tuple[Detection, ...]:
-    # Crops of a folder have one size, or few: their detection is made once.
-    return (Detection(box=(0, 0, width, height)),)
-
 
 def _check_image(image: Uint8Array | None) -> None:
     if image is None:
@@ -341,5 +313,5 @@ def _content_of(source: Any) -> bytes:
 
 def _made_again(kind: type[Recognizer], path: Path, options: dict[str, Any], detector_used: str) -> Recognizer:
     recognizer = kind(path, **options)
-    recognizer.detector_used = detector_used
+    recognizer._search.detector_used = detector_used
     return recognizer
