@@ -141,6 +141,32 @@ def export_model(
         replace=replace,
         progress=progress,
     )
+    return publish_files(
+        subject, fp32, wanted=wanted, models_dir=models_dir, keep_anyway=keep_anyway, progress=progress
+    )
+
+
+def publish_files(
+    subject: Subject,
+    fp32: onnx.ModelProto,
+    *,
+    wanted: Sequence[Precision],
+    models_dir: Path,
+    keep_anyway: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> ExportReport:
+    """Make a file of each precision, judge it, and publish those that pass.
+
+    Args:
+        subject: what the files are judged by.
+        fp32: the float32 graph, which the others are made from.
+        wanted: precisions to publish, in the order of REPLAY_TOLERANCES.
+        models_dir, keep_anyway, progress: as for `export_model`.
+
+    Raises:
+        ExportRefusedError: a file failed its gate; the others are published.
+        OutputError: a file cannot be written.
+    """
     candidates = [make_candidate(subject, "fp32", fp32)]
     for precision in wanted:
         if precision == "fp16":
@@ -151,8 +177,8 @@ def export_model(
             candidates.append(make_candidate(subject, "int8", quantized))
     progress("measuring speed")
     named = {str(one.precision): one.content for one in candidates}
-    latency = measure_in_turns(named, subject.faces, batch=batch or _LATENCY_BATCH)
-    throughput = measure_in_turns(named, subject.faces, batch=batch or _THROUGHPUT_BATCH, rounds=15)
+    latency = measure_in_turns(named, subject.faces, batch=subject.batch or _LATENCY_BATCH)
+    throughput = measure_in_turns(named, subject.faces, batch=subject.batch or _THROUGHPUT_BATCH, rounds=15)
 
     models: list[ExportedModel] = []
     reference: tuple[Candidate, ExportedModel] | None = None
@@ -173,11 +199,11 @@ def export_model(
         if one.precision == "fp32" and not judged.parity.passed:
             break
     report = ExportReport(
-        name=name,
+        name=subject.name,
         models=tuple(models),
         calibration=subject.calibration,
         coverage=subject.coverage,
-        path=parity_path(models_dir, own_name or name),
+        path=parity_path(models_dir, subject.file_name),
     )
     write_report(report, subject.checkpoint_sha256)
     refused = [one for one in models if not one.is_published]
