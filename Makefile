@@ -52,9 +52,10 @@ test-lowest: ## The runtime's tests at the lowest version of every dependency
 	@$(LOWEST)/bin/uv pip list --quiet --python $(LOWEST)/bin/python
 	@$(LOWEST)/bin/python -m pytest tests/runtime
 
-fuzz: $(TEST)/.installed ## Fuzz images, models, checkpoints and results for ten minutes
+fuzz: $(TEST)/.installed ## Fuzz images, models, checkpoints, results and requests for a quarter of an hour
 	@$(TEST)/bin/python -m tests.runtime.fuzz --minutes 5
 	@$(TEST)/bin/python -m tests.fuzz_files --minutes 5
+	@$(TEST)/bin/python -m tests.runtime.server.requests_fuzz --requests 10000
 
 soak: $(TEST)/.installed ## Hours: kill runs at random moments, read 100,000 damaged images; one table
 	@PYTHONPATH=. $(TEST)/bin/python -m tests.soak

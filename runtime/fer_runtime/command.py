@@ -42,6 +42,7 @@ EXTRA_MODULES = {
     "export": ("torch", "torchvision", "kagglehub", "matplotlib", "safetensors", "tqdm", "onnx", "onnxscript"),
     "bench": ("openvino", "matplotlib", "torch"),
     "ray": ("ray", "pyarrow", "fsspec"),
+    "serve": ("starlette", "uvicorn", "h11", "anyio", "python_multipart", "prometheus_client"),
     "dev": ("playwright",),
     "sign": ("cryptography",),
 }

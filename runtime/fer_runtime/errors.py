@@ -49,3 +49,7 @@ class ExtraMissingError(FerError):
 
 class ClusterError(FerError):
     """A Ray cluster cannot be reached, or gave up."""
+
+
+class ServeError(FerError):
+    """A service cannot start."""

@@ -19,7 +19,7 @@ from fer_runtime.faces import prepare_face
 from fer_runtime.files import sha256_of
 from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
-from fer_runtime.model.load import load_model
+from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.results import Face, ImageResult
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Recognizer:
         strict: fail when ONNX Runtime falls back to another provider.
         any_operator: load a model with operators that no model of fer-export has. Only for files that you trust: such
             a model may take any time and memory.
+        loaded: what `load_model` gave for the file `model`, which is then not read again.
 
     Raises:
         ModelFileError: the model is missing, damaged, or not written by fer-export.
@@ -81,6 +82,7 @@ class Recognizer:
         provider: str = "CPU",
         strict: bool = False,
         any_operator: bool = False,
+        loaded: LoadedModel | None = None,
     ) -> None:
         if isinstance(min_confidence, (int, float)) and not 0 <= min_confidence <= 1:
             raise ValueError(f"min_confidence must be a probability, 0 to 1, not {min_confidence}")
@@ -89,7 +91,9 @@ class Recognizer:
                 f"threads, min_face and max_pixels must be at least 1, not {threads}, {min_face} and {max_pixels}"
             )
         self.path = find_model(model, precision=precision, models_dir=Path(models_dir))
-        opened = load_model(self.path, threads=threads, provider=provider, strict=strict, any_operator=any_operator)
+        opened = loaded or load_model(
+            self.path, threads=threads, provider=provider, strict=strict, any_operator=any_operator
+        )
         self.provider = opened.provider
         self._file = self.path.absolute()  # the process may change its working folder
         self._asked = {"threads": threads, "provider": provider, "strict": strict, "any_operator": any_operator}

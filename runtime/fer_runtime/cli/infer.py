@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from fer_runtime.cli.arguments import find_videos, is_printed_as_table, output_format, refuse_overwriting, refuse_uris
+from fer_runtime.cli.arguments import (
+    confidence,
+    find_videos,
+    is_printed_as_table,
+    output_format,
+    refuse_overwriting,
+    refuse_uris,
+)
 from fer_runtime.cli.options import (
     RUNS,
     ClusterRun,
@@ -28,14 +35,6 @@ from fer_runtime.output.formats import OUTPUT_FORMATS
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _PART_MULTIPLE = 64  # images: a part is made of whole blocks
-
-
-def _confidence(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
-    """A probability, or "auto"."""
-    if value is None or value == "auto":
-        return value
-    confidence: float = click.FloatRange(0, 1)(value, parameter, context)
-    return confidence
 
 
 def _part_size(context: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
@@ -168,7 +167,7 @@ _RULES = (
     ),
     click.option(
         "--min-confidence",
-        callback=_confidence,
+        callback=confidence,
         metavar="P|auto",
         help="Mark faces below this confidence as uncertain. auto: the threshold fitted at export.",
     ),

@@ -10,7 +10,7 @@ from typing import Any
 from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.certificate import LOOSEST, parse_certificate
-from fer_runtime.model.load import load_model
+from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.model.onnx_file import content_digest, read_model_bytes
 from fer_runtime.model.parity import (
     Check,
@@ -76,6 +76,7 @@ def run_self_test(
     strict: bool = False,
     any_operator: bool = False,
     trusted: Path | None = None,
+    loaded: LoadedModel | None = None,
 ) -> SelfTestReport:
     """Replay the golden faces of a model file and compare with what its export computed.
 
@@ -86,11 +87,12 @@ def run_self_test(
         strict: a provider that falls back to another is an error.
         any_operator: as for `load_model`.
         trusted: a public key; the file must have a signature of its holder.
+        loaded: what `load_model` gave for the file, which is then not read again: its own session is tested.
 
     Raises:
         ModelFileError: the file is missing, damaged or not signed by the trusted key, or carries no certificate.
     """
-    content = read_model_bytes(path)
+    content = read_model_bytes(path) if loaded is None else loaded.content
     checks = []
     if trusted is not None:
         from fer_runtime.model.signature import is_signed_by
@@ -101,7 +103,7 @@ def run_self_test(
                 f"{path} is not signed by the holder of {trusted}, or was changed since; get the file and its .sig anew"
             )
         checks.append(Check(name="signature", passed=True, detail=f"by the holder of {trusted}"))
-    opened = load_model(
+    opened = loaded or load_model(
         path, content=content, threads=threads, provider=provider, strict=strict, any_operator=any_operator
     )
     metadata = opened.metadata

@@ -1,0 +1,193 @@
+"""The command `fer-serve`: its options, and the service that they ask for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fer_runtime.cli.arguments import confidence
+from fer_runtime.command import FerCommand, RegistryChoice, Rule, needs_extra, option_group
+from fer_runtime.detectors import DETECTORS
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE
+from fer_runtime.system import available_cpus
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_LEAST_TOKEN = 16  # characters
+
+
+def _token(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (len(value) < _LEAST_TOKEN or not value.isascii() or not value.isprintable()):
+        raise click.BadParameter(
+            f"a token has at least {_LEAST_TOKEN} printable ASCII characters, as from: openssl rand -hex 16",
+            context,
+            parameter,
+        )
+    return value
+
+
+_RULES = (
+    Rule("insecure", when=lambda given: given["token"] is not None, because="not with --token, which protects it"),
+)
+
+
+@click.command(cls=FerCommand, rules=_RULES)
+@option_group(
+    "Model",
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="NAME|FILE",
+        help=f"Model: a name such as {', '.join(MODEL_NAMES)} or your own, or an .onnx file. Repeat it to serve "
+        f"several. [default: the first available of {', '.join(PREFERENCE)}]",
+    ),
+    click.option("--precision", type=click.Choice(PRECISIONS), help="Precision of the named models."),
+    click.option(
+        "--models-dir",
+        type=_FOLDER,
+        default=DEFAULT_MODELS_DIR,
+        show_default=True,
+        help="Folder searched for named models before the installed package.",
+    ),
+    click.option(
+        "--provider", default="CPU", show_default=True, help="ONNX Runtime execution provider: CPU, CUDA, CoreML, ..."
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="ONNX Runtime threads for one batch.",
+    ),
+)
+@option_group(
+    "Face detection",
+    click.option(
+        "--detector",
+        type=RegistryChoice(DETECTORS, "auto"),
+        default="auto",
+        show_default=True,
+        help="auto: an image whose short side is up to 64 pixels is taken as a face; larger images are searched, "
+        "with YuNet if its file is available, else with Haar.",
+    ),
+    click.option("--yunet", type=_FILE, help="YuNet's model file. [default: the one in the cache folder]"),
+    click.option(
+        "--min-face", type=click.IntRange(min=1), default=24, show_default=True, help="Smallest face in pixels."
+    ),
+    click.option(
+        "--min-confidence",
+        callback=confidence,
+        metavar="P|auto",
+        help="Mark faces below this confidence as uncertain. auto: the threshold fitted at export.",
+    ),
+)
+@option_group(
+    "Address",
+    click.option(
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen on. Any but the loopback address needs --token or --insecure.",
+    ),
+    click.option(
+        "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes any free one."
+    ),
+    click.option(
+        "--token",
+        envvar="FER_SERVE_TOKEN",
+        callback=_token,
+        help="Requests must send it: Authorization: Bearer TOKEN. The variable FER_SERVE_TOKEN keeps it out of the "
+        "list of processes.",
+    ),
+    click.option("--insecure", is_flag=True, help="Let everybody who reaches --host use the service."),
+)
+@option_group(
+    "Limits",
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Images decoded, and batches computed, at a time. [default: the CPUs]",
+    ),
+    click.option(
+        "--max-body",
+        type=click.IntRange(min=1),
+        default=32,
+        show_default=True,
+        metavar="MB",
+        help="Largest request, in units of 1,048,576 bytes.",
+    ),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(min=1),
+        default=50_000_000,
+        show_default=True,
+        help="Largest image, width times height. Decoding takes at most 8 bytes of memory per pixel of this limit.",
+    ),
+    click.option(
+        "--max-requests",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        help="Requests in progress; further ones get status 503.",
+    ),
+    click.option(
+        "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds of a request."
+    ),
+    click.option(
+        "--batch-wait",
+        type=click.FloatRange(min=0),
+        default=2.0,
+        show_default=True,
+        metavar="MS",
+        help="Milliseconds that faces wait for those of other requests. A lone request never waits.",
+    ),
+)
+def main(**given: Any) -> None:
+    """Serve models over HTTP: images in, expressions out.
+
+    \b
+    fer-serve
+    curl -F image=@photo.jpg localhost:8000/v1/images     faces and their expressions
+    curl localhost:8000/health/ready                      the self-test of the served model
+
+    A model is served only after its self-test has passed here. Images are decoded in processes of
+    their own, and nothing is written to disk. The log on stderr has a JSON object per line, without
+    images, names of files or addresses. Exit codes: 0 stopped by SIGTERM or Ctrl-C after the
+    requests in progress were finished, 1 the service cannot start, 2 wrong usage.
+    """
+    if given["host"] not in ("127.0.0.1", "localhost", "::1") and given["token"] is None and not given["insecure"]:
+        raise click.UsageError(
+            f"--host {given['host']} opens the service to other machines; protect it with --token, or say --insecure"
+        )
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with needs_extra("serve"):
+        from fer_runtime.server import ServerSettings, run_server
+    from fer_runtime.model.session import silence
+
+    silence()
+    run_server(
+        ServerSettings(
+            models=given["models"],
+            precision=given["precision"],
+            models_dir=given["models_dir"],
+            detector=given["detector"],
+            yunet=given["yunet"],
+            min_face=given["min_face"],
+            min_confidence=given["min_confidence"],
+            provider=given["provider"],
+            threads=given["threads"],
+            workers=given["workers"] or available_cpus(),
+            host=given["host"],
+            port=given["port"],
+            token=given["token"],
+            max_body=given["max_body"] << 20,
+            max_pixels=given["max_pixels"],
+            max_requests=given["max_requests"],
+            timeout=given["timeout"],
+            batch_wait=given["batch_wait"] / 1000,
+        )
+    )

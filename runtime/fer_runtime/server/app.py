@@ -1,0 +1,80 @@
+"""The application: routes, and what wraps them."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Scope
+
+from fer_runtime.server.bodies import BodyBudget
+from fer_runtime.server.errors import RequestError
+from fer_runtime.server.guard import Guard, error_response
+from fer_runtime.server.images import ImagesApi
+from fer_runtime.server.metrics import CONTENT_TYPE
+from fer_runtime.server.openapi import describe_api
+from fer_runtime.server.recognition import Recognition
+
+
+def create_app(recognition: Recognition) -> ASGIApp:
+    """An ASGI application that answers with `recognition`; see docs/serve.md."""
+    metrics = recognition.metrics
+    budget = BodyBudget(recognition.settings.max_body)
+    metrics.body_bytes.set_function(lambda: budget.used)
+    images = ImagesApi(recognition, budget)
+
+    async def health_live(request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def health_ready(request: Request) -> Response:
+        """The self-test of every model that is served."""
+        passed = {}
+        for model in recognition.models:
+            report = await model.checked(recognition.computers)
+            metrics.self_tests.labels(model.name, "passed" if report.passed else "failed").inc()
+            passed[model.name] = {
+                "passed": report.passed,
+                "failed_checks": [check.name for check in report.checks if not check.passed],
+            }
+        ready = bool(passed) and all(one["passed"] for one in passed.values())
+        return JSONResponse({"ready": ready, "models": passed}, 200 if ready else 503)
+
+    async def show_metrics(request: Request) -> Response:
+        return Response(metrics.to_text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(describe_api(recognition.settings))
+
+    routes = [
+        Route("/v1/images", images.images, methods=["POST"]),
+        Route("/v1/crops", images.crops, methods=["POST"]),
+        Route("/v1/models", images.models, methods=["GET"]),
+        Route("/health/live", health_live, methods=["GET"]),
+        Route("/health/ready", health_ready, methods=["GET"]),
+        Route("/metrics", show_metrics, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
+    ]
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestError)
+        metrics.refused.labels(error.reason).inc()
+        return error_response(error)
+
+    async def refuse_route(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        reasons = {404: "no such address; GET /openapi.json lists them", 405: "the address does not take this method"}
+        metrics.refused.labels("address").inc()
+        message = reasons.get(error.status_code, error.detail)
+        return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+
+    app = Starlette(routes=routes, exception_handlers={RequestError: refuse, HTTPException: refuse_route})
+    templates = {route.endpoint: route.path for route in routes}
+
+    def route_of(scope: Scope) -> str:
+        # Not the path itself: anybody could fill the metrics with names.
+        endpoint = scope.get("endpoint")
+        return "other" if endpoint is None else templates.get(endpoint, "other")
+
+    return Guard(app, recognition, route_of, frozenset())

@@ -1,0 +1,141 @@
+"""Faces of all requests classified together: a batch costs little more than a face."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_runtime.images import Uint8Array
+
+FloatArray = npt.NDArray[np.float32]
+Outputs = dict[str, FloatArray]  # of the model's graph, by name; the first axis is that of the faces
+
+
+@dataclass(slots=True)
+class _Waiting:
+    faces: Uint8Array
+    answer: asyncio.Future[Outputs]
+    since: float
+
+
+class Batcher:
+    """Collects faces until a batch is full, nothing else is on its way, or the wait is over.
+
+    Everything but `run` happens in the event loop.
+
+    Args:
+        run: computes a batch; called in `executor`.
+        executor: threads for `run`.
+        slots: batches computed at a time.
+        size: faces in a batch.
+        wait: seconds that the first faces of a batch wait for others.
+        coming: requests that may bring faces soon; with 0 a batch does not wait.
+        on_batch: told about each batch: faces, seconds of waiting (of its first faces), seconds of computing.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Uint8Array], Outputs],
+        *,
+        executor: Executor,
+        slots: int,
+        size: int,
+        wait: float,
+        coming: Callable[[], int],
+        on_batch: Callable[[int, float, float], None],
+    ) -> None:
+        self._run = run
+        self._executor = executor
+        self._slots = slots
+        self._size = size
+        self._wait = wait
+        self._coming = coming
+        self._on_batch = on_batch
+        self._queue: deque[_Waiting] = deque()
+        self._faces = 0  # in the queue
+        self._running = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def waiting(self) -> int:
+        """Pieces in the queue."""
+        return len(self._queue)
+
+    async def classify(self, faces: Uint8Array) -> Outputs:
+        """The graph's outputs for `faces`, uint8 (faces, ...).
+
+        Raises:
+            ModelFileError: the model does not run.
+        """
+        loop = asyncio.get_running_loop()
+        pieces = [
+            _Waiting(faces[start : start + self._size], loop.create_future(), perf_counter())
+            for start in range(0, len(faces), self._size)
+        ]
+        self._queue.extend(pieces)
+        self._faces += len(faces)
+        self._consider()
+        # Cancelled with the request: pieces without a reader are not computed.
+        answers = await asyncio.gather(*(piece.answer for piece in pieces))
+        if len(answers) == 1:
+            return answers[0]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    def _consider(self) -> None:
+        """Start the batches that need not wait any longer."""
+        while self._queue and self._running < self._slots:
+            left = self._queue[0].since + self._wait - perf_counter()
+            if self._faces < self._size and left > 0 and self._coming() > 0:
+                if self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(left, self._on_time)
+                return
+            batch = self._take()
+            if batch:
+                self._running += 1
+                task = asyncio.get_running_loop().create_task(self._compute(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._consider()
+
+    def _take(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        faces = 0
+        while self._queue and faces + len(self._queue[0].faces) <= self._size:
+            piece = self._queue.popleft()
+            self._faces -= len(piece.faces)
+            if not piece.answer.done():
+                batch.append(piece)
+                faces += len(piece.faces)
+        return batch
+
+    async def _compute(self, batch: list[_Waiting]) -> None:
+        started = perf_counter()
+        try:
+            faces = batch[0].faces if len(batch) == 1 else np.concatenate([piece.faces for piece in batch])
+            outputs = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, faces)
+        except Exception as error:
+            for piece in batch:
+                if not piece.answer.done():
+                    piece.answer.set_exception(error)
+        else:
+            self._on_batch(len(faces), started - batch[0].since, perf_counter() - started)
+            start = 0
+            for piece in batch:
+                end = start + len(piece.faces)
+                if not piece.answer.done():
+                    piece.answer.set_result({name: values[start:end] for name, values in outputs.items()})
+                start = end
+        finally:
+            self._running -= 1
+            self._consider()

@@ -1,0 +1,152 @@
+"""HTTP connections with limits that uvicorn does not have: for slow clients, and for too many."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+_HEADER_SECONDS = 10.0  # for the headers of a request, from the connection or its first byte
+_LINGER_SECONDS = 2.0  # in which a client may read why its body was not
+_MAX_CONNECTIONS = 512
+
+
+class LimitedProtocol(H11Protocol):
+    """One connection. Headers must arrive in time, and a client that is refused gets the reason."""
+
+    header_seconds = _HEADER_SECONDS
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._lingering = False
+        self._has_ended = False  # the client's side
+        self._header_timer: asyncio.TimerHandle | None = None
+        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
+        if len(self.connections) > _MAX_CONNECTIONS:
+            self._answer(503, "too many connections; try again", ("Retry-After", "1"))
+        else:
+            self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._expect_headers()
+        else:
+            self._stop_timer()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more; whether the connection stays open for an answer."""
+        self._has_ended = True
+        if self._lingering:
+            return False
+        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
+            self.cycle.keep_alive = False
+            return True
+        in_body = self.cycle is not None and not self.cycle.response_complete
+        if in_body or self.conn.trailing_data[0]:
+            self._answer(400, "the request ends before its end")
+        return False
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._stop_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        # A client that does not read its answer would keep the connection open for ever.
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def send_400_response(self, msg: str) -> None:
+        self._answer(400, "this is no HTTP request")
+
+    def linger(self) -> bool:
+        """Before a close: whether the client still sends, and must be left to read the answer first.
+
+        Closing at once would reset the connection, and the client would see an error instead of the answer.
+        """
+        if self._has_ended or self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
+            return False
+        self._lingering = True
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+        return True
+
+    def _expect_headers(self) -> None:
+        if self._header_timer is None and not self._lingering and not self.transport.is_closing():
+            self._header_timer = self.loop.call_later(self.header_seconds, self._on_late_headers)
+
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _on_late_headers(self) -> None:
+        self._header_timer = None
+        self._answer(408, f"the headers did not arrive within {self.header_seconds:g} s")
+
+    def _answer(self, status: int, message: str, *headers: tuple[str, str]) -> None:
+        """Answer without the application, and close."""
+        body = json.dumps({"error": message}).encode()
+        response = h11.Response(
+            status_code=status,
+            headers=[
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+                *headers,
+            ],
+        )
+        try:
+            answer = self.conn.send(response) or b""
+            answer += self.conn.send(h11.Data(data=body)) or b""
+            self.transport.write(answer + (self.conn.send(h11.EndOfMessage()) or b""))
+        except h11.LocalProtocolError:  # in the middle of an answer
+            self.transport.abort()
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The application must not wait for the rest of the body.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._stop_timer()
+        self.transport.close()
+
+
+def limited_protocol(timeout: float) -> type[LimitedProtocol]:
+    """The class for connections of a service whose requests may take `timeout` seconds."""
+    return type("LimitedProtocol", (LimitedProtocol,), {"header_seconds": min(_HEADER_SECONDS, timeout)})
+
+
+class _Transport:
+    """A transport that lets the client read its answer before it closes."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: LimitedProtocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._protocol._lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self._protocol._lingering:
+            return
+        if not self._transport.is_closing() and self._protocol.linger():
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            return
+        self._transport.close()

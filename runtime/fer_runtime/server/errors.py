@@ -1,0 +1,30 @@
+"""What a request is refused with."""
+
+from __future__ import annotations
+
+RETRY_SECONDS = 1
+
+
+class RequestError(Exception):
+    """A request is refused: the status and the reason that the client gets.
+
+    Args:
+        status: of HTTP.
+        reason: one word for the metrics.
+        message: for the client.
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer needs besides its body."""
+        if self.status == 503:
+            return {"Retry-After": str(RETRY_SECONDS)}
+        if self.status == 401:
+            return {"WWW-Authenticate": "Bearer"}
+        # The rest of the body was not read.
+        return {"Connection": "close"} if self.status in (408, 413) else {}

@@ -1,0 +1,185 @@
+"""What every request passes first: who may ask, how many at a time, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fer_runtime.server.errors import RequestError
+from fer_runtime.server.logs import log, log_exception
+from fer_runtime.server.recognition import Recognition
+from fer_runtime.server.settings import LOOPBACK
+
+# Answered without a token: they tell no more than whether the service works.
+_OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+COOKIE = "fer_token"  # of the live page, whose <img> sends no header
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def error_response(error: RequestError) -> Response:
+    """The answer to a request that is refused."""
+    return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
+
+
+class Guard:
+    """Wraps the application.
+
+    Args:
+        app: with routes.
+        recognition: whose settings hold.
+        route_of: the template of the route that answered, for the metrics.
+        endless: routes that may last for ever.
+    """
+
+    def __init__(
+        self, app: ASGIApp, recognition: Recognition, route_of: Callable[[Scope], str], endless: frozenset[str]
+    ) -> None:
+        self._app = app
+        self._recognition = recognition
+        self._settings = recognition.settings
+        self._metrics = recognition.metrics
+        self._route_of = route_of
+        self._endless = endless
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        status = 0
+        facts: dict[str, Any] = {}
+        scope["fer"] = facts  # images and faces, for the log
+
+        async def send_noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(
+                        (name.encode(), value.encode())
+                        for name, value in _HEADERS.items()
+                        if name.lower().encode() not in given
+                    ),
+                ]
+            await send(message)
+
+        # Those that carry work; a health check must be answered while the service is full.
+        is_work = scope["method"] not in ("GET", "HEAD", "OPTIONS")
+        admitted = False
+        try:
+            self._check(scope)
+            if is_work:
+                if self._recognition.active >= self._settings.max_requests:
+                    raise RequestError(503, "queue", "too many requests in progress; try again")
+                self._recognition.active += 1
+                self._metrics.in_progress.inc()
+                admitted = True
+            if scope["path"] in self._endless:
+                await self._app(scope, receive, send_noted)
+            else:
+                await self._in_time(scope, receive, send_noted)
+        except RequestError as error:
+            self._metrics.refused.labels(error.reason).inc()
+            if status == 0:
+                await error_response(error)(scope, receive, send_noted)
+        except ClientDisconnect:
+            self._metrics.refused.labels("disconnected").inc()
+        except Exception as error:
+            log_exception(error)
+            self._metrics.refused.labels("fault").inc()
+            if status == 0:
+                await JSONResponse({"error": "the service failed; its log says where"}, 500)(scope, receive, send_noted)
+        finally:
+            if admitted:
+                self._recognition.active -= 1
+                self._metrics.in_progress.dec()
+            route = self._route_of(scope)
+            seconds = perf_counter() - started
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(seconds)
+            log(
+                "request", method=scope["method"][:16], route=route, status=status, ms=round(1000 * seconds, 2), **facts
+            )
+
+    async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, at most for the time limit.
+
+        Raises:
+            RequestError: it took longer.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        is_late = False
+
+        def stop() -> None:
+            nonlocal is_late
+            is_late = True
+            task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(self._settings.timeout, stop)
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not is_late:
+                raise
+            if hasattr(task, "uncancel"):  # since Python 3.11
+                task.uncancel()
+            limit = f"{self._settings.timeout:g} s"
+            if scope["fer"].get("body") == "reading":
+                raise RequestError(408, "slow body", f"the body did not arrive within {limit}") from None
+            raise RequestError(503, "time", f"no answer within {limit}; send fewer or smaller images") from None
+        finally:
+            timer.cancel()
+
+    def _check(self, scope: Scope) -> None:
+        """Refuse those who may not ask.
+
+        Raises:
+            RequestError: another host's page or a wrong token.
+        """
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        # A page of another origin may have its own name resolve to 127.0.0.1 (DNS rebinding).
+        if self._settings.is_loopback and _host_name(host) not in (*LOOPBACK, self._settings.host):
+            raise RequestError(421, "host", "the service answers to localhost and 127.0.0.1 only")
+        # No CORS: a browser keeps the answers from other sites' pages, and here they cannot even ask.
+        origin = headers.get("origin")
+        if (origin is not None and urlsplit(origin).netloc != host) or headers.get("sec-fetch-site") == "cross-site":
+            raise RequestError(403, "origin", "pages of other sites may not use the service")
+        token = self._settings.token
+        if token is None or scope["path"] in _OPEN:
+            return
+        given = headers.get("authorization", "")
+        given = given[7:] if given[:7].lower() == "bearer " else _cookie(headers.get("cookie", ""))
+        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode("utf-8", "surrogateescape")):
+            raise RequestError(401, "token", "send the service's token: Authorization: Bearer TOKEN")
+
+
+def _host_name(host: str) -> str:
+    """`host` without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _cookie(text: str) -> str:
+    for part in text.split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return ""

@@ -1,0 +1,49 @@
+"""The service's log: a JSON object per line on standard error, without images, names of files or addresses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from datetime import datetime, timezone
+from typing import Any
+
+
+def log(event: str, *, level: str = "info", **fields: Any) -> None:
+    """Write one line."""
+    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    line = json.dumps({"time": time, "level": level, "event": event} | fields)
+    stream = sys.stderr
+    if stream is not None:  # None where it was closed
+        # In one write, so that lines of several threads do not mix.
+        stream.write(line + "\n")
+        stream.flush()
+
+
+def log_exception(error: BaseException) -> None:
+    """A fault of ours, with what is needed to mend it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{frame.filename.rpartition('fer_runtime')[2] or frame.filename}:{frame.lineno}" for frame in frames]
+    # Not the message: it may quote what the client sent.
+    log("exception", level="error", type=type(error).__name__, places=places[-12:])
+
+
+class _Lines(logging.Handler):
+    """What libraries log, as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            log_exception(record.exc_info[1])
+        else:
+            # The template without its values, which may be addresses.
+            log("library", level=record.levelname.lower(), logger=record.name, message=str(record.msg)[:200])
+
+
+def take_library_logs() -> None:
+    """Send the logs of the libraries through ours."""
+    for name in ("uvicorn.error", "asyncio", "python_multipart"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [_Lines()]
+        logger.propagate = False
+        logger.setLevel(logging.ERROR)

@@ -1,0 +1,100 @@
+"""The service's process: a socket, uvicorn, and an end that finishes what it has."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from fer_runtime.errors import ServeError
+from fer_runtime.server.app import create_app
+from fer_runtime.server.connections import limited_protocol
+from fer_runtime.server.logs import log, take_library_logs
+from fer_runtime.server.metrics import Metrics
+from fer_runtime.server.models import open_models
+from fer_runtime.server.recognition import Recognition
+from fer_runtime.server.settings import ServerSettings
+
+_BACKLOG = 256
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the service, which is its normal end: they are not raised again."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run_server(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C; then finish the requests in progress.
+
+    Raises:
+        FerError: a model is missing or fails its self-test, or the address cannot be used.
+    """
+    listener = _listen(settings)
+    with listener:
+        take_library_logs()
+        metrics = Metrics()
+        recognition = Recognition(settings, open_models(settings), metrics)
+        try:
+            server = _Server(_config(create_app(recognition), settings))
+            metrics.connections.set_function(lambda: len(server.server_state.connections))
+            port = listener.getsockname()[1]
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            models = [
+                f"{model.name} {model.metadata.precision} {model.recognizer.provider}" for model in recognition.models
+            ]
+            log("listening", url=f"http://{host}:{port}", models=models, token=settings.token is not None)
+            server.run(sockets=[listener])
+        finally:
+            recognition.close()
+        log("stopped")
+
+
+def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=limited_protocol(settings.timeout),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.timeout)),
+    )
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    """A listening socket, before the models are loaded: an address that is taken is known at once.
+
+    Raises:
+        ServeError: the address cannot be used.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if hasattr(socket, "SO_REUSEADDR"):
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ServeError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port"
+        ) from error
+    listener.setblocking(False)
+    return listener
