@@ -160,7 +160,7 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
         resamples: bootstrap resamples of each interval.
     """
     # By name, because a model may order its labels differently.
-    columns = [recognizer.metadata.expressions.index(name) for name in EXPRESSIONS]
+    columns = [recognizer.metadata.labels.index(name) for name in EXPRESSIONS]
     probabilities = recognizer.classify(images.faces)[:, columns]
     labels, predictions = images.labels, probabilities.argmax(1)
     confidences, correct = probabilities.max(1), predictions == labels

@@ -21,7 +21,8 @@ from fer_runtime.command import (
     take_options,
 )
 from fer_runtime.errors import ModelFileError
-from fer_runtime.expressions import EXPRESSIONS, parse_labels
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.labels import label_difference, parse_labels
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, PREFERENCE, Precision
 from fer_train.networks.architectures import ARCHITECTURES
 
@@ -35,9 +36,12 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 def _labels(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     try:
-        return None if value is None else parse_labels(value)
+        labels = None if value is None else parse_labels(value)
+        if labels is not None and (difference := label_difference(EXPRESSIONS, labels)):
+            raise ValueError(f"{value!r} does not name each of {', '.join(EXPRESSIONS)} once: {difference}")
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from None
+    return labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

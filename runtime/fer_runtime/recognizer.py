@@ -14,7 +14,6 @@ import numpy.typing as npt
 from fer_runtime.detectors import Detection
 from fer_runtime.detectors.search import FaceSearch
 from fer_runtime.errors import ImageError, ModelFileError
-from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import sha256_of
 from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
@@ -99,6 +98,9 @@ class Recognizer:
         self._asked = {"threads": threads, "provider": provider, "strict": strict, "any_operator": any_operator}
         self._session: InferenceSession | None = opened.session
         self.metadata = opened.metadata
+        self.labels = opened.metadata.labels  # in the order of the probabilities
+        self.size = opened.metadata.size  # pixels, side of the faces that the model takes
+        self.color = opened.metadata.color  # of those faces, "gray" or "rgb"
         self._fixed_batch = opened.batch
         self.min_confidence = self._threshold(min_confidence)
         self.max_pixels = max_pixels
@@ -160,22 +162,27 @@ class Recognizer:
         """Detected faces with their expressions."""
         if not detections:
             return ()
-        faces = np.stack([prepare_face(image, detection.box, roll=detection.roll) for detection in detections])
+        faces = np.stack([self.prepare(image, detection) for detection in detections])
         probabilities = self.classify(faces)
         return tuple(self.faces([detection.box for detection in detections], probabilities))
 
+    def prepare(self, image: Uint8Array, detection: Detection) -> Uint8Array:
+        """A detected face as the model takes it: uint8 (size, size), or (size, size, 3) in RGB."""
+        return prepare_face(image, detection.box, roll=detection.roll, size=self.size, color=self.color)
+
     def classify(self, faces: Uint8Array) -> FloatArray:
-        """Probabilities float32 (faces, 7), in the order of the model's expressions.
+        """Probabilities float32 (faces, classes), in the order of `labels`.
 
         Args:
-            faces: crops, uint8 (faces, 48, 48), grayscale.
+            faces: crops as `prepare` gives them, uint8 (faces, size, size), or (faces, size, size, 3) in RGB.
 
         Raises:
             ModelFileError: the model does not run, or gives something else.
             ValueError: the array is of another shape or dtype.
         """
-        if faces.dtype != np.uint8 or faces.ndim != 3 or faces.shape[1:] != (FACE_SIZE, FACE_SIZE):
-            raise ValueError(f"faces must be uint8 (faces, 48, 48), not {faces.dtype} {faces.shape}")
+        if faces.dtype != np.uint8 or faces.shape[1:] != self.metadata.face_shape:
+            wanted = ", ".join(map(str, self.metadata.face_shape))
+            raise ValueError(f"faces must be uint8 (faces, {wanted}), not {faces.dtype} {faces.shape}")
         batch = self._fixed_batch or _BATCH
         if len(faces) <= batch:
             return self._run(faces)
@@ -231,9 +238,9 @@ class Recognizer:
     def _face(self, box: tuple[int, int, int, int], values: list[float], best: int) -> Face:
         return Face(
             box=box,
-            expression=self.metadata.expressions[best],
+            expression=self.labels[best],
             confidence=values[best],
-            probabilities=dict(zip(self.metadata.expressions, values, strict=True)),
+            probabilities=dict(zip(self.labels, values, strict=True)),
             uncertain=None if self.min_confidence is None else values[best] < self.min_confidence,
         )
 
@@ -249,7 +256,7 @@ class Recognizer:
 
     def _run(self, faces: Uint8Array) -> FloatArray:
         if len(faces) == 0:
-            return np.zeros((0, len(self.metadata.expressions)), np.float32)
+            return np.zeros((0, len(self.labels)), np.float32)
         session = self._session
         if session is None:
             raise ValueError("the recognizer has been closed")
@@ -262,10 +269,10 @@ class Recognizer:
             raise ModelFileError(
                 f"{self.path} cannot be run by onnxruntime: {error}; export it again with fer-export"
             ) from error
-        if answer.shape != (count, len(self.metadata.expressions)):
+        if answer.shape != (count, len(self.labels)):
             raise ModelFileError(
                 f"{self.path} gives probabilities of shape {answer.shape} for {count} faces and "
-                f"{len(self.metadata.expressions)} expressions; export it again with fer-export"
+                f"{len(self.labels)} labels; export it again with fer-export"
             )
         return answer
 

@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Face:
-    """One face and its expression."""
+    """One face and its expression: the label that is the most probable."""
 
     box: tuple[int, int, int, int]  # x, y, width, height in pixels of the upright image
     expression: str
     confidence: float  # probability of `expression`
-    probabilities: dict[str, float]  # all seven, in the order of the model's logits
+    probabilities: dict[str, float]  # of every label, in the order of the model's logits
     uncertain: bool | None = None  # whether `confidence` is below the threshold; None: no threshold was asked for
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_p
     # The other model's labels trade places: it gets neither angry nor disgust right, but for the odd picture out.
     traded = ("disgust", "angry", *EXPRESSIONS[2:])
     other = write_band_model(
-        tmp_path / "other.onnx", metadata=ModelMetadata(name="v1", expressions=traded, precision="int8", opset=18)
+        tmp_path / "other.onnx", metadata=ModelMetadata(name="v1", labels=traded, precision="int8", opset=18)
     )
     found = read_labelled_images(pictures)
     results = []

@@ -69,7 +69,7 @@ def v0_content(v0_graph: onnx.ModelProto) -> bytes:
 
 
 def v0_metadata() -> ModelMetadata:
-    return ModelMetadata(name="v0", expressions=EXPRESSIONS, precision="fp32", opset=18, temperature=TEMPERATURE)
+    return ModelMetadata(name="v0", labels=EXPRESSIONS, precision="fp32", opset=18, temperature=TEMPERATURE)
 
 
 @pytest.fixture(scope="session")

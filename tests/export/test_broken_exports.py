@@ -37,9 +37,9 @@ def _one_weight_by_one_percent(model: onnx.ModelProto, said: ModelMetadata) -> M
 
 
 def _swapped_labels(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
-    names = list(said.expressions)
+    names = list(said.labels)
     names[4], names[6] = names[6], names[4]
-    return dataclasses.replace(said, expressions=tuple(names))
+    return dataclasses.replace(said, labels=tuple(names))
 
 
 def _swapped_logits(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:

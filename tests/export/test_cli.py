@@ -54,7 +54,7 @@ def test_inspect_tells_in_words_and_as_json(exported: Exported) -> None:
     assert "v0 int8: faces uint8 (batch, 48, 48)" in words.stdout
     facts = json.loads(CliRunner().invoke(main, ["--inspect", path, "--json"]).stdout)
     assert facts["arithmetic"] == "int8"
-    assert facts["metadata"]["expressions"][0] == "angry"
+    assert facts["metadata"]["labels"][0] == "angry"
     assert facts["metadata"]["certificate"]["faces"][1:] == [48, 48]
     coverage = facts["metadata"]["certificate"]["coverage"]
     assert 0.98 * coverage["live"] <= coverage["covered"] <= coverage["live"]
@@ -95,7 +95,7 @@ def test_a_checkpoint_in_another_label_order_becomes_the_same_model(trained_v0: 
     assert "label order assumed: angry, disgust, fear, happy, neutral, sad, surprise" in result.output
     refused = CliRunner().invoke(main, [*options, "--labels", "angry,angry"])
     assert refused.exit_code == 2
-    assert "does not name each of these once" in refused.output
+    assert "occurs twice" in refused.output
 
 
 @pytest.mark.parametrize(

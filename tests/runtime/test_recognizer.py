@@ -220,9 +220,9 @@ def test_metadata_that_is_no_utf8_is_refused(tmp_path: Path, band_model: Path) -
 
 
 def test_fewer_labels_than_probabilities_are_refused(tmp_path: Path) -> None:
-    metadata = ModelMetadata(name="v0", expressions=EXPRESSIONS[:6], precision="fp32", opset=18)
+    metadata = ModelMetadata(name="v0", labels=EXPRESSIONS[:6], precision="fp32", opset=18)
     with pytest.raises(ModelFileError, match=r"logits float32 \[7\].*not .*float32 \(batch, 6\)"):
-        Recognizer(write_band_model(tmp_path / "six.onnx", metadata=metadata))
+        Recognizer(write_band_model(tmp_path / "six.onnx", metadata=metadata.to_json()))
 
 
 def test_files_that_are_no_model_are_refused(tmp_path: Path, band_model: Path) -> None:
@@ -241,7 +241,7 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, band_model: Path) -
 
 
 def test_labels_come_from_the_file_and_not_from_its_name(tmp_path: Path) -> None:
-    turned = ModelMetadata(name="v1", expressions=EXPRESSIONS[::-1], precision="int8", opset=18)
+    turned = ModelMetadata(name="v1", labels=EXPRESSIONS[::-1], precision="int8", opset=18)
     with Recognizer(write_band_model(tmp_path / "model_0.onnx", metadata=turned)) as recognizer:
         assert recognizer.predict(band_face(0)).faces[0].expression == EXPRESSIONS[6]
 

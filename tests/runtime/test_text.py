@@ -101,13 +101,13 @@ def test_rows_of_every_format(text: str) -> None:
         ImageResult(path=text, width=50, height=50, error=None, faces=(_face(text),)),
         ImageResult(path=text, width=None, height=None, error=text, faces=()),
     ):
-        line = OUTPUT_FORMATS["table"].create().row(result)
+        line = OUTPUT_FORMATS["table"].create((text, "happy")).row(result)
         assert line.count("\n") == 1
         _assert_one_harmless_line(line[:-1])
-        row = json.loads(OUTPUT_FORMATS["jsonl"].create().row(result))  # JSON keeps the text exact
+        row = json.loads(OUTPUT_FORMATS["jsonl"].create((text, "happy")).row(result))  # JSON keeps the text exact
         assert row["path"] == text
         assert [face["expression"] for face in row["faces"]] == [face.expression for face in result.faces]
-    (cells,) = csv.reader(io.StringIO(OUTPUT_FORMATS["csv"].create().row(result)))
+    (cells,) = csv.reader(io.StringIO(OUTPUT_FORMATS["csv"].create((text, "happy")).row(result)))
     assert cells[0] == cells[3] == csv_text(text)
     segment = Segment(path=text, track=1, start=0.0, end=1.0, expression=text, confidence=0.5)
     subtitle = to_srt(segment, 1)

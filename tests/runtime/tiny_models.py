@@ -12,18 +12,27 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata
 
 
-def _band(expression: int, side: int) -> slice:
-    """Rows of a face that stand for an expression: seven bands from top to bottom."""
-    return slice(expression * side // 7, (expression + 1) * side // 7)
+def _band(label: int, side: int, classes: int = 7) -> slice:
+    """Rows of a face that stand for a label: as many bands as labels, from top to bottom."""
+    return slice(label * side // classes, (label + 1) * side // classes)
 
 
 def write_band_model(path: Path, *, metadata: ModelMetadata | str | None = None, input_shape: int = 48) -> Path:
-    """A model whose logits are the mean brightness, 0 to 10, of seven horizontal bands of the face."""
-    weights = np.zeros((input_shape * input_shape, 7), np.float32)
-    for expression in range(7):
-        mask = np.zeros((input_shape, input_shape), np.float32)
-        mask[_band(expression, input_shape)] = 1
-        weights[:, expression] = mask.ravel() * (10 / 255 / mask.sum())
+    """A model whose logits are the mean brightness, 0 to 10, of a horizontal band of the face for each label.
+
+    Labels, size and colour are those of the metadata; in RGB, the brightness is that of red.
+    """
+    said = metadata if isinstance(metadata, ModelMetadata) else None
+    classes, side = (7, input_shape) if said is None else (len(said.labels), said.size)
+    shape = (side, side) if said is None else said.face_shape
+    weights = np.zeros((int(np.prod(shape)), classes), np.float32)
+    for label in range(classes):
+        mask = np.zeros(shape, np.float32)
+        if mask.ndim == 2:
+            mask[_band(label, side, classes)] = 1
+        else:
+            mask[_band(label, side, classes), :, 0] = 1
+        weights[:, label] = mask.ravel() * (10 / 255 / mask.sum())
     nodes = [
         helper.make_node("Cast", ["faces"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["flat"], axis=1),
@@ -33,13 +42,16 @@ def write_band_model(path: Path, *, metadata: ModelMetadata | str | None = None,
     graph = helper.make_graph(
         nodes,
         "bands",
-        [helper.make_tensor_value_info("faces", TensorProto.UINT8, ["batch", input_shape, input_shape])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 7]) for name in ("logits", "probabilities")],
+        [helper.make_tensor_value_info("faces", TensorProto.UINT8, ["batch", *shape])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", classes])
+            for name in ("logits", "probabilities")
+        ],
         [numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     if metadata is None:
-        metadata = ModelMetadata(name="v0", expressions=EXPRESSIONS, precision="fp32", opset=18)
+        metadata = ModelMetadata(name="v0", labels=EXPRESSIONS, precision="fp32", opset=18)
     if metadata != "":
         text = metadata if isinstance(metadata, str) else metadata.to_json()
         helper.set_model_props(model, {METADATA_KEY: text})
@@ -47,8 +59,8 @@ def write_band_model(path: Path, *, metadata: ModelMetadata | str | None = None,
     return path
 
 
-def band_face(expression: int, *, side: int = 48) -> np.ndarray:
-    """A face, uint8 (side, side), that the band model takes for the expression of that index."""
+def band_face(label: int, *, side: int = 48, classes: int = 7) -> np.ndarray:
+    """A face, uint8 (side, side), that the band model takes for the label of that index."""
     face = np.full((side, side), 20, np.uint8)
-    face[_band(expression, side)] = 250
+    face[_band(label, side, classes)] = 250
     return face

@@ -23,7 +23,7 @@ def test_the_bare_loop_classifies_as_the_command_does(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "studies.bare_loop", str(MODELS / "model_0.onnx")]
     done = subprocess.run(command, input="\n".join(paths), capture_output=True, text=True, check=True)
     with Recognizer(MODELS / "model_0.onnx") as recognizer:
-        names = recognizer.metadata.expressions
+        names = recognizer.metadata.labels
         found = [names.index(row.faces[0].expression) for row in recognize_files(recognizer, paths)]
     assert list(map(int, done.stdout.split())) == np.bincount(found, minlength=7).tolist()
 

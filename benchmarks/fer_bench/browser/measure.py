@@ -69,7 +69,7 @@ import { FaceModel, prepareFace } from "./face.js";
 const model = await FaceModel.load(ort, "model.onnx");
 const answer = (canvas) => {
   const image = canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, canvas.width, canvas.height);
-  return model.classify(prepareFace(image)).then(({ probabilities }) => probabilities);
+  return model.classify(prepareFace(image, undefined, 0, model)).then(({ probabilities }) => probabilities);
 };
 """
 _THEIRS = """import * as faceapi from "./face-api.esm.js";

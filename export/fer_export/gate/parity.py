@@ -221,14 +221,14 @@ def metadata_checks(
         said = parse_metadata(file.metadata.get(METADATA_KEY), source="the exported model")
     except ModelFileError as error:
         return [Check(name="metadata", passed=False, detail=str(error))]
-    same_labels = said.expressions == checkpoint.expressions
+    same_labels = said.labels == checkpoint.expressions
     same_temperature = math.isclose(said.temperature, temperature, rel_tol=1e-6)
     declared = file.opsets.get("", 0)
     return [
         Check(
             name="labels",
             passed=same_labels,
-            detail=", ".join(said.expressions)
+            detail=", ".join(said.labels)
             + ("" if same_labels else f"; the network was trained with {', '.join(checkpoint.expressions)}"),
         ),
         Check(

@@ -69,7 +69,7 @@ class Subject:
         """What a file of this run says of itself before it is judged."""
         return ModelMetadata(
             name=self.name,
-            expressions=self.trained.expressions,
+            labels=self.trained.expressions,
             precision=precision,
             opset=model.opset_import[0].version,
             temperature=calibration.temperature,
@@ -106,6 +106,7 @@ def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
         model_logits=own.logits,
         tolerance=REPLAY_TOLERANCES[judged.precision],
         coverage=subject.coverage.to_dict(),
+        labels=subject.trained.expressions,
         measured={} if judged.parity.comparison is None else judged.parity.comparison.to_dict(),
         made_with={
             "onnxruntime": runtime_version(),

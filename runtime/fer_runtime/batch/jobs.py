@@ -15,8 +15,7 @@ import numpy as np
 
 from fer_runtime.detectors import Detection
 from fer_runtime.errors import ImageError
-from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.faces import may_be_face_crop, prepare_face
+from fer_runtime.faces import may_be_face_crop
 from fer_runtime.images import Uint8Array, decode_image, read_bytes
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import ImageResult
@@ -254,7 +253,7 @@ def _prepare(
         image.height, image.width = pixels.shape[:2]
         image.pixels = pixels if keeps_images else None
         image.detections = recognizer.detect(pixels)
-        image.faces = [prepare_face(pixels, one.box, roll=one.roll) for one in image.detections]
+        image.faces = [recognizer.prepare(pixels, one) for one in image.detections]
         seconds["detect"] += perf_counter() - decoded_at
     except ImageError as error:
         image.error = str(error)
@@ -267,7 +266,8 @@ def _classified(recognizer: Recognizer, images: list[_Prepared], summary: JobSum
     crops = [face for image in images for face in image.faces]
     boxes = [detection.box for image in images for detection in image.detections]
     # concatenate, then a view: numpy's stack adds an axis to every crop first, and takes four times as long.
-    probabilities = recognizer.classify(np.concatenate(crops).reshape(-1, FACE_SIZE, FACE_SIZE)) if crops else None
+    shape = recognizer.metadata.face_shape
+    probabilities = recognizer.classify(np.concatenate(crops).reshape(-1, *shape)) if crops else None
     summary.seconds_by_stage["classify"] += perf_counter() - started
     every_face = iter([] if probabilities is None else recognizer.faces(boxes, probabilities))
     rows = []

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +21,6 @@ from fer_runtime.cli.arguments import destinations_of
 from fer_runtime.cli.options import ImagesRun
 from fer_runtime.cli.progress import Progress, images_done, say_summary
 from fer_runtime.cli.recognizer import opened_recognizer, progress_is_shown
-from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.destinations import Destinations, ExistingFile, guarded
 from fer_runtime.output.formats import OUTPUT_FORMATS, OutputFormat
@@ -109,8 +109,9 @@ class _Extras:
             from fer_runtime.output.contact_sheet import ContactSheet
             from fer_runtime.output.image_files import SheetOfFaces
 
-            truth = _class_folder if options.random_count else lambda path: None
-            sheet = SheetOfFaces(destinations.contact_sheet, ContactSheet(recognizer.metadata.expressions), truth)
+            labels = recognizer.labels
+            truth = partial(_class_folder, labels=labels) if options.random_count else lambda path: None
+            sheet = SheetOfFaces(destinations.contact_sheet, ContactSheet(labels), truth)
         return cls(copies, sheet)
 
     def add(self, image: Uint8Array | None, row: ImageResult) -> ImageResult:
@@ -174,7 +175,7 @@ class _Job:
     ) -> bool:
         """Write all rows; whether any image failed or was missed, now or in the run that is continued."""
         recognizer, extras = self.recognizer, self.extras
-        rows = output_format.create()
+        rows = output_format.create(recognizer.labels)
         has_extras = extras.copies is not None or extras.sheet is not None
         finished, paths = Finished(), guarded(self.inputs, existing)
         if partial is not None:
@@ -236,7 +237,7 @@ class _Job:
         return was_empty or bool(summary.failed or finished.failed or self.inputs.left_out.only_folders)
 
 
-def _class_folder(path: str) -> str | None:
+def _class_folder(path: str, labels: Sequence[str]) -> str | None:
     """The true label of an image in a class folder."""
     name = os.path.basename(os.path.dirname(path))
-    return name if name in EXPRESSIONS else None
+    return name if name in labels else None

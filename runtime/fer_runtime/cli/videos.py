@@ -48,7 +48,7 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
     format_name = output_format.rows_of or format_name
     with opened_sink(output, frame=output_format.create_frame(), by_row=True) as sink:
         write = sink.write
-        write_video_header(write, format_name=format_name, segments=segments)
+        write_video_header(write, recognizer.labels, format_name=format_name, segments=segments)
         for video, copy in zip(videos, copies, strict=True):
             started, summary = perf_counter(), VideoSummary()
             progress = Progress(_video_done(video, summary, start, duration), is_shown=shows_progress)
@@ -74,7 +74,9 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
                 if summary.counts.processed and not options.quiet:
                     _say_summary(video, summary, perf_counter() - started)
                 click.echo(f"Error: {printable(error)}", err=True)
-                write_failed_row(write, video, str(error), format_name=format_name, segments=segments)
+                write_failed_row(
+                    write, recognizer.labels, video, str(error), format_name=format_name, segments=segments
+                )
                 failed = True
                 continue
             except KeyboardInterrupt:

@@ -131,7 +131,9 @@ class PartRecognizer:
         summary = JobSummary()
         rows = self._rows(json.loads(listed or self._read_paths(part)), summary)
         if self._store is not None:
-            content = to_parquet(rows) if self._format_name == "parquet" else rows.encode("utf-8")
+            content = (
+                to_parquet(rows, self._recognizer.labels) if self._format_name == "parquet" else rows.encode("utf-8")
+            )
             # Counts first: where a shard's rows are, its counts are too.
             self._store.write(counts_name(part), summary_to_json(summary).encode("ascii"))
             self._store.write(part_name(part, self._format_name), content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.labels import check_labels
 from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
 
 _VERSION = 1
-# A file may not decide how well it is tested. Twelve faces were the fewest that any of our files carried; 4096 unpack
-# to 9 MB.
+# A file may not decide how well it is tested. Twelve faces were the fewest that any of our files carried; 4096 of
+# 48 x 48 unpack to 9 MB.
 MIN_FACES, MAX_FACES = 8, 4096
+_MAX_BYTES = 64 << 20  # of all faces, which are larger in some models
 # The loosest tolerances that a file may state, by precision: those that fer-export has written.
 LOOSEST = {
     "fp32": Tolerance(logits=1e-3, probabilities=1e-3, margin=1e-3),
@@ -31,9 +34,10 @@ _TIGHTEST = 1e-6  # ten steps of float32 at 1: every machine differs by some
 class Certificate:
     """Golden faces with their logits, and how far the file lay from the network when it was exported."""
 
-    faces: Uint8Array  # (faces, 48, 48), made up
-    network_logits: FloatArray  # (faces, 7), PyTorch's in float32 on CPU
-    model_logits: FloatArray  # (faces, 7), the file's own at export; a quantised model has other ones
+    faces: Uint8Array  # (faces, size, size) or (faces, size, size, 3), made up
+    network_logits: FloatArray  # (faces, classes), PyTorch's in float32 on CPU
+    model_logits: FloatArray  # (faces, classes), the file's own at export; a quantised model has other ones
+    labels: tuple[str, ...]  # of the logits, as the network was trained
     tolerance: Tolerance  # for replays of the model's own logits on another machine
     measured: dict[str, Any] = field(default_factory=dict)  # worst differences from the network at export
     # Units of the network that the faces switch on, of those that labelled faces switch on.
@@ -54,6 +58,7 @@ class Certificate:
             "tolerance": asdict(self.tolerance),
             "measured": self.measured,
             "coverage": self.coverage,
+            "labels": list(self.labels),
             "made_with": self.made_with,
             "digest": self.digest,
         }
@@ -72,21 +77,25 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
         count = int(values["faces"]["shape"][0])
         if not MIN_FACES <= count <= MAX_FACES:
             raise ValueError(f"{count} golden faces, not {MIN_FACES} to {MAX_FACES}")
-        expected_bytes = count * FACE_SIZE * FACE_SIZE
+        expected_bytes = count * math.prod(metadata.face_shape)
+        if expected_bytes > _MAX_BYTES:
+            raise ValueError(f"golden faces of {expected_bytes:,} bytes, more than {_MAX_BYTES:,}")
         unpacked = zlib.decompressobj().decompress(
             base64.b64decode(values["faces"]["zlib_base64"], validate=True), expected_bytes
         )
         certificate = Certificate(
-            faces=np.frombuffer(unpacked, np.uint8).reshape(count, FACE_SIZE, FACE_SIZE),
+            faces=np.frombuffer(unpacked, np.uint8).reshape(count, *metadata.face_shape),
             network_logits=_logits(values["network_logits"]),
             model_logits=_logits(values["model_logits"]),
             tolerance=Tolerance(**values["tolerance"]),
             measured=dict(values["measured"]),
             coverage=dict(values.get("coverage", {})),
+            # Files of schema 1 know no other labels.
+            labels=check_labels(values.get("labels", EXPRESSIONS)),
             made_with=dict(values["made_with"]),
             digest=str(values["digest"]),
         )
-        wanted = (count, len(metadata.expressions))
+        wanted = (count, len(metadata.labels))
         if certificate.network_logits.shape != wanted or certificate.model_logits.shape != wanted:
             raise ValueError(f"logits of shape {certificate.model_logits.shape}, not {wanted}")
         if not np.isfinite(certificate.network_logits).all() or not np.isfinite(certificate.model_logits).all():

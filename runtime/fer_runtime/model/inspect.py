@@ -14,6 +14,7 @@ from fer_runtime.model.onnx_file import OnnxFile, bytes_per_value, content_diges
 from fer_runtime.model.shapes import count_macs
 from fer_runtime.text import printable
 
+_COLOR_NAMES = {"gray": "grayscale", "rgb": "RGB"}
 _MULTIPLYING = ("Conv", "Gemm", "MatMul")
 
 
@@ -50,7 +51,7 @@ class ModelFacts:
         }
         if self.metadata is not None:
             said = {name: getattr(self.metadata, name) for name in ModelMetadata.__dataclass_fields__}
-            said["expressions"] = list(self.metadata.expressions)
+            said["labels"] = list(self.metadata.labels)
             said["certificate"] = {
                 key: value.get("shape") if key == "faces" and isinstance(value, dict) else value
                 for key, value in self.metadata.certificate.items()
@@ -71,8 +72,9 @@ class ModelFacts:
             lines.append("  metadata      none: labels and input are unknown, not a file of fer-export")
             return "\n".join(map(printable, lines))
         lines += [
-            f"  model         {said.name} {said.precision}: faces uint8 (batch, 48, 48), grayscale 0-255",
-            f"  expressions   {', '.join(said.expressions)}",
+            f"  model         {said.name} {said.precision}: "
+            f"faces uint8 (batch, {', '.join(map(str, said.face_shape))}), {_COLOR_NAMES[said.color]} 0-255",
+            f"  labels        {', '.join(said.labels)}",
             f"  temperature   {said.temperature:.4f}" + _calibration(said),
             f"  checkpoint    SHA-256 {said.checkpoint_sha256[:16] or 'unknown'}",
         ]

@@ -54,7 +54,7 @@ def load_model(
     content = read_model_bytes(path) if content is None else content
     file = read_onnx(content, source=source)
     metadata = parse_metadata(file.metadata.get(METADATA_KEY), source=source)
-    check_contract(file, classes=len(metadata.expressions), source=source)
+    check_contract(file, metadata, source=source)
     if not any_operator:
         check_operators(file, source=source)
         check_work(file, source=source)

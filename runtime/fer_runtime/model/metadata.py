@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fer_runtime.errors import ModelFileError
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.labels import check_labels
 from fer_runtime.untrusted_json import parse_json
 
 METADATA_KEY = "fer"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had `expressions` for `labels`; its faces are 48 x 48, grayscale
+COLORS = ("gray", "rgb")
+MIN_SIZE, MAX_SIZE = 16, 512  # pixels, of a face
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +22,11 @@ class ModelMetadata:
     """The contents of the `fer` entry. Fields that only a report reads stay plain JSON."""
 
     name: str  # of the network, such as "v0"
-    expressions: tuple[str, ...]  # in the order of the logits
+    labels: tuple[str, ...]  # in the order of the logits
     precision: str  # "fp32", "int8" or "fp16"
     opset: int
+    size: int = FACE_SIZE  # pixels, side of the faces that the model takes
+    color: str = "gray"  # or "rgb": faces are (size, size) or (size, size, 3)
     temperature: float = 1.0  # probabilities = softmax(logits / temperature), inside the graph
     uncertain_below: float | None = None  # confidence under which the answer is `uncertain`; None: not calibrated
     checkpoint_sha256: str = ""
@@ -29,6 +35,11 @@ class ModelMetadata:
     verdict: dict[str, Any] = field(default_factory=dict)  # what the export's gate measured
     versions: dict[str, str] = field(default_factory=dict)  # of the tools that made the file
     certificate: dict[str, Any] = field(default_factory=dict)  # golden faces and logits, see certificate.py
+
+    @property
+    def face_shape(self) -> tuple[int, ...]:
+        """The shape of one face: (size, size), or (size, size, 3) in RGB."""
+        return (self.size, self.size) if self.color == "gray" else (self.size, self.size, 3)
 
     def to_json(self) -> str:
         """The JSON text that stands in the file; keys sorted, so that equal metadata gives equal bytes."""
@@ -62,9 +73,11 @@ def parse_metadata(text: str | None, *, source: str) -> ModelMetadata:
             )
         return ModelMetadata(
             name=_text(values, "name", 1, 100),
-            expressions=_labels(values.get("expressions")),
+            labels=check_labels(values.get("labels" if schema > 1 else "expressions")),
             precision=_text(values, "precision", 1, 20),
             opset=_integer(values, "opset", 1, 1000),
+            size=_integer(values, "size", MIN_SIZE, MAX_SIZE) if schema > 1 else FACE_SIZE,
+            color=_color(values.get("color")) if schema > 1 else "gray",
             temperature=_number(values, "temperature", 1.0),
             uncertain_below=_share(values.get("uncertain_below")),
             checkpoint_sha256=_text(values, "checkpoint_sha256", 0, 64, ""),
@@ -81,18 +94,10 @@ def parse_metadata(text: str | None, *, source: str) -> ModelMetadata:
         ) from error
 
 
-_MAX_LABELS = 1000
-
-
-def _labels(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not 2 <= len(value) <= _MAX_LABELS:
-        raise ValueError(f"expressions is no list of 2 to {_MAX_LABELS} labels")
-    for label in value:
-        if not isinstance(label, str) or not label.strip() or len(label) > 100 or not label.isprintable():
-            raise ValueError("a label is no printable text of 1 to 100 characters")
-    if len(set(value)) < len(value):
-        raise ValueError(f"the label {next(one for one in value if value.count(one) > 1)!r} occurs twice")
-    return tuple(value)
+def _color(value: Any) -> str:
+    if value not in COLORS:
+        raise ValueError(f"color is none of {', '.join(COLORS)}")
+    return str(value)
 
 
 def _text(values: dict[str, Any], key: str, shortest: int, longest: int, default: str | None = None) -> str:

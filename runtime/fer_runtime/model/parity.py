@@ -20,8 +20,8 @@ Uint8Array = npt.NDArray[np.uint8]
 class Outputs:
     """What a model answers."""
 
-    logits: FloatArray  # (faces, 7)
-    probabilities: FloatArray  # (faces, 7)
+    logits: FloatArray  # (faces, classes)
+    probabilities: FloatArray  # (faces, classes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +108,7 @@ def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64, pads: bool = False) -> Outputs:
-    """The model's answers for faces uint8 (faces, 48, 48), computed in batches.
+    """The model's answers for faces of its size and colour, uint8, computed in batches.
 
     Args:
         pads: fill the last batch up with its first face, for a model of a fixed batch size.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.certificate import LOOSEST, parse_certificate
 from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.model.onnx_file import content_digest, read_model_bytes
@@ -111,7 +110,7 @@ def run_self_test(
 
     unchanged = content_digest(content) == certificate.digest
     # In order: the same labels at other logits would be other answers.
-    known = metadata.expressions == EXPRESSIONS
+    known = metadata.labels == certificate.labels
     checks += [
         Check(
             name="digest",
@@ -123,7 +122,7 @@ def run_self_test(
         Check(
             name="labels",
             passed=known,
-            detail=", ".join(metadata.expressions) + ("" if known else f"; expected {', '.join(EXPRESSIONS)}"),
+            detail=", ".join(metadata.labels) + ("" if known else f"; expected {', '.join(certificate.labels)}"),
         ),
     ]
     expected = Outputs(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.onnx_file import OnnxFile
 from fer_runtime.model.shapes import count_macs, infer_shapes
 from fer_runtime.text import printable
@@ -84,8 +84,8 @@ def check_work(file: OnnxFile, *, source: str) -> None:
         raise ModelFileError(f"{source} takes {taken} multiplications for one face, at most {MAX_MACS:,}; {_ADVICE}")
 
 
-def check_contract(file: OnnxFile, *, classes: int, source: str) -> None:
-    """Hold a file's inputs and outputs against those of a model of fer-export.
+def check_contract(file: OnnxFile, metadata: ModelMetadata, *, source: str) -> None:
+    """Hold a file's inputs and outputs against what its metadata says.
 
     Raises:
         ModelFileError: with what the file takes and gives.
@@ -93,8 +93,8 @@ def check_contract(file: OnnxFile, *, classes: int, source: str) -> None:
     constants = file.tensors.keys()
     inputs = {one.name: (one.dtype, one.shape[1:]) for one in file.inputs if one.name not in constants}
     outputs = {one.name: (one.dtype, one.shape[1:]) for one in file.outputs}
-    wanted = dict.fromkeys(("logits", "probabilities"), ("float32", (classes,)))
-    if inputs == {"faces": ("uint8", (FACE_SIZE, FACE_SIZE))} and wanted.items() <= outputs.items():
+    wanted = dict.fromkeys(("logits", "probabilities"), ("float32", (len(metadata.labels),)))
+    if inputs == {"faces": ("uint8", metadata.face_shape)} and wanted.items() <= outputs.items():
         return
     taken, given = (
         printable(", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in values.items()), limit=300)
@@ -102,8 +102,8 @@ def check_contract(file: OnnxFile, *, classes: int, source: str) -> None:
     )
     raise ModelFileError(
         f"{source} takes {taken or 'nothing'} and gives {given or 'nothing'}, not faces uint8 "
-        f"(batch, {FACE_SIZE}, {FACE_SIZE}) to logits and probabilities float32 (batch, {classes}); export the model "
-        "again with fer-export"
+        f"(batch, {', '.join(map(str, metadata.face_shape))}) to logits and probabilities float32 "
+        f"(batch, {len(metadata.labels)}); export the model again with fer-export"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,30 +11,17 @@ import numpy as np
 from fer_runtime.errors import OutputError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import Uint8Array
+from fer_runtime.output.colors import drawn_label, label_colors
 from fer_runtime.results import Face
-from fer_runtime.text import printable
 
-# One colour per expression, BGR: told apart on light and dark pictures, and by most colour-blind readers
-# (after Okabe and Ito's palette).
-COLORS = {
-    "angry": (0, 94, 213),
-    "disgust": (115, 158, 0),
-    "fear": (167, 121, 204),
-    "happy": (0, 159, 230),
-    "neutral": (160, 160, 160),
-    "sad": (178, 114, 0),
-    "surprise": (233, 180, 86),
-}
-_FALLBACK = (200, 200, 200)
-_WHITE, _PANEL = (255, 255, 255), (32, 28, 24)
+_WHITE, _PANEL, _INK = (255, 255, 255), (32, 28, 24), (200, 200, 200)
 _Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FONT_HEIGHT = 22  # pixels of a capital letter at scale 1
 _READABLE_SIDE = 320  # pixels that the short side is enlarged to
 _ENLARGED_SIDE = 4096  # pixels that the long side stays within: a strip of 10 x 16,000 would take 0.5 GB
 
-
-_shown = partial(printable, limit=24)  # a label of any length leaves room for the bars
+_MOST_BARS = 12  # of a face; of more labels, the most probable are drawn
 
 
 def draw_faces(image: Uint8Array, faces: Sequence[Face], *, numbers: Sequence[int] = ()) -> Uint8Array:
@@ -105,10 +91,11 @@ def _encoded(suffix: str, image: Uint8Array) -> bytes | None:
 def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, number: str) -> _Box:
     """Draw the box and its title; where the title is."""
     x, y, width, height = box
-    color = COLORS.get(face.expression, _FALLBACK)
+    labels = tuple(face.probabilities)
+    color = label_colors(labels).get(face.expression, _INK)
     line = max(1, round(2 * unit))
     cv2.rectangle(image, (x, y), (x + width, y + height), color, line, cv2.LINE_AA)
-    title = f"{number}{_shown(face.expression)} {face.confidence:.0%}{'?' if face.uncertain else ''}"
+    title = f"{number}{drawn_label(face.expression, labels)} {face.confidence:.0%}{'?' if face.uncertain else ''}"
     # As wide as the box where that can be read, never wider than the picture.
     scale = min(max(width / (cv2.getTextSize(title, _FONT, 1, 2)[0][0] + 12), 0.42 * unit), 0.9 * unit)
     text_width = cv2.getTextSize(title, _FONT, scale, line)[0][0]
@@ -127,9 +114,12 @@ def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, t
     fills = 10 * width >= 7 * image.shape[1] and 10 * height >= 7 * image.shape[0]
     scale = 0.38 * unit if fills else max(0.38 * unit, min(0.55 * unit, height / 340))
     row = round((_FONT_HEIGHT + 8) * scale)
-    names = round(max(cv2.getTextSize(_shown(name), _FONT, scale, 1)[0][0] for name in face.probabilities) + 8 * scale)
+    labels = tuple(face.probabilities)
+    colors, bars_of = label_colors(labels), _bars(face)
+    titles = {name: drawn_label(name, labels) for name in bars_of}
+    names = round(max(cv2.getTextSize(title, _FONT, scale, 1)[0][0] for title in titles.values()) + 8 * scale)
     bars = round(100 * scale)
-    panel_width, panel_height = names + bars + round(16 * scale), row * len(face.probabilities) + round(10 * scale)
+    panel_width, panel_height = names + bars + round(16 * scale), row * len(bars_of) + round(10 * scale)
     gap = round(6 * unit)
     places = (
         (x + width + gap, y),
@@ -150,14 +140,21 @@ def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, t
     left, top = panel[:2]
     patch = image[top : top + panel_height, left : left + panel_width]
     patch[:] = (patch * 0.28 + np.array(_PANEL) * 0.72).astype(np.uint8)
-    for number, (name, probability) in enumerate(face.probabilities.items()):
+    for number, (name, probability) in enumerate(bars_of.items()):
         middle = top + round(5 * scale) + row * number + row // 2
         text = (left + round(5 * scale), middle + round(_FONT_HEIGHT * scale / 2.4))
-        cv2.putText(image, _shown(name), text, _FONT, scale, _WHITE, max(1, round(1.2 * scale)), cv2.LINE_AA)
+        cv2.putText(image, titles[name], text, _FONT, scale, _WHITE, max(1, round(1.2 * scale)), cv2.LINE_AA)
         start, half = left + names + round(4 * scale), max(1, round(row * 0.28))
         cv2.rectangle(image, (start, middle - half), (start + bars, middle + half), (70, 66, 62), -1)
         end = start + round(bars * probability)
-        cv2.rectangle(image, (start, middle - half), (end, middle + half), COLORS.get(name, _FALLBACK), -1)
+        cv2.rectangle(image, (start, middle - half), (end, middle + half), colors[name], -1)
+
+
+def _bars(face: Face) -> dict[str, float]:
+    """The probabilities that are drawn: all of them in the order of the labels, or the largest of many."""
+    if len(face.probabilities) <= _MOST_BARS:
+        return face.probabilities
+    return dict(sorted(face.probabilities.items(), key=lambda one: -one[1])[:_MOST_BARS])
 
 
 def _is_free(box: _Box, shape: tuple[int, ...], taken: list[_Box]) -> bool:

@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 
 from fer_runtime.images import Uint8Array
-from fer_runtime.output.annotate import COLORS
+from fer_runtime.output.colors import drawn_label, label_colors
 from fer_runtime.results import Face
-from fer_runtime.text import printable
 
 _COLUMNS = 12
 _ROWS_PER_EXPRESSION = 3
@@ -20,6 +19,7 @@ _FACE = 96  # pixels
 _CAPTION = 34
 _GAP = 8
 _HEADER = 40
+_TALLEST = 60_000  # pixels of a page: a JPEG holds 65,500
 _INK, _PAPER, _WRONG = (40, 36, 32), (250, 250, 250), (40, 40, 210)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -29,10 +29,10 @@ class ContactSheet:
     """Collects faces and draws them; holds at most three rows of images per expression.
 
     Args:
-        expressions: groups, in the order of the page.
+        labels: groups, in the order of the page.
     """
 
-    expressions: Sequence[str]
+    labels: Sequence[str]
     _groups: dict[str, list[tuple[Uint8Array, str, bool]]] = field(default_factory=dict)
     _counts: dict[str, int] = field(default_factory=dict)
 
@@ -56,23 +56,32 @@ class ContactSheet:
         if 0 in patch.shape:
             return
         # Rounded as rows are, so that a run that continues shows the same.
-        caption = f"{round(face.confidence, 6):.0%}" + ("" if true is None else f"\nlabel {printable(true, limit=24)}")
+        caption = f"{round(face.confidence, 6):.0%}" + (
+            "" if true is None else f"\nlabel {drawn_label(true, self.labels)}"
+        )
         group.append((_thumbnail(patch), caption, true is not None and true != face.expression))
 
     def draw(self) -> Uint8Array:
         """The page, uint8 (height, width, 3) in BGR."""
-        rows = {name: -(-len(self._groups[name]) // _COLUMNS) for name in self.expressions if name in self._groups}
-        height = _GAP + sum(_HEADER + count * (_FACE + _CAPTION) for count in rows.values())
+        rows: dict[str, int] = {}
+        height, left = _GAP, ""
+        for name in (name for name in self.labels if name in self._groups):
+            count = -(-len(self._groups[name]) // _COLUMNS)
+            if height + 2 * _HEADER + count * (_FACE + _CAPTION) > _TALLEST:
+                left, height = f"{len(self._groups) - len(rows)} more labels are not shown", height + _HEADER
+                break
+            rows[name] = count
+            height += _HEADER + count * (_FACE + _CAPTION)
         # A few faces make a narrow page, though a title fits on it in any case.
         columns = min(_COLUMNS, max((4, *map(len, self._groups.values()))))
         page = np.full((max(height, _HEADER), columns * (_FACE + _GAP) + _GAP, 3), _PAPER, np.uint8)
-        top = _GAP
+        top, colors = _GAP, label_colors(tuple(self.labels))
         for name in rows:
             count, shown = self._counts[name], self._groups[name]
-            title = f"{printable(name, limit=24)}: {count} face{'s' if count != 1 else ''}" + (
+            title = f"{drawn_label(name, self.labels)}: {count} face{'s' if count != 1 else ''}" + (
                 f", {len(shown)} shown" if len(shown) < count else ""
             )
-            cv2.rectangle(page, (_GAP, top + 6), (_GAP + 14, top + 26), COLORS.get(name, _INK), -1)
+            cv2.rectangle(page, (_GAP, top + 6), (_GAP + 14, top + 26), colors[name], -1)
             cv2.putText(page, title, (_GAP + 24, top + 23), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
             top += _HEADER
             for number, (thumbnail, caption, is_wrong) in enumerate(shown):
@@ -83,6 +92,7 @@ class ContactSheet:
                 for line, text in enumerate(caption.split("\n")):
                     cv2.putText(page, text, (x, y + _FACE + 13 + 14 * line), _FONT, 0.42, color, 1, cv2.LINE_AA)
             top += rows[name] * (_FACE + _CAPTION)
+        cv2.putText(page, left, (_GAP, top + 23), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
         return page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,21 @@ class OutputFormat:
     help: str  # for --help
     suffixes: tuple[str, ...] = ()  # of --output files, lower case, such as ".csv"
     images: str | None = None  # "module:class" of the RowFormat that writes rows of images
+    takes_labels: bool = False  # the class is made with the labels of the model, in their order
     is_for_videos: bool = False
     is_for_cluster: bool = False
     is_resumable: bool = False  # a run over images can be continued from its rows, one JSON object per line
     frame: str | None = None  # "module:class" of the Frame around the rows of a whole output
     rows_of: str | None = None  # the format that has the same rows without the frame
 
-    def create(self) -> RowFormat:
-        """A writer for the rows of one run over images."""
+    def create(self, labels: Sequence[str]) -> RowFormat:
+        """A writer for the rows of one run over images.
+
+        Args:
+            labels: of the model, in the order of its probabilities.
+        """
         assert self.images is not None, f"{self.name} writes no rows of images"
-        writer: RowFormat = load(self.images)()
+        writer: RowFormat = load(self.images)(labels) if self.takes_labels else load(self.images)()
         return writer
 
     def create_frame(self) -> Frame | None:
@@ -44,6 +50,7 @@ OUTPUT_FORMATS = Registry[OutputFormat](
         name="table",
         help="one line per face, for people",
         images="fer_runtime.output.rows:Table",
+        takes_labels=True,
         is_for_videos=True,
     ),
     OutputFormat(
@@ -69,6 +76,7 @@ OUTPUT_FORMATS = Registry[OutputFormat](
         help="one line per face",
         suffixes=(".csv",),
         images="fer_runtime.output.rows:Csv",
+        takes_labels=True,
         is_for_videos=True,
     ),
     OutputFormat(name="srt", help="subtitles with each face's expression", suffixes=(".srt",), is_for_videos=True),

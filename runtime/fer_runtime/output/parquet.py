@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fer_runtime.command import needs_extra
-from fer_runtime.expressions import EXPRESSIONS
 
 if TYPE_CHECKING:
     import pyarrow
 
 
-def parquet_schema() -> pyarrow.Schema:
-    """The columns; `uncertain` is null unless --min-confidence was given."""
+def parquet_schema(labels: Sequence[str]) -> pyarrow.Schema:
+    """The columns for a model with these labels; `uncertain` is null unless --min-confidence was given."""
     with needs_extra("ray"):
         import pyarrow as pa
     face = pa.struct(
@@ -21,7 +21,7 @@ def parquet_schema() -> pyarrow.Schema:
             ("box", pa.list_(pa.int32())),
             ("expression", pa.string()),
             ("confidence", pa.float64()),
-            ("probabilities", pa.struct([(name, pa.float64()) for name in EXPRESSIONS])),
+            ("probabilities", pa.struct([(name, pa.float64()) for name in labels])),
             ("uncertain", pa.bool_()),
         ]
     )
@@ -36,7 +36,7 @@ def parquet_schema() -> pyarrow.Schema:
     )
 
 
-def to_parquet(lines: str) -> bytes:
+def to_parquet(lines: str, labels: Sequence[str]) -> bytes:
     """A Parquet file of JSON lines, one row a line.
 
     Numbers are those of the lines, six decimals. Parquet's text is UTF-8, so that a byte of a path that is
@@ -47,7 +47,7 @@ def to_parquet(lines: str) -> bytes:
 
     rows = [_row(line) for line in lines.splitlines()]
     sink = pa.BufferOutputStream()
-    parquet.write_table(pa.Table.from_pylist(rows, schema=parquet_schema()), sink, compression="zstd")
+    parquet.write_table(pa.Table.from_pylist(rows, schema=parquet_schema(labels)), sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content
 

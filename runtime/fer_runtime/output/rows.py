@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
-from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.results import Face, ImageResult
 from fer_runtime.text import csv_text, printable
 
@@ -77,9 +76,9 @@ def _face_json(face: Face) -> str:
 
 
 @cache
-def _face_template(expressions: tuple[str, ...]) -> str:
+def _face_template(labels: tuple[str, ...]) -> str:
     # One % for a whole face takes half as long as an f-string per number.
-    shares = ", ".join(_quoted(name).replace("%", "%%") + ": %.6f" for name in expressions)
+    shares = ", ".join(_quoted(name).replace("%", "%%") + ": %.6f" for name in labels)
     return '{"box": [%d, %d, %d, %d], "expression": %s, "confidence": %.6f, "probabilities": {' + shares + "}%s}"
 
 
@@ -91,6 +90,23 @@ def csv_line(values: Sequence[object]) -> str:
     return buffer.getvalue()
 
 
+def label_columns(labels: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The columns of the labels' probabilities, each under its own name.
+
+    Args:
+        labels: of the model.
+        taken: the other columns. A label of such a name, "uncertain" or "time", gets " (probability)" behind it.
+    """
+    used, columns = set(taken), []
+    for label in labels:
+        column = label
+        while csv_text(column) in used:
+            column += " (probability)"
+        used.add(csv_text(column))
+        columns.append(column)
+    return columns
+
+
 def uncertain_field(face: Face) -> str | None:
     """Whether a face is uncertain, as "true" or "false"; None, an empty field, without a threshold."""
     return None if face.uncertain is None else str(face.uncertain).lower()
@@ -99,15 +115,20 @@ def uncertain_field(face: Face) -> str | None:
 class Csv:
     """One line per face, and one for an image without faces; the columns are always the same."""
 
-    columns: Sequence[str] = ("path", "width", "height", "error", "face", "x", "y", "box_width", "box_height")
+    _IMAGE = ("path", "width", "height", "error")
+    _FACE = ("face", "x", "y", "box_width", "box_height", "expression", "confidence")
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = tuple(labels)
 
     def header(self) -> str:
-        return csv_line([*self.columns, "expression", "confidence", *EXPRESSIONS, "uncertain"])
+        before, after = (*self._IMAGE, *self._FACE), ("uncertain",)
+        return csv_line([*before, *label_columns(self._labels, (*before, *after)), *after])
 
     def row(self, result: ImageResult) -> str:
         image = [result.path, result.width, result.height, result.error]
         if not result.faces:
-            return csv_line([*image, *[None] * (8 + len(EXPRESSIONS))])
+            return csv_line([*image, *[None] * (len(self._FACE) + len(self._labels) + 1)])
         return "".join(
             csv_line(
                 [
@@ -116,7 +137,7 @@ class Csv:
                     *face.box,
                     face.expression,
                     f"{face.confidence:.6f}",
-                    *[f"{face.probabilities[name]:.6f}" for name in EXPRESSIONS],
+                    *[f"{face.probabilities[name]:.6f}" for name in self._labels],
                     uncertain_field(face),
                 ]
             )
@@ -124,14 +145,18 @@ class Csv:
         )
 
 
+_WIDEST_LABEL = 24  # characters; longer ones move the rest of their line
+
+
 class Table:
     """One line per face, for people."""
 
-    def __init__(self, *, path_width: int = 40) -> None:
+    def __init__(self, labels: Sequence[str] = (), *, path_width: int = 40) -> None:
         self._path_width = path_width
+        self._label_width = min(_WIDEST_LABEL, max(10, *map(len, labels), 0))
 
     def header(self) -> str:
-        return f"{'image':{self._path_width}}  {'expression':10}  {'':5}  box\n"
+        return f"{'image':{self._path_width}}  {'expression':{self._label_width}}  {'':5}  box\n"
 
     def row(self, result: ImageResult) -> str:
         name = self._padded(result.path)
@@ -145,8 +170,8 @@ class Table:
             mark = "?" if face.uncertain else " "
             expression = printable(face.expression)
             lines.append(
-                f"{'' if lines else name:{self._path_width}}  {expression:10}  {face.confidence:5.0%}{mark} "
-                f"{width} x {height} at {x}, {y}\n"
+                f"{'' if lines else name:{self._path_width}}  {expression:{self._label_width}}  "
+                f"{face.confidence:5.0%}{mark} {width} x {height} at {x}, {y}\n"
             )
         return "".join(lines)
 

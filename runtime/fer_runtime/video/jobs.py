@@ -83,7 +83,7 @@ def write_video_rows(
                     if per_segment:
                         emit(builder.add(result))
                     else:
-                        write(frame_row(result, format_name))
+                        write(frame_row(result, recognizer.labels, format_name))
                     on_result()
         except KeyboardInterrupt:
             if not isinstance(source, int):

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.output.rows import csv_line, uncertain_field
+from fer_runtime.output.rows import csv_line, label_columns, uncertain_field
 from fer_runtime.text import printable
 from fer_runtime.video.results import FrameResult
 from fer_runtime.video.segments import Segment
 from fer_runtime.video.sources import source_name
 from fer_runtime.video.subtitles import to_srt
 
-_FRAME_COLUMNS = (
-    *("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence"),
-    *EXPRESSIONS,
-    "uncertain",
-    "error",
-)
+_FRAME_COLUMNS = ("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence")
+_LAST_FRAME_COLUMNS = ("uncertain", "error")  # behind a column for each label
 _SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence", "error")
 
 
-def write_video_header(write: Callable[[str], object], *, format_name: str, segments: bool) -> None:
+def write_video_header(
+    write: Callable[[str], object], labels: Sequence[str], *, format_name: str, segments: bool
+) -> None:
     """Write what precedes the rows of all videos."""
     if format_name == "csv":
-        columns = _SEGMENT_COLUMNS if is_per_segment(format_name, segments) else _FRAME_COLUMNS
-        write(csv_line(columns))
+        write(csv_line(_SEGMENT_COLUMNS if is_per_segment(format_name, segments) else _frame_columns(labels)))
+
+
+def _frame_columns(labels: Sequence[str]) -> list[str]:
+    between = label_columns(labels, (*_FRAME_COLUMNS, *_LAST_FRAME_COLUMNS))
+    return [*_FRAME_COLUMNS, *between, *_LAST_FRAME_COLUMNS]
 
 
 def write_video_heading(write: Callable[[str], object], source: Path | int, *, format_name: str) -> None:
@@ -38,15 +39,21 @@ def write_video_heading(write: Callable[[str], object], source: Path | int, *, f
 
 
 def write_failed_row(
-    write: Callable[[str], object], source: Path | int, reason: str, *, format_name: str, segments: bool
+    write: Callable[[str], object],
+    labels: Sequence[str],
+    source: Path | int,
+    reason: str,
+    *,
+    format_name: str,
+    segments: bool,
 ) -> None:
     """Write the row with the reason why a video failed; subtitles have no place for it."""
     path = source_name(source)
     if format_name == "jsonl":
         write(json.dumps({"path": path, "error": reason}) + "\n")
     elif format_name == "csv":
-        columns = _SEGMENT_COLUMNS if segments else _FRAME_COLUMNS
-        write(csv_line([path, *[None] * (len(columns) - 2), reason]))
+        columns = len(_SEGMENT_COLUMNS if segments else _frame_columns(labels))
+        write(csv_line([path, *[None] * (columns - 2), reason]))
     elif format_name == "table":
         write(f"  {printable(reason)}\n")
 
@@ -56,7 +63,7 @@ def is_per_segment(format_name: str, segments: bool) -> bool:
     return segments or format_name in ("srt", "table")
 
 
-def frame_row(result: FrameResult, format_name: str) -> str:
+def frame_row(result: FrameResult, labels: Sequence[str], format_name: str) -> str:
     if format_name == "jsonl":
         return json.dumps(_rounded(result.to_dict())) + "\n"
     return "".join(
@@ -69,13 +76,13 @@ def frame_row(result: FrameResult, format_name: str) -> str:
                 *tracked.face.box,
                 tracked.face.expression,
                 f"{tracked.face.confidence:.6f}",
-                *(f"{tracked.face.probabilities[name]:.6f}" for name in EXPRESSIONS),
+                *(f"{tracked.face.probabilities[name]:.6f}" for name in labels),
                 uncertain_field(tracked.face),
                 None,
             )
         )
         for tracked in result.faces
-    ) or csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (len(_FRAME_COLUMNS) - 3)))
+    ) or csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (len(_frame_columns(labels)) - 3)))
 
 
 def segment_row(segment: Segment, format_name: str, number: int) -> str:

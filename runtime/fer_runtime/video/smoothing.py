@@ -27,11 +27,11 @@ class Smoother:
     _best: int = 0
 
     def update(self, time: float, probabilities: FloatArray) -> tuple[FloatArray, int]:
-        """The averaged probabilities, shape (7,), and the index of the expression.
+        """The averaged probabilities, shape (classes,), and the index of the expression.
 
         Args:
             time: seconds, rising from call to call.
-            probabilities: of this frame, shape (7,).
+            probabilities: of this frame, shape (classes,).
         """
         if self._average is None:
             self._average, self._best = probabilities.astype(np.float32), int(probabilities.argmax())

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from playwright.sync_api import Browser
 from tests.chromium import Visit, launched, visiting
 from tests.conftest import CHECKOUT
-from tests.runtime.tiny_models import write_band_model
+from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_export.cli import main
 from fer_export.site.server import create_server
@@ -140,11 +140,11 @@ def test_golden_faces_give_pytorchs_logits_in_webassembly(browser: Browser, fram
     certificate = parse_certificate(metadata, source=str(source))
     with opened(browser, framed_site) as page:
         logits = run_faces(page, certificate.faces)
-        expressions = page.evaluate("fer.model.expressions")
+        expressions = page.evaluate("fer.model.labels")
     expected = certificate.network_logits
     assert logits.shape == expected.shape
     assert (np.abs(logits - expected) <= certificate.tolerance.logits * (1 + np.abs(expected))).all()
-    assert tuple(expressions) == metadata.expressions
+    assert tuple(expressions) == metadata.labels
 
 
 def test_the_page_says_that_the_certificate_holds(browser: Browser, site: str) -> None:
@@ -210,6 +210,41 @@ def test_a_face_is_prepared_as_in_python(
     difference = np.abs(np.array(face).reshape(48, 48) - expected)
     # cv2 rounds in fixed point, and warps with weights in steps of 1/32.
     assert difference.max() <= (1 if roll == 0 else 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "color"), [(("bored", 'a "b", c'), "rgb"), (tuple(f"person {number}" for number in range(40)), "gray")]
+)
+def test_the_page_takes_labels_size_and_colour_from_the_file(
+    labels: tuple[str, ...], color: str, browser: Browser, has_ort_web: None, tmp_path: Path
+) -> None:
+    said = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18, size=64, color=color)
+    write_site(tmp_path / "site", model=write_band_model(tmp_path / "mine.onnx", metadata=said))
+    noise = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (90, 90, 3), np.uint8), (0, 0), 2)
+    expected = prepare_face(noise, (-4, 3, 80, 80), roll=20, size=64, color=color).astype(int)  # type: ignore[arg-type]
+    rgba = base64.b64encode(cv2.cvtColor(noise, cv2.COLOR_BGR2RGBA).tobytes()).decode()
+    png = base64.b64encode(cv2.imencode(".png", band_face(1, side=60, classes=len(labels)))[1].tobytes()).decode()
+    with served(tmp_path / "site") as address, visiting(browser, address) as page:
+        assert page.wait_for(READY) == "yes"
+        face = page.evaluate(
+            "Array.from(fer.prepareFace(new ImageData(Uint8ClampedArray.from(atob("
+            f"'{rgba}'), (c) => c.charCodeAt(0)), 90, 90), {{x: -4, y: 3, width: 80, height: 80}}, 20, fer.model))"
+        )
+        page.evaluate(
+            f"(() => {{ const bytes = Uint8Array.from(atob('{png}'), (c) => c.charCodeAt(0));"
+            "const data = new DataTransfer(); data.items.add(new File([bytes], 'face.png', {type: 'image/png'}));"
+            "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true})); })()"
+        )
+        assert page.wait_for("fer.answers[0]?.expression") == labels[1]
+        shown = page.evaluate("Array.from(document.querySelectorAll('.bars dt'), (one) => one.textContent)")
+        inks = page.evaluate(
+            "Array.from(document.querySelectorAll('.track span'), (one) => getComputedStyle(one).backgroundColor)"
+        )
+    # As in the test of v0's faces above.
+    assert np.abs(np.array(face).reshape(expected.shape) - expected).max() <= 3
+    assert shown == list(labels) if len(labels) == 2 else (len(shown), shown[0]) == (12, labels[1])
+    assert "rgba(0, 0, 0, 0)" not in inks
+    assert len(set(inks)) >= min(len(shown), 5)
 
 
 # True once two different frames have given the face the same number. (A busy machine may lose a face in between.)
@@ -470,7 +505,7 @@ def test_a_model_without_int8_is_written_in_fp32(
     ort_web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fer_runtime.model.find.packaged_models_dir", lambda: tmp_path / "none")
-    metadata = ModelMetadata(name="v1", expressions=EXPRESSIONS, precision="fp32", opset=18)
+    metadata = ModelMetadata(name="v1", labels=EXPRESSIONS, precision="fp32", opset=18)
     write_band_model(tmp_path / "model_v1.onnx", metadata=metadata)
     arguments = ["--model", "v1", "--models-dir", str(tmp_path), "--ort-web", str(ort_web)]
     result = CliRunner().invoke(main, [*arguments, "--site", str(tmp_path / "site")])

@@ -378,7 +378,7 @@ def test_rows_of_two_models_are_never_mixed_by_resume(model: Path, folder: Path,
     assert b"continue with --resume" in process.stderr.read()
     before = partial.read_bytes()
     # A second model of the same name: its rows would look just the same.
-    retrained = ModelMetadata(name="v0", expressions=EXPRESSIONS, precision="fp32", opset=18, checkpoint_sha256="ab")
+    retrained = ModelMetadata(name="v0", labels=EXPRESSIONS, precision="fp32", opset=18, checkpoint_sha256="ab")
     other = write_band_model(tmp_path / "other.onnx", metadata=retrained)
     refused = _infer(folder, "--model", other, "--output", output, "--resume")
     assert refused.returncode == 1

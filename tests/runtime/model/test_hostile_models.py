@@ -230,7 +230,7 @@ METADATA: dict[str, tuple[dict[str, Any] | str, str]] = {
     "temperature text": ({"temperature": "1"}, "temperature must be"),
     "happy": ({"expressions": ["happy"] * 7}, "the label 'happy' occurs twice"),
     "lists": ({"expressions": [[one] for one in EXPRESSIONS]}, "a label is no printable text"),
-    "text": ({"expressions": "abcdefg"}, "expressions is no list"),
+    "text": ({"expressions": "abcdefg"}, "labels must be a list"),
     "escape": ({"expressions": ["\x1b[2J", *EXPRESSIONS[1:]]}, "a label is no printable text"),
     "blank": ({"expressions": [" ", *EXPRESSIONS[1:]]}, "a label is no printable text"),
     "name": ({"name": "v0\n  verdict passed"}, "name is no printable text"),

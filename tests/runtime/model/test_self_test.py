@@ -86,12 +86,16 @@ def test_an_exchanged_layer_is_noticed_by_its_numbers_even_with_a_new_digest(shi
     assert "logits" in _failures(run_self_test(resealed))
 
 
+def _labels_key(values: dict[str, Any]) -> str:
+    return "labels" if values["schema"] > 1 else "expressions"
+
+
 def _swap_labels(values: dict[str, Any]) -> None:
-    values["expressions"][0], values["expressions"][1] = values["expressions"][1], values["expressions"][0]
+    values[_labels_key(values)][0], values[_labels_key(values)][1] = values[_labels_key(values)][1::-1]
 
 
 def _rename_label(values: dict[str, Any]) -> None:
-    values["expressions"][0] = "bored"
+    values[_labels_key(values)][0] = "bored"
 
 
 def _change_temperature(values: dict[str, Any]) -> None:
@@ -258,6 +262,7 @@ def test_certificates_survive_their_own_json() -> None:
         faces=random.integers(0, 256, (8, 48, 48), np.uint8),
         network_logits=logits,
         model_logits=logits * 3,
+        labels=tuple("abcdefg"),
         tolerance=Tolerance(logits=5e-4),
         digest="abc",
     )

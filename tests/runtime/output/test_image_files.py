@@ -11,7 +11,8 @@ import pytest
 from fer_runtime.batch.sources import random_images
 from fer_runtime.errors import OutputError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.output.annotate import COLORS, draw_faces, write_image
+from fer_runtime.output.annotate import draw_faces, write_image
+from fer_runtime.output.colors import label_colors
 from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.output.image_files import AnnotatedCopies, SheetOfFaces
 from fer_runtime.results import Face, ImageResult
@@ -31,7 +32,7 @@ def test_the_box_is_drawn_on_the_face_at_every_size(side: int) -> None:
     assert drawn.shape[0] >= 320
     x, y, width, height = (value * factor for value in box)
     edge = drawn[y + height // 2, x]
-    assert np.abs(edge.astype(int) - COLORS["happy"]).max() < 40
+    assert np.abs(edge.astype(int) - label_colors(EXPRESSIONS)["happy"]).max() < 40
     # The face itself stays to be seen, and so does the picture that was given.
     assert (drawn[y + height // 2, x + width // 2] == 255).all()
     assert (image == 255).all()

@@ -91,9 +91,9 @@ class ExportedTeacher(nn.Module):
     def __init__(self, file: Path) -> None:
         super().__init__()
         self._recognizer = Recognizer(file, threads=torch.get_num_threads())
-        if self._recognizer.metadata.expressions != EXPRESSIONS:
+        if self._recognizer.metadata.labels != EXPRESSIONS:
             raise ModelFileError(
-                f"{file} names {', '.join(self._recognizer.metadata.expressions)}; a teacher must name "
+                f"{file} names {', '.join(self._recognizer.metadata.labels)}; a teacher must name "
                 f"{', '.join(EXPRESSIONS)}"
             )
 

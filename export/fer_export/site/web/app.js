@@ -1,14 +1,16 @@
 /** The page: images and camera frames in, boxes and bars out. What is done with a face is in face.js. */
 
 import { replayCertificate } from "./certificate.js";
-import { FACE_SIZE, FaceModel, ModelFileError, prepareFace } from "./face.js";
+import { FaceModel, ModelFileError, prepareFace } from "./face.js";
 import { Follower } from "./following.js";
 import { ort } from "./runtime.js";
 import { YuNet } from "./yunet.js";
 
 const CROP_SIDE = 64; // pictures up to this short side are face crops already
 const MAX_SIDE = 4096; // pixels of a picture that are kept; more than a phone's canvas holds helps nobody
+const LEAST_FRAME = 48; // pixels, side of the frame
 const CAMERA_LONG_SIDE = 320; // pixels that a frame is shrunk to before faces are looked for
+const MOST_BARS = 12; // of a face; of more labels the most probable are shown
 const SPOKEN_EVERY = 1000; // ms between changes that a screen reader is told
 
 const element = (id) => document.getElementById(id);
@@ -110,11 +112,12 @@ async function recognise(isVideo) {
   }
   lap("find");
   const image = detections.length ? sourceContext.getImageData(0, 0, width, height) : null;
-  const area = FACE_SIZE * FACE_SIZE;
-  const faces = new Uint8Array(detections.length * area);
-  detections.forEach(({ box, roll }, index) => faces.set(prepareFace(image, box, roll), index * area));
+  const prepared = detections.map(({ box, roll }) => prepareFace(image, box, roll, model));
+  const area = prepared[0]?.length ?? 0;
+  const faces = new Uint8Array(prepared.length * area);
+  prepared.forEach((face, index) => faces.set(face, index * area));
   lap("crop");
-  const count = model.expressions.length;
+  const count = model.labels.length;
   const { probabilities } = detections.length ? await model.run(faces) : { probabilities: [] };
   lap("classify");
   return {
@@ -276,7 +279,7 @@ function stopCamera() {
 /** The expression, with a question mark below the confidence that the export fitted for an answer. */
 function nameOf(best, probabilities) {
   const isUncertain = probabilities[best] < (model.metadata.uncertain_below ?? 0);
-  return model.expressions[best] + (isUncertain ? "?" : "");
+  return model.labels[best] + (isUncertain ? "?" : "");
 }
 
 function summary(faces) {
@@ -301,14 +304,25 @@ function present(faces, times, title) {
   }
   window.fer.answers = faces.map(({ box, probabilities, best }) => ({
     box,
-    expression: model.expressions[best],
+    expression: model.labels[best],
     probabilities: Array.from(probabilities),
   }));
 }
 
 function colour(name) {
-  const styles = getComputedStyle(document.documentElement);
-  return styles.getPropertyValue(`--${name}`).trim() || styles.getPropertyValue("--accent").trim();
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+// The style sheet has a colour for each of the default data set's labels, and eight for other labels.
+const NAMED = ["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"];
+const UNNAMED = 8;
+
+/** The custom property with the colour of a label. */
+function inkOf(index) {
+  const label = model.labels[index];
+  if (NAMED.includes(label)) return `--${label}`;
+  const others = model.labels.slice(0, index).filter((one) => !NAMED.includes(one));
+  return `--label-${others.length % UNNAMED}`;
 }
 
 function draw(faces) {
@@ -321,8 +335,7 @@ function draw(faces) {
   context.font = `600 ${letters}px system-ui, sans-serif`;
   context.textBaseline = "middle";
   for (const { box, number, best, probabilities } of faces) {
-    const name = model.expressions[best];
-    const ink = colour(name);
+    const ink = colour(inkOf(best));
     context.lineWidth = 3 * unit;
     context.strokeStyle = ink;
     context.beginPath();
@@ -340,7 +353,7 @@ function draw(faces) {
     context.beginPath();
     context.roundRect(x, y, tagWidth, tagHeight, 6 * unit);
     context.fill();
-    context.fillStyle = colour("on-accent");
+    context.fillStyle = colour("--on-accent");
     context.fillText(text, x + letters / 2, y + tagHeight / 2);
   }
 }
@@ -353,17 +366,27 @@ function list(faces) {
     const item = parent.children[index];
     item.querySelector(".name").textContent = nameOf(best, probabilities);
     item.querySelector("small").textContent = `face ${number}`;
-    item.querySelectorAll("dt").forEach((term, at) => {
+    const rows = shownLabels(probabilities);
+    item.querySelectorAll("dt").forEach((term, place) => {
+      const at = rows[place];
       const row = term.nextElementSibling;
+      term.textContent = model.labels[at];
       const share = row.nextElementSibling;
       const fill = row.firstChild;
       term.classList.toggle("best", at === best);
       share.classList.toggle("best", at === best);
       share.textContent = `${Math.round(100 * probabilities[at])} %`;
       fill.style.transform = `scaleX(${probabilities[at]})`;
-      fill.style.backgroundColor = `var(--${model.expressions[at]}, var(--accent))`;
+      fill.style.backgroundColor = `var(${inkOf(at)})`;
     });
   });
+}
+
+/** Indices of the labels on a face's card: all of them in their order, or the most probable of many. */
+function shownLabels(probabilities) {
+  const all = Array.from(model.labels.keys());
+  if (all.length <= MOST_BARS) return all;
+  return all.sort((one, other) => probabilities[other] - probabilities[one]).slice(0, MOST_BARS);
 }
 
 function card() {
@@ -371,12 +394,12 @@ function card() {
   const heading = document.createElement("h3");
   heading.append(Object.assign(document.createElement("span"), { className: "name" }), document.createElement("small"));
   const bars = Object.assign(document.createElement("dl"), { className: "bars" });
-  for (const name of model.expressions) {
+  for (let place = 0; place < Math.min(model.labels.length, MOST_BARS); place++) {
     const track = Object.assign(document.createElement("dd"), { className: "track" });
     track.setAttribute("aria-hidden", "true");
     track.append(document.createElement("span"));
     bars.append(
-      Object.assign(document.createElement("dt"), { textContent: name }),
+      document.createElement("dt"),
       track,
       Object.assign(document.createElement("dd"), { className: "share" }),
     );
@@ -392,7 +415,7 @@ const frameStep = () => Math.max(2, Math.round(source.width / 60));
 function moveFrame(dx, dy, growth = 0) {
   if (!frame || detector) return;
   const { width, height } = source;
-  const side = Math.min(Math.max(frame.width + growth, FACE_SIZE), Math.min(width, height));
+  const side = Math.min(Math.max(frame.width + growth, LEAST_FRAME), Math.min(width, height));
   const [x, y] = [frame.x + dx - (side - frame.width) / 2, frame.y + dy - (side - frame.height) / 2];
   frame = {
     x: Math.round(Math.min(Math.max(x, 0), width - side)),

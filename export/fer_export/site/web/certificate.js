@@ -15,7 +15,7 @@ export async function replayCertificate(model) {
   const { logits } = await model.run(faces);
   const expected = certificate.model_logits.flat();
   const difference = furthest(logits, expected);
-  const classes = model.expressions.length;
+  const classes = model.labels.length;
   const flips = certificate.model_logits.filter((row, index) => {
     const best = row.indexOf(Math.max(...row));
     const here = logits.subarray(index * classes, (index + 1) * classes);

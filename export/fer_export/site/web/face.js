@@ -6,15 +6,16 @@
  *   import { FaceModel, prepareFace } from "./face.js";
  *
  *   const model = await FaceModel.load(ort, "model.onnx");
- *   const face = prepareFace(context.getImageData(0, 0, width, height), { x, y, width: side, height: side });
+ *   const image = context.getImageData(0, 0, width, height);
+ *   const face = prepareFace(image, { x, y, width: side, height: side }, 0, model);
  *   const { expression, probabilities } = await model.classify(face);
  *
- * A face is a Uint8Array of 48 x 48 gray values, row by row, 0 black to 255 white.
+ * A face is a Uint8Array of size x size gray values, row by row, 0 black to 255 white; of a model in "rgb", of red,
+ * green and blue for each pixel.
  */
 
-export const FACE_SIZE = 48;
 const METADATA_KEY = "fer";
-const SCHEMA_VERSION = 1;
+const SCHEMA_VERSION = 2; // 1 had `expressions` for `labels`; its faces are 48 x 48 in gray
 // Below this many degrees turning changes less than resampling blurs.
 const LEAST_ROLL = 5;
 
@@ -23,7 +24,7 @@ export class ModelFileError extends Error {
   name = "ModelFileError";
 }
 
-/** A model of the seven expressions. Runs are queued: onnxruntime-web takes one at a time. */
+/** A model of any labels. Runs are queued: onnxruntime-web takes one at a time. */
 export class FaceModel {
   #ort;
   #session;
@@ -32,10 +33,14 @@ export class FaceModel {
   constructor(ort, session, metadata) {
     this.#ort = ort;
     this.#session = session;
-    /** The file's `fer` entry: name, precision, expressions, temperature, certificate ... */
+    /** The file's `fer` entry: name, precision, labels, size, color, temperature, certificate ... */
     this.metadata = metadata;
     /** Names in the order of the logits. */
-    this.expressions = metadata.expressions;
+    this.labels = metadata.labels;
+    /** Pixels, the side of a face. */
+    this.size = metadata.size;
+    /** "gray" or "rgb". */
+    this.color = metadata.color;
   }
 
   /**
@@ -66,61 +71,82 @@ export class FaceModel {
 
   /**
    * @param {Uint8Array} faces one face, or several one after the other
-   * @returns {Promise<{logits: Float32Array, probabilities: Float32Array}>} seven values a face
+   * @returns {Promise<{logits: Float32Array, probabilities: Float32Array}>} one value for each label and face
    */
   run(faces) {
-    const area = FACE_SIZE * FACE_SIZE;
+    const shape = this.color === "rgb" ? [this.size, this.size, 3] : [this.size, this.size];
+    const area = shape.reduce((product, side) => product * side);
     if (!(faces instanceof Uint8Array) || faces.length === 0 || faces.length % area) {
       throw new RangeError(`faces of ${faces?.length} values; each face is a Uint8Array of ${area}`);
     }
-    const input = new this.#ort.Tensor("uint8", faces, [faces.length / area, FACE_SIZE, FACE_SIZE]);
+    const input = new this.#ort.Tensor("uint8", faces, [faces.length / area, ...shape]);
     const answer = this.#last.then(() => this.#session.run({ faces: input }));
     this.#last = answer.catch(() => {}); // the next run does not fail because this one did
     return answer.then(({ logits, probabilities }) => ({ logits: logits.data, probabilities: probabilities.data }));
   }
 
-  /** The answer for one face: the most probable expression, its share, and all seven by name. */
+  /** The answer for one face: the most probable label, its share, and all of them by name. */
   async classify(face) {
     const { probabilities } = await this.run(face);
     const best = probabilities.indexOf(Math.max(...probabilities));
     return {
-      expression: this.expressions[best],
+      expression: this.labels[best],
       confidence: probabilities[best],
-      probabilities: Object.fromEntries(this.expressions.map((name, index) => [name, probabilities[index]])),
+      probabilities: Object.fromEntries(this.labels.map((name, index) => [name, probabilities[index]])),
     };
   }
 }
 
 /**
- * The part of a picture inside `box` as a model takes it: gray, 48 x 48. The same arithmetic as the Python
- * runtime, so that the same pixels give the same face but for a rounding.
+ * The part of a picture inside `box` as a model takes it. The same arithmetic as the Python runtime, so that the same
+ * pixels give the same face but for a rounding.
  *
  * @param {ImageData} image
  * @param {{x: number, y: number, width: number, height: number}} [box] pixels; what lies outside the
  *   picture repeats its border. Without it the whole picture is the face.
  * @param {number} [roll] degrees that the face is turned clockwise; it is turned back around the box's centre
+ * @param {{size: number, color: string}} [wanted] the model, or its size and color
  * @returns {Uint8Array}
  */
-export function prepareFace(image, box = { x: 0, y: 0, width: image.width, height: image.height }, roll = 0) {
+export function prepareFace(
+  image,
+  box = { x: 0, y: 0, width: image.width, height: image.height },
+  roll = 0,
+  { size = 48, color = "gray" } = {},
+) {
+  const planes = (color === "rgb" ? [red, green, blue] : [gray]).map((value) => preparePlane(image, box, roll, size, value));
+  if (planes.length === 1) return planes[0];
+  const face = new Uint8Array(planes.length * size * size);
+  planes.forEach((plane, channel) => plane.forEach((value, at) => (face[planes.length * at + channel] = value)));
+  return face;
+}
+
+function preparePlane(image, box, roll, size, valueOf) {
   if (Math.abs(roll) < LEAST_ROLL) {
-    return resizeGray(cropGray(image, box), FACE_SIZE);
+    return resizePlane(cropPlane(image, box, valueOf), size);
   }
   // Half a box more on every side holds every corner of the turned box.
   const { x, y, width, height } = box;
   const around = { x: x - (width >> 1), y: y - (height >> 1), width: 2 * width, height: 2 * height };
-  const wide = 2 * FACE_SIZE;
-  const patch = resizeGray(cropGray(image, around), wide);
+  const wide = 2 * size;
+  const patch = resizePlane(cropPlane(image, around, valueOf), wide);
   const [cos, sin] = [Math.cos((roll * Math.PI) / 180), Math.sin((roll * Math.PI) / 180)];
-  const center = FACE_SIZE - 0.5;
-  const face = new Uint8Array(FACE_SIZE * FACE_SIZE);
-  for (let row = 0; row < FACE_SIZE; row++) {
-    for (let column = 0; column < FACE_SIZE; column++) {
-      const [dx, dy] = [column + FACE_SIZE / 2 - center, row + FACE_SIZE / 2 - center];
-      face[row * FACE_SIZE + column] = bilinear(patch, wide, center + cos * dx - sin * dy, center + sin * dx + cos * dy);
+  const center = size - 0.5;
+  const plane = new Uint8Array(size * size);
+  for (let row = 0; row < size; row++) {
+    for (let column = 0; column < size; column++) {
+      const [dx, dy] = [column + size / 2 - center, row + size / 2 - center];
+      plane[row * size + column] = bilinear(patch, wide, center + cos * dx - sin * dy, center + sin * dx + cos * dy);
     }
   }
-  return face;
+  return plane;
 }
+
+const red = (data, at) => data[at];
+const green = (data, at) => data[at + 1];
+const blue = (data, at) => data[at + 2];
+// OpenCV's weights of red, green and blue in 15-bit fixed point.
+const gray = (data, at) => (data[at] * 9798 + data[at + 1] * 19235 + data[at + 2] * 3735 + 16384) >> 15;
 
 /** The key-value pairs of an .onnx file: field 14, `metadata_props`, of ONNX's ModelProto. */
 export function readMetadataProps(content, name = "the model") {
@@ -154,10 +180,12 @@ function parseMetadata(text, name) {
   if (metadata?.schema > SCHEMA_VERSION) {
     throw new ModelFileError(`${name} was written by a newer fer-edge (metadata schema ${metadata.schema})`);
   }
-  if (!Array.isArray(metadata?.expressions) || metadata.expressions.length === 0) {
-    throw new ModelFileError(`${name} does not name its expressions; export it again with fer-export`);
+  const { schema, expressions, ...rest } = metadata ?? {};
+  const read = schema >= 2 ? { schema, ...rest } : { schema, ...rest, labels: expressions, size: 48, color: "gray" };
+  if (!Array.isArray(read.labels) || read.labels.length < 2 || !(read.size > 0) || !["gray", "rgb"].includes(read.color)) {
+    throw new ModelFileError(`${name} does not say its labels and its input; export it again with fer-export`);
   }
-  return metadata;
+  return read;
 }
 
 async function fetchModel(address) {
@@ -203,33 +231,31 @@ function* fieldsOf(bytes) {
   }
 }
 
-function cropGray(image, { x, y, width, height }) {
+function cropPlane(image, { x, y, width, height }, valueOf) {
   const { data, width: columns, height: rows } = image;
   if (!(width > 0 && height > 0 && x < columns && y < rows && x + width > 0 && y + height > 0)) {
     throw new RangeError(`the box ${x}, ${y}, ${width} x ${height} lies outside the picture`);
   }
-  const gray = new Uint8Array(width * height);
+  const plane = new Uint8Array(width * height);
   for (let row = 0; row < height; row++) {
     const start = Math.min(Math.max(y + row, 0), rows - 1) * columns;
     for (let column = 0; column < width; column++) {
-      const at = 4 * (start + Math.min(Math.max(x + column, 0), columns - 1));
-      // OpenCV's weights of red, green and blue in 15-bit fixed point.
-      gray[row * width + column] = (data[at] * 9798 + data[at + 1] * 19235 + data[at + 2] * 3735 + 16384) >> 15;
+      plane[row * width + column] = valueOf(data, 4 * (start + Math.min(Math.max(x + column, 0), columns - 1)));
     }
   }
-  return { data: gray, width, height };
+  return { data: plane, width, height };
 }
 
 // Shrinking averages the area that each pixel covers; enlarging has nothing to average. As cv2.resize.
-function resizeGray(gray, side) {
-  if (gray.width === side && gray.height === side) return gray.data;
-  const weights = Math.min(gray.width, gray.height) >= side ? areaWeights : linearWeights;
-  const [across, down] = [weights(gray.width, side), weights(gray.height, side)];
-  const narrow = new Float32Array(side * gray.height);
-  for (let row = 0; row < gray.height; row++) {
+function resizePlane(plane, side) {
+  if (plane.width === side && plane.height === side) return plane.data;
+  const weights = Math.min(plane.width, plane.height) >= side ? areaWeights : linearWeights;
+  const [across, down] = [weights(plane.width, side), weights(plane.height, side)];
+  const narrow = new Float32Array(side * plane.height);
+  for (let row = 0; row < plane.height; row++) {
     for (let column = 0; column < side; column++) {
       let sum = 0;
-      for (const [from, share] of across[column]) sum += gray.data[row * gray.width + from] * share;
+      for (const [from, share] of across[column]) sum += plane.data[row * plane.width + from] * share;
       narrow[row * side + column] = sum;
     }
   }
