@@ -57,9 +57,9 @@ class ServedModel:
             loaded=self._loaded,
         )
         self.metadata = self._loaded.metadata
-        self.labels = self.metadata.expressions
+        self.labels = self.metadata.labels
         self.sha256 = hashlib.sha256(self._loaded.content).hexdigest()
-        self.face_shape = (48, 48)
+        self.face_shape = self.metadata.face_shape
         self.outputs = tuple(one.name for one in self._loaded.session.get_outputs())
         self.report = self._self_test()
         self._checked_at = monotonic()

@@ -14,7 +14,6 @@ import numpy as np
 from fer_runtime.detectors import Detection
 from fer_runtime.detectors.search import FaceSearch
 from fer_runtime.errors import ImageError
-from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, decode_image
 from fer_runtime.results import Face, ImageResult
 from fer_runtime.server.batching import Batcher
@@ -156,7 +155,7 @@ class Recognition:
             image.height, image.width = pixels.shape[:2]
             search = options.search or options.model.recognizer
             image.detections = search.detect(pixels)
-            image.faces = [prepare_face(pixels, one.box, roll=one.roll) for one in image.detections]
+            image.faces = [options.model.recognizer.prepare(pixels, one) for one in image.detections]
             image.seconds["detect"] = perf_counter() - decoded
         except ImageError as error:
             image.error = str(error)
