@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,7 +43,6 @@ def _labels(context: click.Context, parameter: click.Parameter, value: str | Non
     return labels
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRun(RunOptions):
     """Export a checkpoint."""
 
@@ -66,7 +64,6 @@ class ExportRun(RunOptions):
     replace: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class InspectRun(RunOptions):
     """Describe an exported file."""
 
@@ -76,7 +73,6 @@ class InspectRun(RunOptions):
     as_json: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteRun(RunOptions):
     """Write a web page for an exported model."""
 

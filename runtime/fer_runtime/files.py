@@ -20,7 +20,7 @@ _LOCKED_BYTE = 1 << 62  # Windows locks bytes, not files: one that nothing reach
 # What flock answers on file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _NAME_BYTES = 200  # of a name in its temporary name, which must stay below 256 bytes
-_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.partial(?:\.mp4)?", flags=re.DOTALL)  # as mkstemp makes it
+_TEMPORARY = r"(?s)\.(.+)\.[a-z0-9_]{8}\.partial(?:\.mp4)?"  # as mkstemp makes it
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def remove_leftovers(folder: Path, name: str | None = None, *, recursive: bool =
             continue
         with entries:
             for entry in entries:
-                found = _TEMPORARY.fullmatch(entry.name)
+                found = re.fullmatch(_TEMPORARY, entry.name)
                 if found and wanted in (None, found[1]):
                     _remove_unlocked(entry.path)
                 elif recursive and entry.is_dir(follow_symlinks=False):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_CODE = 128 + signal.SIGTERM  # 143, as the shell gives for a command that SIGTERM has ended
+EXIT_CODE = 143  # 128 and SIGTERM's number, as the shell gives for a command that SIGTERM has ended
 
 
 class Terminated(KeyboardInterrupt):
@@ -31,6 +30,8 @@ class Stopping:
 @contextmanager
 def stopped_by_sigterm() -> Iterator[Stopping]:
     """Turn SIGTERM into `Terminated` while the block runs; a handler that somebody else has set stays."""
+    import signal  # takes as long as all of this package's modules that --help needs
+
     stopping = Stopping()
     is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -7,8 +7,6 @@ escapes are enough, and they keep the text exact.
 
 from __future__ import annotations
 
-import unicodedata
-
 # Unicode general categories: control characters, format characters (among them those that reverse the direction of
 # text), lone surrogates, line and paragraph separators.
 _UNPRINTABLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -31,6 +29,8 @@ def printable(text: object, *, limit: int | None = None) -> str:
         text = text[: limit - 1] + "…"
     if text.isascii() and text.isprintable():
         return text
+    import unicodedata  # most text of a run is ASCII
+
     return "".join(
         one
         if one in _JOINERS or unicodedata.category(one) not in _UNPRINTABLE

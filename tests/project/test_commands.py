@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from importlib.metadata import entry_points, version
 
@@ -57,11 +56,11 @@ def test_every_command_tells_its_version(path: str) -> None:
 
 @pytest.mark.parametrize("path", [path for path, command in COMMANDS.items() if getattr(command, "runs", ())])
 def test_every_option_is_used_by_a_run_and_every_run_names_options(path: str) -> None:
-    """A dataclass per kind of run says what it uses; `take_options` refuses the rest."""
+    """A class per kind of run says what it uses; `take_options` refuses the rest."""
     command = COMMANDS[path]
     assert isinstance(command, FerCommand)
     parameters = {parameter.name for parameter in command.params}
-    used = {run: {field.name for field in dataclasses.fields(run)} for run in command.runs}
+    used = {run: set(run.names()) for run in command.runs}
     assert {run.__name__: names - parameters for run, names in used.items() if names - parameters} == {}
     assert parameters - set().union(*used.values()) == set()
     assert {name for rule in command.rules for name in rule.options} <= parameters

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,7 +32,6 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _NetworkOptions(RunOptions):
     """Options of both kinds of training."""
 
@@ -51,7 +49,6 @@ class _NetworkOptions(RunOptions):
     replace: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRun(_NetworkOptions):
     """Train a network on faces."""
 
@@ -69,7 +66,6 @@ class TrainRun(_NetworkOptions):
     safetensors: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainRun(_NetworkOptions):
     """Make weights to start from, out of any folder of class folders."""
 
@@ -78,7 +74,6 @@ class PretrainRun(_NetworkOptions):
     pretrain_dir: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRun(RunOptions):
     """Look for copies, contradictions and non-faces."""
 

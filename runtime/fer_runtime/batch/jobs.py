@@ -61,7 +61,7 @@ class BlockEnds:
         return ends
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class JobSummary:
     """What a run did; grows by the block, before its rows are taken."""
 
@@ -80,7 +80,7 @@ class JobSummary:
         return sum(self.failures.values())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Prepared:
     """An image that is read, with its faces ready for the model."""
 

@@ -44,7 +44,7 @@ _BYTE_ORDER_MARKS = (
 _COUNTED_SUFFIXES = 100
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class LeftOut:
     """What the folders of a run hold besides the images that are read; hidden files are not counted."""
 
@@ -68,7 +68,7 @@ class LeftOut:
             self.only_folders.append(folder)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Inputs:
     """The images that paths stand for, found while they are read; iterate once.
 

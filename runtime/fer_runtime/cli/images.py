@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -90,8 +89,7 @@ def _is_complete(output: Path) -> bool:
     return os.path.exists(output) and not os.path.lexists(partial_path(output))
 
 
-@dataclass(frozen=True, slots=True)
-class _Extras:
+class _Extras(NamedTuple):
     """What a run writes besides its rows."""
 
     copies: AnnotatedCopies | None = None
@@ -141,8 +139,7 @@ class _Extras:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
     recognizer: Recognizer
     inputs: Inputs
     read: Callable[[str], bytes]

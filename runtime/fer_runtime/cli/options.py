@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,7 +10,6 @@ from fer_runtime.model.find import Precision
 from fer_runtime.output.formats import OutputFormat
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions(RunOptions):
     """Which model, and how ONNX Runtime runs it."""
 
@@ -24,7 +22,6 @@ class ModelOptions(RunOptions):
     any_operator: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RecognizerOptions(ModelOptions):
     """How faces are found and classified, and where the rows go."""
 
@@ -44,7 +41,6 @@ class RecognizerOptions(ModelOptions):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesRun(RecognizerOptions):
     """Images and folders of images, on this machine."""
 
@@ -65,7 +61,6 @@ class ImagesRun(RecognizerOptions):
         return output_format.images is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class VideosRun(RecognizerOptions):
     """Videos and cameras."""
 
@@ -84,7 +79,6 @@ class VideosRun(RecognizerOptions):
         return output_format.is_for_videos
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterRun(RecognizerOptions):
     """Images on the machines of a Ray cluster."""
 
@@ -105,7 +99,6 @@ class ClusterRun(RecognizerOptions):
         return output_format.is_for_cluster
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTestRun(ModelOptions):
     """Compare the model on this machine with PyTorch's answers inside its file."""
 
@@ -115,7 +108,6 @@ class SelfTestRun(ModelOptions):
     trust: Path | None  # a public key
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ListModelsRun(RunOptions):
     """List the models that `--model` finds by name."""
 
@@ -125,7 +117,6 @@ class ListModelsRun(RunOptions):
     models_dir: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FetchRun(RunOptions):
     """Download YuNet and do nothing else."""
 

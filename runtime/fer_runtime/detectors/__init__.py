@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-from fer_runtime.detectors.yunet_file import yunet_path
 from fer_runtime.registry import Registry, load
 
 if TYPE_CHECKING:
@@ -18,8 +16,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float]  # x, y in pixels
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Detection:
+class Detection(NamedTuple):
     """A face in an image."""
 
     box: tuple[int, int, int, int]  # x, y, width, height in pixels: the part that a model is shown
@@ -68,16 +65,14 @@ class SearchesAgain(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetectorOptions:
+class DetectorOptions(NamedTuple):
     """What detectors are made with. Each takes what it needs."""
 
     min_face: int = 24  # smallest side of a face in pixels
     yunet: Path | None = None  # YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DetectorEntry:
+class DetectorEntry(NamedTuple):
     """A detector, and what the command line says about it."""
 
     name: str  # as --detector takes it
@@ -107,6 +102,8 @@ DETECTORS = Registry[DetectorEntry](
 def find_detector(name: str, *, yunet: Path | None = None) -> str:
     """The detector that `name` stands for here: "auto" is "yunet" if its file is given or cached, else "haar"."""
     if name == "auto":
+        from fer_runtime.detectors.yunet_file import yunet_path
+
         return "yunet" if yunet is not None or os.path.isfile(yunet_path()) else "haar"
     return name
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from fer_runtime.errors import ModelFileError
 
@@ -15,8 +14,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DEFAULT_ORDER: tuple[Precision, ...] = ("int8", "fp32", "fp16")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShippedModel:
+class ShippedModel(NamedTuple):
     """A model that comes with the package. Any other is called by the name of its file."""
 
     name: str
@@ -82,8 +80,7 @@ def is_model_file(model: str | Path | None) -> bool:
     return path.suffix == ".onnx" or path.name != str(model) or os.path.isfile(path)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AvailableModel:
+class AvailableModel(NamedTuple):
     """A model that `find_model` finds by its name."""
 
     name: str

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import OnnxFile, read_model_bytes, read_onnx
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from fer_runtime.model.session import InferenceSession
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedModel:
+class LoadedModel(NamedTuple):
     """A session for a model of fer-export, and what its file says of itself."""
 
     session: InferenceSession

@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.metadata import METADATA_KEY
@@ -43,8 +43,7 @@ MAX_SIZE = 1 << 31  # of one dimension, and of a tensor's values
 MAX_NAME_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A constant in the file."""
 
     name: str
@@ -58,20 +57,18 @@ class Tensor:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
+class Node(NamedTuple):
     """One operator of the graph."""
 
     op_type: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: dict[str, Any] = field(default_factory=dict)  # integers, floats, texts, lists of integers, tensors
+    attributes: Mapping[str, Any] = MappingProxyType({})  # integers, floats, texts, lists of integers, tensors
     domain: str = ""
     has_subgraph: bool = False  # an attribute is a graph, as of Loop and If
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Value:
+class Value(NamedTuple):
     """An input or output; a size that is not fixed is a name."""
 
     name: str
@@ -79,8 +76,7 @@ class Value:
     shape: tuple[int | str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxFile:
+class OnnxFile(NamedTuple):
     """A model file's contents."""
 
     ir_version: int
@@ -180,7 +176,10 @@ def content_digest(content: bytes) -> str:
 
     digest = hashlib.sha256()
     entries: dict[str, str] = {}
-    for number, value, raw in reader.fields(memoryview(content)):
+    whole = memoryview(content)
+    start = 0
+    for number, value, end in reader.fields(whole):
+        raw, start = whole[start:end], end
         if number == _METADATA_PROPS:
             entry = reader.group(_bytes(value))
             entries[_text(entry, 1)] = _text(entry, 2)
@@ -209,24 +208,26 @@ class _Reader:
     def __init__(self) -> None:
         self._left = MAX_FIELDS
 
-    def fields(self, content: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
-        """(field number, value, bytes of the whole field) of a message, in the order of the file."""
+    def fields(self, content: memoryview) -> Iterator[tuple[int, int | memoryview, int]]:
+        """(field number, value, where the field ends) of a message, in the order of the file."""
         position, end = 0, len(content)
         while position < end:
             self._left -= 1
             if self._left < 0:
                 raise ValueError(f"it has more than {MAX_FIELDS:,} fields")
-            start = position
-            tag, position = _varint(content, position)
+            # Nearly all tags and lengths have one byte, and a call takes longer than the rest of this loop.
+            tag, position = content[position], position + 1
+            if tag >= 0x80:
+                tag, position = _varint(content, position - 1)
             number, wire = tag >> 3, tag & 7
             value: int | memoryview
-            if wire == 0:
+            if wire == 2:
+                length, position = _varint(content, position)
+                value, position = content[position : position + length], position + length
+            elif wire == 0:
                 value, position = _varint(content, position)
             elif wire in (1, 5):
                 length = 8 if wire == 1 else 4
-                value, position = content[position : position + length], position + length
-            elif wire == 2:
-                length, position = _varint(content, position)
                 value, position = content[position : position + length], position + length
             else:
                 raise ValueError(f"unknown wire type {wire}")
@@ -234,13 +235,16 @@ class _Reader:
                 raise ValueError("it ends in the middle of a field")
             if number == 0:
                 raise ValueError("field number 0")
-            yield number, value, content[start:position]
+            yield number, value, position
 
     def group(self, content: memoryview) -> _Message:
         """The values of a message's fields by field number."""
         grouped: _Message = {}
         for number, value, _ in self.fields(content):
-            grouped.setdefault(number, []).append(value)
+            if number in grouped:
+                grouped[number].append(value)
+            else:
+                grouped[number] = [value]
         return grouped
 
     def integers(self, values: Sequence[int | memoryview]) -> list[int]:
@@ -337,6 +341,8 @@ class _Reader:
 
 
 def _varint(content: memoryview, position: int) -> tuple[int, int]:
+    if position < len(content) and (byte := content[position]) < 0x80:
+        return byte, position + 1
     result = shift = 0
     while True:
         if position >= len(content) or shift > 63:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import onnxruntime  # fer_runtime/__init__.py has turned its telemetry off
 
@@ -59,8 +58,7 @@ def create_session(content: bytes, options: SessionOptions) -> InferenceSession:
     return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedSession:
+class OpenedSession(NamedTuple):
     """A session and the execution provider that it really uses."""
 
     session: InferenceSession

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fer_runtime.errors import OutputError
 from fer_runtime.output.partial import partial_path, settings_path
@@ -22,8 +22,7 @@ COPY_FAILED = "its annotated copy cannot be written: "  # begins a row's reason
 _Identity = tuple[int, int]  # device and inode
 
 
-@dataclass(frozen=True, slots=True)
-class ExistingFile:
+class ExistingFile(NamedTuple):
     """A file that a run is to replace."""
 
     option: str  # that names it
@@ -44,8 +43,7 @@ class ExistingFile:
             raise OutputError(f"{self.option} {self.path} would overwrite {what}; give another name")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Destinations:
+class Destinations(NamedTuple):
     """What a run was told to write.
 
     Args:

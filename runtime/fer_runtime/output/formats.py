@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fer_runtime.registry import Registry, load
 
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
     from fer_runtime.output.sink import Frame
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputFormat:
+class OutputFormat(NamedTuple):
     """A format of rows, and which kinds of run write it."""
 
     name: str  # as --format takes it
