@@ -26,7 +26,8 @@ from fer_export.gate.accuracy import (
 from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate, calibration_check
 from fer_export.gate.coverage import Coverage, cover_units
 from fer_export.gate.golden import CALIBRATION_FACES, SEED, calibration_faces
-from fer_export.gate.parity import as_outputs, check_parity, guarded, network_logits, run_shuffled
+from fer_export.gate.original import original_of
+from fer_export.gate.parity import as_outputs, check_parity, guarded, run_shuffled
 from fer_export.gate.publish import REPLAY_TOLERANCES, Subject, publish
 from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report
 from fer_export.gate.timing import Timing, measure_in_turns, speed_check
@@ -173,7 +174,9 @@ def publish_files(
             candidates.append(make_candidate(subject, "fp16", halve_model(fp32)))
         if precision == "int8" and subject.train is not None:
             progress(f"quantizing: calibration ranges from {CALIBRATION_FACES} training faces")
-            quantized = quantize_model(fp32, observe(fp32, calibration_faces(subject.train)), mean=subject.trained.mean)
+            quantized = quantize_model(
+                fp32, observe(fp32, calibration_faces(subject.train)), mean=subject.original.mean
+            )
             candidates.append(make_candidate(subject, "int8", quantized))
     progress("measuring speed")
     named = {str(one.precision): one.content for one in candidates}
@@ -263,9 +266,10 @@ def prepare(
         progress(f"weights found at {loaded.place}")
     if loaded.labels_assumed:
         progress(f"label order assumed: {', '.join(loaded.expressions)}; another one is set with --labels")
-    judged_labels, truth, labels_from = _labels(validation, votes)
-    labelled = np.zeros((0, *_face_shape()), np.uint8) if validation is None else validation.faces
-    labelled_logits = network_logits(trained, labelled)
+    original = original_of(trained)
+    judged_labels, truth, labels_from = _labels(validation, votes, len(original.labels))
+    labelled = np.zeros((0, *original.face_shape), np.uint8) if validation is None else validation.faces
+    labelled_logits = original.logits(labelled)
     calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, files)
     progress(f"exporting at opset {opset}")
     fp32 = _exported(trained, calibration, opset)
@@ -275,13 +279,13 @@ def prepare(
     subject = Subject(
         name=name,
         file_name=files,
-        trained=trained,
+        original=original,
         checkpoint_sha256=sha256,
         opset=opset,
         calibration=calibration,
         coverage=coverage,
         faces=faces,
-        logits=np.concatenate([labelled_logits, network_logits(trained, coverage.made_up)]),
+        logits=np.concatenate([labelled_logits, original.logits(coverage.made_up)]),
         labels=judged_labels,
         truth=truth,
         labels_from=labels_from,
@@ -299,13 +303,9 @@ def output_path(models_dir: Path, name: str, precision: Precision, batch: int | 
     return path if batch is None else path.with_name(path.name.removesuffix(".onnx") + f".batch{batch}.onnx")
 
 
-def _face_shape() -> tuple[int, int]:
-    from fer_runtime.expressions import FACE_SIZE
-
-    return FACE_SIZE, FACE_SIZE
-
-
-def _labels(validation: LabelledFaces | None, votes: str | Path | None) -> tuple[Int64Array, FloatArray, str]:
+def _labels(
+    validation: LabelledFaces | None, votes: str | Path | None, classes: int
+) -> tuple[Int64Array, FloatArray, str]:
     """What counts as right, and where it comes from.
 
     Returns:
@@ -315,7 +315,7 @@ def _labels(validation: LabelledFaces | None, votes: str | Path | None) -> tuple
     if votes is not None and validation is None:
         raise DataError("--votes holds labels of the faces of --data; give the dataset's root, too: --data DIR")
     if validation is None:
-        return np.zeros(0, np.int64), np.zeros((0, len(EXPRESSIONS)), np.float32), ""
+        return np.zeros(0, np.int64), np.zeros((0, classes), np.float32), ""
     if votes is None:
         shares = np.eye(len(validation.classes), dtype=np.float32)[validation.labels]
         return validation.labels, shares, "class folders"
@@ -341,7 +341,11 @@ def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProt
             logits = run_shuffled(session, subject.faces[: len(subject.truth)][rated]).logits
         except Exception:  # the gate says what is wrong with it
             logits = None
-        if logits is not None and logits.shape == (rated.sum(), len(EXPRESSIONS)) and np.isfinite(logits).all():
+        if (
+            logits is not None
+            and logits.shape == (rated.sum(), len(subject.original.labels))
+            and np.isfinite(logits).all()
+        ):
             calibration = calibrate(logits, subject.truth[rated], labels_from=subject.labels_from)
             model = set_temperature(model, calibration.temperature)
     if subject.batch is not None:
@@ -444,7 +448,7 @@ def judge(
     precision = candidate.precision
     report = check_parity(
         candidate.content,
-        subject.trained,
+        subject.original,
         subject.faces,
         expected=subject.logits,
         real_faces=subject.real_faces,
@@ -462,12 +466,12 @@ def judge(
     if outputs is not None and precision != "fp32" and subject.real_faces:
         expected = as_outputs(subject.logits[real], subject.calibration.temperature)
         found = Outputs(logits=outputs.logits[real], probabilities=outputs.probabilities[real])
-        checks += number_checks(expected, found, NUMBER_LIMITS[precision])
+        checks += number_checks(expected, found, NUMBER_LIMITS[precision], subject.original.program)
     if outputs is not None and (rated := np.flatnonzero(subject.labels >= 0)).size:
         truth = subject.labels[rated]
-        quality = measure_quality(outputs.logits[rated], truth)
+        quality = measure_quality(outputs.logits[rated], truth, subject.original.labels)
         if precision == "fp32":
-            checks.append(_order_check(outputs.logits[rated], truth))
+            checks.append(_order_check(outputs.logits[rated], truth, subject.original.labels))
         elif reference is not None and reference[1].parity.outputs is not None and reference[1].quality is not None:
             before = reference[1].parity.outputs.logits[rated]
             agreement = float((outputs.logits[rated].argmax(1) == before.argmax(1)).mean())
@@ -499,19 +503,23 @@ def judge(
     )
 
 
-def _order_check(logits: FloatArray, labels: Int64Array) -> Check:
+def _order_check(logits: FloatArray, labels: Int64Array, names: Sequence[str]) -> Check:
     """Would the network be right more often if its logits stood for the labels in another order?"""
-    confusion = confusion_matrix(labels, logits.argmax(1))
+    confusion = confusion_matrix(labels, logits.argmax(1), classes=len(names))
     order = best_label_order(confusion)
     present, other = accuracy(confusion), float(sum(confusion[label, place] for place, label in enumerate(order)))
     other /= max(int(confusion.sum()), 1)
     fits = other <= present + _OTHER_ORDER
-    names = ",".join(EXPRESSIONS[label] for label in order)
+    better = ",".join(names[label] for label in order)
     return Check(
         name="label order",
         passed=fits,
         detail=f"accuracy {present:.2%} in this order of the labels"
-        + ("; no other is better" if fits else f", {other:.2%} as {names}; if that is the order, add --labels {names}"),
+        + (
+            "; no other is better"
+            if fits
+            else f", {other:.2%} as {better}; if that is the order, add --labels {better}"
+        ),
     )
 
 
@@ -519,7 +527,7 @@ def _unproven(subject: Subject, outputs: Outputs | None) -> tuple[str, ...]:
     """What the compared faces cannot show."""
     found = []
     answered = set() if outputs is None else set(outputs.logits.argmax(1).tolist())
-    if missing := [name for place, name in enumerate(EXPRESSIONS) if place not in answered]:
+    if missing := [name for place, name in enumerate(subject.original.labels) if place not in answered]:
         found.append(f"no face is answered with {', '.join(missing)}")
     coverage: Coverage = subject.coverage
     if coverage.covered < coverage.live:

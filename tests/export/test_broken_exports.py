@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from tests.export.conftest import TEMPERATURE, v0_metadata
 
 from fer_export.gate.golden import synthetic_faces
+from fer_export.gate.original import original_of
 from fer_export.gate.parity import check_parity
 from fer_export.graph import export_graph, serialize
 from fer_runtime.errors import ModelFileError
@@ -119,7 +120,7 @@ def test_a_broken_export_is_noticed(
     model = onnx.ModelProto()
     model.CopyFrom(v0_graph)
     content = serialize(model, breakage(model, v0_metadata()))
-    report = check_parity(content, trained_v0, synthetic_faces(), temperature=TEMPERATURE, opset=18)
+    report = check_parity(content, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE, opset=18)
     assert noticed_by in [check.name for check in report.failures]
 
 
@@ -130,7 +131,9 @@ def test_channels_that_were_not_summed_are_noticed(trained_v0: Checkpoint, v0_gr
     plain = trained_v0.state_dict["conv_block_1.0.weight"].numpy()
     ratio = 3 * plain[:, :1] / plain.sum(1, keepdims=True)
     _change(model, "conv_block_1.0.weight", lambda weights: (weights * ratio).astype(np.float32))
-    report = check_parity(serialize(model, v0_metadata()), trained_v0, synthetic_faces(), temperature=TEMPERATURE)
+    report = check_parity(
+        serialize(model, v0_metadata()), original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE
+    )
     assert "logits" in [check.name for check in report.failures]
 
 
@@ -140,19 +143,19 @@ def test_reversed_colour_order_is_no_fault_of_gray_faces(trained_v0: Checkpoint)
     state["conv_block_1.0.weight"] = state["conv_block_1.0.weight"].flip(1)
     flipped = dataclasses.replace(trained_v0, state_dict=state)
     content = serialize(export_graph(flipped, temperature=TEMPERATURE), v0_metadata())
-    assert check_parity(content, trained_v0, synthetic_faces(), temperature=TEMPERATURE).passed
+    assert check_parity(content, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE).passed
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
 def test_a_truncated_file_is_named(kept: float, v0_content: bytes, trained_v0: Checkpoint) -> None:
     part = v0_content[: int(kept * len(v0_content)) if isinstance(kept, float) else kept]
     with pytest.raises(ModelFileError):
-        check_parity(part, trained_v0, synthetic_faces(), temperature=TEMPERATURE)
+        check_parity(part, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE)
 
 
 def test_a_renamed_output_is_noticed(v0_graph: onnx.ModelProto, trained_v0: Checkpoint) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(v0_graph)
     content = serialize(model, _renamed_output(model, v0_metadata()))
-    report = check_parity(content, trained_v0, synthetic_faces(), temperature=TEMPERATURE)
+    report = check_parity(content, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE)
     assert "contract" in [check.name for check in report.failures]

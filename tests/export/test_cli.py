@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tests.export.conftest import Exported
 
 from fer_export.cli import main
-from fer_export.gate.parity import network_logits
+from fer_export.gate.original import network_logits
 from fer_runtime.cli import main as infer
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.parity import run_model

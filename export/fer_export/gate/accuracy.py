@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -81,20 +82,20 @@ class Quality:
         return {**asdict(self), "accuracy_interval": list(self.accuracy_interval)}
 
 
-def measure_quality(logits: FloatArray, labels: Int64Array) -> Quality:
-    """Quality of predictions float32 (faces, 7) for faces with `labels` (faces,)."""
-    confusion = confusion_matrix(labels, logits.argmax(1))
+def measure_quality(logits: FloatArray, labels: Int64Array, names: Sequence[str] = EXPRESSIONS) -> Quality:
+    """Quality of predictions float32 (faces, classes) for faces with `labels` (faces,), the indices of `names`."""
+    confusion = confusion_matrix(labels, logits.argmax(1), classes=len(names))
     return Quality(
         faces=len(labels),
         accuracy=accuracy(confusion),
         macro_f1=macro_f1(confusion),
-        per_class_recall=per_class_recall(confusion, EXPRESSIONS),
-        per_class_faces=dict(zip(EXPRESSIONS, confusion.sum(1).tolist(), strict=True)),
+        per_class_recall=per_class_recall(confusion, names),
+        per_class_faces=dict(zip(names, confusion.sum(1).tolist(), strict=True)),
     )
 
 
-def number_checks(expected: Outputs, actual: Outputs, limits: NumberLimits) -> list[Check]:
-    """Do a quantised model's numbers stay near the network's, whatever the labels say?"""
+def number_checks(expected: Outputs, actual: Outputs, limits: NumberLimits, program: str = "PyTorch") -> list[Check]:
+    """Do a quantised model's numbers stay near those of the original in `program`, whatever the labels say?"""
     reference = expected.logits.astype(np.float64)
     difference = actual.logits - reference
     by_face = np.abs(actual.probabilities.astype(np.float64) - expected.probabilities).max(1)
@@ -112,7 +113,7 @@ def number_checks(expected: Outputs, actual: Outputs, limits: NumberLimits) -> l
         Check(
             name="agreement",
             passed=bool(agreement >= limits.agreement),
-            detail=f"{agreement:.2%} of {len(agrees)} faces keep PyTorch's label, 95 % interval {low:.2%} to "
+            detail=f"{agreement:.2%} of {len(agrees)} faces keep {program}'s label, 95 % interval {low:.2%} to "
             f"{high:.2%} (needed {limits.agreement:.0%})",
         ),
         Check(

@@ -1,7 +1,8 @@
 """Made-up faces that switch on every unit of a network: what a certificate carries, and what a gate without data uses.
 
 A unit is an output of a ReLU: a channel of a convolution, or a neuron of a linear layer. A face switches it on where it
-is above zero. What no face switches on, no comparison of logits can show.
+is above zero. What no face switches on, no comparison of logits can show. A layer that no ReLU follows has units as
+well: there a face switches a unit on where the layer's own output is above zero.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _MOST_SEARCHES = 24
 class Coverage:
     """Which units the golden faces switch on."""
 
-    golden: Uint8Array  # (faces, 48, 48), for the certificate
-    made_up: Uint8Array  # (faces, 48, 48), all that were tried; the gate's when there are no labelled faces
+    golden: Uint8Array  # (faces, size, size) or (faces, size, size, 3), for the certificate
+    made_up: Uint8Array  # all that were tried; the gate's when there are no labelled faces
     units: int  # of the network
     live: int  # switched on by a labelled face or, without them, by a made-up one
     covered: int  # of the live ones, switched on by a golden face
@@ -71,21 +72,26 @@ class _Watched:
         ranks = _ranks(model)
         watched = onnx.ModelProto()
         watched.CopyFrom(model)
-        self.on_names = [self._highest(watched, node.output[0], ranks[node.output[0]]) for node in self.relus]
-        self.before_names = [node.input[0] for node in self.relus]
+        # Each unit tensor with the one before its ReLU, and the axes along which the highest value is taken.
+        self.tensors = [
+            (node.output[0], node.input[0], tuple(range(2, ranks[node.output[0]]))) for node in self.relus
+        ] + [(name, name, axes) for name, axes in _layers_without_relu(model, ranks)]
+        self.on_names = [self._highest(watched, name, axes) for name, _, axes in self.tensors]
+        faces = model.graph.input[0].type.tensor_type.shape.dim
+        self.face_shape = tuple(one.dim_value for one in faces[1:])
         for name in {name for _, name in self.linear}:
             watched.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
         self.session = open_session(watched.SerializeToString(), source="the float model").session
-        self.model, self.ranks = model, ranks
+        self.model = model
         self._before: Any = None
 
     @staticmethod
-    def _highest(model: onnx.ModelProto, name: str, rank: int) -> str:
+    def _highest(model: onnx.ModelProto, name: str, axes: tuple[int, ...]) -> str:
         output = f"{name}_highest"
-        if rank > 2:
-            axes = f"{output}_axes"
-            model.graph.initializer.append(numpy_helper.from_array(np.arange(2, rank), axes))
-            model.graph.node.append(helper.make_node("ReduceMax", [name, axes], [output], keepdims=0))
+        if axes:
+            constant = f"{output}_axes"
+            model.graph.initializer.append(numpy_helper.from_array(np.array(axes), constant))
+            model.graph.node.append(helper.make_node("ReduceMax", [name, constant], [output], keepdims=0))
         else:
             model.graph.node.append(helper.make_node("Identity", [name], [output]))
         model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
@@ -109,7 +115,7 @@ class _Watched:
         if self._before is None:
             watched = onnx.ModelProto()
             watched.CopyFrom(self.model)
-            names = [self._highest(watched, node.input[0], self.ranks[node.output[0]]) for node in self.relus]
+            names = [self._highest(watched, before, axes) for _, before, axes in self.tensors]
             self._before = names, open_session(watched.SerializeToString(), source="the float model").session
         names, session = self._before
         rows: FloatArray = np.concatenate(session.run(names, {"faces": faces}), axis=1)
@@ -117,8 +123,9 @@ class _Watched:
 
     @property
     def places(self) -> list[slice]:
-        """Columns of each Relu's units."""
-        sizes = [one.shape[-1] for one in self.session.run(self.on_names, {"faces": synthetic_faces()[:1]})]
+        """Columns of each tensor's units."""
+        face = synthetic_faces(self.face_shape)[:1]
+        sizes = [one.shape[-1] for one in self.session.run(self.on_names, {"faces": face})]
         ends = np.cumsum(sizes)
         return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
 
@@ -128,10 +135,11 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
 
     Args:
         fp32: the float model that `export_graph` wrote.
-        labelled: validation faces uint8 (faces, 48, 48); None counts the units that made-up faces switch on.
+        labelled: validation faces, uint8; None counts the units that made-up faces switch on.
     """
     watched = _Watched(fp32)
-    faces = np.concatenate([synthetic_faces(), candidate_faces(_CANDIDATES)])
+    shape = watched.face_shape
+    faces = np.concatenate([synthetic_faces(shape), candidate_faces(_CANDIDATES, shape=shape)])
     on, layers, logits = watched.run(faces)
 
     def extend(more: Uint8Array) -> None:
@@ -142,7 +150,7 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
         logits = np.concatenate([logits, found[2]])
 
     if not on.any(0).all():
-        extend(candidate_faces(_MORE_CANDIDATES, seed=1))
+        extend(candidate_faces(_MORE_CANDIDATES, seed=1, shape=shape))
     live: _BoolArray = np.asarray(on.any(0))
     if labelled is not None and not live.all():
         live = _live_units(watched, labelled)
@@ -240,6 +248,34 @@ def _choose(
             need[np.ix_(outputs[best] > 0, inputs[best] > 0)] = 0
     left = int(sum(one.sum() for one in needed))
     return chosen, everything, everything - left
+
+
+# A ReLU behind these still switches the layer's units: they add to them or scale them.
+_BEFORE_RELU = frozenset(("Add", "Sub", "Mul", "Div", "BatchNormalization"))
+
+
+def _layers_without_relu(model: onnx.ModelProto, ranks: dict[str, int]) -> list[tuple[str, tuple[int, ...]]]:
+    """Outputs of hidden layers that no ReLU follows, with all their axes but the faces' and the channels'."""
+    graph = model.graph
+    constants = {one.name for one in graph.initializer}
+    reach_relu: set[str] = set()
+    for node in reversed(graph.node):
+        if node.op_type == "Relu" or (node.op_type in _BEFORE_RELU and node.output[0] in reach_relu):
+            reach_relu.update(node.input)
+    hidden = [
+        node
+        for node in graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul")
+        and any(name in constants for name in node.input[:2])
+        and node.output[0] in ranks
+        and node.output[0] not in reach_relu
+    ]
+    found = []
+    for node in hidden:
+        rank = ranks[node.output[0]]
+        channels = 1 if node.op_type == "Conv" else rank - 1
+        found.append((node.output[0], tuple(axis for axis in range(1, rank) if axis != channels)))
+    return found
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:

@@ -13,9 +13,9 @@ import torch
 from fer_export.gate.batches import batch_checks
 from fer_export.gate.golden import SEED
 from fer_export.gate.interpreters import INTERPRETED_FACES, interpreter_checks
+from fer_export.gate.original import Original
 from fer_export.gate.structure import external_data_check, structure_checks
 from fer_runtime.errors import ModelFileError
-from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import OnnxFile, read_onnx
@@ -32,14 +32,12 @@ from fer_runtime.model.parity import (
     softmax,
 )
 from fer_runtime.model.session import open_session
-from fer_train.checkpoints import Checkpoint
-from fer_train.networks.registry import to_network_input
 
 FP32_TOLERANCE = Tolerance()
 # Weights and activations of 11 significant bits, through a dozen layers.
 FP16_TOLERANCE = Tolerance(logits=2e-2, probabilities=1e-2, margin=5e-2)
 TOLERANCES: dict[Precision, Tolerance] = {"fp32": FP32_TOLERANCE, "fp16": FP16_TOLERANCE}
-_REFERENCE_BATCH = _RUN_BATCH = 64
+_RUN_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,22 +70,6 @@ class ParityReport:
         }
 
 
-def network_logits(checkpoint: Checkpoint, faces: Uint8Array) -> FloatArray:
-    """PyTorch's logits float32 (faces, 7) on CPU in eval mode, through the input path of the training."""
-    network = checkpoint.network()
-    rows = [torch.empty(0, len(checkpoint.expressions))]
-    with torch.inference_mode():
-        for batch in torch.split(torch.from_numpy(np.ascontiguousarray(faces)), _REFERENCE_BATCH):
-            rows.append(network(to_network_input(batch, mean=checkpoint.mean, std=checkpoint.std)))
-    logits: FloatArray = torch.cat(rows).numpy()
-    return logits
-
-
-def network_outputs(checkpoint: Checkpoint, faces: Uint8Array, *, temperature: float = 1.0) -> Outputs:
-    """PyTorch's logits and softmax(logits / temperature)."""
-    return as_outputs(network_logits(checkpoint, faces), temperature)
-
-
 def as_outputs(logits: FloatArray, temperature: float) -> Outputs:
     """Logits with their probabilities, through PyTorch's softmax."""
     shares: FloatArray = torch.softmax(torch.from_numpy(logits) / temperature, dim=1).numpy()
@@ -96,7 +78,7 @@ def as_outputs(logits: FloatArray, temperature: float) -> Outputs:
 
 def check_parity(
     content: bytes,
-    checkpoint: Checkpoint,
+    original: Original,
     faces: Uint8Array,
     *,
     expected: FloatArray | None = None,
@@ -110,9 +92,9 @@ def check_parity(
 
     Args:
         content: the file's bytes, metadata included.
-        checkpoint: what it was exported from.
-        faces: uint8 (faces, 48, 48), all of which are compared.
-        expected: PyTorch's logits for them; None computes them.
+        original: what it was exported from.
+        faces: of its size and colour, uint8; all of them are compared.
+        expected: the original's logits for them; None computes them.
         real_faces: how many of the faces come from images.
         temperature: what the probabilities should have been made with.
         opset: what the file should declare; None accepts any.
@@ -129,17 +111,20 @@ def check_parity(
         if (outside := external_data_check(content)) is None:
             raise
         return ParityReport(checks=(outside,), comparison=None, faces=len(faces), real_faces=real_faces)
-    checks = structure_checks(content, batch=batch)
+    labels, face_shape = original.labels, original.face_shape
+    checks = structure_checks(
+        content, face_shape=face_shape, classes=len(labels), batch=batch, foreign=original.is_foreign
+    )
     try:
         session = open_session(content, source="the exported model").session
     except ModelFileError as error:
         checks.append(Check(name="load", passed=False, detail=str(error)))
         return ParityReport(checks=tuple(checks), comparison=None, faces=len(faces), real_faces=real_faces)
     checks += [
-        _contract_check(session, batch),
-        *metadata_checks(file, checkpoint, temperature=temperature, opset=opset, precision=precision),
+        _contract_check(session, face_shape, len(labels), batch),
+        *metadata_checks(file, original, temperature=temperature, opset=opset, precision=precision),
     ]
-    reference = as_outputs(network_logits(checkpoint, faces) if expected is None else expected, temperature)
+    reference = as_outputs(original.logits(faces) if expected is None else expected, temperature)
     tolerance = TOLERANCES.get(precision)
     try:
         actual = run_shuffled(session, faces, batch=batch or _RUN_BATCH)
@@ -186,7 +171,7 @@ def run_shuffled(session: Any, faces: Uint8Array, *, batch: int = 64) -> Outputs
     return Outputs(logits=found.logits[: len(faces)][back], probabilities=found.probabilities[: len(faces)][back])
 
 
-def _contract_check(session: Any, batch: int | None) -> Check:
+def _contract_check(session: Any, face_shape: tuple[int, ...], classes: int, batch: int | None) -> Check:
     """Inputs and outputs as every program that reads our files expects them."""
     first: int | str = "*" if batch is None else batch
     found = {
@@ -194,9 +179,9 @@ def _contract_check(session: Any, batch: int | None) -> Check:
         for one in (*session.get_inputs(), *session.get_outputs())
     }
     wanted: dict[str, tuple[str, tuple[int | str, ...]]] = {
-        "faces": ("tensor(uint8)", (first, FACE_SIZE, FACE_SIZE)),
-        "logits": ("tensor(float)", (first, 7)),
-        "probabilities": ("tensor(float)", (first, 7)),
+        "faces": ("tensor(uint8)", (first, *face_shape)),
+        "logits": ("tensor(float)", (first, classes)),
+        "probabilities": ("tensor(float)", (first, classes)),
     }
     wrong = [f"{name} is {found.get(name, 'missing')}" for name in wanted if found.get(name) != wanted[name]]
     wrong += [f"{name} is unexpected" for name in found if name not in wanted]
@@ -204,13 +189,14 @@ def _contract_check(session: Any, batch: int | None) -> Check:
         name="contract",
         passed=not wrong,
         detail="; ".join(wrong)
-        or f"faces uint8 ({batch or 'batch'}, 48, 48) to logits and probabilities float32 ({batch or 'batch'}, 7)",
+        or f"faces uint8 ({batch or 'batch'}, {', '.join(map(str, face_shape))}) to logits and probabilities float32 "
+        f"({batch or 'batch'}, {classes})",
     )
 
 
 def metadata_checks(
     file: OnnxFile,
-    checkpoint: Checkpoint,
+    original: Original,
     *,
     temperature: float,
     opset: int | None = None,
@@ -221,21 +207,26 @@ def metadata_checks(
         said = parse_metadata(file.metadata.get(METADATA_KEY), source="the exported model")
     except ModelFileError as error:
         return [Check(name="metadata", passed=False, detail=str(error))]
-    same_labels = said.labels == checkpoint.expressions
+    same_labels = said.labels == original.labels
     same_temperature = math.isclose(said.temperature, temperature, rel_tol=1e-6)
+    same_faces = (said.size, said.color) == (original.size, original.color)
     declared = file.opsets.get("", 0)
     return [
         Check(
             name="labels",
             passed=same_labels,
-            detail=", ".join(said.labels)
-            + ("" if same_labels else f"; the network was trained with {', '.join(checkpoint.expressions)}"),
+            detail=", ".join(said.labels) + ("" if same_labels else f"; the original has {', '.join(original.labels)}"),
         ),
         Check(
             name="metadata",
-            passed=said.name == checkpoint.name and said.precision == precision and same_temperature,
+            passed=said.name == original.name and said.precision == precision and same_temperature and same_faces,
             detail=f"{said.name} {said.precision}, temperature {said.temperature:.4f}"
             + ("" if said.precision == precision else f"; the file is {precision}")
+            + (
+                ""
+                if same_faces
+                else f"; faces of {said.size} pixels in {said.color}, not {original.size} {original.color}"
+            )
             + ("" if same_temperature else f"; fitted was {temperature:.4f}"),
         ),
         Check(

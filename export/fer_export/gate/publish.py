@@ -13,7 +13,8 @@ from fer_export.gate.accuracy import Budget, Int64Array
 from fer_export.gate.calibration import Calibration
 from fer_export.gate.coverage import Coverage
 from fer_export.gate.golden import CALIBRATION_FACES, SEED
-from fer_export.gate.parity import FP16_TOLERANCE, network_logits, run_shuffled
+from fer_export.gate.original import Original
+from fer_export.gate.parity import FP16_TOLERANCE, run_shuffled
 from fer_export.gate.report import ExportedModel, tool_versions
 from fer_export.graph import serialize
 from fer_export.int8.gptq import PAIR_LIMIT, WEIGHT_LIMIT
@@ -27,7 +28,6 @@ from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
 from fer_runtime.model.self_test import run_self_test
 from fer_runtime.model.session import open_session, runtime_version
 from fer_runtime.system import instruction_sets
-from fer_train.checkpoints import Checkpoint
 from fer_train.data.folders import LabelledFaces
 
 # How far a replay of the golden faces may lie from the file's own answers at export. Float32 is added in another order
@@ -46,13 +46,13 @@ class Subject:
 
     name: str  # of the network
     file_name: str  # what the files are called, the network's name or one of its trainer's own
-    trained: Checkpoint
+    original: Original
     checkpoint_sha256: str
     opset: int
     calibration: Calibration  # of the network, and of files that are not calibrated on their own
     coverage: Coverage
     faces: Uint8Array  # for the gate: labelled ones first, then made-up ones
-    logits: FloatArray  # PyTorch's for `faces`
+    logits: FloatArray  # the original's for `faces`
     labels: Int64Array  # of the first faces, -1 where the raters have no majority
     truth: FloatArray  # (labelled faces, classes), shares of the raters that name a class, or labels as 0 and 1
     labels_from: str  # "class folders" or the votes file
@@ -69,13 +69,15 @@ class Subject:
         """What a file of this run says of itself before it is judged."""
         return ModelMetadata(
             name=self.name,
-            labels=self.trained.expressions,
+            labels=self.original.labels,
             precision=precision,
             opset=model.opset_import[0].version,
             temperature=calibration.temperature,
             uncertain_below=calibration.uncertain_below,
             checkpoint_sha256=self.checkpoint_sha256,
-            training=self.trained.training,
+            size=self.original.size,
+            color=self.original.color,
+            training=self.original.training,
             calibration=calibration.to_dict(),
             versions=tool_versions(),
         )
@@ -102,13 +104,14 @@ def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
     own = run_shuffled(session, golden, batch=subject.batch or len(golden))
     certificate = Certificate(
         faces=golden,
-        network_logits=network_logits(subject.trained, golden),
+        network_logits=subject.original.logits(golden),
         model_logits=own.logits,
         tolerance=REPLAY_TOLERANCES[judged.precision],
         coverage=subject.coverage.to_dict(),
-        labels=subject.trained.expressions,
+        labels=subject.original.labels,
         measured={} if judged.parity.comparison is None else judged.parity.comparison.to_dict(),
         made_with={
+            "reference": subject.original.program,
             "onnxruntime": runtime_version(),
             "provider": "CPU",
             "machine": platform.machine(),

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from fer_export.gate.rows import MORE_RULES, RULES, Array, NotAllowedError, Rows, RowWalk, operator_name
-from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.model.metadata import METADATA_KEY
 from fer_runtime.model.parity import Check
 
@@ -30,18 +30,27 @@ def external_data_check(content: bytes) -> Check | None:
     return Check(name="container", passed=False, detail=f"external data for {outside[0]}") if outside else None
 
 
-def structure_checks(content: bytes, *, batch: int | None = None, foreign: bool = False) -> list[Check]:
+def structure_checks(
+    content: bytes,
+    *,
+    face_shape: tuple[int, ...] = (FACE_SIZE, FACE_SIZE),
+    classes: int = len(EXPRESSIONS),
+    batch: int | None = None,
+    foreign: bool = False,
+) -> list[Check]:
     """Check the graph of a file that `fer-export` wrote.
 
     Args:
         content: the file's bytes.
-        batch: the fixed batch size that the file should have; None for a dynamic one.
+        face_shape: of the faces that the file should take, (size, size) or (size, size, 3).
+        classes: labels that it should have.
+        batch: the fixed batch size that it should have; None for a dynamic one.
         foreign: the network is not one of ours, and may have the operators of MORE_RULES as well.
     """
     if (outside := external_data_check(content)) is not None:
         return [outside]
     model = onnx.load_model_from_string(content)
-    faults = _container_faults(model, batch)
+    faults = _container_faults(model, face_shape, classes, batch)
     checks = [
         Check(
             name="container",
@@ -54,13 +63,13 @@ def structure_checks(content: bytes, *, batch: int | None = None, foreign: bool 
     unknown = sorted(used - set(rules))
     try:
         graph = RowWalk({one.name: numpy_helper.to_array(one) for one in model.graph.initializer}, batch, rules)
-        graph.states["faces"] = Rows((FACE_SIZE, FACE_SIZE))
+        graph.states["faces"] = Rows(face_shape)
         if not unknown:
             for node in model.graph.node:
                 graph.follow(node)
             for name in _OUTPUTS:
-                if graph.states.get(name) != Rows((7,)):
-                    raise NotAllowedError(f"{name} is not one row of 7 values per face")
+                if graph.states.get(name) != Rows((classes,)):
+                    raise NotAllowedError(f"{name} is not one row of {classes} values per face")
         wrong = graph.wrong_attributes
     except NotAllowedError as error:
         wrong, failure = [], str(error)
@@ -104,7 +113,9 @@ def _is_external(tensor: onnx.TensorProto) -> bool:
     return bool(tensor.data_location == TensorProto.EXTERNAL or len(tensor.external_data))
 
 
-def _container_faults(model: onnx.ModelProto, batch: int | None) -> list[str]:
+def _container_faults(
+    model: onnx.ModelProto, face_shape: tuple[int, ...], classes: int, batch: int | None
+) -> list[str]:
     faults: list[str] = []
     domains = [one.domain for one in model.opset_import]
     if domains != [""]:
@@ -132,7 +143,7 @@ def _container_faults(model: onnx.ModelProto, batch: int | None) -> list[str]:
     used = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
     if idle := [name for name in [*names, *produced] if name not in used]:
         faults.append(f"{idle[0]} is used by nothing")
-    faults += _interface_faults(graph, batch)
+    faults += _interface_faults(graph, face_shape, classes, batch)
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker's and shape inference's exceptions share no base class
@@ -140,10 +151,11 @@ def _container_faults(model: onnx.ModelProto, batch: int | None) -> list[str]:
     return faults
 
 
-def _interface_faults(graph: onnx.GraphProto, batch: int | None) -> list[str]:
-    classes = 7
+def _interface_faults(
+    graph: onnx.GraphProto, face_shape: tuple[int, ...], classes: int, batch: int | None
+) -> list[str]:
     wanted = {
-        "faces": (TensorProto.UINT8, (FACE_SIZE, FACE_SIZE)),
+        "faces": (TensorProto.UINT8, face_shape),
         "logits": (TensorProto.FLOAT, (classes,)),
         "probabilities": (TensorProto.FLOAT, (classes,)),
     }

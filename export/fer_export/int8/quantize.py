@@ -17,7 +17,6 @@ from onnx import helper, numpy_helper
 from fer_export.int8.gptq import Int8Array, round_weights, trim_pairs, weight_scales
 from fer_export.int8.qdq import GraphWriter, IntegerLayer, QuantizedTensor
 from fer_export.int8.ranges import Observations
-from fer_runtime.expressions import FACE_SIZE
 
 # ONNX's reference evaluator has no DequantizeLinear below; onnxruntime fuses the pairs of both in the same way.
 LOWEST_OPSET = 19
@@ -149,13 +148,14 @@ class _Quantizer:
     def _first_conv(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
         kernel, pad, stride = attributes["kernel_shape"][0], attributes["pads"][0], attributes["strides"][0]
         output = self._with_relu(node)
-        size = (FACE_SIZE + 2 * pad - kernel) // stride + 1
+        side = self.model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+        size = (side + 2 * pad - kernel) // stride + 1
         layer = self._layer(node, 1.0)
         channels = len(layer.scales)
         pool = self._following_pool(output)
         rows = 2 if pool is not None else 1
         blocked, before, after = blocked_weights(layer.weights[:, 0], stride=stride, pad=pad, rows=rows)
-        columns = self.writer.reshape("faces", "columns", (0, FACE_SIZE, FACE_SIZE // _BLOCK, _BLOCK))
+        columns = self.writer.reshape("faces", "columns", (0, side, side // _BLOCK, _BLOCK))
         planes = self.writer.node("Transpose", [columns], "planes", perm=(0, 3, 1, 2))
         source = QuantizedTensor(planes, 1.0, self.zero_point)
         copies = len(blocked) // channels

@@ -35,7 +35,7 @@ class Certificate:
     """Golden faces with their logits, and how far the file lay from the network when it was exported."""
 
     faces: Uint8Array  # (faces, size, size) or (faces, size, size, 3), made up
-    network_logits: FloatArray  # (faces, classes), PyTorch's in float32 on CPU
+    network_logits: FloatArray  # (faces, classes), the original's in float32 on CPU
     model_logits: FloatArray  # (faces, classes), the file's own at export; a quantised model has other ones
     labels: tuple[str, ...]  # of the logits, as the network was trained
     tolerance: Tolerance  # for replays of the model's own logits on another machine

@@ -100,7 +100,11 @@ class ModelFacts:
         worst = certificate.measured.get("max_logit_difference")
         return (
             f"{len(certificate.faces)} golden faces, "
-            + (f"max |Δlogit| from PyTorch {worst:.1e}, " if isinstance(worst, float) else "")
+            + (
+                f"max |Δlogit| from {certificate.made_with.get('reference', 'PyTorch')} {worst:.1e}, "
+                if isinstance(worst, float)
+                else ""
+            )
             + ("unchanged since export" if self.is_unchanged else "CHANGED since export")
             + "; replay: fer-infer --self-test"
         )

@@ -38,7 +38,7 @@ class SelfTestReport:
     made_with: str
     checks: tuple[Check, ...]
     comparison: Comparison  # this machine against the exported model
-    network_comparison: Comparison  # this machine against PyTorch
+    network_comparison: Comparison  # this machine against PyTorch, or against the adopted file
 
     @property
     def passed(self) -> bool:
@@ -134,6 +134,7 @@ def run_self_test(
         probabilities=softmax(certificate.network_logits, temperature=metadata.temperature),
     )
     tolerance = certificate.tolerance
+    reference = certificate.made_with.get("reference", "PyTorch")
     runs = []
     for batch in _BATCHES if opened.batch is None else (opened.batch,):
         try:
@@ -156,7 +157,7 @@ def run_self_test(
             Check(
                 name="network",
                 passed=not failed,
-                detail=f"max |Δlogit| from PyTorch {against_network.max_logit_difference:.1e}"
+                detail=f"max |Δlogit| from {reference} {against_network.max_logit_difference:.1e}"
                 + (f"; {', '.join(failed)} differ" if failed else ""),
             )
         )
@@ -168,7 +169,7 @@ def run_self_test(
             f"{len(certificate.faces)} golden faces in batches of "
             + (f"{len(certificate.faces)} and 1; " if opened.batch is None else f"{opened.batch}; ")
             + _coverage_text(certificate.coverage)
-            + f"from PyTorch max |Δlogit| {against_network.max_logit_difference:.1e}",
+            + f"from {reference} max |Δlogit| {against_network.max_logit_difference:.1e}",
         )
     )
     made = certificate.made_with

@@ -7,7 +7,8 @@ import pytest
 from tests.export.conftest import TEMPERATURE
 
 from fer_export.gate.golden import synthetic_faces
-from fer_export.gate.parity import check_parity, network_outputs
+from fer_export.gate.original import original_of
+from fer_export.gate.parity import as_outputs, check_parity
 from fer_runtime.model.parity import Outputs, Tolerance, compare_outputs, softmax, worst_of
 from fer_train.checkpoints import Checkpoint
 
@@ -40,14 +41,14 @@ def test_one_face_is_not_broadcast_over_many() -> None:
 
 
 def test_a_good_file_passes_every_check(v0_content: bytes, trained_v0: Checkpoint) -> None:
-    report = check_parity(v0_content, trained_v0, synthetic_faces(), temperature=TEMPERATURE, opset=18)
+    report = check_parity(v0_content, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE, opset=18)
     assert report.passed, report.failures
     assert report.outputs is not None
     assert report.outputs.logits.shape == (16, 7)
 
 
 def test_reference_probabilities_are_pytorchs(trained_v0: Checkpoint) -> None:
-    outputs = network_outputs(trained_v0, synthetic_faces(), temperature=TEMPERATURE)
+    outputs = as_outputs(original_of(trained_v0).logits(synthetic_faces()), TEMPERATURE)
     # Softmax of seven float32 numbers by two libraries: a few epsilons of 6e-8.
     assert np.allclose(softmax(outputs.logits, temperature=TEMPERATURE), outputs.probabilities, atol=1e-6)
 

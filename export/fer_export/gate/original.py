@@ -1,0 +1,58 @@
+"""What the files of an export are held against: a trained network, or a model file of somebody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.model.parity import FloatArray, Uint8Array
+from fer_train.checkpoints import Checkpoint
+from fer_train.networks.registry import to_network_input
+
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Original:
+    """The one that is right: its logits are those that every file of the export must have."""
+
+    name: str  # of the network
+    labels: tuple[str, ...]  # in the order of the logits
+    logits: Callable[[Uint8Array], FloatArray] = field(repr=False)  # of faces uint8, in float32 on the CPU
+    size: int = FACE_SIZE
+    color: str = "gray"
+    training: dict[str, Any] = field(default_factory=dict)  # summary for the metadata
+    program: str = "PyTorch"  # that computes the logits, for messages
+    is_foreign: bool = False  # its graph may have the operators of gate.rows.MORE_RULES
+    mean: float = 0.0  # that the recipe takes out of faces of 0-1
+
+    @property
+    def face_shape(self) -> tuple[int, ...]:
+        return (self.size, self.size) if self.color == "gray" else (self.size, self.size, 3)
+
+
+def original_of(checkpoint: Checkpoint) -> Original:
+    """A trained network: PyTorch's logits on CPU in eval mode, through the input path of the training."""
+    return Original(
+        name=checkpoint.name,
+        labels=checkpoint.expressions,
+        logits=lambda faces: network_logits(checkpoint, faces),
+        training=checkpoint.training,
+        mean=checkpoint.mean,
+    )
+
+
+def network_logits(checkpoint: Checkpoint, faces: Uint8Array) -> FloatArray:
+    """PyTorch's logits float32 (faces, classes) on CPU in eval mode, through the input path of the training."""
+    network = checkpoint.network()
+    rows = [torch.empty(0, len(checkpoint.expressions))]
+    with torch.inference_mode():
+        for batch in torch.split(torch.from_numpy(np.ascontiguousarray(faces)), _BATCH):
+            rows.append(network(to_network_input(batch, mean=checkpoint.mean, std=checkpoint.std)))
+    logits: FloatArray = torch.cat(rows).numpy()
+    return logits
