@@ -15,6 +15,7 @@ from fer_runtime.server.guard import Guard, error_response
 from fer_runtime.server.images import ImagesApi
 from fer_runtime.server.metrics import CONTENT_TYPE
 from fer_runtime.server.openapi import describe_api
+from fer_runtime.server.protocol import InferenceProtocol
 from fer_runtime.server.recognition import Recognition
 
 
@@ -24,6 +25,7 @@ def create_app(recognition: Recognition) -> ASGIApp:
     budget = BodyBudget(recognition.settings.max_body)
     metrics.body_bytes.set_function(lambda: budget.used)
     images = ImagesApi(recognition, budget)
+    protocol = InferenceProtocol(recognition, budget)
 
     async def health_live(request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -32,12 +34,9 @@ def create_app(recognition: Recognition) -> ASGIApp:
         """The self-test of every model that is served."""
         passed = {}
         for model in recognition.models:
-            report = await model.checked(recognition.computers)
-            metrics.self_tests.labels(model.name, "passed" if report.passed else "failed").inc()
-            passed[model.name] = {
-                "passed": report.passed,
-                "failed_checks": [check.name for check in report.checks if not check.passed],
-            }
+            failed = await model.checked(recognition.computers)
+            metrics.self_tests.labels(model.name, "failed" if failed else "passed").inc()
+            passed[model.name] = {"passed": not failed, "failed_checks": failed}
         ready = bool(passed) and all(one["passed"] for one in passed.values())
         return JSONResponse({"ready": ready, "models": passed}, 200 if ready else 503)
 
@@ -55,6 +54,19 @@ def create_app(recognition: Recognition) -> ASGIApp:
         Route("/health/ready", health_ready, methods=["GET"]),
         Route("/metrics", show_metrics, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
+        Route("/v2", protocol.server, methods=["GET"]),
+        Route("/v2/health/live", health_live, methods=["GET"]),
+        Route("/v2/health/ready", health_ready, methods=["GET"]),
+        Route("/v2/repository/index", protocol.index, methods=["POST"]),
+        *(
+            Route(f"/v2/models/{{name}}{version}{what}", handler, methods=[method])
+            for version in ("", "/versions/{version}")
+            for what, handler, method in (
+                ("", protocol.model, "GET"),
+                ("/ready", protocol.model_ready, "GET"),
+                ("/infer", protocol.infer, "POST"),
+            )
+        ),
     ]
 
     async def refuse(request: Request, error: Exception) -> Response:
@@ -70,7 +82,8 @@ def create_app(recognition: Recognition) -> ASGIApp:
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
     app = Starlette(routes=routes, exception_handlers={RequestError: refuse, HTTPException: refuse_route})
-    templates = {route.endpoint: route.path for route in routes}
+    # Of the addresses of one handler, the first.
+    templates = {route.endpoint: route.path for route in reversed(routes)}
 
     def route_of(scope: Scope) -> str:
         # Not the path itself: anybody could fill the metrics with names.

@@ -24,6 +24,7 @@ class Metrics:
         self.refused = counter("fer_requests_refused", "Requests without a result, by reason.", "reason")
         self.images = counter("fer_images", "Images by result.", "model", "result")
         self.faces = counter("fer_faces", "Classified faces.", "model", "expression")
+        self.inferences = counter("fer_inferences", "Faces classified through /v2.", "model")
         self.expressions_refused = counter(
             "fer_expressions_refused", "Faces whose expression should not be trusted, by reason.", "model", "reason"
         )

@@ -24,6 +24,14 @@ _ERRORS = {
 }
 
 
+_INFERENCE = {
+    "required": True,
+    "description": "A request of the Open Inference Protocol with the input faces, UINT8; as JSON, or with its tensor "
+    "behind the JSON (Inference-Header-Content-Length).",
+    "content": {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": {}},
+}
+
+
 def describe_api(settings: ServerSettings) -> dict[str, Any]:
     """The service in OpenAPI 3.1."""
     row = json.loads(_SCHEMA.read_text(encoding="utf-8"))
@@ -49,6 +57,7 @@ def describe_api(settings: ServerSettings) -> dict[str, Any]:
         "ready": _object({"ready": {"type": "boolean"}, "models": {"type": "object"}}, "ready", "models"),
         "live": _object({"live": {"type": "boolean"}}, "live"),
         "object": {"type": "object"},
+        "list": {"type": "array", "items": {"type": "object"}},
     }
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -101,6 +110,22 @@ def _paths(settings: ServerSettings) -> dict[str, Any]:
         "/v1/models": {"get": _operation("The models that are served.", "models")},
         "/health/live": {"get": _operation("Whether the process answers.", "live")},
         "/health/ready": {"get": _operation("The self-test of every served model.", "ready")},
+        "/v2": {"get": _operation("The Open Inference Protocol: name, version, extensions.", "object")},
+        "/v2/health/live": {"get": _operation("As /health/live.", "live")},
+        "/v2/health/ready": {"get": _operation("As /health/ready.", "ready")},
+        "/v2/repository/index": {"post": _operation("Triton's list of models.", "list")},
+        **{
+            f"/v2/models/{{name}}{version}{what}": {
+                "parameters": [_in_path("name"), *([_in_path("version")] if version else [])],
+                **operation,
+            }
+            for version in ("", "/versions/{version}")
+            for what, operation in (
+                ("", {"get": _operation("Inputs and outputs of a model.", "object")}),
+                ("/ready", {"get": _operation("The model's self-test.", "object")}),
+                ("/infer", {"post": _operation("Logits and probabilities of faces.", "object", body=_INFERENCE)}),
+            )
+        },
         "/metrics": {
             "get": {
                 "summary": "Prometheus metrics.",
@@ -125,6 +150,10 @@ def _operation(
     if body is not None:
         operation["requestBody"] = body
     return operation
+
+
+def _in_path(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def _option(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:

@@ -141,7 +141,9 @@ def test_the_log_names_no_file_and_no_address(service: Service) -> None:
     assert service.ask("POST", "/v1/images", body, content_type=kind).status == 200
     service.ask("GET", "/secret-path?secret-query")
     service.ask("GET", "/health/live")
+    deadline = time.monotonic() + 30
     while not any(line.get("route") == "/health/live" for line in service.lines):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     text = json.dumps(service.lines)
     assert "secret" not in text
@@ -153,8 +155,9 @@ def test_the_description_lists_every_address_and_fits_the_answers(service: Servi
     document = service.ask("GET", "/openapi.json").json
     assert document["openapi"].startswith("3.1")
     for path, methods in document["paths"].items():
-        for method in methods:
-            assert service.ask(method.upper(), path).status not in (404, 405)
+        address = path.replace("{name}", "v3").replace("{version}", "1")
+        for method in methods.keys() - {"parameters"}:
+            assert service.ask(method.upper(), address).status not in (404, 405)
     jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: pip install jsonschema")
     for path, schema in (("/v1/models", "models"), ("/health/ready", "ready"), ("/nothing", "error")):
         value = service.ask("GET", path).json

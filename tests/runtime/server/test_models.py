@@ -1,0 +1,57 @@
+"""Which models are served, and when they are not."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tests.runtime.tiny_models import write_band_model
+
+from fer_runtime.errors import ModelFileError
+from fer_runtime.model.find import find_model
+from fer_runtime.model.load import load_model
+
+pytest.importorskip("starlette", reason="needs the extra serve: pip install 'fer-edge[serve]'")
+
+from fer_runtime.server.errors import RequestError
+from fer_runtime.server.models import ModelSet, open_models
+from fer_runtime.server.settings import ServerSettings
+
+
+def test_health_fails_and_requests_are_refused_while_the_session_computes_something_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("fer_runtime.server.models._FRESH_SECONDS", 0.0)
+    (model,) = open_models(ServerSettings(models=("v0",)))
+    models = ModelSet([model], lambda model: None)
+    right, other = model._loaded, load_model(write_band_model(tmp_path / "bands.onnx"))
+    with ThreadPoolExecutor(1) as executor:
+        assert asyncio.run(model.checked(executor)) == []
+        assert models.get("v0") is model
+        # What a faulty memory or driver would do: the same file, another answer.
+        model._loaded = dataclasses.replace(right, session=other.session)
+        assert "logits" in asyncio.run(model.checked(executor))
+        with pytest.raises(RequestError, match="fails its self-test here") as refused:
+            models.get("v0")
+        assert refused.value.status == 503
+        model._loaded = right
+        assert asyncio.run(model.checked(executor)) == []
+        assert models.get("v0") is model
+
+
+def test_a_model_without_a_certificate_is_not_served(tmp_path: Path) -> None:
+    path = write_band_model(tmp_path / "bands.onnx")
+    with pytest.raises(ModelFileError, match="carries no parity certificate"):
+        open_models(ServerSettings(models=(str(path),)))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for precision in ("int8", "fp32"):
+        source = find_model("v0", precision=precision)  # type: ignore[arg-type]
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    both = tuple(str(path) for path in sorted(tmp_path.iterdir()))
+    with pytest.raises(ModelFileError, match="would both be served as v0"):
+        open_models(ServerSettings(models=both))
