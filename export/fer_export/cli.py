@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,15 +20,17 @@ from fer_runtime.command import (
     own_name,
     take_options,
 )
-from fer_runtime.errors import ModelFileError
+from fer_runtime.errors import ExtraMissingError, ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.labels import label_difference, parse_labels
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, PREFERENCE, Precision
+from fer_runtime.targets import TARGETS
 from fer_train.networks.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
     from fer_export.gate.accuracy import Budget
     from fer_export.gate.report import ExportReport
+    from fer_export.targets.publish import TargetReport
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -73,6 +76,21 @@ class InspectRun(RunOptions):
     as_json: bool
 
 
+class TargetRun(RunOptions):
+    """Convert an exported model for other runtimes."""
+
+    title: ClassVar[str] = "--target"
+
+    targets: tuple[str, ...]
+    model: str | None
+    name: str | None
+    precisions: tuple[Precision, ...]
+    data: Path | None
+    models_dir: Path
+    budget: str
+    replace: bool
+
+
 class SiteRun(RunOptions):
     """Write a web page for an exported model."""
 
@@ -91,8 +109,13 @@ class SiteRun(RunOptions):
 _RULES = (
     Rule(
         "budget",
-        when=lambda given: "int8" not in given["precisions"] and not given["inspected"] and not given["site"],
-        because="only with --precision int8",
+        when=lambda given: (
+            "int8" not in given["precisions"]
+            and not given["inspected"]
+            and not given["site"]
+            and not (given["targets"] and given["data"])
+        ),
+        because="only with --precision int8, or with --target and --data",
     ),
     Rule(
         "votes",
@@ -107,7 +130,7 @@ _RULES = (
 )
 
 
-@click.command(cls=FerCommand, runs=(ExportRun, InspectRun, SiteRun), rules=_RULES)
+@click.command(cls=FerCommand, runs=(ExportRun, InspectRun, TargetRun, SiteRun), rules=_RULES)
 @option_group(
     "Model",
     click.option(
@@ -206,6 +229,17 @@ _RULES = (
     click.option("--json", "as_json", is_flag=True, help="Print the description as JSON."),
 )
 @option_group(
+    "Other runtimes",
+    click.option(
+        "--target",
+        "targets",
+        type=RegistryChoice(TARGETS),
+        multiple=True,
+        help="Convert an exported model for another runtime. The files are published only if that runtime replays the "
+        "golden faces, and with --data loses no more than --budget. May be given several times.",
+    ),
+)
+@option_group(
     "Web page (needs no extra)",
     click.option(
         "--site",
@@ -234,6 +268,7 @@ def main(**given: Any) -> None:
     fer-export --model v0 --data data --precision fp32 --precision int8
     fer-export --model v3 --name mine --data data                 models/mine.pth to models/mine.onnx
     fer-export --inspect models/model_0.onnx
+    fer-export --model v0 --target ncnn --target openvino         models/model_0.onnx for other runtimes
     fer-export --model v0 --site site --serve                     the model in a browser
 
     A file is published only if it passes its gate. Otherwise nothing changes, the report says why,
@@ -241,6 +276,8 @@ def main(**given: Any) -> None:
     """
     if given["inspected"] is not None:
         _inspect(take_options(InspectRun))
+    elif given["targets"]:
+        _convert(take_options(TargetRun))
     elif given["site"] is not None:
         _site(take_options(SiteRun))
     else:
@@ -292,6 +329,69 @@ def _export(options: ExportRun) -> None:
         for one in report.models:
             if one.is_published:
                 click.echo(f"signed: {sign_file(one.path, key)}")
+
+
+def _convert(options: TargetRun) -> None:
+    if options.name is None and options.model is None:
+        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(ARCHITECTURES)}.")
+    with needs_extra("export"):
+        from fer_export.targets.publish import TargetRefusedError, convert_model
+    try:
+        with _needs_converter():
+            reports = convert_model(
+                options.name or options.model,
+                targets=tuple(dict.fromkeys(options.targets)),
+                precisions=tuple(dict.fromkeys(options.precisions)),
+                models_dir=options.models_dir,
+                data=options.data,
+                budget=_budget(options.budget),
+                replace=options.replace,
+                progress=lambda text: click.echo(text, err=True),
+            )
+    except TargetRefusedError as error:
+        _show_targets(error.reports)
+        raise
+    _show_targets(reports)
+
+
+@contextmanager
+def _needs_converter() -> Iterator[None]:
+    """Turn the ImportError of a converter's package into the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        target = next((one for one in TARGETS.values() if module in one.converters), None)
+        if target is None:
+            raise
+        raise ExtraMissingError(
+            f"--target {target.name} needs {module}, which is not installed; "
+            f"install it with: {target.install_converter}"
+        ) from error
+
+
+def _show_targets(reports: Sequence[TargetReport]) -> None:
+    head = ("file", "MB", "max |Δlogit|", "max |Δp|", "other labels", "verdict")
+    rows = [head]
+    for one in reports:
+        click.echo(f"{one.path}")
+        for check in one.checks:
+            click.echo(f"  {check}")
+        if one.replay is None:
+            click.echo(f"  note  {one.target} does not run on this system; --self-test replays the file where it does")
+        worst = None if one.replay is None else one.replay.comparison
+        failed = ", ".join(check.name for check in one.failures)
+        rows.append(
+            (
+                one.path.name,
+                f"{one.target_bytes / 1e6:.2f}",
+                "" if worst is None else f"{worst.max_logit_difference:.1e}",
+                "" if worst is None else f"{worst.max_probability_difference:.1e}",
+                f"{one.flips} of {one.labelled_faces}" if one.labelled_faces else "",
+                f"not published, FAILED: {failed}" if failed else one.outcome,
+            )
+        )
+    click.echo(_aligned(rows))
 
 
 def _site(options: SiteRun) -> None:
@@ -388,12 +488,17 @@ def _table(report: ExportReport) -> str:
                 ("" if one.is_published else "not published, ") + verdict,
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = [
+    return _aligned(rows) + "\np50 at batch 1, faces/s at batch 64, one thread, in turns"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows under their head, the first and last column to the left."""
+    last = len(rows[0]) - 1
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
         "  ".join(
-            cell.ljust(width) if column in (0, len(head) - 1) else cell.rjust(width)
+            cell.ljust(width) if column in (0, last) else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
-    ]
-    return "\n".join([*lines, "p50 at batch 1, faces/s at batch 64, one thread, in turns"])
+    )

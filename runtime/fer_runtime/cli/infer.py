@@ -32,6 +32,7 @@ from fer_runtime.command import RegistryChoice, Rule, ShortCommand, option_group
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, is_model_file
 from fer_runtime.output.formats import OUTPUT_FORMATS
+from fer_runtime.targets import TARGETS, target_of
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -61,6 +62,16 @@ _RULES = (
         *("precision", "models_dir"),
         when=lambda given: is_model_file(given["model"]),
         because="only with the name of a model, not with --model FILE",
+    ),
+    Rule(
+        *("provider", "strict", "any_operator", "trust"),
+        when=lambda given: target_of(given["model"]) is not None,
+        because="only with an .onnx file, not with a file of another runtime",
+    ),
+    Rule(
+        "model",
+        when=lambda given: target_of(given["model"]) is not None and not given["self_test"],
+        because="fer-infer runs .onnx files; add --self-test to replay a file of another runtime",
     ),
     Rule(
         "recursive",
@@ -236,7 +247,10 @@ _RULES = (
 @option_group(
     "Other runs",
     click.option(
-        "--self-test", is_flag=True, help="Compare the model on this machine with PyTorch's results stored in its file."
+        "--self-test",
+        is_flag=True,
+        help="Compare the model on this machine with PyTorch's results stored in its file. Also for files of "
+        "fer-export --target, in their own runtime: " + ", ".join(entry.suffix for entry in TARGETS.values()) + ".",
     ),
     click.option(
         "--trust",

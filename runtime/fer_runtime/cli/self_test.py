@@ -10,12 +10,19 @@ from fer_runtime.command import needs_extra
 from fer_runtime.model.find import find_model
 from fer_runtime.model.self_test import run_self_test as replay
 from fer_runtime.model.session import silence
+from fer_runtime.targets import target_of
 
 
 def run_self_test(options: SelfTestRun) -> bool:
     """Replay the certificate of the model and print the report; whether it failed."""
     silence()
     path = find_model(options.model, precision=options.precision, models_dir=options.models_dir)
+    if (target := target_of(path)) is not None:
+        from fer_runtime.targets.replay import replay_target
+
+        replayed = replay_target(path, target, threads=capped_threads(options))
+        click.echo(replayed.to_text())
+        return not replayed.passed
     with needs_extra("sign"):
         report = replay(
             path,

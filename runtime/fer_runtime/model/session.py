@@ -131,11 +131,23 @@ def _create_session(
 
 def optimized_model(content: bytes) -> bytes:
     """The graph that ONNX Runtime runs on this machine after its own optimisation, as an .onnx file's bytes."""
+    return _saved(content, session_options())
+
+
+def save_optimized(content: bytes, *, ort_format: bool) -> bytes:
+    """The graph after the optimisations that hold on every processor, as an .onnx or .ort file's bytes."""
+    options = session_options()
+    # ORT_ENABLE_ALL adds layouts that only this machine's kernels read.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT" if ort_format else "ONNX")
+    return _saved(content, options)
+
+
+def _saved(content: bytes, options: SessionOptions) -> bytes:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
-        options = session_options()
+        path = Path(folder) / "optimized"
         options.optimized_model_filepath = str(path)
         create_session(content, options)
         return path.read_bytes()

@@ -1,0 +1,255 @@
+"""From a published ONNX file to a target's files: converted, replayed, and only then given their names."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_export.gate.accuracy import Budget, budget_checks, measure_quality
+from fer_export.gate.report import tool_versions
+from fer_export.targets import Converted, Source
+from fer_export.targets.golden_header import golden_header
+from fer_runtime.errors import DataError, ModelFileError, OutputError, ParityError
+from fer_runtime.model.certificate import parse_certificate
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
+from fer_runtime.model.load import load_model
+from fer_runtime.model.parity import Check, run_model
+from fer_runtime.model.self_test import SelfTestReport
+from fer_runtime.registry import load as load_code
+from fer_runtime.targets import TARGETS, Target
+from fer_runtime.targets.golden import Golden
+from fer_runtime.targets.replay import open_target, replay_target
+from fer_runtime.targets.sidecar import Sidecar, read_sidecar
+from fer_train.data.folders import load_faces
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetReport:
+    """What the conversion for one target found."""
+
+    path: Path
+    target: str
+    precision: Precision
+    target_bytes: int  # of all its files, without sidecar and golden faces
+    outcome: str  # "passed", "unproven" or "FAILED"
+    replay: SelfTestReport | None  # None where the target's runtime does not run here
+    checks: tuple[Check, ...]  # of the replay, and on labelled faces
+    labelled_faces: int = 0
+    flips: int = 0  # labelled faces whose label differs from the ONNX file's
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if not check.passed)
+
+
+class TargetRefusedError(ParityError):
+    """A target's file failed its replay or its budget. `reports` has all of the run."""
+
+    def __init__(self, message: str, reports: Sequence[TargetReport]) -> None:
+        super().__init__(message)
+        self.reports = tuple(reports)
+
+
+def convert_model(
+    model: str | None,
+    *,
+    targets: Sequence[str],
+    precisions: Sequence[Precision] = (),
+    models_dir: Path = DEFAULT_MODELS_DIR,
+    data: Path | None = None,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+    replace: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[TargetReport]:
+    """Convert an exported model for `targets` and publish each file that its own runtime replays.
+
+    Args:
+        model: a name, or the path of an .onnx file of fer-export.
+        targets: names of entries.
+        precisions: of the targets' files; none stands for fp32.
+        models_dir: where the ONNX file is, and where the targets' files are written.
+        data: labelled faces on which a target's file may lose no more than the budget against the ONNX file.
+        replace: also over files of another checkpoint.
+
+    Raises:
+        ModelFileError: the ONNX file is missing or has no certificate, or a converter cannot convert it.
+        ExtraMissingError: a target's runtime or converter is not installed.
+        TargetRefusedError: a file failed; the others are published.
+    """
+    reports = []
+    for precision in precisions or ("fp32",):
+        for name in targets:
+            target = TARGETS[name]
+            if precision not in target.precisions:
+                raise ModelFileError(
+                    f"{name} is not written in {precision}; it can be {' or '.join(target.precisions)}: --precision"
+                )
+    for precision in precisions or ("fp32",):
+        for name in targets:
+            target = TARGETS[name]
+            source = read_source(find_model(model, precision=target.precisions[precision], models_dir=models_dir))
+            progress(f"{source.path}  to {name} {precision}")
+            reports.append(
+                _convert(source, target, precision, models_dir=models_dir, data=data, budget=budget, replace=replace)
+            )
+    if refused := [one for one in reports if one.failures]:
+        raise TargetRefusedError(
+            "; ".join(
+                f"{one.path} is not published: " + ", ".join(f"{check.name} ({check.detail})" for check in one.failures)
+                for one in refused
+            ),
+            reports,
+        )
+    return reports
+
+
+def read_source(path: Path) -> Source:
+    """An ONNX file with the certificate that the conversion is held against."""
+    opened = load_model(path)
+    return Source(
+        path=path,
+        content=opened.content,
+        metadata=opened.metadata,
+        certificate=parse_certificate(opened.metadata, source=str(path)),
+    )
+
+
+def golden_of(source: Source) -> Golden:
+    """The golden faces of an ONNX file."""
+    return Golden(
+        faces=source.certificate.faces,
+        network_logits=source.certificate.network_logits,
+        model_logits=source.certificate.model_logits,
+        labels=source.certificate.labels,
+        temperature=source.metadata.temperature,
+    )
+
+
+def _convert(
+    source: Source,
+    target: Target,
+    precision: Precision,
+    *,
+    models_dir: Path,
+    data: Path | None,
+    budget: Budget,
+    replace: bool,
+) -> TargetReport:
+    base = base_name(source, precision)
+    path = target.path(models_dir, base)
+    if not replace:
+        _check_replaceable(path, target, source)
+    golden_name = f"{source.path.name.removesuffix('.onnx')}.golden.npz"
+    golden = golden_of(source)
+    try:
+        # In the same file system, so that files are renamed and never copied.
+        with tempfile.TemporaryDirectory(dir=models_dir, prefix=f".{path.name}.", suffix=".partial") as name:
+            folder = Path(name)
+            made = target.path(folder, base)
+            converted: Converted = load_code(target.convert)(source, precision, made)
+            files = sorted(one for one in folder.iterdir() if one.is_file())
+            (folder / golden_name).write_bytes(golden.to_bytes())
+            header = (folder / golden_name).with_suffix(".h")
+            header.write_text(golden_header(golden, name=source.path.name), encoding="utf-8")
+            written = sum(one.stat().st_size for one in files)
+            sidecar = Sidecar(
+                target=target.name,
+                metadata=dataclasses.replace(source.metadata, precision=precision, certificate={}),
+                golden=golden_name,
+                sha256={one.name: _sha256(one) for one in (*files, folder / golden_name)},
+                preprocessing=converted.preprocessing,
+                settings=converted.settings,
+                versions={**tool_versions(), **converted.versions},
+                source={"name": source.path.name, "sha256": hashlib.sha256(source.content).hexdigest()},
+            )
+            place = target.sidecar_path(made)
+            place.write_text(sidecar.to_json(), encoding="utf-8")
+            report = _judge(source, target, sidecar, made, data=data, budget=budget)
+            report = dataclasses.replace(report, path=path, precision=precision, target_bytes=written)
+            if not report.failures:
+                sealed = dataclasses.replace(sidecar, verdict=_verdict(report))
+                place.write_text(sealed.to_json(), encoding="utf-8")
+                # The sidecar is last: until then a killed run leaves files whose digests do not fit.
+                for one in (*files, folder / golden_name, header, place):
+                    one.replace(models_dir / one.name)
+    except OSError as error:
+        raise OutputError(f"cannot write to {models_dir}: {error.strerror or error}; choose another folder") from error
+    return report
+
+
+def base_name(source: Source, precision: Precision) -> str:
+    """The name that the files of a conversion share: `model_0`, `model_0.fp16`."""
+    stem = source.path.name.removesuffix(".onnx").removesuffix(f".{source.metadata.precision}")
+    return stem if precision == "fp32" else f"{stem}.{precision}"
+
+
+def _judge(
+    source: Source, target: Target, sidecar: Sidecar, path: Path, *, data: Path | None, budget: Budget
+) -> TargetReport:
+    """Replay the written file, and hold it against the ONNX file on labelled faces."""
+    report = TargetReport(
+        path=path, target=target.name, precision="fp32", target_bytes=0, outcome="unproven", replay=None, checks=()
+    )
+    if not runs_here(target):
+        return report
+    replay = replay_target(path, target)
+    checks = list(replay.checks)
+    labelled, flips = 0, 0
+    if data is not None and replay.passed:
+        faces = load_faces(data, "validation")
+        if faces.classes != source.metadata.labels:
+            raise DataError(f"{data} has the classes {', '.join(faces.classes)}, not those of {source.path}")
+        before = run_model(load_model(source.path, content=source.content).session, faces.faces).logits
+        run = open_target(path, target, sidecar)
+        after = np.concatenate([run(part).logits for part in np.array_split(faces.faces, -(-len(faces) // 64))])
+        labelled, flips = len(faces), int((before.argmax(1) != after.argmax(1)).sum())
+        checks += budget_checks(measure_quality(after, faces.labels), measure_quality(before, faces.labels), budget)
+    failed = any(not check.passed for check in checks)
+    return dataclasses.replace(
+        report,
+        outcome="FAILED" if failed else "passed",
+        replay=replay,
+        checks=tuple(checks),
+        labelled_faces=labelled,
+        flips=flips,
+    )
+
+
+def runs_here(target: Target) -> bool:
+    """Whether the target's runtime can run on this system at all; a missing package is an error instead."""
+    import platform
+
+    return target.runs_on in (None, platform.system())
+
+
+def _verdict(report: TargetReport) -> dict[str, Any]:
+    verdict: dict[str, Any] = {"outcome": report.outcome, "checks": [check.name for check in report.checks]}
+    if report.replay is not None:
+        verdict["golden"] = report.replay.comparison.to_dict()
+    if report.labelled_faces:
+        verdict |= {"labelled_faces": report.labelled_faces, "other_labels_than_onnx": report.flips}
+    return verdict
+
+
+def _check_replaceable(path: Path, target: Target, source: Source) -> None:
+    if not path.exists():
+        return
+    try:
+        found, _ = read_sidecar(path, target)
+        if found.metadata.checkpoint_sha256 == source.metadata.checkpoint_sha256:
+            return
+        what = "was made from another checkpoint"
+    except ModelFileError:
+        what = "has no readable sidecar"
+    raise OutputError(f"{path} {what} than {source.path}; add --replace to overwrite it, or give another --models-dir")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

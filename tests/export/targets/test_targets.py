@@ -1,0 +1,297 @@
+"""Files for other runtimes: converted, replayed by those runtimes, and found out where they compute something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fer_export.targets.golden_header import golden_header
+from fer_export.targets.publish import convert_model, golden_of, read_source
+from fer_runtime.errors import ExtraMissingError, ModelFileError, OutputError
+from fer_runtime.model.parity import FloatArray
+from fer_runtime.targets import TARGETS
+from fer_runtime.targets.replay import replay_target
+from fer_runtime.targets.sidecar import read_sidecar
+
+MODELS = Path(__file__).parents[3] / "models"
+_NAMES = ("openvino", "ncnn", "ort")
+
+
+def _needs(name: str) -> None:
+    if not TARGETS[name].is_installed:
+        pytest.skip(f"{TARGETS[name].needs} is not installed: {TARGETS[name].install_converter}")
+    for package in TARGETS[name].converters:
+        pytest.importorskip(package, reason=f"{package} is not installed: {TARGETS[name].install_converter}")
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of v0 with its file for a target, converted once."""
+    folders: dict[str, Path] = {}
+
+    def convert(name: str) -> Path:
+        _needs(name)
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            shutil.copy(MODELS / "model_0.onnx", folders[name])
+            convert_model("v0", targets=[name], models_dir=folders[name])
+        return folders[name]
+
+    return convert
+
+
+@pytest.fixture
+def copied(converted: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A target's file of v0 that a test may change."""
+
+    def copy(name: str) -> Path:
+        shutil.copytree(converted(name), tmp_path / name)
+        return TARGETS[name].path(tmp_path / name, "model_0")
+
+    return copy
+
+
+def _weights(name: str) -> FloatArray:
+    model = onnx.load(MODELS / "model_0.onnx")
+    found: FloatArray = numpy_helper.to_array(next(one for one in model.graph.initializer if one.name == name))
+    return found
+
+
+def _exchange(path: Path, old: FloatArray, new: FloatArray) -> None:
+    """Exchange values in whichever file of the conversion holds them."""
+    changed = 0
+    for one in path.parent.iterdir():
+        if one.suffix in (".onnx", ".npz", ".h", ".json"):
+            continue
+        content = one.read_bytes()
+        changed += content.count(old.tobytes())
+        one.write_bytes(content.replace(old.tobytes(), new.tobytes()))
+    assert changed == 1
+
+
+def _reseal(path: Path, name: str, **changes: object) -> None:
+    """Make the sidecar fit files that were changed, as a wrong conversion would have written it."""
+    target = TARGETS[name]
+    sidecar, _ = read_sidecar(path, target)
+    sha256 = {one: hashlib.sha256((path.parent / one).read_bytes()).hexdigest() for one in sidecar.sha256}
+    sidecar = dataclasses.replace(sidecar, sha256=sha256, **changes)  # type: ignore[arg-type]
+    target.sidecar_path(path).write_text(sidecar.to_json())
+
+
+def _failures(path: Path, name: str) -> set[str]:
+    return {check.name for check in replay_target(path, TARGETS[name]).checks if not check.passed}
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_a_conversion_replays_the_golden_faces_in_its_own_runtime(converted: Callable[[str], Path], name: str) -> None:
+    path = TARGETS[name].path(converted(name), "model_0")
+    report = replay_target(path, TARGETS[name])
+    assert report.passed, report.to_text()
+    # Float32 sums in another order: 1e-5 were measured, and other processors order them differently again.
+    assert report.comparison.max_logit_difference < 1e-3
+    sidecar, is_as_written = read_sidecar(path, TARGETS[name])
+    assert is_as_written
+    assert sidecar.verdict["outcome"] == "passed"
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_one_wrong_weight_is_found_by_the_replay(copied: Callable[[str], Path], name: str) -> None:
+    path = copied(name)
+    weights = _weights("network.conv_block_2.0.weight").ravel()
+    old = weights[np.abs(weights).argmax()]
+    _exchange(path, old, -old)
+    _reseal(path, name)
+    assert "logits" in _failures(path, name)
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_another_input_scale_is_found_by_the_replay(copied: Callable[[str], Path], name: str) -> None:
+    path = copied(name)
+    # 1 / 255 is part of the first convolution: these are the weights of faces divided by 256.
+    first = _weights("network.conv_block_1.0.weight")
+    _exchange(path, first, first * np.float32(255 / 256))
+    _reseal(path, name)
+    assert "logits" in _failures(path, name)
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_exchanged_labels_are_found_by_the_replay(copied: Callable[[str], Path], name: str) -> None:
+    path = copied(name)
+    metadata = read_sidecar(path, TARGETS[name])[0].metadata
+    labels = (metadata.labels[1], metadata.labels[0], *metadata.labels[2:])
+    _reseal(path, name, metadata=dataclasses.replace(metadata, labels=labels))
+    assert _failures(path, name) == {"labels"}
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_a_file_that_was_changed_afterwards_is_found_by_its_digest(copied: Callable[[str], Path], name: str) -> None:
+    path = copied(name)
+    sidecar_path = TARGETS[name].sidecar_path(path)
+    sidecar_path.write_text(sidecar_path.read_text().replace('"happy"', '"smiling"'))
+    with (path.parent / "model_0.golden.npz").open("ab") as golden:
+        golden.write(b"\0")
+    assert {"digest", "labels"} <= _failures(path, name)
+
+
+def test_int8_is_held_against_the_quantized_file_and_fp16_against_pytorch(tmp_path: Path) -> None:
+    _needs("openvino")
+    for file in ("model_0.onnx", "model_0.int8.onnx"):
+        shutil.copy(MODELS / file, tmp_path)
+    int8, fp16 = convert_model("v0", targets=["openvino"], precisions=["int8", "fp16"], models_dir=tmp_path)
+    assert (int8.path.name, fp16.path.name) == ("model_0.int8.openvino.xml", "model_0.fp16.openvino.xml")
+    assert int8.replay is not None
+    assert fp16.replay is not None
+    # OpenVINO computes v0's integers as ONNX Runtime does; PyTorch's logits are a quantization error away.
+    assert int8.replay.comparison.max_logit_difference < 0.05
+    assert int8.replay.network_comparison.max_logit_difference > int8.replay.comparison.max_logit_difference
+    assert fp16.replay.comparison.max_logit_difference > 1e-5  # float16 weights are not float32's
+    assert fp16.target_bytes < 0.6 * (tmp_path / "model_0.onnx").stat().st_size
+
+
+def test_the_golden_faces_leave_the_file_for_any_program(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = converted("ort")
+    certificate = read_source(MODELS / "model_0.onnx").certificate
+    with np.load(folder / "model_0.golden.npz") as arrays:
+        np.testing.assert_array_equal(arrays["faces"], certificate.faces)
+        np.testing.assert_array_equal(arrays["network_logits"], certificate.network_logits)
+        assert dict(zip(arrays["precisions"].tolist(), arrays["tolerances"][:, 0].tolist(), strict=True)) == {
+            "fp32": 1e-3,
+            "fp16": 2e-2,
+            "int8": 0.05,
+        }
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("no C compiler: install gcc or clang")
+    program = """
+    #include <stdio.h>
+    #include "model_0.golden.h"
+    int main(void) {
+      float row[FER_GOLDEN_CLASSES];
+      double sum = 0;
+      for (int i = 0; i < FER_GOLDEN_FACES * FER_GOLDEN_SIZE * FER_GOLDEN_SIZE; ++i) sum += fer_golden_faces[i];
+      for (int i = 0; i < FER_GOLDEN_CLASSES; ++i) row[i] = fer_golden_network_logits[FER_GOLDEN_CLASSES + i];
+      printf("%.0f %s %g ", sum, fer_golden_labels[6], fer_golden_difference(1, row, 0));
+      row[2] += 0.5f;
+      printf("%d ", fer_golden_difference(1, row, 0) > fer_golden_tolerance_fp32);
+      row[2] = 0.0f / (row[2] - row[2]);
+      printf("%d\\n", fer_golden_difference(1, row, 0) <= fer_golden_tolerance_int8);
+      return 0;
+    }
+    """
+    (tmp_path / "check.c").write_text(program)
+    build = [compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", "-I", str(folder), "check.c", "-o", "check"]
+    subprocess.run(build, cwd=tmp_path, check=True, timeout=60)
+    answer = subprocess.run([tmp_path / "check"], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert answer.split() == [str(int(certificate.faces.sum(dtype=np.int64))), "surprise", "0", "1", "0"]
+
+
+def test_labels_of_any_language_are_strings_of_c() -> None:
+    golden = dataclasses.replace(golden_of(read_source(MODELS / "model_0.onnx")), labels=('a"b', "fröhlich1", *"cdefg"))
+    assert '{"a\\"b", "fr\\303\\266hlich1", "c"' in golden_header(golden, name="x.onnx")
+
+
+def test_nothing_replaces_a_conversion_of_another_checkpoint(copied: Callable[[str], Path]) -> None:
+    path = copied("ort")
+    before = path.read_bytes()
+    metadata = read_sidecar(path, TARGETS["ort"])[0].metadata
+    _reseal(path, "ort", metadata=dataclasses.replace(metadata, checkpoint_sha256="0" * 64))
+    with pytest.raises(OutputError, match=r"made from another checkpoint.*--replace"):
+        convert_model("v0", targets=["ort"], models_dir=path.parent)
+    assert path.read_bytes() == before
+    convert_model("v0", targets=["ort"], models_dir=path.parent, replace=True)
+    assert replay_target(path, TARGETS["ort"]).passed
+
+
+def test_what_is_missing_is_named(copied: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copied("ort")
+    (path.parent / "model_0.golden.npz").unlink()
+    with pytest.raises(ModelFileError, match=r"model_0\.golden\.npz, which .*model_0\.ort needs"):
+        replay_target(path, TARGETS["ort"])
+    TARGETS["ort"].sidecar_path(path).unlink()
+    with pytest.raises(ModelFileError, match=r"model_0\.ort\.json"):
+        replay_target(path, TARGETS["ort"])
+    path = copied("ncnn")
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    with pytest.raises(ExtraMissingError, match=r"needs ncnn.*pip install ncnn"):
+        replay_target(path, TARGETS["ncnn"])
+    with pytest.raises(ModelFileError, match="ncnn is not written in int8; it can be fp32 or fp16"):
+        convert_model("v0", targets=["ncnn"], precisions=["int8"], models_dir=path.parent)
+
+
+_PLUGIN = """
+import os
+from fer_runtime.targets import TARGETS, Target
+
+TARGETS.register(Target(name="mine", help="my board", suffix=".mine", load="mine:load", convert="mine:convert",
+                        needs="onnxruntime", install="pip install mine"))
+
+
+def load(path, settings, *, threads):
+    from fer_runtime.targets.ort import load
+
+    return load(path, settings, threads=threads)
+
+
+def convert(source, precision, path):
+    from fer_export.targets import Converted
+
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load_model_from_string(source.content)
+    if os.environ.get("BROKEN"):
+        weights = next(one for one in model.graph.initializer if one.name == "network.fc_layer.4.weight")
+        changed = numpy_helper.to_array(weights).copy()
+        changed.flat[abs(changed).argmax()] *= 1.01
+        weights.CopyFrom(numpy_helper.from_array(changed, weights.name))
+    onnx.save(model, path)
+    return Converted(preprocessing="none", versions={"mine": "1"})
+"""
+
+
+def _run(folder: Path, module: str, *arguments: object, code: int = 0, **environment: str) -> str:
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "FER_EDGE_PLUGINS": "mine", "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_target_is_one_module_and_one_entry_and_a_wrong_converter_publishes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(_PLUGIN)
+    (tmp_path / "models").mkdir()
+    shutil.copy(MODELS / "model_0.onnx", tmp_path / "models")
+    refused = _run(tmp_path, "fer_export", "--model", "v0", "--target", "mine", code=1, BROKEN="1")
+    assert "model_0.mine is not published: logits" in refused
+    assert [one.name for one in (tmp_path / "models").iterdir()] == ["model_0.onnx"]
+    said = _run(tmp_path, "fer_export", "--model", "v0", "--target", "mine")
+    assert "passed" in said
+    assert "mine: my board" in " ".join(_run(tmp_path, "fer_export", "--help").split())
+    replayed = _run(tmp_path, "fer_runtime", "--self-test", "--model", "models/model_0.mine")
+    assert "This machine computes what was trained." in replayed
+    sidecar = json.loads((tmp_path / "models" / "model_0.mine.json").read_text())
+    assert sidecar["model"]["labels"][3] == "happy"
+    (tmp_path / "models" / "model_0.mine").write_bytes(b"damaged")
+    assert "Error: " in _run(tmp_path, "fer_runtime", "--self-test", "--model", "models/model_0.mine", code=1)
+    # A target's file is only replayed, by its own runtime.
+    refused = _run(tmp_path, "fer_runtime", "--samples", "--model", "models/model_0.mine", code=2)
+    assert "add --self-test" in refused
+    provider = ("--self-test", "--model", "models/model_0.mine", "--provider", "CPU")
+    assert "--provider: only with an .onnx file" in _run(tmp_path, "fer_runtime", *provider, code=2)
