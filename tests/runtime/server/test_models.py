@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def test_health_fails_and_requests_are_refused_while_the_session_computes_someth
         assert asyncio.run(model.checked(executor)) == []
         assert models.get("v0") is model
         # What a faulty memory or driver would do: the same file, another answer.
-        model._loaded = dataclasses.replace(right, session=other.session)
+        model._loaded = right._replace(session=other.session)
         assert "logits" in asyncio.run(model.checked(executor))
         with pytest.raises(RequestError, match="fails its self-test here") as refused:
             models.get("v0")
@@ -50,7 +49,7 @@ def test_a_model_without_a_certificate_is_not_served(tmp_path: Path) -> None:
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
     for precision in ("int8", "fp32"):
-        source = find_model("v0", precision=precision)  # type: ignore[arg-type]
+        source = find_model("v0", precision=precision)
         (tmp_path / source.name).write_bytes(source.read_bytes())
     both = tuple(str(path) for path in sorted(tmp_path.iterdir()))
     with pytest.raises(ModelFileError, match="would both be served as v0"):
