@@ -23,6 +23,7 @@ from fer_bench.console import (
     warn_about,
     write_json,
 )
+from fer_bench.quality_commands import reasons
 from fer_bench.report.commands import report, robustness
 from fer_runtime.command import FerGroup, Rule
 from fer_runtime.errors import DataError
@@ -42,6 +43,7 @@ def main() -> None:
     fer-bench robustness --data data                  with shifted, rotated, dark, blurred ... faces
     fer-bench report --data data --output report.html all of the above on one page
     fer-bench compare old.json new.json               find latency regressions
+    fer-bench reasons --data data                     where the thresholds of a row's reasons come from
     fer-bench browser                                 one face in a browser tab, next to face-api.js
     """
 
@@ -49,6 +51,7 @@ def main() -> None:
 main.add_command(robustness)
 main.add_command(report)
 main.add_command(browser)
+main.add_command(reasons)
 
 
 @main.command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -19,7 +20,8 @@ from fer_runtime.files import sha256_of
 from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.load import LoadedModel, load_model
-from fer_runtime.results import Face, ImageResult
+from fer_runtime.quality import REASONS, Doubts, Limits, find_doubts, is_low
+from fer_runtime.results import ROWS_SCHEMA, Face, ImageResult
 
 if TYPE_CHECKING:
     from fer_runtime.model.session import InferenceSession
@@ -29,6 +31,14 @@ FloatArray = npt.NDArray[np.float32]
 # Beyond this the batch's activations leave the cache and a face costs more, not less.
 _BATCH = 32
 _LONGEST_NAME = 300  # characters of a path in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model says of faces."""
+
+    probabilities: FloatArray  # (faces, classes)
+    unfamiliarity: FloatArray | None = None  # (faces,); None where the file has no such output
 
 
 class Recognizer:
@@ -51,7 +61,7 @@ class Recognizer:
         yunet: YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache folder.
         min_face: smallest side of a face in pixels; Haar finds none under a 64th of the image's long side.
         min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
-            export fitted for the model.
+            export fitted for the model, and marks every face that has a reason (`fer_runtime.quality.REASONS`).
         threads: threads of ONNX Runtime.
         max_pixels: width times height of an image at most; see `fer_runtime.images.decode_image`.
         provider: execution provider, such as "CPU" or "CUDA".
@@ -97,12 +107,17 @@ class Recognizer:
         self._file = self.path.absolute()  # the process may change its working folder
         self._asked = {"threads": threads, "provider": provider, "strict": strict, "any_operator": any_operator}
         self._session: InferenceSession | None = opened.session
+        given = {one.name for one in opened.session.get_outputs()}
+        self._outputs = [name for name in ("probabilities", "unfamiliarity") if name in given]
         self.metadata = opened.metadata
         self.labels = opened.metadata.labels  # in the order of the probabilities
         self.size = opened.metadata.size  # pixels, side of the faces that the model takes
         self.color = opened.metadata.color  # of those faces, "gray" or "rgb"
         self._fixed_batch = opened.batch
         self.min_confidence = self._threshold(min_confidence)
+        self._by_reasons = min_confidence == "auto"
+        limit = self.metadata.uncertain_below if self.min_confidence is None else self.min_confidence
+        self._limits = Limits(confidence=limit, unfamiliarity=self.metadata.unfamiliar_above)
         self.max_pixels = max_pixels
         self.detector_name = detector
         self._search = FaceSearch(detector, yunet=yunet, min_face=min_face)
@@ -163,15 +178,18 @@ class Recognizer:
         if not detections:
             return ()
         faces = np.stack([self.prepare(image, detection) for detection in detections])
-        probabilities = self.classify(faces)
-        return tuple(self.faces([detection.box for detection in detections], probabilities))
+        return tuple(self.faces(detections, faces, self.answer(faces)))
 
     def prepare(self, image: Uint8Array, detection: Detection) -> Uint8Array:
         """A detected face as the model takes it: uint8 (size, size), or (size, size, 3) in RGB."""
         return prepare_face(image, detection.box, roll=detection.roll, size=self.size, color=self.color)
 
     def classify(self, faces: Uint8Array) -> FloatArray:
-        """Probabilities float32 (faces, classes), in the order of `labels`.
+        """Probabilities float32 (faces, classes), in the order of `labels`; see `answer`."""
+        return self.answer(faces).probabilities
+
+    def answer(self, faces: Uint8Array) -> Answers:
+        """Everything that the model says of faces.
 
         Args:
             faces: crops as `prepare` gives them, uint8 (faces, size, size), or (faces, size, size, 3) in RGB.
@@ -186,17 +204,48 @@ class Recognizer:
         batch = self._fixed_batch or _BATCH
         if len(faces) <= batch:
             return self._run(faces)
-        return np.concatenate([self._run(faces[start : start + batch]) for start in range(0, len(faces), batch)])
+        parts = [self._run(faces[start : start + batch]) for start in range(0, len(faces), batch)]
+        return Answers(
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate([part.unfamiliarity for part in parts if part.unfamiliarity is not None])
+            if parts[0].unfamiliarity is not None
+            else None,
+        )
 
-    def face(self, box: tuple[int, int, int, int], probabilities: FloatArray, *, best: int | None = None) -> Face:
-        """A typed face from one row of `classify`; `best` is its expression's index, the most probable by default."""
-        return self._face(box, probabilities.tolist(), int(probabilities.argmax()) if best is None else best)
+    def faces(self, detections: Sequence[Detection], faces: Uint8Array, answers: Answers) -> list[Face]:
+        """A typed face for each detection.
 
-    def faces(self, boxes: Sequence[tuple[int, int, int, int]], probabilities: FloatArray) -> list[Face]:
-        """A typed face for each box and row of `classify`."""
+        Args:
+            detections: the faces in their images.
+            faces: the same as `prepare` gives them.
+            answers: what the model says of them.
+        """
         # Converted as a whole: numpy takes as long for a row as for all of them.
-        rows, best = probabilities.tolist(), probabilities.argmax(1).tolist()
-        return [self._face(*one) for one in zip(boxes, rows, best, strict=True)]
+        rows, best = answers.probabilities.tolist(), answers.probabilities.argmax(1).tolist()
+        confidences = [row[place] for row, place in zip(rows, best, strict=True)]
+        doubts = find_doubts(detections, faces, confidences, answers.unfamiliarity, self._limits)
+        return [self._face(*one) for one in zip(detections, rows, best, doubts, strict=True)]
+
+    def with_probabilities(self, face: Face, probabilities: FloatArray, best: int) -> Face:
+        """The face with other probabilities, such as averages over time; `best` is its label's index."""
+        values = probabilities.tolist()
+        low = is_low(values[best], self._limits.confidence)
+        reasons = _reasons_with(face.reasons, low)
+        return replace(
+            face,
+            expression=self.labels[best],
+            confidence=values[best],
+            probabilities=dict(zip(self.labels, values, strict=True)),
+            uncertain=self._is_uncertain(values[best], reasons),
+            reasons=reasons,
+        )
+
+    def judged(self, face: Face, min_confidence: float, *, by_reasons: bool = False) -> Face:
+        """The face under another threshold than the recognizer's; `by_reasons` as for `min_confidence="auto"`."""
+        low = face.confidence < min_confidence
+        reasons = _reasons_with(face.reasons, low)
+        not_checked = tuple(name for name in face.not_checked if name != "low_confidence")
+        return replace(face, uncertain=bool(reasons) if by_reasons else low, reasons=reasons, not_checked=not_checked)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the rows depend on besides the images, as plain JSON."""
@@ -208,7 +257,9 @@ class Recognizer:
             "detector_used": self.detector_used,
             "min_face": self._search.min_face,
             "min_confidence": self.min_confidence,
+            "uncertain_by": "reasons" if self._by_reasons else "confidence",
             "max_pixels": self.max_pixels,
+            "rows": ROWS_SCHEMA,
         }
 
     def close(self) -> None:
@@ -222,7 +273,7 @@ class Recognizer:
             "detector": self.detector_name,
             "yunet": self._search.yunet,
             "min_face": self._search.min_face,
-            "min_confidence": self.min_confidence,
+            "min_confidence": "auto" if self._by_reasons else self.min_confidence,
             "max_pixels": self.max_pixels,
         }
         return _made_again, (type(self), self._file, options, self.detector_used)
@@ -235,14 +286,23 @@ class Recognizer:
     ) -> None:
         self.close()
 
-    def _face(self, box: tuple[int, int, int, int], values: list[float], best: int) -> Face:
+    def _face(self, detection: Detection, values: list[float], best: int, doubts: Doubts) -> Face:
         return Face(
-            box=box,
+            box=detection.box,
+            detector_score=detection.score,
+            landmarks=detection.landmarks,
             expression=self.labels[best],
             confidence=values[best],
             probabilities=dict(zip(self.labels, values, strict=True)),
-            uncertain=None if self.min_confidence is None else values[best] < self.min_confidence,
+            uncertain=self._is_uncertain(values[best], doubts.reasons),
+            reasons=doubts.reasons,
+            not_checked=doubts.not_checked,
         )
+
+    def _is_uncertain(self, confidence: float, reasons: Sequence[str]) -> bool | None:
+        if self.min_confidence is None:
+            return None
+        return bool(reasons) if self._by_reasons else confidence < self.min_confidence
 
     def _threshold(self, wanted: float | Literal["auto"] | None) -> float | None:
         if wanted != "auto":
@@ -254,9 +314,10 @@ class Recognizer:
             )
         return self.metadata.uncertain_below
 
-    def _run(self, faces: Uint8Array) -> FloatArray:
+    def _run(self, faces: Uint8Array) -> Answers:
         if len(faces) == 0:
-            return np.zeros((0, len(self.labels)), np.float32)
+            nothing = np.zeros((0, len(self.labels)), np.float32)
+            return Answers(nothing, nothing[:, 0] if "unfamiliarity" in self._outputs else None)
         session = self._session
         if session is None:
             raise ValueError("the recognizer has been closed")
@@ -264,7 +325,7 @@ class Recognizer:
         if self._fixed_batch is not None and count < self._fixed_batch:
             faces = np.concatenate([faces, np.repeat(faces[:1], self._fixed_batch - count, axis=0)])
         try:
-            answer: FloatArray = session.run(["probabilities"], {"faces": faces})[0][:count]
+            answer, *more = (values[:count] for values in session.run(self._outputs, {"faces": faces}))
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelFileError(
                 f"{self.path} cannot be run by onnxruntime: {error}; export it again with fer-export"
@@ -274,7 +335,11 @@ class Recognizer:
                 f"{self.path} gives probabilities of shape {answer.shape} for {count} faces and "
                 f"{len(self.labels)} labels; export it again with fer-export"
             )
-        return answer
+        return Answers(answer, more[0] if more else None)
+
+
+def _reasons_with(reasons: Sequence[str], low_confidence: bool | None) -> tuple[str, ...]:
+    return tuple(name for name in REASONS if (low_confidence if name == "low_confidence" else name in reasons))
 
 
 def _check_image(image: Uint8Array | None) -> None:

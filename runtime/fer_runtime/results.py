@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+ROWS_SCHEMA = 2  # of schema/image.schema.json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,17 +17,38 @@ class Face:
     expression: str
     confidence: float  # probability of `expression`
     probabilities: dict[str, float]  # of every label, in the order of the model's logits
-    uncertain: bool | None = None  # whether `confidence` is below the threshold; None: no threshold was asked for
+    # Whether `confidence` is below the threshold that was asked for; with "auto", whether there is any reason. None: no
+    # threshold was asked for.
+    uncertain: bool | None = None
+    detector_score: float | None = None  # 0 to 1; None where the detector gives none
+    landmarks: tuple[tuple[float, float], ...] = ()  # x, y in pixels: eyes, nose, corners of the mouth; () without
+    reasons: tuple[str, ...] = ()  # why the answer should not be trusted, out of quality.REASONS
+    not_checked: tuple[str, ...] = ()  # out of quality.REASONS: nothing is known of these
 
     def to_dict(self) -> dict[str, Any]:
         """The face as the JSON lines hold it."""
-        values = {
+        values: dict[str, Any] = {
             "box": list(self.box),
+            "detector_score": self.detector_score,
+            "landmarks": [list(point) for point in self.landmarks] or None,
             "expression": self.expression,
             "confidence": self.confidence,
             "probabilities": self.probabilities,
         }
-        return values if self.uncertain is None else values | {"uncertain": self.uncertain}
+        if self.uncertain is not None:
+            values["uncertain"] = self.uncertain
+        return values | {"reasons": list(self.reasons), "not_checked": list(self.not_checked)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Face:
+        """The face of a row; the inverse of `to_dict`."""
+        lists = {
+            "box": tuple(values["box"]),
+            "landmarks": tuple((x, y) for x, y in values["landmarks"] or ()),
+            "reasons": tuple(values["reasons"]),
+            "not_checked": tuple(values["not_checked"]),
+        }
+        return cls(**{**values, **lists})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from fer_runtime.model.metadata import ModelMetadata, parse_metadata
 from fer_runtime.output.annotate import draw_faces
 from fer_runtime.output.colors import drawn_label, label_colors
 from fer_runtime.output.contact_sheet import ContactSheet
-from fer_runtime.output.rows import Csv, label_columns
+from fer_runtime.output.rows import QUALITY_COLUMNS, Csv, label_columns
 from fer_runtime.results import Face, ImageResult
 
 TWO = ("bored", "engaged")
@@ -72,6 +72,7 @@ _COLUMNS = {
     "expression",
     "confidence",
     "uncertain",
+    *QUALITY_COLUMNS,
 }
 
 

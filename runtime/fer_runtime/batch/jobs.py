@@ -18,7 +18,7 @@ from fer_runtime.errors import ImageError
 from fer_runtime.faces import may_be_face_crop
 from fer_runtime.images import Uint8Array, decode_image, read_bytes
 from fer_runtime.recognizer import Recognizer
-from fer_runtime.results import ImageResult
+from fer_runtime.results import Face, ImageResult
 from fer_runtime.system import available_cpus
 
 # Images that go through the model together, at most. A row's last bits depend on the images in its block, so
@@ -264,12 +264,14 @@ def _prepare(
 def _classified(recognizer: Recognizer, images: list[_Prepared], summary: JobSummary) -> list[ImageResult]:
     started = perf_counter()
     crops = [face for image in images for face in image.faces]
-    boxes = [detection.box for image in images for detection in image.detections]
+    detections = [detection for image in images for detection in image.detections]
     # concatenate, then a view: numpy's stack adds an axis to every crop first, and takes four times as long.
-    shape = recognizer.metadata.face_shape
-    probabilities = recognizer.classify(np.concatenate(crops).reshape(-1, *shape)) if crops else None
+    found: list[Face] = []
+    if crops:
+        together = np.concatenate(crops).reshape(-1, *recognizer.metadata.face_shape)
+        found = recognizer.faces(detections, together, recognizer.answer(together))
     summary.seconds_by_stage["classify"] += perf_counter() - started
-    every_face = iter([] if probabilities is None else recognizer.faces(boxes, probabilities))
+    every_face = iter(found)
     rows = []
     for image in images:
         faces = tuple(islice(every_face, len(image.faces)))

@@ -20,7 +20,7 @@ class Detection(NamedTuple):
     """A face in an image."""
 
     box: tuple[int, int, int, int]  # x, y, width, height in pixels: the part that a model is shown
-    score: float = 1.0  # how sure the detector is, 0 to 1
+    score: float | None = None  # how sure the detector is, 0 to 1; None where it does not say
     landmarks: tuple[Point, ...] = ()  # right eye, left eye, nose, right and left corner of the mouth, where found
 
     @property

@@ -29,6 +29,7 @@ class ModelMetadata:
     color: str = "gray"  # or "rgb": faces are (size, size) or (size, size, 3)
     temperature: float = 1.0  # probabilities = softmax(logits / temperature), inside the graph
     uncertain_below: float | None = None  # confidence under which the answer is `uncertain`; None: not calibrated
+    quality: dict[str, Any] = field(default_factory=dict)  # unfamiliar_above and how it was fitted
     checkpoint_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)  # summary: recipe, data, accuracy
     calibration: dict[str, Any] = field(default_factory=dict)  # how temperature and uncertain_below were fitted
@@ -40,6 +41,12 @@ class ModelMetadata:
     def face_shape(self) -> tuple[int, ...]:
         """The shape of one face: (size, size), or (size, size, 3) in RGB."""
         return (self.size, self.size) if self.color == "gray" else (self.size, self.size, 3)
+
+    @property
+    def unfamiliar_above(self) -> float | None:
+        """The value of the output `unfamiliarity` above which a face is `unfamiliar`; None: nothing was fitted."""
+        value = self.quality.get("unfamiliar_above")
+        return None if value is None else float(value)
 
     def to_json(self) -> str:
         """The JSON text that stands in the file; keys sorted, so that equal metadata gives equal bytes."""
@@ -80,6 +87,7 @@ def parse_metadata(text: str | None, *, source: str) -> ModelMetadata:
             color=_color(values.get("color")) if schema > 1 else "gray",
             temperature=_number(values, "temperature", 1.0),
             uncertain_below=_share(values.get("uncertain_below")),
+            quality=_quality(_object(values, "quality")),
             checkpoint_sha256=_text(values, "checkpoint_sha256", 0, 64, ""),
             training=_object(values, "training"),
             calibration=_object(values, "calibration"),
@@ -128,6 +136,13 @@ def _share(value: Any) -> float | None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"uncertain_below must be a number from 0 to 1, got {str(value)[:40]}")
     return float(value)
+
+
+def _quality(value: dict[str, Any]) -> dict[str, Any]:
+    limit = value.get("unfamiliar_above")
+    if limit is not None and (not isinstance(limit, (int, float)) or isinstance(limit, bool) or not abs(limit) < 1e6):
+        raise ValueError(f"unfamiliar_above must be a number, got {str(limit)[:40]}")
+    return value
 
 
 def _object(values: dict[str, Any], key: str) -> dict[str, Any]:

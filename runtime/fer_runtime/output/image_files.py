@@ -160,7 +160,7 @@ class SheetOfFaces:
     def replay(self, rows: Iterable[Mapping[str, Any]], read: Callable[[str], bytes]) -> None:
         """Take the faces of the rows that an interrupted run has written; only images that are shown are read."""
         for row in rows:
-            faces = [Face(**{**face, "box": tuple(face["box"])}) for face in row["faces"]]
+            faces = [Face.from_dict(face) for face in row["faces"]]
             image = None
             if any(map(self.sheet.has_room, faces)):
                 try:

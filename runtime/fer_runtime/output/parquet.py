@@ -19,10 +19,14 @@ def parquet_schema(labels: Sequence[str]) -> pyarrow.Schema:
     face = pa.struct(
         [
             ("box", pa.list_(pa.int32())),
+            ("detector_score", pa.float64()),
+            ("landmarks", pa.list_(pa.list_(pa.float64()))),
             ("expression", pa.string()),
             ("confidence", pa.float64()),
             ("probabilities", pa.struct([(name, pa.float64()) for name in labels])),
             ("uncertain", pa.bool_()),
+            ("reasons", pa.list_(pa.string())),
+            ("not_checked", pa.list_(pa.string())),
         ]
     )
     return pa.schema(

@@ -68,10 +68,14 @@ def _face_json(face: Face) -> str:
     uncertain = "" if face.uncertain is None else f', "uncertain": {"true" if face.uncertain else "false"}'
     return _face_template(tuple(face.probabilities)) % (
         *face.box,
+        "null" if face.detector_score is None else f"{face.detector_score:.6f}",
+        _points_json(face) if face.landmarks else "null",
         _quoted(face.expression),
         face.confidence,
         *face.probabilities.values(),
         uncertain,
+        _names_json(face.reasons),
+        _names_json(face.not_checked),
     )
 
 
@@ -79,7 +83,17 @@ def _face_json(face: Face) -> str:
 def _face_template(labels: tuple[str, ...]) -> str:
     # One % for a whole face takes half as long as an f-string per number.
     shares = ", ".join(_quoted(name).replace("%", "%%") + ": %.6f" for name in labels)
-    return '{"box": [%d, %d, %d, %d], "expression": %s, "confidence": %.6f, "probabilities": {' + shares + "}%s}"
+    return (
+        '{"box": [%d, %d, %d, %d], "detector_score": %s, "landmarks": %s, "expression": %s, "confidence": %.6f, '
+        '"probabilities": {' + shares + '}%s, "reasons": %s, "not_checked": %s}'
+    )
+
+
+_names_json = cache(json.JSONEncoder().encode)
+
+
+def _points_json(face: Face) -> str:
+    return "[" + ", ".join(f"[{x:.2f}, {y:.2f}]" for x, y in face.landmarks) + "]"
 
 
 def csv_line(values: Sequence[object]) -> str:
@@ -112,6 +126,19 @@ def uncertain_field(face: Face) -> str | None:
     return None if face.uncertain is None else str(face.uncertain).lower()
 
 
+QUALITY_COLUMNS = ("detector_score", "landmarks", "reasons", "not_checked")
+
+
+def quality_fields(face: Face) -> list[str | None]:
+    """The fields of QUALITY_COLUMNS: lists with a space between their parts, empty without any."""
+    return [
+        None if face.detector_score is None else f"{face.detector_score:.6f}",
+        " ".join(f"{x:.2f} {y:.2f}" for x, y in face.landmarks) or None,
+        " ".join(face.reasons) or None,
+        " ".join(face.not_checked) or None,
+    ]
+
+
 class Csv:
     """One line per face, and one for an image without faces; the columns are always the same."""
 
@@ -122,13 +149,13 @@ class Csv:
         self._labels = tuple(labels)
 
     def header(self) -> str:
-        before, after = (*self._IMAGE, *self._FACE), ("uncertain",)
+        before, after = (*self._IMAGE, *self._FACE), ("uncertain", *QUALITY_COLUMNS)
         return csv_line([*before, *label_columns(self._labels, (*before, *after)), *after])
 
     def row(self, result: ImageResult) -> str:
         image = [result.path, result.width, result.height, result.error]
         if not result.faces:
-            return csv_line([*image, *[None] * (len(self._FACE) + len(self._labels) + 1)])
+            return csv_line([*image, *[None] * (len(self._FACE) + len(self._labels) + 1 + len(QUALITY_COLUMNS))])
         return "".join(
             csv_line(
                 [
@@ -139,6 +166,7 @@ class Csv:
                     f"{face.confidence:.6f}",
                     *[f"{face.probabilities[name]:.6f}" for name in self._labels],
                     uncertain_field(face),
+                    *quality_fields(face),
                 ]
             )
             for number, face in enumerate(result.faces)
@@ -168,10 +196,11 @@ class Table:
         for face in result.faces:
             x, y, width, height = face.box
             mark = "?" if face.uncertain else " "
+            reasons = f"  {', '.join(face.reasons)}" if face.reasons else ""
             expression = printable(face.expression)
             lines.append(
                 f"{'' if lines else name:{self._path_width}}  {expression:{self._label_width}}  "
-                f"{face.confidence:5.0%}{mark} {width} x {height} at {x}, {y}\n"
+                f"{face.confidence:5.0%}{mark} {width} x {height} at {x}, {y}{reasons}\n"
             )
         return "".join(lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
@@ -15,6 +15,7 @@ from fer_runtime.detectors import Detection
 from fer_runtime.detectors.search import FaceSearch
 from fer_runtime.errors import ImageError
 from fer_runtime.images import Uint8Array, decode_image
+from fer_runtime.recognizer import Answers
 from fer_runtime.results import Face, ImageResult
 from fer_runtime.server.batching import Batcher
 from fer_runtime.server.bodies import Upload
@@ -111,9 +112,11 @@ class Recognition:
         model = options.model
         faces: list[Face] = []
         if crops:
-            outputs = await self.classify(model, np.stack(crops))
-            boxes = [detection.box for image in prepared for detection in image.detections]
-            faces = [self._judged(face, options) for face in model.recognizer.faces(boxes, outputs["probabilities"])]
+            stacked = np.stack(crops)
+            outputs = await self.classify(model, stacked)
+            answers = Answers(outputs["probabilities"], outputs.get("unfamiliarity"))
+            detections = [detection for image in prepared for detection in image.detections]
+            faces = [self._judged(face, options) for face in model.recognizer.faces(detections, stacked, answers)]
         every_face = iter(faces)
         rows = []
         for image in prepared:
@@ -136,7 +139,7 @@ class Recognition:
                     422, "options", "the model has no fitted threshold; give min_confidence as a number from 0 to 1"
                 )
         if threshold is not None:
-            face = replace(face, uncertain=face.confidence < threshold)
+            face = options.model.recognizer.judged(face, threshold, by_reasons=options.min_confidence == "auto")
         self.metrics.faces.labels(options.model.name, face.expression).inc()
         if face.uncertain:
             self.metrics.expressions_refused.labels(options.model.name, "uncertain").inc()

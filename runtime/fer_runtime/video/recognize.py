@@ -82,7 +82,7 @@ class Tracker:
         self._smoothers[track] = (seconds, smoother)
         if len(self._smoothers) > 256:  # of faces long gone
             self._smoothers = {key: one for key, one in self._smoothers.items() if seconds - one[0] < 10}
-        return self._recognizer.face(face.box, values, best=best)
+        return self._recognizer.with_probabilities(face, values, best)
 
 
 def recognize_video(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fer_runtime.output.rows import csv_line, label_columns, uncertain_field
+from fer_runtime.output.rows import QUALITY_COLUMNS, csv_line, label_columns, quality_fields, uncertain_field
 from fer_runtime.text import printable
 from fer_runtime.video.results import FrameResult
 from fer_runtime.video.segments import Segment
@@ -15,7 +15,7 @@ from fer_runtime.video.sources import source_name
 from fer_runtime.video.subtitles import to_srt
 
 _FRAME_COLUMNS = ("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence")
-_LAST_FRAME_COLUMNS = ("uncertain", "error")  # behind a column for each label
+_LAST_FRAME_COLUMNS = ("uncertain", *QUALITY_COLUMNS, "error")  # behind a column for each label
 _SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence", "error")
 
 
@@ -78,6 +78,7 @@ def frame_row(result: FrameResult, labels: Sequence[str], format_name: str) -> s
                 f"{tracked.face.confidence:.6f}",
                 *(f"{tracked.face.probabilities[name]:.6f}" for name in labels),
                 uncertain_field(tracked.face),
+                *quality_fields(tracked.face),
                 None,
             )
         )

@@ -31,6 +31,7 @@ from fer_export.site.write import (
     fetch_npm_package,
     write_site,
 )
+from fer_runtime.detectors import Detection
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.faces import prepare_face
@@ -342,8 +343,8 @@ def test_without_a_detector_the_face_is_read_inside_the_frame(browser: Browser, 
     side = round(0.7 * 480)
     box = ((640 - side) // 2, (480 - side) // 2, side, side)
     with Recognizer(MODELS / "model_0.onnx") as recognizer:
-        probabilities = recognizer.classify(prepare_face(camera_frame(), box)[None])[0]
-        expected = recognizer.face(box, probabilities)
+        faces = prepare_face(camera_frame(), box)[None]
+        (expected,) = recognizer.faces([Detection(box=box)], faces, recognizer.answer(faces))
     with opened(browser, framed_site) as page:
         page.evaluate("document.getElementById('camera').click()")
         page.wait_for("fer.answers.length")

@@ -1,0 +1,158 @@
+"""The reasons against an answer, from images that are made so."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import fer_runtime
+from fer_runtime import Recognizer
+from fer_runtime.detectors import Detection
+from fer_runtime.output.rows import JsonLines
+from fer_runtime.quality import Limits, brightness, find_doubts, sharpness, turn
+from fer_runtime.results import Face
+
+SAMPLES = Path(fer_runtime.__file__).parent / "samples"
+SCHEMA = Path(fer_runtime.__file__).parent / "schema" / "image.schema.json"
+
+
+def _landmarks(degrees: float) -> tuple[tuple[float, float], ...]:
+    """A head with its eyes 60 mm apart and the nose's tip 30 mm before them, turned to its left, seen from far away."""
+    angle = math.radians(degrees)
+
+    def seen(right: float, up: float, forward: float) -> tuple[float, float]:
+        return 200 + right * math.cos(angle) + forward * math.sin(angle), 200 - up
+
+    points = [(-30.0, 0.0, 0.0), (30.0, 0.0, 0.0), (0.0, -35.0, 30.0), (-25.0, -65.0, 5.0), (25.0, -65.0, 5.0)]
+    return tuple(seen(*point) for point in points)
+
+
+def _crop(image: np.ndarray) -> np.ndarray:
+    return np.asarray(cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def portrait() -> np.ndarray:
+    gray = cv2.imread(str(SAMPLES / "grace_hopper.jpg"), cv2.IMREAD_GRAYSCALE)
+    assert gray is not None
+    return np.asarray(gray[125:338, 162:375], np.uint8)
+
+
+def test_a_turned_head_is_told_from_its_landmarks() -> None:
+    for degrees in (0, 10, -20):
+        found = turn(_landmarks(degrees))
+        assert found is not None
+        assert found == pytest.approx(0.5 * abs(math.tan(math.radians(degrees))), abs=1e-6)
+    seen = find_doubts(
+        [Detection(box=(0, 0, 99, 99), landmarks=_landmarks(angle)) for angle in (0, 20, 40, -50)],
+        np.full((4, 48, 48), 128, np.uint8),
+        [0.9] * 4,
+        None,
+        Limits(),
+    )
+    assert ["turned" in one.reasons for one in seen] == [False, False, True, True]
+    assert all("turned" not in one.not_checked for one in seen)
+
+
+def test_a_rolled_head_is_not_turned() -> None:
+    angle = math.radians(35)
+    turned = [
+        (x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle))
+        for x, y in _landmarks(10)
+    ]
+    assert turn(turned) == pytest.approx(turn(_landmarks(10)))
+
+
+def test_what_cannot_be_looked_for_is_named() -> None:
+    (doubts,) = find_doubts([Detection(box=(0, 0, 99, 99))], np.full((1, 48, 48), 128, np.uint8), [0.2], None, Limits())
+    assert doubts.reasons == ()
+    assert doubts.not_checked == ("low_confidence", "turned", "unfamiliar")
+
+
+def test_blurred_and_dark_faces_are_told_and_sharp_ones_not(portrait: np.ndarray) -> None:
+    sharp = _crop(portrait)
+    blurred = np.asarray(cv2.GaussianBlur(sharp, (0, 0), 1.5), np.uint8)
+    dark = (sharp * 0.1).astype(np.uint8)
+    doubts = find_doubts(
+        [Detection(box=(0, 0, 99, 99))] * 3, np.stack([sharp, blurred, dark]), [0.9] * 3, None, Limits(confidence=0.5)
+    )
+    assert [one.reasons for one in doubts] == [(), ("blurred",), ("dark",)]
+
+
+def test_sharpness_does_not_change_with_the_light_nor_with_the_size(portrait: np.ndarray) -> None:
+    sharp = _crop(portrait)
+    half = np.clip(sharp * 0.5 + 40, 0, 255).astype(np.uint8)
+    assert sharpness(half[None])[0] == pytest.approx(sharpness(sharp[None])[0], rel=0.05)  # rounding to whole grays
+    large = np.asarray(cv2.resize(portrait, (192, 192), interpolation=cv2.INTER_AREA), np.uint8)
+    color = np.stack([large] * 3, axis=-1)
+    assert sharpness(color[None])[0] == pytest.approx(sharpness(sharp[None])[0], rel=0.05)
+    assert brightness(color[None])[0] == pytest.approx(sharp.mean(), abs=1)
+
+
+def test_the_models_own_limits_decide(portrait: np.ndarray) -> None:
+    faces = np.stack([_crop(portrait)] * 4)
+    scores = np.array([0.5, 1.5, math.nan, 1.0], np.float32)
+    doubts = find_doubts(
+        [Detection(box=(0, 0, 28 if index == 3 else 29, 99)) for index in range(4)],
+        faces,
+        [0.5, 0.4, 0.9, 0.9],
+        scores,
+        Limits(confidence=0.5, unfamiliarity=1.0),
+    )
+    assert [one.reasons for one in doubts] == [
+        (),
+        ("low_confidence", "unfamiliar"),
+        ("unfamiliar",),
+        ("small",),
+    ]
+
+
+def test_rows_hold_against_the_schema_and_come_back(tmp_path: Path) -> None:
+    with Recognizer("v0", detector="haar", min_confidence="auto") as recognizer:
+        result = recognizer.predict(SAMPLES / "group.jpg")
+    assert result.faces
+    points = tuple((x, y) for x, y in _landmarks(40))
+    whole = fer_runtime.ImageResult(
+        path="a",
+        width=9,
+        height=9,
+        error=None,
+        faces=(
+            *result.faces,
+            Face(
+                box=(1, 2, 3, 4),
+                expression="sad",
+                confidence=0.5,
+                probabilities=result.faces[0].probabilities,
+                detector_score=0.75,
+                landmarks=points,
+                reasons=("turned",),
+                not_checked=("unfamiliar",),
+            ),
+        ),
+    )
+    row = json.loads(JsonLines().row(whole))
+    jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: pip install jsonschema")
+    jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8"))).validate(row)
+    again = [Face.from_dict(face) for face in row["faces"]]
+    assert again[-1].reasons == ("turned",)
+    assert again[-1].landmarks == tuple((round(x, 2), round(y, 2)) for x, y in points)
+    assert [face.box for face in again] == [face.box for face in whole.faces]
+
+
+def test_auto_takes_every_reason_for_uncertain_and_a_number_only_the_confidence(portrait: np.ndarray) -> None:
+    dark = (portrait * 0.1).astype(np.uint8)
+    with Recognizer("v0", detector="whole", min_confidence="auto") as recognizer:
+        (face,) = recognizer.predict(dark).faces
+        assert "dark" in face.reasons
+        assert face.uncertain is True
+    with Recognizer("v0", detector="whole", min_confidence=0.0) as recognizer:
+        (face,) = recognizer.predict(dark).faces
+        assert face.reasons == ("dark",)
+        assert face.uncertain is False
+        assert recognizer.judged(face, 1.0).reasons == ("low_confidence", "dark")
