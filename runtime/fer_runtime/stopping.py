@@ -32,6 +32,10 @@ def stopped_by_sigterm() -> Iterator[Stopping]:
     """Turn SIGTERM into `Terminated` while the block runs; a handler that somebody else has set stays."""
     import signal  # takes as long as all of this package's modules that --help needs
 
+    handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(handler, Stopping):  # of the group that this command belongs to
+        yield handler
+        return
     stopping = Stopping()
     is_main = threading.current_thread() is threading.main_thread()  # others may set no handler
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

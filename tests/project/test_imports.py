@@ -67,6 +67,8 @@ for script in sorted(entry_points(group="console_scripts"), key=lambda script: s
         "fer-bench",
         "fer-bench accuracy",
         "fer-bench latency",
+        "fer-data",
+        "fer-data crop",
         "fer-export",
         "fer-infer",
         "fer-serve",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import click
 import pytest
 from click.testing import CliRunner
+from tests.train.images import write_images
 
 from fer_train import cli
 
@@ -54,3 +58,30 @@ def test_options_that_are_not_given_count_for_nothing(monkeypatch: pytest.Monkey
 def test_work_that_is_not_shared_out_is_not_done_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "--audit runs in one process" in _refusal(monkeypatch, "--audit", "--data", "data")
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds", "files"),
+    [
+        (None, None, ()),
+        ("none", (), ()),
+        ("duplicates, near", ("duplicates", "near"), ()),
+        ("found.csv", None, ("found.csv",)),  # the recipe's kinds stay
+        ("none,found.csv", (), ("found.csv",)),
+        ("conflicts,a.csv,b.csv", ("conflicts",), ("a.csv", "b.csv")),
+    ],
+)
+def test_drop_takes_kinds_and_files(given: str | None, kinds: tuple[str, ...] | None, files: tuple[str, ...]) -> None:
+    assert cli._drop(given) == (kinds, tuple(map(Path, files)))
+
+
+def test_an_unknown_kind_to_drop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(click.BadParameter, match=r"blurred is none of: .* nor a .csv file"):
+        cli._drop("duplicates,blurred")
+
+
+def test_the_old_spelling_of_the_audit_names_the_new_one(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", train=2, validation=1)
+    run = CliRunner().invoke(cli.main, ["--audit", str(tmp_path / "found"), "--data", str(tmp_path / "data")])
+    assert run.exit_code == 0, run.output
+    assert "is now: fer-data audit" in run.stderr

@@ -163,7 +163,8 @@ _RULES = (
     click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate. [default: the recipe's]"),
     click.option(
         "--drop",
-        help="Training images to leave out: duplicates, conflicts and near, separated by commas, or none. Nothing is "
+        help="Training images to leave out: duplicates, conflicts, near, or a csv with a column image, such as "
+        "label_errors.csv of fer-data audit; several are separated by commas. none leaves nothing out. Nothing is "
         "deleted. [default: the recipe's]",
     ),
     click.option(
@@ -220,7 +221,7 @@ _RULES = (
         is_flag=False,
         flag_value=Path("audit"),
         metavar="[DIR]",
-        help="Look for copies, contradictions and non-faces in --data. Writes to DIR, or to audit/.",
+        help="The old spelling of: fer-data audit DATA --no-label-errors --output DIR.",
     ),
 )
 def main(**given: Any) -> None:
@@ -231,7 +232,7 @@ def main(**given: Any) -> None:
     fer-train --name mine --model v3 --data data --recipe best --votes ferplus
     fer-train --name mine --model v3 --data data --weights models/model_v3.pth --epochs 10
     torchrun --nproc-per-node 2 -m fer_train ...     several processes or GPUs, the same result
-    fer-train --audit --data data                    copies and contradictions among the images
+    fer-train ... --drop audit/label_errors.csv      without what fer-data audit suspects
 
     Writes the checkpoint, the results as JSON and two plots to --models-dir. Continue a stopped run
     with --resume, which ends with the same weights as an uninterrupted one, or end it with --finish.
@@ -249,7 +250,8 @@ def main(**given: Any) -> None:
 
 def _train(options: TrainRun) -> None:
     model = _network_name(options)
-    recipe = _recipe(options, ARCHITECTURES[model].recipe(options.recipe_name), drop=_drop(options.drop))
+    kinds, drop_files = _drop(options.drop)
+    recipe = _recipe(options, ARCHITECTURES[model].recipe(options.recipe_name), drop=kinds)
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         from fer_train.loop.distributed import one_per_machine_first
         from fer_train.pipeline import train_model
@@ -265,6 +267,7 @@ def _train(options: TrainRun) -> None:
             teachers=options.teachers,
             votes=options.votes,
             skip_unreadable=options.skip_unreadable,
+            drop_files=drop_files,
             **how,
         )
         if how["world"].is_writer:
@@ -374,12 +377,13 @@ def _audit(options: AuditRun) -> None:
         from fer_train.data.folders import load_faces
 
     data = _data_root(options.data)
-    train, validation = (
-        load_faces(data, split, skip_unreadable=options.skip_unreadable) for split in ("train", "validation")
-    )
-    found = audit_faces(train, validation)
+    splits = {
+        split: load_faces(data, split, skip_unreadable=options.skip_unreadable) for split in ("train", "validation")
+    }
+    found = audit_faces(splits)
     click.echo(found.to_text())
-    for path in write_audit(found, options.audit, train, validation):
+    click.echo("fer-train --audit is now: fer-data audit DATA; the old spelling leaves with the next version", err=True)
+    for path in write_audit(found, options.audit, splits):
         click.echo(path)
 
 
@@ -393,17 +397,21 @@ class InterruptedTrainingError(FerError):
         )
 
 
-def _drop(given: str | None) -> tuple[str, ...] | None:
+def _drop(given: str | None) -> tuple[tuple[str, ...] | None, tuple[Path, ...]]:
+    """Kinds of images to leave out, None for the recipe's, and files that name images."""
     if given is None:
-        return None
+        return None, ()
     from fer_train.data.deduplicate import KINDS
 
-    kinds = tuple(kind.strip() for kind in given.split(",") if kind.strip() not in ("", "none"))
+    parts = [part.strip() for part in given.split(",") if part.strip() not in ("", "none")]
+    files = tuple(Path(part) for part in parts if part.endswith(".csv"))
+    kinds = tuple(part for part in parts if not part.endswith(".csv"))
     if unknown := set(kinds) - set(KINDS):
         raise click.BadParameter(
-            f"{', '.join(sorted(unknown))} is none of: {', '.join(KINDS)}, none", param_hint="--drop"
+            f"{', '.join(sorted(unknown))} is none of: {', '.join(KINDS)}, none, nor a .csv file", param_hint="--drop"
         )
-    return kinds
+    only_files = files and not kinds and len(parts) == len(given.split(","))
+    return (None if only_files else kinds), files
 
 
 def _data_root(data: Path | None) -> Path:

@@ -18,6 +18,7 @@ from fer_runtime.metrics import confusion_matrix
 from fer_runtime.model.find import checkpoint_path, file_stem, results_path
 from fer_train.checkpoints import Checkpoint, load_state_dict, save_checkpoint
 from fer_train.data.deduplicate import training_indices_without
+from fer_train.data.dropping import without_named
 from fer_train.data.folders import Int64Array, LabelledFaces, load_faces
 from fer_train.data.votes import open_votes, usable
 from fer_train.loop.distill import load_teachers
@@ -65,6 +66,7 @@ def train_model(
     weights: str = "none",
     teachers: Sequence[Path] = (),
     votes: str | Path | None = None,
+    drop_files: Sequence[Path] = (),
     device: torch.device | None = None,
     seed: int = 0,
     models_dir: Path = Path("models"),
@@ -86,6 +88,7 @@ def train_model(
         weights: what the network starts from: "none", "imagenet" (v1 only), or the path of a weights file.
         teachers: checkpoints or exported models to distil from, of any network.
         votes: raters' votes for the images (fer_train.data.votes), to learn from and to choose the epoch by.
+        drop_files: csv files whose column `image` names training images to leave out, "train/happy/1.png".
         device: where to train, the CPU by default.
         seed: of everything random.
         models_dir: where the files go.
@@ -110,7 +113,9 @@ def train_model(
     resume_path = models_dir / f"{file_stem(file_name)}.resume.pth"
     if not finish:
         from_writer(lambda: refuse_to_replace(checkpoint, resume_path, resume=resume, replace=replace), world)
-    whole, train, validation = load_splits(data, recipe.drop, votes=votes, skip_unreadable=skip_unreadable)
+    whole, train, validation = load_splits(
+        data, recipe.drop, votes=votes, skip_unreadable=skip_unreadable, drop_files=drop_files
+    )
     torch.manual_seed(seed)  # the fresh weights
     network = create_network(network_name, dropout=recipe.dropout)
     one_per_machine_first(lambda: _start_from(network, network_name, weights), world)
@@ -147,6 +152,7 @@ def train_model(
             "teachers": [path.name for path in teachers],
             **({"teachers_sha256": [sha256_of(path) for path in teachers]} if teachers else {}),
             "votes": None if votes is None else Path(votes).name,
+            **({"drop_files_sha256": [sha256_of(path) for path in drop_files]} if drop_files else {}),
             "device": device.type,
             "threads": torch.get_num_threads(),
             "processes": world.size,
@@ -200,9 +206,15 @@ def refuse_to_replace(checkpoint: Path, resume_path: Path, *, resume: bool, repl
 
 
 def load_splits(
-    data: Path, drop: Collection[str], *, votes: str | Path | None = None, skip_unreadable: bool = False
+    data: Path,
+    drop: Collection[str],
+    *,
+    votes: str | Path | None = None,
+    skip_unreadable: bool = False,
+    drop_files: Sequence[Path] = (),
 ) -> tuple[LabelledFaces, LabelledFaces, LabelledFaces]:
-    """All training images, those that are left without the kinds in `drop`, and the validation images.
+    """All training images, those that are left without the kinds in `drop` and the images in `drop_files`, and the
+    validation images.
 
     With votes, training images without usable ones are left out, too.
 
@@ -216,6 +228,8 @@ def load_splits(
     kept = training_indices_without(whole, validation, drop) if drop else np.arange(len(whole))
     if whole.votes is not None:
         kept = kept[usable(whole.votes[kept])]
+    if drop_files:
+        kept = without_named(whole, kept, drop_files)
     train = whole.subset(kept) if len(kept) < len(whole) else whole
     if gone := [expression for expression, count in train.counts.items() if not count]:
         raise DataError(

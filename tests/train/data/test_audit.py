@@ -16,12 +16,16 @@ from tests.train.images import write_images
 from fer_runtime.expressions import EXPRESSIONS
 from fer_train.cli import main
 from fer_train.data.audit import Audit, _sheet_rows, audit_faces, near_pairs, strangest, write_audit
-from fer_train.data.folders import load_faces
+from fer_train.data.folders import LabelledFaces, load_faces
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+
+
+def _splits(root: Path) -> dict[str, LabelledFaces]:
+    return {split: load_faces(root, split) for split in ("train", "validation")}
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def planted(tmp_path: Path) -> Path:
 
 
 def test_planted_faults_are_found(planted: Path) -> None:
-    found = audit_faces(load_faces(planted, "train"), load_faces(planted, "validation"))
+    found = audit_faces(_splits(planted))
     (group,) = found.exact
     assert set(group.paths) == {
         "train/happy/000.png",
@@ -69,7 +73,7 @@ def test_a_near_pair_stands_where_all_copies_of_it_stand(tmp_path: Path) -> None
     cv2.imwrite(str(images / "train" / "happy" / "near.png"), (image * 0.9).astype(np.uint8))
 
     def audited() -> Audit:
-        return audit_faces(load_faces(root, "train"), load_faces(root, "validation"))
+        return audit_faces(_splits(root))
 
     found = audited()
     assert [found.to_dict()[f"near_{what}"] for what in ("pairs", "across_splits", "conflicts")] == [1, 1, 0]
@@ -92,11 +96,11 @@ def test_blank_images_alone_are_said_to_be_blank(tmp_path: Path) -> None:
             folder = tmp_path / "data" / split / name
             folder.mkdir(parents=True)
             cv2.imwrite(str(folder / "0.png"), np.full((48, 48), number, np.uint8))
-    train, validation = load_faces(tmp_path / "data", "train"), load_faces(tmp_path / "data", "validation")
-    found = audit_faces(train, validation)
+    splits = _splits(tmp_path / "data")
+    found = audit_faces(splits)
     assert len(found.blank) == 14
     assert (found.near, found.strange) == ((), ())
-    report, _ = write_audit(found, tmp_path / "found", train, validation)
+    report, _ = write_audit(found, tmp_path / "found", splits)
     assert json.loads(report.read_text())["exact_across_splits"] == 7
 
 
@@ -142,6 +146,6 @@ def test_without_a_folder_the_command_writes_to_audit(
 
 def test_the_real_images_have_the_copies_that_were_counted_independently(real_data: Path) -> None:
     # Counted with sha256sum and sort over the same folders.
-    found = audit_faces(load_faces(real_data, "train"), load_faces(real_data, "validation")).to_dict()
+    found = audit_faces(_splits(real_data)).to_dict()
     assert (found["exact_groups"], found["exact_spare"]) == (1273, 1532)
     assert (found["exact_conflicts"], found["exact_across_splits"]) == (47, 270)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fer_runtime.files import write_atomically
 from fer_runtime.output.annotate import write_image
+from fer_runtime.text import printable
 from fer_train.data.folders import LabelledFaces, Uint8Array
 
 FloatArray = npt.NDArray[np.float32]
@@ -44,7 +45,7 @@ class Group:
 
     @property
     def crosses_splits(self) -> bool:
-        """Whether the group stands in train and in validation."""
+        """Whether the group stands in more than one split."""
         return len({path.partition("/")[0] for path in self.paths}) > 1
 
 
@@ -63,6 +64,10 @@ class Audit:
     def spare(self) -> int:
         """Images that stand there although an identical one does already."""
         return sum(len(group.paths) - 1 for group in self.exact)
+
+    @property
+    def _across(self) -> str:
+        return "in both splits" if len(self.counts) < 3 else "in more than one split"
 
     def to_dict(self) -> dict[str, Any]:
         """As the JSON file holds it."""
@@ -83,27 +88,36 @@ class Audit:
 
     def to_text(self) -> str:
         """The findings for a terminal."""
-        names = list(next(iter(self.counts.values())))
-        lines = [f"{'':12}" + "".join(f"{name:>10}" for name in names) + f"{'in all':>10}"]
-        for split, counts in self.counts.items():
-            lines.append(f"{split:12}" + "".join(f"{counts[name]:10}" for name in names) + f"{sum(counts.values()):10}")
         found = self.to_dict()
-        lines += [
+        lines = [
+            *table_of_counts(self.counts),
             "",
             f"byte-identical   {found['exact_groups']} groups, {found['exact_spare']} images to spare; "
-            f"{found['exact_conflicts']} groups under two labels, {found['exact_across_splits']} in both splits",
+            f"{found['exact_conflicts']} groups under two labels, {found['exact_across_splits']} {self._across}",
             f"nearly the same  {found['near_pairs']} pairs more; {found['near_conflicts']} under two labels, "
-            f"{found['near_across_splits']} in both splits",
+            f"{found['near_across_splits']} {self._across}",
             f"blank            {len(self.blank)}" + "".join(f"\n  {path}" for path in self.blank),
             f"strange          {len(self.strange)}, the least like the others: look at the contact sheet",
         ]
         return "\n".join(lines)
 
 
-def audit_faces(train: LabelledFaces, validation: LabelledFaces) -> Audit:
-    """Look at both splits; nothing is changed on disk."""
-    splits = {"train": train, "validation": validation}
+def table_of_counts(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Lines with the images of each split and class, and their sums."""
+    names = sorted({name for split in counts.values() for name in split})
+    widths = [max(10, len(printable(label, limit=24)) + 2) for label in names]
+    head = "".join(f"{printable(name, limit=24):>{width}}" for name, width in zip(names, widths, strict=True))
+    lines = [f"{'':12}{head}{'in all':>10}"]
+    for split, found in counts.items():
+        cells = "".join(f"{found.get(name, 0):{width}}" for name, width in zip(names, widths, strict=True))
+        lines.append(f"{split:12}{cells}{sum(found.values()):10}")
+    return lines
+
+
+def audit_faces(splits: Mapping[str, LabelledFaces]) -> Audit:
+    """Look at the images of all splits; nothing is changed on disk."""
     paths = [f"{split}/{path}" for split, part in splits.items() for path in part.paths]
+    split_of = [split for split, part in splits.items() for _ in part.paths]
     labels = [part.classes[label] for part in splits.values() for label in part.labels]
     digests = [digest for part in splits.values() for digest in part.file_sha256]
     faces = np.concatenate([part.faces for part in splits.values()])
@@ -115,7 +129,7 @@ def audit_faces(train: LabelledFaces, validation: LabelledFaces) -> Audit:
         # Of all copies, the two that say the most come first: under two labels, or else in both splits.
         first = max(
             itertools.product(one, other),
-            key=lambda two: (labels[two[0]] != labels[two[1]], (two[0] < len(train)) != (two[1] < len(train))),
+            key=lambda two: (labels[two[0]] != labels[two[1]], split_of[two[0]] != split_of[two[1]]),
         )
         return group((*first, *(index for index in (*one, *other) if index not in first)))
 
@@ -140,6 +154,26 @@ def near_copies(faces: Uint8Array, file_sha256: Sequence[str]) -> list[tuple[lis
     groups = _shown_copies(faces, file_sha256)
     distinct = np.array([copies[0] for copies in groups], dtype=np.int64)
     return [(groups[one], groups[other]) for one, other in near_pairs(faces[distinct])]
+
+
+def copies_of(faces: Uint8Array, file_sha256: Sequence[str]) -> list[list[int]]:
+    """Indices of images that are the same, or nearly: the groups of two and more."""
+    parent = list(range(len(faces)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    same = [*_copies(file_sha256), *([*one, *other] for one, other in near_copies(faces, file_sha256))]
+    for indices in same:
+        for index in indices:
+            parent[root(index)] = root(indices[0])
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(faces)):
+        groups[root(index)].append(index)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _copies(file_sha256: Sequence[str]) -> list[list[int]]:
@@ -199,13 +233,13 @@ def strangest(faces: Uint8Array) -> npt.NDArray[np.int64]:
     return order
 
 
-def write_audit(audit: Audit, folder: Path, train: LabelledFaces, validation: LabelledFaces) -> tuple[Path, Path]:
+def write_audit(audit: Audit, folder: Path, splits: Mapping[str, LabelledFaces]) -> tuple[Path, Path]:
     """Write `audit.json` and the contact sheet `audit.png`; the paths of both."""
     report, sheet = folder / "audit.json", folder / "audit.png"
     write_atomically(report, json.dumps(audit.to_dict(), indent=1, ensure_ascii=True) + "\n")
     images = {
         f"{split}/{path}": face
-        for split, part in (("train", train), ("validation", validation))
+        for split, part in splits.items()
         for path, face in zip(part.paths, part.faces, strict=True)
     }
     write_image(sheet, _draw_sheet(audit, images))
@@ -236,7 +270,7 @@ def _sheet_rows(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
 
     return [
         (f"under two labels: {len(conflicts)} groups", one_of_each(conflicts)),
-        (f"in both splits: {len(across)} groups", one_of_each(across)),
+        (f"{audit._across}: {len(across)} groups", one_of_each(across)),
         (
             f"nearly the same: {len(audit.near)} pairs, side by side",
             [example for pair in near for example in zip(pair.paths[:2], pair.labels[:2], strict=True)],

@@ -2,7 +2,7 @@
 
 A votes file is a CSV, plain or gzipped, with one row per image: its path below the dataset's root (or below `images/`),
 then one column per class, then any further columns for what is none of the classes (FER+ has contempt, unknown and
-not_a_face).
+not_a_face). FER+'s own fer2013new.csv is read, too: its rows are those of fer2013.csv.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import hashlib
 import io
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from fer_runtime.errors import DataError
 from fer_runtime.metrics import ConfusionMatrix, accuracy, confusion_matrix, per_class_recall
+from fer_train.data.label_names import name_of
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -31,6 +32,7 @@ Uint8Array = npt.NDArray[np.uint8]
 # What `--votes` takes instead of a file.
 FERPLUS = "ferplus"
 _PATH_COLUMNS = ("image", "picture", "path")
+_FERPLUS_NAME, _FERPLUS_USAGE = "Image name", "Usage"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Votes:
     classes: tuple[str, ...]
     by_path: Mapping[str, Float32Array]  # (classes + 1,) each; the last value counts votes for none of the classes
     sha256: str  # of the file
+    by_stem: Mapping[str, Float32Array] = field(default_factory=dict)  # the same by the file's name without suffix
 
     def of(self, paths: Sequence[str], faces: Uint8Array, *, split: str) -> Float32Array:
         """Votes for the images at `paths` of a split, float32 (images, classes + 1); zeros for an image without a row.
@@ -48,13 +51,17 @@ class Votes:
             DataError: no image has a row.
         """
         nothing = np.zeros(len(self.classes) + 1, np.float32)
-        found = np.array([self.by_path.get(f"{split}/{path}", nothing) for path in paths], np.float32)
+        found = np.array([self._of_one(f"{split}/{path}", nothing) for path in paths], np.float32)
         if len(paths) and not found.any():
             raise DataError(
                 f"the votes file has no row for any {split} image, such as {split}/{paths[0]}; its first column must "
                 "hold paths below the dataset's root, with /"
             )
         return found
+
+    def _of_one(self, path: str, nothing: Float32Array) -> Float32Array:
+        found = self.by_path.get(path)
+        return self.by_stem.get(PurePosixPath(path).stem, nothing) if found is None else found
 
 
 class VoteSource(Protocol):
@@ -97,6 +104,8 @@ def read_votes(path: Path, classes: Sequence[str]) -> Votes:
         raise DataError(f"the votes file {path} is damaged or no text ({error}); copy it again") from error
     reader = csv.DictReader(io.StringIO(text))
     columns = list(reader.fieldnames or ())
+    if _FERPLUS_NAME in columns:
+        return _read_ferplus(path, reader, classes, hashlib.sha256(content).hexdigest())
     key = next((name for name in _PATH_COLUMNS if name in columns), None)
     if key is None or (missing := [name for name in classes if name not in columns]):
         lacking = "a column image" if key is None else f"a column for {', '.join(missing)}"
@@ -113,6 +122,37 @@ def read_votes(path: Path, classes: Sequence[str]) -> Votes:
             raise DataError(f"line {line} of the votes file {path} holds a vote that is negative or not finite")
         by_path[str(row[key]).removeprefix("images/")] = np.array([*values, other], np.float32)
     return Votes(classes=tuple(classes), by_path=by_path, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _read_ferplus(path: Path, reader: csv.DictReader[str], classes: Sequence[str], sha256: str) -> Votes:
+    """FER+'s fer2013new.csv: images are known by FER+'s names, and by those that `fer-data import` gives their rows."""
+    columns = list(reader.fieldnames or ())
+    column_of = {name_of(column): column for column in columns}
+    if missing := [name for name in classes if name not in column_of]:
+        raise DataError(
+            f"FER+'s votes in {path} have no column for {', '.join(missing)}; they are: {', '.join(columns)}"
+        )
+    named = [column_of[name] for name in classes]
+    others = [name for name in columns if name not in (*named, _FERPLUS_NAME, _FERPLUS_USAGE)]
+    by_stem: dict[str, Float32Array] = {}
+    for index, row in enumerate(reader):
+        try:
+            votes = np.array(
+                [*(float(row[name]) for name in named), sum(float(row[name]) for name in others)], np.float32
+            )
+        except (TypeError, ValueError):
+            raise DataError(f"line {index + 2} of the votes file {path} holds something else than numbers") from None
+        if not votes.min() >= 0 or not np.isfinite(votes).all():
+            raise DataError(f"line {index + 2} of the votes file {path} holds a vote that is negative or not finite")
+        by_stem[pixels_name(index)] = votes
+        if given := (row[_FERPLUS_NAME] or "").strip():  # none where FER+ leaves an image out
+            by_stem[PurePosixPath(given).stem] = votes
+    return Votes(classes=tuple(classes), by_path={}, sha256=sha256, by_stem=by_stem)
+
+
+def pixels_name(index: int) -> str:
+    """The name, without suffix, of the image that `fer-data import` makes of a row of fer2013.csv; 0 is the first."""
+    return f"fer2013_{index:05}"
 
 
 def usable(votes: Float32Array) -> npt.NDArray[np.bool_]:

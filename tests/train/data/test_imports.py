@@ -1,0 +1,275 @@
+"""Other people's data sets: each is made here as its authors hand it out."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from fer_runtime.errors import DataError
+from fer_runtime.images import Uint8Array, read_image
+from fer_train.data.cli import main
+from fer_train.data.label_names import LabelNames, parse_renames
+from fer_train.data.votes import read_votes
+
+SEVEN = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+
+
+def _import(source: Path, output: Path, *more: str) -> Result:
+    return CliRunner().invoke(main, ["import", str(source), "--output", str(output), *more])
+
+
+def _files(output: Path) -> dict[str, bytes]:
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+def _images(output: Path) -> set[str]:
+    return {name for name in _files(output) if not name.endswith(".csv")}
+
+
+def _face(seed: int, side: int = 48) -> Uint8Array:
+    return np.random.default_rng(seed).integers(0, 256, (side, side), np.uint8)
+
+
+def _write(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), _face(seed, 24))
+
+
+@pytest.fixture
+def fer2013(tmp_path: Path) -> Path:
+    """fer2013.csv with a row for each label and two that are broken, and FER+'s votes beside it."""
+    file = tmp_path / "kaggle" / "fer2013.csv"
+    file.parent.mkdir()
+    usages = ("Training", "PublicTest", "PrivateTest")
+    rows = [[str(number % 7), " ".join(map(str, _face(number).ravel())), usages[number % 3]] for number in range(14)]
+    rows += [["3", "1 2 3", "Training"], ["", rows[0][1], "Training"]]
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["emotion", "pixels", "Usage"], *rows])
+    with (file.parent / "fer2013new.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        names = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
+        writer.writerow(["Usage", "Image name", *names])
+        for number in range(16):
+            # The rows of FER+ are those of fer2013.csv, and its names are not given to all.
+            votes = [number % 5, 0, 1, 0, 0, 0, 0, 0, 2, 0]
+            writer.writerow([usages[number % 3], "" if number == 4 else f"fer{number:07}.png", *votes])
+    return file
+
+
+def test_fer2013_with_its_own_label_order(fer2013: Path, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    run = _import(fer2013, output)
+    assert run.exit_code == 0, run.output
+    # The order of the csv, which is not that of the folders.
+    order = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+    splits = ("train", "validation", "test")
+    expected = {f"{splits[number % 3]}/{order[number % 7]}/fer2013_{number:05}.png": number for number in range(14)}
+    assert _images(output) == set(expected)
+    for path, number in expected.items():
+        assert np.array_equal(read_image(output / path), _face(number))
+    assert "fer2013.csv, row 15: has 3 pixels, which are no square" in run.output
+    assert "fer2013.csv, row 16: has no label" in run.output
+    assert "14 images, 2 cannot be used" in run.output
+    rows = list(csv.DictReader((output / "images.csv").open(newline="")))
+    assert [row["reason"] for row in rows[:13]] == [""] * 13
+    assert len(rows) == 16
+
+
+def test_votes_beside_it_are_for_the_same_rows(fer2013: Path, tmp_path: Path) -> None:
+    _import(fer2013, tmp_path / "data")
+    votes = read_votes(tmp_path / "data" / "votes.csv", SEVEN)
+    assert len(votes.by_path) == 14
+    # Row 9 (index 9: neutral 4, surprise 1, unknown 2) is of fear.
+    assert votes.by_path["train/fear/fer2013_00009.png"].tolist() == [0, 0, 0, 0, 4, 0, 1, 2]
+
+
+def test_fer_plus_own_file_is_read_by_name_and_by_row(fer2013: Path) -> None:
+    votes = read_votes(fer2013.parent / "fer2013new.csv", SEVEN)
+    none = np.zeros((0, 48, 48), np.uint8)
+    found = votes.of(["sad/fer0000009.png", "fear/fer2013_00009.png", "x/fer2013_00004.png"], none, split="train")
+    assert found.tolist() == [[0, 0, 0, 0, 4, 0, 1, 2]] * 2 + [[0, 0, 0, 0, 4, 0, 1, 2]]
+    with pytest.raises(DataError, match="no row for any train image"):
+        votes.of(["sad/9.png"], none, split="train")
+    with pytest.raises(DataError, match="no column for bored"):
+        read_votes(fer2013.parent / "fer2013new.csv", ("bored", "happy"))
+
+
+def test_votes_of_other_rows_are_refused(fer2013: Path, tmp_path: Path) -> None:
+    file = fer2013.parent / "fer2013new.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:-1]))
+    assert "has 15 rows and the images are more" in _import(fer2013, tmp_path / "data").output
+    file.write_text("".join([*lines, lines[-1]]))
+    assert "has more rows than the 16 images" in _import(fer2013, tmp_path / "data").output
+
+
+def test_the_same_import_again_changes_nothing(fer2013: Path, tmp_path: Path) -> None:
+    _import(fer2013, tmp_path / "data")
+    before = _files(tmp_path / "data")
+    (tmp_path / "data" / "train" / "angry" / "fer2013_00000.png").unlink()
+    assert "13 of them were there" in _import(fer2013, tmp_path / "data").output
+    assert _files(tmp_path / "data") == before
+
+
+def test_two_data_sets_in_one_folder(fer2013: Path, tmp_path: Path) -> None:
+    _import(fer2013, tmp_path / "data")
+    _write(tmp_path / "more" / "Happiness" / "fer2013_00003.png", 99)
+    run = _import(tmp_path / "more", tmp_path / "data")
+    assert run.exit_code == 0, run.output
+    assert "happy: was Happiness" in run.output
+    rows = list(csv.DictReader((tmp_path / "data" / "images.csv").open(newline="")))
+    assert len(rows) == 17
+    # The first set's image of that name stays.
+    assert np.array_equal(read_image(tmp_path / "data" / "train/happy/fer2013_00003.png"), _face(3))
+    assert rows[-1]["image"] == "train/happy/fer2013_00003-2.png"
+
+
+def test_rafdb_by_its_list(tmp_path: Path) -> None:
+    root = tmp_path / "RAF-DB" / "basic"
+    lines = []
+    for number in range(1, 8):
+        split = "train" if number % 2 else "test"
+        _write(root / "Image" / "aligned" / f"{split}_{number:05}_aligned.jpg", number)
+        lines.append(f"{split}_{number:05}.jpg {number}\n")
+    (root / "EmoLabel").mkdir()
+    (root / "EmoLabel" / "list_patition_label.txt").write_text("".join(lines))
+    for number, source in enumerate((root, root.parent, root / "EmoLabel" / "list_patition_label.txt")):
+        run = _import(source, tmp_path / f"data{number}")
+        assert run.exit_code == 0, run.output
+        assert "labels are numbered as in rafdb" in run.output
+        # RAF-DB's paper: 1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral.
+        assert _images(tmp_path / f"data{number}") == {
+            "train/surprise/train_00001.jpg",
+            "test/fear/test_00002.jpg",
+            "train/disgust/train_00003.jpg",
+            "test/happy/test_00004.jpg",
+            "train/sad/train_00005.jpg",
+            "test/angry/test_00006.jpg",
+            "train/neutral/train_00007.jpg",
+        }
+
+
+def test_rafdb_by_its_folders_of_numbers(tmp_path: Path) -> None:
+    for number in range(1, 8):
+        _write(tmp_path / "DATASET" / "train" / str(number) / f"train_{number:05}_aligned.jpg", number)
+        _write(tmp_path / "DATASET" / "test" / str(number) / f"test_{number:05}_aligned.jpg", number)
+    run = _import(tmp_path / "DATASET", tmp_path / "data")
+    assert run.exit_code == 0, run.output
+    assert "surprise: was 1" in run.output
+    assert "test/neutral/test_00007_aligned.jpg" in _images(tmp_path / "data")
+
+
+def test_numbers_alone_are_refused_until_they_are_explained(tmp_path: Path) -> None:
+    for number in range(8):
+        _write(tmp_path / "set" / str(number) / "a.jpg", number)
+    run = _import(tmp_path / "set", tmp_path / "data")
+    assert run.exit_code == 1
+    assert "0 is angry in fer2013, neutral in affectnet" in run.output
+    assert not (tmp_path / "data").exists()
+    run = _import(tmp_path / "set", tmp_path / "data", "--numbers", "affectnet", "--rename", "7=")
+    assert run.exit_code == 0, run.output
+    # AffectNet's paper: 0 neutral, 1 happy, 2 sad, 3 surprise, 4 fear, 5 disgust, 6 anger, 7 contempt.
+    labels = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry")
+    seen = {path.split("/")[1]: read_image(tmp_path / "data" / path) for path in _images(tmp_path / "data")}
+    assert seen.keys() == set(labels)
+    for number, label in enumerate(labels):
+        assert np.array_equal(seen[label], read_image(tmp_path / "set" / str(number) / "a.jpg"))
+    assert "1 left out by their label" in run.output
+
+
+def test_affectnet_by_its_header(tmp_path: Path) -> None:
+    _write(tmp_path / "images" / "689" / "a.jpg", 0)
+    _write(tmp_path / "images" / "689" / "b.jpg", 1)
+    header = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal\n"
+    rows = "689/a.jpg,1,2,3,4,1;2,7,0.1,0.2\n689/b.jpg,1,2,3,4,1;2,9,-2,-2\n689/gone.jpg,1,2,3,4,1;2,1,-2,-2\n"
+    (tmp_path / "training.csv").write_text(header + rows)
+    run = _import(tmp_path / "training.csv", tmp_path / "data", "--images", str(tmp_path / "images"))
+    assert run.exit_code == 0, run.output
+    assert _images(tmp_path / "data") == {"train/contempt/689/a.jpg"}
+    assert "689/gone.jpg: no such file" in run.output
+    first, *_ = csv.DictReader((tmp_path / "data" / "images.csv").open(newline=""))
+    assert (first["valence"], first["face_width"]) == ("0.1", "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("path,label,subject\n{a},Bored,p1\nb.png,engaged,p2\n", ()),
+        ("path;label;subject\n{a};Bored;p1\r\nb.png;engaged;p2\r\n", ()),
+        ("\ufeffImage Path,Emotion\n{a},Bored\n,engaged\nb.png,engaged\n", ()),
+        ("{a}\tBored\nb.png\tengaged\n", ()),
+        ("foto,was\n{a},Bored\nb.png,engaged\n", ("--path-column", "foto", "--label-column", "was")),
+        ("path,label,set\n{a},Bored,val\nb.png,engaged,train\n", ()),
+        ("pfad,label,teil\n{a},Bored,dev\nb.png,engaged,x\n", ("--path-column", "pfad", "--split-column", "teil")),
+        ("sub\\a.jpg Bored\nb.png engaged\n", ()),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gz"])
+def test_any_table_of_paths_and_labels(tmp_path: Path, text: str, options: tuple[str, ...], encoding: str) -> None:
+    _write(tmp_path / "set" / "sub" / "a.jpg", 0)
+    _write(tmp_path / "set" / "b.png", 1)
+    file = tmp_path / "set" / ("table.csv.gz" if encoding == "gz" else "table.csv")
+    # Both absolute paths and those below the table's folder.
+    text = text.format(a="sub/a.jpg")
+    file.write_bytes(gzip.compress(text.encode()) if encoding == "gz" else text.encode(encoding))
+    run = _import(file, tmp_path / "data", *options)
+    assert run.exit_code == 0, run.output
+    split = "validation" if "val" in text or "dev" in text else "train"
+    assert _images(tmp_path / "data") == {f"{split}/Bored/sub/a.jpg", "train/engaged/b.png"}
+
+
+def test_labels_and_paths_of_a_hostile_table_stay_inside(tmp_path: Path) -> None:
+    _write(tmp_path / "secret.png", 0)
+    _write(tmp_path / "set" / "a.png", 1)
+    file = tmp_path / "set" / "table.csv"
+    file.write_text("path,label\n../secret.png,happy\na.png,happy\n" + f"{tmp_path}/secret.png,happy\na\0.png,happy\n")
+    run = _import(file, tmp_path / "out" / "data")
+    assert run.exit_code == 0, run.output
+    assert {path.parent for path in tmp_path.rglob("*.png")} == {
+        *(tmp_path, tmp_path / "set", tmp_path / "out" / "data" / "train" / "happy")
+    }
+    file.write_text("path,label\na.png,../../happy\n")
+    run = _import(file, tmp_path / "out" / "other")
+    assert run.exit_code == 1
+    assert "cannot be the name of a folder; give it another name: --rename '../../happy=NAME'" in run.output
+    assert not (tmp_path / "out" / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"a,b\n1,2\n", "neither a header that is known nor a list"),
+        (b"path,size\na.jpg,2\n", "name the one of the labels: --label-column"),
+        (b"label,size\nhappy,2\n", "name the one of the paths: --path-column"),
+        (b"path,label\n", "has no rows"),
+        (b"path,label\ngone.jpg,happy\n", "none of the first 1 images .* --images DIR"),
+        (b"path,label\n\xff\xfe\xfa,happy\n", "is damaged or no text"),
+        (b"\x1f\x8b\x08\0half", "is damaged or no text|cannot read"),
+    ],
+)
+def test_tables_that_are_not_understood_are_errors(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "table.csv").write_bytes(content)
+    run = _import(tmp_path / "table.csv", tmp_path / "data")
+    assert run.exit_code == 1
+    assert run.output.startswith("Error: ")
+    assert re.search(message, run.output), run.output
+    assert not (tmp_path / "data").exists()
+
+
+def test_renames_come_before_everything_else() -> None:
+    names = LabelNames(parse_renames(["Joy=laughing", "1=calm", "other="]), "rafdb")
+    assert [names.name(label) for label in ("Joy", "1", "2", "other", "SAD", "Suprise", "own")] == [
+        *("laughing", "calm", "fear", "", "sad", "surprise", "own")
+    ]
+    assert names.changes()[0] == "left out: label other"
+    for wrong in (["happy"], ["=x"], ["a=b", "a=c"]):
+        with pytest.raises(ValueError, match=r"OLD=NEW|renamed twice"):
+            parse_renames(wrong)

@@ -1,0 +1,106 @@
+"""Folders as people have them: class folders, alone or inside folders for the splits under their usual names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer_runtime.errors import DataError
+from fer_runtime.text import counted, printable
+from fer_train.data.folders import class_folders
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+_SPLIT_NAMES = {
+    TRAIN: ("train", "training"),
+    VALIDATION: ("validation", "val", "valid", "dev", "publictest"),
+    TEST: ("test", "testing", "privatetest"),
+}
+_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceImage:
+    """An image of a class folder."""
+
+    path: Path
+    split: str  # "train" where the source has no splits
+    label: str  # the class folder's name
+    below: str  # the path below the class folder, with "/"
+
+    @property
+    def name(self) -> str:
+        """The image in tables and lists, "train/happy/1.png"."""
+        return f"{self.split}/{self.label}/{self.below}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A folder's images by split and class, sorted."""
+
+    root: Path
+    images: tuple[SourceImage, ...]
+    has_splits: bool
+    ignored: tuple[str, ...]  # folders beside those of the splits
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The class folders' names, sorted."""
+        return tuple(sorted({image.label for image in self.images}))
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder's or a column's word stands for: "train", "validation" or "test"; None for none."""
+    return _SPLIT_OF.get(name.strip().casefold().replace("_", ""))
+
+
+def read_source(root: Path) -> Source:
+    """The images of `root/LABEL/`, `root/SPLIT/LABEL/` or `root/images/SPLIT/LABEL/`, and of the folders below LABEL.
+
+    Raises:
+        DataError: there is no such folder, or it has no class folder with an image.
+    """
+    if not root.is_dir():
+        raise DataError(f"no folder {root}; give a folder that holds one folder for each label")
+    base = root
+    if (root / "images").is_dir() and any(map(split_named, _subfolders(root / "images"))):
+        base = root / "images"
+    names = _subfolders(base)
+    splits = [name for name in names if split_named(name)]
+    if splits:
+        images = [one for name in splits for one in _images(base / name, split_named(name) or TRAIN)]
+    else:
+        images = list(_images(base, TRAIN))
+    if not images:
+        raise DataError(_nothing_found(base, names))
+    return Source(
+        root=root,
+        images=tuple(images),
+        has_splits=bool(splits),
+        ignored=tuple(name for name in names if splits and name not in splits),
+    )
+
+
+def _images(folder: Path, split: str) -> Iterator[SourceImage]:
+    for label, below in class_folders(folder).items():
+        for path in below:
+            yield SourceImage(path=folder / label / path, split=split, label=label, below=path)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror}; give a folder that you may read") from error
+
+
+def _nothing_found(base: Path, names: list[str]) -> str:
+    if names:
+        shown = ", ".join(printable(name, limit=40) for name in names[:5])
+        there = counted(len(names), "folder")
+        return f"{base} holds {there} ({shown}) and no image in them; give a folder of class folders"
+    files = sum(1 for path in base.iterdir() if path.is_file())
+    return (
+        f"{base} holds {counted(files, 'file')} and no class folders; put the images of each label into a folder of "
+        f"its own, such as {base / 'happy'}"
+    )
