@@ -165,7 +165,7 @@ def _placed(one: tuple[_Cut, tuple[Detection, bytes] | None], placing: Placing, 
         folder = "/".join((image.split, row["label"], *map(safe_name, below.parts[:-1])))
         row["image"] = placing.place(folder, below.stem, ".png", content)
         row |= dict(zip(("x", "y", "width", "height"), map(str, detection.box), strict=True))
-        row |= {"roll": f"{detection.roll:.1f}", "score": f"{detection.score:.3f}"}
+        row |= {"roll": f"{detection.roll:.1f}", "score": "" if detection.score is None else f"{detection.score:.3f}"}
     return row
 
 
