@@ -101,7 +101,8 @@ _RUNS = {
         *("-m", "fer_train", "--model", "v0", "--data", "{data}", "--epochs", "1", "--models-dir", "out"),
         *("--device", "cpu", "--threads", "1"),
     ),
-    "fer-train --audit": ("-m", "fer_train", "--audit", "audit", "--data", "{data}"),
+    "fer-data crop": ("-m", "fer_train.data.cli", "crop", "{photos}", "--output", "crops"),
+    "fer-data audit": ("-m", "fer_train.data.cli", "audit", "{data}", "--model", "{model}"),
     "fer-export": ("-m", "fer_export", "--model", "v0", "--checkpoint", "{checkpoint}", "--models-dir", "out"),
     "fer-export --inspect": ("-m", "fer_export", "--inspect", "{model}"),
     "fer-bench latency": (
@@ -136,7 +137,11 @@ def test_no_network_and_nothing_left_elsewhere(name: str, data: Path, tmp_path: 
     checkpoint = checkpoint_path(packaged_models_dir(), "v0")
     if name == "fer-export" and not checkpoint.is_file():
         pytest.skip("needs the checkpoints of a checkout")
+    photos = tmp_path / "photos"
+    (photos / "happy").mkdir(parents=True)
+    shutil.copy(sample_images()[0], photos / "happy")
     places = {"sample": sample_images()[0], "model": _model(), "video": video, "data": data, "checkpoint": checkpoint}
+    places |= {"photos": photos}
     traced = _trace(folder, *(part.format(**places) for part in _RUNS[name]))
     assert traced.network == []
     assert _strays(traced, folder) == []

@@ -1,1 +1,1 @@
-"""Training of the expression networks in PyTorch, and the audit of their data."""
+"""Training of the expression networks in PyTorch, and the making of their data."""

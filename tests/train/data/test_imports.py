@@ -264,6 +264,39 @@ def test_tables_that_are_not_understood_are_errors(tmp_path: Path, content: byte
     assert not (tmp_path / "data").exists()
 
 
+def test_a_name_for_a_label_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    _write(tmp_path / "set" / "happiness" / "a.png", 0)
+    run = _import(tmp_path / "set", tmp_path / "data", "--rename", "hapiness=joy")
+    assert run.exit_code == 1
+    assert "there is no label 'hapiness' to rename; the labels are: happiness" in run.output
+
+
+def test_images_beside_the_class_folders_are_named(tmp_path: Path) -> None:
+    _write(tmp_path / "set" / "happy" / "a.png", 0)
+    _write(tmp_path / "set" / "loose.png", 1)
+    run = _import(tmp_path / "set", tmp_path / "data")
+    assert "not read, because they are in no class folder: loose.png" in run.output
+
+
+def test_who_is_in_an_image_is_known_after_crop_too(tmp_path: Path) -> None:
+    """A table with a column of persons, cropped, then split by that column."""
+    rows = []
+    for number in range(12):
+        _write(tmp_path / "set" / f"{number}.png", number)
+        rows.append(f"{number}.png,{('calm', 'glad')[number % 2]},p{number // 4}\n")
+    (tmp_path / "set" / "table.csv").write_text("path,label,person\n" + "".join(rows))
+    assert _import(tmp_path / "set" / "table.csv", tmp_path / "photos").exit_code == 0
+    for command in (
+        ["crop", str(tmp_path / "photos"), "--output", str(tmp_path / "data")],
+        ["split", str(tmp_path / "data"), "--output", str(tmp_path / "sets"), "--group", "person"],
+    ):
+        run = CliRunner().invoke(main, command)
+        assert run.exit_code == 0, run.output
+    assert "persons          2 in train, 1 in validation; nobody is in two" in run.output
+    found = {int(path.stem) // 4 for path in (tmp_path / "sets" / "validation").rglob("*.png")}
+    assert len(found) == 1
+
+
 def test_renames_come_before_everything_else() -> None:
     names = LabelNames(parse_renames(["Joy=laughing", "1=calm", "other="]), "rafdb")
     assert [names.name(label) for label in ("Joy", "1", "2", "other", "SAD", "Suprise", "own")] == [

@@ -25,7 +25,7 @@ from fer_train.data.label_errors import (
 )
 from fer_train.data.reading import ReadImage, read_images, small_faces
 from fer_train.data.sheets import SHOWN, draw_sheet
-from fer_train.data.source_folders import TEST, TRAIN, VALIDATION, Source
+from fer_train.data.source_folders import TEST, TRAIN, VALIDATION, Source, not_read
 
 ERRORS_FILE, ERRORS_SHEET = "label_errors.csv", "label_errors.png"
 _PAIRS_SHOWN = 8  # kinds of error that the terminal lists
@@ -96,7 +96,7 @@ def audit_folder(
         split: _labelled([one for one in read if one.image.split == split], classes)
         for split in dict.fromkeys(one.image.split for one in read)
     }
-    notes: list[str] = []
+    notes = [not_read(source)] if source.ignored else []
     errors: list[LabelError] | None = None
     if label_errors:
         if len(classes) < 2:

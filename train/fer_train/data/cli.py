@@ -134,13 +134,13 @@ def crop(
     Exits 1 if no face was found at all.
     """
     from fer_train.data.crop import CropOptions, crop_photos
-    from fer_train.data.source_folders import read_source
+    from fer_train.data.source_folders import not_read, read_source
 
     names = _names(renames, numbers)
     _refuse_inside(output, photos)
     source = read_source(photos)
     if source.ignored:
-        _say(f"not read: {', '.join(source.ignored)}, which are no splits")
+        _say(not_read(source))
     options = CropOptions(
         faces=faces, size=size, detector=detector, yunet=yunet, min_face=min_face, renames=tuple(sorted(renames))
     )

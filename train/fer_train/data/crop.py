@@ -26,12 +26,13 @@ from fer_runtime.output.annotate import encode_image, write_image
 from fer_runtime.text import csv_text, printable
 from fer_runtime.untrusted_json import parse_json
 from fer_train.data.audit import copies_of
+from fer_train.data.images_file import IMAGES_FILE, merged_rows, read_images_file, write_rows
 from fer_train.data.label_names import LabelNames
 from fer_train.data.placing import Placing, in_threads, safe_name
 from fer_train.data.sheets import draw_sheet, evenly
-from fer_train.data.source_folders import Source, SourceImage
+from fer_train.data.source_folders import SHEETS_FOLDER, Source, SourceImage
 
-CROPS_FILE, SETTINGS_FILE, COPIES_FILE, SHEETS_FOLDER = "crops.csv", "crops.json", "near_duplicates.csv", "sheets"
+CROPS_FILE, SETTINGS_FILE, COPIES_FILE = "crops.csv", "crops.json", "near_duplicates.csv"
 FACES = ("largest", "all", "one")
 # 4 x 48, 3 x 64 and 2 x 96: the networks' sizes follow from it by averaging whole pixels.
 SIZE = 192
@@ -137,6 +138,7 @@ def crop_photos(
                 continue
             rows.add([_placed(one, placing, names) for one in _single(cut)])
         _finish(output, rows.all(), report)
+        _carry_columns(source.root / IMAGES_FILE, output / IMAGES_FILE, rows.all())
     return report
 
 
@@ -305,6 +307,16 @@ def _check_settings(file: Path, settings: Mapping[str, Any], *, has_rows: bool) 
             raise OutputError(
                 f"{file.parent} holds crops made with {was}, not {value}; give {was}, or choose another --output"
             )
+
+
+def _carry_columns(photos: Path, crops: Path, rows: list[dict[str, str]]) -> None:
+    """What an import has written of each photograph, such as who is in it, for its crops."""
+    known = read_images_file(photos)
+    if known:
+        mine = [
+            {**known[row["source"]], "image": row["image"]} for row in rows if row["image"] and row["source"] in known
+        ]
+        write_rows(crops, merged_rows(crops, mine))
 
 
 def _finish(output: Path, rows: list[dict[str, str]], report: CropReport) -> None:

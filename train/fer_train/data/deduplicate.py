@@ -19,7 +19,7 @@ def training_indices_without(train: LabelledFaces, validation: LabelledFaces, ki
     "duplicates" leaves out images that also stand in validation, and all but the first of equal
     ones; "conflicts" leaves out images that stand under two labels, every copy of them. Equal
     means byte-identical files. "near" leaves out images that look the same as one of validation, and
-    both of two that look the same under two labels, where the files differ (as `fer-train --audit` counts them).
+    both of two that look the same under two labels, where the files differ (as `fer-data audit` counts them).
 
     Raises:
         ValueError: `kinds` names something else.

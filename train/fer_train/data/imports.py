@@ -15,18 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from fer_runtime.errors import DataError, ImageError, OutputError
-from fer_runtime.files import write_atomically
+from fer_runtime.errors import DataError, ImageError
 from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, decode_image, read_bytes
 from fer_runtime.output.annotate import encode_image
 from fer_runtime.text import csv_text, printable
+from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE, merged_rows, write_rows
 from fer_train.data.label_names import LabelNames
 from fer_train.data.placing import Placing, in_threads, safe_name
-from fer_train.data.source_folders import TEST, TRAIN, SourceImage, read_source, split_named
+from fer_train.data.source_folders import TEST, TRAIN, SourceImage, not_read, read_source, split_named
 from fer_train.data.tables import Columns, Table, TableRow, read_table
 from fer_train.data.votes import pixels_name
 
-IMAGES_FILE, VOTES_FILE = "images.csv", "votes.csv"
 _OWN_COLUMNS = ("image", "label", "split", "source", "reason")
 # Files that stand for a whole data set, in the order in which they are looked for.
 _KNOWN_FILES = ("fer2013.csv", "icml_face_data.csv", "list_patition_label.txt", "list_partition_label.txt")
@@ -160,11 +159,11 @@ def import_images(
     report.there = placing.there
     if not rows:
         raise DataError(f"{source} has no rows; give the whole data set")
-    _write_rows(output / IMAGES_FILE, _merged(output / IMAGES_FILE, rows))
+    write_rows(output / IMAGES_FILE, merged_rows(output / IMAGES_FILE, rows))
     report.files.append(output / IMAGES_FILE)
     if voters is not None:
         votes_rows = list(csv.DictReader(io.StringIO(voters.finish())))
-        _write_rows(output / VOTES_FILE, _merged(output / VOTES_FILE, votes_rows))
+        write_rows(output / VOTES_FILE, merged_rows(output / VOTES_FILE, votes_rows))
         report.files.append(output / VOTES_FILE)
     return report
 
@@ -192,7 +191,7 @@ def _in_folder(source: Path, names: LabelNames, report: ImportReport) -> Iterato
         _note_numbering(names, "rafdb", report, "its file names are RAF-DB's")
     names.prepare(found.labels)
     if found.ignored:
-        report.notes.append(f"not read: {', '.join(map(printable, found.ignored))}, which are no splits")
+        report.notes.append(not_read(found))
     return (_from_folder(names, image) for image in found.images)
 
 
@@ -415,25 +414,3 @@ class _VotesWriter:
         if next(self._rows, None) is not None:
             raise DataError(f"{self._file} has more rows than the {self._count} images; both must be whole")
         return self._text.getvalue()
-
-
-def _merged(file: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """`rows` behind those that imports of other data sets into the same folder have written."""
-    if not file.is_file():
-        return rows
-    ours = {row["image"] or row.get("source", "") for row in rows}
-    try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            before = [row for row in csv.DictReader(stream) if (row["image"] or row.get("source", "")) not in ours]
-    except (OSError, KeyError, csv.Error) as error:
-        raise OutputError(f"{file} is not of fer-data import ({error}); choose another --output") from error
-    return before + rows
-
-
-def _write_rows(file: Path, rows: Sequence[dict[str, str]]) -> None:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(file, text.getvalue().encode("utf-8", "surrogateescape"))

@@ -58,9 +58,14 @@ class LabelNames:
         """Check all labels of a data set before anything is written.
 
         Raises:
-            DataError: a label is a number that nothing explains, or has no name that a folder can have.
+            DataError: a label is a number that nothing explains, or has no name that a folder can have; or a name is
+                given to a label that is not there.
         """
-        for label in sorted(set(labels)):
+        there = sorted(set(labels))
+        if unknown := sorted(set(self.renamed) - {label.strip() for label in there}):
+            shown = ", ".join(printable(label, limit=40) for label in there[:20])
+            raise DataError(f"there is no label {unknown[0]!r} to rename; the labels are: {shown}")
+        for label in there:
             self.name(label)
 
     def name(self, label: str) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer_runtime.errors import DataError
+from fer_runtime.images import IMAGE_SUFFIXES
 from fer_runtime.text import counted, printable
 from fer_train.data.folders import class_folders
 
+SHEETS_FOLDER = "sheets"  # contact sheets of fer-data crop, beside its splits
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SPLIT_NAMES = {
     TRAIN: ("train", "training"),
@@ -41,7 +43,7 @@ class Source:
     root: Path
     images: tuple[SourceImage, ...]
     has_splits: bool
-    ignored: tuple[str, ...]  # folders beside those of the splits
+    ignored: tuple[str, ...]  # folders beside those of the splits, and images beside the class folders
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -67,6 +69,7 @@ def read_source(root: Path) -> Source:
         base = root / "images"
     names = _subfolders(base)
     splits = [name for name in names if split_named(name)]
+    places = [base, *(base / name for name in splits)]
     if splits:
         images = [one for name in splits for one in _images(base / name, split_named(name) or TRAIN)]
     else:
@@ -77,14 +80,29 @@ def read_source(root: Path) -> Source:
         root=root,
         images=tuple(images),
         has_splits=bool(splits),
-        ignored=tuple(name for name in names if splits and name not in splits),
+        ignored=(
+            *(f"{name}/" for name in names if splits and name not in splits and name != SHEETS_FOLDER),
+            *(str(path.relative_to(base)) for folder in places for path in _loose(folder)),
+        ),
     )
+
+
+def not_read(source: Source) -> str:
+    """What of a source is not read, in words."""
+    shown = ", ".join(printable(name, limit=60) for name in source.ignored[:5])
+    more = f" and {len(source.ignored) - 5} more" if len(source.ignored) > 5 else ""
+    return f"not read, because they are in no class folder: {shown}{more}"
 
 
 def _images(folder: Path, split: str) -> Iterator[SourceImage]:
     for label, below in class_folders(folder).items():
         for path in below:
             yield SourceImage(path=folder / label / path, split=split, label=label, below=path)
+
+
+def _loose(folder: Path) -> list[Path]:
+    """Images that are in no class folder."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def _subfolders(folder: Path) -> list[str]:

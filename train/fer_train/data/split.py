@@ -20,11 +20,12 @@ from fer_runtime.files import write_atomically
 from fer_runtime.images import read_bytes
 from fer_runtime.text import counted, csv_text, printable
 from fer_train.data.audit import copies_of
+from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE
 from fer_train.data.reading import ReadImage, read_images, small_faces
-from fer_train.data.source_folders import TEST, TRAIN, VALIDATION, Source, SourceImage
+from fer_train.data.source_folders import TEST, TRAIN, VALIDATION, Source, SourceImage, not_read
 
-SPLIT_FILE, VOTES_FILE = "split.csv", "votes.csv"
-_TABLES = ("crops.csv", "images.csv")  # as crop and import leave them, with a column `image`
+SPLIT_FILE = "split.csv"
+_TABLES = ("crops.csv", IMAGES_FILE)  # as crop and import leave them, with a column `image`
 _NAMED = 5
 
 
@@ -69,6 +70,8 @@ def split_images(
         OutputError: an image cannot be written, or the output holds another split.
     """
     report = SplitReport()
+    if source.ignored:
+        report.notes.append(not_read(source))
     images = [image for image in source.images if image.name not in options.drop]
     report.dropped = len(source.images) - len(images)
     if unknown := set(options.drop) - {image.name for image in source.images}:
