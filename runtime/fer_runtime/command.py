@@ -32,6 +32,7 @@ from fer_runtime.model.find import FILE_STEMS
 from fer_runtime.registry import PLUGINS_VARIABLE, Registry, load_plugins
 from fer_runtime.stopping import EXIT_CODE, Terminated, stopped_by_sigterm
 from fer_runtime.text import printable
+from fer_runtime.video.addresses import hide_addresses, is_stream, stream_name
 
 # Modules of each extra; an ImportError of any other module is a bug and keeps its traceback.
 EXTRA_MODULES = {
@@ -40,6 +41,7 @@ EXTRA_MODULES = {
     "bench": ("openvino", "matplotlib", "torch"),
     "ray": ("ray", "pyarrow", "fsspec"),
     "serve": ("starlette", "uvicorn", "h11", "anyio", "python_multipart", "prometheus_client"),
+    "stream": ("av",),
     "dev": ("playwright",),
     "sign": ("cryptography",),
 }
@@ -196,7 +198,8 @@ def _labels(context: click.Context, parameters: Sequence[click.Parameter]) -> st
             labels.append(_label(one))
         else:
             value = context.params[str(one.name)]
-            labels.extend(map(str, value if isinstance(value, tuple) else [value]))
+            values = value if isinstance(value, tuple) else [value]
+            labels.extend(stream_name(one) if is_stream(one) else str(one) for one in values)
     return ", ".join(labels)
 
 
@@ -301,11 +304,11 @@ def _with_version(params: list[click.Parameter], context: click.Context) -> list
 
 @contextmanager
 def _printable_usage_errors() -> Iterator[None]:
-    """Escape what click quotes: an argument may be a file's name that the shell filled in."""
+    """Escape what click quotes, a file's name that the shell filled in, and hide passwords in addresses of streams."""
     try:
         yield
     except click.UsageError as error:
-        error.message = printable(error.message)  # type: ignore[misc]
+        error.message = printable(hide_addresses(error.message))  # type: ignore[misc]
         raise
 
 

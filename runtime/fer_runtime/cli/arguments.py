@@ -16,19 +16,18 @@ from fer_runtime.cli.options import ImagesRun, RecognizerOptions, VideosRun
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
 from fer_runtime.output.formats import OUTPUT_FORMATS
+from fer_runtime.video.addresses import PROTOCOLS, is_stream, stream_name
 
 if TYPE_CHECKING:
     from fer_runtime.output.destinations import Destinations
 
 _NAMED = 3  # paths in one message
 
-_DOWNLOAD = "fer-infer opens no network; download it first, and give the file"
 _SCHEME_ADVICE = {
-    "http": _DOWNLOAD,
-    "https": _DOWNLOAD,
-    "ftp": _DOWNLOAD,
-    "rtsp": "streams are not read; record one to a file first, or give --camera N",
-    "rtmp": "streams are not read; record one to a file first, or give --camera N",
+    "ftp": "files are not downloaded; download it first, and give the file",
+    **dict.fromkeys(
+        ("rtmp", "srt", "rtp", "mms"), "streams are read from " + ", ".join(f"{one}://" for one in PROTOCOLS)
+    ),
     "file": "give the path alone, without file://",
 }
 
@@ -76,8 +75,34 @@ def refuse_uris(paths: Sequence[str]) -> None:
         scheme, separator, _ = path.partition("://")
         if separator and scheme.isalnum() and not os.path.lexists(path):
             raise click.UsageError(
-                f"{path}: " + _SCHEME_ADVICE.get(scheme.lower(), "object stores are read by --engine ray (extra `ray`)")
+                f"{stream_name(path)}: "
+                + _SCHEME_ADVICE.get(scheme.lower(), "object stores are read by --engine ray (extra `ray`)")
             )
+
+
+def has_streams(paths: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether the arguments are streams. Either all of them are, or none is.
+
+    Raises:
+        click.UsageError: there are streams and other things, or there is no name for each of the streams.
+    """
+    streams = [path for path in paths if is_stream(path)]
+    if not streams:
+        return False
+    from fer_runtime.images import IMAGE_SUFFIXES
+
+    for address in streams:
+        if os.path.splitext(address.partition("?")[0])[1].lower() in IMAGE_SUFFIXES:
+            raise click.UsageError(f"{stream_name(address)}: images are not downloaded; download it first")
+    if len(streams) < len(paths):
+        raise click.UsageError(
+            f"{', '.join(map(stream_name, streams[:_NAMED]))}: give streams in a run of their own, without files"
+        )
+    if names and len(names) != len(streams):
+        raise click.UsageError(f"{len(names)} times --name for {len(streams)} streams; give one for each, or none")
+    if len(set(names)) < len(names):
+        raise click.UsageError("two streams have the same --name, so their rows could not be told apart")
+    return True
 
 
 def find_videos(paths: Sequence[str], camera: int | None, *, samples: bool = False) -> list[Path | int]:
@@ -150,6 +175,7 @@ def refuse_overwriting(paths: Sequence[str], options: ImagesRun | VideosRun) -> 
     from fer_runtime.detectors.yunet_file import yunet_path
     from fer_runtime.model.find import find_model
 
+    paths = [path for path in paths if not is_stream(path)]
     if options.output is not None and os.path.isdir(options.output):
         raise click.UsageError(f"--output {options.output} is a folder; give the name of a file")
     model = find_model(options.model, precision=options.precision, models_dir=options.models_dir)

@@ -13,6 +13,7 @@ import click
 from fer_runtime.cli.arguments import (
     confidence,
     find_videos,
+    has_streams,
     is_printed_as_table,
     output_format,
     refuse_overwriting,
@@ -24,8 +25,10 @@ from fer_runtime.cli.options import (
     FetchRun,
     ImagesRun,
     ListModelsRun,
+    PipedRun,
     RecognizerOptions,
     SelfTestRun,
+    StreamsRun,
     VideosRun,
 )
 from fer_runtime.command import RegistryChoice, Rule, ShortCommand, option_group, take_options
@@ -33,6 +36,7 @@ from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, is_model_file
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.targets import TARGETS, target_of
+from fer_runtime.video.addresses import is_stream
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -78,6 +82,7 @@ _RULES = (
         when=lambda given: given["samples"] and not given["paths"],
         because="--samples has no folders to search",
     ),
+    Rule("live", when=lambda given: given["input_format"] is None, because="only with --input-format"),
     Rule("null_separated", when=lambda given: "-" not in given["paths"], because="only with the PATH -"),
     Rule("resume", when=lambda given: given["output"] is None, because="only with --output"),
     Rule(
@@ -220,6 +225,31 @@ _RULES = (
     click.option("--segments", is_flag=True, help="Write a row per face and expression, with start and end."),
 )
 @option_group(
+    "Streams",
+    click.option(
+        "--name",
+        "stream_names",
+        multiple=True,
+        metavar="NAME",
+        help="Name of the stream in its rows; give one per stream. Streams need the extra `stream`.",
+    ),
+    click.option(
+        "--reconnect",
+        type=click.FloatRange(min=0),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to try again when the connection is lost: 0 not at all, inf for ever.",
+    ),
+    click.option(
+        "--input-format",
+        metavar="FORMAT",
+        help="With PATH -: standard input is a video. auto, a format of FFmpeg (mpegts, h264, mjpeg, ...), or raw "
+        "frames as raw:PIXELS:WIDTHxHEIGHT[@RATE], such as raw:bgr24:640x480@25.",
+    ),
+    click.option("--live", is_flag=True, help="With --input-format: drop frames that come while another is processed."),
+)
+@option_group(
     "Ray cluster",
     click.option(
         "--engine",
@@ -264,7 +294,7 @@ _RULES = (
     ),
 )
 def main(**given: Any) -> None:
-    """Read expressions from the faces in images, folders, videos and cameras.
+    """Read expressions from the faces in images, folders, videos, cameras and streams.
 
     \b
     fer-infer --samples                          the photographs that ship with the package
@@ -274,13 +304,14 @@ def main(**given: Any) -> None:
     fer-infer holiday/ --annotate seen/          copies with boxes, expressions and bars
     fer-infer film.mp4 --format srt              subtitles with each face's expression
     fer-infer --camera 0 --annotate seen/        a camera, until Ctrl-C
+    fer-infer rtsp://camera.local/main           a stream: rtsp, http, https or udp
     fer-infer s3://b/p --engine ray --output d   a folder of shards, made by a Ray cluster
     fer-infer --self-test                        does this machine compute what was trained?
 
     Every image gets a row. If it cannot be read, the row has the reason. PATH may be "-": an image
     or a list of paths on standard input. Exit codes: 0 success, 1 some images failed or
     Ctrl-C, 2 wrong usage, 143 stopped by SIGTERM. A stopped run keeps its rows.
-    Only --fetch-yunet opens a network connection.
+    Only --fetch-yunet, and addresses that you give, open a network connection.
     """
     if given["self_test"]:
         from fer_runtime.cli.self_test import run_self_test
@@ -318,7 +349,7 @@ def _recognize(given: dict[str, Any]) -> bool:
     options: ClusterRun | VideosRun | ImagesRun
     if given["engine"] == "ray":
         options = take_options(ClusterRun)
-        if find_videos(paths, None):
+        if any(map(is_stream, paths)) or find_videos(paths, None):
             raise click.UsageError("--engine ray processes images, not videos")
         format_name = output_format(options, default="jsonl")
         if format_name == "parquet" and options.output is None:
@@ -327,8 +358,10 @@ def _recognize(given: dict[str, Any]) -> bool:
         from fer_runtime.cli.cluster import run_on_ray
 
         return run_on_ray(options, format_name)
-    refuse_uris(paths)
     default = "table" if is_printed_as_table(given["output"]) else "jsonl"
+    if given["input_format"] is not None or has_streams(paths, given["stream_names"]):
+        return _recognize_streams(given, default)
+    refuse_uris(paths)
     if videos := find_videos(paths, given["camera"], samples=given["samples"]):
         options = take_options(VideosRun)
         format_name = output_format(options, default=default)
@@ -349,6 +382,28 @@ def _recognize(given: dict[str, Any]) -> bool:
     from fer_runtime.cli.images import run_on_images
 
     return run_on_images(options, format_name)
+
+
+def _recognize_streams(given: dict[str, Any], default: str) -> bool:
+    """Run over network streams, or over a video on standard input; whether anything failed."""
+    is_piped = given["input_format"] is not None
+    if is_piped and (given["paths"] != ("-",) or len(given["stream_names"]) > 1 or given["camera"] is not None):
+        raise click.UsageError(
+            "--input-format: the video is on standard input; give - as the only PATH, and one --name"
+        )
+    if given["camera"] is not None:
+        raise click.UsageError("give --camera in a run of its own, without streams")
+    options = take_options(PipedRun) if is_piped else take_options(StreamsRun)
+    format_name = output_format(options, default=default)
+    if len(given["paths"]) > 1 and format_name == "srt":
+        raise click.UsageError("--format srt takes one stream at a time")
+    refuse_overwriting(given["paths"], options)
+    _fetch_if_asked(options)
+    from fer_runtime.cli.streams import run_on_piped_video, run_on_streams
+
+    if isinstance(options, StreamsRun):
+        return run_on_streams(options, format_name)
+    return run_on_piped_video(options, format_name)
 
 
 def _fetch_if_asked(options: RecognizerOptions) -> None:

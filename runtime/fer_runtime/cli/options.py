@@ -79,6 +79,25 @@ class VideosRun(RecognizerOptions):
         return output_format.is_for_videos
 
 
+class StreamsRun(VideosRun):
+    """Network streams."""
+
+    title: ClassVar[str] = "a run over streams"
+
+    stream_names: tuple[str, ...]  # in rows, one for each stream; empty: scheme, host and port
+    reconnect: float  # seconds
+
+
+class PipedRun(VideosRun):
+    """A video on standard input."""
+
+    title: ClassVar[str] = "--input-format"
+
+    stream_names: tuple[str, ...]
+    input_format: str
+    live: bool
+
+
 class ClusterRun(RecognizerOptions):
     """Images on the machines of a Ray cluster."""
 
@@ -125,4 +144,4 @@ class FetchRun(RunOptions):
     fetch_yunet: bool
 
 
-RUNS = (ImagesRun, VideosRun, ClusterRun, SelfTestRun, ListModelsRun, FetchRun)
+RUNS = (ImagesRun, VideosRun, StreamsRun, PipedRun, ClusterRun, SelfTestRun, ListModelsRun, FetchRun)

@@ -21,7 +21,7 @@ from fer_runtime.text import counted, printable
 from fer_runtime.video.annotated import annotated_paths
 from fer_runtime.video.jobs import VideoSummary, write_video_rows
 from fer_runtime.video.rows import is_per_segment, write_failed_row, write_video_header, write_video_heading
-from fer_runtime.video.sources import FrameCounts, source_name
+from fer_runtime.video.sources import FrameCounts, NamedSource, source_name
 
 
 def run_on_videos(options: VideosRun, videos: Sequence[Path | int], format_name: str) -> bool:
@@ -72,7 +72,7 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
             except ImageError as error:
                 # The rows of the other videos are not lost for it.
                 if summary.counts.processed and not options.quiet:
-                    _say_summary(video, summary, perf_counter() - started)
+                    say_video_summary(video, summary, perf_counter() - started)
                 click.echo(f"Error: {printable(error)}", err=True)
                 write_failed_row(
                     write, recognizer.labels, video, str(error), format_name=format_name, segments=segments
@@ -81,23 +81,26 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
                 continue
             except KeyboardInterrupt:
                 if not options.quiet:
-                    _say_summary(video, summary, perf_counter() - started)
+                    say_video_summary(video, summary, perf_counter() - started)
                 raise
             if not options.quiet:
-                _say_summary(video, summary, perf_counter() - started)
+                say_video_summary(video, summary, perf_counter() - started)
             _warn_of_missing_frames(video, summary.counts)
     return failed
 
 
-def _say_summary(video: Path | int, summary: VideoSummary, seconds: float) -> None:
+def say_video_summary(video: Path | int | NamedSource, summary: VideoSummary, seconds: float) -> None:
+    """Say what became of the frames, and how long it took."""
     counts = summary.counts
-    unknown = ""
-    if counts.missing is None and not isinstance(video, int):
-        unknown = "; whether frames are missing is not known: no constant frame rate, or no time stamps"
+    more = f"; {counted(summary.gaps, 'gap')}" if summary.gaps else ""
+    if counts.damaged:
+        more += f"; {counted(counts.damaged, 'damaged packet')}"
+    if counts.missing is None and isinstance(video, Path):
+        more = "; whether frames are missing is not known: no constant frame rate, or no time stamps"
     click.echo(
         f"{_name(video)}: {counted(counts.total, 'frame')}: {counts.processed} looked at, {counts.skipped} skipped, "
         f"{counts.dropped} dropped; {counted(summary.tracks, 'face')} followed; {seconds:.1f} s, "
-        f"{counts.processed / max(seconds, 1e-9):.0f} frames/s{unknown}",
+        f"{counts.processed / max(seconds, 1e-9):.0f} frames/s{more}",
         err=True,
     )
 
@@ -141,5 +144,5 @@ def _video_done(
     return describe
 
 
-def _name(video: Path | int) -> str:
+def _name(video: Path | int | NamedSource) -> str:
     return printable(source_name(video))

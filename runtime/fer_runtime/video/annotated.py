@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from fer_runtime.output.annotate import draw_faces
 from fer_runtime.output.destinations import COPY_MARK, copy_inside
 from fer_runtime.output.image_files import unused_name
 from fer_runtime.video.results import FrameResult
-from fer_runtime.video.sources import native_path, open_capture
+from fer_runtime.video.sources import NamedSource, native_path, open_capture
 from fer_runtime.video.timing import FrameTimes
 
 _CAMERA_RATE = 25.0  # frames per second
@@ -25,11 +26,18 @@ _MAX_RATE = 60.0  # frames per second of a copy, where the video's own rate vari
 _EXAMINED_FRAMES = 300  # of a video, to find its rate
 
 
-def annotated_paths(folder: Path, sources: Sequence[Path | int]) -> list[Path]:
+def annotated_paths(folder: Path, sources: Sequence[Path | int | NamedSource]) -> list[Path]:
     """Files for the annotated copies; of two sources with one name, the second gets a number."""
     used: set[str] = set()
-    stems = (f"camera{source}" if isinstance(source, int) else source.stem for source in sources)
+    stems = map(_stem, sources)
     return [folder / unused_name(stem, ".annotated.mp4", used) for stem in stems]
+
+
+def _stem(source: Path | int | NamedSource) -> str:
+    if isinstance(source, int):
+        return f"camera{source}"
+    # The name of a stream may hold anything.
+    return source.stem if isinstance(source, Path) else re.sub(r"[^\w.-]+", "-", source.name).strip("-.") or "stream"
 
 
 class _UnfinishedError(Exception):
@@ -44,7 +52,7 @@ class AnnotatedVideo:
 
     Args:
         path: the copy, .mp4.
-        source: a file, or a camera's number.
+        source: a file, a camera's number, or an open stream.
         every: each N-th frame of the file is drawn.
 
     Raises:
@@ -52,9 +60,9 @@ class AnnotatedVideo:
         OutputError: the copy cannot be written.
     """
 
-    def __init__(self, path: Path, source: Path | int, *, every: int) -> None:
+    def __init__(self, path: Path, source: Path | int | NamedSource, *, every: int) -> None:
         self._path = path
-        self._rate = _CAMERA_RATE if isinstance(source, int) else _copy_rate(source, every)
+        self._rate = _copy_rate(source, every) if isinstance(source, Path) else _CAMERA_RATE
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
         self._start = 0.0  # seconds, of the first frame

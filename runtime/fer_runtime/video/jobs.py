@@ -13,9 +13,9 @@ from fer_runtime.recognizer import Recognizer
 from fer_runtime.video.annotated import AnnotatedVideo
 from fer_runtime.video.recognize import recognize_video
 from fer_runtime.video.results import FrameResult
-from fer_runtime.video.rows import frame_row, is_per_segment, segment_row
+from fer_runtime.video.rows import frame_row, gap_row, is_per_segment, segment_row
 from fer_runtime.video.segments import Segment, SegmentBuilder
-from fer_runtime.video.sources import FrameCounts
+from fer_runtime.video.sources import FrameCounts, Gap, NamedSource, source_name
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,12 +25,13 @@ class VideoSummary:
     counts: FrameCounts = field(default_factory=FrameCounts)
     segments: int = 0
     tracks: int = 0  # different faces
+    gaps: int = 0  # times without frames
     seconds: float = 0.0  # time of the last processed frame
 
 
 def write_video_rows(
     recognizer: Recognizer,
-    source: Path | int,
+    source: Path | int | NamedSource,
     write: Callable[[str], object],
     *,
     format_name: str = "jsonl",
@@ -45,7 +46,7 @@ def write_video_rows(
     """Recognize a video and write its rows while it is read. Ctrl-C ends a camera.
 
     Args:
-        source: a file, or a camera's number.
+        source: a file, a camera's number, or an open stream.
         write: takes text.
         format_name: of an output format that is_for_videos; subtitles and tables are per segment always.
         segments: a row per segment, instead of one per frame.
@@ -65,6 +66,11 @@ def write_video_rows(
             summary.segments += 1
             write(segment_row(segment, format_name, summary.segments))
 
+    def add_gap(gap: Gap) -> None:
+        summary.gaps += 1
+        emit(builder.finish(gap.start))
+        write(gap_row(source_name(source), gap, recognizer.labels, format_name, segments=per_segment))
+
     try:
         results = recognize_video(
             recognizer,
@@ -74,6 +80,7 @@ def write_video_rows(
             duration=duration,
             counts=summary.counts,
             on_frame=copy.add,
+            on_gap=add_gap,
         )
         try:
             with closing(results):
@@ -86,7 +93,7 @@ def write_video_rows(
                         write(frame_row(result, recognizer.labels, format_name))
                     on_result()
         except KeyboardInterrupt:
-            if not isinstance(source, int):
+            if isinstance(source, Path):
                 if per_segment:
                     emit(builder.finish())
                 raise
@@ -105,7 +112,7 @@ class _Copy:
         path: None for no copy.
     """
 
-    def __init__(self, path: Path | None, source: Path | int, *, every: int) -> None:
+    def __init__(self, path: Path | None, source: Path | int | NamedSource, *, every: int) -> None:
         self._video: AnnotatedVideo | None = None
         self._error: OutputError | None = None
         if path is not None:

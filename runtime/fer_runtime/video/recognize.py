@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import Face
+from fer_runtime.video.addresses import is_stream
 from fer_runtime.video.cuts import CutDetector
 from fer_runtime.video.results import FrameResult, TrackedFace
 from fer_runtime.video.smoothing import Smoother
-from fer_runtime.video.sources import Camera, FrameCounts, VideoFile, source_name
+from fer_runtime.video.sources import Camera, FrameCounts, FrameSource, Gap, NamedSource, VideoFile, source_name
 from fer_runtime.video.tracking import BoxTracker
 
 
@@ -87,26 +89,29 @@ class Tracker:
 
 def recognize_video(
     recognizer: Recognizer,
-    source: Path | str | int,
+    source: Path | str | int | NamedSource,
     *,
     every: int = 1,
     start: float = 0.0,
     duration: float | None = None,
     counts: FrameCounts | None = None,
     on_frame: Callable[[Uint8Array, FrameResult], None] | None = None,
+    on_gap: Callable[[Gap], object] = lambda gap: None,
 ) -> Generator[FrameResult, None, None]:
-    """Faces of a video file, or of a camera, frame by frame.
+    """Faces of a video file, a camera or a stream, frame by frame.
 
     If you stop before the last frame, close the generator (`contextlib.closing`) to release the source.
 
     Args:
-        source: the file, or the camera's number. A camera's frames that come while another is processed
-            are dropped, so that the answer is about now; a file's never are.
+        source: the file, the camera's number, the address of a stream (rtsp://, http://, ...; needs the extra
+            `stream`), or an open `fer_runtime.video.streams.Stream`. Frames of a camera or stream that come while
+            another is processed are dropped, so that the answer is about now; a file's never are.
         every: process every n-th frame.
         start: seconds to skip first.
         duration: seconds to process; None: to the end.
         counts: filled while results are taken; complete at the end.
         on_frame: called with each frame, uint8 (height, width, 3) in BGR, and its result.
+        on_gap: called for each time in which a stream gave no frame.
 
     Raises:
         ImageError: the source cannot be opened, or has no frame that can be decoded.
@@ -117,13 +122,27 @@ def recognize_video(
     counts = counts if counts is not None else FrameCounts()
     name = source_name(source)
     tracker = Tracker(recognizer)
-    frames = Camera(source) if isinstance(source, int) else VideoFile(Path(source))
+    frames = _open_source(source)
     try:
-        for number, time, image in frames.read(every=every, start=start, duration=duration, counts=counts):
+        for frame in frames.read(every=every, start=start, duration=duration, counts=counts):
+            if isinstance(frame, Gap):
+                on_gap(frame)
+                continue
             counts.processed += 1
-            result = tracker.update(image, time, number=number, path=name)
+            result = tracker.update(frame.image, frame.time, number=frame.number, path=name)
+            result = replace(result, clock=frame.clock)
             if on_frame is not None:
-                on_frame(image, result)
+                on_frame(frame.image, result)
             yield result
     finally:
         frames.close()
+
+
+def _open_source(source: Path | str | int | NamedSource) -> FrameSource:
+    if isinstance(source, int):
+        return Camera(source)
+    if isinstance(source, str) and is_stream(source):
+        from fer_runtime.video.streams import Stream
+
+        return Stream(source)
+    return VideoFile(Path(source)) if isinstance(source, (str, Path)) else source

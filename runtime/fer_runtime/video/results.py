@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from fer_runtime.results import Face
@@ -29,6 +30,7 @@ class FrameResult:
     frame: int  # from 0
     time: float  # seconds since the first frame
     faces: tuple[TrackedFace, ...]
+    clock: datetime | None = None  # UTC, when a camera or a stream gave the frame
     is_cut: bool = False  # a new scene begins: all tracks of the frame before have ended
 
     def __iter__(self) -> Iterator[TrackedFace]:
@@ -40,5 +42,11 @@ class FrameResult:
             "path": self.path,
             "frame": self.frame,
             "time": round(self.time, 4),
+            **({} if self.clock is None else {"clock": utc_text(self.clock)}),
             "faces": [face.to_dict() for face in self.faces],
         }
+
+
+def utc_text(clock: datetime) -> str:
+    """A time as rows hold it: ISO 8601 to milliseconds, such as "2026-11-29T08:30:00.125Z"."""
+    return clock.strftime("%Y-%m-%dT%H:%M:%S.") + f"{clock.microsecond // 1000:03}Z"

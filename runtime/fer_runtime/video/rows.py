@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fer_runtime.output.rows import QUALITY_COLUMNS, csv_line, label_columns, quality_fields, uncertain_field
 from fer_runtime.text import printable
-from fer_runtime.video.results import FrameResult
+from fer_runtime.video.results import FrameResult, utc_text
 from fer_runtime.video.segments import Segment
-from fer_runtime.video.sources import source_name
+from fer_runtime.video.sources import Gap, NamedSource, source_name
 from fer_runtime.video.subtitles import to_srt
 
 _FRAME_COLUMNS = ("path", "frame", "time", "track", "x", "y", "box_width", "box_height", "expression", "confidence")
-_LAST_FRAME_COLUMNS = ("uncertain", *QUALITY_COLUMNS, "error")  # behind a column for each label
-_SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence", "error")
+_LAST_FRAME_COLUMNS = ("uncertain", *QUALITY_COLUMNS, "error", "clock")  # behind a column for each label
+_SEGMENT_COLUMNS = ("path", "track", "start", "end", "expression", "confidence", "error", "clock")
 
 
 def write_video_header(
@@ -32,7 +33,7 @@ def _frame_columns(labels: Sequence[str]) -> list[str]:
     return [*_FRAME_COLUMNS, *between, *_LAST_FRAME_COLUMNS]
 
 
-def write_video_heading(write: Callable[[str], object], source: Path | int, *, format_name: str) -> None:
+def write_video_heading(write: Callable[[str], object], source: Path | int | NamedSource, *, format_name: str) -> None:
     """Write the name of the video above its rows of a table; the other formats have it in every row."""
     if format_name == "table":
         write(f"{printable(source_name(source))}\n")
@@ -41,7 +42,7 @@ def write_video_heading(write: Callable[[str], object], source: Path | int, *, f
 def write_failed_row(
     write: Callable[[str], object],
     labels: Sequence[str],
-    source: Path | int,
+    source: Path | int | NamedSource,
     reason: str,
     *,
     format_name: str,
@@ -53,7 +54,7 @@ def write_failed_row(
         write(json.dumps({"path": path, "error": reason}) + "\n")
     elif format_name == "csv":
         columns = len(_SEGMENT_COLUMNS if segments else _frame_columns(labels))
-        write(csv_line([path, *[None] * (columns - 2), reason]))
+        write(csv_line([path, *[None] * (columns - 3), reason, None]))
     elif format_name == "table":
         write(f"  {printable(reason)}\n")
 
@@ -80,10 +81,34 @@ def frame_row(result: FrameResult, labels: Sequence[str], format_name: str) -> s
                 uncertain_field(tracked.face),
                 *quality_fields(tracked.face),
                 None,
+                _clock_field(result.clock),
             )
         )
         for tracked in result.faces
-    ) or csv_line((result.path, result.frame, f"{result.time:.4f}", *[None] * (len(_frame_columns(labels)) - 3)))
+    ) or csv_line(
+        (
+            result.path,
+            result.frame,
+            f"{result.time:.4f}",
+            *[None] * (len(_frame_columns(labels)) - 4),
+            _clock_field(result.clock),
+        )
+    )
+
+
+def gap_row(name: str, gap: Gap, labels: Sequence[str], format_name: str, *, segments: bool) -> str:
+    """The row of a time in which a stream gave no frame; subtitles have none."""
+    start, end = round(gap.start, 3), round(gap.end, 3)
+    if format_name == "jsonl":
+        values = {"path": name, "start": start, "end": end, "gap": gap.reason, "clock": utc_text(gap.clock)}
+        return json.dumps(values) + "\n"
+    if format_name == "csv":
+        row = {"path": name, "start": start, "end": end, "time": start, "clock": utc_text(gap.clock)}
+        row["error"] = f"gap of {gap.end - gap.start:.1f} s: {gap.reason}"
+        return csv_line([row.get(column) for column in (_SEGMENT_COLUMNS if segments else _frame_columns(labels))])
+    if format_name == "table":
+        return f"{gap.start:8.2f} - {gap.end:8.2f} s  no frames: {printable(gap.reason)}\n"
+    return ""
 
 
 def segment_row(segment: Segment, format_name: str, number: int) -> str:
@@ -98,6 +123,10 @@ def segment_row(segment: Segment, format_name: str, number: int) -> str:
         f"{segment.start:8.2f} - {segment.end:8.2f} s  face {segment.track:3}  {printable(segment.expression):10} "
         f"{segment.confidence:4.0%}\n"
     )
+
+
+def _clock_field(clock: datetime | None) -> str | None:
+    return None if clock is None else utc_text(clock)
 
 
 def _rounded(value: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
-from fer_runtime.video.results import FrameResult
+from fer_runtime.video.results import FrameResult, utc_text
 from fer_runtime.video.timing import Pace
 
 
@@ -19,6 +20,7 @@ class Segment:
     end: float
     expression: str
     confidence: float  # mean over the stretch
+    clock: datetime | None = None  # UTC of the start, of a camera or a stream
 
     def to_dict(self) -> dict[str, Any]:
         """The segment as JSON Lines hold it."""
@@ -29,6 +31,7 @@ class Segment:
             "end": round(self.end, 3),
             "expression": self.expression,
             "confidence": round(self.confidence, 6),
+            **({} if self.clock is None else {"clock": utc_text(self.clock)}),
         }
 
 
@@ -76,6 +79,7 @@ class SegmentBuilder:
                 end=time,
                 expression=face.expression,
                 confidence=face.confidence,
+                clock=result.clock,
             )
             self._open[tracked.track] = _Open(segment, seen=time)
         return _in_order(ended)

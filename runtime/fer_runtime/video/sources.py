@@ -7,14 +7,16 @@ import stat
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 
 from fer_runtime.errors import ImageError
 from fer_runtime.images import Uint8Array
+from fer_runtime.video.addresses import is_stream, stream_name
 from fer_runtime.video.kinds import read_head
 from fer_runtime.video.timing import FrameTimes, stated_seconds
 
@@ -33,6 +35,7 @@ class FrameCounts:
     # Frames that the file should have and that could not be read; None where it is not known: cameras, files without
     # time stamps, and variable frame rates.
     missing: int | None = None
+    damaged: int = 0  # packets of a stream that could not be decoded
     missing_seconds: float = 0.0  # how much earlier the file ended than it says
     stated_seconds: float = 0.0  # how long the file says that it is; 0 where it says nothing
     end: float = 0.0  # seconds: when the last frame that was read ends
@@ -43,9 +46,53 @@ class FrameCounts:
         return self.processed + self.skipped + self.dropped
 
 
-def source_name(source: Path | str | int) -> str:
-    """A video's name in the rows: its path, or "camera N"."""
-    return f"camera {source}" if isinstance(source, int) else str(source)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFrame:
+    """A frame that is to be processed."""
+
+    number: int  # from 0
+    time: float  # seconds since the first frame
+    image: Uint8Array  # (height, width, 3) in BGR
+    clock: datetime | None = None  # UTC, when a live source gave it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A time in which a stream gave no frame."""
+
+    start: float  # seconds since the first frame, of the last frame before the gap
+    end: float
+    clock: datetime  # UTC, of `start`
+    reason: str
+
+
+class FrameSource(Protocol):
+    """A camera, a file or a stream that is open."""
+
+    def read(
+        self, *, every: int, start: float, duration: float | None, counts: FrameCounts
+    ) -> Iterator[SourceFrame | Gap]:
+        """The frames that are asked for, and the gaps between them."""
+        ...
+
+    def close(self) -> None:
+        """Release it."""
+        ...
+
+
+class NamedSource(FrameSource, Protocol):
+    """A source that you opened, such as `fer_runtime.video.streams.Stream`."""
+
+    name: str  # in rows
+
+
+def source_name(source: Path | str | int | NamedSource) -> str:
+    """A video's name in the rows: its path, "camera N", or the name of a stream."""
+    if isinstance(source, int):
+        return f"camera {source}"
+    if isinstance(source, (str, Path)):
+        return stream_name(source) if isinstance(source, str) and is_stream(source) else str(source)
+    return source.name
 
 
 def native_path(path: Path) -> Any:
@@ -116,10 +163,8 @@ class VideoFile:
         self._stated = stated_seconds(path)
         self._is_avi = (read_head(path) or b"")[8:12] == b"AVI "
 
-    def read(
-        self, *, every: int, start: float, duration: float | None, counts: FrameCounts
-    ) -> Iterator[tuple[int, float, Uint8Array]]:
-        """Number, time in seconds and pixels of each frame that is asked for.
+    def read(self, *, every: int, start: float, duration: float | None, counts: FrameCounts) -> Iterator[SourceFrame]:
+        """The frames that are asked for.
 
         Raises:
             ImageError: there is no such frame.
@@ -145,7 +190,7 @@ class VideoFile:
             if not there or image is None:
                 counts.dropped += 1
                 continue
-            yield frame, time, image  # type: ignore[misc]
+            yield SourceFrame(number=frame, time=time, image=image)  # type: ignore[arg-type]
         self._account(times, counts, first_pts)
         if not counts.processed:
             raise ImageError(f"{self._path} {self._why_no_frame(counts, start)}")
@@ -183,7 +228,7 @@ class VideoFile:
 class _Newest:
     """The frame that a camera gave last, until it is taken."""
 
-    frame: tuple[int, float, Any] | None = None
+    frame: tuple[int, float, datetime, Any] | None = None  # number, seconds, UTC, pixels
     grabbed: int = 0
     ends: bool = False
     condition: threading.Condition = field(default_factory=threading.Condition)
@@ -205,17 +250,15 @@ class Camera:
         self._thread = threading.Thread(target=self._grab, name="fer-camera", daemon=True)
         self._thread.start()
 
-    def read(
-        self, *, every: int, start: float, duration: float | None, counts: FrameCounts
-    ) -> Iterator[tuple[int, float, Uint8Array]]:
-        """Number, time in seconds and pixels of each frame that is asked for."""
+    def read(self, *, every: int, start: float, duration: float | None, counts: FrameCounts) -> Iterator[SourceFrame]:
+        """The frames that are asked for."""
         taken, newest = 0, self._newest
         while True:
             with newest.condition:
                 newest.condition.wait_for(lambda: newest.frame is not None or newest.ends)
                 if newest.frame is None:
                     return
-                frame, time, image = newest.frame
+                frame, time, clock, image = newest.frame
                 newest.frame = None
             counts.dropped += frame - taken
             taken = frame + 1
@@ -226,7 +269,7 @@ class Camera:
             if time < start or frame % every:
                 counts.skipped += 1
                 continue
-            yield frame, time, image
+            yield SourceFrame(number=frame, time=time, image=image, clock=clock)
 
     def close(self) -> None:
         """Release the camera."""
@@ -243,7 +286,12 @@ class Camera:
                 if not there:
                     newest.ends = True
                 else:
-                    newest.frame = (newest.grabbed, perf_counter() - self._started, image)
+                    newest.frame = (
+                        newest.grabbed,
+                        perf_counter() - self._started,
+                        datetime.now(timezone.utc),
+                        image,
+                    )
                     newest.grabbed += 1
                 newest.condition.notify()
         # Here, for a camera that hangs: releasing it in the middle of a read crashes.

@@ -296,7 +296,7 @@ def test_the_suffix_of_the_output_says_the_format(model: Path, folder: Path, tmp
     [
         ("s3://bucket/p.jpg", b"--engine ray"),
         ("https://example.org/p.jpg", b"download it first"),
-        ("rtsp://camera/1", b"record one to a file first"),
+        ("rtmp://camera/1", b"streams are read from rtsp://, rtsps://, http://, https://, udp://"),
         ("file:///p.jpg", b"without file://"),
     ],
 )

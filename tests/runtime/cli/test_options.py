@@ -71,8 +71,8 @@ def test_help_shows_the_options_in_groups() -> None:
     assert shown["-h"] == shown["--help"]
     titles = [line.removesuffix(":") for line in shown["-h"].splitlines() if line.endswith(":") and line[0] != " "]
     assert titles == [
-        *("Input", "Model", "Face detection", "Output", "Videos and cameras", "Ray cluster"),
-        *("Other runs", "Other options"),
+        *("Input", "Model", "Face detection", "Output", "Videos and cameras", "Streams"),
+        *("Ray cluster", "Other runs", "Other options"),
     ]
 
 

@@ -27,9 +27,9 @@ def _result(time: float, *tracks: int) -> FrameResult:
 def _copied(film: Path, *, every: int = 1, start: float = 0.0) -> cv2.VideoCapture:
     path = film.with_name("copy.mp4")
     counts, copy = FrameCounts(), AnnotatedVideo(path, film, every=every)
-    for _, time, image in VideoFile(film).read(every=every, start=start, duration=None, counts=counts):
+    for frame in VideoFile(film).read(every=every, start=start, duration=None, counts=counts):
         counts.processed += 1
-        copy.add(image, _result(time))
+        copy.add(frame.image, _result(frame.time))
     copy.finish(counts.end)
     copy.close()
     assert sorted(path.name for path in film.parent.iterdir() if "partial" in path.name) == []

@@ -124,7 +124,7 @@ def test_a_film_turned_by_its_metadata_is_upright(tmp_path: Path) -> None:
     matrix = content.index(b"tkhd") + 4 + 40
     struct.pack_into(">9i", content, matrix, 0, 1 << 16, 0, -1 << 16, 0, 0, 120 << 16, 0, 1 << 30)
     path.write_bytes(content)
-    _, _, image = next(VideoFile(path).read(every=1, start=0, duration=None, counts=FrameCounts()))
+    image = next(VideoFile(path).read(every=1, start=0, duration=None, counts=FrameCounts())).image
     assert image.shape == (160, 120, 3)
 
 
