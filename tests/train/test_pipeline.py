@@ -18,7 +18,7 @@ from fer_train import cli
 from fer_train.checkpoints import load_checkpoint
 from fer_train.data.folders import load_faces
 from fer_train.networks.registry import predict_logits
-from fer_train.pipeline import load_splits, train_model
+from fer_train.pipeline import load_training_faces, train_model
 from fer_train.recipes import Recipe
 
 TINY = Recipe(epochs=2, batch_size=16, optimizer="adamw", lr=3e-3, augmentation="none")
@@ -52,7 +52,8 @@ def write_votes(data: Path, path: Path) -> Path:
 
 def test_votes_are_what_the_network_learns(data: Path, tmp_path: Path) -> None:
     votes = write_votes(data, tmp_path / "votes.csv")
-    _, train, validation = load_splits(data, (), votes=votes)
+    found_faces = load_training_faces(data, (), votes=votes)
+    train, validation = found_faces.train, found_faces.validation
     assert (len(train), len(validation)) == (7 * 12 - 1, 7 * 4)  # one that is no face is left out of training only
     trained = train_model(
         "v0", data, TINY.overridden(epochs=14, ema_decay=0.9), name="mine", votes=votes, models_dir=tmp_path

@@ -10,7 +10,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from fer_runtime.errors import CheckpointError
-from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.files import write_atomically
+from fer_runtime.labels import check_labels, label_difference
+from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
 from fer_runtime.text import printable
 from fer_runtime.untrusted_json import parse_json
 from fer_train.checkpoint_files import FLOATS, INTEGERS, CheckpointFile, UnreadableError, open_checkpoint
-from fer_train.networks.architectures import ARCHITECTURES
-from fer_train.networks.registry import create_network
+from fer_train.networks.architectures import ARCHITECTURES, may_be_named_by_file
+from fer_train.networks.registry import NetworkShape, create_network, last_layer, state_shapes
 from fer_train.pickle_reader import ForeignClassError, StoredModule, StoredTensor
 
 FORMAT = "fer-edge checkpoint"
@@ -53,16 +54,23 @@ class Checkpoint:
     state_dict: dict[str, Tensor]
     mean: float = 0.0  # input = (faces / 255 - mean) / std, one number for all channels
     std: float = 1.0
-    expressions: tuple[str, ...] = EXPRESSIONS  # in the order of the logits
+    expressions: tuple[str, ...] = EXPRESSIONS  # the labels, in the order of the logits
+    size: int = FACE_SIZE  # pixels, side of the faces
+    color: str = "gray"  # or "rgb"
     training: dict[str, Any] = field(default_factory=dict)  # summary: recipe, data, accuracy
     place: str = ""  # where in a file of another program the weights were, such as "state_dict, model."
     labels_assumed: bool = False  # the file does not say in which order its logits are
 
     def network(self) -> nn.Module:
         """The network with these weights, on CPU in eval mode."""
-        network = create_network(self.name)
+        network = create_network(self.name, self.shape)
         network.load_state_dict(self.state_dict)
         return network.eval()
+
+    @property
+    def shape(self) -> NetworkShape:
+        """The number of labels, and the faces, that the network is made for."""
+        return NetworkShape(classes=len(self.expressions), size=self.size, color=self.color)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -78,6 +86,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "std": checkpoint.std,
         "expressions": list(checkpoint.expressions),
         "training": checkpoint.training,
+        # Left out where they are the default, so that the same training gives the bytes of earlier versions.
+        **({"size": checkpoint.size} if checkpoint.size != FACE_SIZE else {}),
+        **({"color": checkpoint.color} if checkpoint.color != "gray" else {}),
     }
     if path.suffix == SAFETENSORS_SUFFIX:
         from safetensors.torch import save
@@ -107,8 +118,50 @@ def load_checkpoint(path: Path, *, name: str, labels: Sequence[str] | None = Non
         return _checkpoint_in(file, path, name, labels)
 
 
-def load_state_dict(path: Path, *, name: str) -> dict[str, Tensor]:
-    """Weights to start the network `name` from: those of a checkpoint of any network, or a plain state dict.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatedFaces:
+    """What a file of weights says of the faces that its network takes."""
+
+    network: str | None  # None where it does not say, or code would have to be run that the user has not named
+    size: int = FACE_SIZE
+    color: str = "gray"
+
+
+def stated_faces(path: str | Path) -> StatedFaces:
+    """What a file of weights says of itself; the defaults where it is not a checkpoint of ours.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe.
+    """
+    with _opened(Path(path), "NAME") as file:
+        settings = _own_settings(file, Path(path))
+    if settings is None:
+        return StatedFaces(network=None)
+    name = settings["name"] if may_be_named_by_file(settings["name"]) else None
+    return StatedFaces(network=name, size=settings["size"], color=settings["color"])
+
+
+def stated_network(path: Path) -> str:
+    """The name of the network that a checkpoint of ours says that it is of.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another program, or of a network whose code only the user can
+            name.
+    """
+    with _opened(path, "NAME") as file:
+        settings = _own_settings(file, path)
+    if settings is None:
+        raise CheckpointError(f"{path} does not say of which network it is; name it with --model")
+    name: str = settings["name"]
+    if not may_be_named_by_file(name):
+        raise CheckpointError(
+            f"{path} is of the network {_shown(name)}; if you trust its code, give --model {_shown(name)}"
+        )
+    return name
+
+
+def load_start(path: Path, *, name: str) -> Checkpoint | dict[str, Tensor]:
+    """Weights to start the network `name` from: a checkpoint of ours, of any network, or a plain state dict.
 
     Unlike `load_checkpoint`, names and shapes may differ from the network's. Tensors together are no larger than the
     file, so that a small one cannot ask for much memory.
@@ -128,7 +181,9 @@ def load_state_dict(path: Path, *, name: str) -> dict[str, Tensor]:
             if stated > path.stat().st_size:  # a byte for each value is the least that any type takes
                 raise CheckpointError(f"{path} states {stated:,} values, more than it has bytes; copy it again")
             return _read_all(tensors, file, path)
-    return load_for_training(path, name=settings["name"]).state_dict
+    if settings["name"] != name and not may_be_named_by_file(settings["name"]):
+        raise OtherNetworkError(f"{path} holds {_shown(settings['name'])}, not {name}")
+    return load_for_training(path, name=settings["name"])
 
 
 @contextmanager
@@ -152,7 +207,7 @@ def _opened(path: Path, name: str) -> Iterator[CheckpointFile]:
 
 
 def load_for_training(path: Path, *, name: str) -> Checkpoint:
-    """`load_checkpoint` for the trainer: logits in the order of EXPRESSIONS, and faces that are not normalized.
+    """`load_checkpoint` for the trainer, of faces that are not normalized.
 
     Raises:
         CheckpointError: as for `load_checkpoint`, or the network takes normalized faces.
@@ -163,7 +218,7 @@ def load_for_training(path: Path, *, name: str) -> Checkpoint:
             f"{path} takes faces with mean {checkpoint.mean:g} and std {checkpoint.std:g} taken out, which fer-train "
             "does not do; for a teacher, give the model that fer-export makes of it"
         )
-    return in_label_order(checkpoint, EXPRESSIONS)
+    return checkpoint
 
 
 def in_label_order(checkpoint: Checkpoint, expressions: Sequence[str]) -> Checkpoint:
@@ -171,13 +226,19 @@ def in_label_order(checkpoint: Checkpoint, expressions: Sequence[str]) -> Checkp
 
     Args:
         expressions: the order, the same labels as the checkpoint's.
+
+    Raises:
+        CheckpointError: they are other labels.
     """
     if checkpoint.expressions == tuple(expressions):
         return checkpoint
+    if difference := label_difference(expressions, checkpoint.expressions):
+        raise CheckpointError(
+            f"a checkpoint of {checkpoint.name} has other labels than {', '.join(expressions)}: {difference}"
+        )
     order = [checkpoint.expressions.index(expression) for expression in expressions]
-    last = [key for key, module in create_network(checkpoint.name).named_modules() if isinstance(module, nn.Linear)][-1]
     state = dict(checkpoint.state_dict)
-    for key in (f"{last}.weight", f"{last}.bias"):
+    for key in last_layer(checkpoint.name, checkpoint.shape):
         state[key] = state[key][order]
     return replace(checkpoint, state_dict=state, expressions=tuple(expressions))
 
@@ -185,15 +246,17 @@ def in_label_order(checkpoint: Checkpoint, expressions: Sequence[str]) -> Checkp
 def _checkpoint_in(file: CheckpointFile, path: Path, name: str, labels: Sequence[str] | None) -> Checkpoint:
     settings = _own_settings(file, path)
     if settings is None:
-        place, tensors = _weights_of(file.content, path, name)
+        expressions = EXPRESSIONS if labels is None else tuple(labels)
+        shape = NetworkShape(classes=len(expressions))
+        place, tensors = _weights_of(file.content, path, name, shape)
         return Checkpoint(
             name=name,
-            state_dict=_with_counters(_read_all(tensors, file, path), name),
-            expressions=EXPRESSIONS if labels is None else tuple(labels),
+            state_dict=_with_counters(_read_all(tensors, file, path), name, shape),
+            expressions=expressions,
             place=place,
             labels_assumed=labels is None,
         )
-    if settings["name"] not in ARCHITECTURES:
+    if settings["name"] != name and settings["name"] not in ARCHITECTURES:
         raise CheckpointError(
             f"{path} is a checkpoint of the network {_shown(repr(settings['name']))}, which this fer-edge does not "
             f"know; it knows {', '.join(ARCHITECTURES)}"
@@ -204,8 +267,9 @@ def _checkpoint_in(file: CheckpointFile, path: Path, name: str, labels: Sequence
         raise CheckpointError(
             f"{path} states the order of its labels, {', '.join(settings['expressions'])}; leave --labels out"
         )
-    place, tensors = _weights_of(settings.pop("state_dict"), path, name)
-    return Checkpoint(**settings, state_dict=_with_counters(_read_all(tensors, file, path), name))
+    shape = NetworkShape(classes=len(settings["expressions"]), size=settings["size"], color=settings["color"])
+    place, tensors = _weights_of(settings.pop("state_dict"), path, name, shape)
+    return Checkpoint(**settings, state_dict=_with_counters(_read_all(tensors, file, path), name, shape))
 
 
 def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
@@ -223,6 +287,12 @@ def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
         expressions = content["expressions"]
         if not isinstance(expressions, list) or not all(isinstance(one, str) for one in expressions):
             raise TypeError("expressions is not a list of texts")
+        check_labels(expressions)
+        size, color = content.get("size", FACE_SIZE), content.get("color", "gray")
+        if not isinstance(size, int) or isinstance(size, bool) or not MIN_SIZE <= size <= MAX_SIZE:
+            raise TypeError(f"size is not a whole number from {MIN_SIZE} to {MAX_SIZE}")
+        if not isinstance(color, str) or color not in COLORS:
+            raise TypeError(f"color is none of {', '.join(COLORS)}")
         if not isinstance(content["name"], str):
             raise TypeError("name is not a text")
         training = _plain(content["training"])
@@ -235,11 +305,6 @@ def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
         ) from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a damaged checkpoint ({error}); copy it again, or train again") from error
-    if sorted(expressions) != sorted(EXPRESSIONS):
-        raise CheckpointError(
-            f"{path} was trained for {_shown(', '.join(expressions), 300)}; its classes must be "
-            f"{', '.join(EXPRESSIONS)}"
-        )
     if not std > 0:
         raise CheckpointError(f"{path} has damaged settings: std must be positive, got {std:g}; train again")
     return {
@@ -247,6 +312,8 @@ def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
         "mean": mean,
         "std": std,
         "expressions": tuple(expressions),
+        "size": size,
+        "color": color,
         "training": training,
         "state_dict": weights,
     }
@@ -342,7 +409,7 @@ def _module_tensors(module: StoredModule, path: Path) -> dict[str, StoredTensor]
     return found
 
 
-def _weights_of(content: Any, path: Path, name: str) -> tuple[str, dict[str, StoredTensor]]:
+def _weights_of(content: Any, path: Path, name: str, shape: NetworkShape) -> tuple[str, dict[str, StoredTensor]]:
     """The place and the tensors of the network `name` in a file.
 
     Raises:
@@ -350,7 +417,7 @@ def _weights_of(content: Any, path: Path, name: str) -> tuple[str, dict[str, Sto
         OtherNetworkError: its weights are of another network.
     """
     groups = list(_groups(content, path))
-    found = [one for group in groups for one in _candidates(group, name)]
+    found = [one for group in groups for one in _candidates(group, name, shape)]
     # The same tensors under two names are one network.
     distinct: dict[tuple[int, ...], tuple[str, dict[str, StoredTensor]]] = {}
     for place, tensors in found:
@@ -368,25 +435,25 @@ def _weights_of(content: Any, path: Path, name: str) -> tuple[str, dict[str, Sto
         return found[0]
     if not groups:
         raise CheckpointError(f"{path} holds no weights of a network; train some with: fer-train --model {name}")
-    _refuse_other(groups, path, name)
+    _refuse_other(groups, path, name, shape)
     raise AssertionError("unreachable")
 
 
-def _candidates(group: _Group, name: str) -> list[tuple[str, dict[str, StoredTensor]]]:
+def _candidates(group: _Group, name: str, shape: NetworkShape) -> list[tuple[str, dict[str, StoredTensor]]]:
     """Where in a group all weights of the network are: by prefix, with nothing else behind the same prefix."""
-    wanted = _wanted(name)
+    wanted = state_shapes(name, shape)
     found = []
     for tensors in (group.tensors, _unwrapped(group.tensors)):
-        for prefix in _prefixes(tensors, name):
+        for prefix in _prefixes(tensors, wanted):
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if not _differences(own, wanted):
                 found.append((_said_place(group.place, prefix), own))
     return found
 
 
-def _prefixes(tensors: Mapping[str, StoredTensor], name: str) -> list[str]:
+def _prefixes(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, object]) -> list[str]:
     """What stands before the network's first weight wherever it occurs: "", "model.", "student.net."."""
-    first = next(iter(_wanted(name)))
+    first = next(iter(wanted))
     return [key.removesuffix(first) for key in tensors if key == first or key.endswith(f".{first}")]
 
 
@@ -407,13 +474,6 @@ def _said_place(place: str, prefix: str) -> str:
     return _shown(", ".join(one for one in (place, prefix and f"prefix {prefix}") if one), 200)
 
 
-@cache
-def _wanted(name: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the network's state dict, without taking memory for it."""
-    with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in create_network(name).state_dict().items()}
-
-
 def _is_counter(key: str) -> bool:
     # BatchNorm's count of batches: older files lack it, and nothing that a trained network computes depends on it.
     return key.endswith(".num_batches_tracked")
@@ -432,30 +492,36 @@ def _differences(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, tuple
     ]
 
 
-def _refuse_other(groups: Sequence[_Group], path: Path, name: str) -> None:
+def _refuse_other(groups: Sequence[_Group], path: Path, name: str, shape: NetworkShape) -> None:
     """Say in which names or shapes the most similar weights of the file differ from the network."""
-    wanted = _wanted(name)
+    wanted = state_shapes(name, shape)
     best: tuple[int, dict[str, StoredTensor]] = (-1, {})
     for group in groups:
         tensors = _unwrapped(group.tensors)
-        for prefix in _prefixes(tensors, name) or [""]:
+        for prefix in _prefixes(tensors, wanted) or [""]:
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             best = max(best, (len(own.keys() & wanted.keys()), own), key=lambda one: one[0])
     differences = _differences(best[1], wanted)
-    others = [other for other in ARCHITECTURES if other != name and any(_candidates(group, other) for group in groups)]
+    others = [
+        other for other in ARCHITECTURES if other != name and any(_candidates(one, other, shape) for one in groups)
+    ]
     if others:
         advice = f"it is a checkpoint of {others[0]}: use --model {others[0]}"
     elif all(" has shape " in one for one in differences):
-        advice = f"{name} has {len(EXPRESSIONS)} classes: {', '.join(EXPRESSIONS)}"
+        advice = (
+            f"{name} has {shape.classes} classes here; if the file has others, name them in its order with --labels"
+        )
     else:
         advice = "it is of another network"
     more = f" and {len(differences) - 1} more differences" if len(differences) > 1 else ""
     raise OtherNetworkError(f"{path} does not fit {name}: {differences[0]}{more}; {advice}")
 
 
-def _with_counters(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def _with_counters(state: dict[str, Tensor], name: str, shape: NetworkShape) -> dict[str, Tensor]:
     """The state dict in the network's own order, with BatchNorm's counters at zero where the file has none."""
-    return {key: state[key] if key in state else torch.zeros((), dtype=torch.int64) for key in _wanted(name)}
+    return {
+        key: state[key] if key in state else torch.zeros((), dtype=torch.int64) for key in state_shapes(name, shape)
+    }
 
 
 def _tensors_by_name(content: Any) -> dict[str, StoredTensor]:

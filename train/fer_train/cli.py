@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from fer_runtime.command import (
-    RegistryChoice,
     Rule,
     RunOptions,
     ShortCommand,
@@ -21,12 +20,16 @@ from fer_runtime.command import (
     take_options,
 )
 from fer_runtime.errors import FerError
+from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.find import DEFAULT_MODELS_DIR
-from fer_train.networks.architectures import ARCHITECTURES
+from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
+from fer_train.networks.architectures import ARCHITECTURES, find_architecture
+from fer_train.networks.choice import NetworkChoice
 from fer_train.recipes import PRETRAIN, RECIPES, Recipe
 
 if TYPE_CHECKING:
     from fer_train.pipeline import Trained
+    from fer_train.results import TrainingResults
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -61,6 +64,8 @@ class TrainRun(_NetworkOptions):
     weights: str | None
     teachers: tuple[Path, ...]
     votes: str | None
+    size: int | None  # None: that of the weights
+    color: str | None
     skip_unreadable: bool
     no_plots: bool
     safetensors: bool
@@ -111,7 +116,12 @@ _RULES = (
 @click.command(cls=ShortCommand, runs=(TrainRun, PretrainRun, AuditRun), rules=_RULES)
 @option_group(
     "Network and data",
-    click.option("--model", type=RegistryChoice(ARCHITECTURES), help="Network to train."),
+    click.option(
+        "--model",
+        type=NetworkChoice(),
+        help="Network to train, also one of timm's (extra `timm`), or a function of yours that takes `classes` and "
+        "gives a torch.nn.Module. [default: that of the checkpoint of --weights]",
+    ),
     click.option(
         "--name",
         callback=own_name,
@@ -121,8 +131,17 @@ _RULES = (
     click.option(
         "--data",
         type=_FOLDER,
-        help="Folder with images/train/<class> and images/validation/<class>, or with train and validation. "
-        "[default: the Kaggle dataset, downloaded on first use]",
+        help="Folder with images/train/<class> and images/validation/<class>, or with train and validation (or val). "
+        "The class folders are the labels. Without validation, a share of train is held out. [default: the Kaggle "
+        "dataset, downloaded on first use]",
+    ),
+    click.option(
+        "--size",
+        type=click.IntRange(min=MIN_SIZE, max=MAX_SIZE),
+        help="Side of the faces in pixels, such as 64, 96 or 112. [default: that of --weights, or 48]",
+    ),
+    click.option(
+        "--color", type=click.Choice(COLORS), help="Colour of the faces. [default: that of --weights, or gray]"
     ),
     click.option(
         "--skip-unreadable",
@@ -144,8 +163,8 @@ _RULES = (
     ),
     click.option(
         "--weights",
-        help="What the network starts from: imagenet (v1, downloaded by torchvision), none, or a file of weights. "
-        "[default: imagenet for v1, none for the others]",
+        help="What the network starts from: imagenet (v1 and timm's, downloaded on first use), none, or a file of "
+        "weights. [default: imagenet for v1, none for the others]",
     ),
 )
 @option_group(
@@ -156,7 +175,8 @@ _RULES = (
         type=click.Choice(tuple(RECIPES)),
         default="first",
         show_default=True,
-        help="Settings: first, those of the project's first version; best, those of the shipped models.",
+        help="Settings: first, those of the project's first version; best, those of the shipped models; finetune, for "
+        "few images of your own and --weights of a model that knows faces.",
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs. [default: the recipe's]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="Faces per step. [default: the recipe's]"),
@@ -230,7 +250,8 @@ def main(**given: Any) -> None:
     \b
     fer-train --name mine --model v3 --data data --recipe best
     fer-train --name mine --model v3 --data data --recipe best --votes ferplus
-    fer-train --name mine --model v3 --data data --weights models/model_v3.pth --epochs 10
+    fer-train --name mine --data data --weights models/model_v3.pth --recipe finetune
+    fer-train --name mine --model timm:mobilenetv4_conv_small --size 96 --color rgb --data data
     torchrun --nproc-per-node 2 -m fer_train ...     several processes or GPUs, the same result
     fer-train ... --drop audit/label_errors.csv      without what fer-data audit suspects
 
@@ -249,13 +270,20 @@ def main(**given: Any) -> None:
 
 
 def _train(options: TrainRun) -> None:
-    model = _network_name(options)
-    kinds, drop_files = _drop(options.drop)
-    recipe = _recipe(options, ARCHITECTURES[model].recipe(options.recipe_name), drop=kinds)
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
+        from fer_train.checkpoints import stated_faces
         from fer_train.loop.distributed import one_per_machine_first
         from fer_train.pipeline import train_model
 
+    start = stated_faces(options.weights) if options.weights not in (None, "none", "imagenet") else None
+    model = options.model or (start.network if start is not None else None)
+    if model is None:
+        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(ARCHITECTURES)}.")
+    architecture = find_architecture(model)
+    if architecture.is_foreign and options.name is None:
+        raise click.UsageError(f"{model} has no files of its own; name yours: --name mine")
+    kinds, drop_files = _drop(options.drop)
+    recipe = _recipe(options, architecture.recipe(options.recipe_name), drop=kinds)
     with _together(options) as how:
         trained = train_model(
             model,
@@ -263,9 +291,11 @@ def _train(options: TrainRun) -> None:
             recipe,
             name=options.name,
             recipe_name=options.recipe_name,
-            weights=options.weights or ARCHITECTURES[model].weights,
+            weights=options.weights or architecture.weights,
             teachers=options.teachers,
             votes=options.votes,
+            size=options.size or (FACE_SIZE if start is None else start.size),
+            color=options.color or ("gray" if start is None else start.color),
             skip_unreadable=options.skip_unreadable,
             drop_files=drop_files,
             **how,
@@ -343,9 +373,14 @@ def _report(trained: Trained, *, plots: bool) -> None:
         if split.skipped:
             click.echo(f"skipped {split.skipped} images in {split.folder} that cannot be read", err=True)
         if split.resized:
-            click.echo(f"resized {split.resized} images in {split.folder} to 48 x 48", err=True)
+            side = f"{split.size} x {split.size}"
+            click.echo(f"resized {split.resized} images in {split.folder} to {side}", err=True)
+    if trained.note:
+        click.echo(trained.note, err=True)
     results, history = trained.results, trained.results.history
-    if history.best_epoch == 0:
+    if history.probe_acc is not None:
+        click.echo(_gain(results), err=True)
+    elif history.best_epoch == 0:
         click.echo(f"no epoch was better than the start ({history.start_acc:.1%}); the start is kept", err=True)
     against_votes = ""
     if votes := results.votes:
@@ -363,6 +398,18 @@ def _report(trained: Trained, *, plots: bool) -> None:
         click.echo(path)
 
 
+def _gain(results: TrainingResults) -> str:
+    """What fine-tuning gained over a linear probe, which leaves the features as they are."""
+    history = results.history
+    probe, reached = history.probe_acc or 0.0, results.accuracy if results.votes is None else max(history.test_acc)
+    text = f"linear probe of the start {probe:.1%}"
+    if history.start_acc is not None and history.start_acc > probe:
+        text += f", its own last layer {history.start_acc:.1%}"
+    if history.best_epoch == 0:
+        return f"{text}; no epoch of fine-tuning was better, so the start is kept"
+    return f"{text}; fine-tuned {reached:.1%}: {100 * (reached - max(probe, history.start_acc or 0)):+.1f} points"
+
+
 def _write_safetensors(trained: Trained) -> Path:
     from fer_train.checkpoints import SAFETENSORS_SUFFIX, load_checkpoint, save_checkpoint
 
@@ -374,12 +421,10 @@ def _write_safetensors(trained: Trained) -> Path:
 def _audit(options: AuditRun) -> None:
     with needs_extra("train"):
         from fer_train.data.audit import audit_faces, write_audit
-        from fer_train.data.folders import load_faces
+        from fer_train.data.dataset import load_splits
 
-    data = _data_root(options.data)
-    splits = {
-        split: load_faces(data, split, skip_unreadable=options.skip_unreadable) for split in ("train", "validation")
-    }
+    read = load_splits(_data_root(options.data), skip_unreadable=options.skip_unreadable)
+    splits = {"train": read.train, "validation": read.validation}
     found = audit_faces(splits)
     click.echo(found.to_text())
     click.echo("fer-train --audit is now: fer-data audit DATA; the old spelling leaves with the next version", err=True)

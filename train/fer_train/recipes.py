@@ -43,6 +43,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "schedule": ("constant", "one-cycle"),
     "augmentation": AUGMENTATIONS,
     "teacher_views": ("faces", "images"),
+    "last_layer": ("kept", "probe"),
     "vote_target": ("distribution", "majority"),
 }
 
@@ -77,11 +78,16 @@ class Recipe:
     small_size: int = 32  # v1 wants 36: at 32 its last stage sees one pixel, and 8 of 9 taps learn nothing
     teacher_weight: float = 0.7  # share of the distillation loss where teachers are given
     teacher_temperature: float = 2.0  # of the distilled softmax (Hinton et al., arXiv 1503.02531)
+    # Of a fine-tuning: the last layer of the start is "kept", or a linear "probe" of its features where that is better.
+    last_layer: str = "kept"
     teacher_views: str = "faces"  # asked about once, or the augmented "images", in every step
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as results files hold them."""
-        return {**asdict(self), "drop": list(self.drop)}
+        settings = {**asdict(self), "drop": list(self.drop)}
+        if self.last_layer == "kept":
+            del settings["last_layer"]  # as before there was that setting: equal trainings give equal files
+        return settings
 
     def overridden(self, **settings: Any) -> Recipe:
         """This recipe with those of `settings` that are not None."""
@@ -137,8 +143,22 @@ BEST = Recipe(
     drop=("duplicates", "conflicts"),
 )
 
+# For one's own labels, from the weights of a model that knows faces; docs/your-own.md has the study behind it.
+FINETUNE = Recipe(
+    epochs=20,
+    batch_size=32,
+    optimizer="adamw",
+    lr=3e-4,
+    schedule="one-cycle",
+    weight_decay=0.05,
+    augmentation="light",
+    label_smoothing=0.05,
+    dropout=0.25,
+    last_layer="probe",
+)
+
 # By the names of --recipe; fer_train.networks.architectures says where a network's own differ.
-RECIPES = {"first": FIRST, "best": BEST}
+RECIPES = {"first": FIRST, "best": BEST, "finetune": FINETUNE}
 
 # For `--pretrain DIR`: any folder of class folders, no face among them.
 PRETRAIN = Recipe(

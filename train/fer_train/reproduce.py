@@ -89,14 +89,13 @@ def reproduce(
     """
     import torch
 
-    from fer_train.pipeline import load_splits, train_model
+    from fer_train.pipeline import load_training_faces, train_model
     from fer_train.progress import EpochBars
 
     torch.set_num_threads(threads)
-    _, train, validation = load_splits(data, ())
-    data_key = train.fingerprint + validation.fingerprint
-    _, train, validation = load_splits(data, (), votes=votes)
-    votes_key = train.fingerprint + validation.fingerprint
+    plain, rated = load_training_faces(data, ()), load_training_faces(data, (), votes=votes)
+    data_key = plain.train.fingerprint + plain.validation.fingerprint
+    votes_key = rated.train.fingerprint + rated.validation.fingerprint
     made: dict[str, Path] = {}
     for step in needed(steps, only):
         teachers = [checkpoint_path(made[name], name) for name in step.teachers]

@@ -32,6 +32,7 @@ class History:
     mean_recall: list[float] = field(default_factory=list)  # with votes: mean over the classes' strict majorities
     start_score: float | None = None  # of the weights that a fine-tuning starts from
     start_acc: float | None = None
+    probe_acc: float | None = None  # of a linear probe of those weights
     seconds: list[float] = field(default_factory=list)  # wall clock, evaluation included
 
     @property

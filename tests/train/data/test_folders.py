@@ -16,6 +16,7 @@ from tests.train.images import write_images
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_train.data.folders import class_weights, load_faces
+from fer_train.data.dataset import load_splits
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +83,12 @@ def test_a_image_of_another_size_is_resized_and_counted(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda root: shutil.rmtree(root / "images"), "no folder .*images/train"),
-        (lambda root: shutil.rmtree(root / "images/train/disgust"), "lacks the class folder disgust"),
-        (lambda root: (root / "images/train/bored").mkdir(), "unexpected class folder bored"),
+        (lambda root: shutil.rmtree(root / "images/validation/disgust"), "validation lacks the class folder disgust"),
+        (
+            lambda root: shutil.rmtree(root / "images/train/disgust"),
+            "validation has an unexpected class folder disgust",
+        ),
+        (lambda root: (root / "images/validation/bored").mkdir(), "validation has an unexpected class folder bored"),
         (lambda root: [path.unlink() for path in (root / "images/train/fear").iterdir()], "fear holds no image"),
         (lambda root: (root / "images/train/happy/000.png").write_bytes(b"none"), "happy/000.png cannot be decoded"),
         (lambda root: (root / "images/train/happy/001.png").write_bytes(b""), "happy/001.png is empty"),
@@ -94,7 +99,7 @@ def test_bad_data_is_named(tmp_path: Path, damage: object, message: str) -> None
     assert callable(damage)
     damage(root)
     with pytest.raises(DataError, match=message):
-        load_faces(root, "train")
+        load_splits(root)
 
 
 def test_class_weights_are_the_square_root_worked_by_hand() -> None:

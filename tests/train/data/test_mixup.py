@@ -22,9 +22,9 @@ from fer_train.recipes import Recipe
 def test_the_share_is_the_part_of_the_image_that_is_its_own(mixup: float, cutmix: float) -> None:
     # Every face has one gray of its own, so a image's mean says how much of which face it holds.
     own = torch.arange(64, dtype=torch.float32)
-    mixed = mix(own[:, None, None].repeat(1, 48, 48), Generator().manual_seed(3), mixup=mixup, cutmix=cutmix)
+    mixed = mix(own[:, None, None, None].repeat(1, 1, 48, 48), Generator().manual_seed(3), mixup=mixup, cutmix=cutmix)
     expected = mixed.share * own + (1 - mixed.share) * own[mixed.partners]
-    assert torch.allclose(mixed.planes.mean((1, 2)), expected, atol=1e-3)
+    assert torch.allclose(mixed.images.mean((1, 2, 3)), expected, atol=1e-3)
     assert sorted(mixed.partners.tolist()) == list(range(64))
     assert mixed.share.min() >= 0
     assert mixed.share.max() <= 1
@@ -32,8 +32,8 @@ def test_the_share_is_the_part_of_the_image_that_is_its_own(mixup: float, cutmix
 
 def test_a_pasted_face_is_a_rectangle_at_its_own_place() -> None:
     faces = torch.rand(32, 48, 48, generator=Generator().manual_seed(0))
-    mixed = mix(faces, Generator().manual_seed(1), mixup=0.0, cutmix=1.0)
-    for image, face, other in zip(mixed.planes, faces, faces[mixed.partners], strict=True):
+    mixed = mix(faces[:, None], Generator().manual_seed(1), mixup=0.0, cutmix=1.0)
+    for image, face, other in zip(mixed.images[:, 0], faces, faces[mixed.partners], strict=True):
         pasted = image != face
         assert torch.equal(image[pasted], other[pasted])
         rows, columns = pasted.any(1).nonzero()[:, 0], pasted.any(0).nonzero()[:, 0]
@@ -42,7 +42,7 @@ def test_a_pasted_face_is_a_rectangle_at_its_own_place() -> None:
 
 @pytest.mark.parametrize("parameter", [0.2, 1.0])
 def test_a_blends_share_has_the_beta_distribution(parameter: float) -> None:
-    share = mix(torch.zeros(40_000, 1, 1), Generator().manual_seed(0), mixup=parameter, cutmix=0.0).share
+    share = mix(torch.zeros(40_000, 1, 1, 1), Generator().manual_seed(0), mixup=parameter, cutmix=0.0).share
     assert float(share.mean()) == pytest.approx(0.5, abs=0.01)
     assert float(share.var()) == pytest.approx(1 / (4 * (2 * parameter + 1)), abs=0.005)
 

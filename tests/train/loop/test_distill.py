@@ -168,7 +168,10 @@ def test_an_exported_model_that_cannot_teach_is_named(
     entry.value = entry.value.replace('"surprise"', '"contempt"')
     onnx.save(model, tmp_path / "other.onnx")
     (tmp_path / "damaged.onnx").write_bytes(b"no model")
-    for name, reason in (("other", "contempt; a teacher must name"), ("damaged", "cannot be read as an ONNX model")):
+    for name, reason in (
+        ("other", "lacks surprise, and it has contempt besides"),
+        ("damaged", "cannot be read as an ONNX model"),
+    ):
         with pytest.raises(ModelFileError, match=f"{name}.onnx.*{reason}"):
             load_teachers([tmp_path / f"{name}.onnx"], faces[0], CPU, views="images")
 

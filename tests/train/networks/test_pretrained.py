@@ -16,7 +16,7 @@ import torch
 from tests.train.images import write_images
 
 from fer_runtime.errors import CheckpointError, DataError, DownloadError
-from fer_train.checkpoints import Checkpoint, load_checkpoint, load_state_dict, save_checkpoint
+from fer_train.checkpoints import Checkpoint, load_checkpoint, load_start, save_checkpoint
 from fer_train.networks.pretrained import imagenet_weights
 from fer_train.networks.registry import create_network
 from fer_train.networks.torchvision_import import torchvision_models
@@ -48,7 +48,8 @@ def test_pretraining_gives_all_layers_but_the_last_to_a_training_on_faces(faces:
     recipe = STANDING.overridden(epochs=2, batch_size=8, optimizer="adamw", lr=1e-3)
     result = pretrain("v1", tmp_path / "things", recipe, models_dir=tmp_path)
     assert (result.classes, result.images) == (2, 20)
-    pretrained = load_state_dict(result.path, name="v1")
+    pretrained = load_start(result.path, name="v1")
+    assert isinstance(pretrained, dict)
     assert pretrained["fc.3.weight"].shape == (2, 256)
 
     trained = train_model("v1", faces, STANDING, weights=str(result.path), models_dir=tmp_path)

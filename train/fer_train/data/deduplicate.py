@@ -47,7 +47,7 @@ def training_indices_without(train: LabelledFaces, validation: LabelledFaces, ki
 
 
 def _near(train: LabelledFaces, validation: LabelledFaces) -> set[int]:
-    faces = np.concatenate([train.faces, validation.faces])
+    faces = np.concatenate([train.small_gray(), validation.small_gray()])
     labels = np.concatenate([train.labels, validation.labels])
     unwanted: set[int] = set()
     for one, other in near_copies(faces, (*train.file_sha256, *validation.file_sha256)):

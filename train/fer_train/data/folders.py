@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import cache_folder, replaced_atomically
 from fer_runtime.images import IMAGE_SUFFIXES, read_bytes, read_image
+from fer_runtime.labels import check_labels
 from fer_train.data.votes import Float32Array, VoteSource
 
 Uint8Array = npt.NDArray[np.uint8]
@@ -35,7 +37,7 @@ _NAMED = 10
 class LabelledFaces:
     """Images of one split, in the order of their paths."""
 
-    faces: Uint8Array  # (images, size, size), grayscale 0-255
+    faces: Uint8Array  # (images, size, size), grayscale 0-255, or (images, size, size, 3) in RGB
     labels: Int64Array  # (images,), index into `classes`
     classes: tuple[str, ...]
     paths: tuple[str, ...]  # relative to the split's folder, with "/"
@@ -48,6 +50,24 @@ class LabelledFaces:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def size(self) -> int:
+        """Pixels, side of the faces."""
+        return int(self.faces.shape[1])
+
+    @property
+    def color(self) -> str:
+        """ "gray" or "rgb"."""
+        return "gray" if self.faces.ndim == 3 else "rgb"
+
+    def small_gray(self) -> Uint8Array:
+        """The faces as FER2013's are, uint8 (images, 48, 48), for what compares pixels."""
+        if self.faces.shape[1:] == (FACE_SIZE, FACE_SIZE):
+            return self.faces
+        bgr = self.faces if self.faces.ndim == 3 else self.faces[..., ::-1]
+        small = [prepare_face(np.ascontiguousarray(face)) for face in bgr]
+        return np.stack(small) if small else np.zeros((0, FACE_SIZE, FACE_SIZE), np.uint8)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -73,7 +93,7 @@ class LabelledFaces:
 
     def with_votes(self, votes: VoteSource, split: str) -> LabelledFaces:
         """These faces with their raters' votes, which the fingerprint then covers."""
-        found = votes.of(self.paths, self.faces, split=split)
+        found = votes.of(self.paths, self.small_gray(), split=split)
         fingerprint = hashlib.sha256(self.fingerprint.encode() + found.tobytes()).hexdigest()
         return replace(self, votes=found, fingerprint=fingerprint)
 
@@ -90,7 +110,7 @@ def split_folder(root: Path, split: str) -> Path:
     raise DataError(
         f"no folder {root / 'images' / split} nor {root / split}; --data takes the dataset's root "
         "(with images/train and images/validation) or a folder that holds train and validation, each with a folder for "
-        f"every class ({', '.join(EXPRESSIONS)}); without --data, FER2013 is fetched from Kaggle"
+        f"every class; without --data, FER2013 is fetched from Kaggle, with {', '.join(EXPRESSIONS)}"
     )
 
 
@@ -98,6 +118,9 @@ def load_faces(
     root: Path,
     split: str,
     *,
+    classes: tuple[str, ...] | None = None,
+    size: int = FACE_SIZE,
+    color: str = "gray",
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelledFaces:
@@ -106,6 +129,9 @@ def load_faces(
     Args:
         root: the dataset's root, or a folder that holds `train` and `validation`.
         split: "train" or "validation".
+        classes: the folders that must be there, no more and no fewer; None takes what there is, sorted.
+        size: pixels, side of the faces.
+        color: "gray" or "rgb".
         skip_unreadable: leave out images that cannot be read; `skipped` counts them.
         progress: called with (images read, images in all) from time to time.
 
@@ -113,7 +139,12 @@ def load_faces(
         DataError: a class folder is missing, unexpected or empty, or images cannot be read.
     """
     return load_class_folders(
-        split_folder(root, split), classes=EXPRESSIONS, skip_unreadable=skip_unreadable, progress=progress
+        split_folder(root, split),
+        classes=classes,
+        size=size,
+        color=color,
+        skip_unreadable=skip_unreadable,
+        progress=progress,
     )
 
 
@@ -121,24 +152,34 @@ def load_class_folders(
     folder: Path,
     *,
     classes: tuple[str, ...] | None = None,
+    size: int = FACE_SIZE,
+    color: str = "gray",
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelledFaces:
-    """Decode a folder of class folders to grayscale images of 48 x 48.
+    """Decode a folder of class folders.
 
     Args:
         folder: one folder per class; images in its subfolders count, too.
         classes: the folders that must be there, no more and no fewer; None takes what there is, sorted.
+        size: pixels, side of the faces.
+        color: "gray" or "rgb".
         skip_unreadable: leave out images that cannot be read.
 
     Raises:
         DataError: as for `load_faces`.
     """
-    found = class_folders(folder)
+    names = class_folders(folder)
+    # Macs store "müde" as letters and accents apart; the same label must be the same text everywhere.
+    place = {unicodedata.normalize("NFC", name): name for name in names}
+    found = {label: names[name] for label, name in sorted(place.items())}
     if classes is None:
         if len(found) < 2:
             raise DataError(f"{folder} holds {len(found)} class folders; at least two are needed")
-        classes = tuple(found)
+        try:
+            classes = check_labels(tuple(found))
+        except ValueError as error:
+            raise DataError(f"the class folders of {folder} are no labels of a model: {error}") from error
     missing = [name for name in classes if name not in found]
     unexpected = [name for name in found if name not in classes]
     if missing or unexpected:
@@ -147,7 +188,7 @@ def load_class_folders(
         raise DataError(f"{folder} {' and '.join(facts)}; the classes are: {', '.join(classes)}")
     if empty := [name for name in classes if not found[name]]:
         raise DataError(f"the class folder {folder / empty[0]} holds no image; every class needs some")
-    files = [(f"{name}/{path}", label) for label, name in enumerate(classes) for path in found[name]]
+    files = [(f"{place[name]}/{path}", label) for label, name in enumerate(classes) for path in found[name]]
 
     unreadable: dict[str, str] = {}  # path to reason
     digests: dict[str, str] = {}
@@ -157,14 +198,15 @@ def load_class_folders(
         except ImageError as error:
             unreadable[path] = str(error)
     paths = tuple(digests)
-    key = hashlib.sha256(f"{_CACHE_VERSION} {FACE_SIZE}\n".encode())
+    key = hashlib.sha256(f"{_CACHE_VERSION} {size}{'' if color == 'gray' else color}\n".encode())
     for path, digest in digests.items():
         key.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
     fingerprint = key.hexdigest()
     cached = cache_folder() / "faces" / f"{fingerprint}.npz"
-    stored = _read_cache(cached, len(paths))
+    shape = (size, size) if color == "gray" else (size, size, 3)
+    stored = _read_cache(cached, (len(paths), *shape))
     if stored is None:
-        stored, undecodable = _decode(folder, paths, progress)
+        stored, undecodable = _decode(folder, paths, size, color, progress)
         unreadable |= undecodable
         if not undecodable:
             # A cache that cannot be written costs time, not the run.
@@ -235,21 +277,21 @@ def _unreadable(folder: Path, reasons: Mapping[str, str]) -> str:
     )
 
 
-def _read_cache(path: Path, images: int) -> tuple[Uint8Array, int] | None:
+def _read_cache(path: Path, shape: tuple[int, ...]) -> tuple[Uint8Array, int] | None:
     """The cached array; None when there is none or it is damaged, which costs a second of decoding."""
     try:
         with np.load(path, allow_pickle=False) as content:
             faces, resized = content["faces"], int(content["resized"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return (faces, resized) if faces.shape == (images, FACE_SIZE, FACE_SIZE) and faces.dtype == np.uint8 else None
+    return (faces, resized) if faces.shape == shape and faces.dtype == np.uint8 else None
 
 
 def _decode(
-    folder: Path, paths: Sequence[str], progress: Callable[[int, int], None] | None
+    folder: Path, paths: Sequence[str], size: int, color: str, progress: Callable[[int, int], None] | None
 ) -> tuple[tuple[Uint8Array, int], dict[str, str]]:
     """Faces and how many had another size, and the reasons of the images that could not be read (black faces)."""
-    faces = np.zeros((len(paths), FACE_SIZE, FACE_SIZE), np.uint8)
+    faces = np.zeros((len(paths), size, size) if color == "gray" else (len(paths), size, size, 3), np.uint8)
     resized = 0
     unreadable: dict[str, str] = {}
     for index, path in enumerate(paths):
@@ -258,8 +300,8 @@ def _decode(
         except ImageError as error:
             unreadable[path] = str(error)
             continue
-        resized += image.shape[:2] != (FACE_SIZE, FACE_SIZE)
-        faces[index] = prepare_face(image)
+        resized += image.shape[:2] != (size, size)
+        faces[index] = prepare_face(image, size=size, color=color)
         if progress is not None and index % 500 == 0:
             progress(index, len(paths))
     return (faces, resized), unreadable

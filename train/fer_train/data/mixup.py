@@ -12,31 +12,33 @@ from torch import Generator, Tensor
 class Mixed:
     """A batch of faces in pairs."""
 
-    planes: Tensor  # float32 (batch, size, size)
+    images: Tensor  # float32 (batch, channels, size, size)
     partners: Tensor  # int64 (batch,), place in the batch of each face's second half
     share: Tensor  # float32 (batch,), how much of each image is its own face
 
 
-def mix(planes: Tensor, generator: Generator, *, mixup: float, cutmix: float) -> Mixed:
+def mix(images: Tensor, generator: Generator, *, mixup: float, cutmix: float) -> Mixed:
     """Mix every face with another one of the batch.
 
     Args:
-        planes: float32 (batch, size, size).
+        images: float32 (batch, channels, size, size).
         mixup: parameter of the Beta(a, a) that a blend's share is drawn from (Zhang et al., arXiv 1710.09412); 0: none.
         cutmix: the same of a pasted rectangle's area (Yun et al., arXiv 1905.04899); 0: none. With both, a coin
             decides for every batch.
     """
-    count, size = planes.shape[0], planes.shape[1]
-    partners = torch.randperm(count, generator=generator).to(planes.device)
+    count, size = images.shape[0], images.shape[-1]
+    partners = torch.randperm(count, generator=generator).to(images.device)
     cut = bool(cutmix) and (not mixup or float(torch.rand((), generator=generator)) < 0.5)
-    share = _beta(cutmix if cut else mixup, count, generator).to(planes.device)
-    others = planes[partners]
+    share = _beta(cutmix if cut else mixup, count, generator).to(images.device)
+    others = images[partners]
     if not cut:
-        return Mixed(planes=torch.lerp(others, planes, share[:, None, None]), partners=partners, share=share)
+        return Mixed(images=torch.lerp(others, images, share[:, None, None, None]), partners=partners, share=share)
     pasted = _rectangles(1 - share, size, generator)
     # A rectangle is cut off at the border: what counts is the area that was really pasted.
     return Mixed(
-        planes=torch.where(pasted, others, planes), partners=partners, share=1 - pasted.float().mean(dim=(1, 2))
+        images=torch.where(pasted[:, None], others, images),
+        partners=partners,
+        share=1 - pasted.float().mean(dim=(1, 2)),
     )
 
 

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from torch import Tensor, nn
 
-from fer_runtime.errors import ModelFileError
-from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.errors import CheckpointError, ModelFileError
 from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
+from fer_runtime.labels import label_difference
 from fer_runtime.recognizer import Recognizer
-from fer_train.checkpoints import OtherNetworkError, load_for_training
+from fer_train.checkpoints import OtherNetworkError, in_label_order, load_for_training, stated_network
 from fer_train.data.folders import LabelledFaces
 from fer_train.loop.batch import Batch
 from fer_train.loop.devices import supports_bf16
@@ -78,28 +78,33 @@ class ImageAnswers:
 class ExportedTeacher(nn.Module):
     """A model that fer-export wrote, among the teachers; in int8 it answers sooner than its checkpoint in PyTorch.
 
-    Takes float32 (batch, 3, 48, 48), values 0 to 1, and gives the logarithms of the model's probabilities, float32
-    (batch, 7): logits at the temperature that the export fitted, so that teachers weigh equally however sure they are.
+    Takes float32 (batch, 3, size, size), values 0 to 1, and gives the logarithms of the model's probabilities, float32
+    (batch, classes): logits at the temperature that the export fitted, so that teachers weigh equally however sure they
+    are.
 
     Args:
         file: an .onnx file of ours.
+        faces: that the student learns from; the answers are in the order of their classes.
 
     Raises:
-        ModelFileError: the file is no model of ours, or names other expressions.
+        ModelFileError: the file is no model of ours, or of other labels, or of faces of another size or colour.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, faces: LabelledFaces) -> None:
         super().__init__()
         self._recognizer = Recognizer(file, threads=torch.get_num_threads())
-        if self._recognizer.metadata.labels != EXPRESSIONS:
-            raise ModelFileError(
-                f"{file} names {', '.join(self._recognizer.metadata.labels)}; a teacher must name "
-                f"{', '.join(EXPRESSIONS)}"
-            )
+        labels = self._recognizer.labels
+        fault = label_difference(faces.classes, labels) or _other_faces(
+            self._recognizer.size, self._recognizer.color, faces
+        )
+        if fault:
+            raise ModelFileError(f"{file} is no teacher for {', '.join(faces.classes)}: {fault}")
+        self._order = [labels.index(label) for label in faces.classes]
 
     def forward(self, images: Tensor) -> Tensor:
-        faces = (images[:, 0] * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
-        probabilities = torch.from_numpy(self._recognizer.classify(faces))
+        planes = images[:, 0] if self._recognizer.color == "gray" else images.permute(0, 2, 3, 1)
+        faces = (planes * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+        probabilities = torch.from_numpy(self._recognizer.classify(faces)[:, self._order])
         return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log().to(images.device)
 
 
@@ -115,12 +120,12 @@ def load_teachers(files: Sequence[Path], faces: LabelledFaces, device: torch.dev
         ModelFileError: an .onnx file cannot.
     """
     if views == "images":
-        return ImageAnswers([_load(path, device) for path in files])
+        return ImageAnswers([_load(path, faces, device) for path in files])
     return FaceAnswers(face_logits(files, faces, device).to(device))
 
 
 def face_logits(files: Sequence[Path], faces: LabelledFaces, device: torch.device) -> Tensor:
-    """Mean logits of the teachers over each face and its mirror image, float32 (faces, 7), kept in the cache folder.
+    """Mean logits of the teachers over each face and its mirror image, float32 (faces, classes), cached.
 
     Raises:
         CheckpointError: a checkpoint cannot be read.
@@ -133,7 +138,7 @@ def face_logits(files: Sequence[Path], faces: LabelledFaces, device: torch.devic
         try:
             logits = torch.from_numpy(np.load(cached, allow_pickle=False))
         except (OSError, ValueError, EOFError):
-            network = _load(file, device)
+            network = _load(file, faces, device)
             images = torch.from_numpy(faces.faces).to(device)
             logits = (predict_logits(network, images) + predict_logits(network, images, flip=True)) / 2
             # A cache folder that cannot be written costs the next run a pass, this one nothing.
@@ -143,15 +148,29 @@ def face_logits(files: Sequence[Path], faces: LabelledFaces, device: torch.devic
     return total / len(files)
 
 
-def _load(path: Path, device: torch.device) -> nn.Module:
+def _load(path: Path, faces: LabelledFaces, device: torch.device) -> nn.Module:
     if path.suffix == ".onnx":
-        return ExportedTeacher(path)
+        return ExportedTeacher(path, faces)
+    names = list(ARCHITECTURES)
+    with suppress(CheckpointError):
+        names = [stated_network(path)]
     errors = []
-    for name in ARCHITECTURES:
+    for name in names:
         try:
-            network = load_for_training(path, name=name).network()
+            checkpoint = load_for_training(path, name=name)
         except OtherNetworkError as error:
             errors.append(error)
-        else:
-            return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+            continue
+        fault = label_difference(faces.classes, checkpoint.expressions)
+        if fault := fault or _other_faces(checkpoint.size, checkpoint.color, faces):
+            raise CheckpointError(f"{path} is no teacher for {', '.join(faces.classes)}: {fault}")
+        network = in_label_order(checkpoint, faces.classes).network()
+        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
     raise errors[0]
+
+
+def _other_faces(size: int, color: str, faces: LabelledFaces) -> str:
+    """In words, how a teacher's faces differ from the student's; "" where they do not."""
+    if (size, color) == (faces.size, faces.color):
+        return ""
+    return f"it takes {color} faces of {size} x {size}, the student {faces.color} ones of {faces.size} x {faces.size}"

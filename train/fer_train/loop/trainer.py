@@ -19,6 +19,7 @@ from fer_runtime.errors import CheckpointError, DataError, FerError
 from fer_runtime.files import write_atomically
 from fer_runtime.registry import load
 from fer_train.checkpoints import pack_state, unpack_state
+from fer_train.data.augment import Augmentation
 from fer_train.data.augmentations import AUGMENTATIONS
 from fer_train.data.folders import LabelledFaces, class_weights
 from fer_train.data.mixup import mix
@@ -29,6 +30,7 @@ from fer_train.loop.distill import Teachers
 from fer_train.loop.distributed import ALONE, World, from_writer, gathered, spread, summed
 from fer_train.loop.ema import follow
 from fer_train.loop.fused_blocks import fuse_blocks
+from fer_train.loop.probe import fit_last_layer
 from fer_train.loop.small_maps import use_matrix_products
 from fer_train.networks.registry import predict_logits
 from fer_train.recipes import Recipe
@@ -173,9 +175,7 @@ class Trainer:
         if finish:
             return
         if self._starts_trained and not self.history.epochs:
-            start = self.evaluate(self.network)
-            self.history.start_score, self.history.start_acc = start.score, start.accuracy
-            self._keep(self.network)
+            self._begin()
         for epoch in range(self.history.epochs + 1, self.recipe.epochs + 1):
             started = time.perf_counter()
             loss, accuracy = self._train_epoch(epoch, progress)
@@ -202,14 +202,33 @@ class Trainer:
                 self._save(resume_path)
             progress.epoch(epoch, self.recipe.epochs, self.history)
 
+    def _begin(self) -> None:
+        """Count the first weights as epoch 0: those that were given, or a linear probe of them where that is better."""
+        given = self.evaluate(self.network)
+        start = given
+        if self.recipe.last_layer == "probe":
+            before = {key: value.detach().clone() for key, value in self.network.state_dict().items()}
+            fit_last_layer(self.network, self._faces, self._targets, self._weights, seed=self.seed)
+            probe = self.evaluate(self.network)
+            self.history.probe_acc = probe.accuracy
+            if probe.score > given.score:
+                start = probe
+            else:
+                self.network.load_state_dict(before)
+        self.history.start_score, self.history.start_acc = start.score, start.accuracy
+        if self.average is not None:
+            self.average.module.load_state_dict(self.network.state_dict())
+        self._keep(self.network)
+
     def _keep(self, network: nn.Module) -> None:
         self.best_state = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
 
     def finished(self) -> tuple[dict[str, Tensor], Evaluation]:
         """The weights of the best epoch, on CPU, with the recipe's logit adjustment, and what they reach."""
         state = {key: value.clone() for key, value in self.best_state.items()}
-        last = [key for key, module in self.network.named_modules() if isinstance(module, nn.Linear)][-1]
-        state[f"{last}.bias"] += self._shift
+        if self.recipe.logit_adjustment:
+            last = [key for key, module in self.network.named_modules() if isinstance(module, nn.Linear)][-1]
+            state[f"{last}.bias"] += self._shift
         self.network.load_state_dict(state)
         return state, self.evaluate(self.network)
 
@@ -280,19 +299,19 @@ class Trainer:
         # Of a last batch with fewer faces than processes, some have none: they add zeros to the sums of all.
         share = slice(self.world.rank, None, self.world.size)
         for sizes, chunk in zip(chunks, torch.split(order, [sum(sizes) for sizes in chunks]), strict=True):
-            planes = augmentation(self._faces[chunk], self._generator)
+            augmented = augmented_planes(augmentation, self._faces[chunk], self._generator)
             if size is not None:
-                planes = F.interpolate(planes[:, None], (size, size), mode="area")[:, 0]
-            for images, indices in zip(torch.split(planes, sizes), torch.split(chunk, sizes), strict=True):
+                augmented = F.interpolate(augmented, (size, size), mode="area")
+            for images, indices in zip(torch.split(augmented, sizes), torch.split(chunk, sizes), strict=True):
                 targets = self._targets[indices]
                 partners = own = None
                 if mixed:
                     # Before the batch is shared out, so that any number of processes mixes the same pairs.
                     result = mix(images, self._generator, mixup=self.recipe.mixup, cutmix=self.recipe.cutmix)
-                    images, partners, own = result.planes, indices[result.partners], result.share
+                    images, partners, own = result.images, indices[result.partners], result.share
                     targets = torch.lerp(self._targets[partners], targets, own[:, None])
                 yield Batch(
-                    images=images[share, None].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last),
+                    images=images[share].expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last),
                     targets=targets[share],
                     indices=indices[share],
                     faces=len(indices),
@@ -392,6 +411,21 @@ def _read_state(path: Path, *, required: bool) -> bytes | None:
         raise CheckpointError(f"no stopped run at {path}; start one without --finish") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {path} ({error.strerror}); make it readable, or start again") from error
+
+
+def augmented_planes(augmentation: Augmentation, faces: Tensor, generator: Generator) -> Tensor:
+    """Augmented faces, float32 (faces, 1, size, size), or (faces, 3, size, size) of faces in RGB.
+
+    Augmentations change one plane. In RGB each plane gets the same change: it is drawn from the same numbers.
+    """
+    if faces.ndim == 3:
+        return augmentation(faces, generator)[:, None]
+    state = generator.get_state()
+    planes = []
+    for plane in faces.unbind(3):
+        generator.set_state(state)
+        planes.append(augmentation(plane.contiguous(), generator))
+    return torch.stack(planes, 1)
 
 
 def learning_targets(faces: LabelledFaces, recipe: Recipe) -> Float32Array:

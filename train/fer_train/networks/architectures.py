@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 
 from fer_runtime.registry import Registry
 from fer_train.recipes import BEST, FIRST, RECIPES, Recipe
@@ -15,12 +16,14 @@ class Architecture:
 
     name: str  # as --model takes it
     help: str  # for --help
-    # "module:function" that makes the network. It is called with `dropout` and gives a torch.nn.Module that takes
-    # float32 (batch, 3, 48, 48) and returns logits float32 (batch, 7). The first layer with weights is a convolution
-    # over the three channels: fer-export folds them into one, since faces are grayscale.
+    # "module:function" that makes the network. It is called with those of `classes`, `size`, `color` and `dropout` that
+    # it takes, and gives a torch.nn.Module that takes float32 (batch, 3, size, size), 0 to 1, and returns logits,
+    # float32 (batch, classes). The first layer with weights is a convolution over the three channels: of grayscale
+    # faces these are equal, and fer-export folds them into one.
     build: str
+    is_foreign: bool = False  # a network of others, which need not begin so and brings its own mean and std
     arguments: Mapping[str, object] = field(default_factory=dict)  # more keyword arguments of that function
-    weights: str = "none"  # what training starts from by default; "imagenet" only where torchvision has such weights
+    weights: str = "none"  # what training starts from by default; "imagenet" only where such weights can be fetched
     recipes: dict[str, Recipe] = field(default_factory=dict)  # where they differ from those of recipes.RECIPES
 
     def recipe(self, name: str) -> Recipe:
@@ -89,3 +92,39 @@ ARCHITECTURES = Registry[Architecture](
         },
     ),
 )
+
+ENTRY_POINTS = "fer_edge.networks"  # of installed packages: a name, and the function that makes the network
+_TIMM = "timm:"
+
+
+def find_architecture(name: str) -> Architecture:
+    """The network of that name: a registered one, "timm:NAME", "package.module:function", or an entry point.
+
+    The last three are code or names of others, and `name` must come from the user, never from a file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    if name.startswith(_TIMM):
+        build, arguments = "fer_train.networks.foreign:timm_network", {"name": name.removeprefix(_TIMM)}
+        return Architecture(name=name, help="of timm", build=build, arguments=arguments, is_foreign=True)
+    if name.partition(":")[0] and name.partition(":")[2]:
+        return Architecture(name=name, help="of one's own", build=name, is_foreign=True)
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        return Architecture(name=name, help=f"of {entry.module}", build=entry.value, is_foreign=True)
+    raise ValueError(
+        f"no network named {name!r}; one of: {', '.join(ARCHITECTURES)}, timm:NAME, package.module:function, or an "
+        f"entry point of the group {ENTRY_POINTS}"
+    )
+
+
+def is_timm(name: str) -> bool:
+    """Whether the network is one of timm's."""
+    return name.startswith(_TIMM)
+
+
+def may_be_named_by_file(name: str) -> bool:
+    """Whether a checkpoint may say that it is of this network: no code but ours and timm's runs for it."""
+    return name in ARCHITECTURES or (is_timm(name) and "/" not in name)

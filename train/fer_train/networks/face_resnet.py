@@ -13,7 +13,7 @@ _STAGES = ((24, 1), (48, 2), (96, 2), (192, 1))
 
 
 class FaceResNet(nn.Module):
-    """Takes float32 (batch, 3, 48, 48), returns logits float32 (batch, 7).
+    """Takes float32 (batch, 3, size, size) of any size, returns logits float32 (batch, classes).
 
     Residual blocks of two 3 x 3 convolutions (He et al., arXiv 1512.03385) behind one convolution and a pooling.
 
@@ -22,7 +22,7 @@ class FaceResNet(nn.Module):
         dropout: share of the pooled features left out of a training step.
     """
 
-    def __init__(self, *, width: int = 1, dropout: float = 0.25) -> None:
+    def __init__(self, *, width: int = 1, dropout: float = 0.25, classes: int = len(EXPRESSIONS)) -> None:
         super().__init__()
         channels = width * _STAGES[0][0]
         self.stem = nn.Sequential(
@@ -35,7 +35,7 @@ class FaceResNet(nn.Module):
                 channels = width * narrow
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, len(EXPRESSIONS))
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, classes)
         )
 
     def forward(self, faces: Tensor) -> Tensor:

@@ -2,30 +2,84 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from fer_runtime.errors import CheckpointError
+from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.registry import load
-from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.networks.architectures import find_architecture
 
 # Faces at once, of which nothing is learned.
 _EVALUATION_BATCH = 256
 
 
-def create_network(name: str, *, dropout: float = 0.25) -> nn.Module:
-    """A network with fresh weights; float32 (batch, 3, 48, 48) to logits float32 (batch, 7).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkShape:
+    """What a network is made for; FER2013's labels and faces by default."""
+
+    classes: int = len(EXPRESSIONS)
+    size: int = FACE_SIZE  # pixels, side of the faces
+    color: str = "gray"  # or "rgb"
+
+
+FER2013 = NetworkShape()
+
+
+def create_network(name: str, shape: NetworkShape = FER2013, *, dropout: float = 0.25) -> nn.Module:
+    """A network with fresh weights; float32 (batch, 3, size, size), 0 to 1, to logits float32 (batch, classes).
 
     Args:
+        name: as `find_architecture` takes it.
         dropout: share of the hidden layer's values left out of a training step.
 
     Raises:
-        ValueError: `name` is not registered in ARCHITECTURES.
+        ValueError: there is no such network.
+        CheckpointError: it cannot be made, or not for these faces and classes.
     """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"no network named {name!r}; one of: {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[name]
-    network: nn.Module = load(architecture.build)(dropout=dropout, **architecture.arguments)
-    return network
+    architecture = find_architecture(name)
+    wanted = {"classes": shape.classes, "size": shape.size, "color": shape.color, "dropout": dropout}
+    if not architecture.is_foreign:
+        network: nn.Module = _call(load(architecture.build), {**wanted, **architecture.arguments}, name)
+        return network
+    from fer_train.networks.foreign import adapted, load_function
+
+    made = _call(load_function(architecture.build), {**wanted, **architecture.arguments}, name)
+    return adapted(made, source=name, classes=shape.classes, size=shape.size, color=shape.color)
+
+
+def _call(build: Any, wanted: dict[str, Any], name: str) -> Any:
+    """`build` called with those of the arguments that it takes."""
+    parameters = inspect.signature(build).parameters.values()
+    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
+    taken = {one.name for one in parameters}
+    if not takes_all and "classes" not in taken and wanted["classes"] != FER2013.classes:
+        raise CheckpointError(
+            f"the function of {name} takes no argument `classes`, and makes networks of one number alone"
+        )
+    return build(**{key: value for key, value in wanted.items() if takes_all or key in taken})
+
+
+@cache
+def state_shapes(name: str, shape: NetworkShape = FER2013) -> dict[str, tuple[int, ...]]:
+    """Shapes of the network's state dict, without taking memory for it."""
+    try:
+        with torch.device("meta"):
+            network = create_network(name, shape)
+    except (RuntimeError, NotImplementedError, TypeError):  # what a network of others does while it is made
+        network = create_network(name, shape)
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+def last_layer(name: str, shape: NetworkShape = FER2013) -> tuple[str, ...]:
+    """Names of the weights and biases with a row for each class: those that change with the number of classes."""
+    other = state_shapes(name, NetworkShape(classes=shape.classes + 1, size=shape.size, color=shape.color))
+    return tuple(key for key, sizes in state_shapes(name, shape).items() if other.get(key) != sizes)
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -34,16 +88,18 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def to_network_input(faces: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Faces as the network takes them: uint8 (batch, 48, 48) to float32 (batch, 3, 48, 48), (faces / 255 - mean) / std.
+    """Faces as the network takes them: uint8 to float32 (batch, 3, size, size), (faces / 255 - mean) / std.
 
-    The three channels are views of one plane, without a copy.
+    Args:
+        faces: uint8 (batch, size, size), whose three channels are views of one plane, without a copy; or
+            (batch, size, size, 3) in RGB.
     """
     scaled = (faces.to(torch.float32).div_(255.0) - mean) / std
-    return scaled[:, None].expand(-1, 3, -1, -1)
+    return scaled.permute(0, 3, 1, 2) if scaled.ndim == 4 else scaled[:, None].expand(-1, 3, -1, -1)
 
 
 def predict_logits(network: nn.Module, faces: Tensor, *, flip: bool = False) -> Tensor:
-    """Logits float32 (faces, classes) on CPU, for faces uint8 (faces, size, size) on the network's device.
+    """Logits float32 (faces, classes) on CPU, for faces as `to_network_input` takes them, on the network's device.
 
     Args:
         flip: of the mirrored faces.
@@ -53,7 +109,7 @@ def predict_logits(network: nn.Module, faces: Tensor, *, flip: bool = False) -> 
     rows = []
     with torch.inference_mode():
         for batch in torch.split(faces, _EVALUATION_BATCH):
-            images = to_network_input(batch.flip(-1) if flip else batch)
+            images = to_network_input(batch.flip(2) if flip else batch)
             rows.append(network(images.contiguous(memory_format=torch.channels_last)).float().cpu())
     network.train(was_training)
     return torch.cat(rows)

@@ -1,0 +1,90 @@
+"""A linear probe: the last layer alone, fitted to the features of a network that stays as it is.
+
+It tells what the features are worth without fine-tuning, and it is the better start for one: a random last layer would
+distort the features before it has learned anything (Kumar et al., arXiv 2202.10054).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
+from torch import Tensor, nn
+
+from fer_runtime.errors import CheckpointError
+from fer_train.networks.registry import predict_logits
+
+# Strengths of the penalty that are tried, in units of the mean loss of a face on standardised features.
+_PENALTIES = (1e-3, 1e-2, 1e-1)
+_HELD_OUT = 0.2  # of the faces, to choose the penalty by
+_STEPS = 100  # of L-BFGS, at most; the loss is convex
+
+
+def fit_last_layer(network: nn.Module, faces: Tensor, targets: Tensor, weights: Tensor, *, seed: int) -> None:
+    """Fit the network's last layer to its features of the faces, in place.
+
+    Args:
+        network: its last layer is a torch.nn.Linear.
+        faces: uint8, on the network's device.
+        targets: float32 (faces, classes), what each face should be answered with.
+        weights: float32 (classes,), of the classes in the loss.
+        seed: of the choice of faces that decide the penalty.
+
+    Raises:
+        CheckpointError: the network does not end so.
+    """
+    last = _last_linear(network)
+    features, targets, weights = _features(network, last, faces), targets.cpu(), weights.cpu()
+    mean, spread = features.mean(0), features.std(0, unbiased=False).clamp_min(1e-6)
+    features = (features - mean) / spread
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(features)))
+    count = max(1, round(_HELD_OUT * len(order)))
+    held_out, rest = order[:count], order[count:]
+    losses = []
+    for penalty in _PENALTIES:
+        weight, bias = _fitted(features[rest], targets[rest], weights, penalty)
+        logits = features[held_out] @ weight.T + bias
+        losses.append(float(F.cross_entropy(logits, targets[held_out])))
+    weight, bias = _fitted(features, targets, weights, _PENALTIES[int(np.argmin(losses))])
+    with torch.no_grad():
+        # On the features as they are.
+        last.weight.copy_(weight / spread)
+        last.bias.copy_(bias - (weight / spread) @ mean)
+
+
+def _last_linear(network: nn.Module) -> nn.Linear:
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not linear or linear[-1].bias is None:
+        raise CheckpointError("a linear probe needs a network that ends with a torch.nn.Linear; set last_layer=kept")
+    return linear[-1]
+
+
+def _features(network: nn.Module, last: nn.Linear, faces: Tensor) -> Tensor:
+    """What the last layer sees, float32 (faces, features), on CPU."""
+    seen: list[Tensor] = []
+    handle = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().float().cpu()))
+    try:
+        predict_logits(network, faces)
+    finally:
+        handle.remove()
+    return torch.cat(seen)
+
+
+def _fitted(features: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the multinomial logistic regression with an L2 penalty."""
+    weight = torch.zeros(targets.shape[1], features.shape[1], requires_grad=True)
+    bias = torch.zeros(targets.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_STEPS, line_search_fn="strong_wolfe")
+    scale = (targets @ weights).sum()
+
+    def loss() -> Any:
+        optimizer.zero_grad()
+        value = F.cross_entropy(features @ weight.T + bias, targets, weight=weights, reduction="sum") / scale
+        value = value + penalty / 2 * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
