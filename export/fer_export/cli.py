@@ -12,7 +12,6 @@ import click
 
 from fer_runtime.command import (
     FerCommand,
-    RegistryChoice,
     Rule,
     RunOptions,
     needs_extra,
@@ -22,10 +21,11 @@ from fer_runtime.command import (
 )
 from fer_runtime.errors import ExtraMissingError, ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.labels import label_difference, parse_labels
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, PREFERENCE, Precision
+from fer_runtime.labels import parse_labels
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, PREFERENCE, Precision, checkpoint_path
 from fer_runtime.targets import TARGETS
-from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.networks.architectures import ARCHITECTURES, find_architecture
+from fer_train.networks.choice import NetworkChoice
 
 if TYPE_CHECKING:
     from fer_export.gate.accuracy import Budget
@@ -38,12 +38,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 def _labels(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     try:
-        labels = None if value is None else parse_labels(value)
-        if labels is not None and (difference := label_difference(EXPRESSIONS, labels)):
-            raise ValueError(f"{value!r} does not name each of {', '.join(EXPRESSIONS)} once: {difference}")
+        return None if value is None else parse_labels(value)
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from None
-    return labels
 
 
 class ExportRun(RunOptions):
@@ -135,8 +132,9 @@ _RULES = (
     "Model",
     click.option(
         "--model",
-        type=RegistryChoice(ARCHITECTURES),
-        help="Network.",
+        type=NetworkChoice(),
+        help="Network, where the checkpoint does not say it: it is of another program, or of a function of yours. "
+        "[default: what the checkpoint says]",
     ),
     click.option(
         "--name",
@@ -196,6 +194,7 @@ _RULES = (
         "--data",
         type=_FOLDER,
         help="Labelled faces: a folder with images/train and images/validation, or with train and validation. "
+        "Without validation, they are the share of train that the training held out. "
         "They fit the temperature and judge int8. Without them, synthetic faces are compared.",
     ),
     click.option(
@@ -266,7 +265,7 @@ def main(**given: Any) -> None:
     \b
     fer-export --model v0                                         compares on made-up faces
     fer-export --model v0 --data data --precision fp32 --precision int8
-    fer-export --model v3 --name mine --data data                 models/mine.pth to models/mine.onnx
+    fer-export --name mine --data data                            models/mine.pth to models/mine.onnx
     fer-export --inspect models/model_0.onnx
     fer-export --model v0 --target ncnn --target openvino         models/model_0.onnx for other runtimes
     fer-export --model v0 --site site --serve                     the model in a browser
@@ -292,11 +291,17 @@ def _inspect(options: InspectRun) -> None:
 
 
 def _export(options: ExportRun) -> None:
-    if options.model is None:
-        raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(ARCHITECTURES)}.")
+    if options.model is None and options.name is None and options.checkpoint is None:
+        raise click.UsageError(f"Missing option '--model' or '--name'. Models: {', '.join(ARCHITECTURES)}.")
     with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         from fer_export.gate.report import ExportRefusedError
         from fer_export.pipeline import export_model
+        from fer_train.checkpoints import stated_network
+
+    source = options.checkpoint or checkpoint_path(options.models_dir, options.name or options.model or "")
+    model = options.model or stated_network(source)
+    if find_architecture(model).is_foreign and options.name is None:
+        raise click.UsageError(f"{model} has no files of its own; name yours: --name mine")
 
     key = None
     if options.sign is not None:
@@ -306,7 +311,7 @@ def _export(options: ExportRun) -> None:
             key = load_private_key(options.sign)  # before the work of an export
     try:
         report = export_model(
-            options.model,
+            model,
             own_name=options.name,
             precisions=options.precisions or ("fp32",),
             checkpoint=options.checkpoint,

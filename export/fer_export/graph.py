@@ -14,24 +14,35 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from fer_runtime.errors import CheckpointError
-from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata
 from fer_train.checkpoints import Checkpoint
+from fer_train.networks.architectures import find_architecture
 
 DEFAULT_OPSET = 18  # the lowest that PyTorch's exporter writes without converting afterwards: read by the most runtimes
 
 
 class _ModelFile(nn.Module):
-    """What the file computes: faces uint8 (batch, 48, 48) to logits and probabilities float32 (batch, 7)."""
+    """What the file computes: faces uint8 (batch, size, size), or (batch, size, size, 3) in RGB, to logits and
+    probabilities float32 (batch, classes).
 
-    def __init__(self, network: nn.Module, *, offset: float, temperature: float) -> None:
+    Args:
+        network: takes planes of 0-255; of a foreign network, 0-1.
+        offset: what is taken from the planes.
+        scale: what they are divided by.
+    """
+
+    def __init__(self, network: nn.Module, *, offset: float, scale: float, temperature: float) -> None:
         super().__init__()
         self.network = network
         self._offset = offset
+        self._scale = scale
         self._temperature = temperature
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        planes = faces.to(torch.float32).unsqueeze(1)
+        planes = faces.to(torch.float32)
+        planes = planes.unsqueeze(1) if planes.ndim == 3 else planes.permute(0, 3, 1, 2)
+        if self._scale != 1:
+            planes = planes / self._scale
         # The mean stays outside the convolution: folded into its bias it would be wrong beside the
         # border, where the padding adds zeros and not the mean.
         if self._offset:
@@ -40,11 +51,11 @@ class _ModelFile(nn.Module):
         return logits, torch.softmax(logits / self._temperature, dim=1)
 
 
-def fold_preprocessing(network: nn.Module, *, std: float = 1.0) -> nn.Module:
-    """A copy of `network` that takes one plane of 0-255 instead of three equal planes of 0-1.
+def fold_preprocessing(network: nn.Module, *, std: float = 1.0, color: str = "gray") -> nn.Module:
+    """A copy of `network` that takes planes of 0-255 instead of 0-1, and one of them instead of three equal ones.
 
-    The first convolution's weights are summed over their input channels and divided by 255 * std:
-    the same function, a third of that layer's work.
+    The first convolution's weights are divided by 255 * std. For grayscale faces they are summed over their input
+    channels before: the same function, a third of that layer's work.
 
     Raises:
         CheckpointError: the network does not begin with a convolution over three channels.
@@ -54,7 +65,7 @@ def fold_preprocessing(network: nn.Module, *, std: float = 1.0) -> nn.Module:
     if first is None or first.in_channels != 3:
         raise CheckpointError("the network does not begin with a convolution over three channels")
     plane = nn.Conv2d(
-        1,
+        1 if color == "gray" else 3,
         first.out_channels,
         kernel_size=first.kernel_size,
         stride=first.stride,
@@ -63,7 +74,8 @@ def fold_preprocessing(network: nn.Module, *, std: float = 1.0) -> nn.Module:
     )
     with torch.no_grad():
         # In double precision, so that the sum rounds once.
-        plane.weight.copy_(first.weight.double().sum(1, keepdim=True) / (255.0 * std))
+        weight = first.weight.double()
+        plane.weight.copy_((weight.sum(1, keepdim=True) if color == "gray" else weight) / (255.0 * std))
         if first.bias is not None and plane.bias is not None:
             plane.bias.copy_(first.bias)
     parent, _, attribute = name.rpartition(".")
@@ -78,19 +90,25 @@ def export_graph(checkpoint: Checkpoint, *, temperature: float = 1.0, opset: int
         temperature: what the logits are divided by before the softmax.
         opset: ONNX opset version.
     """
-    network = _ModelFile(
-        fold_preprocessing(checkpoint.network(), std=checkpoint.std),
-        offset=255.0 * checkpoint.mean,
-        temperature=temperature,
-    ).eval()
+    if find_architecture(checkpoint.name).is_foreign:
+        # It brings its own mean and std, and need not begin with a convolution.
+        network = _ModelFile(checkpoint.network(), offset=0.0, scale=255.0, temperature=temperature)
+    else:
+        network = _ModelFile(
+            fold_preprocessing(checkpoint.network(), std=checkpoint.std, color=checkpoint.color),
+            offset=255.0 * checkpoint.mean,
+            scale=1.0,
+            temperature=temperature,
+        )
     # Two faces: a batch of one would be exported as a constant.
-    example = torch.zeros(2, FACE_SIZE, FACE_SIZE, dtype=torch.uint8)
+    shape = (checkpoint.size, checkpoint.size) if checkpoint.color == "gray" else (checkpoint.size, checkpoint.size, 3)
+    example = torch.zeros(2, *shape, dtype=torch.uint8)
     # The exporter warns about its own internals; what it wrote is checked afterwards.
     logging.getLogger("onnxscript").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            network,
+            network.eval(),
             (example,),
             dynamo=True,
             opset_version=opset,

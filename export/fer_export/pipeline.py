@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +38,6 @@ from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
 from fer_runtime.errors import DataError, ModelFileError, OutputError
-from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import accuracy, best_label_order, confusion_matrix
 from fer_runtime.model.find import (
@@ -53,7 +53,8 @@ from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.model.parity import Check, FloatArray, Outputs
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
-from fer_train.data.folders import LabelledFaces, load_faces
+from fer_train.data.folders import LabelledFaces
+from fer_train.data.splits import load_splits, load_validation
 
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
 _UNIT_FACES = 256  # on which the layers of int8 and fp32 are compared
@@ -253,14 +254,28 @@ def prepare(
     files = own_name or name
     source = checkpoint or checkpoint_path(models_dir, files)
     loaded = load_checkpoint(source, name=name, labels=labels)
-    trained = in_label_order(loaded, EXPRESSIONS)
+    # As class folders are numbered, whose labels the file is judged by.
+    trained = in_label_order(loaded, sorted(loaded.expressions))
     _check_writable(models_dir)
     sha256 = sha256_of(source)
     if not replace:
         for precision in wanted:
             _check_replaceable(output_path(models_dir, files, precision, batch), sha256, source)
-    validation = load_faces(data, "validation") if data is not None else None
-    train = load_faces(data, "train") if data is not None and "int8" in wanted else None
+    validation = train = None
+    if data is not None:
+        # The seed of the training: where a share of train was held out, it is that share again.
+        seed = trained.training.get("seed")
+        how: dict[str, Any] = {
+            "seed": seed if isinstance(seed, int) else 0,
+            "classes": trained.expressions,
+            "size": trained.size,
+            "color": trained.color,
+        }
+        if "int8" in wanted:
+            splits = load_splits(data, **how)
+            train, validation = splits.train, splits.validation
+        else:
+            validation = load_validation(data, **how)
     progress(f"{source}  {name}, " + (f"{len(validation)} labelled faces" if validation else "no labelled faces"))
     if loaded.place:
         progress(f"weights found at {loaded.place}")
@@ -322,7 +337,7 @@ def _labels(
     from fer_train.data.votes import distributions, open_votes, strict_majority, usable
 
     source = open_votes(votes, validation.classes)
-    found = source.of(validation.paths, validation.faces, split="validation")
+    found = source.of(validation.paths, validation.small_gray(), split=validation.folder.name)
     majority = strict_majority(found)
     if not (majority >= 0).any():
         raise DataError(f"{votes} has no strict majority for any validation image; give the votes of this dataset")

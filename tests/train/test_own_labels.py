@@ -146,9 +146,7 @@ def test_the_last_layer_of_other_labels_is_fresh_and_that_of_the_same_names_is_k
     ).state_dict
     rows = [sorted(EIGHT).index(label) for label in EXPRESSIONS]
     assert torch.allclose(state["fc_layer.4.weight"][rows], start["fc_layer.4.weight"], rtol=0, atol=1e-9)
-    assert torch.equal(
-        state["fc_layer.1.weight"].shape and state["conv_block_1.0.weight"], start["conv_block_1.0.weight"]
-    )
+    assert torch.allclose(state["conv_block_1.0.weight"], start["conv_block_1.0.weight"], rtol=0, atol=1e-9)
     # As many labels, and none of these names: nothing of the last layer is kept.
     other = write_own_images(tmp_path / "other", [f"person {number}" for number in range(7)], 4)
     state = load_checkpoint(

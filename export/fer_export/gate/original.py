@@ -12,6 +12,7 @@ import torch
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.parity import FloatArray, Uint8Array
 from fer_train.checkpoints import Checkpoint
+from fer_train.networks.architectures import find_architecture
 from fer_train.networks.registry import to_network_input
 
 _BATCH = 64
@@ -42,7 +43,10 @@ def original_of(checkpoint: Checkpoint) -> Original:
         name=checkpoint.name,
         labels=checkpoint.expressions,
         logits=lambda faces: network_logits(checkpoint, faces),
+        size=checkpoint.size,
+        color=checkpoint.color,
         training=checkpoint.training,
+        is_foreign=find_architecture(checkpoint.name).is_foreign,
         mean=checkpoint.mean,
     )
 
