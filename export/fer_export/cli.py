@@ -12,6 +12,7 @@ import click
 
 from fer_runtime.command import (
     FerCommand,
+    RegistryChoice,
     Rule,
     RunOptions,
     needs_extra,

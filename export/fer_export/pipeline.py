@@ -53,8 +53,8 @@ from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.model.parity import Check, FloatArray, Outputs
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
+from fer_train.data.dataset import load_splits, load_validation
 from fer_train.data.folders import LabelledFaces
-from fer_train.data.splits import load_splits, load_validation
 
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
 _UNIT_FACES = 256  # on which the layers of int8 and fp32 are compared

@@ -17,8 +17,8 @@ from fer_runtime.errors import CheckpointError, DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint, save_checkpoint, stated_network
 from fer_train.cli import main
-from fer_train.data.folders import load_class_folders
 from fer_train.data.dataset import load_splits, load_validation
+from fer_train.data.folders import load_class_folders
 from fer_train.networks.registry import NetworkShape, create_network, last_layer, predict_logits
 from fer_train.pipeline import train_model
 from fer_train.recipes import FIRST, RECIPES

@@ -18,8 +18,8 @@ from fer_runtime.files import sha256_of
 from fer_runtime.metrics import confusion_matrix
 from fer_runtime.model.find import checkpoint_path, file_stem, results_path
 from fer_train.checkpoints import Checkpoint, load_start, save_checkpoint
-from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.dataset import load_splits
+from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.dropping import without_named
 from fer_train.data.folders import Int64Array, LabelledFaces
 from fer_train.data.votes import open_votes, usable

@@ -15,8 +15,8 @@ from tests.train.images import write_images
 
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_train.data.folders import class_weights, load_faces
 from fer_train.data.dataset import load_splits
+from fer_train.data.folders import class_weights, load_faces
 
 
 @pytest.fixture(autouse=True)
