@@ -44,6 +44,7 @@ def main() -> None:
     fer-bench report --data data --output report.html all of the above on one page
     fer-bench compare old.json new.json               find latency regressions
     fer-bench reasons --data data                     where the thresholds of a row's reasons come from
+    fer-bench serve                                   fer-serve under load, next to the bare model
     fer-bench browser                                 one face in a browser tab, next to face-api.js
     """
 
@@ -255,6 +256,56 @@ def tracks(runs: int) -> None:
     from fer_runtime.video.tracking import BoxTracker
 
     click.echo(track_table(BoxTracker, runs=runs))
+
+
+@main.command()
+@click.option("--model", metavar="NAME|FILE", help="Model. [default: the one that fer-serve serves]")
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Precision of a named model.")
+@models_dir_option
+@click.option(
+    "--clients",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 8, 64),
+    show_default=True,
+    help="Connections that send a request when they have their answer. May be repeated.",
+)
+@click.option(
+    "--faces",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 32),
+    show_default=True,
+    help="Faces of a request. May be repeated.",
+)
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Of one load.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of everything, in turns.")
+@json_option
+def serve(
+    model: str | None,
+    precision: Precision | None,
+    models_dir: Path,
+    clients: tuple[int, ...],
+    faces: tuple[int, ...],
+    seconds: float,
+    rounds: int,
+    json_path: Path | None,
+) -> None:
+    """Load fer-serve on this machine, in turns with the bare model and with a service that does not batch.
+
+    Each service has one core; the requests are face crops through /v2 on the loopback address. Needs the extra
+    `serve`, and Linux.
+    """
+    from fer_bench.environment import environment
+    from fer_bench.serving import measure_serving, serving_table
+    from fer_runtime.model.find import find_model
+
+    machine = environment()
+    say_environment(machine)
+    path = find_model(model, precision=precision, models_dir=models_dir)
+    results = measure_serving(path, clients=clients, faces=faces, seconds=seconds, rounds=rounds)
+    click.echo(serving_table(results))
+    write_json(json_path, machine, [one.to_dict() for one in results])
 
 
 @main.command()

@@ -1,0 +1,327 @@
+"""fer-serve under load, in turns with the bare model and with a service that classifies each request by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingTCPServer
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+
+from fer_bench.statistics import percentiles
+from fer_runtime.errors import ServeError
+from fer_runtime.images import Uint8Array
+from fer_runtime.model.load import load_model
+
+BATCH = 32  # faces, of the bare model
+_WARMUP_SECONDS = 1.0  # at most
+_SERVE = "from fer_runtime.cli.serve import main; main()"
+_PLAIN = "from fer_bench.serving import run_plain; run_plain()"
+_BARE = "from fer_bench.serving import run_bare; run_bare()"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingResult:
+    """What one service did for a number of clients, each of which sends a request when it has its answer."""
+
+    service: str  # "fer-serve", "plain", or "bare model"
+    clients: int
+    faces: int  # of a request
+    requests: int
+    seconds: float
+    errors: int  # answers other than 200, and broken connections
+    requests_per_second: float
+    faces_per_second: float
+    faces_per_cpu_second: float  # of the service's process: what one core does, however busy the machine is
+    p50_ms: float
+    p99_ms: float
+    memory_mb: float  # resident, at the end
+    memory_growth_mb: float  # since the warm-up
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_serving(
+    model: Path, *, clients: Sequence[int], faces: Sequence[int], seconds: float, rounds: int
+) -> list[ServingResult]:
+    """Rounds in turns; for each service and load the median over the rounds.
+
+    The services share one core; the clients have the others.
+
+    Args:
+        model: the file.
+        clients: at a time.
+        faces: of a request.
+        seconds: of one load in one round.
+        rounds: of everything.
+
+    Raises:
+        ServeError: a service does not start.
+    """
+    collected: dict[tuple[str, int, int], list[ServingResult]] = {}
+    shape = load_model(model).metadata.face_shape
+    with _service(_PLAIN, model) as plain, _service(_SERVE, model) as served:
+        for _ in range(rounds):
+            bare = _measure_bare(model, seconds)
+            collected.setdefault(("bare model", 1, BATCH), []).append(bare)
+            for count in faces:
+                content = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
+                for number in clients:
+                    for name, service in (("plain", plain), ("fer-serve", served)):
+                        result = _measure(name, service, content, clients=number, seconds=seconds)
+                        collected.setdefault((name, number, count), []).append(result)
+    return [_median(results) for results in collected.values()]
+
+
+def _median(results: Sequence[ServingResult]) -> ServingResult:
+    values = {
+        name: statistics.median(getattr(one, name) for one in results)
+        if name not in ("service", "errors", "requests", "clients", "faces", "memory_growth_mb")
+        else getattr(results[0], name)
+        for name in asdict(results[0])
+    }
+    values["requests"] = sum(one.requests for one in results)
+    values["errors"] = sum(one.errors for one in results)
+    values["memory_growth_mb"] = max(one.memory_growth_mb for one in results)
+    return ServingResult(**values)
+
+
+@dataclass(slots=True)
+class _Service:
+    process: subprocess.Popen[str]
+    port: int
+    model: str  # its name there
+
+    def cpu_seconds(self) -> float:
+        """Of the process and its threads, without processes that it started."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> float:
+        """Resident megabytes."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@contextmanager
+def _service(program: str, model: Path) -> Iterator[_Service]:
+    """A service of `program` on a free port of the loopback address, on one core."""
+    command = [sys.executable, "-c", program, "--port", "0", "--workers", "1", "--model", str(model.absolute())]
+    with _on_one_core():
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            assert process.stderr is not None
+            first = process.stderr.readline()
+            try:
+                listening = json.loads(first)
+                port, name = int(listening["url"].rpartition(":")[2]), listening["models"][0].split()[0]
+            except (ValueError, KeyError) as error:
+                said = (first + process.stderr.read()).strip()
+                raise ServeError(f"a service does not start: {said[-500:]}") from error
+            # Its log must be read, or the service would wait for that.
+            threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
+            yield _Service(process, port, name)
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def _on_one_core() -> Iterator[None]:
+    """Processes started in the block have one core, and this one has its own back afterwards."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cpus)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+def _measure(name: str, service: _Service, faces: Uint8Array, *, clients: int, seconds: float) -> ServingResult:
+    request = inference_request(service.model, faces)
+    asyncio.run(_load(service.port, request, clients, min(seconds, _WARMUP_SECONDS)))
+    memory, cpu = service.memory(), service.cpu_seconds()
+    started = perf_counter()
+    times, statuses = asyncio.run(_load(service.port, request, clients, seconds))
+    elapsed = perf_counter() - started
+    busy = max(service.cpu_seconds() - cpu, 1e-3)
+    if not times:
+        raise ServeError(f"{name} answers no request of {len(faces)} faces: {dict(statuses)}")
+    found = percentiles(times)
+    return ServingResult(
+        service=name,
+        clients=clients,
+        faces=len(faces),
+        requests=len(times),
+        seconds=elapsed,
+        errors=sum(statuses.values()) - statuses[200],
+        requests_per_second=len(times) / elapsed,
+        faces_per_second=len(times) * len(faces) / elapsed,
+        faces_per_cpu_second=len(times) * len(faces) / busy,
+        p50_ms=1000 * found.p50,
+        p99_ms=1000 * found.p99,
+        memory_mb=service.memory(),
+        memory_growth_mb=service.memory() - memory,
+    )
+
+
+def _measure_bare(model: Path, seconds: float) -> ServingResult:
+    """The model without a service: a loop over batches in a process of its own."""
+    command = [sys.executable, "-c", _BARE, str(model.absolute()), str(seconds)]
+    with _on_one_core():
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServeError(f"the model does not run: {done.stderr.strip()[-500:]}")
+    return ServingResult(**json.loads(done.stdout))
+
+
+def run_bare() -> None:
+    """The process of `_measure_bare`."""
+    loaded = load_model(Path(sys.argv[1]))
+    session = loaded.session
+    content = np.random.default_rng(0).integers(0, 256, (BATCH, *loaded.metadata.face_shape), np.uint8)
+    times: list[float] = []
+    end = perf_counter() + _WARMUP_SECONDS
+    while perf_counter() < end:
+        session.run(["probabilities"], {"faces": content})
+    cpu, started = process_time(), perf_counter()
+    end = started + float(sys.argv[2])
+    while (before := perf_counter()) < end:
+        session.run(["probabilities"], {"faces": content})
+        times.append(perf_counter() - before)
+    elapsed, busy = perf_counter() - started, process_time() - cpu
+    found = percentiles(times)
+    result = ServingResult(
+        service="bare model",
+        clients=1,
+        faces=BATCH,
+        requests=len(times),
+        seconds=elapsed,
+        errors=0,
+        requests_per_second=len(times) / elapsed,
+        faces_per_second=len(times) * BATCH / elapsed,
+        faces_per_cpu_second=len(times) * BATCH / busy,
+        p50_ms=1000 * found.p50,
+        p99_ms=1000 * found.p99,
+        memory_mb=0.0,
+        memory_growth_mb=0.0,
+    )
+    print(json.dumps(result.to_dict()))
+
+
+def run_plain() -> None:
+    """A service as a first version is written: a thread for each connection, and each request runs the model."""
+    path = Path(sys.argv[sys.argv.index("--model") + 1])
+    loaded = load_model(path)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            length = int(self.headers["Inference-Header-Content-Length"])
+            shape = json.loads(content[:length])["inputs"][0]["shape"]
+            faces = np.frombuffer(content[length:], np.uint8).reshape(shape)
+            (values,) = loaded.session.run(["probabilities"], {"faces": faces})
+            output: dict[str, Any] = {"name": "probabilities", "datatype": "FP32", "shape": list(values.shape)}
+            output["parameters"] = {"binary_data_size": values.nbytes}
+            head = json.dumps({"model_name": "plain", "outputs": [output]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(head) + values.nbytes))
+            self.send_header("Inference-Header-Content-Length", str(len(head)))
+            self.end_headers()
+            self.wfile.write(head + values.tobytes())
+
+        def log_message(self, format: str, *args: object) -> None:
+            """No log: fer-serve's costs it something."""
+
+    class Server(ThreadingTCPServer):  # ThreadingHTTPServer would look its name up in the network
+        daemon_threads = True
+        request_queue_size = 128
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        address = {"url": f"http://127.0.0.1:{server.server_address[1]}", "models": ["plain"]}
+        print(json.dumps(address), file=sys.stderr, flush=True)
+        server.serve_forever()
+
+
+def inference_request(model: str, faces: Uint8Array) -> bytes:
+    """A whole HTTP request of the Open Inference Protocol, with the faces behind its JSON."""
+    tensor = {
+        "name": "faces",
+        "shape": list(faces.shape),
+        "datatype": "UINT8",
+        "parameters": {"binary_data_size": faces.size},
+    }
+    outputs = [{"name": "probabilities", "parameters": {"binary_data": True}}]
+    head = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+    lines = (
+        f"POST /v2/models/{model}/infer HTTP/1.1",
+        "Host: localhost",
+        f"Content-Length: {len(head) + faces.size}",
+        f"Inference-Header-Content-Length: {len(head)}",
+        "Content-Type: application/octet-stream",
+    )
+    return "\r\n".join((*lines, "", "")).encode() + head + faces.tobytes()
+
+
+async def _load(port: int, request: bytes, clients: int, seconds: float) -> tuple[list[float], Counter[int]]:
+    """Seconds of each successful request, and the number of answers by status; 0 for a broken connection."""
+    times: list[float] = []
+    statuses: Counter[int] = Counter()
+    end = perf_counter() + seconds
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            while (started := perf_counter()) < end:
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                lower = head.lower()
+                at = lower.index(b"\r\ncontent-length:") + 17
+                await reader.readexactly(int(lower[at : lower.index(b"\r\n", at)]))
+                status = int(head[9:12])
+                statuses[status] += 1
+                if status == 200:
+                    times.append(perf_counter() - started)
+        except (OSError, EOFError, ValueError):
+            statuses[0] += 1
+        finally:
+            writer.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return times, statuses
+
+
+def serving_table(results: Sequence[ServingResult]) -> str:
+    """The results for a terminal, beside the bare model's rate."""
+    bare = next((one.faces_per_cpu_second for one in results if one.service == "bare model"), float("nan"))
+    lines = [
+        f"{'service':10} {'clients':>7} {'faces':>5} {'requests/s':>10} {'faces/s':>8} {'of CPU':>8} {'of bare':>7} "
+        f"{'p50 ms':>8} {'p99 ms':>8} {'errors':>6} {'MB':>5} {'grown':>6}"
+    ]
+    for one in sorted(results, key=lambda one: (one.faces, one.clients, one.service)):
+        lines.append(
+            f"{one.service:10} {one.clients:7} {one.faces:5} {one.requests_per_second:10.0f} "
+            f"{one.faces_per_second:8.0f} {one.faces_per_cpu_second:8.0f} {one.faces_per_cpu_second / bare:7.0%} "
+            f"{one.p50_ms:8.2f} {one.p99_ms:8.2f} {one.errors:6} {one.memory_mb:5.0f} {one.memory_growth_mb:6.1f}"
+        )
+    return "\n".join(lines)
