@@ -47,6 +47,13 @@ _RULES = (
     ),
     click.option("--precision", type=click.Choice(PRECISIONS), help="Precision of the named models."),
     click.option(
+        "--watch",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        metavar="DIR",
+        help="Serve the models of DIR, and new files as they come. A file is served after its self-test has passed; "
+        "until then the one before it is.",
+    ),
+    click.option(
         "--models-dir",
         type=_FOLDER,
         default=DEFAULT_MODELS_DIR,
@@ -174,6 +181,7 @@ def main(**given: Any) -> None:
             models=given["models"],
             precision=given["precision"],
             models_dir=given["models_dir"],
+            watch=given["watch"],
             detector=given["detector"],
             yunet=given["yunet"],
             min_face=given["min_face"],

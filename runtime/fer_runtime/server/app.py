@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -13,14 +18,20 @@ from fer_runtime.server.bodies import BodyBudget
 from fer_runtime.server.errors import RequestError
 from fer_runtime.server.guard import Guard, error_response
 from fer_runtime.server.images import ImagesApi
+from fer_runtime.server.logs import log_exception
 from fer_runtime.server.metrics import CONTENT_TYPE
 from fer_runtime.server.openapi import describe_api
 from fer_runtime.server.protocol import InferenceProtocol
 from fer_runtime.server.recognition import Recognition
 
 
-def create_app(recognition: Recognition) -> ASGIApp:
-    """An ASGI application that answers with `recognition`; see docs/serve.md."""
+def create_app(recognition: Recognition, *, tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()) -> ASGIApp:
+    """An ASGI application that answers with `recognition`; see docs/serve.md.
+
+    Args:
+        recognition: models, threads and limits.
+        tasks: started with the application, and cancelled at its end.
+    """
     metrics = recognition.metrics
     budget = BodyBudget(recognition.settings.max_body)
     metrics.body_bytes.set_function(lambda: budget.used)
@@ -81,7 +92,18 @@ def create_app(recognition: Recognition) -> ASGIApp:
         message = reasons.get(error.status_code, error.detail)
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
-    app = Starlette(routes=routes, exception_handlers={RequestError: refuse, HTTPException: refuse_route})
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        running = [asyncio.ensure_future(task()) for task in tasks]
+        for one in running:
+            one.add_done_callback(_note_end)
+        yield
+        for one in running:
+            one.cancel()
+
+    app = Starlette(
+        routes=routes, lifespan=lifespan, exception_handlers={RequestError: refuse, HTTPException: refuse_route}
+    )
     # Of the addresses of one handler, the first.
     templates = {route.endpoint: route.path for route in reversed(routes)}
 
@@ -91,3 +113,8 @@ def create_app(recognition: Recognition) -> ASGIApp:
         return "other" if endpoint is None else templates.get(endpoint, "other")
 
     return Guard(app, recognition, route_of, frozenset())
+
+
+def _note_end(task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log_exception(error)

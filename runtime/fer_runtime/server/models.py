@@ -158,7 +158,8 @@ def open_models(settings: ServerSettings) -> list[ServedModel]:
         FerError: a model is missing, does not load, fails its self-test, or two have one name.
     """
     models: dict[str, ServedModel] = {}
-    for given in settings.models or (None,):
+    # A watched folder brings its own.
+    for given in settings.models or (() if settings.watch else (None,)):
         path = find_model(
             given, precision=None if is_model_file(given) else settings.precision, models_dir=settings.models_dir
         )
@@ -209,6 +210,8 @@ class ModelSet:
         Raises:
             RequestError: there is none.
         """
+        if not self._models:
+            raise RequestError(503, "model", "no model is served yet")
         model = self._models.get(self._default or "" if name is None else name)
         if model is None:
             raise RequestError(404, "model", "no such model; GET /v1/models lists those that are served")
@@ -225,9 +228,3 @@ class ModelSet:
         self._attach(model)
         self._models[model.name] = model
         self._default = self._default or model.name
-
-    def remove(self, name: str) -> None:
-        """Serve it no longer."""
-        self._models.pop(name, None)
-        if self._default == name:
-            self._default = next(iter(self._models), None)

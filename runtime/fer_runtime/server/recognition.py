@@ -141,8 +141,8 @@ class Recognition:
         if threshold is not None:
             face = options.model.recognizer.judged(face, threshold, by_reasons=options.min_confidence == "auto")
         self.metrics.faces.labels(options.model.name, face.expression).inc()
-        if face.uncertain:
-            self.metrics.expressions_refused.labels(options.model.name, "uncertain").inc()
+        for reason in face.reasons:
+            self.metrics.expressions_refused.labels(options.model.name, reason).inc()
         return face
 
     def _prepare(self, upload: Upload, options: RequestOptions) -> _Prepared:

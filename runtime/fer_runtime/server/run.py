@@ -18,6 +18,7 @@ from fer_runtime.server.metrics import Metrics
 from fer_runtime.server.models import open_models
 from fer_runtime.server.recognition import Recognition
 from fer_runtime.server.settings import ServerSettings
+from fer_runtime.server.watch import FolderWatch
 
 _BACKLOG = 256
 
@@ -45,8 +46,14 @@ def run_server(settings: ServerSettings) -> None:
         take_library_logs()
         metrics = Metrics()
         recognition = Recognition(settings, open_models(settings), metrics)
+        tasks = []
         try:
-            server = _Server(_config(create_app(recognition), settings))
+            if settings.watch is not None:
+                watch = FolderWatch(settings.watch, recognition)
+                for model in watch.open_all():
+                    recognition.models.put(model)
+                tasks.append(watch.run)
+            server = _Server(_config(create_app(recognition, tasks=tasks), settings))
             metrics.connections.set_function(lambda: len(server.server_state.connections))
             port = listener.getsockname()[1]
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -65,7 +72,7 @@ def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         app,
         http=limited_protocol(settings.timeout),
         ws="none",
-        lifespan="off",
+        lifespan="on",
         log_config=None,
         access_log=False,
         proxy_headers=False,

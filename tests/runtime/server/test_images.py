@@ -130,7 +130,7 @@ def test_metrics_count_requests_faces_and_stages(service: Service) -> None:
     before = value("fer_faces_total")
     service.ask("POST", "/v1/images?min_confidence=1", PHOTOS[2].read_bytes())
     assert value("fer_faces_total") == before + 5
-    assert value('fer_expressions_refused_total{model="v3",reason="uncertain"}') >= 5
+    assert value('fer_expressions_refused_total{model="v3",reason="low_confidence"}') >= 5
     assert value('fer_requests_total{route="/v1/images",status="200"}') >= 1
     for stage in ("decode", "detect", "wait", "classify"):
         assert value(f'fer_stage_seconds_count{{stage="{stage}"}}') >= 1
