@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from fer_runtime.errors import OutputError
 CACHE_VARIABLE = "FER_EDGE_CACHE"  # environment variable that moves the cache folder
 
 
+_UMASK_LOCK = threading.Lock()
 _LOCKED_BYTE = 1 << 62  # Windows locks bytes, not files: one that nothing reaches, so that the file can be read
 # What flock answers on file systems without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -54,9 +56,7 @@ def replaced_atomically(path: Path, *, cleans: bool = True, suffix: str = "") ->
         lock_file(handle)  # until it is closed: a process that is at work has no leftovers
         yield partial
         # mkstemp makes files private; a result has the permissions of any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
+        partial.chmod(0o666 & ~_umask())
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         if os.name == "nt":  # which renames no open file
@@ -70,6 +70,14 @@ def replaced_atomically(path: Path, *, cleans: bool = True, suffix: str = "") ->
             os.close(handle)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's umask. The system tells it only by changing it, which threads must not do at the same time."""
+    with _UMASK_LOCK:
+        umask = os.umask(0)
+        os.umask(umask)
+    return umask
 
 
 def remove_leftovers(folder: Path, name: str | None = None, *, recursive: bool = False) -> None:

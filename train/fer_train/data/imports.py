@@ -21,7 +21,7 @@ from fer_runtime.output.annotate import encode_image
 from fer_runtime.text import csv_text, printable
 from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE, merged_rows, write_rows
 from fer_train.data.label_names import LabelNames
-from fer_train.data.placing import Placing, in_threads, safe_name
+from fer_train.data.placing import Placing, Writing, in_threads, safe_name
 from fer_train.data.source_folders import TEST, TRAIN, SourceImage, not_read, read_source, split_named
 from fer_train.data.tables import Columns, Table, TableRow, read_table
 from fer_train.data.votes import pixels_name
@@ -123,7 +123,6 @@ def import_images(
         table = read_table(source, options.columns)
         votes = _votes_file(table, options, report)
         candidates = _in_table(table, names, options, report)
-    placing = Placing(output)
     rows: list[dict[str, str]] = []
     voters = _VotesWriter(votes) if votes is not None else None
 
@@ -139,23 +138,25 @@ def import_images(
             content = encode_image(Path("image.png"), image)
         return one, content, ""
 
-    for done, (one, content, reason) in enumerate(in_threads(work, candidates), start=1):
-        progress(done)
-        path, name = "", names.name(one.label) if one.label else ""
-        if content is not None:
-            path = placing.place(f"{one.split}/{name}{one.folder}", one.stem, one.suffix, content)
-            report.counts.setdefault(one.split, Counter())[name] += 1
-        elif reason != _LEFT_OUT:
-            report.problems.append((one.source, reason))
-        if reason:
-            report.reasons[reason] += 1
-        if voters is not None:
-            voters.add(path)
-        given = (path, name, one.split, csv_text(one.source), csv_text(reason))
-        rows.append(
-            dict(zip(_OWN_COLUMNS, given, strict=True))
-            | {key: csv_text(text) for key, text in one.others.items() if key not in _OWN_COLUMNS}
-        )
+    with Writing() as writing:
+        placing = Placing(output, writing.write)
+        for done, (one, content, reason) in enumerate(in_threads(work, candidates), start=1):
+            progress(done)
+            path, name = "", names.name(one.label) if one.label else ""
+            if content is not None:
+                path = placing.place(f"{one.split}/{name}{one.folder}", one.stem, one.suffix, content)
+                report.counts.setdefault(one.split, Counter())[name] += 1
+            elif reason != _LEFT_OUT:
+                report.problems.append((one.source, reason))
+            if reason:
+                report.reasons[reason] += 1
+            if voters is not None:
+                voters.add(path)
+            given = (path, name, one.split, csv_text(one.source), csv_text(reason))
+            rows.append(
+                dict(zip(_OWN_COLUMNS, given, strict=True))
+                | {key: csv_text(text) for key, text in one.others.items() if key not in _OWN_COLUMNS}
+            )
     report.there = placing.there
     if not rows:
         raise DataError(f"{source} has no rows; give the whole data set")

@@ -6,8 +6,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 from fer_runtime.errors import OutputError
@@ -17,14 +19,52 @@ from fer_runtime.system import available_cpus
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
+_WRITERS = 16  # threads that wait for the disk
 _LONGEST_STEM = 150  # characters; with a number and a suffix still a file's name
 
 
-class Placing:
-    """Writes images below `root`, each under the first free name. One process at a time."""
+class Writing:
+    """Writes files in threads; at the end of the block all are on the disk.
 
-    def __init__(self, root: Path) -> None:
+    Waiting for the disk to confirm one file after the other would take nearly all of the time.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="fer-write")
+        self._waiting: deque[Future[None]] = deque()
+
+    def write(self, file: Path, content: bytes) -> None:
+        """Write a file, whole or not at all.
+
+        Raises:
+            OutputError: this or an earlier file cannot be written.
+        """
+        self._waiting.append(self._pool.submit(write_atomically, file, content, cleans=False))
+        if len(self._waiting) > 4 * _WRITERS:
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> Writing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for one in self._waiting:
+                one.result()
+
+
+class Placing:
+    """Puts images below `root`, each under the first free name. One process at a time.
+
+    Args:
+        write: what writes a file; at once by default.
+    """
+
+    def __init__(self, root: Path, write: Callable[[Path, bytes], None] | None = None) -> None:
         self.root = root
+        self._write = write or partial(write_atomically, cleans=False)
         self._used: set[str] = set()  # in lower case: some file systems know no other
         self.written = 0
         self.there = 0  # images that an earlier run has written
@@ -55,7 +95,7 @@ class Placing:
                     continue
                 self.there += 1
             else:
-                write_atomically(file, content, cleans=False)
+                self._write(file, content)
                 self.written += 1
             self.take(path)
             return path

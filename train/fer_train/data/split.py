@@ -21,6 +21,7 @@ from fer_runtime.images import read_bytes
 from fer_runtime.text import counted, csv_text, printable
 from fer_train.data.audit import copies_of
 from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE
+from fer_train.data.placing import Writing
 from fer_train.data.reading import ReadImage, read_images, small_faces
 from fer_train.data.source_folders import TEST, TRAIN, VALIDATION, Source, SourceImage, not_read
 
@@ -266,16 +267,17 @@ def _write(
         taken.add(str(name).casefold())
         planned[str(name)] = one
     _refuse_others(output, planned)
-    for path, one in planned.items():
-        file = output / path
-        content = read_bytes(one.image.path)
-        if not os.path.lexists(file):
-            write_atomically(file, content, cleans=False)
-            report.written += 1
-        elif read_bytes(file) == content:
-            report.there += 1
-        else:
-            raise OutputError(f"{file} is another image; choose another --output")
+    with Writing() as writing:
+        for path, one in planned.items():
+            file = output / path
+            content = read_bytes(one.image.path)
+            if not os.path.lexists(file):
+                writing.write(file, content)
+                report.written += 1
+            elif read_bytes(file) == content:
+                report.there += 1
+            else:
+                raise OutputError(f"{file} is another image; choose another --output")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "label", "split", "source", "group"])
