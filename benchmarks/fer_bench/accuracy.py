@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,9 +17,10 @@ import numpy.typing as npt
 
 from fer_bench.statistics import Interval, bootstrap, mcnemar
 from fer_runtime.errors import DataError, ImageError
-from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, read_image
+from fer_runtime.labels import label_difference
 from fer_runtime.metrics import (
     ConfusionMatrix,
     accuracy,
@@ -29,6 +31,8 @@ from fer_runtime.metrics import (
     per_class_recall,
 )
 from fer_runtime.recognizer import Recognizer
+from fer_runtime.text import printable
+from fer_train.data.dataset import TEST, TRAIN, VALIDATION, find_split
 
 FloatArray = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -40,9 +44,21 @@ class LabelledImages:
 
     folder: Path
     paths: tuple[str, ...]  # relative to the folder
-    faces: Uint8Array  # (images, 48, 48)
-    labels: Int64Array  # (images,), index into EXPRESSIONS
+    faces: Uint8Array  # (images, 48, 48), grayscale
+    labels: Int64Array  # (images,), index into `classes`
+    classes: tuple[str, ...]
     unreadable: tuple[str, ...]  # "path: reason" of images that are not counted
+
+    def faces_for(self, recognizer: Recognizer) -> Uint8Array:
+        """The faces in the size and colour of a model."""
+        return self.faces_in(recognizer.size, recognizer.color)
+
+    def faces_in(self, size: int, color: str) -> Uint8Array:
+        """The faces, uint8 (images, size, size), or (images, size, size, 3) in RGB."""
+        if (size, color) == (FACE_SIZE, "gray"):
+            return self.faces
+        images = (read_image(self.folder / path) for path in self.paths)
+        return np.stack([prepare_face(image, size=size, color=color) for image in images])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +75,8 @@ class AccuracyResult:
     per_class_recall: dict[str, Interval]
     per_class_precision: dict[str, Interval]
     confusion: ConfusionMatrix  # rows are the true class
-    probabilities: FloatArray  # (images, 7), columns in the order of EXPRESSIONS
+    probabilities: FloatArray  # (images, classes), columns in the order of `classes`
+    classes: tuple[str, ...]
 
     @property
     def predictions(self) -> Int64Array:
@@ -75,6 +92,7 @@ class AccuracyResult:
             "precision": self.precision,
             "model_sha256": sha256(self.path.read_bytes()).hexdigest(),
             "images": self.images,
+            "labels": list(self.classes),
             "accuracy": self.accuracy.value,
             "accuracy_interval": self.accuracy.to_list(),
             "macro_f1": self.macro_f1.value,
@@ -112,27 +130,52 @@ class PairedComparison:
         }
 
 
-def read_labelled_images(folder: Path) -> LabelledImages:
-    """Face crops of a labelled folder.
+def labelled_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folder of class folders in a data set, and the names of those.
 
     Args:
-        folder: the dataset's root, a folder with `validation`, or a folder of class folders.
+        folder: the dataset's root, or a folder of class folders. Of a root, validation is taken, then test.
 
     Raises:
-        DataError: there are no class folders, or a folder name is not an expression.
+        DataError: there are no class folders.
     """
-    root = next((one for one in (folder / "images" / "validation", folder / "validation") if one.is_dir()), folder)
+    root = find_split(folder, VALIDATION) or find_split(folder, TEST)
+    if root is None:
+        if find_split(folder, TRAIN) is not None:
+            raise DataError(
+                f"{folder} has no folder validation or test, and accuracy on images that a model has learned from "
+                "tells nothing; split the images with: fer-data split"
+            )
+        root = folder
     try:
         found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise DataError(f"cannot read {root}: {error.strerror}; --data takes a folder of class folders") from error
-    unknown = [name for name in found if name not in EXPRESSIONS]
-    if not found or unknown:
-        fact = f"has the folder {unknown[0]}, which is not an expression" if unknown else "holds no class folders"
-        raise DataError(f"{root} {fact}; the classes are: {', '.join(EXPRESSIONS)}")
-    paths, faces, labels, unreadable = [], [], [], []
-    for name in found:
-        for path in sorted((root / name).iterdir()):
+    if not found:
+        raise DataError(f"{root} holds no class folders; --data takes a folder with one folder for each label")
+    return root, tuple(unicodedata.normalize("NFC", name) for name in found)
+
+
+def read_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> LabelledImages:
+    """Face crops of a labelled folder.
+
+    Args:
+        folder: as for `labelled_folder`.
+        labels: of the models that are measured; those of the folder by default.
+
+    Raises:
+        DataError: there are no class folders, or a folder's name is not one of the labels.
+    """
+    root, found = labelled_folder(folder)
+    classes = tuple(found if labels is None else labels)
+    if unknown := [name for name in found if name not in classes]:
+        raise DataError(
+            f"{root} has the folder {printable(unknown[0])}, which is none of the labels: {', '.join(classes)}"
+        )
+    paths, faces, indices, unreadable = [], [], [], []
+    for child in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        name = child.name
+        for path in sorted(child.iterdir()):
             if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
                 continue
             try:
@@ -141,14 +184,15 @@ def read_labelled_images(folder: Path) -> LabelledImages:
                 unreadable.append(f"{name}/{path.name}: {error}")
                 continue
             paths.append(f"{name}/{path.name}")
-            labels.append(EXPRESSIONS.index(name))
+            indices.append(classes.index(unicodedata.normalize("NFC", name)))
     if not faces:
         raise DataError(f"{root} has no readable image")
     return LabelledImages(
         folder=root,
         paths=tuple(paths),
         faces=np.stack(faces),
-        labels=np.array(labels, np.int64),
+        labels=np.array(indices, np.int64),
+        classes=classes,
         unreadable=tuple(unreadable),
     )
 
@@ -158,16 +202,22 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
 
     Args:
         resamples: bootstrap resamples of each interval.
+
+    Raises:
+        DataError: the model has other labels than the images.
     """
+    classes = images.classes
+    if difference := label_difference(classes, recognizer.labels):
+        raise DataError(f"{recognizer.path} has other labels than the images of {images.folder}: {difference}")
     # By name, because a model may order its labels differently.
-    columns = [recognizer.metadata.labels.index(name) for name in EXPRESSIONS]
-    probabilities = recognizer.classify(images.faces)[:, columns]
+    columns = [recognizer.labels.index(name) for name in classes]
+    probabilities = recognizer.classify(images.faces_for(recognizer))[:, columns]
     labels, predictions = images.labels, probabilities.argmax(1)
     confidences, correct = probabilities.max(1), predictions == labels
 
     def of_confusion(figure: Any) -> Interval:
         return bootstrap(
-            lambda chosen: figure(confusion_matrix(labels[chosen], predictions[chosen])),
+            lambda chosen: figure(confusion_matrix(labels[chosen], predictions[chosen], classes=len(classes))),
             len(labels),
             resamples=resamples,
         )
@@ -186,15 +236,14 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
             resamples=resamples,
         ),
         per_class_recall={
-            name: of_confusion(lambda table, name=name: per_class_recall(table, EXPRESSIONS)[name])
-            for name in EXPRESSIONS
+            name: of_confusion(lambda table, name=name: per_class_recall(table, classes)[name]) for name in classes
         },
         per_class_precision={
-            name: of_confusion(lambda table, name=name: per_class_precision(table, EXPRESSIONS)[name])
-            for name in EXPRESSIONS
+            name: of_confusion(lambda table, name=name: per_class_precision(table, classes)[name]) for name in classes
         },
-        confusion=confusion_matrix(labels, predictions),
+        confusion=confusion_matrix(labels, predictions, classes=len(classes)),
         probabilities=probabilities,
+        classes=classes,
     )
 
 
@@ -225,9 +274,9 @@ def flips_csv(results: Sequence[AccuracyResult], images: LabelledImages) -> str:
     writer.writerow(("path", "label", "model", *columns))
     for first, other in combinations(results, 2):
         for index in np.flatnonzero(first.predictions != other.predictions):
-            row = [images.paths[index], EXPRESSIONS[images.labels[index]]]
+            row = [images.paths[index], images.classes[images.labels[index]]]
             for result in (first, other):
-                answer = EXPRESSIONS[result.predictions[index]]
+                answer = images.classes[result.predictions[index]]
                 row += [f"{result.model} {result.precision}", answer, f"{result.probabilities[index].max():.3f}"]
             writer.writerow(row)
     return text.getvalue()

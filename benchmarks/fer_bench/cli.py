@@ -178,28 +178,30 @@ def accuracy(
     from fer_bench import accuracy as measure
     from fer_bench.environment import environment
     from fer_bench.latency.measure import configurations
+    from fer_bench.matching import images_for
     from fer_bench.statistics import say_p
-    from fer_runtime.expressions import EXPRESSIONS
     from fer_runtime.recognizer import Recognizer
+    from fer_runtime.text import printable
 
-    images = measure.read_labelled_images(data)
-    votes_of_images = None
-    if votes is not None:
-        from fer_bench.raters import format_raters, measure_raters
-        from fer_train.data.votes import open_votes
-
-        opened = open_votes(votes, EXPRESSIONS)
-        votes_of_images = opened.of(images.paths, images.faces, split=images.folder.name)
-    for reason in images.unreadable:
-        click.echo(f"not counted: {reason}", err=True)
-    machine = environment()
-    say_environment(machine)
     files = configurations(
         models=models,
         precisions=precisions or PRECISIONS,
         engines=("onnxruntime",),
         models_dir=models_dir,
     )
+    images, files = images_for(data, files, are_named=bool(models), say=lambda text: click.echo(text, err=True))
+    classes = images.classes
+    votes_of_images = None
+    if votes is not None:
+        from fer_bench.raters import format_raters, measure_raters
+        from fer_train.data.votes import open_votes
+
+        opened = open_votes(votes, classes)
+        votes_of_images = opened.of(images.paths, images.faces, split=images.folder.name)
+    for reason in images.unreadable:
+        click.echo(f"not counted: {reason}", err=True)
+    machine = environment()
+    say_environment(machine)
     results = []
     show = show_progress("model")
     for number, one in enumerate(files, 1):
@@ -216,11 +218,14 @@ def accuracy(
     for result in results:
         name = f"{result.model} {result.precision}:"
         click.echo(f"\n{name:10} {'recall':>20} {'precision':>20}   predicted as")
-        click.echo(f"{'':51}   " + " ".join(f"{name:>8}" for name in EXPRESSIONS))
-        for index, name in enumerate(EXPRESSIONS):
+        shown = [printable(name, limit=16) for name in classes]
+        wide = max(8, *map(len, shown))
+        click.echo(f"{'':{wide + 43}}   " + " ".join(f"{name:>8}" for name in shown))
+        for index, name in enumerate(classes):
             recall, precision = _percent(result.per_class_recall[name]), _percent(result.per_class_precision[name])
-            counts = " ".join(f"{count:8}" for count in result.confusion[index])
-            click.echo(f"  {name:8} {recall:>20} {precision:>20}   {counts}")
+            cells = zip(result.confusion[index], shown, strict=True)
+            counts = " ".join(f"{count:{max(8, len(head))}}" for count, head in cells)
+            click.echo(f"  {shown[index]:{wide}} {recall:>20} {precision:>20}   {counts}")
     comparisons = measure.compare_pairwise(results, images.labels)
     for pair in comparisons:
         click.echo(
@@ -229,7 +234,7 @@ def accuracy(
         )
     rated = []
     if votes_of_images is not None:
-        rated = [measure_raters(result.probabilities, votes_of_images, EXPRESSIONS) for result in results]
+        rated = [measure_raters(result.probabilities, votes_of_images, classes) for result in results]
         names = [f"{result.model} {result.precision}" for result in results]
         click.echo("\n" + format_raters(list(zip(names, rated, strict=True))))
     if flips is not None:

@@ -53,9 +53,9 @@ def reasons(
     from fer_runtime.detectors.yunet_file import yunet_path
     from fer_runtime.recognizer import Recognizer
 
-    images = measure.read_labelled_images(data)
-    faces, labels = images.faces, images.labels
     with Recognizer(model, precision=precision, models_dir=models_dir, detector="whole") as recognizer:
+        images = measure.read_labelled_images(data, recognizer.labels)
+        faces, labels = images.faces_for(recognizer), images.labels
         if votes is not None:
             from fer_train.data.votes import open_votes, strict_majority
 

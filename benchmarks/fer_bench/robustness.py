@@ -18,9 +18,9 @@ from fer_runtime.images import Uint8Array
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
-# Takes faces uint8 (faces, 48, 48), returns probabilities float32 (faces, 7): `Recognizer.classify`.
+# Takes faces uint8 (faces, size, size) or (faces, size, size, 3), returns probabilities float32 (faces, classes).
 Classify = Callable[[Uint8Array], FloatArray]
-# Takes faces uint8 (faces, 48, 48), a level and a generator, returns faces of the same shape.
+# Takes such faces, a level and a generator, returns faces of the same shape.
 Degrade = Callable[[Uint8Array, float, np.random.Generator], Uint8Array]
 
 DEFAULT_FACES = 1000  # gives a 95 % interval of ±3 points at an accuracy of 60 %
@@ -67,16 +67,22 @@ class Reach:
 
 def _crop_margin(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
     """Enlarge the box at each edge by `level` per cent of its side (shrink it if negative)."""
-    margin = round(FACE_SIZE * level / 100)
-    side = FACE_SIZE + 2 * margin
-    return np.stack([prepare_face(face, (-margin, -margin, side, side)) for face in faces])
+    size = faces.shape[1]
+    margin = round(size * level / 100)
+    side = size + 2 * margin
+    return np.stack([_prepared(face, size, (-margin, -margin, side, side)) for face in faces])
+
+
+def _prepared(face: Uint8Array, size: int, box: tuple[int, int, int, int] | None = None) -> Uint8Array:
+    """A face as the runtime crops and resizes it."""
+    if face.ndim == 2:
+        return prepare_face(face, box, size=size)
+    return prepare_face(np.ascontiguousarray(face[..., ::-1]), box, size=size, color="rgb")  # which it takes in BGR
 
 
 def _warp(face: Uint8Array, matrix: npt.NDArray[np.float64]) -> Uint8Array:
     # The border is repeated, as in the runtime for a box at the image's edge.
-    turned: Any = cv2.warpAffine(
-        face, matrix, (FACE_SIZE, FACE_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    turned: Any = cv2.warpAffine(face, matrix, face.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     warped: Uint8Array = turned
     return warped
 
@@ -84,7 +90,7 @@ def _warp(face: Uint8Array, matrix: npt.NDArray[np.float64]) -> Uint8Array:
 def _shift(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
     """Shift the box by `level` per cent of its side, in a random direction per face."""
     directions = random.uniform(0, 2 * math.pi, len(faces))
-    distance = FACE_SIZE * level / 100
+    distance = faces.shape[1] * level / 100
     matrices = [
         np.array([[1, 0, distance * math.cos(angle)], [0, 1, distance * math.sin(angle)]]) for angle in directions
     ]
@@ -93,7 +99,7 @@ def _shift(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint
 
 def _rotation(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
     """Rotate the face clockwise by `level` degrees."""
-    centre = ((FACE_SIZE - 1) / 2, (FACE_SIZE - 1) / 2)
+    centre = ((faces.shape[1] - 1) / 2, (faces.shape[1] - 1) / 2)
     matrix = np.asarray(cv2.getRotationMatrix2D(centre, -level, 1.0), np.float64)
     return np.stack([_warp(face, matrix) for face in faces])
 
@@ -117,20 +123,22 @@ def _blur(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8
     """Blur with a Gaussian of standard deviation `level` pixels of the 48 x 48 face."""
     if level == 0:
         return faces
-    return np.stack([np.asarray(cv2.GaussianBlur(face, (0, 0), level), np.uint8) for face in faces])
+    deviation = level * faces.shape[1] / FACE_SIZE
+    return np.stack([np.asarray(cv2.GaussianBlur(face, (0, 0), deviation), np.uint8) for face in faces])
 
 
 def _jpeg(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
     """Compress as JPEG of quality `level` and decode."""
     stored = [cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, int(level)])[1] for face in faces]
-    return np.stack([np.asarray(cv2.imdecode(one, cv2.IMREAD_GRAYSCALE), np.uint8) for one in stored])
+    flag = cv2.IMREAD_GRAYSCALE if faces.ndim == 3 else cv2.IMREAD_COLOR
+    return np.stack([np.asarray(cv2.imdecode(one, flag), np.uint8) for one in stored])
 
 
 def _size(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
     """Shrink the face to `level` pixels, then enlarge it as the runtime does."""
     side = int(level)
     small = [cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) for face in faces]
-    return np.stack([prepare_face(np.asarray(face, np.uint8)) for face in small])
+    return np.stack([_prepared(np.asarray(face, np.uint8), faces.shape[1]) for face in small])
 
 
 CONDITIONS = (
@@ -226,7 +234,7 @@ def sample_indices(labels: Int64Array, count: int, *, seed: int = DEFAULT_SEED) 
 
 
 def degrade_faces(faces: Uint8Array, condition: Condition, level: float, *, seed: int = DEFAULT_SEED) -> Uint8Array:
-    """Faces uint8 (faces, 48, 48) under `condition` at `level`; equal arguments give equal faces.
+    """Faces under `condition` at `level`; equal arguments give equal faces.
 
     Every level uses the same random numbers, so a curve shows the level and not the sample.
     """
@@ -241,6 +249,7 @@ def measure_robustness(
     *,
     conditions: Sequence[Condition] = CONDITIONS,
     seed: int = DEFAULT_SEED,
+    faces_of: Mapping[tuple[str, str], Uint8Array] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[RobustnessPoint]:
     """Measure every model at every level of every condition, all on the same degraded faces.
@@ -249,6 +258,7 @@ def measure_robustness(
         models: by (model, precision).
         faces: uint8 (faces, 48, 48).
         labels: true class of each, shape (faces,).
+        faces_of: the same faces for models of another size or colour, which are degraded there.
         progress: called with (levels done, total).
 
     Raises:
@@ -263,7 +273,9 @@ def measure_robustness(
             progress(step, len(steps))
         degraded = degrade_faces(faces, condition, level, seed=seed)
         for (model, precision), classify in models.items():
-            right = int((classify(degraded).argmax(1) == labels).sum())
+            given = (faces_of or {}).get((model, precision))
+            own = degraded if given is None else degrade_faces(given, condition, level, seed=seed)
+            right = int((classify(own).argmax(1) == labels).sum())
             low, high = wilson_interval(right, len(faces))
             points.append(
                 RobustnessPoint(

@@ -97,8 +97,8 @@ def test_folders_that_are_no_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no class folders"):
         read_labelled_images(tmp_path)
     (tmp_path / "bored").mkdir()
-    with pytest.raises(DataError, match="bored, which is not an expression"):
-        read_labelled_images(tmp_path)
+    with pytest.raises(DataError, match="the folder bored, which is none of the labels: angry, disgust"):
+        read_labelled_images(tmp_path, EXPRESSIONS)
     with pytest.raises(DataError, match="cannot read"):
         read_labelled_images(tmp_path / "missing")
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    # Takes faces uint8 (batch, 48, 48), returns probabilities (batch, classes) once they are computed.
+    # Takes faces uint8 as the model does, returns probabilities (batch, classes) once they are computed.
     Run = Callable[[npt.NDArray[np.uint8]], Any]
 
 

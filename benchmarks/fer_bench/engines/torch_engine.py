@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from fer_train.checkpoints import load_checkpoint
+from fer_train.checkpoints import load_checkpoint, stated_network
+from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.networks.registry import to_network_input
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Classifier(nn.Module):
-    """Faces uint8 (batch, 48, 48) to probabilities, like the exported model."""
+    """Faces uint8 to probabilities, like the exported model."""
 
     def __init__(self, network: nn.Module, mean: float, std: float) -> None:
         super().__init__()
@@ -38,7 +39,8 @@ def load_compiled(source: Path, *, model: str, threads: int, batch: int) -> Run:
 
 def _classifier(source: Path, *, model: str, threads: int) -> nn.Module:
     torch.set_num_threads(threads)
-    checkpoint = load_checkpoint(source, name=model)
+    # A model of one's own has the name of its files; its checkpoint says of which network it is.
+    checkpoint = load_checkpoint(source, name=model if model in ARCHITECTURES else stated_network(source))
     return _Classifier(checkpoint.network(), checkpoint.mean, checkpoint.std).eval()
 
 

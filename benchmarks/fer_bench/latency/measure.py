@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fer_bench.engines import ENGINES
 from fer_bench.statistics import percentiles
 from fer_runtime.errors import ModelFileError
+from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.find import (
     PRECISIONS,
     Precision,
@@ -47,6 +48,7 @@ class Configuration:
     source: Path = field(compare=False)  # the model file, or the checkpoint for PyTorch
     python: Path = field(default=Path(sys.executable), compare=False)  # interpreter of the environment to run in
     code: str = ""  # "module:load" of an engine that is not in ENGINES
+    face_shape: tuple[int, ...] = field(default=(FACE_SIZE, FACE_SIZE), compare=False)
 
     @property
     def key(self) -> tuple[str, str, str, int, int]:
@@ -136,6 +138,7 @@ def configurations(
                 continue
             files[precision or "file"] = path
         name = model if named else Path(model).name
+        shape = _face_shape(next(iter(files.values()), None))
         checkpoints = (
             (checkpoint_path(folder, model) for folder in (models_dir, packaged_models_dir())) if named else ()
         )
@@ -146,7 +149,15 @@ def configurations(
             else:
                 sources = dict(files)
             found += [
-                Configuration(engine=engine, model=name, precision=precision, batch=batch, threads=count, source=source)
+                Configuration(
+                    engine=engine,
+                    model=name,
+                    precision=precision,
+                    batch=batch,
+                    threads=count,
+                    source=source,
+                    face_shape=shape,
+                )
                 for precision, source in sources.items()
                 for batch in batches
                 for count in threads
@@ -158,6 +169,12 @@ def configurations(
             f"write one with: fer-export --model {name}"
         )
     return found
+
+
+def _face_shape(path: Path | None) -> tuple[int, ...]:
+    """Of the faces that a model file takes; FER2013's for a file that does not say it."""
+    metadata = None if path is None else inspect_model(path).metadata
+    return (FACE_SIZE, FACE_SIZE) if metadata is None else metadata.face_shape
 
 
 def measure_latency(
@@ -212,10 +229,10 @@ def classify_in_worker(configuration: Configuration, faces: npt.NDArray[np.uint8
     """Probabilities of the configuration's engine, one face per call, in its own process and environment.
 
     Args:
-        faces: uint8, shape (faces, 48, 48).
+        faces: uint8, as the model takes them.
 
     Returns:
-        Probabilities, shape (faces, 7).
+        Probabilities, shape (faces, classes).
 
     Raises:
         ModelFileError: the engine cannot run the model.
@@ -283,6 +300,7 @@ class _Worker:
                 "source": str(configuration.source),
                 "batch": configuration.batch,
                 "threads": configuration.threads,
+                "face_shape": configuration.face_shape,
             }
         )
         self.error = self._ready.get("error")

@@ -101,8 +101,10 @@ def main() -> None:
         numpy_imported = process_time_ns()
         # Squares, not noise: models answer nearly the same to any noise, so an engine that mixes up rows or faces
         # would pass.
-        squares = np.random.default_rng(0).integers(0, 256, (configuration["batch"], 12, 12), np.uint8)
-        faces = squares.repeat(4, 1).repeat(4, 2)
+        size, *channels = configuration.get("face_shape", (48, 48))[1:]
+        squares = np.random.default_rng(0).integers(0, 256, (configuration["batch"], 12, 12, *channels), np.uint8)
+        side = -(-size // 12)
+        faces = np.ascontiguousarray(squares.repeat(side, 1).repeat(side, 2)[:, :size, :size])
         module, _, function = configuration["code"].partition(":")
         load = getattr(import_module(module), function)
         engine_imported = process_time_ns()

@@ -15,6 +15,7 @@ from fer_bench.robustness import RobustnessPoint
 from fer_bench.statistics import wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.labels import check_labels
 from fer_runtime.untrusted_json import parse_json
 
 ENGINE = "onnxruntime"  # the runtime's engine, which the recommendation is based on
@@ -47,6 +48,7 @@ class AccuracyRow:
     macro_f1: float
     calibration_error: float | None
     confusion: npt.NDArray[np.int64]
+    labels: tuple[str, ...]  # of its rows and columns
     per_class_recall: dict[str, float]
     reliability: tuple[ReliabilityBin, ...]
 
@@ -207,7 +209,8 @@ def read_report(path: Path) -> ReportData:
 
 def _accuracy_row(row: Mapping[str, Any]) -> AccuracyRow:
     confusion = np.array(row["confusion"], dtype=np.int64)
-    if confusion.shape != (len(EXPRESSIONS), len(EXPRESSIONS)):
+    labels = check_labels(row.get("labels", EXPRESSIONS))  # older reports know no others
+    if confusion.shape != (len(labels), len(labels)):
         raise ValueError(f"a confusion matrix of shape {confusion.shape}")
     images = int(row["images"])
     interval = row.get("accuracy_interval")
@@ -223,6 +226,7 @@ def _accuracy_row(row: Mapping[str, Any]) -> AccuracyRow:
         macro_f1=float(row["macro_f1"]),
         calibration_error=None if error is None else float(error),
         confusion=confusion,
+        labels=labels,
         per_class_recall={str(name): float(value) for name, value in row["per_class_recall"].items()},
         reliability=tuple(ReliabilityBin(**one) for one in row.get("reliability", ())),
     )

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.accuracy import LabelledImages, compare_pairwise, measure_accuracy, read_labelled_images
+from fer_bench.accuracy import LabelledImages, compare_pairwise, measure_accuracy
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
 from fer_bench.latency.measure import Configuration, Unavailable, configurations, measure_latency
 from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline, warn_below_roofline
+from fer_bench.matching import images_for
 from fer_bench.report.data import ENGINE, label_of
 from fer_bench.robustness import (
     CONDITIONS,
     DEFAULT_FACES,
     DEFAULT_SEED,
+    Classify,
     Condition,
     RobustnessPoint,
     measure_robustness,
@@ -54,6 +56,7 @@ def measure_robustness_of(
     count: int = DEFAULT_FACES,
     seed: int = DEFAULT_SEED,
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> MeasuredRobustness:
     """Measure the robustness of the available models.
 
@@ -62,9 +65,8 @@ def measure_robustness_of(
         ModelFileError: no model was found.
     """
     files = _model_files(models, precisions, models_dir)
-    return _robustness(
-        read_labelled_images(data), files, conditions=conditions, count=count, seed=seed, progress=progress
-    )
+    images, files = images_for(data, files, are_named=bool(models), say=say)
+    return _robustness(images, files, conditions=conditions, count=count, seed=seed, progress=progress)
 
 
 def measure_report(
@@ -98,8 +100,8 @@ def measure_report(
         DataError: `data` is not a folder of labelled images.
         ModelFileError: no model was found.
     """
-    files = _model_files(models, precisions, models_dir)
-    images = read_labelled_images(data)
+    images, files = images_for(data, _model_files(models, precisions, models_dir), are_named=bool(models), say=say)
+    measured_too = {(one.model, one.precision) for one in files}
     machine = environment()
 
     say(f"latency of {len(files)} model files")
@@ -112,6 +114,8 @@ def measure_report(
     ) + configurations(
         models=models, precisions=precisions, engines=(ENGINE,), batches=(THROUGHPUT_BATCH,), models_dir=models_dir
     )
+    # A checkpoint's engine has no precision of its own.
+    wanted = [one for one in wanted if one.model in {model for model, _ in measured_too}]
     peak_rates = measure_peak_rates()
     results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=progress("turn"))
     peak_rates = peak_rates.or_higher(measure_peak_rates())
@@ -198,6 +202,11 @@ def _say_unavailable(unavailable: Sequence[Unavailable]) -> list[str]:
     return [f"{engine} ({', '.join(found)}): {reason}" for (engine, reason), found in models.items()]
 
 
+def _classify_by_name(recognizer: Recognizer, classes: Sequence[str]) -> Classify:
+    columns = [recognizer.labels.index(name) for name in classes]
+    return lambda faces: recognizer.classify(faces)[:, columns]
+
+
 def _model_files(models: Sequence[str], precisions: Sequence[Precision], models_dir: Path) -> list[Configuration]:
     return configurations(models=models, precisions=precisions, engines=(ENGINE,), models_dir=models_dir)
 
@@ -218,9 +227,14 @@ def _robustness(
     threads = available_cpus()
     recognizers = {(one.model, one.precision): Recognizer(one.source, threads=threads) for one in files}
     points = measure_robustness(
-        {key: recognizer.classify for key, recognizer in recognizers.items()},
+        {key: _classify_by_name(recognizer, images.classes) for key, recognizer in recognizers.items()},
         images.faces[chosen],
         images.labels[chosen],
+        faces_of={
+            key: images.faces_for(recognizer)[chosen]
+            for key, recognizer in recognizers.items()
+            if recognizer.metadata.face_shape != images.faces.shape[1:]
+        },
         conditions=conditions,
         seed=seed,
         progress=progress,

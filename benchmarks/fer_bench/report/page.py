@@ -39,7 +39,6 @@ from fer_bench.report.verdict import (
 )
 from fer_bench.robustness import CONDITIONS, RobustnessPoint, clean_accuracy, find_reaches
 from fer_bench.statistics import say_p
-from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.text import html_text as escape
 
 WIDE, NARROW = 940, 368  # width in pixels of plots that are drawn for desktop and for phone
@@ -282,11 +281,11 @@ def _confusion(report: ReportData) -> str:
     figures = []
     for index, row in enumerate(report.accuracy):
         worst = min(row.per_class_recall, key=lambda name: row.per_class_recall[name])
-        described = "Recall of each expression: " + ", ".join(
+        described = "Recall of each label: " + ", ".join(
             f"{name} {recall:.0%}" for name, recall in row.per_class_recall.items()
         )
         svg = _plot(
-            partial(draw_confusion, row.confusion, EXPRESSIONS, heading=row.label),
+            partial(draw_confusion, row.confusion, row.labels, heading=row.label),
             key=f"confusion{index}",
             title=f"Confusion matrix of {row.label}",
             description=described,
@@ -340,7 +339,9 @@ def _robustness(report: ReportData) -> str:
     for point in report.robustness:
         by_model.setdefault((point.model, point.precision), []).append(point)
     figures = []
-    for condition, panel in robustness_panels(report.robustness):
+    for condition, panel in robustness_panels(
+        report.robustness, classes=len(report.accuracy[0].labels) if report.accuracy else 7
+    ):
         described = "; ".join(
             f"{curve.label}: " + ", ".join(f"{x:g} {y:.0%}" for x, y in zip(curve.x, curve.y, strict=True))
             for curve in panel.curves

@@ -30,13 +30,14 @@ from fer_bench.report.verdict import Candidate, pareto_front, say_megabytes, say
 from fer_bench.robustness import CONDITIONS, Condition, RobustnessPoint
 from fer_runtime.model.find import MODEL_NAMES
 from fer_runtime.text import html_text as escape
+from fer_runtime.text import printable
 
 MODEL_ROLES = ("first", "second", "third", "fourth", "fifth")
 # Offsets of a label from its point in lines of text, in order of preference.
 _LIFTS = (0.6, -0.6, 1.6, -1.6, 2.6, -2.6, 3.6, -3.6)
 _LATENCY_EDGE = 2.5  # the latency axis ends at this multiple of the median
 _STEADY_BIN = 20  # least faces in a point of a reliability line
-_GUESSING = 1 / 7  # accuracy of random guessing
+_MOST_NAMED = 20  # labels of a confusion matrix whose cells and axes are written on
 LINE_STYLES = {"fp32": "-", "int8": (0, (4, 2)), "fp16": (0, (1, 1.5))}
 
 
@@ -353,7 +354,7 @@ def draw_reliability(
 
 def draw_confusion(
     confusion: npt.NDArray[np.int64],
-    expressions: Sequence[str],
+    labels: Sequence[str],
     *,
     theme: Theme,
     heading: str,
@@ -365,7 +366,8 @@ def draw_confusion(
     axes: Axes = figure.add_subplot()
     axes.set_title(heading, pad=10)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    classes = len(expressions)
+    classes = len(labels)
+    letters = 10.5 if classes <= 8 else max(5.0, 84 / classes)
     for row in range(classes):
         for column in range(classes):
             share = float(shares[row, column])
@@ -373,13 +375,15 @@ def draw_confusion(
             axes.add_patch(
                 Rectangle((column, row), 0.96, 0.96, facecolor=theme.heat, alpha=0.05 + 0.95 * share, linewidth=0)
             )
+            if classes > _MOST_NAMED:
+                continue
             axes.text(
                 column + 0.48,
                 row + 0.5,
                 f"{100 * share:.0f}",
                 ha="center",
                 va="center",
-                fontsize=10.5,
+                fontsize=letters,
                 fontweight="bold" if row == column else "normal",
                 color=theme.paper if share > 0.62 else theme.ink,
             )
@@ -389,10 +393,12 @@ def draw_confusion(
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    centres = [index + 0.48 for index in range(classes)]
-    axes.set_xticks(centres, expressions, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(centres, expressions)
-    axes.tick_params(length=0, labelsize=10.5, labelcolor=theme.ink)
+    named = labels if classes <= _MOST_NAMED else ()
+    centres = [index + 0.48 for index in range(len(named))]
+    shown = [printable(name, limit=14) for name in named]
+    axes.set_xticks(centres, shown, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(centres, shown)
+    axes.tick_params(length=0, labelsize=letters, labelcolor=theme.ink)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     return figure
@@ -407,6 +413,7 @@ class Panel:
     neutral: float | None  # level that leaves faces unchanged, marked by a thin line
     reverse: bool  # draw the smallest level at the right because it is the worst
     curves: tuple[Curve, ...]
+    guessing: float = 1 / 7  # accuracy of random guessing
 
 
 def draw_curves(panel: Panel, *, theme: Theme, width: int = 330, height: int = 250) -> Figure:
@@ -428,7 +435,7 @@ def draw_curves(panel: Panel, *, theme: Theme, width: int = 330, height: int = 2
             markersize=3.2,
             label=curve.label,
         )
-    axes.axhline(_GUESSING, color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
+    axes.axhline(panel.guessing, color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
     if panel.neutral is not None:
         axes.axvline(panel.neutral, color=theme.muted, linewidth=0.8)
     top = max((max(curve.high or curve.y) for curve in curves), default=1.0)
@@ -443,8 +450,8 @@ def draw_curves(panel: Panel, *, theme: Theme, width: int = 330, height: int = 2
     return figure
 
 
-def robustness_panels(points: Sequence[RobustnessPoint]) -> list[tuple[Condition, Panel]]:
-    """The curves of each condition in `points`."""
+def robustness_panels(points: Sequence[RobustnessPoint], *, classes: int) -> list[tuple[Condition, Panel]]:
+    """The curves of each condition in `points`, of models with so many labels."""
     panels = []
     for condition in CONDITIONS:
         curves = []
@@ -475,6 +482,7 @@ def robustness_panels(points: Sequence[RobustnessPoint]) -> list[tuple[Condition
                 # The worst level is at the right, even if its number is the smallest.
                 reverse=condition.levels[0] > condition.levels[-1],
                 curves=tuple(curves),
+                guessing=1 / classes,
             )
             panels.append((condition, panel))
     return panels
