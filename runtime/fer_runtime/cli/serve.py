@@ -13,6 +13,7 @@ from fer_runtime.command import FerCommand, RegistryChoice, Rule, needs_extra, o
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE
 from fer_runtime.system import available_cpus
+from fer_runtime.video.addresses import is_stream, stream_name
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -29,7 +30,25 @@ def _token(context: click.Context, parameter: click.Parameter, value: str | None
     return value
 
 
+def _live_source(given: dict[str, Any]) -> tuple[int | str | None, str]:
+    """The camera's number or the stream's address, and its name on the page."""
+    if given["camera"] is not None and given["stream"] is not None:
+        raise click.UsageError("/live shows one source: give --camera or --stream")
+    if given["stream"] is not None:
+        if not is_stream(given["stream"]):
+            raise click.UsageError("--stream takes an address that begins with rtsp://, http://, https:// or udp://")
+        with needs_extra("stream"):
+            import av  # noqa: F401  # known before the first viewer
+        return given["stream"], given["name"] or stream_name(given["stream"])
+    return given["camera"], given["name"] or f"camera {given['camera']}"
+
+
 _RULES = (
+    Rule(
+        "name",
+        when=lambda given: given["camera"] is None and given["stream"] is None,
+        because="only with --camera or --stream",
+    ),
     Rule("insecure", when=lambda given: given["token"] is not None, because="not with --token, which protects it"),
 )
 
@@ -91,6 +110,18 @@ _RULES = (
         metavar="P|auto",
         help="Mark faces below this confidence as uncertain. auto: the threshold fitted at export.",
     ),
+)
+@option_group(
+    "Live page",
+    click.option(
+        "--camera", type=click.IntRange(min=0), metavar="N", help="Show camera N, with its faces drawn in, at /live."
+    ),
+    click.option(
+        "--stream",
+        metavar="ADDRESS",
+        help="Show a stream (rtsp, http, https or udp) at /live. Needs the extra `stream`.",
+    ),
+    click.option("--name", help="Name of the camera or stream on the page. [default: camera N, or the stream's host]"),
 )
 @option_group(
     "Address",
@@ -160,6 +191,7 @@ def main(**given: Any) -> None:
     fer-serve
     curl -F image=@photo.jpg localhost:8000/v1/images     faces and their expressions
     curl localhost:8000/health/ready                      the self-test of the served model
+    fer-serve --camera 0                                  a page with the camera: localhost:8000/live
 
     A model is served only after its self-test has passed here. Images are decoded in processes of
     their own, and nothing is written to disk. The log on stderr has a JSON object per line, without
@@ -170,6 +202,7 @@ def main(**given: Any) -> None:
         raise click.UsageError(
             f"--host {given['host']} opens the service to other machines; protect it with --token, or say --insecure"
         )
+    live, live_name = _live_source(given)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with needs_extra("serve"):
         from fer_runtime.server import ServerSettings, run_server
@@ -182,6 +215,8 @@ def main(**given: Any) -> None:
             precision=given["precision"],
             models_dir=given["models_dir"],
             watch=given["watch"],
+            live=live,
+            live_name=live_name,
             detector=given["detector"],
             yunet=given["yunet"],
             min_face=given["min_face"],

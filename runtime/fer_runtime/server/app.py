@@ -18,6 +18,7 @@ from fer_runtime.server.bodies import BodyBudget
 from fer_runtime.server.errors import RequestError
 from fer_runtime.server.guard import Guard, error_response
 from fer_runtime.server.images import ImagesApi
+from fer_runtime.server.live import ENDLESS, LiveView
 from fer_runtime.server.logs import log_exception
 from fer_runtime.server.metrics import CONTENT_TYPE
 from fer_runtime.server.openapi import describe_api
@@ -25,11 +26,17 @@ from fer_runtime.server.protocol import InferenceProtocol
 from fer_runtime.server.recognition import Recognition
 
 
-def create_app(recognition: Recognition, *, tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = ()) -> ASGIApp:
+def create_app(
+    recognition: Recognition,
+    *,
+    live: LiveView | None = None,
+    tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+) -> ASGIApp:
     """An ASGI application that answers with `recognition`; see docs/serve.md.
 
     Args:
         recognition: models, threads and limits.
+        live: what /live shows.
         tasks: started with the application, and cancelled at its end.
     """
     metrics = recognition.metrics
@@ -80,6 +87,9 @@ def create_app(recognition: Recognition, *, tasks: Sequence[Callable[[], Corouti
         ),
     ]
 
+    if live is not None:
+        routes += live.routes()
+
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
         metrics.refused.labels(error.reason).inc()
@@ -112,7 +122,7 @@ def create_app(recognition: Recognition, *, tasks: Sequence[Callable[[], Corouti
         endpoint = scope.get("endpoint")
         return "other" if endpoint is None else templates.get(endpoint, "other")
 
-    return Guard(app, recognition, route_of, frozenset())
+    return Guard(app, recognition, route_of, ENDLESS if live is not None else frozenset())
 
 
 def _note_end(task: asyncio.Future[None]) -> None:

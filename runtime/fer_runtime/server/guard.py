@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -90,14 +90,19 @@ class Guard:
                 self._metrics.in_progress.inc()
                 admitted = True
             if scope["path"] in self._endless:
-                await self._app(scope, receive, send_noted)
+
+                async def send_in_time(message: Message) -> None:
+                    # A viewer who does not read would keep the camera on.
+                    await asyncio.wait_for(send_noted(message), self._settings.timeout)
+
+                await self._app(scope, receive, send_in_time)
             else:
                 await self._in_time(scope, receive, send_noted)
         except RequestError as error:
             self._metrics.refused.labels(error.reason).inc()
             if status == 0:
                 await error_response(error)(scope, receive, send_noted)
-        except ClientDisconnect:
+        except (ClientDisconnect, asyncio.TimeoutError):
             self._metrics.refused.labels("disconnected").inc()
         except Exception as error:
             log_exception(error)
@@ -164,10 +169,16 @@ class Guard:
         token = self._settings.token
         if token is None or scope["path"] in _OPEN:
             return
+        if scope["path"] == "/live" and _is_token(dict(parse_qsl(scope["query_string"])).get(b"token", b""), token):
+            return
         given = headers.get("authorization", "")
         given = given[7:] if given[:7].lower() == "bearer " else _cookie(headers.get("cookie", ""))
-        if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode("utf-8", "surrogateescape")):
+        if not _is_token(given.encode("utf-8", "surrogateescape"), token):
             raise RequestError(401, "token", "send the service's token: Authorization: Bearer TOKEN")
+
+
+def _is_token(given: bytes, token: str) -> bool:
+    return hmac.compare_digest(given, token.encode())
 
 
 def _host_name(host: str) -> str:

@@ -42,6 +42,7 @@ class Metrics:
         )
         self.in_progress = Gauge("fer_requests_in_progress", "Requests in progress.", registry=self.registry)
         self.body_bytes = Gauge("fer_body_bytes", "Bytes of requests in memory.", registry=self.registry)
+        self.viewers = Gauge("fer_live_connections", "Connections that watch the camera.", registry=self.registry)
         self.connections = Gauge("fer_connections", "Open connections.", registry=self.registry)
 
     def to_text(self) -> bytes:

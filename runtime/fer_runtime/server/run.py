@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from fer_runtime.errors import ServeError
 from fer_runtime.server.app import create_app
 from fer_runtime.server.connections import limited_protocol
+from fer_runtime.server.live import LiveView
 from fer_runtime.server.logs import log, take_library_logs
 from fer_runtime.server.metrics import Metrics
 from fer_runtime.server.models import open_models
@@ -24,6 +25,14 @@ _BACKLOG = 256
 
 
 class _Server(uvicorn.Server):
+    live: LiveView | None = None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Requests are finished; a live view never would be."""
+        if self.live is not None:
+            self.live.end()
+        await super().shutdown(sockets)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """SIGTERM and Ctrl-C end the service, which is its normal end: they are not raised again."""
@@ -46,23 +55,29 @@ def run_server(settings: ServerSettings) -> None:
         take_library_logs()
         metrics = Metrics()
         recognition = Recognition(settings, open_models(settings), metrics)
-        tasks = []
+        tasks, live = [], None
         try:
             if settings.watch is not None:
                 watch = FolderWatch(settings.watch, recognition)
                 for model in watch.open_all():
                     recognition.models.put(model)
                 tasks.append(watch.run)
-            server = _Server(_config(create_app(recognition, tasks=tasks), settings))
+            if settings.live is not None:
+                live = LiveView(settings.live, settings.live_name, recognition)
+            server = _Server(_config(create_app(recognition, live=live, tasks=tasks), settings))
+            server.live = live
             metrics.connections.set_function(lambda: len(server.server_state.connections))
             port = listener.getsockname()[1]
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             models = [
                 f"{model.name} {model.metadata.precision} {model.recognizer.provider}" for model in recognition.models
             ]
-            log("listening", url=f"http://{host}:{port}", models=models, token=settings.token is not None)
+            url, has_token = f"http://{host}:{port}", settings.token is not None
+            log("listening", url=url, models=models, token=has_token, live=live is not None)
             server.run(sockets=[listener])
         finally:
+            if live is not None:
+                live.join()
             recognition.close()
         log("stopped")
 

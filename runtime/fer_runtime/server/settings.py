@@ -23,6 +23,8 @@ class ServerSettings:
     yunet: Path | None = None
     min_face: int = 24  # pixels
     min_confidence: float | Literal["auto"] | None = None
+    live: int | str | None = None  # camera or address of a stream that /live shows
+    live_name: str = "camera"  # on that page
     provider: str = "CPU"
     threads: int = 1  # of ONNX Runtime, for one batch
     workers: int = 1  # images decoded, and batches computed, at a time

@@ -115,7 +115,7 @@ def serving(folder: Path, *options: str, **environment: str) -> Iterator[Service
             assert service.stop() == 0
         reader.join(60)
         assert service.lines[-1]["event"] == "stopped"
-        assert [line for line in service.lines if line["event"] not in ("request", "stopped", "model")] == []
+        assert [line for line in service.lines if line["event"] not in ("request", "stopped", "model", "camera")] == []
         assert list(folder.rglob("*")) == []
     finally:
         if process.poll() is None:

@@ -1,0 +1,163 @@
+"""/live: a stream with faces, watched by a program and in Chromium."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tests.chromium import launched, visiting
+from tests.runtime.server.serving import Service, serving
+from tests.runtime.video.films import write_film
+from tests.runtime.video.served import free_port, needs_ffmpeg
+
+from fer_runtime.batch.sources import sample_images
+from fer_runtime.cli.serve import main
+
+TOKEN = "0123456789abcdef0123"
+_SECRET = "hunter2"
+
+
+@contextmanager
+def filmed(folder: Path) -> Iterator[str]:
+    """The address of a camera that sees a photograph of two people, for one reader."""
+    photo: Any = cv2.imread(sample_images()[2])
+    photo = cv2.resize(photo, (640, 416))
+    write_film(folder / "film.avi", "MJPG", frames=[np.roll(photo, shift, axis=1) for shift in range(20)], rate=10)
+    port = free_port()
+    loop = ("-re", "-stream_loop", "-1", "-i", str(folder / "film.avi"))
+    address = f"http://127.0.0.1:{port}/"
+    command = ["ffmpeg", "-loglevel", "quiet", *loop, "-c", "copy", "-f", "mpjpeg", "-listen", "1", address]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as camera:
+        try:
+            yield f"http://admin:{_SECRET}@127.0.0.1:{port}/"
+        finally:
+            camera.kill()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    pytest.importorskip("av", reason="PyAV is missing: pip install 'fer-edge[stream]'")
+    folder = tmp_path_factory.mktemp("service")
+    with (
+        filmed(folder) as address,
+        serving(
+            folder / "empty", "--model", "v0", "--detector", "haar", "--stream", address, "--name", "door"
+        ) as running,
+    ):
+        yield running
+        # With a page open: SIGTERM ends the streams, too.
+        connection = HTTPConnection("127.0.0.1", running.port, timeout=60)
+        connection.request("GET", "/live/events")
+        connection.getresponse().readline()
+        assert running.stop() == 0
+        connection.close()
+
+
+def was(service: Service, result: str) -> int:
+    return sum(line["event"] == "camera" and line["result"] == result for line in service.lines)
+
+
+@needs_ffmpeg
+def test_the_page_shows_the_faces_and_that_the_camera_is_on(service: Service) -> None:
+    assert was(service, "on") == 0  # nobody looks
+    address = f"http://127.0.0.1:{service.port}/live"
+    with (
+        launched() as browser,
+        visiting(browser, address) as wide,
+        visiting(browser, address, width=390, dark=True) as phone,
+    ):
+        for visit in (wide, phone):
+            visit.wait_for("document.getElementById('notice').dataset.camera === 'on'")
+            assert visit.evaluate("document.getElementById('notice').textContent") == "Camera is on: door"
+            visit.wait_for("document.getElementById('picture').naturalWidth === 640")
+            visit.wait_for("document.querySelectorAll('#faces li').length >= 2")
+            assert "neutral" in visit.evaluate("document.getElementById('faces').textContent")
+            assert visit.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            assert visit.complaints == []
+            assert [one for one in visit.requests if not one.startswith(f"{address}/")] == []
+    assert was(service, "on") == 1  # one camera for both
+    # The camera is closed a moment after the last one has left.
+    deadline = time.monotonic() + 60
+    while was(service, "off") < was(service, "on"):
+        assert time.monotonic() < deadline, service.lines[-5:]
+        time.sleep(0.1)
+    assert _SECRET not in json.dumps(service.lines)
+
+
+@needs_ffmpeg
+def test_events_and_pictures_are_the_same_moment(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is missing: pip install 'fer-edge[stream]'")
+    with (
+        filmed(tmp_path) as address,
+        serving(tmp_path / "empty", "--model", "v0", "--detector", "haar", "--stream", address) as running,
+    ):
+        events = HTTPConnection("127.0.0.1", running.port, timeout=60)
+        events.request("GET", "/live/events")
+        lines = events.getresponse()
+        while not (event := json.loads(next_event(lines)))["camera"]:
+            assert _SECRET not in json.dumps(event)
+        assert len(event["faces"]) >= 2
+        assert event["source"] == address.replace(f"admin:{_SECRET}@", "").rstrip("/")
+        video = HTTPConnection("127.0.0.1", running.port, timeout=60)
+        video.request("GET", "/live/video")
+        stream = video.getresponse()
+        assert stream.headers["Content-Type"] == "multipart/x-mixed-replace; boundary=fer-frame"
+        for _ in range(2):
+            picture: Any = cv2.imdecode(np.frombuffer(next_picture(stream), np.uint8), cv2.IMREAD_COLOR)
+            assert picture.shape == (416, 640, 3)
+        video.close()
+        events.close()
+
+
+def next_event(lines: Any) -> str:
+    while not (line := lines.readline()).startswith(b"data: "):
+        assert line
+    return str(line[6:].decode())
+
+
+def next_picture(stream: Any) -> bytes:
+    size = 0
+    while (line := stream.readline()) != b"\r\n" or not size:
+        assert line
+        if line.lower().startswith(b"content-length:"):
+            size = int(line.split(b":")[1])
+    return bytes(stream.read(size))
+
+
+def test_the_page_needs_the_token_once(tmp_path: Path) -> None:
+    with serving(tmp_path / "empty", "--model", "v0", "--camera", "63", FER_SERVE_TOKEN=TOKEN) as running:
+        assert running.ask("GET", "/live").status == 401
+        assert running.ask("GET", "/live?token=wrong").status == 401
+        given = running.ask("GET", f"/live?token={TOKEN}")
+        assert (given.status, given.headers["location"]) == (303, "/live")
+        cookie = given.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=strict" in cookie
+        page = running.ask("GET", "/live", Cookie=cookie.partition(";")[0])
+        assert page.status == 200
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        # A camera that is not there is a message on the page, and no end of the service.
+        events = HTTPConnection("127.0.0.1", running.port, timeout=60)
+        events.request("GET", "/live/events", headers={"Cookie": cookie.partition(";")[0]})
+        lines = events.getresponse()
+        while "63" not in next_event(lines):
+            pass
+        events.close()
+
+
+def test_one_source_is_shown() -> None:
+    both = CliRunner().invoke(main, ["--camera", "0", "--stream", "rtsp://camera/"])
+    assert both.exit_code == 2
+    assert "give --camera or --stream" in both.output
+    assert CliRunner().invoke(main, ["--stream", "film.mp4"]).exit_code == 2
+    assert CliRunner().invoke(main, ["--name", "door"]).exit_code == 2
