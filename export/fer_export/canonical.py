@@ -66,7 +66,13 @@ _DTYPES = {
 
 
 def canonical_graph(
-    model: onnx.ModelProto, row: tuple[int, ...], *, outputs: Sequence[str], source: str, batch: int | None = None
+    model: onnx.ModelProto,
+    row: tuple[int, ...],
+    *,
+    outputs: Sequence[str],
+    source: str,
+    batch: int | None = None,
+    written_opset: int = OPSET,
 ) -> onnx.ModelProto:
     """`model` with one row per face everywhere, any batch, and operators of RULES and MORE_RULES only.
 
@@ -76,6 +82,7 @@ def canonical_graph(
         outputs: names of the outputs to keep.
         source: the file, for messages.
         batch: the batch size that is written into the graph's shapes; None where it says none.
+        written_opset: of the result, 18 or above.
 
     Raises:
         ModelFileError: an operator, or what it does, has no such form.
@@ -95,7 +102,7 @@ def canonical_graph(
         except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, OverflowError, AttributeError) as error:
             reason = printable(str(error) or type(error).__name__, limit=200)
             raise ModelFileError(f"{source}: {name} cannot be read ({reason})") from error
-    return writer.model(outputs, source)
+    return writer.model(outputs, source, max(written_opset, OPSET))
 
 
 class _RefusedError(Exception):
@@ -112,7 +119,8 @@ class _Writer:
         for tensor in graph.initializer:
             self.values[tensor.name] = numpy_helper.to_array(tensor)
         (self.input,) = [value for value in graph.input if value.name not in self.values]
-        self.alias = {self.input.name: self.input.name}  # the original's names to ours
+        self.input_name: str = self.input.name
+        self.alias: dict[str, str] = {self.input.name: self.input.name}  # the original's names to ours
         self.repeated: dict[str, Array] = {}  # the same row for every face, by the original's names
         # Tensors whose first dimension is not the faces': one of ours, and the transposition that is still to be done.
         self.moved: dict[str, tuple[str, list[int]]] = {}
@@ -132,7 +140,7 @@ class _Writer:
         while inputs and not inputs[-1]:
             inputs.pop()
         if node.op_type not in _KNOWN or node.domain not in ("", "ai.onnx"):
-            raise _RefusedError("is not an operator that can be adopted")
+            raise _RefusedError("is not among the operators that can be shown to answer each face by itself")
         if all(name in self.values or not name for name in inputs) and node.op_type != "Shape":
             folded = self._fold(node, [self.values.get(name) for name in inputs], attributes)
             if folded is not None:
@@ -183,7 +191,7 @@ class _Writer:
 
     def _emit(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         if kind not in self.walk.rules:
-            raise _RefusedError("is not an operator that can be adopted")
+            raise _RefusedError("is not among the operators that can be shown to answer each face by itself")
         node = helper.make_node(kind, list(inputs), [output], name=output, **attributes)
         for name in inputs:
             if name in self.constants:
@@ -217,7 +225,7 @@ class _Writer:
         ours = self.alias.get(name)
         return next((node for node in self.nodes[-1:] if node.output[0] == ours and self.uses[name] == 1), None)
 
-    def model(self, outputs: Sequence[str], source: str) -> onnx.ModelProto:
+    def model(self, outputs: Sequence[str], source: str, opset: int) -> onnx.ModelProto:
         """The finished model: what its outputs do not need is left out."""
         renamed: dict[str, str] = {}
         for name in outputs:
@@ -249,7 +257,7 @@ class _Writer:
                 if name in needed
             ],
         )
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="fer-edge")
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="fer-edge")
         made.ir_version = _IR_VERSION
         return made
 
@@ -295,7 +303,7 @@ class _Writer:
         elif kind == "Range":
             if not 0 <= (values[1] - values[0]) // values[2] <= MAX_VALUES:
                 raise _RefusedError("makes too large a constant")
-            found = np.arange(values[0].item(), values[1].item(), values[2].item(), values[0].dtype)
+            found = np.arange(*(one.item() for one in values)).astype(values[0].dtype)
         elif kind == "ConstantOfShape":
             shape = [int(size) for size in values[0]]
             if min(shape, default=1) < 0 or math.prod(shape) > MAX_VALUES:
@@ -663,12 +671,10 @@ class _Writer:
             if made is None or value is None or value.dtype != np.float32 or made.op_type not in ("Conv", "Gemm"):
                 continue
             row = self._input_row(rows)
-            full = (
-                value.reshape((1,) * (len(row) + 1 - value.ndim) + value.shape) if value.ndim <= len(row) + 1 else None
-            )
-            if full is None or full.shape[0] != 1 or any(size != 1 for size in full.shape[2:]):
+            shape = (1,) * (len(row) + 1 - value.ndim) + value.shape
+            if len(shape) > len(row) + 1 or math.prod(shape) != shape[1]:
                 continue
-            shift = np.broadcast_to(full.reshape(full.shape[1]), row[:1]).astype(np.float64)
+            shift = np.broadcast_to(value.reshape(-1), row[:1]).astype(np.float64)
             self._scale_layer(made, np.ones(row[0]), shift, node.output[0])
             return
         self._elementwise(node, inputs, attributes)
@@ -731,7 +737,8 @@ class _Writer:
         value = self.values[name]
         if value.shape[:1] != (1,) or self.batch != 1:  # a constant beside a batch of one
             raise _RefusedError("joins a constant of a fixed batch")
-        return value[0]
+        row: Array = value[0]
+        return row
 
     def _concat_row(self, name: str) -> tuple[int, ...]:
         return self._input_row(name) if name in self.alias else self._repeated_row(name).shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +25,7 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.labels import parse_labels
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, PREFERENCE, Precision, checkpoint_path
 from fer_runtime.targets import TARGETS
+from fer_runtime.text import printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
 
@@ -44,6 +45,27 @@ def _labels(context: click.Context, parameter: click.Parameter, value: str | Non
         raise click.BadParameter(str(error), context, parameter) from None
 
 
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """One number, or one for each channel."""
+    try:
+        numbers = None if value is None else tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if numbers is not None and len(numbers) not in (1, 3):
+        raise click.BadParameter(f"{value!r} is not one number, or three such as 0.485,0.456,0.406", context, parameter)
+    return numbers
+
+
+def _range(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        black, white = (float(part) for part in value.split(".."))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not BLACK..WHITE, such as -1..1", context, parameter) from None
+    return black, white
+
+
 class ExportRun(RunOptions):
     """Export a checkpoint."""
 
@@ -56,6 +78,32 @@ class ExportRun(RunOptions):
     labels: tuple[str, ...] | None
     data: Path | None
     opset: int
+    models_dir: Path
+    votes: str | None
+    batch: int | None
+    budget: str
+    keep_anyway: bool
+    sign: Path | None  # a private key
+    replace: bool
+
+
+class AdoptRun(RunOptions):
+    """Certify somebody else's .onnx file."""
+
+    title: ClassVar[str] = "--adopt"
+
+    adopted: Path
+    name: str | None  # None: the file's
+    faces: str | None  # colour and size, "gray64"
+    pixel_range: tuple[float, float] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    layout: str | None
+    scores: str | None  # name of an output
+    temperature: float | None
+    precisions: tuple[Precision, ...]
+    labels: tuple[str, ...] | None
+    data: Path | None
     models_dir: Path
     votes: str | None
     batch: int | None
@@ -128,7 +176,7 @@ _RULES = (
 )
 
 
-@click.command(cls=FerCommand, runs=(ExportRun, InspectRun, TargetRun, SiteRun), rules=_RULES)
+@click.command(cls=FerCommand, runs=(ExportRun, AdoptRun, InspectRun, TargetRun, SiteRun), rules=_RULES)
 @option_group(
     "Model",
     click.option(
@@ -162,7 +210,7 @@ _RULES = (
         "--labels",
         callback=_labels,
         metavar="A,B,...",
-        help="Order of the checkpoint's logits, for a file of another program. [default: "
+        help="Labels in the order of the logits, for a checkpoint or --adopt file of another program. [default: "
         + ",".join(EXPRESSIONS)
         + "; FER2013's csv has angry,disgust,fear,happy,sad,surprise,neutral]",
     ),
@@ -224,6 +272,48 @@ _RULES = (
     ),
 )
 @option_group(
+    "Adopt a file of another program",
+    click.option(
+        "--adopt",
+        "adopted",
+        type=_FILE,
+        metavar="FILE",
+        help="Certify somebody else's .onnx classifier. Its labels are named with --labels, or read from its metadata.",
+    ),
+    click.option(
+        "--input",
+        "faces",
+        metavar="COLORSIZE",
+        help="Colour and size of its faces: gray64, rgb112, bgr224, ...",
+    ),
+    click.option(
+        "--range",
+        "pixel_range",
+        callback=_range,
+        metavar="BLACK..WHITE",
+        help="Numbers that it takes for black and white, such as 0..255, 0..1 or -1..1. [default with --mean or --std: "
+        "0..1]",
+    ),
+    click.option(
+        "--mean",
+        callback=_numbers,
+        metavar="A[,B,C]",
+        help="Subtracted from these numbers, in the order of the channels.",
+    ),
+    click.option("--std", callback=_numbers, metavar="A[,B,C]", help="Divides them afterwards."),
+    click.option(
+        "--layout",
+        type=click.Choice(("nchw", "nhwc")),
+        help="Order of its dimensions, where its shape does not tell.",
+    ),
+    click.option("--scores", metavar="NAME", help="Output with the scores, if it has several."),
+    click.option(
+        "--temperature",
+        type=click.FloatRange(1e-3, 1e3),
+        help="Divides its logits before the softmax. [default: 1, or fitted to --data]",
+    ),
+)
+@option_group(
     "Inspect a file (needs no extra)",
     click.option("--inspect", "inspected", type=_FILE, metavar="FILE", help="Describe an .onnx file."),
     click.option("--json", "as_json", is_flag=True, help="Print the description as JSON."),
@@ -267,6 +357,7 @@ def main(**given: Any) -> None:
     fer-export --model v0                                         compares on made-up faces
     fer-export --model v0 --data data --precision fp32 --precision int8
     fer-export --name mine --data data                            models/mine.pth to models/mine.onnx
+    fer-export --adopt other.onnx --input gray64 --range -1..1 --labels bored,engaged
     fer-export --inspect models/model_0.onnx
     fer-export --model v0 --target ncnn --target openvino         models/model_0.onnx for other runtimes
     fer-export --model v0 --site site --serve                     the model in a browser
@@ -276,6 +367,8 @@ def main(**given: Any) -> None:
     """
     if given["inspected"] is not None:
         _inspect(take_options(InspectRun))
+    elif given["adopted"] is not None:
+        _adopt(take_options(AdoptRun))
     elif given["targets"]:
         _convert(take_options(TargetRun))
     elif given["site"] is not None:
@@ -304,13 +397,7 @@ def _export(options: ExportRun) -> None:
     if find_architecture(model).is_foreign and options.name is None:
         raise click.UsageError(f"{model} has no files of its own; name yours: --name mine")
 
-    key = None
-    if options.sign is not None:
-        with needs_extra("sign"):
-            from fer_runtime.model.signature import load_private_key, sign_file
-
-            key = load_private_key(options.sign)  # before the work of an export
-    try:
+    with _signed(options.sign, ExportRefusedError) as show:
         report = export_model(
             model,
             own_name=options.name,
@@ -327,14 +414,86 @@ def _export(options: ExportRun) -> None:
             replace=options.replace,
             progress=lambda text: click.echo(text, err=True),
         )
-    except ExportRefusedError as error:
-        _show(error.report)
-        raise
-    _show(report)
-    if key is not None:
-        for one in report.models:
+        show(report)
+
+
+def _adopt(options: AdoptRun) -> None:
+    if options.faces is None:
+        raise click.UsageError("--adopt needs --input: the colour and size of its faces, such as gray64")
+    if options.pixel_range is None and options.mean is None and options.std is None:
+        raise click.UsageError("--adopt needs --range, or --mean and --std: the numbers that its pixels become")
+    if options.temperature is not None and options.data is not None:
+        raise click.UsageError("--temperature is fitted to --data; leave one of them out")
+    name = options.name or own_name(click.get_current_context(), _parameter("name"), options.adopted.stem)
+    with needs_extra("export"):
+        from fer_export.adopt.inputs import FaceInput, parse_input
+        from fer_export.adopt.publish import adopt_model
+        from fer_export.gate.report import ExportRefusedError
+    black, white = options.pixel_range or (0.0, 1.0)
+    try:
+        color, size = parse_input(options.faces)
+        faces = FaceInput(
+            color=color,
+            size=size,
+            low=black,
+            high=white,
+            mean=options.mean or (0.0,),
+            std=options.std or (1.0,),
+            layout=options.layout,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    with _signed(options.sign, ExportRefusedError) as show:
+        report = adopt_model(
+            options.adopted,
+            name=str(name),
+            faces=faces,
+            labels=options.labels,
+            scores=options.scores,
+            temperature=options.temperature,
+            precisions=options.precisions or ("fp32",),
+            data=options.data,
+            votes=options.votes,
+            batch=options.batch,
+            models_dir=options.models_dir,
+            budget=_budget(options.budget),
+            keep_anyway=options.keep_anyway,
+            replace=options.replace,
+            progress=lambda text: click.echo(printable(text), err=True),
+        )
+        show(report)
+
+
+def _parameter(name: str) -> click.Parameter:
+    return next(one for one in click.get_current_context().command.params if one.name == name)
+
+
+@contextmanager
+def _signed(path: Path | None, refused: type[Any]) -> Iterator[Callable[[ExportReport], None]]:
+    """Gives what shows a report and signs its files; shows the report of a refused export as well.
+
+    Args:
+        path: of the private key, which is read before the work of an export; None signs nothing.
+        refused: ExportRefusedError.
+    """
+    key = None
+    if path is not None:
+        with needs_extra("sign"):
+            from fer_runtime.model.signature import load_private_key, sign_file
+
+            key = load_private_key(path)
+
+    def show(report: ExportReport) -> None:
+        _show(report)
+        for one in report.models if key is not None else ():
             if one.is_published:
                 click.echo(f"signed: {sign_file(one.path, key)}")
+
+    try:
+        yield show
+    except refused as error:
+        _show(error.report)
+        raise
 
 
 def _convert(options: TargetRun) -> None:

@@ -13,6 +13,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from fer_export.affine import fold_affine
+from fer_export.canonical import canonical_graph
 from fer_runtime.errors import CheckpointError
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata
 from fer_train.checkpoints import Checkpoint
@@ -90,7 +92,8 @@ def export_graph(checkpoint: Checkpoint, *, temperature: float = 1.0, opset: int
         temperature: what the logits are divided by before the softmax.
         opset: ONNX opset version.
     """
-    if find_architecture(checkpoint.name).is_foreign:
+    is_foreign = find_architecture(checkpoint.name).is_foreign
+    if is_foreign:
         # It brings its own mean and std, and need not begin with a convolution.
         network = _ModelFile(checkpoint.network(), offset=0.0, scale=255.0, temperature=temperature)
     else:
@@ -117,10 +120,24 @@ def export_graph(checkpoint: Checkpoint, *, temperature: float = 1.0, opset: int
             output_names=["logits", "probabilities"],
             dynamic_shapes={"faces": {0: torch.export.Dim("batch")}},
             verbose=False,
+            custom_translation_table={torch.ops.aten.as_strided.default: _same_values} if is_foreign else None,
         )
     model: onnx.ModelProto = program.model_proto
     _strip_notes(model)
+    if is_foreign:
+        outputs = [one.name for one in model.graph.output]
+        model = fold_affine(canonical_graph(model, shape, outputs=outputs, source=checkpoint.name, written_opset=opset))
     return model
+
+
+def _same_values(values: Any, size: Any, stride: Any, storage_offset: Any = None) -> Any:
+    """`as_strided`, which PyTorch writes where only the order in memory changes: the exporter makes Gather of it.
+
+    Of a use that changes values the gate would find the difference.
+    """
+    from onnxscript import opset18
+
+    return opset18.Identity(values)
 
 
 def set_temperature(model: onnx.ModelProto, temperature: float) -> onnx.ModelProto:

@@ -26,17 +26,19 @@ from fer_export.gate.accuracy import (
 )
 from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate, calibration_check
 from fer_export.gate.coverage import Coverage, cover_units
-from fer_export.gate.golden import CALIBRATION_FACES, SEED, calibration_faces
-from fer_export.gate.original import original_of
+from fer_export.gate.golden import SEED, calibration_faces
+from fer_export.gate.original import Original, original_of
 from fer_export.gate.parity import as_outputs, check_parity, guarded, run_shuffled
 from fer_export.gate.publish import REPLAY_TOLERANCES, Subject, publish
 from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report
 from fer_export.gate.timing import Timing, measure_in_turns, speed_check
 from fer_export.gate.units import UnitLimits, unit_check
 from fer_export.graph import DEFAULT_OPSET, export_graph, fix_batch, serialize, set_temperature
+from fer_export.int8.known import first_unknown
 from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
+from fer_export.int8.stock import quantize_stock
 from fer_runtime.errors import DataError, ModelFileError, OutputError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import accuracy, best_label_order, confusion_matrix
@@ -63,7 +65,7 @@ _OTHER_ORDER = 0.02
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """PyTorch on one thread, and as before afterwards: beside another busy process two wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -81,9 +83,10 @@ class Candidate:
     model: onnx.ModelProto
     content: bytes  # with metadata, without verdict and certificate
     calibration: Calibration
+    quantizer: str = ""  # of an int8 file, "fer-edge" or "onnxruntime"
 
 
-@_one_thread()
+@one_thread()
 def export_model(
     name: str,
     *,
@@ -174,11 +177,7 @@ def publish_files(
         if precision == "fp16":
             candidates.append(make_candidate(subject, "fp16", halve_model(fp32)))
         if precision == "int8" and subject.train is not None:
-            progress(f"quantizing: calibration ranges from {CALIBRATION_FACES} training faces")
-            quantized = quantize_model(
-                fp32, observe(fp32, calibration_faces(subject.train)), mean=subject.original.mean
-            )
-            candidates.append(make_candidate(subject, "int8", quantized))
+            candidates.append(_quantized(subject, fp32, subject.train, progress))
     progress("measuring speed")
     named = {str(one.precision): one.content for one in candidates}
     latency = measure_in_turns(named, subject.faces, batch=subject.batch or _LATENCY_BATCH)
@@ -256,11 +255,8 @@ def prepare(
     loaded = load_checkpoint(source, name=name, labels=labels)
     # As class folders are numbered, whose labels the file is judged by.
     trained = in_label_order(loaded, sorted(loaded.expressions))
-    _check_writable(models_dir)
     sha256 = sha256_of(source)
-    if not replace:
-        for precision in wanted:
-            _check_replaceable(output_path(models_dir, files, precision, batch), sha256, source)
+    check_places([output_path(models_dir, files, one, batch) for one in wanted], sha256, source, replace=replace)
     validation = train = None
     if data is not None:
         # The seed of the training: where a share of train was held out, it is that share again.
@@ -281,19 +277,65 @@ def prepare(
         progress(f"weights found at {loaded.place}")
     if loaded.labels_assumed:
         progress(f"label order assumed: {', '.join(loaded.expressions)}; another one is set with --labels")
-    original = original_of(trained)
+    return prepare_subject(
+        original_of(trained),
+        lambda calibration: _exported(trained, calibration, opset),
+        sha256=sha256,
+        file_name=files,
+        train=train,
+        validation=validation,
+        votes=votes,
+        opset=opset,
+        batch=batch,
+        models_dir=models_dir,
+        budget=budget,
+        progress=progress,
+    )
+
+
+def prepare_subject(
+    original: Original,
+    make_graph: Callable[[Calibration], onnx.ModelProto],
+    *,
+    sha256: str,
+    file_name: str,
+    train: LabelledFaces | None = None,
+    validation: LabelledFaces | None = None,
+    votes: str | Path | None = None,
+    opset: int = DEFAULT_OPSET,
+    batch: int | None = None,
+    models_dir: Path = DEFAULT_MODELS_DIR,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+    temperature: float | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[Subject, onnx.ModelProto]:
+    """Everything that the files of one run are judged by, and their float32 graph.
+
+    Args:
+        original: what they are held against.
+        make_graph: the float32 graph, with the temperature of a calibration.
+        sha256: of the checkpoint or the adopted file.
+        file_name: what the files are called.
+        train: faces that set the ranges of int8.
+        validation: labelled faces.
+        temperature: where it is not to be fitted.
+        votes, opset, batch, models_dir, budget, progress: as for `export_model`.
+    """
     judged_labels, truth, labels_from = _labels(validation, votes, len(original.labels))
     labelled = np.zeros((0, *original.face_shape), np.uint8) if validation is None else validation.faces
     labelled_logits = original.logits(labelled)
-    calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, files)
+    if temperature is not None:
+        calibration = dataclasses.replace(NOT_CALIBRATED, temperature=temperature)
+    else:
+        calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, file_name)
     progress(f"exporting at opset {opset}")
-    fp32 = _exported(trained, calibration, opset)
+    fp32 = make_graph(calibration)
     progress("choosing golden faces")
     coverage = cover_units(fp32, labelled if len(labelled) else None)
     faces = np.concatenate([labelled, coverage.made_up])
     subject = Subject(
-        name=name,
-        file_name=files,
+        name=original.name,
+        file_name=file_name,
         original=original,
         checkpoint_sha256=sha256,
         opset=opset,
@@ -310,6 +352,20 @@ def prepare(
         batch=batch,
     )
     return subject, fp32
+
+
+def _quantized(
+    subject: Subject, fp32: onnx.ModelProto, train: LabelledFaces, progress: Callable[[str], None]
+) -> Candidate:
+    """The int8 candidate: by our quantizer where it knows every operator, else by onnxruntime's."""
+    faces = calibration_faces(train)
+    unknown = first_unknown(fp32)
+    progress(
+        f"quantizing: calibration ranges from {len(faces)} training faces"
+        + (f", by onnxruntime's quantize_static: ours does not know {unknown}" if unknown else "")
+    )
+    model = quantize_stock(fp32, faces) if unknown else quantize_model(fp32, observe(fp32, faces))
+    return make_candidate(subject, "int8", model, quantizer="onnxruntime" if unknown else "fer-edge")
 
 
 def output_path(models_dir: Path, name: str, precision: Precision, batch: int | None = None) -> Path:
@@ -345,7 +401,7 @@ def _labels(
     return majority, shares, f"votes {Path(votes).name}: shares of the raters, their strict majority for the accuracy"
 
 
-def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProto) -> Candidate:
+def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProto, *, quantizer: str = "") -> Candidate:
     """A file with its own temperature and threshold, fitted on its own answers for the labelled faces."""
     calibration = subject.calibration
     rated = subject.truth.any(1)
@@ -366,15 +422,28 @@ def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProt
     if subject.batch is not None:
         model = fix_batch(model, subject.batch)
     content = serialize(model, subject.metadata(precision, model, calibration))
-    return Candidate(precision=precision, model=model, content=content, calibration=calibration)
+    return Candidate(precision=precision, model=model, content=content, calibration=calibration, quantizer=quantizer)
+
+
+def check_places(places: Sequence[Path], sha256: str, source: Path, *, replace: bool) -> None:
+    """Can the files be written? Asked minutes before the first one is.
+
+    Args:
+        places: the files, all in one folder.
+        sha256: of what they are made from, `source`.
+        replace: whatever stands there.
+
+    Raises:
+        OutputError: the folder is not writable, or holds models of another origin.
+    """
+    for folder in {place.parent for place in places}:
+        _check_writable(folder)
+    for place in places if not replace else ():
+        _check_replaceable(place, sha256, source)
 
 
 def _check_writable(folder: Path) -> None:
-    """Minutes before the first file is written.
-
-    Raises:
-        OutputError: it is not.
-    """
+    """Raises OutputError where it is not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -511,6 +580,7 @@ def judge(
         quality=quality,
         agreement=agreement,
         calibration=candidate.calibration,
+        quantizer=candidate.quantizer,
         latency=latency,
         throughput=throughput,
         speedup=fp32_latency.undisturbed_ms / latency.undisturbed_ms,

@@ -35,7 +35,7 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """The figures as the metadata holds them."""
         if not self.faces:
-            return {"faces": 0, "note": "no labelled faces at export: temperature 1, no threshold"}
+            return {"faces": 0, "note": f"no labelled faces at export: temperature {self.temperature:g}, no threshold"}
         return {
             "method": "temperature scaling (Guo et al., arXiv 1706.04599)",
             "faces": self.faces,

@@ -30,7 +30,6 @@ class Original:
     training: dict[str, Any] = field(default_factory=dict)  # summary for the metadata
     program: str = "PyTorch"  # that computes the logits, for messages
     is_foreign: bool = False  # its graph may have the operators of gate.rows.MORE_RULES
-    mean: float = 0.0  # that the recipe takes out of faces of 0-1
 
     @property
     def face_shape(self) -> tuple[int, ...]:
@@ -47,7 +46,6 @@ def original_of(checkpoint: Checkpoint) -> Original:
         color=checkpoint.color,
         training=checkpoint.training,
         is_foreign=find_architecture(checkpoint.name).is_foreign,
-        mean=checkpoint.mean,
     )
 
 

@@ -40,6 +40,14 @@ REPLAY_TOLERANCES: dict[Precision, Tolerance] = {
 }
 
 
+# What made an int8 file, for its metadata.
+QUANTIZERS = {
+    "": "fer-edge",
+    "fer-edge": "fer-edge",
+    "onnxruntime": f"onnxruntime {runtime_version()} quantize_static",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What all files of one run have in common."""
@@ -150,8 +158,11 @@ def _verdict(subject: Subject, judged: ExportedModel) -> dict[str, Any]:
     if judged.precision == "int8":
         verdict["budget_points"] = dataclasses.asdict(subject.budget)
         verdict["quantization"] = {
+            "by": QUANTIZERS[judged.quantizer],
             "activations": "uint8",
-            "weights": f"int8 per channel, up to {WEIGHT_LIMIT}, neighbours together up to {PAIR_LIMIT}",
+            "weights": f"int8 per channel, up to {WEIGHT_LIMIT}, neighbours together up to {PAIR_LIMIT}"
+            if judged.quantizer != "onnxruntime"
+            else "int8 per channel, 7 bits",
             "calibration_faces": CALIBRATION_FACES,
             "seed": SEED,
         }

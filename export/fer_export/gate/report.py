@@ -40,6 +40,7 @@ class ExportedModel:
     latency: Timing  # at batch 1, in turns with the other files
     throughput: Timing  # at batch 64
     speedup: float  # over fp32 at batch 1, both undisturbed
+    quantizer: str = ""  # that made an int8 file, "fer-edge" or "onnxruntime"
     not_proven: str = ""  # why the labelled faces cannot show that the budget holds
 
     @property
@@ -56,6 +57,7 @@ class ExportedModel:
             "is_published": self.is_published,
             "model_bytes": self.model_bytes,
             "outcome": self.outcome,
+            **({"quantizer": self.quantizer} if self.quantizer else {}),
             **self.parity.to_dict(),
             "quality": None if self.quality is None else self.quality.to_dict(),
             "agreement_with_fp32": self.agreement,

@@ -23,23 +23,22 @@ LOWEST_OPSET = 19
 _BLOCK = 4  # columns that the first convolution takes as channels
 
 
-def quantize_model(model: onnx.ModelProto, observations: Observations, *, mean: float = 0.0) -> onnx.ModelProto:
+def quantize_model(model: onnx.ModelProto, observations: Observations) -> onnx.ModelProto:
     """The int8 form of a float32 model that `export_graph` wrote.
 
     Args:
-        model: the float32 model.
+        model: the float32 model, of which `known.first_unknown` knows everything.
         observations: of the same model on calibration faces.
-        mean: what the recipe subtracts from faces of 0-1.
     """
-    return _Quantizer(model, observations, mean).run()
+    return _Quantizer(model, observations).run()
 
 
 class _Quantizer:
-    def __init__(self, model: onnx.ModelProto, observations: Observations, mean: float) -> None:
+    def __init__(self, model: onnx.ModelProto, observations: Observations) -> None:
         self.model = model
         self.ranges = observations.ranges
         self.inputs = observations.inputs
-        self.zero_point = round(255 * mean)
+        self.offset = 0.0  # what the graph subtracts from the pixels
         self.initializers = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
@@ -57,6 +56,8 @@ class _Quantizer:
                 continue
             if node.op_type in ("Cast", "Unsqueeze", "Sub"):
                 self.planes = node.output[0]
+                if node.op_type == "Sub":
+                    self.offset = float(self.initializers[node.input[1]].reshape(()))
                 continue
             handler = getattr(self, f"_{node.op_type.lower()}", None)
             if handler is not None and node.input[0] in {*self.quantized, self.planes}:
@@ -152,14 +153,18 @@ class _Quantizer:
         size = (side + 2 * pad - kernel) // stride + 1
         layer = self._layer(node, 1.0)
         channels = len(layer.scales)
+        # A zero point is a whole number. The bias makes up for the rest, exactly but beside the border.
+        zero_point = round(self.offset)
+        sums = layer.weights.reshape(channels, -1).sum(1, dtype=np.float64) * layer.scales
+        bias = (layer.bias + (zero_point - self.offset) * sums).astype(np.float32)
         pool = self._following_pool(output)
         rows = 2 if pool is not None else 1
         blocked, before, after = blocked_weights(layer.weights[:, 0], stride=stride, pad=pad, rows=rows)
         columns = self.writer.reshape("faces", "columns", (0, side, side // _BLOCK, _BLOCK))
         planes = self.writer.node("Transpose", [columns], "planes", perm=(0, 3, 1, 2))
-        source = QuantizedTensor(planes, 1.0, self.zero_point)
+        source = QuantizedTensor(planes, 1.0, zero_point)
         copies = len(blocked) // channels
-        every = IntegerLayer(blocked, np.tile(layer.scales, copies), np.tile(layer.bias, copies))
+        every = IntegerLayer(blocked, np.tile(layer.scales, copies), np.tile(bias, copies))
         parameters = self.writer.parameters(node.input[1], every, 1.0, axis=0)
         raw = self.writer.node(
             "Conv",

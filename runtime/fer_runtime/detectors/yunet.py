@@ -18,7 +18,7 @@ from fer_runtime.errors import ModelFileError
 from fer_runtime.images import Uint8Array
 from fer_runtime.model.onnx_file import read_model_bytes, read_onnx
 from fer_runtime.model.session import open_session
-from fer_runtime.model.structure import check_operators
+from fer_runtime.model.structure import OPERATORS, check_operators
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -52,7 +52,7 @@ class YuNetDetector:
         content = read_model_bytes(path, advice=ADVICE)
         file = read_onnx(content, source=str(path), advice=ADVICE)
         # YuNet enlarges feature maps, which no classifier does.
-        check_operators(file, source=str(path), also=("Resize",), advice=ADVICE)
+        check_operators(file, source=str(path), allowed=OPERATORS | {"Resize"}, advice=ADVICE)
         self._session = open_session(content, threads=threads, source=str(path)).session
         (self._input, *_), outputs = self._session.get_inputs(), {one.name for one in self._session.get_outputs()}
         wanted = [f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in _STRIDES]

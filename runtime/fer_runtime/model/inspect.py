@@ -78,7 +78,9 @@ class ModelFacts:
             f"  temperature   {said.temperature:.4f}" + _calibration(said),
             f"  checkpoint    SHA-256 {said.checkpoint_sha256[:16] or 'unknown'}",
         ]
-        if said.training:
+        if isinstance(adopted := said.training.get("adopted"), dict):
+            lines.append(f"  adopted       a file of {adopted.get('producer') or 'an unknown program'}")
+        elif said.training:
             accuracy = said.training.get("accuracy")
             measured = f", validation accuracy {accuracy:.1%}" if isinstance(accuracy, float) else ""
             lines.append(f"  training      recipe {said.training.get('recipe', 'unknown')}{measured}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnxruntime  # fer_runtime/__init__.py has turned its telemetry off
 
@@ -151,6 +151,13 @@ def _saved(content: bytes, options: SessionOptions) -> bytes:
         options.optimized_model_filepath = str(path)
         create_session(content, options)
         return path.read_bytes()
+
+
+def quantization_tools() -> Any:
+    """`onnxruntime.quantization`, which imports onnx: for the export alone."""
+    from onnxruntime import quantization
+
+    return quantization
 
 
 def _used_provider(session: InferenceSession, wanted: str) -> str:

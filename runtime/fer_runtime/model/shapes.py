@@ -11,11 +11,12 @@ Shapes = dict[str, "Shape | None"]  # None where it is not known
 
 _SAME_SHAPE = frozenset(
     """
-    BatchNormalization Cast Clip DequantizeLinear Dropout Elu HardSigmoid HardSwish Identity LeakyRelu QuantizeLinear
-    Relu Sigmoid Softmax Tanh
+    Abs BatchNormalization Cast Clip DequantizeLinear Dropout Elu Erf Exp HardSigmoid HardSwish Identity LRN
+    LayerNormalization LeakyRelu Neg QuantizeLinear Reciprocal Relu Selu Sigmoid Softmax Softplus Sqrt Tanh
     """.split()  # noqa: SIM905 - a list of a line each would fill a page
 )
-_BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "PRelu"))
+_BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu"))
+_REDUCING = frozenset(("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"))
 _MULTIPLYING = ("Conv", "Gemm", "MatMul")
 
 
@@ -74,8 +75,11 @@ def _output_shape(node: Node, shapes: Shapes, file: OnnxFile) -> Shape | None:
         return (source[0], weights[0] if weights is not None else source[1], *_windows(node, source[2:], kernel))
     if kind in ("Gemm", "MatMul"):
         weights = shapes[node.inputs[1]]
-        if weights is None or (kind == "MatMul" and (len(weights) != 2 or len(source) < 2)):
+        if weights is None or (kind == "MatMul" and (len(weights) < 2 or len(source) < 2 or source[-1] != weights[-2])):
             return None
+        if kind == "MatMul":
+            before = _broadcast(source[:-2], weights[:-2])
+            return None if before is None else (*before, source[-2], weights[-1])
         return (*source[:-1], weights[0 if attributes.get("transB") else -1])
     if kind == "Transpose":
         return tuple(source[axis] for axis in attributes.get("perm") or range(len(source) - 1, -1, -1))
@@ -98,11 +102,24 @@ def _output_shape(node: Node, shapes: Shapes, file: OnnxFile) -> Shape | None:
         return (math.prod(source[:axis]), math.prod(source[axis:]))
     if kind in ("GlobalAveragePool", "GlobalMaxPool"):
         return (*source[:2], *(1 for _ in source[2:]))
-    if kind == "ReduceMean":
+    if kind in _REDUCING:
         axes = _axes(node, file, len(source))
         if attributes.get("keepdims", 1):
             return tuple(1 if index in axes else size for index, size in enumerate(source))
         return tuple(size for index, size in enumerate(source) if index not in axes)
+    if kind == "Pad":
+        pads = file.tensors[node.inputs[1]].integers
+        if len(pads) != 2 * len(source) or len(node.inputs) > 3:
+            return None
+        return tuple(size + pads[axis] + pads[axis + len(source)] for axis, size in enumerate(source))
+    if kind == "Slice":
+        sizes = list(source)
+        columns = [file.tensors[name].integers for name in node.inputs[1:]]
+        for start, end, axis, step in zip(*columns, strict=True):
+            size = source[axis]
+            stop = None if step < 0 and end < -size else end  # beside the first value
+            sizes[axis] = len(range(*slice(start, stop, step).indices(size)))
+        return tuple(sizes)
     if kind == "Concat":
         parts = [shapes[name] for name in node.inputs]
         axis = attributes["axis"] % len(source)

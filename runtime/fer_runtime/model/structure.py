@@ -15,9 +15,10 @@ from fer_runtime.text import printable
 # the file: no loops, no random numbers, no strings, no code.
 OPERATORS = frozenset(
     """
-    Add AveragePool BatchNormalization Cast Clip Concat Constant Conv DequantizeLinear Div Elu Flatten Gemm
-    GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LeakyRelu MatMul MaxPool Mul PRelu QuantizeLinear
-    ReduceMean Relu Reshape Sigmoid Softmax Squeeze Sub Tanh Transpose Unsqueeze
+    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv DequantizeLinear Div Elu Erf Exp Flatten Gemm
+    GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LRN LayerNormalization LeakyRelu MatMul Max MaxPool
+    Min Mul Neg PRelu Pad Pow QuantizeLinear Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
+    Selu Sigmoid Slice Softmax Softplus Sqrt Squeeze Sub Tanh Transpose Unsqueeze
     """.split()  # noqa: SIM905 - a list of a line each would fill a page
 )
 _DOMAINS = ("", "ai.onnx")
@@ -31,19 +32,21 @@ MAX_MACS = 32_000_000_000
 _ADVICE = "if you trust the file, give --any-operator (Python: any_operator=True)"
 
 
-def check_operators(file: OnnxFile, *, source: str, also: Collection[str] = (), advice: str = _ADVICE) -> None:
+def check_operators(
+    file: OnnxFile, *, source: str, allowed: Collection[str] = OPERATORS, advice: str = _ADVICE
+) -> None:
     """Refuse a graph with operators outside the list, subgraphs, functions or sparse constants.
 
     Args:
         source: the file, for messages.
-        also: operators that are allowed besides OPERATORS.
+        allowed: operators that the graph may have.
         advice: the next step, for the message.
 
     Raises:
         ModelFileError: with what the file has, and how to run it all the same.
     """
     names = (f"{node.domain}.{node.op_type}" if node.domain not in _DOMAINS else node.op_type for node in file.nodes)
-    found = [name for name in dict.fromkeys(names) if name not in OPERATORS and name not in also]
+    found = [name for name in dict.fromkeys(names) if name not in allowed]
     faults = [f"{len(file.nodes):,} operators"] if len(file.nodes) > MAX_NODES else []
     faults += [f"the operator {printable(name, limit=60)}" for name in found[:5]]
     faults += [f"a graph inside the operator {node.op_type}" for node in file.nodes if node.has_subgraph][:1]

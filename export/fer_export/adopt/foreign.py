@@ -1,0 +1,155 @@
+"""A foreign file, run as its own program would run it: by ONNX Runtime, and by ONNX's reference evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from fer_export.adopt.inputs import FaceInput, Row
+from fer_export.gate.golden import synthetic_faces
+from fer_runtime.errors import ModelFileError
+from fer_runtime.model.parity import FloatArray, Uint8Array, softmax
+from fer_runtime.model.session import open_session
+from fer_runtime.text import printable
+
+_BATCH = 16  # of the original, where it takes any
+_REFERENCE_FACES = 2  # plain numpy takes seconds for one
+_AGREEMENT = 1e-3  # relative |Δlogit| between ONNX Runtime and the reference evaluator: float32 in another order
+
+
+class ForeignFile:
+    """The original, run as its own program would run it."""
+
+    def __init__(
+        self,
+        *,
+        content: bytes,
+        model: onnx.ModelProto,
+        faces: FaceInput,
+        row: Row,
+        input: str,
+        logits: str,
+        count: int,
+    ) -> None:
+        self.faces, self.row, self.input, self.logits, self.count = faces, row, input, logits, count
+        self.outputs = [one.name for one in model.graph.output]
+        if logits not in self.outputs:  # behind a softmax: shown, and otherwise left as it is
+            model = _with_output(model, logits)
+            content = model.SerializeToString()
+        self.model = model
+        self.session = open_session(content, source="the file").session
+
+    def prepared(self, faces: Uint8Array) -> Any:
+        """Faces as the file takes them, computed in double precision by numpy."""
+        gray = faces.ndim == 3
+        planes = faces[..., None] if gray else (faces[..., ::-1] if self.faces.color == "bgr" else faces)
+        if gray and self.row.channels == 3:
+            planes = np.repeat(planes, 3, axis=3)
+        if self.row.dtype == "float32":
+            factor, shift = self.faces.factor_and_shift(self.row.channels)
+            planes = (planes * factor + shift).astype(np.float32)
+        return np.ascontiguousarray(planes if self.row.layout == "nhwc" else planes.transpose(0, 3, 1, 2))
+
+    def run(self, faces: Uint8Array, name: str) -> FloatArray:
+        """One output, float32 (faces, count), in batches that the file takes."""
+        size = self.row.batch or _BATCH
+        rows = []
+        for start in range(0, len(faces), size):
+            part = faces[start : start + size]
+            filled = np.resize(part, (size, *part.shape[1:])) if self.row.batch else part
+            answer = self.session.run([name], {self.input: self.prepared(filled)})[0]
+            rows.append(np.asarray(answer, np.float32).reshape(len(filled), -1)[: len(part)])
+        found: FloatArray = np.concatenate(rows) if rows else np.zeros((0, self.count), np.float32)
+        return found
+
+    def scores(self, faces: Uint8Array) -> FloatArray:
+        """The logits, float32 (faces, count)."""
+        return self.run(faces, self.logits)
+
+    def evaluated(self, faces: Uint8Array) -> FloatArray:
+        """The logits by ONNX's reference evaluator."""
+        evaluator = _reference_evaluator(self.model)
+        size = self.row.batch or 1
+        rows = []
+        for face in faces:
+            given = np.repeat(face[None], size, axis=0)
+            answer = evaluator.run([self.logits], {self.input: self.prepared(given)})[0]
+            rows.append(np.asarray(answer, np.float32).reshape(size, -1)[:1])
+        return np.concatenate(rows)
+
+
+def _reference_evaluator(model: onnx.ModelProto) -> Any:
+    """ONNX's evaluator, with the standard's BatchNormalization.
+
+    Below opset 14 the evaluator (onnx 1.23) mixes the batch's own mean and variance in, although a node with one output
+    is in inference mode: https://onnx.ai/onnx/operators/onnx__BatchNormalization.html.
+    """
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class BatchNormalization(OpRun):
+        op_domain = ""
+
+        def _run(self, x: Any, scale: Any, bias: Any, mean: Any, variance: Any, **attributes: Any) -> tuple[Any]:
+            shape = (1, -1, *([1] * (x.ndim - 2)))
+            epsilon = attributes.get("epsilon") or 1e-5
+            factor = scale / np.sqrt(variance + epsilon)
+            return ((x * factor.reshape(shape) + (bias - mean * factor).reshape(shape)).astype(x.dtype),)
+
+    return ReferenceEvaluator(model, new_ops=[BatchNormalization])
+
+
+def _with_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    shown.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return shown
+
+
+def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, source: str) -> None:
+    """Two interpreters must agree on what the file computes before it can be a reference.
+
+    Raises:
+        ModelFileError: they do not, the file does not run, or its scores are something else than logits.
+    """
+    shape = (faces.size, faces.size) if faces.color == "gray" else (faces.size, faces.size, 3)
+    some = synthetic_faces(shape)
+    try:
+        expected = foreign.scores(some)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        reason = printable(str(error).strip().partition("\n")[0], limit=300)
+        raise ModelFileError(f"{source} does not run in ONNX Runtime: {reason}") from error
+    if expected.shape != (len(some), foreign.count) or not np.isfinite(expected).all():
+        raise ModelFileError(f"{source} gives scores {expected.shape} for made-up faces, or some that are not finite")
+    if softmax_output is not None:
+        shares = foreign.run(some, softmax_output)
+        shares = np.exp(shares) if (shares <= 0).all() else shares  # LogSoftmax
+        if not np.abs(shares - softmax(expected)).max() <= _AGREEMENT:
+            raise ModelFileError(f"{source}: its softmax runs over something else than the {foreign.count} scores")
+    elif (expected >= 0).all() and np.abs(expected.sum(1) - 1).max() < _AGREEMENT:
+        raise ModelFileError(
+            f"{source}: its scores are probabilities, and it does not end in a Softmax that can be taken off; export "
+            "it again without"
+        )
+    if np.ptp(expected, axis=0).max() == 0:
+        raise ModelFileError(f"{source} answers all made-up faces with the same scores; are --input and --range right?")
+    chosen = some[9:13:2][:_REFERENCE_FACES]
+    found = _evaluated(foreign.evaluated, chosen, source)
+    difference = float((np.abs(found - foreign.scores(chosen)) / (1 + np.abs(found))).max())
+    if not difference <= _AGREEMENT:
+        raise ModelFileError(
+            f"{source} means one thing to ONNX Runtime and another to ONNX's reference evaluator: relative |Δlogit| "
+            f"{difference:.1e} (allowed {_AGREEMENT:g})"
+        )
+
+
+def _evaluated(evaluate: Callable[[Uint8Array], FloatArray], faces: Uint8Array, source: str) -> FloatArray:
+    try:
+        return evaluate(faces)
+    except Exception as error:  # a Python traceback of any operator
+        reason = printable(str(error).strip().partition("\n")[0] or type(error).__name__, limit=300)
+        raise ModelFileError(f"{source} cannot be run by ONNX's reference evaluator: {reason}") from error

@@ -1,0 +1,117 @@
+"""From somebody else's file to published model files: what `fer-export --adopt` does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_export.adopt.inputs import FaceInput
+from fer_export.adopt.read import adopt_file
+from fer_export.canonical import OPSET
+from fer_export.gate.accuracy import Budget
+from fer_export.gate.publish import REPLAY_TOLERANCES
+from fer_export.gate.report import ExportReport
+from fer_export.graph import set_temperature
+from fer_export.pipeline import check_places, one_thread, output_path, prepare_subject, publish_files
+from fer_runtime.errors import DataError, OutputError
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision
+from fer_train.data.dataset import load_splits, load_validation
+from fer_train.data.folders import LabelledFaces
+
+
+@one_thread()
+def adopt_model(
+    path: Path,
+    *,
+    name: str,
+    faces: FaceInput,
+    labels: Sequence[str] | None = None,
+    scores: str | None = None,
+    temperature: float | None = None,
+    precisions: Sequence[Precision] = ("fp32",),
+    data: Path | None = None,
+    votes: str | Path | None = None,
+    batch: int | None = None,
+    models_dir: Path = DEFAULT_MODELS_DIR,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+    keep_anyway: bool = False,
+    replace: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> ExportReport:
+    """Publish somebody else's classifier as a model of ours.
+
+    Args:
+        path: the .onnx file.
+        name: what the model and its files are called.
+        faces: what its network takes.
+        labels: in the order of its scores; None reads them from the file's metadata.
+        scores: the output with the scores, where the file has several.
+        temperature: what its logits are divided by before the softmax; None fits it to `data`, or leaves them alone.
+        precisions, data, votes, batch, models_dir, budget, keep_anyway, replace, progress: as for `export_model`.
+
+    Raises:
+        ModelFileError: the file cannot be adopted, with the operator, input or shape that is in the way.
+        DataError: the images are missing, unreadable, or of a label that the model does not have.
+        ExportRefusedError: a file failed its gate; the others are published.
+        OutputError: a file cannot be written, or one of another origin stands in its place.
+    """
+    if "int8" in precisions and data is None:
+        raise DataError(
+            "int8 needs labelled faces to set its ranges and to measure what it loses; give the dataset's root: "
+            f"fer-export --adopt {path} --precision int8 --data DIR"
+        )
+    wanted = [one for one in REPLAY_TOLERANCES if one in precisions]
+    places = [output_path(models_dir, name, one, batch) for one in wanted]
+    if any(place.exists() and place.samefile(path) for place in places if path.exists()):
+        raise OutputError(f"{path} would be replaced by its own adoption; choose another --name or --models-dir")
+    adopted = adopt_file(path, name=name, faces=faces, labels=labels, scores=scores)
+    check_places(places, adopted.sha256, path, replace=replace)
+    for note in adopted.notes:
+        progress(note)
+    validation = train = None
+    if data is not None:
+        how: dict[str, Any] = {"size": faces.size, "color": adopted.original.color}
+        if "int8" in wanted:
+            splits = load_splits(data, **how)
+            train, validation = splits.train, splits.validation
+        else:
+            validation = load_validation(data, **how)
+        validation = _with_labels(validation, adopted.original.labels, data)
+        progress(f"{path}  {len(validation)} labelled faces")
+    subject, fp32 = prepare_subject(
+        adopted.original,
+        lambda calibration: set_temperature(adopted.graph, calibration.temperature),
+        sha256=adopted.sha256,
+        file_name=name,
+        train=train,
+        validation=validation,
+        votes=votes,
+        opset=OPSET,
+        batch=batch,
+        models_dir=models_dir,
+        budget=budget,
+        temperature=temperature,
+        progress=progress,
+    )
+    return publish_files(
+        subject, fp32, wanted=wanted, models_dir=models_dir, keep_anyway=keep_anyway, progress=progress
+    )
+
+
+def _with_labels(found: LabelledFaces, labels: tuple[str, ...], data: Path) -> LabelledFaces:
+    """Faces whose labels count as the model's do; it may have more labels than there are folders.
+
+    Raises:
+        DataError: a folder is none of the model's labels.
+    """
+    if unknown := [name for name in found.classes if name not in labels]:
+        raise DataError(
+            f"{data} has a class folder {', '.join(unknown)}, and the model's labels are {', '.join(labels)}; rename "
+            "the folder, or name the labels as the folders are: --labels A,B,..."
+        )
+    order = np.array([labels.index(name) for name in found.classes])
+    return dataclasses.replace(found, labels=order[found.labels], classes=labels)

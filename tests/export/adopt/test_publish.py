@@ -1,0 +1,285 @@
+"""An adopted file goes through the gate of every export, and a break of its graph does not come through."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import helper, numpy_helper
+from tests.export.adopt.foreign_models import FERPLUS, ferplus_like, mobilefacenet_like
+
+from fer_export.adopt.inputs import FaceInput
+from fer_export.adopt.publish import adopt_model
+from fer_export.adopt.read import adopt_file
+from fer_export.cli import main
+from fer_export.gate.publish import Subject
+from fer_export.gate.report import ExportRefusedError
+from fer_export.gate.timing import Timing
+from fer_export.graph import serialize, set_temperature
+from fer_export.pipeline import Candidate, judge, make_candidate, prepare_subject
+from fer_runtime import Recognizer
+from fer_runtime.errors import DataError, OutputError
+from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.model.inspect import inspect_model
+from fer_runtime.model.self_test import run_self_test
+
+_FAST = Timing(batch=1, undisturbed_ms=1.0, p50_ms=1.0, runs=1, turns_ms=(1.0,))
+
+
+def test_a_file_like_ferplus_becomes_a_model_with_a_certificate(tmp_path: Path) -> None:
+    (tmp_path / "ferplus.onnx").write_bytes(ferplus_like().SerializeToString())
+    models = tmp_path / "models"
+    command = ["--adopt", str(tmp_path / "ferplus.onnx"), "--input", "gray64", "--range", "0..255"]
+    command += ["--labels", ",".join(FERPLUS), "--models-dir", str(models), "--temperature", "2"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "a fixed batch of 1" in result.stderr
+    replay = run_self_test(models / "ferplus.onnx")
+    assert replay.passed, replay.to_text()
+    assert "from the original file" in replay.to_text()
+    with Recognizer("ferplus", models_dir=models) as recognizer:
+        assert (recognizer.labels, recognizer.size, recognizer.color) == (FERPLUS, 64, "gray")
+        assert recognizer.metadata.training["adopted"]["producer"] == "CNTK"
+        assert recognizer.metadata.temperature == 2.0
+        faces = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+        assert recognizer.classify(faces).shape == (3, 8)
+    # Another file's model is not overwritten; the file itself never.
+    (tmp_path / "ferplus.onnx").write_bytes(ferplus_like("N").SerializeToString())
+    again = CliRunner().invoke(main, command)
+    assert again.exit_code == 1
+    assert "was exported from another checkpoint" in again.stderr
+    faces_taken = FaceInput(color="gray", size=64, high=255)
+    with pytest.raises(OutputError, match="would be replaced by its own adoption"):
+        adopt_model(tmp_path / "ferplus.onnx", name="ferplus", faces=faces_taken, models_dir=tmp_path, replace=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--adopt needs --input"),
+        (["--input", "gray64"], "--adopt needs --range, or --mean and --std"),
+        (["--input", "gray64", "--range", "1"], "is not BLACK..WHITE"),
+        (["--input", "gray64", "--range", "1..1"], "two different numbers"),
+        (["--input", "gray64", "--mean", "a"], "is not one number, or three"),
+        (["--input", "gray64", "--std", "0"], "std must be positive, got 0"),
+        (["--input", "round64", "--range", "0..1"], "no colour and size"),
+        (["--input", "gray64", "--range", "0..1", "--model", "v0"], "--adopt does not use --model"),
+        (["--input", "gray64", "--range", "0..1", "--temperature", "2", "--data", "."], "fitted to --data"),
+    ],
+)
+def test_what_the_command_needs_is_said(options: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--adopt", str(tmp_path / "file.onnx"), *options])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """An adopted file's subject and its right candidate."""
+
+    subject: Subject
+    candidate: Candidate
+
+    def failures(self, fault: Callable[[onnx.ModelProto], None]) -> list[str]:
+        model = onnx.ModelProto()
+        model.CopyFrom(self.candidate.model)
+        fault(model)
+        content = serialize(model, self.subject.metadata("fp32", self.candidate.model, self.candidate.calibration))
+        candidate = dataclasses.replace(self.candidate, model=model, content=content)
+        judged = judge(self.subject, candidate, None, Path(), _FAST, _FAST, _FAST)
+        return [check.name for check in judged.parity.failures]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    path = tmp_path_factory.mktemp("foreign") / "faces.onnx"
+    path.write_bytes(mobilefacenet_like(32).SerializeToString())
+    faces = FaceInput(color="rgb", size=32, mean=(0.5, 0.4, 0.6), std=(0.2, 0.3, 0.25))
+    adopted = adopt_file(path, name="faces", faces=faces, labels=EXPRESSIONS)
+    subject, fp32 = prepare_subject(
+        adopted.original,
+        lambda calibration: set_temperature(adopted.graph, calibration.temperature),
+        sha256=adopted.sha256,
+        file_name="faces",
+        models_dir=path.parent,
+    )
+    kept = np.s_[::10]  # a tenth of the made-up faces finds these faults as well
+    subject = dataclasses.replace(subject, faces=subject.faces[kept], logits=subject.logits[kept])
+    return Bench(subject=subject, candidate=make_candidate(subject, "fp32", fp32))
+
+
+def _initializer(model: onnx.ModelProto, node: onnx.NodeProto, place: int) -> onnx.TensorProto:
+    found: onnx.TensorProto = next(one for one in model.graph.initializer if one.name == node.input[place])
+    return found
+
+
+def _change(tensor: onnx.TensorProto, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    tensor.CopyFrom(
+        numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()).astype(np.float32), tensor.name)
+    )
+
+
+def _node(model: onnx.ModelProto, kind: str, place: int = 0) -> onnx.NodeProto:
+    found: onnx.NodeProto = [node for node in model.graph.node if node.op_type == kind][place]
+    return found
+
+
+def nothing(model: onnx.ModelProto) -> None:
+    pass
+
+
+def one_weight_by_one_percent(model: onnx.ModelProto) -> None:
+    """The largest weight of the last layer: one per cent of it is what this test is about, not its place."""
+
+    def move(values: np.ndarray) -> np.ndarray:
+        values[np.unravel_index(np.abs(values).argmax(), values.shape)] *= 1.01
+        return values
+
+    _change(_initializer(model, _node(model, "Gemm"), 1), move)
+
+
+def one_weight_of_the_first_layer_by_one_percent(model: onnx.ModelProto) -> None:
+    def move(values: np.ndarray) -> np.ndarray:
+        values[np.unravel_index(np.abs(values).argmax(), values.shape)] *= 1.01
+        return values
+
+    _change(_initializer(model, _node(model, "Conv"), 1), move)
+
+
+def swapped_channel_order(model: onnx.ModelProto) -> None:
+    _change(_initializer(model, _node(model, "Conv"), 1), lambda values: values[:, ::-1])
+
+
+def missing_normalization(model: onnx.ModelProto) -> None:
+    """The pixels go into the convolution without their mean taken out."""
+    shift = _node(model, "Sub")
+    _node(model, "Conv").input[0] = shift.input[0]
+    model.graph.initializer.remove(_initializer(model, shift, 1))
+    model.graph.node.remove(shift)
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def fixed_batch_in_a_reshape(model: onnx.ModelProto) -> None:
+    shape = _initializer(model, _node(model, "Reshape"), 1)
+    shape.CopyFrom(numpy_helper.from_array(np.array([1, 8]), shape.name))
+
+
+def mean_over_faces(model: onnx.ModelProto) -> None:
+    gemm = _node(model, "Gemm")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "faces_axis"))
+    place = list(model.graph.node).index(gemm)
+    model.graph.node.insert(
+        place, helper.make_node("ReduceMean", [gemm.input[0], "faces_axis"], ["mean_face"], name="leak", keepdims=1)
+    )
+    model.graph.node.insert(place + 1, helper.make_node("Sub", [gemm.input[0], "mean_face"], ["shifted"], name="sub"))
+    gemm.input[0] = "shifted"
+
+
+@pytest.mark.parametrize(
+    ("fault", "found_by"),
+    [
+        (one_weight_by_one_percent, "logits"),
+        (one_weight_of_the_first_layer_by_one_percent, "logits"),
+        (swapped_channel_order, "logits"),
+        (missing_normalization, "logits"),
+        (fixed_batch, "contract"),
+        (fixed_batch_in_a_reshape, "face by face"),
+        (mean_over_faces, "face by face"),
+    ],
+)
+def test_a_break_of_the_adopted_graph_is_found(
+    bench: Bench, fault: Callable[[onnx.ModelProto], None], found_by: str
+) -> None:
+    assert found_by in bench.failures(fault)
+
+
+def test_the_right_graph_passes(bench: Bench) -> None:
+    assert bench.failures(nothing) == []
+
+
+@pytest.fixture(scope="module")
+def labelled(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up faces in class folders, each under the label that the foreign file itself gives it."""
+    folder = tmp_path_factory.mktemp("labelled")
+    logits = bench.subject.logits - bench.subject.logits.mean(0)
+    for place, (face, label) in enumerate(zip(bench.subject.faces, logits.argmax(1), strict=True)):
+        for split in ("train", "validation"):
+            path = folder / split / EXPRESSIONS[label] / f"{place}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), face[..., ::-1])
+    return folder
+
+
+def _balanced(model: onnx.ModelProto, logits: np.ndarray) -> onnx.ModelProto:
+    """The file with a bias that makes all its labels equally likely, as a trained one's are."""
+    bias = next(one for one in model.graph.initializer if one.name == "head.bias")
+    _change(bias, lambda values: values - logits.mean(0))
+    return model
+
+
+def test_labelled_faces_calibrate_the_file_and_judge_its_int8(bench: Bench, labelled: Path, tmp_path: Path) -> None:
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(_balanced(mobilefacenet_like(32), bench.subject.logits).SerializeToString())
+    told: list[str] = []
+    report = adopt_model(
+        path,
+        name="mine",
+        faces=FaceInput(color="rgb", size=32, mean=(0.5, 0.4, 0.6), std=(0.2, 0.3, 0.25)),
+        labels=EXPRESSIONS,
+        precisions=("fp32", "int8"),
+        data=labelled,
+        models_dir=tmp_path / "models",
+        keep_anyway=True,  # a random network of 3,000 weights on 80 faces: the verdict is not what is tested
+        progress=told.append,
+    )
+    fp32, int8 = report.models
+    assert fp32.quality is not None
+    assert fp32.quality.accuracy == 1.0  # every face has the label that the file gives it
+    assert fp32.calibration.faces > 50
+    assert int8.quantizer == "onnxruntime"
+    assert "quantize_static: ours does not know faces of shape (32, 32, 3)" in " ".join(told)
+    said = inspect_model(tmp_path / "models" / "mine.int8.onnx").metadata
+    assert said is not None
+    assert said.verdict["quantization"]["by"].startswith("onnxruntime 1.")
+    assert run_self_test(tmp_path / "models" / "mine.int8.onnx").passed
+
+
+def test_the_right_order_of_the_labels_is_named(bench: Bench, labelled: Path, tmp_path: Path) -> None:
+    """FER2013's csv has other labels at 4 to 6 than the class folders."""
+    path = tmp_path / "foreign.onnx"
+    path.write_bytes(_balanced(mobilefacenet_like(32), bench.subject.logits).SerializeToString())
+    csv = (*EXPRESSIONS[:4], "sad", "surprise", "neutral")
+    with pytest.raises(ExportRefusedError, match="label order") as error:
+        adopt_model(
+            path,
+            name="mine",
+            faces=FaceInput(color="rgb", size=32, mean=(0.5, 0.4, 0.6), std=(0.2, 0.3, 0.25)),
+            labels=csv,
+            data=labelled,
+            models_dir=tmp_path / "models",
+        )
+    assert f"100.00% as {','.join(EXPRESSIONS)}" in str(error.value)
+    assert not (tmp_path / "models" / "mine.onnx").exists()
+
+
+def test_a_folder_that_is_no_label_is_named(labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "foreign.onnx").write_bytes(mobilefacenet_like(32).SerializeToString())
+    with pytest.raises(DataError, match=r"has a class folder .* and the model's labels are a, b, c"):
+        adopt_model(
+            tmp_path / "foreign.onnx",
+            name="mine",
+            faces=FaceInput(color="rgb", size=32, low=-1),
+            labels=tuple("abcdefg"),
+            data=labelled,
+            models_dir=tmp_path,
+        )
