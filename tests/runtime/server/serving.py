@@ -81,14 +81,14 @@ class Service:
 
 
 @contextmanager
-def serving(folder: Path, *options: str, **environment: str) -> Iterator[Service]:
+def serving(folder: Path, *options: str, program: str = PROGRAM, **environment: str) -> Iterator[Service]:
     """fer-serve on a free port, in an empty folder; fails where it leaves a file or a traceback."""
     pytest.importorskip("starlette", reason="needs the extra serve: pip install 'fer-edge[serve]'")
     pytest.importorskip("uvicorn", reason="needs the extra serve: pip install 'fer-edge[serve]'")
     folder.mkdir(exist_ok=True)
     inside = {name: str(folder) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "--port", "0", *options],
+        [sys.executable, "-c", program, "--port", "0", *options],
         cwd=folder,
         env={**os.environ, **inside, **environment},
         stderr=subprocess.PIPE,
