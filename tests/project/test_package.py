@@ -79,6 +79,25 @@ def test_the_base_install_needs_four_packages(wheel: Path) -> None:
     assert base == {"click", "numpy", "onnxruntime", "opencv-python-headless"}
 
 
+@pytest.mark.parametrize(("chosen", "needed"), [("", "onnxruntime"), ("onnxruntime-gpu", "onnxruntime-gpu")])
+def test_the_install_needs_one_onnxruntime_which_may_be_chosen(chosen: str, needed: str) -> None:
+    done = _metadata(chosen)
+    dependencies = [re.split(r"[^\w-]", one)[0] for one in json.loads(done.stdout)["dependencies"]]
+    assert [one for one in dependencies if one.startswith("onnxruntime")] == [needed]
+
+
+def test_an_unknown_onnxruntime_is_refused() -> None:
+    done = _metadata("onnxruntime-abacus")
+    assert done.returncode != 0
+    assert "FER_EDGE_ONNXRUNTIME=onnxruntime-abacus is none of onnxruntime, onnxruntime-gpu" in done.stderr
+
+
+def _metadata(distribution: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "FER_EDGE_ONNXRUNTIME": distribution}
+    command = [sys.executable, "-m", "hatchling", "metadata"]
+    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+
+
 def test_the_unpacked_wheel_recognizes_its_samples(wheel: Path, tmp_path: Path) -> None:
     """In an empty folder, without the checkout on the path."""
     site, empty = tmp_path / "site", tmp_path / "empty"

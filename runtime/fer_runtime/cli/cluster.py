@@ -39,7 +39,7 @@ def run_on_ray(options: ClusterRun, format_name: str) -> bool:
             min_confidence=options.min_confidence,
             max_pixels=options.max_pixels,
             threads=options.threads,
-            provider=options.provider,
+            provider=options.provider if options.allow is None else f"{options.provider}:{options.allow}",
             strict=options.strict,
             any_operator=options.any_operator,
         )

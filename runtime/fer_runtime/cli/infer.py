@@ -22,6 +22,7 @@ from fer_runtime.cli.arguments import (
 from fer_runtime.cli.options import (
     RUNS,
     ClusterRun,
+    DevicesRun,
     FetchRun,
     ImagesRun,
     ListModelsRun,
@@ -82,6 +83,7 @@ _RULES = (
         when=lambda given: given["samples"] and not given["paths"],
         because="--samples has no folders to search",
     ),
+    Rule("allow", when=lambda given: given["provider"].lower() != "auto", because="only with --provider auto"),
     Rule("live", when=lambda given: given["input_format"] is None, because="only with --input-format"),
     Rule("null_separated", when=lambda given: "-" not in given["paths"], because="only with the PATH -"),
     Rule("resume", when=lambda given: given["output"] is None, because="only with --output"),
@@ -147,7 +149,13 @@ _RULES = (
         "--provider",
         default="CPU",
         show_default=True,
-        help="ONNX Runtime execution provider: CPU, CUDA, CoreML, ...",
+        help="ONNX Runtime execution provider: CPU, CUDA, CoreML, ... (see --devices). auto: the fastest that passes "
+        "the model's self-test.",
+    ),
+    click.option(
+        "--allow",
+        type=click.Choice(["bf16"]),
+        help="With --provider auto: also take a provider that computes in bf16, with its wider tolerance.",
     ),
     click.option("--strict", is_flag=True, help="Fail when ONNX Runtime falls back to another provider."),
     click.option(
@@ -288,6 +296,7 @@ _RULES = (
         metavar="KEY",
         help="With --self-test: the model must be signed by the holder of this public key (extra `sign`).",
     ),
+    click.option("--devices", is_flag=True, help="List the execution providers here, and the wheels for others."),
     click.option("--list-models", is_flag=True, help="List the models that --model finds by name."),
     click.option(
         "--fetch-yunet", is_flag=True, help="Download YuNet (233 kB, MIT) to the cache folder: more faces, faster."
@@ -317,6 +326,10 @@ def main(**given: Any) -> None:
         from fer_runtime.cli.self_test import run_self_test
 
         failed = run_self_test(take_options(SelfTestRun))
+    elif given["devices"]:
+        from fer_runtime.cli.devices import list_devices
+
+        failed = list_devices(take_options(DevicesRun))
     elif given["list_models"]:
         from fer_runtime.cli.list_models import list_models
 

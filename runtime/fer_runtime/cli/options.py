@@ -17,6 +17,7 @@ class ModelOptions(RunOptions):
     precision: Precision | None
     models_dir: Path
     provider: str
+    allow: str | None  # an arithmetic besides fp32, with --provider auto
     strict: bool
     threads: int
     any_operator: bool
@@ -127,6 +128,14 @@ class SelfTestRun(ModelOptions):
     trust: Path | None  # a public key
 
 
+class DevicesRun(RunOptions):
+    """List the execution providers."""
+
+    title: ClassVar[str] = "--devices"
+
+    devices: bool
+
+
 class ListModelsRun(RunOptions):
     """List the models that `--model` finds by name."""
 
@@ -144,4 +153,4 @@ class FetchRun(RunOptions):
     fetch_yunet: bool
 
 
-RUNS = (ImagesRun, VideosRun, StreamsRun, PipedRun, ClusterRun, SelfTestRun, ListModelsRun, FetchRun)
+RUNS = (ImagesRun, VideosRun, StreamsRun, PipedRun, ClusterRun, SelfTestRun, DevicesRun, ListModelsRun, FetchRun)

@@ -11,6 +11,8 @@ import click
 from fer_runtime.cli.options import ModelOptions, RecognizerOptions
 from fer_runtime.command import is_terminal
 from fer_runtime.images import MAX_PIXELS
+from fer_runtime.model.find import find_model
+from fer_runtime.model.providers import AUTO
 from fer_runtime.model.session import find_provider, silence
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.system import available_cpus
@@ -21,6 +23,7 @@ from fer_runtime.text import printable
 def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXELS) -> Iterator[Recognizer]:
     """The recognizer for a run, after its model, provider and detector were said on stderr."""
     silence()
+    provider = chosen_provider(options)
     with Recognizer(
         options.model,
         precision=options.precision,
@@ -31,7 +34,7 @@ def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXEL
         min_confidence=options.min_confidence,
         max_pixels=max_pixels,
         threads=capped_threads(options),
-        provider=options.provider,
+        provider=provider,
         strict=options.strict,
         any_operator=options.any_operator,
     ) as recognizer:
@@ -41,9 +44,29 @@ def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXEL
                 f"faces by {recognizer.detector_used}",
                 err=True,
             )
-        if recognizer.provider != find_provider(options.provider):
-            click.echo(f"warning: onnxruntime fell back from {options.provider} to {recognizer.provider}", err=True)
+        if recognizer.provider != find_provider(provider):
+            click.echo(f"warning: onnxruntime fell back from {provider} to {recognizer.provider}", err=True)
         yield recognizer
+
+
+def chosen_provider(options: ModelOptions) -> str:
+    """`--provider`, and for auto the provider that is taken, after what was refused was said once."""
+    if options.provider.lower() != AUTO:
+        return options.provider
+    from fer_runtime.model.auto import choose_provider
+
+    choice = choose_provider(
+        find_model(options.model, precision=options.precision, models_dir=options.models_dir),
+        threads=capped_threads(options),
+        any_operator=options.any_operator,
+        allow=() if options.allow is None else (options.allow,),
+    )
+    if not choice.is_cached:
+        for name, reason in choice.refused.items():
+            click.echo(f"warning: --provider auto does not take {name}: {printable(reason)}", err=True)
+        speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in choice.faces_per_second.items())
+        click.echo(f"--provider auto takes {choice.provider}; faces per second: {speeds}", err=True)
+    return choice.provider
 
 
 def capped_threads(options: ModelOptions) -> int:

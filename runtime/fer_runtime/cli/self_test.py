@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fer_runtime.cli.options import SelfTestRun
-from fer_runtime.cli.recognizer import capped_threads
+from fer_runtime.cli.recognizer import capped_threads, chosen_provider
 from fer_runtime.command import needs_extra
 from fer_runtime.model.find import find_model
 from fer_runtime.model.self_test import run_self_test as replay
@@ -26,7 +26,7 @@ def run_self_test(options: SelfTestRun) -> bool:
     with needs_extra("sign"):
         report = replay(
             path,
-            provider=options.provider,
+            provider=chosen_provider(options),
             threads=capped_threads(options),
             strict=options.strict,
             any_operator=options.any_operator,

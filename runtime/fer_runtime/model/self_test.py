@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.model.certificate import LOOSEST, parse_certificate
+from fer_runtime.model.certificate import LOOSEST, parse_certificate, tolerance_in
 from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.model.onnx_file import content_digest, read_model_bytes
 from fer_runtime.model.parity import (
@@ -21,6 +21,7 @@ from fer_runtime.model.parity import (
     softmax,
     worst_of,
 )
+from fer_runtime.model.providers import split_name
 from fer_runtime.model.session import find_provider, runtime_version
 from fer_runtime.text import printable
 
@@ -133,7 +134,8 @@ def run_self_test(
         logits=certificate.network_logits,
         probabilities=softmax(certificate.network_logits, temperature=metadata.temperature),
     )
-    tolerance = certificate.tolerance
+    _, arithmetic = split_name(opened.provider)
+    tolerance = tolerance_in(arithmetic, metadata.precision, certificate.tolerance)
     reference = certificate.made_with.get("reference", "PyTorch")
     runs = []
     for batch in _BATCHES if opened.batch is None else (opened.batch,):
@@ -152,7 +154,8 @@ def run_self_test(
     checks += comparison_checks(worst, tolerance)
     if metadata.precision in ("fp32", "fp16"):
         # int8 differs from the network on purpose, and its gate measured by how much.
-        failed = against_network.failures(LOOSEST[metadata.precision])
+        loosest = LOOSEST[metadata.precision]
+        failed = against_network.failures(tolerance_in(arithmetic, metadata.precision, loosest))
         checks.append(
             Check(
                 name="network",

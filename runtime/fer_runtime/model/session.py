@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import onnxruntime  # fer_runtime/__init__.py has turned its telemetry off
+from fer_runtime.errors import ExtraMissingError, ModelFileError, ProviderError
+from fer_runtime.model.providers import (
+    Plugin,
+    find_plugins,
+    full_name,
+    match_provider,
+    missing_provider,
+    provider_options,
+    short_name,
+    split_name,
+)
 
-from fer_runtime.errors import ModelFileError, ProviderError
+try:
+    import onnxruntime  # fer_runtime/__init__.py has turned its telemetry off
+except ModuleNotFoundError as missing:
+    if missing.name != "onnxruntime":
+        raise
+    onnxruntime = None
+# Uninstalling one of two distributions leaves an empty folder, which Python takes for a package.
+if not hasattr(onnxruntime, "InferenceSession"):
+    raise ExtraMissingError(
+        f"onnxruntime is not installed; install it with: {sys.executable} -m pip install --force-reinstall onnxruntime "
+        "(or onnxruntime-gpu, onnxruntime-openvino, onnxruntime-directml: one of them)"
+    )
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession as InferenceSession
@@ -16,10 +39,18 @@ if TYPE_CHECKING:
 
 # Fatal only: every failure reaches the user as our own error, and the log would print beside it.
 _SEVERITY = 4
-# Providers' own settings, where their defaults compute something else than the certificate was made with: since
-# Ampere, CUDA rounds float32 to TF32's 10 bits.
-_GPU = ("cuda", "tensorrt")  # providers of the package onnxruntime-gpu
-_PROVIDER_OPTIONS = {"CUDA": {"use_tf32": "0"}}
+_registering = threading.Lock()
+_plugins: list[PluginProvider] | None = None  # once they are registered, for the rest of the process
+
+
+class PluginProvider(NamedTuple):
+    """A plugin package, and the devices that it offers."""
+
+    plugin: Plugin
+    providers: tuple[str, ...]  # short names, such as "OpenVINO"; none where it offers no device here
+    devices: tuple[Any, ...]  # onnxruntime's handles
+    kinds: tuple[str, ...]  # of the devices: "CPU", "GPU", "NPU"
+    problem: str | None
 
 
 def silence() -> None:
@@ -62,7 +93,7 @@ class OpenedSession(NamedTuple):
     """A session and the execution provider that it really uses."""
 
     session: InferenceSession
-    provider: str  # short name, "CPU"
+    provider: str  # short name, "CPU", with the arithmetic where it is not fp32: "OpenVINO:bf16"
 
 
 def open_session(
@@ -80,7 +111,8 @@ def open_session(
     Args:
         model: the file, or its bytes.
         threads: intra-op threads.
-        provider: execution provider without the suffix `ExecutionProvider`, as `--provider` takes it.
+        provider: execution provider without the suffix `ExecutionProvider`, as `--provider` takes it; ":bf16" behind
+            it asks for that arithmetic.
         strict: a provider that falls back to another is an error.
         optimize: False runs the graph as it is written, for checks.
         source: name for messages when `model` is bytes.
@@ -93,8 +125,9 @@ def open_session(
     name = source or (str(model) if isinstance(model, Path) else "the model")
     wanted = find_provider(provider)
     content = model if isinstance(model, bytes) else _read(model, advice)
+    reason = "it takes no part of this model"
     try:
-        session = _create_session(content, threads, (wanted, "CPU"), optimize)
+        session = _create_session(content, threads, wanted, optimize)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         failure = ModelFileError(
             f"{name} cannot be loaded by onnxruntime: {_reason(error)}; copy the file again, or give another"
@@ -103,27 +136,36 @@ def open_session(
             raise failure from error
         try:
             # A provider that cannot start fails like a model that cannot be read; on CPU they part.
-            session = _create_session(content, threads, ("CPU",), optimize)
+            session = _create_session(content, threads, "CPU", optimize)
         except Exception:
             raise failure from error
+        reason = _reason(error)
     used = _used_provider(session, wanted)
     if strict and used != wanted:
         raise ProviderError(
-            f"onnxruntime fell back from {wanted} to {used}; install what {wanted} needs, or leave --strict away"
+            f"onnxruntime fell back from {wanted} to {used}: {reason}; install what {wanted} needs, or leave --strict "
+            "away"
         )
     return OpenedSession(session, used)
 
 
-def _create_session(
-    content: bytes, threads: int, providers: tuple[str, ...], optimize: bool = True
-) -> InferenceSession:
+def _create_session(content: bytes, threads: int, wanted: str, optimize: bool = True) -> InferenceSession:
     options = session_options(threads=threads, optimize=optimize)
-    if providers[0] != "CPU":
+    provider, arithmetic = split_name(wanted)
+    settings = provider_options(provider, arithmetic, threads=threads)
+    if provider != "CPU":
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if provider not in available_providers():
+        devices = [
+            device for one in register_plugins() for device in one.devices if short_name(device.ep_name) == provider
+        ]
+        # One device: a session over several of them is not what a self-test of one has tested.
+        options.add_provider_for_devices(devices[:1], settings)
+        return onnxruntime.InferenceSession(content, options)
     return onnxruntime.InferenceSession(
         content,
         options,
-        [(f"{one}ExecutionProvider", _PROVIDER_OPTIONS.get(one, {})) for one in dict.fromkeys(providers)],
+        [(f"{one}ExecutionProvider", settings if one == provider else {}) for one in dict.fromkeys((provider, "CPU"))],
         # Its own fallback says so on standard output, among the rows.
         enable_fallback=0,
     )
@@ -162,13 +204,14 @@ def quantization_tools() -> Any:
 
 def _used_provider(session: InferenceSession, wanted: str) -> str:
     """`wanted` where it runs a part of the model, else the CPU, which runs what no other provider takes."""
-    if wanted == "CPU" or f"{wanted}ExecutionProvider" not in session.get_providers():
+    provider, _ = split_name(wanted)
+    if provider == "CPU" or provider not in map(short_name, session.get_providers()):
         return "CPU"
     if not hasattr(session, "get_provider_graph_assignment_info"):  # an older onnxruntime
         return wanted
     # A provider may start and then take nothing of the graph, which is a fallback as well.
-    parts = {part.ep_name.removesuffix("ExecutionProvider") for part in session.get_provider_graph_assignment_info()}
-    return wanted if wanted in parts else "CPU"
+    parts = {short_name(part.ep_name) for part in session.get_provider_graph_assignment_info()}
+    return wanted if provider in parts else "CPU"
 
 
 def _reason(error: Exception) -> str:
@@ -177,26 +220,59 @@ def _reason(error: Exception) -> str:
 
 
 def available_providers() -> tuple[str, ...]:
-    """Execution providers of the installed onnxruntime, such as "CPU", "CUDA", "CoreML", the fastest first."""
-    return tuple(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+    """Providers that are built into the installed onnxruntime, such as "CPU", "CUDA", "CoreML", the fastest first."""
+    # A plugin that is registered appears there, too, and is opened in another way.
+    plugged = {provider for plugin in _plugins or () for provider in plugin.providers}
+    names = map(short_name, onnxruntime.get_available_providers())
+    return tuple(name for name in names if name not in plugged)
+
+
+def register_plugins() -> list[PluginProvider]:
+    """Load the plugin packages that are installed, once a process, and tell what they offer."""
+    global _plugins
+    with _registering:
+        if _plugins is None:
+            _plugins = [_register(plugin) for plugin in find_plugins()]
+        return _plugins
+
+
+def _register(plugin: Plugin) -> PluginProvider:
+    if plugin.library is None:
+        return PluginProvider(plugin, (), (), (), plugin.problem)
+    if not hasattr(onnxruntime, "register_execution_provider_library"):
+        return PluginProvider(plugin, (), (), (), f"onnxruntime {onnxruntime.__version__} loads no plugins; 1.23 does")
+    before = {device.ep_name for device in onnxruntime.get_ep_devices()}
+    try:
+        onnxruntime.register_execution_provider_library(plugin.module, plugin.library)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        return PluginProvider(plugin, (), (), (), _reason(error))
+    devices = tuple(device for device in onnxruntime.get_ep_devices() if device.ep_name not in before)
+    providers = tuple(dict.fromkeys(short_name(device.ep_name) for device in devices))
+    kinds = tuple(dict.fromkeys(device.device.type.name for device in devices))
+    return PluginProvider(plugin, providers, devices, kinds, None if devices else "it offers no device on this machine")
 
 
 def find_provider(name: str) -> str:
-    """The provider's own spelling of `name`, which may be in any case and with the suffix ExecutionProvider.
+    """The provider's own spelling of `name`, which may be in any case, with the suffix ExecutionProvider, or ":bf16".
+
+    Plugins are loaded only where `name` is not built in.
 
     Raises:
-        ProviderError: this onnxruntime does not have it.
+        ProviderError: there is no such provider here.
     """
+    provider, arithmetic = split_name(name)
     there = available_providers()
-    for one in there:
-        if one.lower() == name.lower().removesuffix("executionprovider"):
-            return one
-    is_gpu = name.lower().removesuffix("executionprovider") in _GPU
-    package = "onnxruntime-gpu" if is_gpu else "a build that has it"
-    raise ProviderError(
-        f"onnxruntime {onnxruntime.__version__} has no execution provider {name} here; it has: {', '.join(there)}; "
-        f"install {package} in onnxruntime's place, or leave --provider out"
-    )
+    found = match_provider(provider, there)
+    if found is None:
+        plugins = register_plugins()
+        there = (*there, *(one for plugin in plugins for one in plugin.providers))
+        found = match_provider(provider, there)
+    if found is None:
+        for plugin in plugins:
+            if plugin.problem and provider.lower() in plugin.plugin.module:
+                raise ProviderError(f"{plugin.plugin.module} is installed, but {plugin.problem}; leave --provider out")
+        raise missing_provider(provider, there, onnxruntime.__version__)
+    return full_name(found, arithmetic)
 
 
 def _read(path: Path, advice: str) -> bytes:
