@@ -74,6 +74,8 @@ class _Handler(SimpleHTTPRequestHandler):
 class SiteServer(ThreadingHTTPServer):
     """A thread for each connection, up to a limit; further connections wait."""
 
+    request_queue_size = 64  # that wait; the system makes any beyond them try again after seconds
+
     def __init__(self, address: tuple[str, int], handler: Any) -> None:
         self._slots = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__(address, handler)

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from tests.runtime.images.make_files import make_crashing_apng
 from tests.runtime.tiny_models import write_band_model
 
 ray: Any = pytest.importorskip("ray", reason="needs the extra `ray`")
@@ -81,6 +82,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = root / f"{number:04d}.jpg"
         if number % 100 == 50:
             name.write_bytes(b"\xff\xd8\xff and no more")
+        elif number == 30:
+            name.write_bytes(make_crashing_apng())
         else:
             os.link(kinds[number % 10 if number % 7 else 3], name)
     return root
