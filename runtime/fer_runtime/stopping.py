@@ -14,17 +14,48 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived. Code that tidies up after Ctrl-C tidies up after this, too."""
 
 
+class _Undivided:
+    """A block that Ctrl-C and SIGTERM do not interrupt in a command: they raise at its end. For short steps only."""
+
+    def __init__(self) -> None:
+        self._is_entered = False
+        self._waiting: type[KeyboardInterrupt] | None = None
+
+    def __enter__(self) -> None:
+        self._is_entered = True
+
+    def __exit__(self, *_: object) -> None:
+        self._is_entered = False
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            raise waiting
+
+    def stop(self, kind: type[KeyboardInterrupt]) -> None:
+        """Raise `kind`, now or at the end of the block."""
+        if not self._is_entered:
+            raise kind
+        self._waiting = kind
+
+
+undivided = _Undivided()
+
+
 class Stopping:
     """Whether SIGTERM has arrived."""
 
     def __init__(self) -> None:
         self.was_terminated = False
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def terminate(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM."""
         # Once: a second SIGTERM must not interrupt the tidying up. SIGKILL is left for impatience.
         if not self.was_terminated:
             self.was_terminated = True
-            raise Terminated
+            undivided.stop(Terminated)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGINT."""
+        undivided.stop(KeyboardInterrupt)
 
 
 @contextmanager
@@ -41,8 +72,13 @@ def stopped_by_sigterm() -> Iterator[Stopping]:
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield stopping
         return
-    signal.signal(signal.SIGTERM, stopping._handle)
+    signal.signal(signal.SIGTERM, stopping.terminate)
+    takes_interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if takes_interrupts:
+        signal.signal(signal.SIGINT, stopping.interrupt)
     try:
         yield stopping
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if takes_interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -79,6 +79,16 @@ class JobSummary:
         """Images without a result."""
         return sum(self.failures.values())
 
+    def count(self, row: ImageResult) -> None:
+        """Add an image by its row."""
+        self.images += 1
+        self.faces += len(row.faces)
+        if row.error is not None:
+            self.failures[row.error] += 1
+        elif not row.faces:
+            self.without_face += 1
+            self.crop_sized += may_be_face_crop(row.width or 0, row.height or 0)
+
 
 @dataclass(slots=True, eq=False, repr=False)
 class _Prepared:
@@ -107,6 +117,7 @@ def recognize_files(
     on_row: OnRow | None = None,
     block_ends: BlockEnds | None = None,
     isolate_first: int = 0,
+    must_wait: Callable[[], bool] | None = None,
 ) -> Generator[ImageResult, None, None]:
     """One row for every path, in order; an image that fails has its row with the reason.
 
@@ -122,6 +133,8 @@ def recognize_files(
         block_ends: tells where blocks end, in a run that continues; of a new run by default.
         isolate_first: images at the beginning that are decoded in processes of their own whatever their format. A run
             that was killed may have been killed by one of the images that it was decoding.
+        must_wait: tells whether the next path is not there yet, as in a list that a program writes slowly. Then the
+            rows of the paths so far are made first, in a shorter block. By default rows wait for whole blocks.
 
     Raises:
         ValueError: `paths` is one path, whose letters would be taken for paths.
@@ -133,12 +146,37 @@ def recognize_files(
         )
     if block_ends is None:
         block_ends = BlockEnds(keeps_images=on_row is not None)
-    return _recognized(recognizer, paths, summary or JobSummary(), workers, read, on_row, block_ends, isolate_first)
+    source = _Source(iter(paths), must_wait)
+    return _recognized(recognizer, source, summary or JobSummary(), workers, read, on_row, block_ends, isolate_first)
+
+
+class _Source:
+    """The paths of a run, in chunks."""
+
+    def __init__(self, paths: Iterator[str], must_wait: Callable[[], bool] | None) -> None:
+        self._paths = paths
+        self._must_wait = must_wait or (lambda: False)
+        self.has_ended = False
+
+    def chunk(self, size: int, *, waits: bool) -> list[str]:
+        """The next paths, at most `size`; fewer at the end, or where the next one is not there yet.
+
+        Args:
+            waits: wait for the first path.
+        """
+        chunk: list[str] = []
+        while len(chunk) < size and ((waits and not chunk) or not self._must_wait()):
+            path = next(self._paths, None)
+            if path is None:
+                self.has_ended = True
+                break
+            chunk.append(path)
+        return chunk
 
 
 def _recognized(
     recognizer: Recognizer,
-    paths: Iterable[str],
+    source: _Source,
     summary: JobSummary,
     workers: int | None,
     read: Callable[[str], bytes],
@@ -147,7 +185,6 @@ def _recognized(
     isolate_first: int,
 ) -> Generator[ImageResult, None, None]:
     count = workers or available_cpus()
-    remaining = iter(paths)
     task_size = _FIRST_TASK
     submitted = 0
     pending: deque[list[_Task]] = deque()  # the tasks of a block's number of images
@@ -156,13 +193,16 @@ def _recognized(
     try:
         while True:
             # One more than there are threads: no thread waits, and no more than that is in memory.
-            while len(pending) <= count and (chunk := list(islice(remaining, block_ends.size))):
+            while len(pending) <= count and (chunk := source.chunk(block_ends.size, waits=not (pending or block))):
                 parts = [chunk[start : start + task_size] for start in range(0, len(chunk), task_size)]
                 how = (read, on_row is not None, submitted < isolate_first)
                 submitted += len(chunk)
                 pending.append([pool.submit(_prepare_images, recognizer, part, *how) for part in parts])
             if not pending:
                 yield from _rows(recognizer, block, summary, on_row)
+                block = []
+                if not source.has_ended:
+                    continue
                 pool.shutdown()
                 return
             done = 0
@@ -275,14 +315,7 @@ def _classified(recognizer: Recognizer, images: list[_Prepared], summary: JobSum
     rows = []
     for image in images:
         faces = tuple(islice(every_face, len(image.faces)))
-        summary.images += 1
-        summary.faces += len(faces)
-        if image.error is not None:
-            summary.failures[image.error] += 1
-        elif not faces:
-            summary.without_face += 1
-            summary.crop_sized += may_be_face_crop(image.width or 0, image.height or 0)
-        rows.append(
-            ImageResult(path=image.path, width=image.width, height=image.height, error=image.error, faces=faces)
-        )
+        row = ImageResult(path=image.path, width=image.width, height=image.height, error=image.error, faces=faces)
+        summary.count(row)
+        rows.append(row)
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fer_runtime.batch.jobs import BlockEnds
 from fer_runtime.errors import OutputError
+from fer_runtime.untrusted_json import parse_json
 
 
 class Finished(NamedTuple):
@@ -40,7 +40,7 @@ def finished_rows(rows: Path, block_ends: BlockEnds) -> Finished:
         with rows.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     failed += row["error"] is not None
                     pixels = (row["width"] or 0) * (row["height"] or 0)
                 except (ValueError, KeyError, TypeError):
@@ -115,4 +115,4 @@ def read_rows(rows: Path, finished: Finished) -> Iterator[dict[str, Any]]:
         return
     with rows.open("rb") as file:
         for _ in range(finished.rows):
-            yield json.loads(file.readline())
+            yield parse_json(file.readline())

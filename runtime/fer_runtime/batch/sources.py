@@ -188,6 +188,7 @@ class GivenPaths:
         self._paths = paths
         self._null_separated = null_separated
         self._image: bytes | None = None  # the image on standard input
+        self._list: BufferedReader | None = None  # the list on standard input, where more of it must be read
 
     def __iter__(self) -> Iterator[str]:
         for path in self._paths:
@@ -205,7 +206,22 @@ class GivenPaths:
                     yield path
                 else:
                     # What a list names is taken literally: it was written by a program.
-                    yield from paths_from_list(stream, head, null_separated=self._null_separated)
+                    for paths in _path_blocks(stream, head, null_separated=self._null_separated):
+                        for number, listed in enumerate(paths, 1):
+                            self._list = stream if number == len(paths) else None
+                            yield listed
+                    self._list = None
+
+    def must_wait(self) -> bool:
+        """Whether the next path is one that the program at the other end of standard input has not written yet."""
+        if self._list is None or sys.platform == "win32":  # which waits for sockets alone
+            return False
+        import select
+
+        try:
+            return not select.select([self._list], [], [], 0)[0]
+        except (OSError, ValueError):  # it has been closed
+            return False
 
     def read(self, path: str) -> bytes:
         """Content of an image; the path "-" is the one on standard input.
@@ -245,6 +261,11 @@ def paths_from_list(stream: BufferedReader, head: bytes = b"", *, null_separated
     Raises:
         InputError: an entry is too long for a path, so that this is not a list.
     """
+    return chain.from_iterable(_path_blocks(stream, head, null_separated=null_separated))
+
+
+def _path_blocks(stream: BufferedReader, head: bytes, *, null_separated: bool) -> Iterator[list[str]]:
+    """The paths of a list, as many at a time as have arrived."""
     head = head or _first_bytes(stream)
     mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), (b"", "utf-8"))
     more = iter(lambda: stream.read1(1 << 16), b"")
@@ -260,13 +281,15 @@ def paths_from_list(stream: BufferedReader, head: bytes = b"", *, null_separated
     without_path = 0  # bytes since the last path
     for block in chain((b"",), blocks, (separator,)):
         *entries, rest = (rest + block).split(separator)
+        paths: list[str] = []
         for entry in entries:
             path = entry if separator == b"\0" else entry.rstrip(b"\r")
             if path:
                 without_path = 0
-                yield os.fsdecode(path)
+                paths.append(os.fsdecode(path))
             else:
                 without_path += 1
+        yield paths
         if max(len(rest), without_path) > _LONGEST_ENTRY:
             raise InputError(
                 f"standard input has {_LONGEST_ENTRY} bytes without a path; it must hold an image, or a list of paths "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ from fer_runtime.files import refuse_special
 from fer_runtime.output.destinations import COPY_FAILED
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import counted
+from fer_runtime.untrusted_json import parse_json
 
 # Other models differ by more in some face of a block; batches of another size, as `--annotate` has them, by less.
 _TOLERANCE = 1e-3
@@ -59,7 +59,7 @@ def _read_rows(output: Path) -> tuple[list[dict[str, Any]], Finished]:
     try:
         with output.open("rb") as file:
             for line in file:
-                row = json.loads(line)
+                row = parse_json(line)
                 failed += row["error"] is not None
                 if not isinstance(row["path"], str):
                     raise TypeError("a path that is no text")

@@ -56,10 +56,15 @@ def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: Ex
     listed: Iterable[str] = chain(given, shipped)
     if options.random_count is not None:
         listed = random_images(listed, options.random_count)
+    if "-" in options.paths and destinations.replaces_copies():
+        # The whole list first: an image of it may be an annotated copy of an earlier run.
+        listed = list(listed)
+        destinations.check_listed(listed)
     job = _Job(
         recognizer,
         Inputs(listed, recursive=options.recursive),
         given.read,
+        given.must_wait,
         _Extras.of(recognizer, destinations, options),
         quiet=options.quiet,
     )
@@ -143,6 +148,7 @@ class _Job(NamedTuple):
     recognizer: Recognizer
     inputs: Inputs
     read: Callable[[str], bytes]
+    must_wait: Callable[[], bool]
     extras: _Extras
     quiet: bool
 
@@ -186,6 +192,7 @@ class _Job(NamedTuple):
             paths = paths_left(paths, partial.path, finished)
             partial.start(finished.size, settings)
         summary = JobSummary()
+        written = JobSummary(seconds_by_stage=summary.seconds_by_stage)  # the rows that reach the output
         started = perf_counter()
         results = recognize_files(
             recognizer,
@@ -195,21 +202,25 @@ class _Job(NamedTuple):
             on_row=extras.add if has_extras else None,
             block_ends=BlockEnds(keeps_images=has_extras, images=finished.rows),
             isolate_first=_SUSPECTS if resume else 0,
+            # In a file, blocks end where --resume finds them again.
+            must_wait=self.must_wait if partial is None else None,
         )
         progress = Progress(
-            images_done(summary, None if total is None else total - finished.rows), is_shown=shows_progress
+            images_done(written, None if total is None else total - finished.rows), is_shown=shows_progress
         )
 
         def say() -> None:
             say_summary(
-                summary,
+                written,
                 left_out=self.inputs.left_out,
                 seconds=perf_counter() - started,
                 detector=recognizer.detector_used,
                 quiet=self.quiet,
             )
 
-        written = 0
+        def write(result: ImageResult) -> None:
+            sink.write(rows.row(result), count=lambda: written.count(result))
+
         try:
             with (
                 closing(results),
@@ -220,9 +231,8 @@ class _Job(NamedTuple):
                     sink.write(rows.header())
                 for result in results:
                     writing = perf_counter()
-                    sink.write(rows.row(result))
-                    written += 1
-                    if written == summary.images:  # the last row of its block: the next one may take a while
+                    write(result)
+                    if written.images == summary.images:  # the last row of its block: the next one may take a while
                         sink.flush()
                     summary.seconds_by_stage["write"] += perf_counter() - writing
                     progress.say()
@@ -230,8 +240,8 @@ class _Job(NamedTuple):
             say()
             raise
         say()
-        was_empty = not (summary.images or finished.rows)
-        return was_empty or bool(summary.failed or finished.failed or self.inputs.left_out.only_folders)
+        was_empty = not (written.images or finished.rows)
+        return was_empty or bool(written.failed or finished.failed or self.inputs.left_out.only_folders)
 
 
 def _class_folder(path: str, labels: Sequence[str]) -> str | None:

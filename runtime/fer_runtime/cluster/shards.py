@@ -22,6 +22,7 @@ from typing import Any
 from fer_runtime.batch.jobs import JobSummary
 from fer_runtime.cluster.storage import Store
 from fer_runtime.errors import OutputError
+from fer_runtime.untrusted_json import parse_json
 
 SETTINGS = "_job/settings.json"
 SUCCESS = "_SUCCESS"
@@ -76,7 +77,7 @@ def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume:
     if not resume:
         raise OutputError(f"{output} holds a run already; continue it with --resume, or give another folder")
     try:
-        job = json.loads(content)
+        job = parse_json(content)
         plan, before = Plan(**job["plan"]), job["settings"]
         changed = [
             f"{key} was {before.get(key)}, is {settings[key]}" for key in settings if before[key] != settings[key]

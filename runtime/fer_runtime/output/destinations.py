@@ -106,6 +106,30 @@ class Destinations(NamedTuple):
                         "give a folder elsewhere"
                     )
 
+    def replaces_copies(self) -> bool:
+        """Whether the folder for annotated copies has files already."""
+        try:
+            return self.annotate is not None and any(os.scandir(self.annotate))
+        except OSError:  # it does not exist, or its copies will say why they cannot be written
+            return False
+
+    def check_listed(self, paths: Iterable[str]) -> None:
+        """Stop where a list has a file of the folder for annotated copies: the copy of another image could replace it.
+
+        Raises:
+            OutputError: with the path.
+        """
+        folders: dict[str, bool] = {}
+        for path in paths:
+            folder = os.path.dirname(path) or "."
+            if folder not in folders:
+                folders[folder] = is_within(Path(folder, "image"), str(self.annotate), recursive=True)
+            if folders[folder]:
+                raise OutputError(
+                    f"{path} is in the folder of --annotate {self.annotate}, and copies would overwrite its images; "
+                    "give a folder elsewhere"
+                )
+
     def _check_each_other(self) -> None:
         seen: dict[str, str] = {}
         for option, file in self.files():

@@ -250,7 +250,10 @@ def _parse_record(content: bytes) -> dict[str, Any]:
         ValueError: it is not one of ours.
     """
     # What follows the first value is the end of a longer record that it replaced.
-    record, _ = json.JSONDecoder().raw_decode(content.decode("utf-8"))
+    try:
+        record, _ = json.JSONDecoder().raw_decode(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT or "settings" not in record:
         raise ValueError("not a settings file of fer-infer")
     if not isinstance(record["settings"], (dict, type(None))):

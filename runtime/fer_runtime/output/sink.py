@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ import click
 from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
 from fer_runtime.output.partial import PartialFile
+from fer_runtime.stopping import undivided
 from fer_runtime.text import printable
 
 
@@ -59,9 +60,16 @@ class Sink:
         self._frame = frame
         self._by_row = by_row
 
-    def write(self, text: str) -> None:
-        """Add the text of rows."""
-        self._target.write(self._frame.rows(text))
+    def write(self, text: str, *, count: Callable[[], object] | None = None) -> None:
+        """Add the text of rows.
+
+        Args:
+            count: called where the rows were added, and only there: no signal comes between the two.
+        """
+        with undivided:
+            self._target.write(self._frame.rows(text))
+            if count is not None:
+                count()
         if self._by_row:
             self._target.flush()
 
