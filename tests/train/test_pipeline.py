@@ -92,6 +92,16 @@ def test_the_logit_adjustment_is_in_the_last_biases(data: Path, tmp_path: Path) 
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0] if key != last)
 
 
+def test_images_that_a_file_names_do_not_train(data: Path, tmp_path: Path) -> None:
+    whole = load_faces(data, "train")
+    (tmp_path / "drop.csv").write_text(f"image\ntrain/{whole.paths[0]}\ntrain/{whole.paths[5]}\n")
+    found = load_training_faces(data, (), drop_files=[tmp_path / "drop.csv"])
+    assert set(whole.paths) - set(found.train.paths) == {whole.paths[0], whole.paths[5]}
+    assert len(found.whole) == len(whole)
+    # A stopped run does not continue with another list.
+    assert found.train.fingerprint != whole.fingerprint
+
+
 def test_a_finished_and_a_stopped_training_are_not_replaced_unasked(data: Path, tmp_path: Path) -> None:
     recipe = TINY.overridden(epochs=1)
     first = train_model("v0", data, recipe, models_dir=tmp_path).checkpoint.read_bytes()

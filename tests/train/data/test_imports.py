@@ -209,6 +209,7 @@ def test_affectnet_by_its_header(tmp_path: Path) -> None:
         ("path,label,set\n{a},Bored,val\nb.png,engaged,train\n", ()),
         ("pfad,label,teil\n{a},Bored,dev\nb.png,engaged,x\n", ("--path-column", "pfad", "--split-column", "teil")),
         ("sub\\a.jpg Bored\nb.png engaged\n", ()),
+        (",pth,label,relFCs\n0,{a},Bored,0.9\n1,b.png,engaged,0.8\n", ()),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gz"])
@@ -246,7 +247,8 @@ def test_labels_and_paths_of_a_hostile_table_stay_inside(tmp_path: Path) -> None
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"a,b\n1,2\n", "neither a header that is known nor a list"),
+        (b"a,b\n1,2\n", "neither a header that is known nor a path and a label"),
+        (b"a.jpg 0 10 20 30 40 0.9 6\n", "neither a header that is known nor a path and a label"),  # as ExpW's list
         (b"path,size\na.jpg,2\n", "name the one of the labels: --label-column"),
         (b"label,size\nhappy,2\n", "name the one of the paths: --path-column"),
         (b"path,label\n", "has no rows"),

@@ -107,6 +107,13 @@ def main() -> None:
     show_default=True,
     help="Smallest face in pixels, as fer-infer.",
 )
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=100_000_000,
+    show_default=True,
+    help="Largest photo, width times height.",
+)
 @_rename
 @_numbers
 def crop(
@@ -117,6 +124,7 @@ def crop(
     detector: str,
     yunet: Path | None,
     min_face: int,
+    max_pixels: int,
     renames: tuple[str, ...],
     numbers: str | None,
 ) -> None:
@@ -142,7 +150,13 @@ def crop(
     if source.ignored:
         _say(not_read(source))
     options = CropOptions(
-        faces=faces, size=size, detector=detector, yunet=yunet, min_face=min_face, renames=tuple(sorted(renames))
+        faces=faces,
+        size=size,
+        detector=detector,
+        yunet=yunet,
+        min_face=min_face,
+        max_pixels=max_pixels,
+        renames=tuple(sorted(renames)),
     )
     with _working("photo", len(source.images)) as progress:
         report = crop_photos(source, output, names, options, progress=progress)

@@ -79,7 +79,7 @@ class Table:
                 row.get(self.path or "", "").strip(),
                 row.get(self.pixels or "", ""),
                 row.get(self.split or "", "").strip(),
-                {name: text for name, text in row.items() if name not in used},
+                {name: text for name, text in row.items() if name and name not in used},
             )
 
     def lines(self) -> Iterator[list[str]]:
@@ -110,13 +110,14 @@ def read_table(file: Path, given: Columns) -> Table:
     known = {*_PATH_COLUMNS, *_LABEL_COLUMNS, *_SPLIT_COLUMNS, _PIXELS_COLUMN}
     is_header = not known.isdisjoint(plain) or not {given.path, given.label, given.split}.isdisjoint(names)
     if not is_header:
-        if len(cells) < 2 or not _IMAGE_NAME.search(names[0]):
+        # Of more columns, any could be the labels.
+        if len(cells) != 2 or not _IMAGE_NAME.search(names[0]):
             raise DataError(
-                f"{file} has neither a header that is known nor a list of paths and labels; its first line is: "
-                f"{printable(first, limit=80)}; name its columns: --path-column NAME --label-column NAME"
+                f"{file} has neither a header that is known nor a path and a label in each line; its first line is: "
+                f"{printable(first, limit=80)}; give it a header (path,label), or name its columns: --path-column NAME "
+                "--label-column NAME"
             )
-        columns = ("path", "label", *(f"column {number}" for number in range(3, len(cells) + 1)))
-        return _table(file, columns, False, delimiter, path="path", label="label")
+        return _table(file, ("path", "label"), False, delimiter, path="path", label="label")
 
     def find(wanted: str | None, usual: Sequence[str], option: str) -> str | None:
         if wanted is not None:
