@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fer_bench.statistics import Interval
 
 
-@click.group(cls=FerGroup)
+@click.group("fer-bench", cls=FerGroup)
 def main() -> None:
     """Measure exported models: latency, accuracy and robustness.
 

@@ -176,7 +176,7 @@ _RULES = (
 )
 
 
-@click.command(cls=FerCommand, runs=(ExportRun, AdoptRun, InspectRun, TargetRun, SiteRun), rules=_RULES)
+@click.command("fer-export", cls=FerCommand, runs=(ExportRun, AdoptRun, InspectRun, TargetRun, SiteRun), rules=_RULES)
 @option_group(
     "Model",
     click.option(

@@ -56,6 +56,8 @@ _OPENCV_ENVIRONMENT = {
 _CACHES = {"MPLCONFIGDIR": "matplotlib", "TORCHINDUCTOR_CACHE_DIR": "torchinductor"}
 
 _HINTED_RUNS = 2
+_CONFIG_NAME = "fer.toml"
+_ARGUMENTS = "fer_runtime.arguments"  # of the command line, in click's context
 
 
 class RunOptions:
@@ -186,6 +188,10 @@ def _is_given(context: click.Context, parameter: click.Parameter) -> bool:
     return source is ParameterSource.COMMANDLINE and context.params.get(str(parameter.name)) not in ((), None)
 
 
+def _is_from_config(context: click.Context, parameter: click.Parameter) -> bool:
+    return context.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT_MAP
+
+
 def _label(parameter: click.Parameter) -> str:
     return max(parameter.opts, key=len)
 
@@ -294,12 +300,54 @@ def _invoke(invoke: Any, context: click.Context) -> Any:
         return result
 
 
-def _with_version(params: list[click.Parameter], context: click.Context) -> list[click.Parameter]:
-    if context.parent is not None:  # one --version a command, not one a subcommand
+def _with_shared_options(params: list[click.Parameter], context: click.Context) -> list[click.Parameter]:
+    """Add what every command has; subcommands share that of their group."""
+    if context.parent is not None:
         return params
     version = click.version_option(__version__, message="fer-edge %(version)s", help="Show the version and exit.")
     holder = version(click.Command("version"))
-    return [*params[:-1], *holder.params, *params[-1:]]
+    shared = [
+        click.Option(
+            ["--config"],
+            type=click.Path(path_type=str, dir_okay=False),
+            metavar="FILE",
+            is_eager=True,
+            expose_value=False,
+            callback=_load_config,
+            help="Options from a TOML file; the command line wins. [default: fer.toml in the current folder]",
+        ),
+        click.Option(
+            ["--log-format"],
+            type=click.Choice(["text", "json"]),
+            default="text",
+            is_eager=True,
+            expose_value=False,
+            callback=_set_log_format,
+            help="json: one JSON object per line on stderr.",
+        ),
+    ]
+    return [*params[:-1], *shared, *holder.params, *params[-1:]]
+
+
+def _load_config(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    path = value if value is not None else _CONFIG_NAME
+    if value is None and not os.path.isfile(path):
+        return
+    from fer_runtime.config import read_settings
+
+    # Arguments are what a run reads, and may be addresses: a file that merely lies there gives none.
+    settings = read_settings(context.command, path, with_arguments=value is not None)
+    if settings and value is None and "--quiet" not in context.meta.get(_ARGUMENTS, ()):
+        click.echo(f"options from {_CONFIG_NAME}: {', '.join(key.replace('_', '-') for key in settings)}", err=True)
+    context.default_map = settings
+    context.meta[_CONFIG_NAME] = path
+
+
+def _set_log_format(context: click.Context, parameter: click.Parameter, value: str) -> None:
+    if value == "json" and sys.stderr is not None:
+        from fer_runtime.log_lines import JsonLines
+
+        sys.stderr = JsonLines(sys.stderr)  # `_FerBase.main` puts the old one back
 
 
 @contextmanager
@@ -308,6 +356,9 @@ def _printable_usage_errors() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
+        parameter = getattr(error, "param", None)
+        if parameter is not None and error.ctx is not None and _is_from_config(error.ctx, parameter):
+            error.message += f" (from {error.ctx.meta[_CONFIG_NAME]})"  # type: ignore[misc]
         error.message = printable(hide_addresses(error.message))  # type: ignore[misc]
         raise
 
@@ -328,12 +379,26 @@ class _FerBase(click.Command):
         super().__init__(*args, **attributes)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return _with_version(super().get_params(ctx), ctx)
+        return _with_shared_options(super().get_params(ctx), ctx)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        stderr = sys.stderr
+        try:
+            return super().main(*args, **extra)
+        finally:
+            if sys.stderr is not stderr:
+                with suppress(OSError, ValueError):
+                    sys.stderr.close()
+                sys.stderr = stderr
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _printable_usage_errors():
             _load_plugins()
             return super().make_context(*args, **extra)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta.setdefault(_ARGUMENTS, tuple(args))
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with _printable_usage_errors():

@@ -70,13 +70,16 @@ def test_models_in_the_wheel_are_those_of_the_checkout(wheel: Path) -> None:
             assert archive.read(name) == (CHECKOUT / "models" / Path(name).name).read_bytes()
 
 
-def test_the_base_install_needs_four_packages(wheel: Path) -> None:
+def test_the_base_install_needs_four_packages_and_a_fifth_on_python_3_10(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     text = archive.read(f"fer_edge-{__version__}.dist-info/METADATA").decode()
     metadata = Parser().parsestr(text)
     assert metadata["Version"] == __version__
     base = {re.split(r"[^\w-]", line)[0] for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
-    assert base == {"click", "numpy", "onnxruntime", "opencv-python-headless"}
+    assert base == {"click", "numpy", "onnxruntime", "opencv-python-headless", "tomli"}
+    assert [line for line in metadata.get_all("Requires-Dist", []) if line.startswith("tomli")] == [
+        "tomli>=2.0; python_version < '3.11'"
+    ]
 
 
 @pytest.mark.parametrize(("chosen", "needed"), [("", "onnxruntime"), ("onnxruntime-gpu", "onnxruntime-gpu")])

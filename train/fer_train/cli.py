@@ -113,7 +113,7 @@ _RULES = (
 
 
 # Short, because gloo's threads abort a Python that tidies up while a collective is being released (pytorch #190489).
-@click.command(cls=ShortCommand, runs=(TrainRun, PretrainRun, AuditRun), rules=_RULES)
+@click.command("fer-train", cls=ShortCommand, runs=(TrainRun, PretrainRun, AuditRun), rules=_RULES)
 @option_group(
     "Network and data",
     click.option(

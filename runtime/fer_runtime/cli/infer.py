@@ -95,7 +95,7 @@ _RULES = (
 )
 
 
-@click.command(cls=ShortCommand, runs=RUNS, rules=_RULES)
+@click.command("fer-infer", cls=ShortCommand, runs=RUNS, rules=_RULES)
 # Not checked here: a folder that cannot be read gets its row, as an image does, and ends no other's.
 @click.argument("paths", nargs=-1, metavar="PATH...", type=click.Path(path_type=str, readable=False))
 @option_group(

@@ -53,7 +53,7 @@ _RULES = (
 )
 
 
-@click.command(cls=FerCommand, rules=_RULES)
+@click.command("fer-serve", cls=FerCommand, rules=_RULES)
 @option_group(
     "Model",
     click.option(

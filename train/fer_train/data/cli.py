@@ -53,7 +53,7 @@ class InterruptedDataError(FerError):
         super().__init__("stopped; repeat the command to continue: what is written stays and is not made again")
 
 
-@click.group(cls=FerGroup)
+@click.group("fer-data", cls=FerGroup)
 def main() -> None:
     """Make the images that fer-train learns from, out of photographs and other people's data sets.
 
