@@ -31,6 +31,7 @@ from fer_runtime.cli.options import (
     SelfTestRun,
     StreamsRun,
     VideosRun,
+    WatchRun,
 )
 from fer_runtime.command import RegistryChoice, Rule, ShortCommand, option_group, take_options
 from fer_runtime.detectors import DETECTORS
@@ -101,6 +102,13 @@ _RULES = (
 @option_group(
     "Input",
     click.option("--samples", is_flag=True, help="Use the photographs that ship with the package."),
+    click.option(
+        "--watch",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        metavar="FOLDER",
+        help="Write a row for every image that is in the folder or comes into it, until Ctrl-C. With --output, a new "
+        "run continues.",
+    ),
     click.option("--recursive", is_flag=True, help="Search folders inside folders too."),
     click.option(
         "-0",
@@ -311,6 +319,7 @@ def main(**given: Any) -> None:
     fer-infer holiday/ --format jsonl | head     one JSON line per image
     fer-infer crops/ --output faces.jsonl        rows in a file; continue a stopped run with --resume
     fer-infer holiday/ --annotate seen/          copies with boxes, expressions and bars
+    fer-infer --watch inbox/ --output rows.jsonl files that come into a folder, until Ctrl-C
     fer-infer film.mp4 --format srt              subtitles with each face's expression
     fer-infer --camera 0 --annotate seen/        a camera, until Ctrl-C
     fer-infer rtsp://camera.local/main           a stream: rtsp, http, https or udp
@@ -334,6 +343,8 @@ def main(**given: Any) -> None:
         from fer_runtime.cli.list_models import list_models
 
         failed = list_models(take_options(ListModelsRun))
+    elif given["watch"] is not None:
+        failed = _watch(given)
     elif given["paths"] or given["samples"] or given["camera"] is not None:
         failed = _recognize(given)
     elif given["fetch_yunet"]:
@@ -395,6 +406,21 @@ def _recognize(given: dict[str, Any]) -> bool:
     from fer_runtime.cli.images import run_on_images
 
     return run_on_images(options, format_name)
+
+
+def _watch(given: dict[str, Any]) -> bool:
+    """Run over the files that come into a folder; whether any failed."""
+    options = take_options(WatchRun)
+    default = "table" if is_printed_as_table(given["output"]) else "jsonl"
+    format_name = output_format(options, default=default)
+    if options.output is not None and not OUTPUT_FORMATS[format_name].is_resumable:
+        raise click.UsageError(f"--watch with --output writes --format jsonl, not {format_name}")
+    if options.output is not None and os.path.isdir(options.output):
+        raise click.UsageError(f"--output {options.output} is a folder; give the name of a file")
+    _fetch_if_asked(options)
+    from fer_runtime.cli.watch import run_on_watched
+
+    return run_on_watched(options, format_name)
 
 
 def _recognize_streams(given: dict[str, Any], default: str) -> bool:

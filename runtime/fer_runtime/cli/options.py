@@ -62,6 +62,20 @@ class ImagesRun(RecognizerOptions):
         return output_format.images is not None
 
 
+class WatchRun(RecognizerOptions):
+    """A folder whose new files become rows."""
+
+    title: ClassVar[str] = "--watch"
+
+    watch: Path
+    recursive: bool
+    max_pixels: int
+
+    @staticmethod
+    def writes(output_format: OutputFormat) -> bool:
+        return output_format.images is not None and output_format.frame is None
+
+
 class VideosRun(RecognizerOptions):
     """Videos and cameras."""
 
@@ -153,4 +167,15 @@ class FetchRun(RunOptions):
     fetch_yunet: bool
 
 
-RUNS = (ImagesRun, VideosRun, StreamsRun, PipedRun, ClusterRun, SelfTestRun, DevicesRun, ListModelsRun, FetchRun)
+RUNS = (
+    ImagesRun,
+    WatchRun,
+    VideosRun,
+    StreamsRun,
+    PipedRun,
+    ClusterRun,
+    SelfTestRun,
+    DevicesRun,
+    ListModelsRun,
+    FetchRun,
+)

@@ -50,14 +50,15 @@ class PartialFile:
 
     Args:
         output: the name that the file takes with `finish`.
+        in_place: the rows are collected under that name, for a run that has no end.
 
     Raises:
         OutputError: another run writes to it, the name belongs to a file that is not ours, or it cannot be opened.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, *, in_place: bool = False) -> None:
         refuse_special(output)
-        self.path = partial_path(output)
+        self.path = output if in_place else partial_path(output)
         self.settings: dict[str, Any] | None = None  # of the rows in the file; None: no run can continue them
         self._output = output
         self._settings_path = settings_path(output)

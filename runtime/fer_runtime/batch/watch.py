@@ -1,0 +1,99 @@
+"""A folder that is watched: its files, each once, as soon as it is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+from fer_runtime.batch.sources import Inputs
+
+_SETTLED_SECONDS = 2.0  # without a change; of files that are there at the start
+
+
+class FolderWatch:
+    """The images of a folder that are new since the last look.
+
+    A file is whole when neither its size nor its time has changed between two looks and, where Linux can tell, nobody
+    has it open for writing. A file that is replaced is new again. Memory grows with the number of files in the folder.
+
+    Args:
+        folder: searched as a run over images does.
+        recursive: also its subfolders.
+        known: paths that have their rows from an earlier run.
+        known_until: when that run wrote its last row, in seconds since 1970; a known file that changed later is new.
+    """
+
+    def __init__(
+        self, folder: str, *, recursive: bool = False, known: Iterable[str] = (), known_until: float = 0.0
+    ) -> None:
+        self._folder = folder
+        self._recursive = recursive
+        self._known = frozenset(known)
+        self._known_until = known_until
+        self._taken: dict[str, tuple[int, int, int]] = {}  # identity of the files that were given
+        self._waiting: dict[str, tuple[int, int, int]] = {}  # of those that were still growing
+        self._is_first = True
+
+    def new_files(self) -> list[str]:
+        """The files that became whole since the last call, oldest first."""
+        taken, waiting, new = {}, {}, list[tuple[int, str]]()
+        now = time.time()
+        for path in Inputs((self._folder,), self._recursive):
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue  # gone again, or a link to nothing
+            if not stat.S_ISREG(status.st_mode):
+                continue
+            identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._taken.get(path) == identity or (self._is_first and self._has_row(path, status)):
+                taken[path] = identity
+            elif self._is_settled(path, identity, now - status.st_mtime) and not is_being_written(path):
+                taken[path] = identity
+                new.append((status.st_mtime_ns, path))
+            else:
+                waiting[path] = identity
+        self._taken, self._waiting, self._is_first = taken, waiting, False
+        return [path for _, path in sorted(new)]
+
+    def _has_row(self, path: str, status: os.stat_result) -> bool:
+        return path in self._known and status.st_mtime <= self._known_until
+
+    def _is_settled(self, path: str, identity: tuple[int, int, int], age: float) -> bool:
+        return self._waiting.get(path) == identity or (self._is_first and age > _SETTLED_SECONDS)
+
+
+def is_being_written(path: str) -> bool:
+    """Whether a process has the file open for writing; False where the system does not tell.
+
+    Linux grants a read lease only where nobody does (fcntl(2), "Leases"), on local file systems and to the owner.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    set_lease, set_signal = getattr(fcntl, "F_SETLEASE", None), getattr(fcntl, "F_SETSIG", None)
+    if set_lease is None or set_signal is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        # If somebody opens the file while the lease lasts, a signal tells us so. By default it is SIGIO, which ends a
+        # process; SIGURG is ignored.
+        fcntl.fcntl(descriptor, set_signal, signal.SIGURG)
+        fcntl.fcntl(descriptor, set_lease, fcntl.F_RDLCK)
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, set_lease, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,103 @@
+"""`fer-infer --watch`: a row for every file that comes into a folder, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import click
+
+from fer_runtime.batch.jobs import BlockEnds, JobSummary, recognize_files
+from fer_runtime.batch.resume import Finished, check_settings, finished_paths, finished_rows
+from fer_runtime.batch.sources import LeftOut
+from fer_runtime.batch.watch import FolderWatch
+from fer_runtime.cli.options import WatchRun
+from fer_runtime.cli.progress import say_summary
+from fer_runtime.cli.recognizer import opened_recognizer
+from fer_runtime.output.formats import OUTPUT_FORMATS
+from fer_runtime.output.partial import PartialFile
+from fer_runtime.output.sink import NoFrame, Sink, opened_sink
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.text import counted, printable
+
+_LEAST_SECONDS = 1.0  # between two looks
+_SCAN_SHARE = 20  # a look that takes long is followed by a pause of so many times that
+
+
+class _EveryRow(BlockEnds):
+    """Files come one by one, so each row is complete by itself."""
+
+    def after(self, pixels: int) -> bool:
+        return True
+
+
+def run_on_watched(options: WatchRun, format_name: str) -> bool:
+    """Write rows until a signal ends the run; whether an image failed."""
+    output = None if options.output is None else Path(options.output)
+    with (
+        opened_recognizer(options, max_pixels=options.max_pixels) as recognizer,
+        _opened(output, recognizer, format_name, quiet=options.quiet) as (sink, before),
+    ):
+        known = () if output is None else finished_paths(output, before.finished)
+        watch = FolderWatch(
+            str(options.watch), recursive=options.recursive, known=known, known_until=before.last_written
+        )
+        rows = OUTPUT_FORMATS[format_name].create(recognizer.labels)
+        summary, started, was_there = JobSummary(), perf_counter(), True
+        if not before.finished.rows:
+            sink.write(rows.header())
+        try:
+            while True:
+                looking = perf_counter()
+                paths = watch.new_files()
+                pause = max(_LEAST_SECONDS, _SCAN_SHARE * (perf_counter() - looking))
+                with closing(recognize_files(recognizer, paths, summary=summary)) as results:
+                    for result in results:
+                        sink.write(rows.row(result))
+                is_there = os.path.isdir(options.watch)
+                if was_there and not is_there:
+                    click.echo(f"warning: {printable(options.watch)} is gone; waiting for it", err=True)
+                was_there = is_there
+                time.sleep(pause)
+        except KeyboardInterrupt:
+            # The only end that a watch has.
+            say_summary(
+                summary,
+                left_out=LeftOut(),
+                seconds=perf_counter() - started,
+                detector=recognizer.detector_used,
+                quiet=options.quiet,
+            )
+    return summary.failed > 0
+
+
+class _Before(NamedTuple):
+    """What an earlier run has left."""
+
+    finished: Finished = Finished()
+    last_written: float = 0.0  # seconds since 1970
+
+
+@contextmanager
+def _opened(
+    output: Path | None, recognizer: Recognizer, format_name: str, *, quiet: bool
+) -> Iterator[tuple[Sink, _Before]]:
+    """Where the rows go, and the rows of an earlier run that are there."""
+    if output is None:
+        with opened_sink(None, frame=OUTPUT_FORMATS[format_name].create_frame(), by_row=True) as sink:
+            yield sink, _Before()
+        return
+    with closing(PartialFile(output, in_place=True)) as file:
+        settings, before = recognizer.settings(), _Before()
+        if file.size:
+            check_settings(file.path, file.settings, settings)
+            before = _Before(finished_rows(file.path, _EveryRow()), os.stat(file.path).st_mtime)
+            if not quiet:
+                click.echo(f"{counted(before.finished.rows, 'row')} from the run before", err=True)
+        file.start(before.finished.size, settings)
+        yield Sink(file, NoFrame(), by_row=True), before

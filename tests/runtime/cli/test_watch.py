@@ -1,0 +1,150 @@
+"""`fer-infer --watch`: files that come into a folder, one by one, over several runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_runtime.batch.watch import FolderWatch, is_being_written
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_band_model(tmp_path_factory.mktemp("model") / "bands.onnx")
+
+
+def _png(expression: int) -> bytes:
+    return cv2.imencode(".png", band_face(expression))[1].tobytes()
+
+
+def _rows(output: Path) -> list[tuple[str, str | None]]:
+    rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+    return [(Path(row["path"]).name, row["error"] or row["faces"][0]["expression"]) for row in rows]
+
+
+def _wait_for(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 40
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def _start(model: Path, inbox: Path, output: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fer_runtime", "--watch", str(inbox), "--output", str(output)]
+    return subprocess.Popen([*command, "--model", str(model), *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def test_files_become_rows_when_they_are_whole_and_a_new_run_continues(model: Path, tmp_path: Path) -> None:
+    inbox, output = tmp_path / "inbox", tmp_path / "rows.jsonl"
+    inbox.mkdir()
+    (inbox / "a.png").write_bytes(_png(3))
+    (inbox / "notes.txt").write_text("no image")
+    with _start(model, inbox, output) as run:
+        _wait_for(lambda: _rows(output) == [("a.png", "happy")])
+        content = _png(5)
+        with (inbox / "b.png").open("wb") as slow:
+            slow.write(content[:100])
+            slow.flush()
+            (inbox / "c.png").write_bytes(_png(6))
+            # Whole files pass the one that somebody still writes.
+            _wait_for(lambda: ("c.png", "surprise") in _rows(output))
+            assert len(_rows(output)) == 2
+            slow.write(content[100:])
+        _wait_for(lambda: ("b.png", "sad") in _rows(output))
+        run.send_signal(signal.SIGTERM)
+        _, errors = run.communicate(timeout=30)
+    assert run.returncode == 143
+    assert "3 images, 3 faces" in errors
+    before = output.read_bytes()
+    output.write_bytes(before + b'{"path": "torn')  # a kill in the middle of a row
+    (inbox / "d.png").write_bytes(_png(0))
+    with _start(model, inbox, output) as run:
+        _wait_for(lambda: len(_rows_or_none(output)) == 4)
+        # A file of the same name is another file.
+        (inbox / "new.png").write_bytes(_png(1))
+        os.replace(inbox / "new.png", inbox / "a.png")
+        _wait_for(lambda: len(_rows_or_none(output)) == 5)
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=30)
+    assert run.returncode == 0
+    assert "3 rows from the run before" in errors
+    assert output.read_bytes().startswith(before)
+    assert _rows(output)[3:] == [("d.png", "angry"), ("a.png", "disgust")]
+
+
+def _rows_or_none(output: Path) -> list[tuple[str, str | None]]:
+    try:
+        return _rows(output)
+    except ValueError:  # the torn row is still there
+        return []
+
+
+def test_rows_of_another_model_and_files_of_others_are_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with _start(model, tmp_path, tmp_path / "rows.jsonl") as run:
+        _, errors = run.communicate(timeout=30)
+    assert run.returncode == 1
+    assert "no run of fer-infer wrote it" in errors
+    assert (tmp_path / "rows.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--annotate", "x"), "--watch does not use --annotate"),
+        (("a.jpg",), "--watch does not use a.jpg"),
+        (("--format", "csv"), "named for jsonl"),
+    ],
+)
+def test_what_a_watch_does_not_use_is_refused(model: Path, tmp_path: Path, arguments: tuple[str], said: str) -> None:
+    with _start(model, tmp_path, tmp_path / "rows.jsonl", *arguments) as run:
+        _, errors = run.communicate(timeout=30)
+    assert run.returncode == 2
+    assert said in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells whether a file is open for writing")
+def test_a_file_that_is_open_for_writing_is_not_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with path.open("wb") as file:
+        file.write(b"x")
+        file.flush()
+        assert is_being_written(str(path))
+    assert not is_being_written(str(path))
+    with path.open("rb"):
+        assert not is_being_written(str(path))
+
+
+def test_files_are_given_once_oldest_first_and_forgotten_when_they_are_gone(tmp_path: Path) -> None:
+    watch = FolderWatch(str(tmp_path))
+    assert watch.new_files() == []
+    for age, name in ((5, "b.png"), (9, "a.png")):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    assert watch.new_files() == []  # seen for the first time: it may still grow
+    assert [Path(path).name for path in watch.new_files()] == ["a.png", "b.png"]
+    assert watch.new_files() == []
+    (tmp_path / "a.png").unlink()
+    assert watch.new_files() == []
+    (tmp_path / "a.png").write_bytes(b"x")
+    watch.new_files()
+    assert [Path(path).name for path in watch.new_files()] == ["a.png"]
+
+
+def test_known_files_are_new_again_when_they_changed_after_their_rows(tmp_path: Path) -> None:
+    for name, modified in (("old.png", 1e9), ("changed.png", 1e9 + 9), ("new.png", 1e9)):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (modified, modified))
+    known = [str(tmp_path / name) for name in ("old.png", "changed.png")]
+    watch = FolderWatch(str(tmp_path), known=known, known_until=1e9 + 5)
+    assert [Path(path).name for path in watch.new_files()] == ["new.png", "changed.png"]
