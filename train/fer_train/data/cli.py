@@ -299,7 +299,7 @@ def split(
     _say_problems(report.unreadable, "cannot be read and are left out", None)
     _print_counts(report.counts)
     if group is not None:
-        persons = ", ".join(f"{number} in {name}" for name, number in report.groups.items())
+        persons = ", ".join(f"{number} in {name}" for name, number in sorted(report.groups.items()))
         click.echo(f"persons          {persons}; nobody is in two")
     click.echo(
         f"copies           {counted(report.copies, 'image')} kept beside one that looks the same, none across splits"

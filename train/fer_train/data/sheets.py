@@ -42,8 +42,14 @@ def draw_sheet(title: str, images: Sequence[Uint8Array], captions: Sequence[str]
         page[y : y + _SIDE, x : x + _SIDE] = _square(image)
         for line, text in enumerate(caption.split("\n")[:2]):
             place = (x, y + _SIDE + 12 + 13 * line)
-            cv2.putText(page, printable(text, limit=_CHARACTERS), place, _FONT, 0.36, _INK, 1, cv2.LINE_AA)
+            cv2.putText(page, _shown(text), place, _FONT, 0.36, _INK, 1, cv2.LINE_AA)
     return page
+
+
+def _shown(text: str) -> str:
+    """A caption's line; OpenCV draws nothing but ASCII."""
+    text = printable(text)
+    return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 2]}.."
 
 
 def _square(image: Uint8Array) -> Any:
