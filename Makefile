@@ -11,7 +11,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint c
 # Tests start many processes; one thread each is faster than many threads on few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint types layers tables tests test-lowest studies fuzz soak bench results peers readme-table clean
+.PHONY: help demo test lint types layers tables tests test-lowest studies fuzz soak arm64 bench results peers readme-table clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -60,6 +60,9 @@ fuzz: $(TEST)/.installed ## Fuzz images, models, checkpoints, results and reques
 soak: $(TEST)/.installed ## Hours: kill runs at random moments, read 100,000 damaged images; one table
 	@PYTHONPATH=. $(TEST)/bin/python -m tests.soak
 
+arm64: $(TEST)/.installed ## The installed package and every bundled model on emulated arm64 processors
+	@PYTHONPATH=. $(TEST)/bin/python -m tests.arm64 $(ARM64)
+
 bench: $(TEST)/.installed ## Latency of every bundled model on this machine
 	@$(TEST)/bin/fer-bench latency
 
@@ -82,7 +85,7 @@ readme-table: $(TEST)/.installed ## Write README's table from benchmarks/results
 	@$(TEST)/bin/python -m studies.readme_table
 
 clean: ## Remove all environments and caches
-	rm -rf $(DEMO) $(TEST) $(LOWEST) $(PEERS)/.venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(DEMO) $(TEST) $(LOWEST) .arm64 $(PEERS)/.venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # Stamp files make later runs fast; a changed requirement installs again.
 $(DEMO)/.installed: EXTRAS :=

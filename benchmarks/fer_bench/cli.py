@@ -23,6 +23,7 @@ from fer_bench.console import (
     warn_about,
     write_json,
 )
+from fer_bench.interoperability.command import interoperability
 from fer_bench.quality_commands import reasons
 from fer_bench.report.commands import report, robustness
 from fer_runtime.command import FerGroup, Rule
@@ -45,6 +46,7 @@ def main() -> None:
     fer-bench compare old.json new.json               find latency regressions
     fer-bench reasons --data data                     where the thresholds of a row's reasons come from
     fer-bench serve                                   fer-serve under load, next to the bare model
+    fer-bench interoperability                        which programs read the files, and what they compute
     fer-bench browser                                 one face in a browser tab, next to face-api.js
     """
 
@@ -53,6 +55,7 @@ main.add_command(robustness)
 main.add_command(report)
 main.add_command(browser)
 main.add_command(reasons)
+main.add_command(interoperability)
 
 
 @main.command(

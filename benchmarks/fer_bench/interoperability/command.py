@@ -1,0 +1,116 @@
+"""`fer-bench interoperability`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fer_bench.console import json_option, models_dir_option, models_option, precisions_option, write_json
+from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.model.find import PRECISIONS, Precision
+
+_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one program did with one file."""
+
+    reader: str
+    file: str
+    difference: float | None  # largest |Δlogit| from the certificate; None for a check without numbers
+    flips: int  # golden faces with another label
+    error: str | None
+    is_missing: bool = False  # the program is not installed
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return self.error
+        if self.difference is None:
+            return "valid"
+        return f"{self.difference:.1e}" + (f", {self.flips} other labels" if self.flips else "")
+
+
+def read_with(reader: str, path: Path) -> Reading:
+    """Run one reader on one file in a process of its own."""
+    from fer_bench.interoperability.readers import READERS
+
+    entry = READERS[reader]
+    nothing = {"difference": None, "flips": 0}
+    if not entry.is_installed:
+        error = f"not installed: {entry.install}"
+        return Reading(reader=reader, file=path.name, error=error, is_missing=True, difference=None, flips=0)
+    done = subprocess.run(
+        [sys.executable, "-m", "fer_bench.interoperability.readers", reader, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=_SECONDS,
+    )
+    if done.returncode < 0:
+        answer: dict[str, Any] = {
+            "error": f"its process was killed by {signal.Signals(-done.returncode).name}",
+            **nothing,
+        }
+    elif done.returncode:
+        answer = {"error": f"its process ended with {done.returncode}", **nothing}
+    else:
+        answer = nothing | json.loads(done.stdout.splitlines()[-1])
+    return Reading(
+        reader=reader, file=path.name, error=answer["error"], difference=answer["difference"], flips=answer["flips"]
+    )
+
+
+def table(readings: Sequence[Reading]) -> str:
+    """A Markdown table: a row for each program, a column for each file; long reasons below it."""
+    files = list(dict.fromkeys(one.file for one in readings))
+    lines = [f"| program | {' | '.join(files)} |", "|---|" + "---:|" * len(files)]
+    notes: list[str] = []
+    for reader in dict.fromkeys(one.reader for one in readings):
+        cells = []
+        for one in (one for one in readings if one.reader == reader):
+            text = str(one)
+            if one.error is not None:
+                if text not in notes:
+                    notes.append(text)
+                text = f"no ({notes.index(text) + 1})"
+            cells.append(text)
+        lines.append(f"| {reader} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]).rstrip()
+
+
+@click.command(cls=FerCommand)
+@models_option
+@precisions_option
+@models_dir_option
+@json_option
+def interoperability(
+    models: tuple[str, ...], precisions: tuple[Precision, ...], models_dir: Path, json_path: Path | None
+) -> None:
+    """Run the golden faces of model files in every program that reads ONNX files.
+
+    Prints a Markdown table of the largest |Δlogit| from each file's certificate, or why a program cannot read the file.
+    """
+    from fer_bench.latency.measure import configurations
+
+    with needs_extra("bench"):
+        from fer_bench.environment import environment
+        from fer_bench.interoperability.readers import READERS
+    files = configurations(
+        models=models, precisions=precisions or PRECISIONS, engines=("onnxruntime",), models_dir=models_dir
+    )
+    readings = []
+    for reader in READERS:
+        for one in files:
+            readings.append(read_with(reader, one.source))
+            click.echo(f"{reader}: {one.source.name}: {readings[-1]}", err=True)
+    click.echo(table(readings))
+    write_json(json_path, environment(), [asdict(one) for one in readings])

@@ -1,0 +1,163 @@
+"""An arm64 Linux in a folder: QEMU's user-mode emulator, Debian's Python and the wheels of fer-edge for aarch64.
+
+Nothing is installed on this machine, and no root is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import os
+import subprocess
+import sys
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+
+_MIRROR = os.environ.get("DEBIAN_MIRROR", "https://deb.debian.org/debian")
+_RELEASE = "trixie"  # bookworm's QEMU 7.2 crashes on importing onnxruntime 1.32
+_PYTHON = "3.13"
+# What Debian's Python and the wheels' libraries link to.
+_PACKAGES = (
+    *("libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libssl3t64", "libffi8", "libbz2-1.0", "liblzma5"),
+    *("libuuid1", "libzstd1", "libsqlite3-0"),
+    *(f"python{_PYTHON}-minimal", f"libpython{_PYTHON}-minimal", f"libpython{_PYTHON}-stdlib"),
+)
+_TIMEOUT_SECONDS = 30  # without an answer
+
+
+class UnavailableError(Exception):
+    """Something cannot be downloaded here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The emulated machine."""
+
+    emulator: Path
+    root: Path  # Debian's files
+    site: Path  # the installed wheels
+
+    def command(self, cpu: str, *arguments: str) -> list[str]:
+        """A command line that runs Python on `cpu`, such as "cortex-a72"."""
+        python = self.root / "usr" / "bin" / f"python{_PYTHON}"
+        return [str(self.emulator), "-L", str(self.root), "-cpu", cpu, str(python), *arguments]
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """Without this machine's Python settings, and with one thread: emulated threads slow each other."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FER_EDGE"))}
+        return {**kept, "PYTHONPATH": str(self.site), "OMP_NUM_THREADS": "1", **extra}
+
+    def run(
+        self, cpu: str, *arguments: str, timeout: float = 1800, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run Python to its end."""
+        return subprocess.run(
+            self.command(cpu, *arguments),
+            env=self.environment(**environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+
+def prepare(folder: Path, *, packages: Sequence[str] = ()) -> Machine:
+    """Download and unpack what is not in `folder` yet, and install this checkout's wheel anew.
+
+    Args:
+        folder: keeps what was downloaded.
+        packages: installed beside fer-edge.
+
+    Raises:
+        UnavailableError: something cannot be downloaded.
+    """
+    machine = Machine(
+        emulator=folder / "qemu" / "usr" / "bin" / "qemu-aarch64", root=folder / "root", site=folder / "site"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if not machine.emulator.is_file():
+        host = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+        for content in _debian_packages(["qemu-user"], host):
+            _unpack(content, folder / "qemu", only="./usr/bin/qemu-aarch64")
+    if not (machine.root / "complete").is_file():
+        for content in _debian_packages(_PACKAGES, "arm64"):
+            _unpack(content, machine.root)
+        if not (machine.root / "lib").exists():  # in Debian a link since bookworm, which belongs to no package
+            (machine.root / "lib").symlink_to("usr/lib")
+        (machine.root / "complete").touch()
+    _install(folder, machine.site, packages)
+    return machine
+
+
+def _install(folder: Path, site: Path, packages: Sequence[str]) -> None:
+    wheels = folder / "wheels"
+    _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), str(CHECKOUT))
+    (wheel,) = wheels.glob("fer_edge-*.whl")
+    platforms = [
+        item
+        for level in ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
+        for item in ("--platform", f"{level}_aarch64")
+    ]
+    settings = ["--implementation", "cp", "--python-version", _PYTHON, "--only-binary", ":all:"]
+    constraints = ["--constraint", str(CHECKOUT / "constraints.txt"), "--target", str(site), "--upgrade"]
+    _pip("install", *platforms, *settings, *constraints, f"{wheel}[serve]", *packages)
+
+
+def _pip(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"],
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    if done.returncode:
+        raise UnavailableError(f"pip {arguments[0]} failed: {done.stderr.strip()[-500:]}")
+
+
+def _debian_packages(names: Sequence[str], architecture: str) -> Iterator[bytes]:
+    """The .deb files of `names`, each compared with the SHA-256 that Debian's index states."""
+    index = lzma.decompress(_fetch(f"{_MIRROR}/dists/{_RELEASE}/main/binary-{architecture}/Packages.xz"))
+    found = {fields["Package"]: fields for fields in _stanzas(index.decode()) if fields.get("Package") in names}
+    for name in names:
+        content = _fetch(f"{_MIRROR}/{found[name]['Filename']}")
+        if hashlib.sha256(content).hexdigest() != found[name]["SHA256"]:
+            raise UnavailableError(f"{found[name]['Filename']} is damaged")
+        yield content
+
+
+def _stanzas(index: str) -> Iterator[Mapping[str, str]]:
+    for stanza in index.split("\n\n"):
+        yield dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and not line.startswith(" "))
+
+
+def _fetch(address: str) -> bytes:
+    print(f"downloading {address}", file=sys.stderr)
+    try:
+        with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as answer:
+            content: bytes = answer.read()
+            return content
+    except (urllib.error.URLError, OSError) as error:
+        raise UnavailableError(f"cannot download {address}: {error}") from error
+
+
+def _unpack(deb: bytes, folder: Path, *, only: str | None = None) -> None:
+    """Unpack the files of a .deb, which is an ar archive with a data.tar inside."""
+    place = 8  # behind "!<arch>\n"
+    while place < len(deb):
+        header = deb[place : place + 60]
+        name, size = header[:16].decode().strip().rstrip("/"), int(header[48:58])
+        start = place + 60
+        if name.startswith("data.tar"):
+            with tarfile.open(fileobj=io.BytesIO(deb[start : start + size])) as archive:
+                members = [one for one in archive.getmembers() if only is None or one.name == only]
+                archive.extractall(folder, members=members, filter="tar")
+            return
+        place = start + size + size % 2
+    raise UnavailableError("a .deb file without data")
