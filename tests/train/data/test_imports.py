@@ -90,6 +90,23 @@ def test_votes_beside_it_are_for_the_same_rows(fer2013: Path, tmp_path: Path) ->
     assert votes.by_path["train/fear/fer2013_00009.png"].tolist() == [0, 0, 0, 0, 4, 0, 1, 2]
 
 
+def test_votes_follow_labels_to_their_new_names(fer2013: Path, tmp_path: Path) -> None:
+    names = ("6=calm", "4=low", "2=low")
+    run = _import(fer2013, tmp_path / "data", *(part for name in names for part in ("--rename", name)))
+    assert run.exit_code == 0, run.output
+    votes = read_votes(tmp_path / "data" / "votes.csv", ("angry", "calm", "disgust", "happy", "low", "surprise"))
+    # Neutral's four votes are calm's; fear and sad have none.
+    assert votes.by_path["train/low/fer2013_00009.png"].tolist() == [0, 4, 0, 0, 0, 1, 2]
+
+
+def test_large_faces_in_a_table(tmp_path: Path) -> None:
+    face = _face(0, 224)
+    (tmp_path / "faces.csv").write_text("emotion,pixels\n3," + " ".join(map(str, face.ravel())) + "\n")
+    run = _import(tmp_path / "faces.csv", tmp_path / "data")
+    assert run.exit_code == 0, run.output
+    assert np.array_equal(read_image(tmp_path / "data" / "train/happy/fer2013_00000.png"), face)
+
+
 def test_fer_plus_own_file_is_read_by_name_and_by_row(fer2013: Path) -> None:
     votes = read_votes(fer2013.parent / "fer2013new.csv", SEVEN)
     none = np.zeros((0, 48, 48), np.uint8)
@@ -135,9 +152,10 @@ def test_rafdb_by_its_list(tmp_path: Path) -> None:
     root = tmp_path / "RAF-DB" / "basic"
     lines = []
     for number in range(1, 8):
-        split = "train" if number % 2 else "test"
-        _write(root / "Image" / "aligned" / f"{split}_{number:05}_aligned.jpg", number)
-        lines.append(f"{split}_{number:05}.jpg {number}\n")
+        # The test images have a digit less.
+        name = f"train_{number:05}" if number % 2 else f"test_{number:04}"
+        _write(root / "Image" / "aligned" / f"{name}_aligned.jpg", number)
+        lines.append(f"{name}.jpg {number}\n")
     (root / "EmoLabel").mkdir()
     (root / "EmoLabel" / "list_patition_label.txt").write_text("".join(lines))
     for number, source in enumerate((root, root.parent, root / "EmoLabel" / "list_patition_label.txt")):
@@ -147,11 +165,11 @@ def test_rafdb_by_its_list(tmp_path: Path) -> None:
         # RAF-DB's paper: 1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral.
         assert _images(tmp_path / f"data{number}") == {
             "train/surprise/train_00001.jpg",
-            "test/fear/test_00002.jpg",
+            "test/fear/test_0002.jpg",
             "train/disgust/train_00003.jpg",
-            "test/happy/test_00004.jpg",
+            "test/happy/test_0004.jpg",
             "train/sad/train_00005.jpg",
-            "test/angry/test_00006.jpg",
+            "test/angry/test_0006.jpg",
             "train/neutral/train_00007.jpg",
         }
 
@@ -159,11 +177,11 @@ def test_rafdb_by_its_list(tmp_path: Path) -> None:
 def test_rafdb_by_its_folders_of_numbers(tmp_path: Path) -> None:
     for number in range(1, 8):
         _write(tmp_path / "DATASET" / "train" / str(number) / f"train_{number:05}_aligned.jpg", number)
-        _write(tmp_path / "DATASET" / "test" / str(number) / f"test_{number:05}_aligned.jpg", number)
+        _write(tmp_path / "DATASET" / "test" / str(number) / f"test_{number:04}_aligned.jpg", number)
     run = _import(tmp_path / "DATASET", tmp_path / "data")
     assert run.exit_code == 0, run.output
     assert "surprise: was 1" in run.output
-    assert "test/neutral/test_00007_aligned.jpg" in _images(tmp_path / "data")
+    assert "test/neutral/test_0007_aligned.jpg" in _images(tmp_path / "data")
 
 
 def test_numbers_alone_are_refused_until_they_are_explained(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_LONGEST_CELL = 1 << 24  # characters; the pixels of a face are one cell
 _NAMED = 10  # images that are named on the terminal; the report names all
 
 _output = click.option("--output", type=_FOLDER, required=True, metavar="DIR", help="Folder for the data set.")
@@ -209,9 +210,12 @@ def import_(
     has its reason there. FER+'s votes become DIR/votes.csv, for fer-train --votes.
     Exits 1 if no image could be read.
     """
+    import csv
+
     from fer_train.data.imports import ImportOptions, import_images
     from fer_train.data.tables import Columns
 
+    csv.field_size_limit(_LONGEST_CELL)
     names = _names(renames, numbers)
     if source.is_dir():
         _refuse_inside(output, source)

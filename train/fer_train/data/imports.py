@@ -20,7 +20,7 @@ from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, decode_image, read_by
 from fer_runtime.output.annotate import encode_image
 from fer_runtime.text import csv_text, printable
 from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE, merged_rows, write_rows
-from fer_train.data.label_names import LabelNames
+from fer_train.data.label_names import NUMBERINGS, LabelNames
 from fer_train.data.placing import Placing, Writing, in_threads, safe_name
 from fer_train.data.source_folders import TEST, TRAIN, SourceImage, not_read, read_source, split_named
 from fer_train.data.tables import Columns, Table, TableRow, read_table
@@ -30,8 +30,8 @@ _OWN_COLUMNS = ("image", "label", "split", "source", "reason")
 # Files that stand for a whole data set, in the order in which they are looked for.
 _KNOWN_FILES = ("fer2013.csv", "icml_face_data.csv", "list_patition_label.txt", "list_partition_label.txt")
 _FERPLUS_FILE = "fer2013new.csv"
-# How RAF-DB names its images, in its list and in its folders of numbers.
-_RAFDB_NAME = re.compile(r"(train|test)_\d{5}(_aligned)?\.jpe?g", flags=re.IGNORECASE)
+# How RAF-DB names its images, in its list and in its folders of numbers: train_00001.jpg, test_0001_aligned.jpg.
+_RAFDB_NAME = re.compile(r"(train|test)_\d{4,5}(_aligned)?\.jpe?g", flags=re.IGNORECASE)
 _AFFECTNET_COLUMN = "subDirectory_filePath"
 _PROBED = 50  # rows that tell where a table's images are
 _NO_LABEL = "has no label"
@@ -124,7 +124,7 @@ def import_images(
         votes = _votes_file(table, options, report)
         candidates = _in_table(table, names, options, report)
     rows: list[dict[str, str]] = []
-    voters = _VotesWriter(votes) if votes is not None else None
+    voters = _VotesWriter(votes, names) if votes is not None else None
 
     def work(one: _Candidate) -> tuple[_Candidate, bytes | None, str]:
         if one.reason:
@@ -388,16 +388,20 @@ class _VotesWriter:
         DataError: the file is not FER+'s.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, names: LabelNames) -> None:
         self._file = file
         table = read_table(file, Columns(path="Image name", label="neutral"))
         if missing := [name for name in FERPLUS_COLUMNS.values() if name not in table.columns]:
             raise DataError(f"{file} is not FER+'s {_FERPLUS_FILE}: it lacks the columns {', '.join(missing)}")
-        self._places = [table.columns.index(name) for name in FERPLUS_COLUMNS.values()]
+        # Labels that were given other names, or one name together, have their votes there.
+        named = {was: names.name(number) or was for number, was in NUMBERINGS["fer2013"].items()}
+        self._places: dict[str, list[int]] = {}
+        for name, column in FERPLUS_COLUMNS.items():
+            self._places.setdefault(named.get(name, name), []).append(table.columns.index(column))
         self._rows = iter(table.lines())
         self._text = io.StringIO()
         self._writer = csv.writer(self._text, lineterminator="\n")
-        self._writer.writerow(["image", *FERPLUS_COLUMNS])
+        self._writer.writerow(["image", *self._places])
         self._count = 0
 
     def add(self, path: str) -> None:
@@ -406,10 +410,14 @@ class _VotesWriter:
         self._count += 1
         if row is None:
             raise DataError(f"{self._file} has {self._count - 1} rows and the images are more; both must be whole")
-        if len(row) <= max(self._places):
-            raise DataError(f"row {self._count} of {self._file} is cut short; copy the file again")
+        try:
+            votes = [sum(int(row[place]) for place in places) for places in self._places.values()]
+        except (IndexError, ValueError):
+            raise DataError(
+                f"row {self._count} of {self._file} has no vote in some column; copy the file again"
+            ) from None
         if path:
-            self._writer.writerow([path, *(row[place] for place in self._places)])
+            self._writer.writerow([path, *votes])
 
     def finish(self) -> str:
         if next(self._rows, None) is not None:
