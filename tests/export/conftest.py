@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from tests.train.images import write_images
 
+from fer_export import pipeline
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.report import ExportReport
 from fer_export.graph import export_graph, serialize
@@ -73,19 +76,25 @@ def v0_metadata() -> ModelMetadata:
 
 
 @pytest.fixture(scope="session")
-def exported(trained_v0: Checkpoint, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(
+    trained_v0: Checkpoint,
+    dataset: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    exported_graphs: dict[str, onnx.ModelProto],
+) -> Exported:
     """fp32, fp16 and int8; int8 may be slower here, where other tests run beside it."""
     models_dir = tmp_path_factory.mktemp("models")
     checkpoint = models_dir / "model_0.pth"
     save_checkpoint(checkpoint, trained_v0)
-    report = export_model(
-        "v0",
-        precisions=("fp32", "fp16", "int8"),
-        data=dataset,
-        models_dir=models_dir,
-        budget=Budget(accuracy=5, macro_f1=5, recall=20),
-        keep_anyway=True,
-    )
+    with exporting_once(exported_graphs):
+        report = export_model(
+            "v0",
+            precisions=("fp32", "fp16", "int8"),
+            data=dataset,
+            models_dir=models_dir,
+            budget=Budget(accuracy=5, macro_f1=5, recall=20),
+            keep_anyway=True,
+        )
     return Exported(models_dir=models_dir, data=dataset, checkpoint=checkpoint, report=report)
 
 
@@ -94,16 +103,29 @@ def exported_graphs() -> dict[str, onnx.ModelProto]:
     return {}
 
 
-@pytest.fixture
-def exports_once(monkeypatch: pytest.MonkeyPatch, exported_graphs: dict[str, onnx.ModelProto]) -> None:
-    """PyTorch's exporter takes seconds: equal weights and settings are exported once for these tests."""
-    from fer_export import pipeline
+@contextmanager
+def exporting_once(graphs: dict[str, onnx.ModelProto]) -> Iterator[None]:
+    """PyTorch's exporter takes seconds: equal weights and settings are exported once for all tests.
+
+    Args:
+        graphs: the fixture `exported_graphs`.
+    """
 
     def export(checkpoint: Checkpoint, *, temperature: float, opset: int) -> onnx.ModelProto:
         weights = sum(float(value.double().sum()) for value in checkpoint.state_dict.values())
         key = f"{weights!r} {temperature!r} {opset}"
-        if key not in exported_graphs:
-            exported_graphs[key] = export_graph(checkpoint, temperature=temperature, opset=opset)
-        return exported_graphs[key]
+        if key not in graphs:
+            graphs[key] = export_graph(checkpoint, temperature=temperature, opset=opset)
+        copy = onnx.ModelProto()
+        copy.CopyFrom(graphs[key])
+        return copy
 
-    monkeypatch.setattr(pipeline, "export_graph", export)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "export_graph", export)
+        yield
+
+
+@pytest.fixture
+def exports_once(exported_graphs: dict[str, onnx.ModelProto]) -> Iterator[None]:
+    with exporting_once(exported_graphs):
+        yield

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, exporting_once
 
 from fer_export.fp16 import halve_model
 from fer_export.gate.accuracy import Budget
@@ -49,15 +49,16 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(exported: Exported) -> Bench:
-    subject, fp32 = prepare(
-        "v0",
-        wanted=("fp32", "fp16", "int8"),
-        checkpoint=exported.checkpoint,
-        data=exported.data,
-        models_dir=exported.models_dir,
-        budget=Budget(accuracy=5, macro_f1=5, recall=20),
-    )
+def bench(exported: Exported, exported_graphs: dict[str, Model]) -> Bench:
+    with exporting_once(exported_graphs):
+        subject, fp32 = prepare(
+            "v0",
+            wanted=("fp32", "fp16", "int8"),
+            checkpoint=exported.checkpoint,
+            data=exported.data,
+            models_dir=exported.models_dir,
+            budget=Budget(accuracy=5, macro_f1=5, recall=20),
+        )
     # A tenth of the made-up faces finds these faults as well, in a third of the time.
     kept = np.r_[: subject.real_faces, subject.real_faces : len(subject.faces) : 10]
     subject = dataclasses.replace(subject, faces=subject.faces[kept], logits=subject.logits[kept])
