@@ -1,4 +1,4 @@
-"""From a checkpoint to an ONNX graph that takes faces as they are and answers with probabilities."""
+"""From a checkpoint to an ONNX graph that takes uint8 faces and gives probabilities."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A file that is to be judged."""
+    """A file before its gate."""
 
     precision: Precision
     model: onnx.ModelProto
@@ -426,7 +426,7 @@ def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProt
 
 
 def check_places(places: Sequence[Path], sha256: str, source: Path, *, replace: bool) -> None:
-    """Can the files be written? Asked minutes before the first one is.
+    """Check that the files can be written, minutes before the first one is.
 
     Args:
         places: the files, all in one folder.
@@ -524,7 +524,7 @@ def judge(
     throughput: Timing,
     fp32_latency: Timing,
 ) -> ExportedModel:
-    """Put one candidate through its gate.
+    """Run the gate on one candidate.
 
     Args:
         reference: the fp32 candidate and what the gate found; None for fp32 itself.
@@ -589,7 +589,7 @@ def judge(
 
 
 def _order_check(logits: FloatArray, labels: Int64Array, names: Sequence[str]) -> Check:
-    """Would the network be right more often if its logits stood for the labels in another order?"""
+    """Check whether the network would be right more often with the labels in another order."""
     confusion = confusion_matrix(labels, logits.argmax(1), classes=len(names))
     order = best_label_order(confusion)
     present, other = accuracy(confusion), float(sum(confusion[label, place] for place, label in enumerate(order)))
@@ -609,7 +609,7 @@ def _order_check(logits: FloatArray, labels: Int64Array, names: Sequence[str]) -
 
 
 def _unproven(subject: Subject, outputs: Outputs | None) -> tuple[str, ...]:
-    """What the compared faces cannot show."""
+    """Say what the compared faces cannot show."""
     found = []
     answered = set() if outputs is None else set(outputs.logits.argmax(1).tolist())
     if missing := [name for place, name in enumerate(subject.original.labels) if place not in answered]:

@@ -1,4 +1,4 @@
-"""What a quantised model may lose: numbers, accuracy, macro-F1 and the recall of each class."""
+"""Limits on the losses of a quantized model: numbers, accuracy, macro-F1 and the recall of each class."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NumberLimits:
-    """How far a quantised model's numbers may lie from the network's on labelled faces.
+    """Limits on the differences between a quantized model's numbers and the network's, on labelled faces.
 
     About twice what the worst of v0, v1, v2 and v3 showed on FER2013's 3,589 validation faces: 1.4 % other labels,
     |Δp| 0.12, 0.0075 in the mean, an error of 2.2 % of the logits' spread and a slope of
@@ -95,7 +95,7 @@ def measure_quality(logits: FloatArray, labels: Int64Array, names: Sequence[str]
 
 
 def number_checks(expected: Outputs, actual: Outputs, limits: NumberLimits, program: str = "PyTorch") -> list[Check]:
-    """Do a quantised model's numbers stay near those of the original in `program`, whatever the labels say?"""
+    """Compare a quantized model's numbers with those of the original in `program`, without the labels."""
     reference = expected.logits.astype(np.float64)
     difference = actual.logits - reference
     by_face = np.abs(actual.probabilities.astype(np.float64) - expected.probabilities).max(1)
@@ -132,7 +132,7 @@ def number_checks(expected: Outputs, actual: Outputs, limits: NumberLimits, prog
 
 
 def budget_checks(quality: Quality, reference: Quality, budget: Budget) -> list[Check]:
-    """Does a model stay within the budget of `reference`, the fp32 model on the same faces?"""
+    """Check that a model stays within the budget of `reference`, the fp32 model on the same faces."""
     rows = (
         ("accuracy", quality.accuracy, reference.accuracy, budget.accuracy),
         ("macro-F1", quality.macro_f1, reference.macro_f1, budget.macro_f1),

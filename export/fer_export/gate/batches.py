@@ -1,4 +1,4 @@
-"""Does the answer for a face depend on the face alone? Each face alone, held against batches of every size."""
+"""Check that a face's outputs depend on the face alone: compare it alone with batches of every size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAME_ANSWER = {"fp32": 1e-4, "int8": 1e-6, "fp16": 2e-2}
 
 
 def batch_checks(content: bytes, faces: Uint8Array, *, precision: str, batches: Sequence[int] = BATCHES) -> list[Check]:
-    """Hold each face alone against batches of many sizes, in shuffled order and at other places.
+    """Compare each face alone with batches of many sizes, in shuffled order and at other places.
 
     Args:
         content: a model file with a dynamic batch.
@@ -69,7 +69,7 @@ def batch_checks(content: bytes, faces: Uint8Array, *, precision: str, batches: 
 
 
 def _repeat_check(content: bytes, session: Any, faces: Uint8Array) -> Check:
-    """The same faces again and again: in one session, and in a session that has seen nothing else."""
+    """Run the same faces repeatedly, in one session and in a new session."""
     some = faces[:32]
     first = _run(open_session(content, source="the exported model").session, some)
     differing = sum(not _equal(first, _run(session, some)) for _ in range(_REPEATS))

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: a temperature and a reject threshold, fitted on labelled faces."""
+"""Temperature scaling and a reject threshold, fitted on labelled faces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What was fitted, and how well it holds."""
+    """Fitted values and their quality."""
 
     temperature: float  # probabilities = softmax(logits / temperature)
     uncertain_below: float | None  # confidence; None where no threshold reaches the target
@@ -91,7 +91,7 @@ def calibrate(logits: FloatArray, truth: Int64Array | FloatArray, *, labels_from
 
 
 def calibration_check(own: Calibration, reference: Calibration) -> Check:
-    """Are a file's probabilities and its threshold as good as fp32's, on the file's own outputs?
+    """Check that a file's probabilities and threshold are as good as fp32's, on the file's own outputs.
 
     Allowed are 2 points of calibration error, 5 points of coverage, and a precision whose interval holds the target.
     Between fp32 and int8 of v0, v1, v2 and v3 they differ by under 0.6 and 1.5 points.

@@ -1,4 +1,4 @@
-"""Made-up faces that switch on every unit of a network: what a certificate carries, and what a gate without data uses.
+"""Made-up faces that switch on every unit of a network, for certificates and for gates without data.
 
 A unit is an output of a ReLU: a channel of a convolution, or a neuron of a linear layer. A face switches it on where it
 is above zero. What no face switches on, no comparison of logits can show. A layer that no ReLU follows has units as

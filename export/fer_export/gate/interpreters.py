@@ -1,4 +1,4 @@
-"""The same faces without ONNX Runtime's optimiser, and in the ONNX standard's own reference evaluator."""
+"""Run the same faces without ONNX Runtime's optimizer, and in ONNX's reference evaluator."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.05}
 
 
 def interpreter_checks(content: bytes, faces: Uint8Array, *, precision: Precision, batch: int | None) -> list[Check]:
-    """Hold ONNX Runtime's optimised graph against other readers of the same file.
+    """Compare ONNX Runtime's optimized graph with other interpreters of the same file.
 
     A file that means something else to another runtime shows here: a Dropout left in training mode is removed by
-    the optimiser and by nothing else.
+    the optimizer and by nothing else.
 
     Args:
         content: the file's bytes.

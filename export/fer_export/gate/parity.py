@@ -1,4 +1,4 @@
-"""The gate: does the file compute what the network computes, and say of itself what is true?"""
+"""The gate: check that a file computes what the network computes, and that its metadata is true."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _RUN_BATCH = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
-    """Everything that the gate found out about one file."""
+    """The gate's results for one file."""
 
     checks: tuple[Check, ...]
     comparison: Comparison | None  # None when the model did not run
@@ -88,7 +88,7 @@ def check_parity(
     precision: Precision = "fp32",
     batch: int | None = None,
 ) -> ParityReport:
-    """Put a model file through the checks that need no labels.
+    """Run the checks that need no labels on a model file.
 
     Args:
         content: the file's bytes, metadata included.
@@ -157,7 +157,7 @@ def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
 
 
 def run_shuffled(session: Any, faces: Uint8Array, *, batch: int = 64) -> Outputs:
-    """The answers in the order of `faces`, computed in batches of shuffled faces.
+    """The outputs in the order of `faces`, computed in batches of shuffled faces.
 
     Labelled faces lie sorted by class. A model that leaks a batch's mean into its faces looks better on such batches
     than on a user's: 68.0 % instead of 64.5 % for a v0 with a tenth of the mean.
@@ -202,7 +202,7 @@ def metadata_checks(
     opset: int | None = None,
     precision: Precision = "fp32",
 ) -> list[Check]:
-    """Does the file say of itself what is true?"""
+    """Check a file's metadata."""
     try:
         said = parse_metadata(file.metadata.get(METADATA_KEY), source="the exported model")
     except ModelFileError as error:
@@ -240,7 +240,7 @@ def metadata_checks(
 
 
 def _softmax_check(actual: Outputs, temperature: float) -> Check:
-    """Do the file's probabilities follow from its own logits? This finds a wrong temperature in the graph."""
+    """Check that the probabilities follow from the file's own logits. This finds a wrong temperature in the graph."""
     difference = float(np.abs(softmax(actual.logits, temperature=temperature) - actual.probabilities).max(initial=0))
     return Check(
         name="temperature",

@@ -1,4 +1,4 @@
-"""A judged file gets its verdict and its certificate, is replayed from the disk, and only then gets its name."""
+"""Publish a judged file: add verdict and certificate, replay it from the disk, then rename it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ QUANTIZERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What all files of one run have in common."""
+    """What all files of one export share."""
 
     name: str  # of the network
     file_name: str  # what the files are called, the network's name or one of its trainer's own
@@ -74,7 +74,7 @@ class Subject:
         return len(self.labels)
 
     def metadata(self, precision: Precision, model: onnx.ModelProto, calibration: Calibration) -> ModelMetadata:
-        """What a file of this run says of itself before it is judged."""
+        """A file's metadata before it is judged."""
         return ModelMetadata(
             name=self.name,
             labels=self.original.labels,
@@ -92,7 +92,7 @@ class Subject:
 
 
 def publish(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> ExportedModel:
-    """Write the file with verdict and certificate, replay it from the disk, and only then give it its name."""
+    """Write the file with verdict and certificate, replay it from the disk, then rename it."""
     sealed = _sealed(subject, judged, model)
     with replaced_atomically(judged.path) as partial:
         partial.write_bytes(sealed)
@@ -132,7 +132,7 @@ def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
 
 
 def _verdict(subject: Subject, judged: ExportedModel) -> dict[str, Any]:
-    """What the gate found, without times: equal exports give equal bytes. Only a refusal for speed names them."""
+    """The gate's results without times, so that equal exports give equal bytes. Only a refusal for speed names them."""
     verdict: dict[str, Any] = {
         "passed": judged.outcome == "passed",
         "outcome": judged.outcome,

@@ -1,4 +1,4 @@
-"""What one run of the export found, and the report of it on disk."""
+"""The results of an export, and their report on disk."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ExportedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """Everything that one run compared."""
+    """All comparisons of one export."""
 
     name: str
     models: tuple[ExportedModel, ...]
@@ -82,7 +82,7 @@ class ExportReport:
 
 
 class ExportRefusedError(ParityError):
-    """A file did not pass its gate and was not published; `report` has the whole story."""
+    """A file did not pass its gate and was not published; `report` has the details."""
 
     def __init__(self, message: str, report: ExportReport) -> None:
         super().__init__(message)
@@ -90,7 +90,7 @@ class ExportRefusedError(ParityError):
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what shapes the file."""
+    """Versions of the tools that shape a file."""
     return {
         "fer-edge": __version__,
         "python": platform.python_version(),
@@ -103,7 +103,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def write_report(report: ExportReport, checkpoint_sha256: str) -> None:
-    """Write the report; what it says of other precisions of the same checkpoint stays."""
+    """Write the report. Entries of other precisions of the same checkpoint are kept."""
     files: dict[str, Any] = {}
     try:
         before = json.loads(report.path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the graph of a file may be: allowed operators, and a proof that every face is answered by itself.
+"""Checks of a file's graph: allowed operators, and a proof that each face is computed on its own.
 
 Running a model on some batches cannot show that the next batch is right. The graph can: each operator of the list
 below computes row i of its output from row i of its inputs and from constants, whatever the batch size. A file that

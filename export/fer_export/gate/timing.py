@@ -1,4 +1,4 @@
-"""Which of several models is faster on this machine, in turns, so that a busy machine slows all alike."""
+"""Time several models on this machine in turns, so that other load slows all of them alike."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Timing:
 def measure_in_turns(
     models: Mapping[str, bytes], faces: Uint8Array, *, batch: int = 1, rounds: int = 200
 ) -> dict[str, Timing]:
-    """Time each model beside the others.
+    """Time each model in turns with the others.
 
     Args:
         models: file contents by name.
@@ -119,7 +119,7 @@ def _is_close_call(milliseconds: list[float]) -> bool:
 
 
 def speed_check(own: Timing, reference: Timing) -> Check:
-    """Is a model faster than `reference`, the fp32 model measured in turns with it?
+    """Check that a model is faster than `reference`, the fp32 model measured in turns with it.
 
     The factor is that of neighbouring turns; "at least" is what nine turns in ten reached.
     """

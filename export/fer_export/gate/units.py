@@ -1,6 +1,6 @@
-"""Layer by layer: does each unit of a quantised model follow the same unit of the float model?
+"""Compare each unit of a quantized model with the same unit of the float model, layer by layer.
 
-The outputs of a whole network hide small faults of one layer. Quantisation noise is random: over many faces a unit's
+The outputs of a whole network hide small faults of one layer. Quantization noise is random: over many faces a unit's
 slope against the float unit stays near 1 and its mean stays in place. A wrong scale, bias or zero point moves both.
 """
 
@@ -22,7 +22,7 @@ _Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitLimits:
-    """How far one unit (a channel, or a neuron) may lie from its float counterpart.
+    """How far one unit (a channel, or a neuron) may differ from its float counterpart.
 
     More than twice what the worst unit of v0 and v3 showed: slope 0.03, shift 0.01, noise 0.11.
     """

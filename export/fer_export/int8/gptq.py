@@ -2,7 +2,7 @@
 
 Rounding each weight to the nearest step ignores that errors can cancel. Going through a layer's inputs
 one by one, and letting the weights that are still to be rounded make up for the error so far, is optimal
-brain quantisation with the ordering of GPTQ (Frantar et al., arXiv 2210.17323).
+brain quantization with the ordering of GPTQ (Frantar et al., arXiv 2210.17323).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BLOCK = 128  # inputs whose error is passed on at once
 
 
 class InputStatistics:
-    """What a layer sees, over calibration faces: gathered part by part, without keeping the parts."""
+    """Statistics of a layer's inputs over calibration faces, gathered part by part without keeping the parts."""
 
     def __init__(self, inputs: int) -> None:
         self.rows = 0

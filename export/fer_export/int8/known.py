@@ -12,7 +12,7 @@ _BLOCK = 4  # columns that the first convolution takes as channels
 
 
 def first_unknown(model: onnx.ModelProto) -> str:
-    """What of a float32 graph our quantizer does not know, in words; "" where it knows everything."""
+    """The first part of a float32 graph that our quantizer does not know, in words; "" if it knows all."""
     try:
         return _Reader(model).first_unknown()
     except (KeyError, IndexError, ValueError, TypeError, StopIteration) as error:

@@ -1,4 +1,4 @@
-"""The graph that onnxruntime really runs: a model after its own optimisation on this machine."""
+"""The graph that onnxruntime runs: a model after its own optimization on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fer_runtime.model.session import optimized_model
 
 
 def integer_check(content: bytes) -> Check:
-    """Does onnxruntime really compute every convolution and product of the file in integers?
+    """Check that onnxruntime computes every convolution and product of the file in integers.
 
     A pattern that it does not recognise runs in float, slower than fp32, and says nothing.
     """
@@ -28,5 +28,5 @@ def integer_check(content: bytes) -> Check:
 
 
 def optimized_nodes(content: bytes) -> tuple[Node, ...]:
-    """The nodes that onnxruntime runs after its own optimisation of a model, on this machine."""
-    return read_onnx(optimized_model(content), source="the optimised model").nodes
+    """The nodes that onnxruntime runs after its own optimization of a model, on this machine."""
+    return read_onnx(optimized_model(content), source="the optimized model").nodes

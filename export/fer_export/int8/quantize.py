@@ -2,7 +2,7 @@
 
 Activations are uint8 and weights int8 (per output channel, symmetric), written as QuantizeLinear and
 DequantizeLinear pairs that onnxruntime fuses into integer operators. Pixels are uint8 already, so nothing
-is quantised at the input: the first convolution reads them with the scale 1 (its weights hold the 1/255).
+is quantized at the input: the first convolution reads them with the scale 1 (its weights hold the 1/255).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Quantizer:
         self.outputs = {one.name for one in model.graph.output}
         self.writer = GraphWriter()
         self.quantized: dict[str, QuantizedTensor] = {}
-        self.spatial: dict[str, tuple[int, int, int]] = {}  # channels, height, width of each quantised tensor
+        self.spatial: dict[str, tuple[int, int, int]] = {}  # channels, height, width of each quantized tensor
         self.done: set[str] = set()  # names of nodes that an earlier one took with it
 
     def run(self) -> onnx.ModelProto:

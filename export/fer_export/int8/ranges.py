@@ -1,4 +1,4 @@
-"""What flows through a float model over real faces: the ranges and statistics that its integer form is made from."""
+"""Calibration ranges and statistics of a float model over real faces, from which its integer form is made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATCHES_PER_FACE = 48
 
 @dataclass(frozen=True, slots=True)
 class ActivationRange:
-    """What a tensor's quantisation must cover."""
+    """The calibration range of a tensor."""
 
     low: float
     high: float
@@ -36,7 +36,7 @@ class ActivationRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
-    """What flows through a float model over calibration faces."""
+    """Ranges and statistics of a float model over calibration faces."""
 
     ranges: dict[str, ActivationRange]  # of each tensor
     # Of each convolution and linear layer, by the node's name; one that is missing has its weights rounded one by one.
@@ -44,7 +44,7 @@ class Observations:
 
 
 def observe(model: onnx.ModelProto, faces: Uint8Array) -> Observations:
-    """Run the float32 `model` on calibration faces uint8 (faces, 48, 48) and watch every layer.
+    """Run the float32 `model` on calibration faces uint8 (faces, 48, 48) and record every layer.
 
     Ranges are from the smallest to the largest value: leaving out even one in ten thousand cost more on v0
     and v1 than the finer steps gained.

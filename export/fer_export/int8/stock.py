@@ -1,4 +1,4 @@
-"""The int8 model of a network that ours does not know: onnxruntime's own `quantize_static`, behind the same gate."""
+"""int8 models by onnxruntime's `quantize_static`, for networks that our quantizer does not know; same gate."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _reader(tools: Any, faces: Uint8Array) -> Any:
 
 
 def _tidy(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
-    """Our container: one operator set, named nodes, nothing beside the graph."""
+    """Bring the file into our form: one operator set, named nodes, nothing beside the graph."""
     del quantized.opset_import[:]
     version = max(model.opset_import[0].version, LOWEST_OPSET)
     quantized.opset_import.append(helper.make_opsetid("", version))

@@ -1,4 +1,4 @@
-"""The parity certificate: golden faces and what was computed for them at export, inside the model file."""
+"""The parity certificate inside a model file: golden faces and the logits computed for them at export."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _TIGHTEST = 1e-6  # ten steps of float32 at 1: every machine differs by some
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """Golden faces with their logits, and how far the file lay from the network when it was exported."""
+    """Golden faces with their logits, and the differences between file and network at export."""
 
     faces: Uint8Array  # (faces, size, size) or (faces, size, size, 3), made up
     network_logits: FloatArray  # (faces, classes), the original's in float32 on CPU
-    model_logits: FloatArray  # (faces, classes), the file's own at export; a quantised model has other ones
+    model_logits: FloatArray  # (faces, classes), the file's own at export; a quantized model has other ones
     labels: tuple[str, ...]  # of the logits, as the network was trained
     tolerance: Tolerance  # for replays of the model's own logits on another machine
     measured: dict[str, Any] = field(default_factory=dict)  # worst differences from the network at export
@@ -115,11 +115,11 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
 
 
 def tolerance_in(arithmetic: str, precision: str, stated: Tolerance) -> Tolerance:
-    """What a replay may differ by.
+    """The tolerance of a replay.
 
     Args:
         arithmetic: of the provider, "fp32" or "bf16".
-        precision: of the file; the quantised ones have no other arithmetic.
+        precision: of the file; the quantized ones have no other arithmetic.
         stated: the file's own tolerance.
     """
     return ARITHMETIC_TOLERANCES[arithmetic] if arithmetic != "fp32" and precision in ("fp32", "fp16") else stated

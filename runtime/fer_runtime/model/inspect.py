@@ -1,4 +1,4 @@
-"""What a model file is, in words and as JSON, without the onnx package."""
+"""Describe a model file as text or JSON, without the onnx package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MULTIPLYING = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """What the file holds, and what it says of itself."""
+    """The contents of a model file and its metadata."""
 
     path: Path
     model_bytes: int
@@ -126,7 +126,7 @@ def _calibration(said: ModelMetadata) -> str:
 
 
 def inspect_model(path: Path) -> ModelFacts:
-    """What the model file at `path` is.
+    """Describe the model file at `path`.
 
     Raises:
         ModelFileError: the file is missing, truncated or no ONNX model, or its metadata is damaged.

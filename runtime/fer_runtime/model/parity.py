@@ -1,4 +1,4 @@
-"""How far two runs of a model lie apart: the same figures at export and in the self-test."""
+"""Differences between two runs of a model, in the same figures at export and in the self-test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Uint8Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """What a model answers."""
+    """The outputs of a model."""
 
     logits: FloatArray  # (faces, classes)
     probabilities: FloatArray  # (faces, classes)
@@ -26,7 +26,7 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """The largest differences that count as the same answer."""
+    """The largest differences that pass as equal."""
 
     logits: float = 1e-3  # |Δlogit| <= logits * (1 + |logit|)
     probabilities: float = 1e-3  # |Δp|
@@ -108,7 +108,7 @@ def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64, pads: bool = False) -> Outputs:
-    """The model's answers for faces of its size and colour, uint8, computed in batches.
+    """The model's outputs for uint8 faces of its size and colour, computed in batches.
 
     Args:
         pads: fill the last batch up with its first face, for a model of a fixed batch size.
@@ -134,7 +134,7 @@ def softmax(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One question that a gate or a self-test asked, and the answer."""
+    """One check of a gate or a self-test, with its result."""
 
     name: str
     passed: bool
@@ -148,7 +148,7 @@ class Check:
 
 
 def comparison_checks(worst: Comparison, tolerance: Tolerance) -> list[Check]:
-    """The four questions about numbers: "finite", "logits", "probabilities", "top-1"."""
+    """The four checks of numbers: "finite", "logits", "probabilities", "top-1"."""
     failed = worst.failures(tolerance)
     details = {
         "finite": f"{worst.not_finite} values are NaN or infinite",

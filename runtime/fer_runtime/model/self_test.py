@@ -1,4 +1,4 @@
-"""Does this machine compute what was trained? The certificate of a model file replayed, without PyTorch."""
+"""The self-test: replay a model file's certificate on this machine, without PyTorch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BATCHES = (64, 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfTestReport:
-    """What the replay of one file found."""
+    """The result of one replay."""
 
     path: Path
     model: str  # "v0 int8"

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: the one place that imports onnxruntime."""
+"""ONNX Runtime sessions. No other module imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def silence() -> None:
 
 
 def runtime_version() -> str:
-    """Of onnxruntime, whichever distribution it came in: onnxruntime-gpu has no metadata under that name."""
+    """The version of onnxruntime, also of distributions with another name, such as onnxruntime-gpu."""
     version: str = onnxruntime.__version__
     return version
 
@@ -90,7 +90,7 @@ def create_session(content: bytes, options: SessionOptions) -> InferenceSession:
 
 
 class OpenedSession(NamedTuple):
-    """A session and the execution provider that it really uses."""
+    """A session and the execution provider that it uses."""
 
     session: InferenceSession
     provider: str  # short name, "CPU", with the arithmetic where it is not fp32: "OpenVINO:bf16"
@@ -172,12 +172,12 @@ def _create_session(content: bytes, threads: int, wanted: str, optimize: bool = 
 
 
 def optimized_model(content: bytes) -> bytes:
-    """The graph that ONNX Runtime runs on this machine after its own optimisation, as an .onnx file's bytes."""
+    """The graph that ONNX Runtime runs on this machine after its own optimization, as an .onnx file's bytes."""
     return _saved(content, session_options())
 
 
 def save_optimized(content: bytes, *, ort_format: bool) -> bytes:
-    """The graph after the optimisations that hold on every processor, as an .onnx or .ort file's bytes."""
+    """The graph after the optimizations that hold on every processor, as an .onnx or .ort file's bytes."""
     options = session_options()
     # ORT_ENABLE_ALL adds layouts that only this machine's kernels read.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

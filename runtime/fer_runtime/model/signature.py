@@ -1,4 +1,4 @@
-"""Signatures of model files: who made this file, when anybody could have.
+"""Signatures of model files, which show who made a file.
 
 A signature is the file `NAME.onnx.sig` beside the model: the 64 bytes of Ed25519 (RFC 8032) over the model file's
 bytes. It is beside the file, not inside, so that it is verified before anything of the file is read, and so that any
@@ -18,7 +18,7 @@ _MAX_KEY_BYTES = 65_536
 
 
 def signature_path(path: Path) -> Path:
-    """Where the signature of a model file is, `model_0.onnx.sig`."""
+    """The path of a model file's signature, `model_0.onnx.sig`."""
     return path.with_name(f"{path.name}.sig")
 
 

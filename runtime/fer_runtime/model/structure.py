@@ -1,4 +1,4 @@
-"""What a model file may contain before it is given to ONNX Runtime: operators whose work is known beforehand."""
+"""Limits on a model file, checked before ONNX Runtime opens it: operators whose work is known from the file."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def check_work(file: OnnxFile, *, source: str) -> None:
 
 
 def check_contract(file: OnnxFile, metadata: ModelMetadata, *, source: str) -> None:
-    """Hold a file's inputs and outputs against what its metadata says.
+    """Compare a file's inputs and outputs with its metadata.
 
     Raises:
         ModelFileError: with what the file takes and gives.

@@ -29,7 +29,7 @@ class Golden:
     temperature: float
 
     def expected(self, precision: str) -> Outputs:
-        """What a file of this precision is compared with: PyTorch, and for int8 the quantised ONNX file."""
+        """What a file of this precision is compared with: PyTorch, and for int8 the quantized ONNX file."""
         logits = self.model_logits if precision == "int8" else self.network_logits
         return Outputs(logits=logits, probabilities=softmax(logits, temperature=self.temperature))
 

@@ -134,7 +134,7 @@ def test_integers_equal_the_same_graph_in_float(int8_graph: onnx.ModelProto) -> 
     assert np.abs(expected - actual).max() < 0.02 * np.abs(expected).max()
 
 
-def test_pixels_flow_into_the_first_convolution_unquantised(int8_graph: onnx.ModelProto) -> None:
+def test_pixels_flow_into_the_first_convolution_unquantized(int8_graph: onnx.ModelProto) -> None:
     first = int8_graph.graph.node[0]
     assert (first.op_type, first.input[0]) == ("Reshape", "faces")
     scale = next(one for one in int8_graph.graph.initializer if one.name == "planes_scale")
@@ -152,7 +152,7 @@ def test_ranges_hold_zero_exactly() -> None:
 
 
 @pytest.mark.parametrize(("name", "additions"), [("v1", 8), ("v2", 6)])
-def test_a_residual_network_is_quantised_whole(name: str, additions: int) -> None:
+def test_a_residual_network_is_quantized_whole(name: str, additions: int) -> None:
     torch.manual_seed(0)
     network = create_network(name)
     checkpoint = Checkpoint(name=name, state_dict=network.state_dict())
@@ -168,7 +168,7 @@ def test_a_residual_network_is_quantised_whole(name: str, additions: int) -> Non
     actual = run_model(open_session(content).session, faces).logits
     assert np.corrcoef(expected.ravel(), actual.ravel())[0, 1] > 0.99
     assert sum(node.op_type == "Add" for node in read_onnx(content, source=name).nodes) == additions
-    # Between the pixels and the logits nothing is quantised again, taken back to float, or moved about.
+    # Between the pixels and the logits nothing is quantized again, taken back to float, or moved about.
     kinds = {node.op_type for node in optimized_nodes(content)}
     assert kinds == {
         *("Reshape", "QLinearConv", "NhwcMaxPool", "QLinearAdd", "QLinearGlobalAveragePool", "QGemm"),
