@@ -266,8 +266,8 @@ def load_training_faces(
     train = whole.subset(kept) if len(kept) < len(whole) else whole
     if gone := [expression for expression, count in train.counts.items() if not count]:
         raise DataError(
-            f"{data} has no training image of {', '.join(gone)} left (left out: {', '.join(drop) or 'none'}); "
-            "add some, or keep them with --drop none"
+            f"{data} has no training image of {', '.join(gone)} left (left out: "
+            f"{', '.join([*drop, *map(str, drop_files)]) or 'none'}); add some, or leave out fewer with --drop"
         )
     return TrainingFaces(whole=whole, train=train, validation=validation, note=splits.note)
 
