@@ -59,6 +59,7 @@ fuzz: $(TEST)/.installed ## Fuzz images, models, checkpoints, results and reques
 
 soak: $(TEST)/.installed ## Hours: kill runs at random moments, read 100,000 damaged images; one table
 	@PYTHONPATH=. $(TEST)/bin/python -m tests.soak
+	@PYTHONPATH=. $(TEST)/bin/python -m tests.soak.streams
 
 arm64: $(TEST)/.installed ## The installed package and every bundled model on emulated arm64 processors
 	@PYTHONPATH=. $(TEST)/bin/python -m tests.arm64 $(ARM64)

@@ -49,10 +49,12 @@ class Served:
 
     Args:
         arguments: of ffmpeg, what to do with the frames.
+        image: a still image to serve instead.
     """
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, image: str | None = None) -> None:
         self._arguments = arguments
+        self._image = image
         self._number = 0  # of the next frame; goes on when the server is started again
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -60,8 +62,12 @@ class Served:
         """Begin to serve."""
         size = f"{WIDTH}x{HEIGHT}"
         raw = ("-f", "rawvideo", "-pix_fmt", "gray", "-s", size, "-r", str(RATE), "-i", "-", "-g", "5")
+        if self._image is not None:
+            raw = ("-re", "-loop", "1", "-framerate", str(RATE), "-i", self._image, "-pix_fmt", "yuv420p")
         command = ["ffmpeg", "-hide_banner", "-loglevel", "quiet", *raw, *self._arguments]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if self._image is not None:
+            return
         threading.Thread(target=self._feed, args=(self.process,), daemon=True).start()
 
     def _feed(self, process: subprocess.Popen[bytes]) -> None:
