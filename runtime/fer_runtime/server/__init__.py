@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fer_runtime.server.app import create_app as create_app
+    from fer_runtime.server.app import open_recognition as open_recognition
     from fer_runtime.server.run import run_server as run_server
     from fer_runtime.server.settings import ServerSettings as ServerSettings
 
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 _MODULES = {
     "ServerSettings": "fer_runtime.server.settings",
     "create_app": "fer_runtime.server.app",
+    "open_recognition": "fer_runtime.server.app",
     "run_server": "fer_runtime.server.run",
 }
-__all__ = ["ServerSettings", "create_app", "run_server"]
+__all__ = ["ServerSettings", "create_app", "open_recognition", "run_server"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,10 +20,21 @@ from fer_runtime.server.guard import Guard, error_response
 from fer_runtime.server.images import ImagesApi
 from fer_runtime.server.live import ENDLESS, LiveView
 from fer_runtime.server.logs import log_exception
-from fer_runtime.server.metrics import CONTENT_TYPE
+from fer_runtime.server.metrics import CONTENT_TYPE, Metrics
+from fer_runtime.server.models import open_models
 from fer_runtime.server.openapi import describe_api
 from fer_runtime.server.protocol import InferenceProtocol
 from fer_runtime.server.recognition import Recognition
+from fer_runtime.server.settings import ServerSettings
+
+
+def open_recognition(settings: ServerSettings) -> Recognition:
+    """The models that the settings name, self-tested, with threads to serve them; for `create_app`.
+
+    Raises:
+        FerError: a model is missing, does not load, or fails its self-test.
+    """
+    return Recognition(settings, open_models(settings), Metrics())
 
 
 def create_app(

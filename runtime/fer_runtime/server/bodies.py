@@ -83,13 +83,10 @@ class Body:
         kind, options = parse_options_header(self._request.headers.get("content-type"))
         if kind == b"multipart/form-data":
             uploads = await self._read_parts(options)
-        elif kind in (b"application/x-www-form-urlencoded", b"application/json"):
-            raise RequestError(
-                415,
-                "type",
-                f"send an image, or files as multipart/form-data (-F image=@photo.jpg), not {kind.decode()}",
-            )
+        elif kind == b"application/json":
+            raise RequestError(415, "type", "send an image, or files as multipart/form-data (-F image=@photo.jpg)")
         else:
+            # Whatever the type says: curl --data-binary calls everything a form.
             uploads = [Upload("", await self.read())]
         if not uploads or not any(upload.content for upload in uploads):
             raise RequestError(

@@ -11,13 +11,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from fer_runtime.errors import ServeError
-from fer_runtime.server.app import create_app
+from fer_runtime.server.app import create_app, open_recognition
 from fer_runtime.server.connections import limited_protocol
 from fer_runtime.server.live import LiveView
 from fer_runtime.server.logs import log, take_library_logs
-from fer_runtime.server.metrics import Metrics
-from fer_runtime.server.models import open_models
-from fer_runtime.server.recognition import Recognition
 from fer_runtime.server.settings import ServerSettings
 from fer_runtime.server.watch import FolderWatch
 
@@ -53,8 +50,7 @@ def run_server(settings: ServerSettings) -> None:
     listener = _listen(settings)
     with listener:
         take_library_logs()
-        metrics = Metrics()
-        recognition = Recognition(settings, open_models(settings), metrics)
+        recognition = open_recognition(settings)
         tasks, live = [], None
         try:
             if settings.watch is not None:
@@ -66,7 +62,7 @@ def run_server(settings: ServerSettings) -> None:
                 live = LiveView(settings.live, settings.live_name, recognition)
             server = _Server(_config(create_app(recognition, live=live, tasks=tasks), settings))
             server.live = live
-            metrics.connections.set_function(lambda: len(server.server_state.connections))
+            recognition.metrics.connections.set_function(lambda: len(server.server_state.connections))
             port = listener.getsockname()[1]
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             models = [

@@ -86,7 +86,7 @@ def serving(folder: Path, *options: str, program: str = PROGRAM, **environment: 
     pytest.importorskip("starlette", reason="needs the extra serve: pip install 'fer-edge[serve]'")
     pytest.importorskip("uvicorn", reason="needs the extra serve: pip install 'fer-edge[serve]'")
     folder.mkdir(exist_ok=True)
-    inside = {name: str(folder) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    inside = {name: str(folder) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")} | {"FER_SERVE_TOKEN": ""}
     process = subprocess.Popen(
         [sys.executable, "-c", program, "--port", "0", *options],
         cwd=folder,

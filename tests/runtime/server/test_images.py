@@ -52,6 +52,12 @@ def test_one_image_as_the_body_gets_its_row(service: Service, expected: dict[str
     assert (answer.json["model"], answer.json["precision"]) == ("v3", "int8")
 
 
+def test_what_curl_sends_as_a_form_is_an_image_all_the_same(service: Service) -> None:
+    answer = service.ask("POST", "/v1/crops", jpeg(48), content_type="application/x-www-form-urlencoded")
+    assert answer.json["images"][0]["faces"]
+    assert service.ask("POST", "/v1/images", b"{}", content_type="application/json").status == 415
+
+
 def test_several_files_get_their_rows_in_order_and_the_bad_one_its_reason(
     service: Service, expected: dict[str, dict[str, Any]]
 ) -> None:

