@@ -91,10 +91,20 @@ class _Source(ABC):
         is_live: frames that come while another one is processed are dropped, and times are those of their arrival.
             Otherwise the reader waits for `read`, and times are those of the video.
         on_message: takes a line of text when the connection is lost, and when it is back.
+        timeout: seconds without data after which a connection counts as lost.
     """
 
-    def __init__(self, name: str, *, reconnect: float, is_live: bool, on_message: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        reconnect: float,
+        is_live: bool,
+        on_message: Callable[[str], object],
+        timeout: float = float("inf"),
+    ) -> None:
         self.name = name
+        self._timeout = timeout
         self.is_live = is_live
         self._reconnect = reconnect
         self._say = on_message
@@ -288,6 +298,10 @@ class _Source(ABC):
                 shared.condition.wait_for(lambda: shared.frame is None or shared.is_closed)
             else:
                 time = now - self._started
+                if shared.last is not None and shared.lost is None and time - shared.last[0] >= self._timeout:
+                    # What FFmpeg had of a frame when the time limit of its reading was over.
+                    shared.damaged += 1
+                    return
                 if shared.last is not None:
                     back = self._account(time, *shared.last)
                     time = max(time, shared.last[0] + 1e-6)  # times rise, also within a tick of the clock
@@ -341,10 +355,13 @@ class Stream(_Source):
             raise ValueError(f"not the address of a stream ({', '.join(f'{one}://' for one in PROTOCOLS)})")
         _import_av()
         super().__init__(
-            stream_name(address) if name is None else name, reconnect=reconnect, is_live=True, on_message=on_message
+            stream_name(address) if name is None else name,
+            reconnect=reconnect,
+            is_live=True,
+            on_message=on_message,
+            timeout=timeout,
         )
         self._address = address
-        self._timeout = timeout
         self._thread.start()
 
     def __enter__(self) -> Stream:

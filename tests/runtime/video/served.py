@@ -61,7 +61,7 @@ class Served:
     def start(self) -> None:
         """Begin to serve."""
         size = f"{WIDTH}x{HEIGHT}"
-        raw = ("-f", "rawvideo", "-pix_fmt", "gray", "-s", size, "-r", str(RATE), "-i", "-", "-g", "5")
+        raw: tuple[str, ...] = ("-f", "rawvideo", "-pix_fmt", "gray", "-s", size, "-r", str(RATE), "-i", "-", "-g", "5")
         if self._image is not None:
             raw = ("-re", "-loop", "1", "-framerate", str(RATE), "-i", self._image, "-pix_fmt", "yuv420p")
         command = ["ffmpeg", "-hide_banner", "-loglevel", "quiet", *raw, *self._arguments]

@@ -104,6 +104,35 @@ def test_a_server_that_is_killed_twice_and_paused_once_leaves_three_gaps_and_no_
     assert any(message.startswith("door: frames again after ") for message in messages)
 
 
+@needs_ffmpeg
+def test_a_silence_that_outlasts_the_time_limit_is_one_gap(tmp_path: Path) -> None:
+    port = free_port()
+    messages: list[str] = []
+    address = f"http://127.0.0.1:{port}/"
+    stream = Stream(address, timeout=1.0, reconnect=30, on_message=messages.append)
+    with served(*mpegts_arguments(port)) as camera, stream:
+        frames = _read(stream)
+        before = [item for item in islice(frames, 5) if isinstance(item, SourceFrame)]
+        camera.pause()
+        _wait_for(lambda: any("no data arrived in time" in message for message in messages))
+        camera.kill()
+        camera.start()
+        items = [*before]
+        gaps = []
+        for item in frames:
+            if isinstance(item, Gap):
+                gaps.append(item)
+            elif gaps:
+                break
+            else:
+                items.append(item)
+    assert [gap.reason for gap in gaps] == ["no data arrived in time"]
+    assert gaps[0].start == items[-1].time
+    assert gaps[0].end - gaps[0].start >= 1.0
+    # The half frame that FFmpeg had when the time was over is none.
+    assert all(later.time - earlier.time < 1.0 for earlier, later in pairwise(items))
+
+
 def _disrupt(off: Callable[[], None], seconds: float, on: Callable[[], None]) -> None:
     off()
     sleep(seconds)
