@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -32,16 +32,14 @@ TURNED_ABOVE = 0.3  # of `turn`
 _LANDMARKS = 5  # that YuNet gives
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(NamedTuple):
     """What a model's file and the user say; None where nothing is said."""
 
     confidence: float | None = None  # less is `low_confidence`
     unfamiliarity: float | None = None  # more is `unfamiliar`
 
 
-@dataclass(frozen=True, slots=True)
-class Doubts:
+class Doubts(NamedTuple):
     """The reasons against an answer, and those that could not be looked for."""
 
     reasons: tuple[str, ...]  # out of REASONS

@@ -10,10 +10,9 @@ the target's own runtime. A target of your own is an entry, named in `FER_EDGE_P
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fer_runtime.registry import Registry
 
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     Run = Callable[[npt.NDArray[np.uint8]], Outputs]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(NamedTuple):
     """A target's entry; listing targets imports none of them."""
 
     name: str
@@ -42,11 +40,13 @@ class Target:
     converters: tuple[str, ...] = ()  # packages that convert
     install_converter: str = ""  # the command that installs those
     # Precisions that it is written in, each with that of the ONNX file that it is made from.
-    precisions: Mapping[str, Precision] = field(default_factory=lambda: {"fp32": "fp32"})
+    precisions: Mapping[str, Precision] = MappingProxyType({"fp32": "fp32"})
     runs_on: str | None = None  # where its runtime runs, if not everywhere: a file converted elsewhere is unproven
 
     @property
     def is_installed(self) -> bool:
+        from importlib.util import find_spec
+
         return find_spec(self.needs) is not None
 
     def base_name(self, path: Path) -> str:

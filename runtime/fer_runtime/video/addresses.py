@@ -13,7 +13,7 @@ PROTOCOLS = {
     "https": "http,https,httpproxy,tcp,tls,crypto",
     "udp": "udp",
 }
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://\S*[^\s:;,.!?)'\"]")
+_ADDRESS = r"([A-Za-z][A-Za-z0-9+.-]*)://\S*[^\s:;,.!?)'\"]"
 
 
 def is_stream(source: object) -> bool:
@@ -48,4 +48,4 @@ def hide_addresses(text: str) -> str:
     """`text` with `stream_name` in place of every address of a stream in it."""
     if "://" not in text:
         return text
-    return _ADDRESS.sub(lambda found: stream_name(found[0]) if found[1].lower() in PROTOCOLS else found[0], text)
+    return re.sub(_ADDRESS, lambda found: stream_name(found[0]) if found[1].lower() in PROTOCOLS else found[0], text)
