@@ -123,21 +123,25 @@ def _service(program: str, model: Path) -> Iterator[_Service]:
     command = [sys.executable, "-c", program, "--port", "0", "--workers", "1", "--model", str(model.absolute())]
     with _on_one_core():
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    with process:
+    assert process.stderr is not None
+    # Its log must be read, or the service would wait for that.
+    reader = threading.Thread(target=deque, args=(process.stderr, 0), daemon=True)
+    try:
+        first = process.stderr.readline()
         try:
-            assert process.stderr is not None
-            first = process.stderr.readline()
-            try:
-                listening = json.loads(first)
-                port, name = int(listening["url"].rpartition(":")[2]), listening["models"][0].split()[0]
-            except (ValueError, KeyError) as error:
-                said = (first + process.stderr.read()).strip()
-                raise ServeError(f"a service does not start: {said[-500:]}") from error
-            # Its log must be read, or the service would wait for that.
-            threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
-            yield _Service(process, port, name)
-        finally:
-            process.terminate()
+            listening = json.loads(first)
+            port, name = int(listening["url"].rpartition(":")[2]), listening["models"][0].split()[0]
+        except (ValueError, KeyError) as error:
+            said = (first + process.stderr.read()).strip()
+            raise ServeError(f"a service does not start: {said[-500:]}") from error
+        reader.start()
+        yield _Service(process, port, name)
+    finally:
+        process.terminate()
+        process.wait()
+        if reader.is_alive():
+            reader.join()
+        process.stderr.close()
 
 
 @contextmanager
