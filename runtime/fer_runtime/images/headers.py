@@ -110,7 +110,10 @@ def kind_not_read(content: bytes) -> str | None:
     if content.startswith((b"#?RADIANCE", b"#?RGBE", b"\x76\x2f\x31\x01", b"PF\n", b"Pf\n")):
         return f"is a Radiance HDR, OpenEXR or PFM image, which {_FLOAT}"
     if looks_like_a_video(content[:HEAD_BYTES]):
-        return "is a video; give it by name, without the suffix of an image, in a run of its own"
+        return (
+            "is a video; give it by name, without the suffix of an image, in a run of its own, or pipe it with "
+            "--input-format auto"
+        )
     return None
 
 
