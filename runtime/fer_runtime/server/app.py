@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Scope
 
 from fer_runtime.server.bodies import BodyBudget
 from fer_runtime.server.errors import RequestError
-from fer_runtime.server.guard import Guard, error_response
+from fer_runtime.server.guard import FAULT, Guard, error_response
 from fer_runtime.server.images import ImagesApi
 from fer_runtime.server.live import ENDLESS, LiveView
 from fer_runtime.server.logs import log_exception
@@ -113,6 +113,10 @@ def create_app(
         message = reasons.get(error.status_code, error.detail)
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
+    async def fail(request: Request, error: Exception) -> Response:
+        # A fault of ours; starlette raises it again, and the guard logs it.
+        return JSONResponse({"error": FAULT}, 500)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         running = [asyncio.ensure_future(task()) for task in tasks]
@@ -123,7 +127,9 @@ def create_app(
             one.cancel()
 
     app = Starlette(
-        routes=routes, lifespan=lifespan, exception_handlers={RequestError: refuse, HTTPException: refuse_route}
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={RequestError: refuse, HTTPException: refuse_route, Exception: fail},
     )
     # Of the addresses of one handler, the first.
     templates = {route.endpoint: route.path for route in reversed(routes)}

@@ -21,6 +21,7 @@ from fer_runtime.server.settings import LOOPBACK
 
 # Answered without a token: they tell no more than whether the service works.
 _OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+FAULT = "the service failed; its log says where"
 COOKIE = "fer_token"  # of the live page, whose <img> sends no header
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -108,7 +109,7 @@ class Guard:
             log_exception(error)
             self._metrics.refused.labels("fault").inc()
             if status == 0:
-                await JSONResponse({"error": "the service failed; its log says where"}, 500)(scope, receive, send_noted)
+                await JSONResponse({"error": FAULT}, 500)(scope, receive, send_noted)
         finally:
             if admitted:
                 self._recognition.active -= 1
