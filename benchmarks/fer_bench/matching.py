@@ -9,8 +9,7 @@ from fer_bench.accuracy import LabelledImages, labelled_folder, read_labelled_im
 from fer_bench.latency.measure import Configuration
 from fer_runtime.errors import DataError
 from fer_runtime.labels import label_difference
-from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
-from fer_runtime.model.onnx_file import read_onnx_file
+from fer_runtime.model.load import read_model
 
 
 def images_for(
@@ -52,5 +51,4 @@ def images_for(
 
 def labels_of(path: Path) -> tuple[str, ...]:
     """The labels that a model file names, in the order of its logits."""
-    file, _ = read_onnx_file(path)
-    return parse_metadata(file.metadata.get(METADATA_KEY), source=str(path)).labels
+    return read_model(path).metadata.labels

@@ -30,6 +30,7 @@ from fer_runtime.model.find import (
     packaged_models_dir,
 )
 from fer_runtime.model.inspect import inspect_model
+from fer_runtime.model.load import read_model
 
 # Beyond these limits the machine was busy, and the time is not a property of the model.
 BUSY_SPREAD = 0.25
@@ -172,9 +173,22 @@ def configurations(
 
 
 def _face_shape(path: Path | None) -> tuple[int, ...]:
-    """Of the faces that a model file takes; FER2013's for a file that does not say it."""
-    metadata = None if path is None else inspect_model(path).metadata
-    return (FACE_SIZE, FACE_SIZE) if metadata is None else metadata.face_shape
+    """Of the faces that a model file takes; FER2013's for one that is not measured, as `_refusal` says why."""
+    try:
+        return (FACE_SIZE, FACE_SIZE) if path is None else read_model(path).metadata.face_shape
+    except ModelFileError:
+        return FACE_SIZE, FACE_SIZE
+
+
+def _refusal(configuration: Configuration) -> str | None:
+    """Why a model file is not given to its engine, which opens it by itself: the file may come from anybody."""
+    if ENGINES[configuration.engine].source == "checkpoint":
+        return None
+    try:
+        read_model(configuration.source)
+    except ModelFileError as error:
+        return str(error)
+    return None
 
 
 def measure_latency(
@@ -201,6 +215,9 @@ def measure_latency(
             engine = ENGINES.get(configuration.engine)
             if engine is not None and not engine.is_installed:
                 unavailable.append(Unavailable(configuration=configuration, reason=f"not installed; {engine.install}"))
+                continue
+            if engine is not None and (reason := _refusal(configuration)) is not None:
+                unavailable.append(Unavailable(configuration=configuration, reason=reason))
                 continue
             worker = _Worker(configuration)
             if worker.error is None:

@@ -54,7 +54,8 @@ def network_logits(checkpoint: Checkpoint, faces: Uint8Array) -> FloatArray:
     network = checkpoint.network()
     rows = [torch.empty(0, len(checkpoint.expressions))]
     with torch.inference_mode():
-        for batch in torch.split(torch.from_numpy(np.ascontiguousarray(faces)), _BATCH):
+        # Some networks cannot take an empty batch.
+        for batch in torch.split(torch.from_numpy(np.ascontiguousarray(faces)), _BATCH) if len(faces) else ():
             rows.append(network(to_network_input(batch, mean=checkpoint.mean, std=checkpoint.std)))
     logits: FloatArray = torch.cat(rows).numpy()
     return logits

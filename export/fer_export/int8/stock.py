@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from fer_export.int8.quantize import LOWEST_OPSET
 from fer_runtime.model.parity import Uint8Array
@@ -42,10 +44,10 @@ def quantize_stock(model: onnx.ModelProto, faces: Uint8Array) -> onnx.ModelProto
         faces: that set the ranges, from the smallest to the largest value.
     """
     tools = quantization_tools()
-    kept = [node.name for node in model.graph.node if _is_behind_logits(model, node)]
+    kept = _kept_in_float(model)
     given = onnx.ModelProto()
     given.CopyFrom(model)  # quantize_static moves the weights out of what it is given
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _no_advice():
         path = Path(folder) / "int8.onnx"
         tools.quantize_static(
             given,
@@ -66,9 +68,31 @@ def quantize_stock(model: onnx.ModelProto, faces: Uint8Array) -> onnx.ModelProto
     return quantized
 
 
-def _is_behind_logits(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    place = next(place for place, one in enumerate(model.graph.node) if "logits" in one.output)
-    return node in list(model.graph.node)[place + 1 :]
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """quantize_static advises, through the root logger, to fold BatchNormalization first: that is done already."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _kept_in_float(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes that stay in float32.
+
+    These are the temperature and the softmax, products of two tensors of the faces (attention), and, in networks with
+    LayerNormalization, additions: their sum over all layers spreads too wide for eight bits.
+    """
+    nodes = list(model.graph.node)
+    last = next(place for place, node in enumerate(nodes) if "logits" in node.output)
+    constants = {one.name for one in model.graph.initializer}
+    normalizes = any(node.op_type == "LayerNormalization" for node in nodes)
+    kept = nodes[last + 1 :]
+    kept += [node for node in nodes if node.op_type == "MatMul" and node.input[1] not in constants]
+    kept += [node for node in nodes if node.op_type == "Add" and normalizes]
+    return [node.name for node in kept]
 
 
 def _reader(tools: Any, faces: Uint8Array) -> Any:
@@ -101,8 +125,3 @@ def _tidy(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
     used = {name for node in graph.node for name in node.input}
     for tensor in [one for one in graph.initializer if one.name not in used]:
         graph.initializer.remove(tensor)
-
-
-def int8_weights(model: onnx.ModelProto) -> int:
-    """Values of int8 constants, for tests and reports."""
-    return sum(int(numpy_helper.to_array(one).size) for one in model.graph.initializer if one.data_type == 3)

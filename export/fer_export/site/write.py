@@ -18,7 +18,7 @@ from fer_runtime import __version__
 from fer_runtime.detectors.yunet_file import ADVICE
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.files import cache_folder, write_atomically
-from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.model.load import read_model
 from fer_runtime.model.onnx_file import read_onnx_file
 
 ORT_WEB_VERSION = "1.30.0"
@@ -104,8 +104,7 @@ def write_site(
     """
     if (folder / "index.html").exists() and not (folder / "site.json").exists():
         raise OutputError(f"{folder} holds another site; choose a folder of its own, or an empty one")
-    facts, content = read_onnx_file(model)
-    parse_metadata(facts.metadata.get(METADATA_KEY), source=str(model))
+    content = read_model(model).content  # browsers open it, and it may come from anybody
     entries: dict[str, bytes] = {"model.onnx": content, "LICENSES.txt": _NOTICE.encode()}
     if yunet is not None:
         facts, entries["face_detection_yunet.onnx"] = read_onnx_file(yunet, advice=ADVICE)

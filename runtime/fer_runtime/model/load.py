@@ -26,6 +26,36 @@ class LoadedModel(NamedTuple):
     batch: int | None  # faces of every run; None for any number
 
 
+class CheckedModel(NamedTuple):
+    """A model file that passed the checks for files from strangers, and was not opened."""
+
+    metadata: ModelMetadata
+    file: OnnxFile
+    content: bytes
+
+
+def read_model(path: Path, *, content: bytes | None = None, any_operator: bool = False) -> CheckedModel:
+    """Read and check a model file that may come from anybody, for a program that opens it by itself.
+
+    Args:
+        path: the file.
+        content: its bytes, where they were read already.
+        any_operator: skip the checks of operators and work, for a file that you trust.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or refused by a check.
+    """
+    source = str(path)
+    content = read_model_bytes(path) if content is None else content
+    file = read_onnx(content, source=source)
+    metadata = parse_metadata(file.metadata.get(METADATA_KEY), source=source)
+    check_contract(file, metadata, source=source)
+    if not any_operator:
+        check_operators(file, source=source)
+        check_work(file, source=source)
+    return CheckedModel(metadata=metadata, file=file, content=content)
+
+
 def load_model(
     path: Path,
     *,
@@ -50,28 +80,21 @@ def load_model(
         ModelFileError: the file is missing, damaged, or refused by a check.
         ProviderError: as for `open_session`.
     """
-    source = str(path)
-    content = read_model_bytes(path) if content is None else content
-    file = read_onnx(content, source=source)
-    metadata = parse_metadata(file.metadata.get(METADATA_KEY), source=source)
-    check_contract(file, metadata, source=source)
-    if not any_operator:
-        check_operators(file, source=source)
-        check_work(file, source=source)
+    checked = read_model(path, content=content, any_operator=any_operator)
     kind, _, allowed = provider.partition(":")
     if kind.lower() == AUTO:
         from fer_runtime.model.auto import choose_provider
 
         allow = allowed.lower().split(",")
         provider = choose_provider(
-            path, content=content, threads=threads, any_operator=any_operator, allow=allow
+            path, content=checked.content, threads=threads, any_operator=any_operator, allow=allow
         ).provider
-    opened = open_session(content, threads=threads, provider=provider, strict=strict, source=source)
+    opened = open_session(checked.content, threads=threads, provider=provider, strict=strict, source=str(path))
     return LoadedModel(
         session=opened.session,
         provider=opened.provider,
-        metadata=metadata,
-        file=file,
-        content=content,
-        batch=fixed_batch(file),
+        metadata=checked.metadata,
+        file=checked.file,
+        content=checked.content,
+        batch=fixed_batch(checked.file),
     )

@@ -293,3 +293,13 @@ def test_latency_that_measured_nothing_fails(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "not measured: onnxruntime broken.onnx" in result.stderr
     assert "Error: nothing was measured" in result.stderr
+
+
+def test_no_engine_opens_a_file_with_other_operators(model: Path, tmp_path: Path) -> None:
+    changed = onnx.load(model)
+    changed.graph.node[-1].op_type = "Hardmax"
+    onnx.save(changed, tmp_path / "hardmax.onnx")
+    wanted = configurations(models=[str(tmp_path / "hardmax.onnx")], engines=["onnxruntime"], models_dir=tmp_path)
+    measured, unavailable = measure_latency(wanted, rounds=1, seconds=0.01)
+    assert not measured
+    assert "the operator Hardmax" in unavailable[0].reason

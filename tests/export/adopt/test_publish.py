@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,25 +10,28 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import helper, numpy_helper
+from tests.export.adopt.faults import (
+    FAULTS,
+    Bench,
+    change_values,
+    few_faces,
+    fixed_batch_in_a_reshape,
+    nothing,
+)
 from tests.export.adopt.foreign_models import FERPLUS, ferplus_like, mobilefacenet_like
 
 from fer_export.adopt.inputs import FaceInput
 from fer_export.adopt.publish import adopt_model
 from fer_export.adopt.read import adopt_file
 from fer_export.cli import main
-from fer_export.gate.publish import Subject
 from fer_export.gate.report import ExportRefusedError
-from fer_export.gate.timing import Timing
-from fer_export.graph import serialize, set_temperature
-from fer_export.pipeline import Candidate, judge, make_candidate, prepare_subject
+from fer_export.graph import set_temperature
+from fer_export.pipeline import make_candidate, prepare_subject
 from fer_runtime import Recognizer
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.model.self_test import run_self_test
-
-_FAST = Timing(batch=1, undisturbed_ms=1.0, p50_ms=1.0, runs=1, turns_ms=(1.0,))
 
 
 def test_a_file_like_ferplus_becomes_a_model_with_a_certificate(tmp_path: Path) -> None:
@@ -79,124 +81,24 @@ def test_what_the_command_needs_is_said(options: list[str], message: str, tmp_pa
     assert message in result.stderr
 
 
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """An adopted file's subject and its right candidate."""
-
-    subject: Subject
-    candidate: Candidate
-
-    def failures(self, fault: Callable[[onnx.ModelProto], None]) -> list[str]:
-        model = onnx.ModelProto()
-        model.CopyFrom(self.candidate.model)
-        fault(model)
-        content = serialize(model, self.subject.metadata("fp32", self.candidate.model, self.candidate.calibration))
-        candidate = dataclasses.replace(self.candidate, model=model, content=content)
-        judged = judge(self.subject, candidate, None, Path(), _FAST, _FAST, _FAST)
-        return [check.name for check in judged.parity.failures]
-
-
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     path = tmp_path_factory.mktemp("foreign") / "faces.onnx"
     path.write_bytes(mobilefacenet_like(32).SerializeToString())
     faces = FaceInput(color="rgb", size=32, mean=(0.5, 0.4, 0.6), std=(0.2, 0.3, 0.25))
     adopted = adopt_file(path, name="faces", faces=faces, labels=EXPRESSIONS)
-    subject, fp32 = prepare_subject(
-        adopted.original,
-        lambda calibration: set_temperature(adopted.graph, calibration.temperature),
-        sha256=adopted.sha256,
-        file_name="faces",
-        models_dir=path.parent,
-    )
-    kept = np.s_[::10]  # a tenth of the made-up faces finds these faults as well
-    subject = dataclasses.replace(subject, faces=subject.faces[kept], logits=subject.logits[kept])
+    with few_faces():
+        subject, fp32 = prepare_subject(
+            adopted.original,
+            lambda calibration: set_temperature(adopted.graph, calibration.temperature),
+            sha256=adopted.sha256,
+            file_name="faces",
+            models_dir=path.parent,
+        )
     return Bench(subject=subject, candidate=make_candidate(subject, "fp32", fp32))
 
 
-def _initializer(model: onnx.ModelProto, node: onnx.NodeProto, place: int) -> onnx.TensorProto:
-    found: onnx.TensorProto = next(one for one in model.graph.initializer if one.name == node.input[place])
-    return found
-
-
-def _change(tensor: onnx.TensorProto, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    tensor.CopyFrom(
-        numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()).astype(np.float32), tensor.name)
-    )
-
-
-def _node(model: onnx.ModelProto, kind: str, place: int = 0) -> onnx.NodeProto:
-    found: onnx.NodeProto = [node for node in model.graph.node if node.op_type == kind][place]
-    return found
-
-
-def nothing(model: onnx.ModelProto) -> None:
-    pass
-
-
-def one_weight_by_one_percent(model: onnx.ModelProto) -> None:
-    """The largest weight of the last layer: one per cent of it is what this test is about, not its place."""
-
-    def move(values: np.ndarray) -> np.ndarray:
-        values[np.unravel_index(np.abs(values).argmax(), values.shape)] *= 1.01
-        return values
-
-    _change(_initializer(model, _node(model, "Gemm"), 1), move)
-
-
-def one_weight_of_the_first_layer_by_one_percent(model: onnx.ModelProto) -> None:
-    def move(values: np.ndarray) -> np.ndarray:
-        values[np.unravel_index(np.abs(values).argmax(), values.shape)] *= 1.01
-        return values
-
-    _change(_initializer(model, _node(model, "Conv"), 1), move)
-
-
-def swapped_channel_order(model: onnx.ModelProto) -> None:
-    _change(_initializer(model, _node(model, "Conv"), 1), lambda values: values[:, ::-1])
-
-
-def missing_normalization(model: onnx.ModelProto) -> None:
-    """The pixels go into the convolution without their mean taken out."""
-    shift = _node(model, "Sub")
-    _node(model, "Conv").input[0] = shift.input[0]
-    model.graph.initializer.remove(_initializer(model, shift, 1))
-    model.graph.node.remove(shift)
-
-
-def fixed_batch(model: onnx.ModelProto) -> None:
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
-
-
-def fixed_batch_in_a_reshape(model: onnx.ModelProto) -> None:
-    shape = _initializer(model, _node(model, "Reshape"), 1)
-    shape.CopyFrom(numpy_helper.from_array(np.array([1, 8]), shape.name))
-
-
-def mean_over_faces(model: onnx.ModelProto) -> None:
-    gemm = _node(model, "Gemm")
-    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "faces_axis"))
-    place = list(model.graph.node).index(gemm)
-    model.graph.node.insert(
-        place, helper.make_node("ReduceMean", [gemm.input[0], "faces_axis"], ["mean_face"], name="leak", keepdims=1)
-    )
-    model.graph.node.insert(place + 1, helper.make_node("Sub", [gemm.input[0], "mean_face"], ["shifted"], name="sub"))
-    gemm.input[0] = "shifted"
-
-
-@pytest.mark.parametrize(
-    ("fault", "found_by"),
-    [
-        (one_weight_by_one_percent, "logits"),
-        (one_weight_of_the_first_layer_by_one_percent, "logits"),
-        (swapped_channel_order, "logits"),
-        (missing_normalization, "logits"),
-        (fixed_batch, "contract"),
-        (fixed_batch_in_a_reshape, "face by face"),
-        (mean_over_faces, "face by face"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "found_by"), [*FAULTS, (fixed_batch_in_a_reshape, "face by face")])
 def test_a_break_of_the_adopted_graph_is_found(
     bench: Bench, fault: Callable[[onnx.ModelProto], None], found_by: str
 ) -> None:
@@ -223,7 +125,7 @@ def labelled(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _balanced(model: onnx.ModelProto, logits: np.ndarray) -> onnx.ModelProto:
     """The file with a bias that makes all its labels equally likely, as a trained one's are."""
     bias = next(one for one in model.graph.initializer if one.name == "head.bias")
-    _change(bias, lambda values: values - logits.mean(0))
+    change_values(bias, lambda values: values - logits.mean(0))
     return model
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Browser
@@ -574,3 +575,12 @@ def test_an_answer_below_the_fitted_threshold_has_a_question_mark(browser: Brows
             page.evaluate(f"fer.model.metadata.uncertain_below = {threshold}")
             page.evaluate("document.querySelectorAll('.samples button')[1].click()")
             assert page.wait_for(f"document.querySelector('.face .name')?.textContent === '{name}'")
+
+
+def test_a_file_with_other_operators_is_not_given_to_browsers(tmp_path: Path) -> None:
+    model = onnx.load(write_band_model(tmp_path / "bands.onnx"))
+    model.graph.node[-1].op_type = "Hardmax"
+    onnx.save(model, tmp_path / "hardmax.onnx")
+    with pytest.raises(ModelFileError, match="the operator Hardmax"):
+        write_site(tmp_path / "site", model=tmp_path / "hardmax.onnx", ort_web=tmp_path)
+    assert not (tmp_path / "site").exists()
