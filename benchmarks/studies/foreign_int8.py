@@ -47,7 +47,7 @@ def train_briefly(name: str, data: Path, *, steps: int) -> Checkpoint:
         chosen = torch.randint(len(labels), (32,))
         loss = torch.nn.functional.cross_entropy(network(to_network_input(faces[chosen])), labels[chosen])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return Checkpoint(
