@@ -54,7 +54,17 @@ class JsonLines(io.TextIOBase):
         line = line.strip()
         if not line:
             return
+        if _is_json_object(line):  # fer-serve's own log
+            self._stream.write(line + "\n")
+            return
         prefix = next((one for one in _LEVELS if line.startswith(one)), "")
         clock = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         values = {"time": clock, "level": _LEVELS.get(prefix, "info"), "message": line[len(prefix) :]}
         self._stream.write(json.dumps(values) + "\n")
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from fer_runtime.cli.options import ModelOptions, RecognizerOptions
+from fer_runtime.cli.options import ModelOptions, RecognizerOptions, VideosRun
 from fer_runtime.command import is_terminal
 from fer_runtime.images import MAX_PIXELS
 from fer_runtime.model.find import find_model
@@ -53,13 +53,15 @@ def chosen_provider(options: ModelOptions) -> str:
     """`--provider`, and for auto the provider that is taken, after what was refused was said once."""
     if options.provider.lower() != AUTO:
         return options.provider
-    from fer_runtime.model.auto import choose_provider
+    from fer_runtime.model.auto import BATCH, choose_provider
 
     choice = choose_provider(
         find_model(options.model, precision=options.precision, models_dir=options.models_dir),
         threads=capped_threads(options),
         any_operator=options.any_operator,
         allow=() if options.allow is None else (options.allow,),
+        # The frames of a video hold few faces, and each is answered by itself.
+        batch=1 if isinstance(options, VideosRun) else BATCH,
     )
     if not choice.is_cached:
         for name, reason in choice.refused.items():

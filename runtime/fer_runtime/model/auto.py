@@ -29,7 +29,7 @@ from fer_runtime.model.self_test import run_self_test
 from fer_runtime.model.session import available_providers, register_plugins, runtime_version
 from fer_runtime.system import instruction_sets
 
-BATCH = 32  # faces that are timed together, as a run over images classifies them
+BATCH = 32  # faces that are timed together by default, as a run over images classifies them
 _WARM_UP_RUNS, _ROUNDS = 3, 15
 # Sends the model to a service on the network.
 _NEVER = ("Azure",)
@@ -43,7 +43,7 @@ class Choice:
     """The provider that is taken, and what became of the others."""
 
     provider: str  # as `open_session` takes it
-    faces_per_second: dict[str, float]  # of those that passed, in batches of `BATCH` on one session
+    faces_per_second: dict[str, float]  # of those that passed, in batches of the size that was asked for
     refused: dict[str, str] = field(default_factory=dict)  # the reason, by provider
     is_cached: bool = False  # measured in an earlier run
 
@@ -55,6 +55,7 @@ def choose_provider(
     threads: int = 1,
     any_operator: bool = False,
     allow: Sequence[str] = (),
+    batch: int = BATCH,
 ) -> Choice:
     """The fastest provider on this machine that passes the self-test of a model.
 
@@ -64,6 +65,7 @@ def choose_provider(
         threads: as for `open_session`.
         any_operator: as for `load_model`.
         allow: arithmetics other than fp32 that may be taken, such as "bf16".
+        batch: faces that are timed together: 1 for a camera, whose frames hold few.
 
     Raises:
         ModelFileError: no provider passes, not even the CPU.
@@ -79,7 +81,7 @@ def choose_provider(
         if arithmetic == "fp32" or arithmetic in allow
     ]
     packages = [f"{plugin.plugin.module} {plugin.plugin.version}" for plugin in plugins]
-    key = _key(candidates, packages, content, threads)
+    key = _key(candidates, packages, content, threads, batch)
     cached = _read_cache().get(key)
     if cached is not None:
         with suppress(TypeError):
@@ -103,7 +105,7 @@ def choose_provider(
     if not passed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         raise ModelFileError(f"no provider here computes what was trained with {path}: {reasons}")
-    speeds = _faces_per_second(passed, path)
+    speeds = _faces_per_second(passed, path, batch)
     choice = Choice(
         provider=max(speeds, key=lambda name: speeds[name]),
         faces_per_second={name: round(speed, 1) for name, speed in speeds.items()},
@@ -113,27 +115,27 @@ def choose_provider(
     return choice
 
 
-def _faces_per_second(models: dict[str, LoadedModel], path: Path) -> dict[str, float]:
+def _faces_per_second(models: dict[str, LoadedModel], path: Path, batch: int) -> dict[str, float]:
     """Timed in turns, so that a busy machine slows all of them alike."""
     metadata = next(iter(models.values())).metadata
     golden = parse_certificate(metadata, source=str(path)).faces
-    faces = np.resize(golden, (BATCH, *golden.shape[1:]))
+    faces = np.resize(golden, (batch, *golden.shape[1:]))
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for number in range(_WARM_UP_RUNS + (_ROUNDS if len(models) > 1 else 1)):
         for name, model in models.items():
             started = perf_counter()
-            run_model(model.session, faces, batch=model.batch or BATCH, pads=model.batch is not None)
+            run_model(model.session, faces, batch=model.batch or batch, pads=model.batch is not None)
             if number >= _WARM_UP_RUNS:
                 seconds[name].append(perf_counter() - started)
-    return {name: BATCH / float(np.median(spent)) for name, spent in seconds.items()}
+    return {name: batch / float(np.median(spent)) for name, spent in seconds.items()}
 
 
-def _key(candidates: Sequence[str], packages: Sequence[str], content: bytes, threads: int) -> str:
+def _key(candidates: Sequence[str], packages: Sequence[str], content: bytes, threads: int, batch: int) -> str:
     driver = ""
     with suppress(OSError):
         driver = _NVIDIA_DRIVER.read_text()
     machine = (platform.machine(), platform.node(), platform.release(), platform.processor(), instruction_sets())
-    parts = [_FORMAT, machine, driver, runtime_version(), *packages, *candidates, threads]
+    parts = [_FORMAT, machine, driver, runtime_version(), *packages, *candidates, threads, batch]
     return hashlib.sha256(json.dumps(parts).encode() + content).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.cli import main
 from fer_runtime.command import FerGroup
+from fer_runtime.log_lines import JsonLines
 
 
 @pytest.fixture
@@ -126,6 +128,16 @@ def test_messages_are_json_lines_and_rows_stay_as_they_are(folder: Path) -> None
     assert [json.loads(line)["level"] for line in failed.stderr.splitlines()] == ["error"]
     wrong = _run("--log-format", "json", "--threads", "0")
     assert json.loads(wrong.stderr.splitlines()[-1])["level"] == "error"
+
+
+def test_json_lines_of_a_command_stay_as_they_are() -> None:
+    below = io.StringIO()
+    stream = JsonLines(below)
+    stream.write('{"event": "request"}\nwarning: hot')
+    stream.close()
+    first, second = map(json.loads, below.getvalue().splitlines())
+    assert first == {"event": "request"}
+    assert (second["level"], second["message"]) == ("warning", "hot")
 
 
 def test_no_module_of_the_file_is_loaded_without_one(folder: Path) -> None:

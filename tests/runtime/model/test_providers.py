@@ -101,7 +101,8 @@ def test_auto_takes_a_provider_that_passes_and_measures_once(cache: Path) -> Non
     assert (second.provider, second.faces_per_second) == (first.provider, first.faces_per_second)
     # Other threads are another question; and so is another file.
     assert not choose_provider(path, threads=2).is_cached
-    assert len(json.loads(cache.read_text())) == 2
+    assert not choose_provider(path, batch=1).is_cached
+    assert len(json.loads(cache.read_text())) == 3
     assert load_model(path, provider="auto").provider == first.provider
 
 
