@@ -69,11 +69,12 @@ def test_the_three_lines_of_a_stranger_work(tmp_path: Path) -> None:
     """Installed from the checkout, started by its command's name, asked by curl."""
     if (curl := shutil.which("curl")) is None:
         pytest.skip("needs curl: apt-get install curl")
-    text = (CHECKOUT / "docs" / "serve.md").read_text(encoding="utf-8")
-    found = re.search(r"^```\n(pip install .+)\n(fer-serve)\n(curl .+)\n```", text, flags=re.MULTILINE)
-    assert found, "docs/serve.md no longer begins with the three lines"
-    install, start, ask = found.groups()
-    assert install == "pip install '.[serve]'"
+    pages = [(CHECKOUT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/serve.md")]
+    lines = r"^(pip install .*'\.\[serve\]').*\n(fer-serve)\b.*\n(curl -F image=@photo.jpg \S+)"
+    found = [match.groups() for page in pages if (match := re.search(lines, page, flags=re.MULTILINE))]
+    assert found, "no page has the three lines"
+    assert len({one[1:] for one in found}) == 1, "the pages differ"
+    _, start, ask = found[0]
     # What the extra brings is here already.
     site = tmp_path / "site"
     quiet = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index")

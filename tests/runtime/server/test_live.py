@@ -15,13 +15,16 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.chromium import launched, visiting
 from tests.runtime.server.serving import Service, serving
 from tests.runtime.video.films import write_film
 from tests.runtime.video.served import free_port, needs_ffmpeg
 
 from fer_runtime.batch.sources import sample_images
 from fer_runtime.cli.serve import main
+
+pytest.importorskip("playwright", reason="needs Playwright: pip install playwright")
+
+from tests.chromium import launched, visiting
 
 TOKEN = "0123456789abcdef0123"
 _SECRET = "hunter2"
