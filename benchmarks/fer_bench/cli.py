@@ -24,7 +24,7 @@ from fer_bench.console import (
     write_json,
 )
 from fer_bench.interoperability.command import interoperability
-from fer_bench.quality_commands import reasons
+from fer_bench.quality_commands import reasons, unfamiliar
 from fer_bench.report.commands import report, robustness
 from fer_runtime.command import FerGroup, Rule
 from fer_runtime.errors import DataError
@@ -44,6 +44,7 @@ def main() -> None:
     fer-bench robustness --data data                  with shifted, rotated, dark, blurred ... faces
     fer-bench report --data data --output report.html all of the above on one page
     fer-bench compare old.json new.json               find latency regressions
+    fer-bench unfamiliar --data data                  how many images without a face a model is sure about
     fer-bench reasons --data data                     where the thresholds of a row's reasons come from
     fer-bench serve                                   fer-serve under load, next to the bare model
     fer-bench interoperability                        which programs read the files, and what they compute
@@ -56,6 +57,7 @@ main.add_command(report)
 main.add_command(browser)
 main.add_command(reasons)
 main.add_command(interoperability)
+main.add_command(unfamiliar)
 
 
 @main.command(

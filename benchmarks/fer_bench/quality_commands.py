@@ -1,4 +1,4 @@
-"""The subcommands about what a model knows of its own answers: `fer-bench reasons`."""
+"""The subcommands about what a model knows of its own answers: `fer-bench reasons` and `unfamiliar`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from pathlib import Path
 
 import click
 
-from fer_bench.console import FILE, data_option, models_dir_option
+import fer_runtime as runtime
+from fer_bench.console import (
+    FILE,
+    FOLDER,
+    PRECISION_RULE,
+    data_option,
+    json_option,
+    models_dir_option,
+    models_option,
+    precisions_option,
+)
 from fer_runtime.command import FerCommand
+from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
 
 model_option = click.option("--model", metavar="NAME|FILE", help="Model. [default: that of fer-infer]")
@@ -74,3 +85,71 @@ def reasons(
             click.echo(
                 "turned: not measured, there is no YuNet file (fer-infer --fetch-yunet, or --yunet FILE)", err=True
             )
+
+
+@click.command(cls=FerCommand, rules=(PRECISION_RULE,))
+@models_option
+@precisions_option
+@models_dir_option
+@click.option(
+    "--data",
+    type=FOLDER,
+    help="Labelled faces as for fer-bench accuracy. They give the AUROC and the share of faces that is lost.",
+)
+@click.option(
+    "--backgrounds",
+    type=FOLDER,
+    help="Folder of photographs to cut backgrounds from, searched recursively. [default: the bundled samples]",
+)
+@click.option("--count", type=click.IntRange(min=10), default=500, show_default=True, help="Images of each kind.")
+@json_option
+def unfamiliar(
+    models: tuple[str, ...],
+    precisions: tuple[Precision, ...],
+    models_dir: Path,
+    data: Path | None,
+    backgrounds: Path | None,
+    count: int,
+    json_path: Path | None,
+) -> None:
+    """Count the images without a face that a model is sure about, before and after the reason `unfamiliar`.
+
+    Backgrounds are cut out of photographs beside their faces; noise, cells, curves and charts are made. None of them
+    are images that fer-export fits on. "Sure" means at least the confidence threshold of the model's file.
+    """
+    from fer_bench import accuracy, console
+    from fer_bench import unfamiliar as work
+    from fer_bench.environment import environment
+    from fer_bench.latency.measure import configurations
+    from fer_runtime.batch.sources import find_images
+    from fer_runtime.detectors import create_detector
+    from fer_runtime.recognizer import Recognizer
+
+    photos = Path(runtime.__file__).parent / "samples" if backgrounds is None else backgrounds
+    paths = [Path(path) for path in find_images(photos, recursive=True)]
+    kinds = {"backgrounds": work.cut_backgrounds(paths, create_detector("auto"), count)}
+    if not kinds["backgrounds"]:
+        raise DataError(f"no background can be cut from the images of {photos}; give a folder of photographs")
+    kinds |= {kind: list(work.made_images(kind, count)) for kind in work.MADE}
+    real = None if data is None else accuracy.read_labelled_images(data).faces
+    machine = environment()
+    console.say_environment(machine)
+    files = configurations(
+        models=models, precisions=precisions or PRECISIONS, engines=("onnxruntime",), models_dir=models_dir
+    )
+    results = []
+    for one in files:
+        with Recognizer(one.source) as recognizer:
+            found, lost = work.measure(recognizer, kinds, real)
+            said = recognizer.metadata
+        results += found
+        name = f"{said.name} {said.precision}"
+        if said.unfamiliar_above is None:
+            click.echo(f"{name}: no output unfamiliarity; export it again with fer-export --data", err=True)
+        elif lost is not None:
+            click.echo(
+                f"{name}: {lost:.1%} of {0 if real is None else len(real)} faces are unfamiliar; the export counted "
+                f"{said.quality.get('lost', 0):.1%} on faces that its threshold was not fitted on"
+            )
+    click.echo(work.format_results(results))
+    console.write_json(json_path, machine, [one.to_dict() for one in results])

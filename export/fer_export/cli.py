@@ -596,6 +596,7 @@ def _budget(text: str) -> Budget:
 
 def _show(report: ExportReport) -> None:
     from fer_export.gate.calibration import describe_calibration
+    from fer_export.gate.unfamiliar import describe
 
     for one in report.models:
         click.echo(f"{one.path.name}, {one.parity.faces} faces, {one.parity.real_faces} of them real")
@@ -619,6 +620,8 @@ def _show(report: ExportReport) -> None:
                 + describe_calibration(one.calibration)
                 + f" (labels: {one.calibration.labels})"
             )
+        if one.point is not None:
+            click.echo(f"{one.path.name}: {describe(one.point)}")
     if not report.calibration.faces:
         click.echo("temperature 1: not calibrated, for want of labelled faces (--data)")
     golden = report.coverage

@@ -33,6 +33,7 @@ from fer_export.gate.parity import as_outputs, check_parity, guarded, run_shuffl
 from fer_export.gate.publish import REPLAY_TOLERANCES, Subject, publish
 from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report
 from fer_export.gate.timing import Timing, measure_in_turns, speed_check
+from fer_export.gate.unfamiliar import unfamiliar_checks, unfamiliarity_of
 from fer_export.gate.units import UnitLimits, unit_check
 from fer_export.graph import DEFAULT_OPSET, export_graph, fix_batch, serialize, set_temperature
 from fer_export.int8.known import first_unknown
@@ -40,6 +41,8 @@ from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
 from fer_export.int8.stock import quantize_stock
+from fer_export.unfamiliar.graph import add_output
+from fer_export.unfamiliar.head import FEWEST_FACES, LEAST_AUROC, OperatingPoint, fit_head, fit_threshold
 from fer_runtime.errors import DataError, ModelFileError, OutputError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import accuracy, best_label_order, confusion_matrix
@@ -85,6 +88,7 @@ class Candidate:
     content: bytes  # with metadata, without verdict and certificate
     calibration: Calibration
     quantizer: str = ""  # of an int8 file, "fer-edge" or "onnxruntime"
+    point: OperatingPoint | None = None  # threshold of its unfamiliarity
 
 
 @one_thread()
@@ -331,6 +335,17 @@ def prepare_subject(
         calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, file_name)
     progress(f"exporting at opset {opset}")
     fp32 = make_graph(calibration)
+    head = None
+    if validation is not None and not original.is_foreign:
+        progress("fitting unfamiliarity")
+        # The threshold is fitted on faces that the layer has not seen.
+        known, others = (train.faces, labelled) if train is not None else (labelled[::2], labelled[1::2])
+        head = fit_head(fp32, known, others)
+        if head is None:
+            progress(
+                f"no output unfamiliarity: it needs {FEWEST_FACES} labelled faces of each split, maps before a linear "
+                f"layer, and an AUROC of {LEAST_AUROC} against made-up images"
+            )
     progress("choosing golden faces")
     coverage = cover_units(fp32, labelled if len(labelled) else None)
     faces = np.concatenate([labelled, coverage.made_up])
@@ -351,6 +366,7 @@ def prepare_subject(
         validation=validation,
         budget=budget,
         batch=batch,
+        head=head,
     )
     return subject, fp32
 
@@ -405,6 +421,11 @@ def _labels(
 def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProto, *, quantizer: str = "") -> Candidate:
     """A file with its own temperature and threshold, fitted on its own answers for the labelled faces."""
     calibration = subject.calibration
+    point: OperatingPoint | None = None
+    # onnxruntime's quantizer gives the maps names of its own, and its own integers.
+    head = None if quantizer == "onnxruntime" else subject.head
+    if head is not None:
+        model = add_output(model, head, precision)
     rated = subject.truth.any(1)
     if precision != "fp32" and rated.any():
         content = serialize(model, subject.metadata(precision, model, calibration))
@@ -422,8 +443,19 @@ def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProt
             model = set_temperature(model, calibration.temperature)
     if subject.batch is not None:
         model = fix_batch(model, subject.batch)
-    content = serialize(model, subject.metadata(precision, model, calibration))
-    return Candidate(precision=precision, model=model, content=content, calibration=calibration, quantizer=quantizer)
+    if head is not None:
+        content = serialize(model, subject.metadata(precision, model, calibration))
+        real, strange = (unfamiliarity_of(content, faces, batch=subject.batch) for faces in (head.real, head.strange))
+        point = fit_threshold(real, strange)
+    content = serialize(model, subject.metadata(precision, model, calibration, point))
+    return Candidate(
+        precision=precision,
+        model=model,
+        content=content,
+        calibration=calibration,
+        point=point,
+        quantizer=quantizer,
+    )
 
 
 def check_places(places: Sequence[Path], sha256: str, source: Path, *, replace: bool) -> None:
@@ -544,6 +576,12 @@ def judge(
         batch=subject.batch,
     )
     checks = list(report.checks)
+    head, point = subject.head, candidate.point
+    if head is not None and point is not None:
+        checks += guarded(
+            "unfamiliar",
+            lambda: unfamiliar_checks(candidate.content, head, point, precision=precision, batch=subject.batch),
+        )
     quality = agreement = None
     not_proven = ""
     outputs = report.outputs
@@ -582,6 +620,7 @@ def judge(
         agreement=agreement,
         calibration=candidate.calibration,
         quantizer=candidate.quantizer,
+        point=candidate.point,
         latency=latency,
         throughput=throughput,
         speedup=fp32_latency.undisturbed_ms / latency.undisturbed_ms,

@@ -529,6 +529,52 @@ def other_opset(model: Model) -> None:
     model.opset_import[0].version += 2
 
 
+def _strange_weights(model: Model, change: Callable[[np.ndarray], Any]) -> None:
+    _change(model, "unfamiliarity_weights", change)
+
+
+def one_weight_of_unfamiliarity(model: Model) -> None:
+    def move(values: np.ndarray) -> None:
+        place = int(np.abs(values.astype(np.float64)).argmax())
+        values.reshape(-1)[place] = -values.reshape(-1)[place]
+
+    _strange_weights(model, move)
+
+
+def unfamiliarity_of_mirrored_maps(model: Model) -> None:
+    _strange_weights(model, lambda values: values[::-1].copy())
+
+
+def unfamiliarity_doubled(model: Model) -> None:
+    _change(model, "unfamiliarity_weights" + ("_scale" if _is_int8(model) else ""), lambda values: 2 * values)
+
+
+def unfamiliarity_upside_down(model: Model) -> None:
+    _strange_weights(model, lambda values: -values)
+
+
+def unfamiliarity_of_the_batch(model: Model) -> None:
+    axes = _constant(model, "over_faces", np.array([0], np.int64))
+    node = helper.make_node("ReduceMean", ["unfamiliarity_score", axes], ["mean_score"], keepdims=1)
+    total = helper.make_node("Sub", ["unfamiliarity_score", "mean_score"], ["score_without_mean"])
+    last = model.graph.node[-1]
+    assert list(last.output) == ["unfamiliarity"]
+    last.input[0] = "score_without_mean"
+    model.graph.node.insert(len(model.graph.node) - 1, node)
+    model.graph.node.insert(len(model.graph.node) - 1, total)
+
+
+def unfamiliarity_with_a_column(model: Model) -> None:
+    del model.graph.node[-1]
+    for node in model.graph.node:
+        for index, name in enumerate(node.output):
+            if name == "unfamiliarity_score":
+                node.output[index] = "unfamiliarity"
+    model.graph.output[2].type.tensor_type.shape.dim.add().dim_value = 1
+    (tensor,) = [one for one in model.graph.initializer if one.name == "unfamiliarity_shape"]
+    model.graph.initializer.remove(tensor)
+
+
 def dead_node(model: Model) -> None:
     model.graph.node.append(helper.make_node("Relu", ["logits"], ["for_nothing"]))
 
@@ -609,6 +655,12 @@ FAULTS: list[tuple[Fault, tuple[Precision, ...], str]] = [
     (smuggled_constant, _ALL, "container"),
     (other_opset, _ALL, "opset"),
     (dead_node, _ALL, "container"),
+    (one_weight_of_unfamiliarity, _ALL, "unfamiliarity"),
+    (unfamiliarity_of_mirrored_maps, _ALL, "unfamiliarity"),
+    (unfamiliarity_doubled, _ALL, "unfamiliarity"),
+    (unfamiliarity_upside_down, _ALL, "unfamiliar"),
+    (unfamiliarity_of_the_batch, _ALL, "face by face"),
+    (unfamiliarity_with_a_column, _ALL, "container"),
 ]
 # What the graph alone shows is the same in all precisions: each such fault takes its turn in one of them.
 _SHOWN_BY_THE_GRAPH = ("container", "operators", "face by face", "contract", "opset", "weights")
@@ -627,9 +679,20 @@ def test_a_planted_fault_is_found(bench: Bench, fault: Fault, precision: Precisi
     model = onnx.ModelProto()
     model.CopyFrom(candidate.model)
     fault(model)
-    content = serialize(model, bench.subject.metadata(precision, candidate.model, candidate.calibration))
+    content = serialize(
+        model, bench.subject.metadata(precision, candidate.model, candidate.calibration, candidate.point)
+    )
     judged = bench.judge(precision, content, model)
     assert found_by in [check.name for check in judged.parity.failures], judged.parity.failures
+
+
+def test_a_threshold_that_was_not_fitted_is_found(bench: Bench) -> None:
+    candidate = bench.candidates["int8"]
+    assert candidate.point is not None
+    other = dataclasses.replace(candidate.point, unfamiliar_above=candidate.point.unfamiliar_above + 1)
+    said = bench.subject.metadata("int8", candidate.model, candidate.calibration, other)
+    judged = bench.judge("int8", serialize(candidate.model, said), candidate.model)
+    assert [check.name for check in judged.parity.failures] == ["unfamiliar"]
 
 
 def test_there_are_at_least_forty_kinds() -> None:

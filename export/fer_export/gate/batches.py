@@ -85,11 +85,19 @@ def _run(session: Any, faces: Uint8Array) -> Outputs:
 
 
 def _rows(outputs: Outputs, order: Any) -> Outputs:
-    return Outputs(logits=outputs.logits[order], probabilities=outputs.probabilities[order])
+    strange = outputs.unfamiliarity
+    return Outputs(
+        logits=outputs.logits[order],
+        probabilities=outputs.probabilities[order],
+        unfamiliarity=None if strange is None else strange[order],
+    )
 
 
 def _equal(left: Outputs, right: Outputs) -> bool:
-    return np.array_equal(left.logits, right.logits) and np.array_equal(left.probabilities, right.probabilities)
+    pairs = [(left.logits, right.logits), (left.probabilities, right.probabilities)]
+    if left.unfamiliarity is not None and right.unfamiliarity is not None:
+        pairs.append((left.unfamiliarity, right.unfamiliarity))
+    return all(np.array_equal(one, other) for one, other in pairs)
 
 
 def _largest_difference(alone: Outputs, together: Outputs) -> tuple[float, int]:
@@ -99,6 +107,11 @@ def _largest_difference(alone: Outputs, together: Outputs) -> tuple[float, int]:
         (np.abs(together.logits - alone.logits) / (1 + np.abs(alone.logits))).max(1),
         np.abs(together.probabilities - alone.probabilities).max(1),
     )
+    if alone.unfamiliarity is not None and together.unfamiliarity is not None:
+        if together.unfamiliarity.shape != alone.unfamiliarity.shape:
+            return float("nan"), 0
+        strange = np.abs(together.unfamiliarity - alone.unfamiliarity) / (1 + np.abs(alone.unfamiliarity))
+        by_face = np.maximum(by_face, strange)
     place = int(np.argmax(np.where(np.isfinite(by_face), by_face, np.inf)))
     return float(by_face[place]), place
 

@@ -14,7 +14,7 @@ from fer_export.gate.batches import batch_checks
 from fer_export.gate.golden import SEED
 from fer_export.gate.interpreters import INTERPRETED_FACES, interpreter_checks
 from fer_export.gate.original import Original
-from fer_export.gate.structure import external_data_check, structure_checks
+from fer_export.gate.structure import OPTIONAL, external_data_check, structure_checks
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
@@ -168,7 +168,12 @@ def run_shuffled(session: Any, faces: Uint8Array, *, batch: int = 64) -> Outputs
     count = -(-len(faces) // batch) * batch
     found = run_model(session, np.resize(shuffled, (count, *faces.shape[1:])), batch=batch)
     back = np.argsort(order, kind="stable")
-    return Outputs(logits=found.logits[: len(faces)][back], probabilities=found.probabilities[: len(faces)][back])
+    strange = found.unfamiliarity
+    return Outputs(
+        logits=found.logits[: len(faces)][back],
+        probabilities=found.probabilities[: len(faces)][back],
+        unfamiliarity=None if strange is None else strange[: len(faces)][back],
+    )
 
 
 def _contract_check(session: Any, face_shape: tuple[int, ...], classes: int, batch: int | None) -> Check:
@@ -184,6 +189,9 @@ def _contract_check(session: Any, face_shape: tuple[int, ...], classes: int, bat
         "probabilities": ("tensor(float)", (first, classes)),
     }
     wrong = [f"{name} is {found.get(name, 'missing')}" for name in wanted if found.get(name) != wanted[name]]
+    if OPTIONAL in found:
+        wanted[OPTIONAL] = ("tensor(float)", (first,))
+        wrong += [] if found[OPTIONAL] == wanted[OPTIONAL] else [f"{OPTIONAL} is {found[OPTIONAL]}"]
     wrong += [f"{name} is unexpected" for name in found if name not in wanted]
     return Check(
         name="contract",

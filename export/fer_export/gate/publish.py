@@ -18,6 +18,7 @@ from fer_export.gate.parity import FP16_TOLERANCE, run_shuffled
 from fer_export.gate.report import ExportedModel, tool_versions
 from fer_export.graph import serialize
 from fer_export.int8.gptq import PAIR_LIMIT, WEIGHT_LIMIT
+from fer_export.unfamiliar.head import Head, OperatingPoint
 from fer_runtime.errors import ParityError
 from fer_runtime.files import replaced_atomically
 from fer_runtime.model.certificate import Certificate
@@ -66,6 +67,7 @@ class Subject:
     labels_from: str  # "class folders" or the votes file
     train: LabelledFaces | None
     validation: LabelledFaces | None
+    head: Head | None = None  # the layer that computes unfamiliarity; None: the files have no such output
     batch: int | None = None  # fixed batch size of the files
     budget: Budget = field(default_factory=Budget)
 
@@ -73,7 +75,13 @@ class Subject:
     def real_faces(self) -> int:
         return len(self.labels)
 
-    def metadata(self, precision: Precision, model: onnx.ModelProto, calibration: Calibration) -> ModelMetadata:
+    def metadata(
+        self,
+        precision: Precision,
+        model: onnx.ModelProto,
+        calibration: Calibration,
+        point: OperatingPoint | None = None,
+    ) -> ModelMetadata:
         """A file's metadata before it is judged."""
         return ModelMetadata(
             name=self.name,
@@ -87,6 +95,7 @@ class Subject:
             color=self.original.color,
             training=self.original.training,
             calibration=calibration.to_dict(),
+            quality={} if point is None else point.to_dict(),
             versions=tool_versions(),
         )
 
@@ -107,13 +116,14 @@ def publish(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
 
 def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> bytes:
     golden = subject.coverage.golden
-    metadata = subject.metadata(judged.precision, model, judged.calibration)
+    metadata = subject.metadata(judged.precision, model, judged.calibration, judged.point)
     session = open_session(serialize(model, metadata), source="the exported model").session
     own = run_shuffled(session, golden, batch=subject.batch or len(golden))
     certificate = Certificate(
         faces=golden,
         network_logits=subject.original.logits(golden),
         model_logits=own.logits,
+        model_unfamiliarity=own.unfamiliarity,
         tolerance=REPLAY_TOLERANCES[judged.precision],
         coverage=subject.coverage.to_dict(),
         labels=subject.original.labels,

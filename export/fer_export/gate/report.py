@@ -18,6 +18,7 @@ from fer_export.gate.calibration import Calibration
 from fer_export.gate.coverage import Coverage
 from fer_export.gate.parity import ParityReport
 from fer_export.gate.timing import Timing
+from fer_export.unfamiliar.head import OperatingPoint
 from fer_runtime import __version__
 from fer_runtime.errors import ParityError
 from fer_runtime.files import write_atomically
@@ -41,6 +42,7 @@ class ExportedModel:
     throughput: Timing  # at batch 64
     speedup: float  # over fp32 at batch 1, both undisturbed
     quantizer: str = ""  # that made an int8 file, "fer-edge" or "onnxruntime"
+    point: OperatingPoint | None = None  # threshold of its unfamiliarity
     not_proven: str = ""  # why the labelled faces cannot show that the budget holds
 
     @property
@@ -64,6 +66,7 @@ class ExportedModel:
             "temperature": self.calibration.temperature,
             "uncertain_below": self.calibration.uncertain_below,
             "calibration": self.calibration.to_dict(),
+            "unfamiliar": None if self.point is None else self.point.to_dict(),
             "latency": self.latency.to_dict(),
             "throughput": self.throughput.to_dict(),
             "speedup": self.speedup,

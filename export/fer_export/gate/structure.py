@@ -18,6 +18,7 @@ from fer_runtime.model.metadata import METADATA_KEY
 from fer_runtime.model.parity import Check
 
 _OUTPUTS = ("logits", "probabilities")
+OPTIONAL = "unfamiliarity"  # the last output, where there is one
 
 
 def external_data_check(content: bytes) -> Check | None:
@@ -70,6 +71,8 @@ def structure_checks(
             for name in _OUTPUTS:
                 if graph.states.get(name) != Rows((classes,)):
                     raise NotAllowedError(f"{name} is not one row of {classes} values per face")
+            if any(one.name == OPTIONAL for one in model.graph.output) and graph.states.get(OPTIONAL) != Rows(()):
+                raise NotAllowedError(f"{OPTIONAL} is not one value per face")
         wrong = graph.wrong_attributes
     except NotAllowedError as error:
         wrong, failure = [], str(error)
@@ -158,10 +161,12 @@ def _interface_faults(
         "faces": (TensorProto.UINT8, face_shape),
         "logits": (TensorProto.FLOAT, (classes,)),
         "probabilities": (TensorProto.FLOAT, (classes,)),
+        OPTIONAL: (TensorProto.FLOAT, ()),
     }
-    if [one.name for one in graph.input] != ["faces"] or [one.name for one in graph.output] != list(_OUTPUTS):
-        names = [one.name for one in (*graph.input, *graph.output)]
-        return [f"inputs and outputs are {', '.join(names)}; they must be faces, logits, probabilities"]
+    outputs = [one.name for one in graph.output]
+    if [one.name for one in graph.input] != ["faces"] or outputs not in (list(_OUTPUTS), [*_OUTPUTS, OPTIONAL]):
+        names = [*(one.name for one in graph.input), *outputs]
+        return [f"inputs and outputs are {', '.join(names)}; they must be faces, logits, probabilities ({OPTIONAL})"]
     faults = []
     for value in (*graph.input, *graph.output):
         tensor = value.type.tensor_type

@@ -18,6 +18,7 @@ from fer_runtime.model.session import open_session
 
 _BATCH = 32
 _STOCK_SUFFIX = "_QuantizeLinear_Output"  # of the uint8 tensors that onnxruntime's quantizer writes
+_ENDS = ("logits", "unfamiliarity_score")  # float in both graphs
 _Array = npt.NDArray[np.float64]
 
 
@@ -48,7 +49,7 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
     for node in fp32.graph.node:
         output = node.output[0]
         is_layer = node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and node.input[1] in constants)
-        if (not is_layer and node.op_type not in ("Add", "ReduceMean", "GlobalAveragePool")) or output == "logits":
+        if (not is_layer and node.op_type not in ("Add", "ReduceMean", "GlobalAveragePool")) or output in _ENDS:
             continue
         following = consumers.get(output, [])
         # A ReLU, and a Clip of onnxruntime's, is absorbed by the zero point.
@@ -74,7 +75,7 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
     return pairs, missing
 
 
-def _scales(int8: onnx.ModelProto) -> dict[str, tuple[float, int]]:
+def quantized_scales(int8: onnx.ModelProto) -> dict[str, tuple[float, int]]:
     """Scale and zero point of each uint8 tensor behind a QuantizeLinear."""
     constants = {one.name: numpy_helper.to_array(one) for one in int8.graph.initializer}
     found: dict[str, tuple[float, int]] = {}
@@ -93,7 +94,7 @@ def _scales(int8: onnx.ModelProto) -> dict[str, tuple[float, int]]:
 def unit_check(fp32: onnx.ModelProto, int8: onnx.ModelProto, faces: Uint8Array, limits: UnitLimits) -> Check:
     """Compare the units of each layer on faces, uint8."""
     pairs, missing = _pairs(fp32, int8)
-    scales = _scales(int8)
+    scales = quantized_scales(int8)
     missing += [name for name, twin in pairs.items() if twin not in scales]
     if missing:
         detail = f"{missing[0]} of the float graph has no counterpart in the int8 graph"

@@ -41,6 +41,7 @@ class Certificate:
     faces: Uint8Array  # (faces, size, size) or (faces, size, size, 3), made up
     network_logits: FloatArray  # (faces, classes), the original's in float32 on CPU
     model_logits: FloatArray  # (faces, classes), the file's own at export; a quantized model has other ones
+    model_unfamiliarity: FloatArray | None = None  # (faces,), the file's own at export; None: it has no such output
     labels: tuple[str, ...]  # of the logits, as the network was trained
     tolerance: Tolerance  # for replays of the model's own logits on another machine
     measured: dict[str, Any] = field(default_factory=dict)  # worst differences from the network at export
@@ -59,6 +60,11 @@ class Certificate:
             },
             "network_logits": _rows(self.network_logits),
             "model_logits": _rows(self.model_logits),
+            **(
+                {}
+                if self.model_unfamiliarity is None
+                else {"model_unfamiliarity": _rows(self.model_unfamiliarity[:, None])}
+            ),
             "tolerance": asdict(self.tolerance),
             "measured": self.measured,
             "coverage": self.coverage,
@@ -91,6 +97,9 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
             faces=np.frombuffer(unpacked, np.uint8).reshape(count, *metadata.face_shape),
             network_logits=_logits(values["network_logits"]),
             model_logits=_logits(values["model_logits"]),
+            model_unfamiliarity=_logits(values["model_unfamiliarity"]).reshape(count)
+            if "model_unfamiliarity" in values
+            else None,
             tolerance=Tolerance(**values["tolerance"]),
             measured=dict(values["measured"]),
             coverage=dict(values.get("coverage", {})),
@@ -104,6 +113,8 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
             raise ValueError(f"logits of shape {certificate.model_logits.shape}, not {wanted}")
         if not np.isfinite(certificate.network_logits).all() or not np.isfinite(certificate.model_logits).all():
             raise ValueError("logits that are not finite")
+        if certificate.model_unfamiliarity is not None and not np.isfinite(certificate.model_unfamiliarity).all():
+            raise ValueError("an unfamiliarity that is not finite")
         if len(np.unique(certificate.faces.reshape(count, -1), axis=0)) < MIN_FACES:
             raise ValueError(f"fewer than {MIN_FACES} different golden faces")
         _check_tolerance(certificate.tolerance, metadata.precision)

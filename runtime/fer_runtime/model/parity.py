@@ -22,6 +22,7 @@ class Outputs:
 
     logits: FloatArray  # (faces, classes)
     probabilities: FloatArray  # (faces, classes)
+    unfamiliarity: FloatArray | None = None  # (faces,); None where the file has no such output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,8 @@ def compare_outputs(expected: Outputs, actual: Outputs, *, margin: float = 1e-3)
         max_probability_difference=float(probabilities.max(initial=0)),
         top1_flips=int(flipped.sum()),
         top1_flips_beyond_margin=int((flipped & (best_two[:, 1] - best_two[:, 0] > margin)).sum()),
-        not_finite=int((~np.isfinite(actual.logits)).sum() + (~np.isfinite(actual.probabilities)).sum()),
+        not_finite=int((~np.isfinite(actual.logits)).sum() + (~np.isfinite(actual.probabilities)).sum())
+        + (0 if actual.unfamiliarity is None else int((~np.isfinite(actual.unfamiliarity)).sum())),
     )
 
 
@@ -113,15 +115,16 @@ def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64, 
     Args:
         pads: fill the last batch up with its first face, for a model of a fixed batch size.
     """
-    logits, probabilities = [], []
+    names = ["logits", "probabilities"]
+    names += [one.name for one in session.get_outputs() if one.name == "unfamiliarity"]
+    found: list[list[FloatArray]] = [[] for _ in names]
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
         filled = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)]) if pads else part
-        answers = session.run(["logits", "probabilities"], {"faces": filled})
-        scores, shares = (answer[: len(part)] for answer in answers)
-        logits.append(scores)
-        probabilities.append(shares)
-    return Outputs(logits=np.concatenate(logits), probabilities=np.concatenate(probabilities))
+        for parts, answer in zip(found, session.run(names, {"faces": filled}), strict=True):
+            parts.append(answer[: len(part)])
+    logits, probabilities, *more = map(np.concatenate, found)
+    return Outputs(logits=logits, probabilities=probabilities, unfamiliarity=more[0] if more else None)
 
 
 def softmax(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:

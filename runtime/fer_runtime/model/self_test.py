@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fer_runtime.errors import ModelFileError
-from fer_runtime.model.certificate import LOOSEST, parse_certificate, tolerance_in
+from fer_runtime.model.certificate import LOOSEST, Certificate, parse_certificate, tolerance_in
 from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.model.onnx_file import content_digest, read_model_bytes
 from fer_runtime.model.parity import (
     Check,
     Comparison,
     Outputs,
+    Tolerance,
     compare_outputs,
     comparison_checks,
     run_model,
@@ -152,6 +156,7 @@ def run_self_test(
     worst = worst_of([compare_outputs(expected, run, margin=tolerance.margin) for run in runs])
     against_network = worst_of([compare_outputs(network, run, margin=tolerance.margin) for run in runs])
     checks += comparison_checks(worst, tolerance)
+    checks += _unfamiliarity_checks(certificate, runs, tolerance)
     if metadata.precision in ("fp32", "fp16"):
         # int8 differs from the network on purpose, and its gate measured by how much.
         loosest = LOOSEST[metadata.precision]
@@ -186,6 +191,30 @@ def run_self_test(
         comparison=worst,
         network_comparison=against_network,
     )
+
+
+def _unfamiliarity_checks(certificate: Certificate, runs: Sequence[Outputs], tolerance: Tolerance) -> list[Check]:
+    """Does the optional output give what it gave at export? A file without it has no such check."""
+    expected, found = certificate.model_unfamiliarity, [run.unfamiliarity for run in runs]
+    if expected is None and not any(one is not None for one in found):
+        return []
+    if expected is None or any(one is None or one.shape != expected.shape for one in found):
+        return [Check(name="unfamiliarity", passed=False, detail="the graph and its certificate disagree about it")]
+    worst = max(
+        float((np.abs(one.astype(np.float64) - expected) / (1 + np.abs(expected))).max())
+        for one in found
+        if one is not None
+    )
+    # A sum of thousands of float32 products, ten times as many as a logit has.
+    allowed = 10 * tolerance.logits
+    return [
+        Check(
+            name="unfamiliarity",
+            # Written as "<=" so that NaN fails.
+            passed=bool(worst <= allowed),
+            detail=f"max relative difference {worst:.1e} (allowed {allowed:g})",
+        )
+    ]
 
 
 def _coverage_text(coverage: dict[str, Any]) -> str:

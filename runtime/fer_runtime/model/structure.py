@@ -97,7 +97,9 @@ def check_contract(file: OnnxFile, metadata: ModelMetadata, *, source: str) -> N
     inputs = {one.name: (one.dtype, one.shape[1:]) for one in file.inputs if one.name not in constants}
     outputs = {one.name: (one.dtype, one.shape[1:]) for one in file.outputs}
     wanted = dict.fromkeys(("logits", "probabilities"), ("float32", (len(metadata.labels),)))
-    if inputs == {"faces": ("uint8", metadata.face_shape)} and wanted.items() <= outputs.items():
+    strange = outputs.get("unfamiliarity", ("float32", ()))
+    fits = wanted.items() <= outputs.items() and strange == ("float32", ())
+    if inputs == {"faces": ("uint8", metadata.face_shape)} and fits:
         return
     taken, given = (
         printable(", ".join(f"{name} {dtype} {list(shape)}" for name, (dtype, shape) in values.items()), limit=300)

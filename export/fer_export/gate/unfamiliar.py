@@ -1,0 +1,93 @@
+"""Does a file compute the `unfamiliarity` that was fitted, and does its threshold do what the file says?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fer_export.unfamiliar.head import LOST, Head, OperatingPoint, auroc
+from fer_runtime.metrics import wilson_interval
+from fer_runtime.model.find import Precision
+from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
+from fer_runtime.model.onnx_file import read_onnx
+from fer_runtime.model.parity import Check, FloatArray, Uint8Array, run_model
+from fer_runtime.model.session import open_session
+
+# Root mean square difference from the float model's maps and the layer in double precision, as a share of the standard
+# deviation over the faces. float32 adds thousands of products in another order. The other two are about three times
+# what v0 and v3 showed.
+ERRORS: dict[Precision, float] = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.1}
+_LESS_AUROC = 0.02  # than the layer itself
+
+
+def unfamiliarity_of(content: bytes, faces: Uint8Array, *, batch: int | None = None) -> FloatArray:
+    """A file's own unfamiliarity of faces, float32 (faces,)."""
+    session = open_session(content, source="the exported model").session
+    found = run_model(session, faces, batch=batch or 64, pads=batch is not None).unfamiliarity
+    if found is None:
+        raise ValueError("the file has no output unfamiliarity")
+    return found
+
+
+def unfamiliar_checks(
+    content: bytes, head: Head, point: OperatingPoint, *, precision: Precision, batch: int | None
+) -> list[Check]:
+    """Hold a file's output against the layer that was fitted, and its threshold against faces and other images.
+
+    Args:
+        content: the file's bytes.
+        head: the layer, with faces and images that it was not fitted on.
+        point: what the file's threshold was fitted to.
+    """
+    faces, real = head.sample, head.sample_faces
+    found = unfamiliarity_of(content, faces, batch=batch)
+    shape = Check(name="unfamiliarity", passed=False, detail=f"of shape {found.shape}, not ({len(faces)},)")
+    if found.shape != (len(faces),):
+        return [shape]
+    spread = max(float(head.expected.std(dtype=np.float64)), 1e-12)
+    difference = found.astype(np.float64) - head.expected
+    error = float(np.sqrt((difference**2).mean())) / spread
+    said = parse_metadata(read_onnx(content, source="the exported model").metadata.get(METADATA_KEY), source="it")
+    threshold = said.unfamiliar_above
+    expected_auroc = auroc(head.expected[:real], head.expected[real:])
+    own_auroc = auroc(found[:real], found[real:])
+    lost = int((~(found[:real] <= point.unfamiliar_above)).sum())
+    low, _ = wilson_interval(lost, real)
+    faults = []
+    if threshold != point.unfamiliar_above:
+        faults.append(f"the metadata says {threshold}, fitted was {point.unfamiliar_above:g}")
+    # Written as "not" so that NaN fails.
+    if not own_auroc >= expected_auroc - _LESS_AUROC:
+        faults.append("it tells faces from other images worse than the layer itself")
+    if not low <= LOST:
+        faults.append("it loses more faces than it may")
+    return [
+        Check(
+            name="unfamiliarity",
+            passed=bool(error <= ERRORS[precision]),
+            detail=f"differs from the fitted layer by {error:.1e} of its spread on {len(faces)} images "
+            f"(allowed {ERRORS[precision]:g})",
+        ),
+        Check(
+            name="unfamiliar",
+            passed=not faults,
+            detail=("; ".join(faults) + ": " if faults else "")
+            + f"AUROC {own_auroc:.3f} ({expected_auroc:.3f} of the layer), {lost} of {real} faces lost "
+            f"(fitted to {LOST:.0%}; {point.lost:.1%} of the other half's faces)",
+        ),
+    ]
+
+
+def describe(point: OperatingPoint) -> str:
+    """The threshold in words, for a terminal."""
+    low, high = point.lost_interval
+    return (
+        f"unfamiliar above {point.unfamiliar_above:g}: loses {point.lost:.1%} ({low:.1%} to {high:.1%}) of "
+        f"{point.faces} faces, keeps {point.kept:.1%} of {point.strange} made-up images, AUROC {point.auroc:.3f}"
+    )
+
+
+def to_json(point: OperatingPoint | None) -> dict[str, Any] | None:
+    """The threshold as the report holds it."""
+    return None if point is None else point.to_dict()

@@ -1,0 +1,104 @@
+"""The output `unfamiliarity`: what is fitted, what the files compute, and what their thresholds say."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from tests.export.conftest import Exported
+
+from fer_export.gate.unfamiliar import unfamiliarity_of
+from fer_export.unfamiliar.head import LOST, auroc, find_maps, fit_threshold
+from fer_export.unfamiliar.images import FROM_FACES, MADE_UP, strange_images
+from fer_runtime import Recognizer
+from fer_runtime.errors import ModelFileError
+from fer_runtime.model.certificate import parse_certificate
+from fer_runtime.model.load import load_model
+from fer_runtime.model.self_test import run_self_test
+from fer_train.data.folders import load_faces
+from fer_train.networks.registry import create_network
+
+
+def test_auroc_counts_pairs_and_half_of_ties() -> None:
+    real, strange = np.array([0.0, 1.0, 1.0], np.float32), np.array([1.0, 2.0], np.float32)
+    pairs = [(float(high > low) + 0.5 * float(high == low)) for low in real for high in strange]
+    assert auroc(real, strange) == pytest.approx(np.mean(pairs))
+
+
+def test_the_threshold_loses_the_share_that_it_may() -> None:
+    random = np.random.default_rng(0)
+    point = fit_threshold(random.normal(size=5000).astype(np.float32), random.normal(4, 1, 500).astype(np.float32))
+    # The normal distribution's 98th percentile; 5000 values leave an error of 0.04.
+    assert point.unfamiliar_above == pytest.approx(2.054, abs=0.15)
+    assert point.lost_interval[0] <= LOST <= point.lost_interval[1]
+    assert point.kept == pytest.approx(0.026, abs=0.02)  # of a normal distribution around 4
+
+
+def test_images_are_the_same_every_time_and_differ_by_seed() -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (4, 48, 48)).astype(np.uint8)
+    first = strange_images(faces, 2)
+    assert first.shape == (2 * (len(MADE_UP) + len(FROM_FACES)), 48, 48)
+    assert np.array_equal(first, strange_images(faces, 2))
+    assert not np.array_equal(first, strange_images(faces, 2, seed=1))
+
+
+def test_every_file_has_the_output_and_its_certificate(exported: Exported) -> None:
+    answers = []
+    for model in exported.report.models:
+        assert model.point is not None
+        loaded = load_model(model.path)
+        assert loaded.metadata.unfamiliar_above == model.point.unfamiliar_above
+        certificate = parse_certificate(loaded.metadata, source="it")
+        assert certificate.model_unfamiliarity is not None
+        own = unfamiliarity_of(model.path.read_bytes(), certificate.faces)
+        np.testing.assert_allclose(own, certificate.model_unfamiliarity, rtol=1e-5, atol=1e-4)
+        answers.append(own)
+    # The layer is the same; eight bits move it by some hundredths of its spread.
+    for other in answers[1:]:
+        assert np.corrcoef(answers[0], other)[0, 1] > 0.99
+
+
+def test_the_recognizer_names_noise_and_not_the_faces(exported: Exported) -> None:
+    noise = np.random.default_rng(7).integers(0, 256, (40, 48, 48)).astype(np.uint8)
+    known = load_faces(exported.data, "train").faces
+    with Recognizer(exported.models_dir / "model_0.int8.onnx", detector="whole") as recognizer:
+        strange = ["unfamiliar" in recognizer.predict(face).faces[0].reasons for face in noise]
+        faces = ["unfamiliar" in recognizer.predict(face).faces[0].reasons for face in known[:100]]
+    assert np.mean(strange) > 0.9
+    assert np.mean(faces) < 0.1
+
+
+def test_self_test_finds_another_unfamiliarity(exported: Exported) -> None:
+    (model,) = [one for one in exported.report.models if one.precision == "fp32"]
+    loaded = load_model(model.path)
+    changed = onnx.load_model_from_string(loaded.content)
+    (weights,) = [one for one in changed.graph.initializer if one.name == "unfamiliarity_weights"]
+    values = onnx.numpy_helper.to_array(weights).copy()
+    values[int(np.abs(values).argmax())] *= 1.5
+    weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
+    content = changed.SerializeToString()
+    other = model.path.with_name("other.onnx")
+    other.write_bytes(content)
+    failed = {check.name for check in run_self_test(other).checks if not check.passed}
+    assert failed == {"digest", "unfamiliarity"}
+
+
+def test_an_output_of_another_shape_is_refused(exported: Exported) -> None:
+    (model,) = [one for one in exported.report.models if one.precision == "fp32"]
+    changed = onnx.load_model_from_string(model.path.read_bytes())
+    changed.graph.output[2].type.tensor_type.shape.dim.add().dim_value = 1
+    other = model.path.with_name("shape.onnx")
+    other.write_bytes(changed.SerializeToString())
+    with pytest.raises(ModelFileError, match="unfamiliarity float32"):
+        load_model(other)
+
+
+@pytest.mark.parametrize(("name", "shape", "is_flat"), [("v0", (64, 6, 6), True), ("v2", (192, 3, 3), False)])
+def test_the_maps_are_those_before_the_linear_layers(name: str, shape: tuple[int, ...], is_flat: bool) -> None:
+    from fer_export.graph import export_graph
+    from fer_train.checkpoints import Checkpoint
+
+    maps = find_maps(export_graph(Checkpoint(name=name, state_dict=create_network(name).state_dict())))
+    assert maps is not None
+    assert maps.shape == shape
+    assert (maps.flat is not None) == is_flat
