@@ -266,3 +266,12 @@ def test_the_cached_file_is_checked_when_it_is_used(tmp_path: Path, monkeypatch:
     for name in ("auto", "yunet"):
         with pytest.raises(ModelFileError, match=r"damaged or another file .* fer-infer --fetch-yunet"):
             create_detector(name)
+
+
+def test_boxes_inside_each_other_are_one_face_and_neighbours_are_two() -> None:
+    from fer_runtime.detectors.haar import _apart
+
+    inside = [(100, 100, 80, 80), (110, 105, 50, 50), (90, 92, 110, 110)]
+    assert _apart(inside) == inside[:1]
+    cheek_to_cheek = [(100, 100, 80, 80), (150, 100, 80, 80)]
+    assert _apart(cheek_to_cheek) == cheek_to_cheek

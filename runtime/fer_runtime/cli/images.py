@@ -107,7 +107,7 @@ class _Extras(NamedTuple):
             from fer_runtime.output.image_files import AnnotatedCopies
 
             taken = [file for _, file in destinations.files()]
-            copies = AnnotatedCopies(destinations.annotate, options.paths, options.recursive, taken)
+            copies = AnnotatedCopies(destinations.annotate, options.paths, options.recursive, taken, options.anonymize)
         if destinations.contact_sheet is not None:
             from fer_runtime.output.contact_sheet import ContactSheet
             from fer_runtime.output.image_files import SheetOfFaces
@@ -135,11 +135,17 @@ class _Extras(NamedTuple):
         if self.sheet is not None:
             self.sheet.write()
             click.echo(printable(self.sheet.path), err=True)
+        if self.copies is not None and self.copies.anonymize is not None:
+            text = "copies have no EXIF; faces that were not found are not covered"
+            if self.copies.unchanged:
+                text += f": no face was found in {counted(self.copies.unchanged, 'image')} of this run"
+            click.echo(text, err=True)
 
     def settings(self) -> dict[str, str | None]:
         """What a run must share with the run that it continues."""
         return {
             "annotate": None if self.copies is None else os.path.abspath(self.copies.folder),
+            "anonymize": None if self.copies is None else self.copies.anonymize,
             "contact_sheet": None if self.sheet is None else os.path.abspath(self.sheet.path),
         }
 

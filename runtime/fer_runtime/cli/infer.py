@@ -88,6 +88,7 @@ _RULES = (
     Rule("live", when=lambda given: given["input_format"] is None, because="only with --input-format"),
     Rule("null_separated", when=lambda given: "-" not in given["paths"], because="only with the PATH -"),
     Rule("resume", when=lambda given: given["output"] is None, because="only with --output"),
+    Rule("anonymize", when=lambda given: given["annotate"] is None, because="only with --annotate DIR"),
     Rule(
         "random_count",
         when=lambda given: given["resume"],
@@ -224,6 +225,11 @@ _RULES = (
         "--annotate", type=_FOLDER, metavar="DIR", help="Write copies of the images or videos with the faces drawn in."
     ),
     click.option(
+        "--anonymize",
+        type=click.Choice(("pixelate", "blur", "solid")),
+        help="With --annotate: copies with unrecognizable faces, nothing drawn in, no EXIF and no sound.",
+    ),
+    click.option(
         "--contact-sheet", type=_FILE, metavar="FILE", help="Write one image of all faces, grouped by expression."
     ),
     click.option("--quiet", is_flag=True, help="Print only warnings and errors on stderr."),
@@ -321,6 +327,7 @@ def main(**given: Any) -> None:
     fer-infer holiday/ --annotate seen/          copies with boxes, expressions and bars
     fer-infer --watch inbox/ --output rows.jsonl files that come into a folder, until Ctrl-C
     fer-infer film.mp4 --format srt              subtitles with each face's expression
+    fer-infer holiday/ --annotate safe/ --anonymize pixelate    copies with unrecognizable faces
     fer-infer --camera 0 --annotate seen/        a camera, until Ctrl-C
     fer-infer rtsp://camera.local/main           a stream: rtsp, http, https or udp
     fer-infer s3://b/p --engine ray --output d   a folder of shards, made by a Ray cluster

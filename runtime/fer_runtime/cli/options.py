@@ -54,6 +54,7 @@ class ImagesRun(RecognizerOptions):
     max_pixels: int
     random_count: int | None
     annotate: Path | None
+    anonymize: str | None
     contact_sheet: Path | None
     resume: bool
 
@@ -88,6 +89,7 @@ class VideosRun(RecognizerOptions):
     duration: float | None  # seconds
     segments: bool
     annotate: Path | None
+    anonymize: str | None
 
     @staticmethod
     def writes(output_format: OutputFormat) -> bool:

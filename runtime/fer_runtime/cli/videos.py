@@ -63,6 +63,7 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
                         format_name=format_name,
                         segments=segments,
                         annotate=copy,
+                        anonymize=options.anonymize,
                         every=options.every,
                         start=start,
                         duration=duration,
@@ -86,6 +87,8 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
             if not options.quiet:
                 say_video_summary(video, summary, perf_counter() - started)
             _warn_of_missing_frames(video, summary.counts)
+        if options.anonymize is not None:
+            click.echo("copies have no sound and no metadata; faces that were not found are not covered", err=True)
     return failed
 
 

@@ -46,12 +46,15 @@ class AnnotatedCopies:
         roots: the arguments of the command; an image of a folder among them keeps its place under it.
         recursive: the folders' folders are read.
         taken: other files of this run, which no copy may replace.
+        anonymize: one of anonymize.METHODS: faces are covered instead of drawn in.
     """
 
     folder: Path
     roots: Sequence[str]
     recursive: bool = False
     taken: Sequence[Path] = ()
+    anonymize: str | None = None
+    unchanged: int = 0  # anonymized copies of images in which no face was found
     _written: set[str] = field(default_factory=set)  # but for those that `_is_own_name` tells
     _taken: frozenset[str] = field(init=False)  # names in the folder for copies
     _named: frozenset[tuple[int, int]] | None = None  # the files among `roots`, once they are needed
@@ -77,7 +80,7 @@ class AnnotatedCopies:
             copy = copy_inside(self.folder, name)
             if os.path.lexists(copy) and self._is_input(copy, row.path):
                 raise OutputError("it would overwrite an image of this run; give --annotate another folder")
-            write_atomically(copy, encode_image(copy, draw_faces(image, row.faces)) + COPY_MARK, cleans=False)
+            write_atomically(copy, encode_image(copy, self._draw(image, row)) + COPY_MARK, cleans=False)
         except OSError as error:
             return self._failed(row, error.strerror or str(error), error.errno)
         except OutputError as error:
@@ -88,6 +91,14 @@ class AnnotatedCopies:
         except MemoryError:
             return self._failed(row, "it needs more memory than there is", None)
         return row
+
+    def _draw(self, image: Uint8Array, row: ImageResult) -> Uint8Array:
+        if self.anonymize is None:
+            return draw_faces(image, row.faces)
+        from fer_runtime.output.anonymize import cover_faces
+
+        self.unchanged += not row.faces
+        return cover_faces(image, [face.box for face in row.faces], self.anonymize)
 
     def take_name(self, path: str) -> str:
         """The name of the next image's copy, relative to the folder."""

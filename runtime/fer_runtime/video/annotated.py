@@ -15,6 +15,7 @@ from fer_runtime.errors import ImageError, OutputError
 from fer_runtime.files import replaced_atomically
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.annotate import draw_faces
+from fer_runtime.output.anonymize import CoveredFaces, cover_faces
 from fer_runtime.output.destinations import COPY_MARK, copy_inside
 from fer_runtime.output.image_files import unused_name
 from fer_runtime.video.results import FrameResult
@@ -54,14 +55,19 @@ class AnnotatedVideo:
         path: the copy, .mp4.
         source: a file, a camera's number, or an open stream.
         every: each N-th frame of the file is drawn.
+        anonymize: one of anonymize.METHODS: faces are covered instead of drawn in.
 
     Raises:
         ImageError: the source cannot be opened.
         OutputError: the copy cannot be written.
     """
 
-    def __init__(self, path: Path, source: Path | int | NamedSource, *, every: int) -> None:
+    def __init__(
+        self, path: Path, source: Path | int | NamedSource, *, every: int, anonymize: str | None = None
+    ) -> None:
         self._path = path
+        self._anonymize = anonymize
+        self._covered = CoveredFaces()
         self._rate = _copy_rate(source, every) if isinstance(source, Path) else _CAMERA_RATE
         self._writer: cv2.VideoWriter | None = None
         self._frames = 0
@@ -89,9 +95,12 @@ class AnnotatedVideo:
         Raises:
             OutputError: this OpenCV writes no such video.
         """
-        drawn = draw_faces(
-            image, [tracked.face for tracked in result.faces], numbers=[tracked.track for tracked in result.faces]
-        )
+        if self._anonymize is not None:
+            drawn = cover_faces(image, self._covered.update(result), self._anonymize)
+        else:
+            drawn = draw_faces(
+                image, [tracked.face for tracked in result.faces], numbers=[tracked.track for tracked in result.faces]
+            )
         if self._writer is None:
             size = (drawn.shape[1], drawn.shape[0])
             codec = cv2.VideoWriter.fourcc(*"mp4v")

@@ -37,6 +37,7 @@ def write_video_rows(
     format_name: str = "jsonl",
     segments: bool = False,
     annotate: Path | None = None,
+    anonymize: str | None = None,
     every: int = 1,
     start: float = 0.0,
     duration: float | None = None,
@@ -51,6 +52,7 @@ def write_video_rows(
         format_name: of an output format that is_for_videos; subtitles and tables are per segment always.
         segments: a row per segment, instead of one per frame.
         annotate: file for the annotated copy.
+        anonymize: one of anonymize.METHODS: the copy has its faces covered, and nothing drawn in.
         summary: filled while the video is read, and returned.
         on_result: called after each processed frame.
 
@@ -59,7 +61,7 @@ def write_video_rows(
     """
     summary, builder = VideoSummary() if summary is None else summary, SegmentBuilder()
     per_segment = is_per_segment(format_name, segments)
-    copy = _Copy(annotate, source, every=every)
+    copy = _Copy(annotate, source, every=every, anonymize=anonymize)
 
     def emit(ended: Sequence[Segment]) -> None:
         for segment in ended:
@@ -112,12 +114,14 @@ class _Copy:
         path: None for no copy.
     """
 
-    def __init__(self, path: Path | None, source: Path | int | NamedSource, *, every: int) -> None:
+    def __init__(
+        self, path: Path | None, source: Path | int | NamedSource, *, every: int, anonymize: str | None
+    ) -> None:
         self._video: AnnotatedVideo | None = None
         self._error: OutputError | None = None
         if path is not None:
             try:
-                self._video = AnnotatedVideo(path, source, every=every)
+                self._video = AnnotatedVideo(path, source, every=every, anonymize=anonymize)
             except OutputError as error:
                 self._error = error
 
