@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from fer_export.gate.units import quantized_scales
-from fer_export.int8.gptq import round_weights, trim_pairs, weight_scales
-from fer_export.int8.qdq import GraphWriter
+from fer_export.int8.score import append_score
 from fer_export.unfamiliar.head import OUTPUT, Head
-from fer_runtime.errors import ParityError
 from fer_runtime.model.find import Precision
-
-_SCORE = f"{OUTPUT}_score"
 
 
 def add_output(model: onnx.ModelProto, head: Head, precision: Precision) -> onnx.ModelProto:
@@ -29,14 +25,19 @@ def add_output(model: onnx.ModelProto, head: Head, precision: Precision) -> onnx
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    writer = GraphWriter()
     if precision == "int8":
-        _integer_layer(changed, head, writer)
+        score = append_score(
+            changed,
+            maps=head.maps.tensor,
+            flat=head.maps.flat,
+            shape=head.maps.shape,
+            weights=head.weights,
+            scales=quantized_scales(changed),
+            name=OUTPUT,
+        )
     else:
-        _float_layer(head, writer, is_half=precision == "fp16")
-    writer.reshape(_SCORE, OUTPUT, (-1,))
-    changed.graph.node.extend(writer.nodes)
-    changed.graph.initializer.extend(writer.constants.values())
+        score = _append_float_score(changed, head, is_half=precision == "fp16")
+    _append(changed, "Reshape", [score, _constant(changed, "shape", np.array([-1], np.int64))], OUTPUT)
     changed.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [None]))
     batch = changed.graph.output[0].type.tensor_type.shape.dim[0]
     changed.graph.output[-1].type.tensor_type.shape.dim[0].CopyFrom(batch)
@@ -44,43 +45,22 @@ def add_output(model: onnx.ModelProto, head: Head, precision: Precision) -> onnx
     return changed
 
 
-def _float_layer(head: Head, writer: GraphWriter, *, is_half: bool) -> None:
-    features = head.maps.flat or writer.reshape(head.maps.tensor, f"{OUTPUT}_features", (0, head.weights.size))
+def _append_float_score(model: onnx.ModelProto, head: Head, *, is_half: bool) -> str:
+    features = head.maps.flat
+    if features is None:
+        shape = _constant(model, "features_shape", np.array([0, head.weights.size], np.int64))
+        features = _append(model, "Reshape", [head.maps.tensor, shape], f"{OUTPUT}_features")
     if is_half:  # the sum of thousands of products is no task for 11 bits
-        features = writer.node("Cast", [features], f"{OUTPUT}_float", to=TensorProto.FLOAT)
-    weights = writer.constant(f"{OUTPUT}_weights", head.weights[:, None])
-    writer.node("Gemm", [features, weights], _SCORE)
+        features = _append(model, "Cast", [features], f"{OUTPUT}_float", to=TensorProto.FLOAT)
+    return _append(model, "Gemm", [features, _constant(model, "weights", head.weights[:, None])], f"{OUTPUT}_score")
 
 
-def _integer_layer(model: onnx.ModelProto, head: Head, writer: GraphWriter) -> None:
-    there = {name for node in model.graph.node for name in node.output}
-    scales = quantized_scales(model)
-    weights = head.weights
-    flat = f"{head.maps.flat}_u8"
-    if head.maps.flat is not None and flat in there:
-        features = flat
-        if len(head.maps.shape) == 3:  # the integer graph flattens with the channels last
-            weights = weights.reshape(head.maps.shape).transpose(1, 2, 0).reshape(-1)
-    else:
-        maps = f"{head.maps.tensor}_u8"
-        if maps not in there:
-            raise ParityError(f"the int8 graph has no tensor {maps}, which unfamiliarity is computed from")
-        features = writer.reshape(maps, f"{OUTPUT}_u8", (0, weights.size))
-        scales[features] = scales[maps]
-    scale, zero = scales[features]
-    names = [
-        writer.constant(f"{OUTPUT}_input_scale", np.array(scale, np.float32)),
-        writer.constant(f"{OUTPUT}_input_zero", np.array(zero, np.uint8)),
-    ]
-    dequantized = writer.node("DequantizeLinear", [features, *names], f"{OUTPUT}_float")
-    step = weight_scales(weights[None])
-    rounded, _ = round_weights(weights[None], step)
-    # (features, 1): the form that onnxruntime packs once, when the session opens.
-    integers = np.ascontiguousarray(trim_pairs(rounded).T)
-    parts = (integers, step, np.zeros(1, np.int8))
-    names = [
-        writer.constant(f"{OUTPUT}_weights{end}", part)
-        for end, part in zip(("", "_scale", "_zero"), parts, strict=True)
-    ]
-    parameters = writer.node("DequantizeLinear", names, f"{OUTPUT}_weights_float", axis=1)
-    writer.node("Gemm", [dequantized, parameters], _SCORE)
+def _constant(model: onnx.ModelProto, end: str, values: np.ndarray) -> str:
+    name = f"{OUTPUT}_{end}"
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return name
+
+
+def _append(model: onnx.ModelProto, op: str, inputs: list[str], output: str, **attributes: int) -> str:
+    model.graph.node.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+    return output
