@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from fer_export.int8.gptq import round_weights, trim_pairs, weight_scales
@@ -48,12 +50,14 @@ def append_score(
             raise ParityError(f"the int8 graph has no tensor {maps}_u8, which {name} is computed from")
         features = writer.reshape(f"{maps}_u8", f"{name}_u8", (0, weights.size))
         scale, zero = scales[f"{maps}_u8"]
-    inputs = (np.array(scale, np.float32), np.array(zero, np.uint8))
     step = weight_scales(weights[None])
     rounded, _ = round_weights(weights[None], step)
     # (features, 1): the form that onnxruntime packs once, when the session opens.
-    parameters = (np.ascontiguousarray(trim_pairs(rounded).T), step, np.zeros(1, np.int8))
-    read = [writer.constant(f"{name}_input_{end}", part) for end, part in zip(("scale", "zero"), inputs, strict=True)]
+    parameters: tuple[npt.NDArray[Any], ...] = (np.ascontiguousarray(trim_pairs(rounded).T), step, np.zeros(1, np.int8))
+    read = [
+        writer.constant(f"{name}_input_scale", np.array(scale, np.float32)),
+        writer.constant(f"{name}_input_zero", np.array(zero, np.uint8)),
+    ]
     held = [
         writer.constant(f"{name}_weights{end}", part)
         for end, part in zip(("", "_scale", "_zero"), parameters, strict=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -55,12 +58,12 @@ def _append_float_score(model: onnx.ModelProto, head: Head, *, is_half: bool) ->
     return _append(model, "Gemm", [features, _constant(model, "weights", head.weights[:, None])], f"{OUTPUT}_score")
 
 
-def _constant(model: onnx.ModelProto, end: str, values: np.ndarray) -> str:
+def _constant(model: onnx.ModelProto, end: str, values: npt.NDArray[Any]) -> str:
     name = f"{OUTPUT}_{end}"
     model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
     return name
 
 
-def _append(model: onnx.ModelProto, op: str, inputs: list[str], output: str, **attributes: int) -> str:
+def _append(model: onnx.ModelProto, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
     model.graph.node.append(helper.make_node(op, inputs, [output], name=output, **attributes))
     return output
