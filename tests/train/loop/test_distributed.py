@@ -250,23 +250,24 @@ def test_the_command_has_one_writer_and_resumes(images: Path, tmp_path: Path, en
     downloads = tmp_path / "downloads"
     python_path = os.pathsep.join([str(tmp_path / "stub"), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment |= {"PYTHONPATH": python_path, "DOWNLOADS": str(downloads), "PICTURES": str(images)}
-    options = ["-m", "fer_train", "--model", "v0", "--epochs", 3, "--device", "cpu", "--no-plots"]
-    run = _launched(2, *options, "--models-dir", tmp_path / "models", env=environment)
-    assert run.returncode == 0, run.stderr
-    # The second process asked when the download of the first one was there.
-    assert downloads.read_text().split() == ["begun", "done"] * 2
-    options += ["--data", images]
-    assert run.stdout.count("validation: accuracy") == 1
-    assert [path.name for path in sorted((tmp_path / "models").iterdir())] == ["model_0.pth", "model_0_results.json"]
-    results = json.loads((tmp_path / "models" / "model_0_results.json").read_text())
-    assert results["settings"]["processes"] == 2
-    assert len(results["test_acc"]) == 3
+    models = tmp_path / "models"
+    options = [
+        "-m",
+        "fer_train",
+        "--model",
+        "v0",
+        "--epochs",
+        3,
+        "--device",
+        "cpu",
+        "--no-plots",
+        "--models-dir",
+        models,
+    ]
 
-    # Killed after the first epoch, the launcher and both of its processes at once, and gone on with.
-    killed = tmp_path / "killed"
+    # Killed after the first epoch, the launcher and both of its processes at once, and continued.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [*map(str, options), "--models-dir", str(killed)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *map(str, options)], env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("epoch 1/"):
@@ -275,10 +276,15 @@ def test_the_command_has_one_writer_and_resumes(images: Path, tmp_path: Path, en
     for number in (process.pid, *map(int, workers)):
         os.kill(number, signal.SIGKILL)
     process.wait()
-    assert (killed / "model_0.resume.pth").exists()
-    assert not (killed / "model_0.pth").exists()
-    run = _launched(2, *options, "--models-dir", killed, "--resume", env=environment)
+    # The second process asked when the download of the first one was there.
+    assert downloads.read_text().split() == ["begun", "done"] * 2
+    assert (models / "model_0.resume.pth").exists()
+    assert not (models / "model_0.pth").exists()
+    run = _launched(2, *options, "--data", images, "--resume", env=environment)
     assert run.returncode == 0, run.stderr
     assert "epoch 1/3" not in run.stderr
-    resumed = json.loads((killed / "model_0_results.json").read_text())
-    assert len(resumed["test_acc"]) == 3
+    assert run.stdout.count("validation: accuracy") == 1
+    assert [path.name for path in sorted(models.iterdir())] == ["model_0.pth", "model_0_results.json"]
+    results = json.loads((models / "model_0_results.json").read_text())
+    assert results["settings"]["processes"] == 2
+    assert len(results["test_acc"]) == 3
