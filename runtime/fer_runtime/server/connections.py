@@ -12,19 +12,21 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 _HEADER_SECONDS = 10.0  # for the headers of a request, from the connection or its first byte
 _LINGER_SECONDS = 2.0  # in which a client may read why its body was not
 _MAX_CONNECTIONS = 512
+_OTHER_FILES = 128  # descriptors for models, decoders and what libraries open
 
 
 class LimitedProtocol(H11Protocol):
     """One connection. Headers must arrive in time, and a client that is refused gets the reason."""
 
     header_seconds = _HEADER_SECONDS
+    max_connections = _MAX_CONNECTIONS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._lingering = False
         self._has_ended = False  # the client's side
         self._header_timer: asyncio.TimerHandle | None = None
         super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
-        if len(self.connections) > _MAX_CONNECTIONS:
+        if len(self.connections) > self.max_connections:
             self._answer(503, "too many connections; try again", ("Retry-After", "1"))
         else:
             self._expect_headers()
@@ -126,7 +128,18 @@ class LimitedProtocol(H11Protocol):
 
 def limited_protocol(timeout: float) -> type[LimitedProtocol]:
     """The class for connections of a service whose requests may take `timeout` seconds."""
-    return type("LimitedProtocol", (LimitedProtocol,), {"header_seconds": min(_HEADER_SECONDS, timeout)})
+    limits = {"header_seconds": min(_HEADER_SECONDS, timeout), "max_connections": _max_connections()}
+    return type("LimitedProtocol", (LimitedProtocol,), limits)
+
+
+def _max_connections() -> int:
+    """Connections for which there are file descriptors."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _MAX_CONNECTIONS
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MAX_CONNECTIONS if limit == resource.RLIM_INFINITY else max(8, min(_MAX_CONNECTIONS, limit - _OTHER_FILES))
 
 
 class _Transport:

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from tests.runtime.fuzz import mutations, picture_seeds
 from tests.runtime.images.make_files import PNG_SIGNATURE, make_crashing_apng, png_chunk, png_header
 from tests.runtime.server.requests_fuzz import mutated_request
-from tests.runtime.server.serving import Answer, Service, multipart, serving
+from tests.runtime.server.serving import PROGRAM, Answer, Service, multipart, serving
 
 from fer_runtime.batch.sources import sample_images
 from fer_runtime.cli.serve import main
@@ -169,6 +169,22 @@ def test_a_full_queue_is_a_503_that_says_when_to_come_again(service: Service) ->
     finally:
         for connection in waiting:
             connection.close()
+
+
+def test_connections_beyond_the_file_descriptors_are_told_so(tmp_path: Path) -> None:
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160)); "
+    with serving(tmp_path / "empty", "--model", "v0", program=few + PROGRAM) as running:
+        idle = [running.connect() for _ in range(32)]
+        try:
+            refused = running.send_raw(b"")
+            assert refused.startswith(b"HTTP/1.1 503 ")
+            assert b"Retry-After: 1" in refused
+        finally:
+            for connection in idle:
+                connection.close()
+        deadline = time.monotonic() + 30
+        while running.ask("POST", "/v1/images", JPEG).status != 200:
+            assert time.monotonic() < deadline
 
 
 def test_pages_of_other_sites_are_kept_out(service: Service) -> None:
