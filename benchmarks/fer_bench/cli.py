@@ -29,6 +29,7 @@ from fer_bench.report.commands import report, robustness
 from fer_runtime.command import FerGroup, Rule
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
+from fer_runtime.text import printable
 
 if TYPE_CHECKING:
     from fer_bench.statistics import Interval
@@ -186,7 +187,6 @@ def accuracy(
     from fer_bench.matching import images_for
     from fer_bench.statistics import say_p
     from fer_runtime.recognizer import Recognizer
-    from fer_runtime.text import printable
 
     files = configurations(
         models=models,
@@ -213,7 +213,7 @@ def accuracy(
         with Recognizer(one.source) as recognizer:
             results.append(measure.measure_accuracy(recognizer, images))
         show(number, len(files))
-    click.echo(f"{len(images.labels)} images of {images.folder}")
+    click.echo(printable(f"{len(images.labels)} images of {images.folder}"))
     click.echo(f"{'model':12} {'accuracy':>22} {'macro-F1':>22} {'calibration error':>22}")
     for result in results:
         click.echo(
@@ -345,7 +345,7 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
     for change in changes:
         click.echo(str(change))
     for name in single:
-        click.echo(f"in one file only: {name}", err=True)
+        click.echo(printable(f"in one file only: {name}"), err=True)
     if not changes:
         raise DataError(f"{old} and {new} have no configuration in common; measure the same configurations twice")
     if any(change.is_regression for change in changes):

@@ -23,6 +23,7 @@ from fer_runtime.errors import FerError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.find import DEFAULT_MODELS_DIR
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
+from fer_runtime.text import printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
 from fer_train.recipes import PRETRAIN, RECIPES, Recipe
@@ -371,10 +372,10 @@ def _report(trained: Trained, *, plots: bool) -> None:
     """Print what was written, and draw the two plots."""
     for split in (trained.train, trained.validation):
         if split.skipped:
-            click.echo(f"skipped {split.skipped} images in {split.folder} that cannot be read", err=True)
+            click.echo(printable(f"skipped {split.skipped} images in {split.folder} that cannot be read"), err=True)
         if split.resized:
             side = f"{split.size} x {split.size}"
-            click.echo(f"resized {split.resized} images in {split.folder} to {side}", err=True)
+            click.echo(printable(f"resized {split.resized} images in {split.folder} to {side}"), err=True)
     if trained.note:
         click.echo(trained.note, err=True)
     results, history = trained.results, trained.results.history

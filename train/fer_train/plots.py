@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -20,10 +21,12 @@ _GRID = "#dfe3ea"
 def write_plots(results: Mapping[str, Any], stem: Path) -> list[Path]:
     """Draw both plots: STEM_curves.png and STEM_confusion.png."""
     written = []
-    for plot, kind in ((plot_curves, "curves"), (plot_confusion, "confusion")):
-        path = stem.with_name(f"{stem.name}_{kind}.png")
-        plot(results, path)
-        written.append(path)
+    # A label with dollar signs is no formula.
+    with rc_context({"text.parse_math": False}):
+        for plot, kind in ((plot_curves, "curves"), (plot_confusion, "confusion")):
+            path = stem.with_name(f"{stem.name}_{kind}.png")
+            plot(results, path)
+            written.append(path)
     return written
 
 

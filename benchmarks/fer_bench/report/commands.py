@@ -24,6 +24,7 @@ from fer_bench.console import (
 )
 from fer_runtime.command import FerCommand, Rule, needs_extra
 from fer_runtime.model.find import PRECISIONS, Precision
+from fer_runtime.text import printable
 
 # Copied from robustness.py so that --help does not load OpenCV; a test compares them.
 CONDITION_NAMES = ("crop_margin", "shift", "rotation", "brightness", "noise", "blur", "jpeg_quality", "size")
@@ -88,7 +89,7 @@ def robustness(
         progress=show_progress("level"),
         say=lambda text: click.echo(text, err=True),
     )
-    click.echo(f"{measured.faces} of {measured.images} images of {measured.folder}")
+    click.echo(printable(f"{measured.faces} of {measured.images} images of {measured.folder}"))
     click.echo(format_robustness(measured.points))
     write_json(
         json_path,
