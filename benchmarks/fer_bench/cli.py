@@ -23,6 +23,7 @@ from fer_bench.console import (
     warn_about,
     write_json,
 )
+from fer_bench.diff_command import diff
 from fer_bench.interoperability.command import interoperability
 from fer_bench.quality_commands import reasons, unfamiliar
 from fer_bench.report.commands import report, robustness
@@ -45,6 +46,7 @@ def main() -> None:
     fer-bench robustness --data data                  with shifted, rotated, dark, blurred ... faces
     fer-bench report --data data --output report.html all of the above on one page
     fer-bench compare old.json new.json               find latency regressions
+    fer-bench diff pi.json v3 photos/                 which faces get another label, and the stage that did it
     fer-bench unfamiliar --data data                  how many images without a face a model is sure about
     fer-bench reasons --data data                     where the thresholds of a row's reasons come from
     fer-bench serve                                   fer-serve under load, next to the bare model
@@ -59,6 +61,7 @@ main.add_command(browser)
 main.add_command(reasons)
 main.add_command(interoperability)
 main.add_command(unfamiliar)
+main.add_command(diff)
 
 
 @main.command(

@@ -1,0 +1,263 @@
+"""Which faces get another label from another model file, version or machine, and the stage that did it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_bench.environment import environment
+from fer_runtime.errors import DataError, ImageError
+from fer_runtime.files import write_atomically
+from fer_runtime.images import Uint8Array, read_image
+from fer_runtime.output.contact_sheet import ContactSheet
+from fer_runtime.recognizer import Recognizer
+from fer_runtime.results import Face
+from fer_runtime.untrusted_json import parse_json
+
+_FORMAT = "fer-bench run"
+_SAME_PLACE = 0.5  # intersection over union of two boxes of one face
+STAGES = ("reading", "detecting", "cropping", "graph")
+
+_Box = tuple[int, int, int, int]  # x, y, width, height in pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenFace:
+    """One face as one run has seen it."""
+
+    box: _Box
+    crop_sha256: str  # of the face as the model takes it
+    label: str
+    probabilities: dict[str, float]
+
+    @property
+    def margin(self) -> float:
+        """How far the label's probability lies above the second one's."""
+        first, second, *_ = sorted(self.probabilities.values(), reverse=True)
+        return first - second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenImage:
+    """One image as one run has seen it."""
+
+    path: str  # below the folder
+    error: str | None
+    pixels_sha256: str | None  # of the decoded image
+    faces: tuple[SeenFace, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything that one model saw in one folder on one machine."""
+
+    name: str
+    machine: str
+    images: dict[str, SeenImage]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A face, or an image, that two runs answer differently."""
+
+    path: str
+    stage: str  # out of STAGES: the first that differs
+    before: str  # label, or what was seen instead of one
+    after: str
+    margin_before: float | None = None
+    margin_after: float | None = None
+    box: _Box | None = None
+
+    def __str__(self) -> str:
+        margins = ""
+        if self.margin_before is not None and self.margin_after is not None:
+            margins = f"  margins {self.margin_before:.3f} and {self.margin_after:.3f}"
+        return f"{self.stage:9} {self.before:>10} -> {self.after:10}{margins}  {self.path}"
+
+
+def observe(recognizer: Recognizer, folder: Path, paths: Iterable[Path]) -> Run:
+    """Run a model over images and keep what each stage made of them."""
+    images = {}
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        images[name] = _observe_image(recognizer, path, name)
+    said = recognizer.metadata
+    machine = environment()
+    return Run(
+        name=f"{said.name} {said.precision}",
+        machine=f"{machine['cpu']}, {platform.machine()}, "
+        + ", ".join(f"{key} {value}" for key, value in machine["versions"].items()),
+        images=images,
+    )
+
+
+def _observe_image(recognizer: Recognizer, path: Path, name: str) -> SeenImage:
+    try:
+        image = read_image(str(path), max_pixels=recognizer.max_pixels)
+    except ImageError as error:
+        return SeenImage(path=name, error=str(error), pixels_sha256=None)
+    detections = recognizer.detect(image)
+    faces: tuple[SeenFace, ...] = ()
+    if detections:
+        crops = np.stack([recognizer.prepare(image, detection) for detection in detections])
+        found = recognizer.faces(detections, crops, recognizer.answer(crops))
+        faces = tuple(
+            SeenFace(
+                box=face.box,
+                crop_sha256=_digest(crop),
+                label=face.expression,
+                probabilities={label: round(share, 6) for label, share in face.probabilities.items()},
+            )
+            for face, crop in zip(found, crops, strict=True)
+        )
+    return SeenImage(path=name, error=None, pixels_sha256=_digest(image), faces=faces)
+
+
+def _digest(array: Uint8Array) -> str:
+    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
+
+
+def save_run(run: Run, path: Path) -> None:
+    """Write a run as JSON, for a comparison on another machine."""
+    content = {"format": _FORMAT, **asdict(run), "images": [asdict(image) for image in run.images.values()]}
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def load_run(path: Path) -> Run:
+    """Read a saved run.
+
+    Raises:
+        DataError: the file is none.
+    """
+    try:
+        values: Any = parse_json(path.read_text(encoding="utf-8"))
+        if values["format"] != _FORMAT:
+            raise ValueError("of another format")
+        images = [
+            SeenImage(
+                path=str(one["path"]),
+                error=one["error"],
+                pixels_sha256=one["pixels_sha256"],
+                faces=tuple(
+                    SeenFace(
+                        box=_box(face["box"]),
+                        crop_sha256=str(face["crop_sha256"]),
+                        label=str(face["label"]),
+                        probabilities={str(label): float(share) for label, share in face["probabilities"].items()},
+                    )
+                    for face in one["faces"]
+                ),
+            )
+            for one in values["images"]
+        ]
+        return Run(name=str(values["name"]), machine=str(values["machine"]), images={one.path: one for one in images})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no run that fer-bench diff --save wrote ({error}); save it again") from error
+
+
+def _box(values: Any) -> _Box:
+    x, y, width, height = (int(value) for value in values)
+    return x, y, width, height
+
+
+def compare_runs(first: Run, second: Run) -> list[Change]:
+    """The changes between two runs of the same folder, the closest calls first.
+
+    Raises:
+        DataError: the runs share no image.
+    """
+    shared = [name for name in first.images if name in second.images]
+    if not shared:
+        raise DataError("the two runs have no image in common; run both over the same folder")
+    changes: list[Change] = []
+    for name in shared:
+        changes += _compare_images(first.images[name], second.images[name])
+    return sorted(changes, key=lambda one: (one.margin_before is None, one.margin_before or 0.0, one.path))
+
+
+def _compare_images(one: SeenImage, other: SeenImage) -> list[Change]:
+    if (one.error is None) != (other.error is None):
+        said = [image.error or counted_faces(image) for image in (one, other)]
+        return [Change(path=one.path, stage="reading", before=said[0], after=said[1])]
+    same_pixels = one.pixels_sha256 == other.pixels_sha256
+    changes = []
+    left = list(other.faces)
+    for face in one.faces:
+        twin = max(left, key=lambda candidate: _overlap(face.box, candidate.box), default=None)
+        if twin is None or _overlap(face.box, twin.box) < _SAME_PLACE:
+            stage = "detecting" if same_pixels else "reading"
+            changes.append(Change(path=one.path, stage=stage, before=face.label, after="no face", box=face.box))
+            continue
+        left.remove(twin)
+        if face.label != twin.label:
+            changes.append(
+                Change(
+                    path=one.path,
+                    stage=_stage(face, twin, same_pixels=same_pixels),
+                    before=face.label,
+                    after=twin.label,
+                    margin_before=face.margin,
+                    margin_after=twin.margin,
+                    box=face.box,
+                )
+            )
+    stage = "detecting" if same_pixels else "reading"
+    changes += [Change(path=one.path, stage=stage, before="no face", after=face.label, box=face.box) for face in left]
+    return changes
+
+
+def _stage(face: SeenFace, twin: SeenFace, *, same_pixels: bool) -> str:
+    """The first stage whose result differs: what follows it only passes the difference on."""
+    if not same_pixels:
+        return "reading"
+    if face.box != twin.box:
+        return "detecting"
+    return "cropping" if face.crop_sha256 != twin.crop_sha256 else "graph"
+
+
+def counted_faces(image: SeenImage) -> str:
+    return "no face" if not image.faces else f"{len(image.faces)} face{'s' if len(image.faces) > 1 else ''}"
+
+
+def _overlap(one: _Box, other: _Box) -> float:
+    (x, y, width, height), (left, top, across, down) = one, other
+    shared = max(0, min(x + width, left + across) - max(x, left)) * max(0, min(y + height, top + down) - max(y, top))
+    return shared / (width * height + across * down - shared)
+
+
+def draw_changes(changes: Sequence[Change], folder: Path) -> Uint8Array:
+    """A contact sheet of the changed faces, grouped by the first run's label; the second's stands below each."""
+    labels = sorted({change.before for change in changes if change.box is not None})
+    sheet = ContactSheet(labels)
+    for change in changes:
+        if change.box is None:
+            continue
+        try:
+            image: Uint8Array | None = read_image(str(folder / change.path))
+        except ImageError:
+            image = None
+        face = Face(box=change.box, expression=change.before, confidence=change.margin_before or 0.0, probabilities={})
+        sheet.add(image, face, true=change.after)
+    return sheet.draw()
+
+
+def format_changes(first: Run, second: Run, changes: Sequence[Change]) -> str:
+    """The report that `fer-bench diff` prints."""
+    shared = [name for name in first.images if name in second.images]
+    faces = sum(len(first.images[name].faces) for name in shared)
+    lines = [f"A  {first.name}  {first.machine}", f"B  {second.name}  {second.machine}"]
+    counts = {stage: sum(change.stage == stage for change in changes) for stage in STAGES}
+    lines.append(
+        f"{len(changes)} of {faces} faces in {len(shared)} images are answered differently"
+        + (f": {', '.join(f'{count} by {stage}' for stage, count in counts.items() if count)}" if changes else "")
+    )
+    if missing := len(first.images.keys() ^ second.images.keys()):
+        lines.append(f"{missing} images are in one run only")
+    return "\n".join([*lines, *map(str, changes)])
