@@ -164,5 +164,5 @@ def test_a_class_without_a_image_left_is_named(tmp_path: Path) -> None:
     # Validation holds all fear images of train, so that dropping duplicates leaves none.
     for file in next(data.rglob("train/fear")).iterdir():
         (next(data.rglob("validation/fear")) / f"copy_{file.name}").write_bytes(file.read_bytes())
-    with pytest.raises(DataError, match=r"no training image of fear left.*--drop none"):
+    with pytest.raises(DataError, match=r"no training image of fear left \(left out: duplicates\).*--drop"):
         train_model("v0", data, STANDING.overridden(drop=("duplicates",)), models_dir=tmp_path)
