@@ -86,6 +86,7 @@ def test_nobody_listening_is_a_row_and_exit_code_1(model: Path) -> None:
         ("ADDRESS", "--self-test"),
         ("ADDRESS", "--input-format", "auto"),
         ("a.mp4", "--reconnect", "5"),
+        ("a.mp4", "--every", "ADDRESS"),  # click itself quotes the value
         ("-", "--live"),
     ],
 )
