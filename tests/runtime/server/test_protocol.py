@@ -164,8 +164,6 @@ def test_tritons_client_works_unchanged(service: Service, expected: dict[str, np
             result = client.infer("v0", [tensor], outputs=outputs, request_id="a")
             for name in ("logits", "probabilities"):
                 assert close(result.as_numpy(name), expected[name][:5])
-    pending = [client.async_infer("v0", [tensor]) for _ in range(4)]
-    assert all(close(one.get_result().as_numpy("logits"), expected["logits"][:5]) for one in pending)
     with pytest.raises(Exception, match="no such model"):
         client.infer("mine", [tensor])
     client.close()
