@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -39,9 +40,14 @@ def _wait_for(is_so: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def _start(model: Path, inbox: Path, output: Path, *arguments: str) -> subprocess.Popen[str]:
+@contextmanager
+def _started(model: Path, inbox: Path, output: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "fer_runtime", "--watch", str(inbox), "--output", str(output)]
-    return subprocess.Popen([*command, "--model", str(model), *arguments], stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([*command, "--model", str(model), *arguments], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()  # a watch has no end of its own
 
 
 def test_files_become_rows_when_they_are_whole_and_a_new_run_continues(model: Path, tmp_path: Path) -> None:
@@ -49,7 +55,7 @@ def test_files_become_rows_when_they_are_whole_and_a_new_run_continues(model: Pa
     inbox.mkdir()
     (inbox / "a.png").write_bytes(_png(3))
     (inbox / "notes.txt").write_text("no image")
-    with _start(model, inbox, output) as run:
+    with _started(model, inbox, output) as run:
         _wait_for(lambda: _rows(output) == [("a.png", "happy")])
         content = _png(5)
         with (inbox / "b.png").open("wb") as slow:
@@ -68,7 +74,7 @@ def test_files_become_rows_when_they_are_whole_and_a_new_run_continues(model: Pa
     before = output.read_bytes()
     output.write_bytes(before + b'{"path": "torn')  # a kill in the middle of a row
     (inbox / "d.png").write_bytes(_png(0))
-    with _start(model, inbox, output) as run:
+    with _started(model, inbox, output) as run:
         _wait_for(lambda: len(_rows_or_none(output)) == 4)
         # A file of the same name is another file.
         (inbox / "new.png").write_bytes(_png(1))
@@ -91,7 +97,7 @@ def _rows_or_none(output: Path) -> list[tuple[str, str | None]]:
 
 def test_rows_of_another_model_and_files_of_others_are_refused(model: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    with _start(model, tmp_path, tmp_path / "rows.jsonl") as run:
+    with _started(model, tmp_path, tmp_path / "rows.jsonl") as run:
         _, errors = run.communicate(timeout=30)
     assert run.returncode == 1
     assert "no run of fer-infer wrote it" in errors
@@ -107,7 +113,7 @@ def test_rows_of_another_model_and_files_of_others_are_refused(model: Path, tmp_
     ],
 )
 def test_what_a_watch_does_not_use_is_refused(model: Path, tmp_path: Path, arguments: tuple[str], said: str) -> None:
-    with _start(model, tmp_path, tmp_path / "rows.jsonl", *arguments) as run:
+    with _started(model, tmp_path, tmp_path / "rows.jsonl", *arguments) as run:
         _, errors = run.communicate(timeout=30)
     assert run.returncode == 2
     assert said in errors
