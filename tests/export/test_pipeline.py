@@ -276,6 +276,36 @@ def test_the_budget_is_in_points_of_fp32_class_by_class() -> None:
     assert found == {"accuracy": True, "macro-F1": True, "recall": False}
 
 
+def test_one_face_of_few_is_within_the_budget() -> None:
+    """Of 44 faces one is 2.3 points; two of them are a loss."""
+    names = ("bored", "engaged")
+    counts = dict.fromkeys(names, 22)
+    before = Quality(
+        faces=44,
+        accuracy=40 / 44,
+        macro_f1=0.909,
+        per_class_recall=dict.fromkeys(names, 20 / 22),
+        per_class_faces=counts,
+    )
+    one = dataclasses.replace(
+        before, accuracy=39 / 44, macro_f1=0.886, per_class_recall={"bored": 20 / 22, "engaged": 19 / 22}
+    )
+    two = dataclasses.replace(
+        before, accuracy=38 / 44, macro_f1=0.863, per_class_recall={"bored": 19 / 22, "engaged": 19 / 22}
+    )
+    assert {check.name: check.passed for check in budget_checks(one, before, Budget())} == {
+        "accuracy": True,
+        "macro-F1": True,
+        "recall": True,
+    }
+    assert not all(check.passed for check in budget_checks(two, before, Budget()))
+    # Of many faces the budget alone decides: 5 of 1,000 faces, and macro-F1 on its own.
+    many = dataclasses.replace(before, faces=1000, accuracy=0.9)
+    few_points = dataclasses.replace(many, macro_f1=many.macro_f1 - 0.006)
+    assert [check.passed for check in budget_checks(few_points, many, Budget())][:2] == [True, False]
+    assert proof_shortfall(one, Budget())  # and nothing is proven by so few
+
+
 def test_few_faces_prove_nothing() -> None:
     recalls, faces = dict.fromkeys(EXPRESSIONS, 0.6), dict.fromkeys(EXPRESSIONS, 85)
     quality = Quality(faces=599, accuracy=0.6, macro_f1=0.55, per_class_recall=recalls, per_class_faces=faces)

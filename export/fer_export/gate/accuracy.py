@@ -132,7 +132,13 @@ def number_checks(expected: Outputs, actual: Outputs, limits: NumberLimits, prog
 
 
 def budget_checks(quality: Quality, reference: Quality, budget: Budget) -> list[Check]:
-    """Check that a model stays within the budget of `reference`, the fp32 model on the same faces."""
+    """Check that a model stays within the budget of `reference`, the fp32 model on the same faces.
+
+    One face less is never beyond it: of few labelled faces it is more points than the budget, and says nothing.
+    `proof_shortfall` then says that nothing is proven.
+    """
+    lost = round((reference.accuracy - quality.accuracy) * reference.faces)
+    one_face = 100 / max(reference.faces, 1)
     rows = (
         ("accuracy", quality.accuracy, reference.accuracy, budget.accuracy),
         ("macro-F1", quality.macro_f1, reference.macro_f1, budget.macro_f1),
@@ -140,9 +146,9 @@ def budget_checks(quality: Quality, reference: Quality, budget: Budget) -> list[
     checks = [
         Check(
             name=name,
-            passed=bool(100 * (before - after) <= allowed + 1e-9),
+            passed=bool(100 * (before - after) <= allowed + 1e-9) or (one_face > budget.accuracy and lost <= 1),
             detail=f"{name} {after:.2%}, fp32 {before:.2%}: {100 * (after - before):+.2f} points "
-            f"(allowed {-allowed:+.2f})",
+            f"(allowed {-allowed:+.2f}{' or one face' if one_face > budget.accuracy else ''})",
         )
         for name, after, before, allowed in rows
     ]

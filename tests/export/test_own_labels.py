@@ -1,0 +1,60 @@
+"""From images of one's own labels to a model that names them: train, export, recognize."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.train.own_images import write_own_images
+
+from fer_runtime import Recognizer
+
+LABELS = ("gelangweilt, sehr", "müde", "wach")
+
+
+def _run(folder: Path, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize(("size", "color"), [(48, "gray"), (64, "rgb")])
+def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path) -> None:
+    data = write_own_images(tmp_path / "data" / "train", LABELS, 16, size=80).parent
+    training = ("--epochs", 6, "--set", "augmentation=none", "--device", "cpu", "--no-plots", "--seed", 5)
+    trained = _run(
+        tmp_path,
+        "fer_train",
+        "--name",
+        "mine",
+        "--model",
+        "v0",
+        "--data",
+        data,
+        "--size",
+        size,
+        "--color",
+        color,
+        *training,
+    )
+    assert "6 of 48 images of train are held out" in trained.stderr
+    exported = _run(tmp_path, "fer_export", "--name", "mine", "--data", data)
+    assert "ok    labels        gelangweilt, sehr, müde, wach" in exported.stdout
+    assert "mine.onnx" in exported.stdout
+    assert "6 labelled faces" in exported.stderr  # those that the training held out
+    said = json.loads(_run(tmp_path, "fer_export", "--inspect", "models/mine.onnx", "--json").stdout)["metadata"]
+    assert (said["labels"], said["size"], said["color"]) == (list(LABELS), size, color)
+    assert said["verdict"]["passed"] is True
+    rows = _run(
+        tmp_path, "fer_runtime", data, "--recursive", "--model", "mine", "--detector", "whole", "--format", "jsonl"
+    )
+    found = [json.loads(line) for line in rows.stdout.splitlines()]
+    assert len(found) == 48
+    right = [row["faces"][0]["expression"] == Path(row["path"]).parent.name for row in found]
+    assert sum(right) >= 40  # squares at three heights
+    with Recognizer(tmp_path / "models" / "mine.onnx") as recognizer:
+        assert recognizer.labels == LABELS
