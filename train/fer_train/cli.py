@@ -370,7 +370,8 @@ def _together(options: _NetworkOptions) -> Iterator[dict[str, Any]]:
 
 def _report(trained: Trained, *, plots: bool) -> None:
     """Print what was written, and draw the two plots."""
-    for split in (trained.train, trained.validation):
+    # Of a share that was held out, the folder is that of the training images.
+    for split in {split.folder: split for split in (trained.validation, trained.train)}.values():
         if split.skipped:
             click.echo(printable(f"skipped {split.skipped} images in {split.folder} that cannot be read"), err=True)
         if split.resized:
