@@ -16,7 +16,7 @@ from fer_runtime.model.find import file_stem
 from fer_train.data.folders import LabelledFaces, load_class_folders
 from fer_train.loop.distributed import ALONE, World, from_writer
 from fer_train.loop.trainer import Progress, Trainer
-from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.networks.architectures import find_architecture
 from fer_train.networks.pretrained import save_weights
 from fer_train.networks.registry import create_network
 from fer_train.pipeline import refuse_to_replace
@@ -62,8 +62,8 @@ def pretrain(
         CheckpointError: the weights or a stopped training are there already, or cannot be read.
         DataError: fewer than two classes, an empty one, or an image that cannot be decoded.
     """
-    if ARCHITECTURES[name].weights == "none":
-        raise DataError(f"--pretrain is not for {name}, which learns faces from scratch")
+    if find_architecture(name).weights == "none":
+        raise DataError(f"--pretrain makes weights for v1 alone, not for {name}")
     device = device or torch.device("cpu")
     path = models_dir / f"{file_stem(name)}_pretrained.pth"
     resume_path = path.with_suffix(".resume.pth")

@@ -16,7 +16,6 @@ from fer_train.networks.registry import NetworkShape, create_network, last_layer
 
 @pytest.fixture(scope="module")
 def timm() -> object:
-    pytest.importorskip("torchvision", reason="needs the extra `train`")
     from fer_train.networks.torchvision_import import torchvision_models
 
     torchvision_models()
