@@ -24,7 +24,7 @@ from fer_export.gate.calibration import fit_temperature
 from fer_export.gate.report import ExportRefusedError
 from fer_export.graph import export_graph
 from fer_export.int8.quantize import quantize_model
-from fer_export.pipeline import export_model
+from fer_export.pipeline import _order_check, export_model
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.inspect import inspect_model
@@ -274,6 +274,21 @@ def test_the_budget_is_in_points_of_fp32_class_by_class() -> None:
     after = dataclasses.replace(before, per_class_recall={**recalls, "happy": 0.87})
     found = {check.name: check.passed for check in budget_checks(after, before, Budget())}
     assert found == {"accuracy": True, "macro-F1": True, "recall": False}
+
+
+def test_another_order_of_the_labels_is_told_from_chance() -> None:
+    """Six faces of three labels, two of them mistaken for each other, say nothing; 40 exchanged ones of 140 do."""
+    names = ("bored", "engaged", "tired")
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    few = _order_check(np.eye(3, dtype=np.float32)[[1, 0, 0, 1, 2, 2]] * 5, labels, names)
+    assert few.passed
+    wrong = _order_check(np.eye(3, dtype=np.float32)[[1, 1, 0, 0, 2, 2]] * 5, labels, names)
+    assert wrong.passed  # four faces may be chance
+    labels = np.repeat(np.arange(7), 20)
+    turned = np.array([1, 0, 2, 3, 4, 5, 6])[labels]
+    told = _order_check(np.eye(7, dtype=np.float32)[turned] * 5, labels, EXPRESSIONS)
+    assert not told.passed
+    assert "100.00% as disgust,angry,fear" in told.detail
 
 
 def test_one_face_of_few_is_within_the_budget() -> None:
