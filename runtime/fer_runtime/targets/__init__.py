@@ -100,6 +100,17 @@ TARGETS = Registry[Target](
         install="pip install fer-edge",
         precisions={"fp32": "fp32", "int8": "int8", "fp16": "fp16"},
     ),
+    Target(
+        name="executorch",
+        help="PyTorch's ExecuTorch with XNNPACK, .pte",
+        suffix=".pte",
+        load="fer_runtime.targets.executorch:load",
+        convert="fer_export.targets.executorch:convert",
+        needs="executorch",
+        install="pip install executorch",
+        converters=("executorch",),
+        install_converter="pip install 'fer-edge[export,executorch]'",
+    ),
 )
 
 

@@ -1,0 +1,30 @@
+"""ExecuTorch on the CPU: files of `fer-export --target executorch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fer_runtime.targets import one_by_one
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fer_runtime.targets import Run
+
+
+def load(path: Path, settings: Mapping[str, Any], *, threads: int) -> Run:
+    """Run a .pte file, face by face. ExecuTorch's Python package decides its own number of threads."""
+    # Its Python package takes PyTorch's tensors; a device without them uses ExecuTorch in C++ and the golden header.
+    from importlib import import_module
+
+    torch = import_module("torch")
+    method = import_module("executorch.runtime").Runtime.get().load_program(path).load_method("forward")
+
+    def run(face: npt.NDArray[np.uint8]) -> tuple[Any, Any]:
+        logits, shares = method.execute([torch.from_numpy(face[None].copy())])
+        return logits.numpy(), shares.numpy()
+
+    return one_by_one(run)
