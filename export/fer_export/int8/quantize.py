@@ -225,23 +225,8 @@ class _Quantizer:
         self.spatial[output] = self.spatial[node.input[0]]
 
     def _reducemean(self, node: onnx.NodeProto) -> None:
-        # ONNX Runtime's integer GlobalAveragePool rounds differently on x86, on arm64 and in WebAssembly. A convolution
-        # over the whole plane with weights of 1 sums integers, which is exact, and rounds once, as every layer does.
-        source = self.quantized[node.input[0]]
-        channels, height, width = self.spatial[node.input[0]]
-        ones = IntegerLayer(
-            np.ones((channels, 1, height, width), np.int8),
-            np.full(channels, 1 / (height * width), np.float32),
-            np.zeros(channels, np.float32),
-        )
-        parameters = self.writer.parameters(f"{node.output[0]}_mean", ones, source.scale, axis=0)
-        raw = self.writer.node(
-            "Conv",
-            [self.writer.dequantize(source), *parameters],
-            f"{node.output[0]}_raw",
-            kernel_shape=(height, width),
-            group=channels,
-        )
+        source = self.writer.dequantize(self.quantized[node.input[0]])
+        raw = self.writer.node("GlobalAveragePool", [source], f"{node.output[0]}_raw")
         self.quantized[node.output[0]] = self.writer.quantize(raw, f"{node.output[0]}_u8", self.ranges[node.output[0]])
         self.spatial[node.output[0]] = (self.spatial[node.input[0]][0], 1, 1)
 
