@@ -2,7 +2,8 @@
 
 A unit is an output of a ReLU: a channel of a convolution, or a neuron of a linear layer. A face switches it on where it
 is above zero. What no face switches on, no comparison of logits can show. A layer that no ReLU follows has units as
-well: there a face switches a unit on where the layer's own output is above zero.
+well: there a face switches a unit on where the layer's own output is above zero. The layers that compute an output
+have no units: the output itself is compared.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fer_export.gate.golden import candidate_faces, mutated_faces, synthetic_faces
+from fer_export.gate.units import OUTPUT_LAYERS
 from fer_runtime.model.parity import FloatArray, Uint8Array
 from fer_runtime.model.session import open_session
 
@@ -269,6 +271,7 @@ def _layers_without_relu(model: onnx.ModelProto, ranks: dict[str, int]) -> list[
         and any(name in constants for name in node.input[:2])
         and node.output[0] in ranks
         and node.output[0] not in reach_relu
+        and node.output[0] not in OUTPUT_LAYERS
     ]
     found = []
     for node in hidden:

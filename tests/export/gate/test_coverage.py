@@ -67,7 +67,9 @@ def _certificate(path: Path) -> Certificate:
 
 def _moved_weights(fp32: onnx.ModelProto, golden: Uint8Array) -> list[tuple[str, int, int]]:
     """Of each hidden unit that a golden face switches on: (weights, unit, its input that golden faces make largest)."""
-    layers = [node for node in fp32.graph.node if node.op_type in ("Conv", "Gemm") and "logits" not in node.output]
+    # What is compared itself has no units: the logits, and the score behind `unfamiliarity`.
+    ends = ("logits", "unfamiliarity_score")
+    layers = [node for node in fp32.graph.node if node.op_type in ("Conv", "Gemm") and node.output[0] not in ends]
     relus = {node.input[0]: node.output[0] for node in fp32.graph.node if node.op_type == "Relu"}
     outputs = _values(fp32, [relus[node.output[0]] for node in layers], golden)
     inputs = _values(fp32, [node.input[0] for node in layers], golden)

@@ -12,10 +12,13 @@ from onnx import numpy_helper
 from tests.export.conftest import TEMPERATURE, Exported, v0_metadata
 
 from fer_export.gate.golden import synthetic_faces, textures
+from fer_export.gate.units import quantized_scales
 from fer_export.graph import export_graph, serialize
 from fer_export.int8.optimized import integer_check, optimized_nodes
 from fer_export.int8.quantize import blocked_weights, quantize_model
 from fer_export.int8.ranges import ActivationRange, Observations, observe
+from fer_export.int8.score import append_score
+from fer_export.unfamiliar.head import find_maps
 from fer_runtime.model.onnx_file import read_onnx
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session
@@ -107,22 +110,44 @@ def _kernel_order(node: onnx.NodeProto, weights: Any) -> Any:
     return weights.T
 
 
+def _worst_sums(rows: Any) -> tuple[int, int]:
+    """The lowest and the highest sum of two products: 255 under every weight of one sign, 0 under the others."""
+    assert rows.shape[1] % 2 == 0
+    pairs = rows.reshape(len(rows), -1, 2)
+    return 255 * int(np.minimum(pairs, 0).sum(2).min()), 255 * int(np.maximum(pairs, 0).sum(2).max())
+
+
 def test_no_two_neighbouring_products_leave_16_bits(exported: Exported) -> None:
     """AVX2 without VNNI adds two products of uint8 and int8 in int16 (vpmaddubsw) and cuts off what is beyond."""
     model = onnx.load(exported.models_dir / "model_0.int8.onnx")
     constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     behind = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    assert len(layers) == 5
+    assert len(layers) == 6  # the network's five, and the score behind `unfamiliarity`
     for node in layers:
         rows = _kernel_order(node, constants[behind[node.input[1]]]).astype(np.int64)
-        assert rows.shape[1] % 2 == 0
-        pairs = rows.reshape(len(rows), -1, 2)
-        # The worst pixels: 255 under every weight of one sign, 0 under the others.
-        largest = 255 * np.maximum(pairs, 0).sum(2).max()
-        smallest = 255 * np.minimum(pairs, 0).sum(2).min()
+        smallest, largest = _worst_sums(rows)
         assert -32768 <= smallest <= largest <= 32767
         assert np.abs(rows).max() > 63  # more than the seven bits that would be safe without looking
+
+
+def test_equal_neighbours_of_a_score_do_not_leave_16_bits(
+    v0_graph: onnx.ModelProto, int8_graph: onnx.ModelProto
+) -> None:
+    """Neighbours that are both the largest weight: the highest sum that a row can have."""
+    maps = find_maps(v0_graph)
+    assert maps is not None
+    model = onnx.ModelProto()
+    model.CopyFrom(int8_graph)
+    weights = np.ones(int(np.prod(maps.shape)), np.float32)
+    weights[len(weights) // 2 :] = -1
+    scales = quantized_scales(model)
+    append_score(
+        model, maps=maps.tensor, flat=maps.flat, shape=maps.shape, weights=weights, scales=scales, name="score"
+    )
+    (held,) = [numpy_helper.to_array(one) for one in model.graph.initializer if one.name == "score_weights"]
+    smallest, largest = _worst_sums(held.T.astype(np.int64))
+    assert -32768 <= smallest < 0 < largest <= 32767
 
 
 def test_integers_equal_the_same_graph_in_float(int8_graph: onnx.ModelProto) -> None:
