@@ -96,6 +96,8 @@ def _same(graph: RowWalk, node: onnx.NodeProto, _: dict[str, Any]) -> State:
 
 
 def _elementwise(graph: RowWalk, node: onnx.NodeProto, _: dict[str, Any]) -> State:
+    if len(node.input) != 2:
+        raise NotAllowedError(f"{node.op_type} {node.name} has {len(node.input)} inputs, not two")
     left, right = (graph.states[name] for name in node.input)
     if isinstance(left, Rows) and isinstance(right, Rows):
         if len(left.shape) != len(right.shape):  # numpy's rule would put one's batch beside the other's rows
@@ -288,6 +290,7 @@ RULES: dict[str, tuple[_Rule, _Attributes]] = {
     "Sigmoid": _PLAIN,
     "Softmax": (_softmax, {"axis": _anything}),
     "Sub": (_elementwise, {}),
+    "Sum": (_elementwise, {}),
     "Tanh": _PLAIN,
     "Transpose": (_transpose, {"perm": _anything}),
     "Unsqueeze": (_unsqueeze, {}),

@@ -15,7 +15,7 @@ _SAME_SHAPE = frozenset(
     LayerNormalization LeakyRelu Neg QuantizeLinear Reciprocal Relu Selu Sigmoid Softmax Softplus Sqrt Tanh
     """.split()  # noqa: SIM905 - a list of a line each would fill a page
 )
-_BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu"))
+_BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu", "Sum"))
 _REDUCING = frozenset(("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"))
 _MULTIPLYING = ("Conv", "Gemm", "MatMul")
 
@@ -68,7 +68,10 @@ def _output_shape(node: Node, shapes: Shapes, file: OnnxFile) -> Shape | None:
     if kind in _SAME_SHAPE:
         return source
     if kind in _BROADCAST:
-        return _broadcast(source, shapes[node.inputs[1]])
+        shape = _broadcast(source, shapes[node.inputs[1]])
+        for name in node.inputs[2:]:  # a Sum, a Max and a Min may have more than two
+            shape = None if shape is None else _broadcast(shape, shapes[name])
+        return shape
     if kind in ("Conv", "MaxPool", "AveragePool"):
         weights = shapes[node.inputs[1]] if kind == "Conv" else None
         kernel = list(weights[2:]) if weights is not None else attributes["kernel_shape"]

@@ -15,10 +15,10 @@ from fer_runtime.text import printable
 # the file: no loops, no random numbers, no strings, no code.
 OPERATORS = frozenset(
     """
-    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv DequantizeLinear Div Elu Erf Exp Flatten Gemm
-    GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LRN LayerNormalization LeakyRelu MatMul Max MaxPool
-    Min Mul Neg PRelu Pad Pow QuantizeLinear Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
-    Selu Sigmoid Slice Softmax Softplus Sqrt Squeeze Sub Tanh Transpose Unsqueeze
+    Abs Add AveragePool BatchNormalization Cast Clip Concat Constant Conv DequantizeLinear Div Elu Erf Exp Flatten
+    Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish Identity LRN LayerNormalization LeakyRelu MatMul Max
+    MaxPool Min Mul Neg PRelu Pad Pow QuantizeLinear Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum
+    Relu Reshape Selu Sigmoid Slice Softmax Softplus Sqrt Squeeze Sub Sum Tanh Transpose Unsqueeze
     """.split()  # noqa: SIM905 - a list of a line each would fill a page
 )
 _DOMAINS = ("", "ai.onnx")
