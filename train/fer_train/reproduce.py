@@ -41,7 +41,7 @@ class Step:
 
 STEPS: tuple[Step, ...] = (
     Step(network="v3", hours=1.6),
-    Step(network="v0", teachers=("v3",), hours=0.25),
+    Step(network="v0", teachers=("v3",), hours=0.3),
     Step(network="v1", teachers=("v3",), votes=False, hours=0.9),
 )
 
