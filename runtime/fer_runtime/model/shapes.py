@@ -68,10 +68,10 @@ def _output_shape(node: Node, shapes: Shapes, file: OnnxFile) -> Shape | None:
     if kind in _SAME_SHAPE:
         return source
     if kind in _BROADCAST:
-        shape = _broadcast(source, shapes[node.inputs[1]])
+        wide = _broadcast(source, shapes[node.inputs[1]])
         for name in node.inputs[2:]:  # a Sum, a Max and a Min may have more than two
-            shape = None if shape is None else _broadcast(shape, shapes[name])
-        return shape
+            wide = None if wide is None else _broadcast(wide, shapes[name])
+        return wide
     if kind in ("Conv", "MaxPool", "AveragePool"):
         weights = shapes[node.inputs[1]] if kind == "Conv" else None
         kernel = list(weights[2:]) if weights is not None else attributes["kernel_shape"]
