@@ -314,6 +314,10 @@ def test_one_face_of_few_is_within_the_budget() -> None:
         "recall": True,
     }
     assert not all(check.passed for check in budget_checks(two, before, Budget()))
+    # A negative budget asks for a gain: no face lost is not enough, and one face less still less.
+    gain = Budget(accuracy=-1, macro_f1=-1)
+    for same_or_less in (before, one):
+        assert [check.passed for check in budget_checks(same_or_less, before, gain)][:2] == [False, False]
     # Of many faces the budget alone decides: 5 of 1,000 faces, and macro-F1 on its own.
     many = dataclasses.replace(before, faces=1000, accuracy=0.9)
     few_points = dataclasses.replace(many, macro_f1=many.macro_f1 - 0.006)
