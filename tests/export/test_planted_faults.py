@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.export.conftest import Exported, exporting_once
+from tests.export.conftest import exporting_once
 
 from fer_export.fp16 import halve_model
 from fer_export.gate.accuracy import Budget
@@ -27,6 +27,7 @@ from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
 from fer_export.pipeline import Candidate, judge, make_candidate, prepare
 from fer_runtime.model.find import Precision
+from fer_train.checkpoints import Checkpoint, save_checkpoint
 
 Model = onnx.ModelProto
 Fault = Callable[[Model], None]
@@ -49,14 +50,19 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(exported: Exported, exported_graphs: dict[str, Model]) -> Bench:
+def bench(
+    trained_v0: Checkpoint, dataset: Path, exported_graphs: dict[str, Model], tmp_path_factory: pytest.TempPathFactory
+) -> Bench:
+    models_dir = tmp_path_factory.mktemp("faults")
+    checkpoint = models_dir / "model_0.pth"
+    save_checkpoint(checkpoint, trained_v0)
     with exporting_once(exported_graphs):
         subject, fp32 = prepare(
             "v0",
             wanted=("fp32", "fp16", "int8"),
-            checkpoint=exported.checkpoint,
-            data=exported.data,
-            models_dir=exported.models_dir,
+            checkpoint=checkpoint,
+            data=dataset,
+            models_dir=models_dir,
             budget=Budget(accuracy=5, macro_f1=5, recall=20),
         )
     # A tenth of the made-up faces finds these faults as well, in a third of the time.
@@ -264,10 +270,11 @@ def activation_scale(model: Model) -> None:
 
 
 def reader_scale(model: Model) -> None:
-    """A tensor is read with another scale than it was written with."""
+    """The last layer reads the hidden layer's output with another scale than it was written with."""
     written = {name for node in model.graph.node for name in node.output}
-    readers = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in written]
-    reader = readers[-1]  # of the hidden layer's output
+    (last,) = [node for node in model.graph.node if node.output[0] == "logits"]
+    (reader,) = [node for node in model.graph.node if node.output[0] == last.input[0] and node.input[0] in written]
+    assert reader.op_type == "DequantizeLinear"
     reader.input[1] = _constant(model, "another_scale", _values(model, reader.input[1]) * np.float32(1.15))
 
 
@@ -534,6 +541,8 @@ def _strange_weights(model: Model, change: Callable[[np.ndarray], Any]) -> None:
 
 
 def one_weight_of_unfamiliarity(model: Model) -> None:
+    """The largest, with the other sign: in int8 254 steps, of which the outputs on the compared faces show little."""
+
     def move(values: np.ndarray) -> None:
         place = int(np.abs(values.astype(np.float64)).argmax())
         values.reshape(-1)[place] = -values.reshape(-1)[place]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import numpy_helper
 
-from fer_export.unfamiliar.head import LOST, Head, OperatingPoint, auroc
+from fer_export.unfamiliar.head import LOST, OUTPUT, Head, OperatingPoint, auroc
 from fer_runtime.metrics import wilson_interval
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
@@ -30,6 +32,32 @@ def unfamiliarity_of(content: bytes, faces: Uint8Array, *, batch: int | None = N
     return found
 
 
+def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> str:
+    """What is wrong with the layer's weights in a file; "" where they are those that were fitted.
+
+    A single weight may weigh on none of the compared images. Float files hold the layer as it was fitted. The integers
+    of int8 are each the nearest to their weight, so that none is off by more than half a step.
+    """
+    held = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    ends = ("", "_scale", "_zero") if precision == "int8" else ("",)
+    parts = [held.get(f"{OUTPUT}_weights{end}") for end in ends]
+    if any(part is None or part.size not in (1, head.weights.size) for part in parts):
+        return f"the file does not hold its {head.weights.size} weights"
+    own, *steps = (np.asarray(part, np.float64).reshape(-1) for part in parts)
+    fitted, allowed = head.weights, np.float64(0)
+    if precision == "int8":
+        scale, zero = steps
+        own = (own - zero) * scale
+        # The division by the step is in float32.
+        allowed = 0.5 * np.abs(scale).max() * (1 + 1e-3)
+        read = {name for node in model.graph.node if node.output[0] == f"{OUTPUT}_float" for name in node.input}
+        if head.maps.flat is not None and f"{head.maps.flat}_u8" in read and len(head.maps.shape) == 3:
+            fitted = fitted.reshape(head.maps.shape).transpose(1, 2, 0).reshape(-1)  # channels last
+    # Written with "<=" so that NaN counts.
+    wrong = np.flatnonzero(~(np.abs(own - fitted) <= allowed))
+    return f"{wrong.size} of its {fitted.size} weights are not the fitted ones" if wrong.size else ""
+
+
 def unfamiliar_checks(
     content: bytes, head: Head, point: OperatingPoint, *, precision: Precision, batch: int | None
 ) -> list[Check]:
@@ -48,6 +76,7 @@ def unfamiliar_checks(
     spread = max(float(head.expected.std(dtype=np.float64)), 1e-12)
     difference = found.astype(np.float64) - head.expected
     error = float(np.sqrt((difference**2).mean())) / spread
+    wrong = weights_fault(onnx.load_model_from_string(content), head, precision)
     said = parse_metadata(read_onnx(content, source="the exported model").metadata.get(METADATA_KEY), source="it")
     threshold = said.unfamiliar_above
     expected_auroc = auroc(head.expected[:real], head.expected[real:])
@@ -65,8 +94,9 @@ def unfamiliar_checks(
     return [
         Check(
             name="unfamiliarity",
-            passed=bool(error <= ERRORS[precision]),
-            detail=f"differs from the fitted layer by {error:.1e} of its spread on {len(faces)} images "
+            passed=bool(error <= ERRORS[precision]) and not wrong,
+            detail=(f"{wrong}; " if wrong else "")
+            + f"differs from the fitted layer by {error:.1e} of its spread on {len(faces)} images "
             f"(allowed {ERRORS[precision]:g})",
         ),
         Check(
