@@ -40,7 +40,7 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
     [
         ("epoch=3", "epoch=3 is none of these.*epochs"),
         ("epochs", "with =VALUE behind it"),
-        ("epochs=many", "epochs takes int, such as 45"),
+        ("epochs=many", "epochs takes int, such as 60"),
         ("augmentation=heavy", "augmentation must be one of none, light, faces, autoaugment, not heavy"),
         ("mixup=-1", "mixup must be 0 or more, not -1.0"),
         ("mixup=inf", "mixup must be 0 or more, not inf"),

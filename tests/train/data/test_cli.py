@@ -118,10 +118,14 @@ def test_a_stopped_run_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.
             os.kill(os.getpid(), signal.SIGTERM)
         return cut_face(*given, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("fer_train.data.crop.cut_face", cut_and_stop)
-        run = CliRunner().invoke(cli.main, command)
-    assert run.exit_code == 143
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray leaves a handler in the process of its tests
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("fer_train.data.crop.cut_face", cut_and_stop)
+            run = CliRunner().invoke(cli.main, command)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert run.exit_code == 143, run.output
     assert run.stderr == "Error: stopped; repeat the command to continue: what is written stays and is not made again\n"
     done = (tmp_path / "data" / "crops.csv").read_bytes().count(b"\n") - 1
     assert 0 < done < 60
