@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -64,11 +64,10 @@ class CheckpointFile:
         return self.source.read(tensor)
 
 
-class _Source:
+class _Source(Protocol):
     """Where the values of tensors are."""
 
-    def read(self, tensor: StoredTensor) -> Tensor:
-        raise NotImplementedError
+    def read(self, tensor: StoredTensor) -> Tensor: ...
 
 
 @contextmanager
@@ -210,7 +209,7 @@ class _Archive(_Source):
             with self._archive.open(entry) as values:
                 while block := values.read(_BLOCK_BYTES):
                     yield block
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise UnreadableError(f"{printable(entry.filename, limit=100)} in it is cut short or damaged") from error
 
 

@@ -586,7 +586,7 @@ def unpack_state(content: bytes, *, source: Path) -> dict[str, Any]:
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 damaged = archive.testzip()
-        except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError) as error:
             raise CheckpointError(f"cannot read {source}: it is cut short or damaged; {advice}") from error
         if damaged is not None:
             raise CheckpointError(f"{source} is damaged at {damaged}; {advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -23,7 +24,7 @@ class ModelOptions(RunOptions):
     any_operator: bool
 
 
-class RecognizerOptions(ModelOptions):
+class RecognizerOptions(ModelOptions, ABC):
     """How faces are found and classified, and where the rows go."""
 
     detector: str
@@ -37,9 +38,9 @@ class RecognizerOptions(ModelOptions):
     quiet: bool
 
     @staticmethod
+    @abstractmethod
     def writes(output_format: OutputFormat) -> bool:
         """Whether this kind of run writes rows in that format."""
-        raise NotImplementedError
 
 
 class ImagesRun(RecognizerOptions):

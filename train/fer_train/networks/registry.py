@@ -71,7 +71,7 @@ def state_shapes(name: str, shape: NetworkShape = FER2013) -> dict[str, tuple[in
     try:
         with torch.device("meta"):
             network = create_network(name, shape)
-    except (RuntimeError, NotImplementedError, TypeError):  # what a network of others does while it is made
+    except (RuntimeError, TypeError):  # what a network of others does while it is made
         network = create_network(name, shape)
     return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
