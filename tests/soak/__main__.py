@@ -11,11 +11,12 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import click
-from tests.soak.kills import RUNS, Outcome, kill_and_go_on
+from tests.soak.kills import RUNS, KilledRuns, Outcome
 
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -25,6 +26,21 @@ def _damaged_images(count: int, seed: int, memory: int) -> dict[str, Any] | None
     command = [sys.executable, "-m", "tests.soak.images", "--images", str(count), "--seed", str(seed)]
     done = subprocess.run([*command, "--memory", str(memory)], cwd=_CHECKOUT, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def _killed_runs(names: list[str], kills: int, seed: int, end: float) -> dict[str, Outcome]:
+    """The outcomes by kind. The kinds take turns, so that each has its share where the time ends before the kills."""
+    with tempfile.TemporaryDirectory(prefix="fer-soak-") as work:
+        kinds = {
+            name: KilledRuns(RUNS[name], random.Random(f"{seed} {name}"), Path(work) / str(number))
+            for number, name in enumerate(names)
+        }
+        for number in range(kills):
+            for name, kind in kinds.items():
+                if time.monotonic() < end:
+                    kind.kill_one()
+                    click.echo(f"{number + 1} {name}: {kind.outcome}", err=True)
+        return {name: kind.outcome for name, kind in kinds.items()}
 
 
 def _kill_table(outcomes: dict[str, Outcome]) -> list[str]:
@@ -53,24 +69,22 @@ def _image_table(result: dict[str, Any]) -> list[str]:
 @click.command()
 @click.option("--kills", default=100, show_default=True, help="Of each kind of run.")
 @click.option("--images", default=100_000, show_default=True)
+@click.option("--minutes", default=float("inf"), help="Kill no more runs after so long.")
 @click.option("--only", multiple=True, type=click.Choice([*RUNS, "images"]))
 @click.option("--seed", default=1, show_default=True)
 @click.option("--memory", default=1 << 30, show_default=True, help="Bytes of address space for the damaged images.")
-def main(kills: int, images: int, only: tuple[str, ...], seed: int, memory: int) -> None:
+def main(kills: int, images: int, minutes: float, only: tuple[str, ...], seed: int, memory: int) -> None:
     """Kill runs and read damaged images, then print one table."""
     failed = False
+    end = time.monotonic() + 60 * minutes
     lines: list[str] = []
     if not only or "images" in only:
         result = _damaged_images(images, seed, memory)
         failed = result is None
         lines += ["the process ended before its last image"] if result is None else _image_table(result)
-    outcomes = {}
-    for name in RUNS:
-        if not only or name in only:
-            with tempfile.TemporaryDirectory(prefix="fer-soak-") as work:
-                outcomes[name] = kill_and_go_on(RUNS[name], kills, random.Random(seed), Path(work))
-            click.echo(f"{name}: {outcomes[name]}", err=True)
-            failed = failed or bool(outcomes[name].failures)
+    chosen = [name for name in RUNS if not only or name in only]
+    outcomes = _killed_runs(chosen, kills, seed, end)
+    failed = failed or any(outcome.failures for outcome in outcomes.values())
     if outcomes:
         lines += ["", *_kill_table(outcomes)]
     click.echo("\n".join(lines).strip())

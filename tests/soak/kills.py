@@ -170,27 +170,55 @@ def _run(command: Sequence[str], folder: Path) -> tuple[int, float, str]:
     return done.returncode, time.monotonic() - started, done.stderr
 
 
-def kill_and_go_on(run: Run, kills: int, chooser: random.Random, work: Path) -> Outcome:
-    """Kill `kills` runs at random moments, and hold the files of what follows against those of a run in peace."""
-    given = work / "given"
-    given.mkdir()
-    run.prepare(given)
-    whole = work / "whole"
-    shutil.copytree(given, whole)
-    code, seconds, errors = _run(run.command, whole)
-    if code not in (0, 1):
-        raise click.ClickException(f"{' '.join(run.command)} exits {code}: {errors[-500:]}")
-    expected = _files(whole)
-    before = _files(given)
-    if not expected or expected == before:
-        raise click.ClickException(f"{' '.join(run.command)} writes nothing: {errors[-500:]}")
-    outcome = Outcome()
-    for _ in range(kills):
-        folder = work / "run"
-        shutil.copytree(given, folder)
+class KilledRuns:
+    """One kind of run: killed at random moments, its files held against those of a run in peace."""
+
+    def __init__(self, run: Run, chooser: random.Random, work: Path) -> None:
+        self.outcome = Outcome()
+        self._run, self._chooser, self._work = run, chooser, work
+        given = work / "given"
+        given.mkdir(parents=True)
+        run.prepare(given)
+        whole = work / "whole"
+        shutil.copytree(given, whole)
+        self._code, self._seconds, errors = _run(run.command, whole)
+        if self._code not in (0, 1):
+            raise click.ClickException(f"{' '.join(run.command)} exits {self._code}: {errors[-500:]}")
+        self._before, self._expected = _files(given), _files(whole)
+        if not self._expected or self._expected == self._before:
+            raise click.ClickException(f"{' '.join(run.command)} writes nothing: {errors[-500:]}")
+
+    def kill_one(self) -> None:
+        """Kill one run, do what the advice says, and compare."""
+        folder, outcome = self._work / "run", self.outcome
+        shutil.copytree(self._work / "given", folder)
         started = time.monotonic()
+        exit_code = self._started_and_killed(folder)
+        outcome.kills += 1
+        outcome.ended_before += exit_code >= 0
+        outcome.killed_early += exit_code < 0 and _files(folder) == self._before
+        spent, errors = 0.0, ""
+        if exit_code < 0:
+            exit_code, spent, errors = _run(self._run.again, folder)
+        if _files(folder) != self._expected and self._run.again != self._run.command:
+            outcome.started_anew += 1
+            exit_code, spent, errors = _run(self._run.command, folder)
+        found = _files(folder)
+        if found == self._expected:
+            outcome.equal += 1
+        else:
+            names = sorted(found.keys() | self._expected.keys())
+            different = [name for name in names if found.get(name) != self._expected.get(name)]
+            outcome.failures.append(f"exit {exit_code}, not {self._code}; different: {different[:5]}; {errors[-300:]}")
+        outcome.leftovers += sum(1 for path in folder.rglob("*") if ".partial" in path.name)
+        # Where the machine's speed has changed, the moments shall still fall anywhere in a run.
+        self._seconds = 0.9 * self._seconds + 0.1 * max(time.monotonic() - started - spent, spent)
+        shutil.rmtree(folder)
+
+    def _started_and_killed(self, folder: Path) -> int:
+        """The exit code of a run that may be killed: negative where it was."""
         with subprocess.Popen(
-            run.command,
+            self._run.command,
             cwd=folder,
             env=_ENVIRONMENT,
             stdout=subprocess.DEVNULL,
@@ -198,26 +226,7 @@ def kill_and_go_on(run: Run, kills: int, chooser: random.Random, work: Path) -> 
             start_new_session=True,
         ) as process:
             try:
-                process.wait(chooser.uniform(0, seconds))
+                process.wait(self._chooser.uniform(0, self._seconds))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-        outcome.kills += 1
-        outcome.ended_before += process.returncode >= 0
-        outcome.killed_early += process.returncode < 0 and _files(folder) == before
-        exit_code, spent, errors = process.returncode, 0.0, ""
-        if exit_code < 0:
-            exit_code, spent, errors = _run(run.again, folder)
-        if _files(folder) != expected and run.again != run.command:
-            outcome.started_anew += 1
-            exit_code, spent, errors = _run(run.command, folder)
-        found = _files(folder)
-        if found == expected:
-            outcome.equal += 1
-        else:
-            different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-            outcome.failures.append(f"exit {exit_code}, not {code}; different: {different[:5]}; {errors[-300:]}")
-        outcome.leftovers += sum(1 for path in folder.rglob("*") if ".partial" in path.name)
-        # Where the machine's speed has changed, the moments shall still fall anywhere in a run.
-        seconds = 0.9 * seconds + 0.1 * max(time.monotonic() - started - spent, spent)
-        shutil.rmtree(folder)
-    return outcome
+        return process.returncode
