@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -28,6 +29,10 @@ from fer_runtime.model.load import load_model
 
 BATCH = 32  # faces, of the bare model
 _WARMUP_SECONDS = 1.0  # at most
+# Far more than a slow machine needs: what takes longer has failed, and must not hold up everything else.
+_START_SECONDS = 120.0  # from the start of a service until it listens
+_ANSWER_SECONDS = 120.0  # of one request; fer-serve itself gives up after 30
+_END_SECONDS = 60.0  # from SIGTERM to the end of a service
 _SERVE = "from fer_runtime.cli.serve import main; main()"
 _PLAIN = "from fer_bench.serving import run_plain; run_plain()"
 _BARE = "from fer_bench.serving import run_bare; run_bare()"
@@ -70,7 +75,7 @@ def measure_serving(
         rounds: of everything.
 
     Raises:
-        ServeError: a service does not start.
+        ServeError: a service does not start, answer or end in time.
     """
     collected: dict[tuple[str, int, int], list[ServingResult]] = {}
     shape = load_model(model).metadata.face_shape
@@ -119,29 +124,71 @@ class _Service:
 
 @contextmanager
 def _service(program: str, model: Path) -> Iterator[_Service]:
-    """A service of `program` on a free port of the loopback address, on one core."""
+    """A service of `program` on a free port of the loopback address, on one core.
+
+    Raises:
+        ServeError: it does not start, or does not end, in time.
+    """
     command = [sys.executable, "-c", program, "--port", "0", "--workers", "1", "--model", str(model.absolute())]
     with _on_one_core():
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    # Its log must be read, or the service would wait for that.
-    reader = threading.Thread(target=deque, args=(process.stderr, 0), daemon=True)
+    log = _Log(process)
     try:
-        first = process.stderr.readline()
-        try:
-            listening = json.loads(first)
-            port, name = int(listening["url"].rpartition(":")[2]), listening["models"][0].split()[0]
-        except (ValueError, KeyError) as error:
-            said = (first + process.stderr.read()).strip()
-            raise ServeError(f"a service does not start: {said[-500:]}") from error
-        reader.start()
-        yield _Service(process, port, name)
-    finally:
+        yield _Service(process, *log.listening())
         process.terminate()
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ServeError(f"a service does not end within {_END_SECONDS:g} s of SIGTERM: {log.end()}") from error
+    finally:
+        process.kill()
         process.wait()
-        if reader.is_alive():
-            reader.join()
-        process.stderr.close()
+        log.join()
+
+
+class _Log:
+    """What a service writes on its standard error, read in a thread: a full pipe would stop the service."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._lines: deque[str] = deque(maxlen=20)  # the latest
+        self._address: queue.SimpleQueue[tuple[int, str] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def listening(self) -> tuple[int, str]:
+        """The port, and the name of the model there.
+
+        Raises:
+            ServeError: the service has ended, or says nothing of the kind in time.
+        """
+        try:
+            address = self._address.get(timeout=_START_SECONDS)
+        except queue.Empty:
+            raise ServeError(f"a service does not listen within {_START_SECONDS:g} s: {self.end()}") from None
+        if address is None:
+            raise ServeError(f"a service does not start: {self.end()}")
+        return address
+
+    def end(self) -> str:
+        """The last words."""
+        return "".join(self._lines).strip()[-500:] or "it said nothing"
+
+    def join(self) -> None:
+        """The process has ended; another one that has its standard error is not waited for."""
+        self._thread.join(1)
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                self._lines.append(line)
+                # Libraries may print warnings first.
+                with suppress(ValueError, KeyError, TypeError):
+                    values = json.loads(line)
+                    address = int(values["url"].rpartition(":")[2]), values["models"][0].split()[0]
+                    self._address.put(address)
+        self._address.put(None)
 
 
 @contextmanager
@@ -160,10 +207,10 @@ def _on_one_core() -> Iterator[None]:
 
 def _measure(name: str, service: _Service, faces: Uint8Array, *, clients: int, seconds: float) -> ServingResult:
     request = inference_request(service.model, faces)
-    asyncio.run(_load(service.port, request, clients, min(seconds, _WARMUP_SECONDS)))
+    _load(name, service.port, request, clients, min(seconds, _WARMUP_SECONDS))
     memory, cpu = service.memory(), service.cpu_seconds()
     started = perf_counter()
-    times, statuses = asyncio.run(_load(service.port, request, clients, seconds))
+    times, statuses = _load(name, service.port, request, clients, seconds)
     elapsed = perf_counter() - started
     busy = max(service.cpu_seconds() - cpu, 1e-3)
     if not times:
@@ -190,7 +237,12 @@ def _measure_bare(model: Path, seconds: float) -> ServingResult:
     """The model without a service: a loop over batches in a process of its own."""
     command = [sys.executable, "-c", _BARE, str(model.absolute()), str(seconds)]
     with _on_one_core():
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=_START_SECONDS + seconds + _ANSWER_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ServeError(f"the model alone does not end within {error.timeout:g} s") from error
     if done.returncode:
         raise ServeError(f"the model does not run: {done.stderr.strip()[-500:]}")
     return ServingResult(**json.loads(done.stdout))
@@ -287,13 +339,19 @@ def inference_request(model: str, faces: Uint8Array) -> bytes:
     return "\r\n".join((*lines, "", "")).encode() + head + faces.tobytes()
 
 
-async def _load(port: int, request: bytes, clients: int, seconds: float) -> tuple[list[float], Counter[int]]:
-    """Seconds of each successful request, and the number of answers by status; 0 for a broken connection."""
+def _load(name: str, port: int, request: bytes, clients: int, seconds: float) -> tuple[list[float], Counter[int]]:
+    """Seconds of each successful request, and the number of answers by status; 0 for a broken connection.
+
+    Raises:
+        ServeError: a request is not answered in time.
+    """
     times: list[float] = []
     statuses: Counter[int] = Counter()
     end = perf_counter() + seconds
+    unanswered = clients
 
     async def client() -> None:
+        nonlocal unanswered
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             while (started := perf_counter()) < end:
@@ -310,8 +368,18 @@ async def _load(port: int, request: bytes, clients: int, seconds: float) -> tupl
             statuses[0] += 1
         finally:
             writer.close()
+        unanswered -= 1
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    async def run() -> None:
+        # One limit for all: a timer for each request would cost the clients time.
+        await asyncio.wait_for(asyncio.gather(*(client() for _ in range(clients))), seconds + _ANSWER_SECONDS)
+
+    try:
+        asyncio.run(run())
+    except asyncio.TimeoutError as error:
+        raise ServeError(
+            f"{name} left {unanswered} of {clients} clients without an answer for {_ANSWER_SECONDS:g} s"
+        ) from error
     return times, statuses
 
 

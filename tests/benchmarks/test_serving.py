@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from fer_bench import serving
 from fer_bench.serving import measure_serving, serving_table
+from fer_runtime.errors import ServeError
 from fer_runtime.model.find import find_model
+
+# Says that it listens, and answers nothing.
+_SILENT = """
+import json, signal, socket, sys, time
+print("a warning of a library", file=sys.stderr)
+signal.signal(signal.SIGTERM, signal.{action})
+listener = socket.create_server(("127.0.0.1", 0))
+address = {{"url": f"http://127.0.0.1:{{listener.getsockname()[1]}}", "models": ["v0"]}}
+print(json.dumps(address), file=sys.stderr, flush=True)
+time.sleep(100)
+"""
 
 
 def test_every_service_answers_every_load() -> None:
@@ -18,3 +34,30 @@ def test_every_service_answers_every_load() -> None:
         assert 0 < one.p50_ms <= one.p99_ms
         assert one.faces_per_second == pytest.approx(one.requests_per_second * one.faces, rel=0.5)
     assert len(serving_table(results).splitlines()) == 4
+
+
+def test_a_service_that_does_not_start_answer_or_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Path("model.onnx")  # no program here reads it
+
+    def silent(action: str) -> str:
+        return _SILENT.format(action=action)
+
+    with (
+        pytest.raises(ServeError, match="does not start: no such model"),
+        serving._service("exit('no such model')", model),
+    ):
+        pass
+    monkeypatch.setattr(serving, "_ANSWER_SECONDS", 0.3)
+    with serving._service(silent("SIG_DFL"), model) as service:
+        request = serving.inference_request("v0", np.zeros((1, 48, 48), np.uint8))
+        with pytest.raises(ServeError, match=r"fer-serve left 2 of 2 clients without an answer for 0\.3 s"):
+            serving._load("fer-serve", service.port, request, 2, 0.1)
+    monkeypatch.setattr(serving, "_END_SECONDS", 0.3)
+    with pytest.raises(ServeError, match="does not end within"), serving._service(silent("SIG_IGN"), model):
+        pass
+    monkeypatch.setattr(serving, "_START_SECONDS", 0.3)
+    with (
+        pytest.raises(ServeError, match="does not listen within"),
+        serving._service("import time; time.sleep(100)", model),
+    ):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 PROGRAM = "from fer_runtime.cli.serve import main; main()"
+_START_SECONDS = 120.0
 
 
 @dataclass(slots=True)
@@ -94,34 +96,35 @@ def serving(folder: Path, *options: str, program: str = PROGRAM, **environment: 
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stderr is not None
-    try:
-        first = process.stderr.readline()
-        assert first.startswith("{"), first + process.stderr.read()
-        listening = json.loads(first)
-        assert listening["event"] == "listening"
-        service = Service(process, int(listening["url"].rpartition(":")[2]), folder)
+    lines: list[dict[str, Any]] = []
+    heard: queue.SimpleQueue[None] = queue.SimpleQueue()  # the first line, or the end
 
-        def collect() -> None:
-            assert process.stderr is not None
-            for line in process.stderr:
+    def collect() -> None:
+        assert process.stderr is not None
+        with process.stderr as log:
+            for line in log:
                 is_ours = line.startswith("{")
-                service.lines.append(json.loads(line) if is_ours else {"event": "foreign", "line": line})
+                lines.append(json.loads(line) if is_ours else {"event": "foreign", "line": line})
+                heard.put(None)
+        heard.put(None)
 
-        reader = threading.Thread(target=collect)
-        reader.start()
+    reader = threading.Thread(target=collect, daemon=True)
+    reader.start()
+    try:
+        with suppress(queue.Empty):
+            heard.get(timeout=_START_SECONDS)
+        assert [line["event"] for line in lines[:1]] == ["listening"], lines
+        service = Service(process, int(lines.pop(0)["url"].rpartition(":")[2]), folder, lines)
         yield service
         if process.poll() is None:
             assert service.stop() == 0
         reader.join(60)
-        assert service.lines[-1]["event"] == "stopped"
-        assert [line for line in service.lines if line["event"] not in ("request", "stopped", "model", "camera")] == []
+        assert lines[-1]["event"] == "stopped"
+        assert [line for line in lines if line["event"] not in ("request", "stopped", "model", "camera")] == []
         assert list(folder.rglob("*")) == []
     finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stderr.close()
+        process.kill()
+        process.wait(60)
 
 
 def multipart(*files: tuple[str, bytes]) -> tuple[bytes, str]:
