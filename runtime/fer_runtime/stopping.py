@@ -9,22 +9,31 @@ from types import FrameType
 
 EXIT_CODE = 143  # 128 and SIGTERM's number, as the shell gives for a command that SIGTERM has ended
 
+_MAIN_THREAD = threading.main_thread().ident
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived. Code that tidies up after Ctrl-C tidies up after this, too."""
 
 
 class _Undivided:
-    """A block that Ctrl-C and SIGTERM do not interrupt in a command: they raise at its end. For short steps only."""
+    """A block that Ctrl-C and SIGTERM do not interrupt in a command: they raise at its end. For short steps only.
+
+    Signals arrive in the main thread alone. In another thread the block changes nothing: raised there, `Terminated`
+    would end that thread and never reach the main one.
+    """
 
     def __init__(self) -> None:
         self._is_entered = False
         self._waiting: type[KeyboardInterrupt] | None = None
 
     def __enter__(self) -> None:
-        self._is_entered = True
+        if threading.get_ident() == _MAIN_THREAD:
+            self._is_entered = True
 
     def __exit__(self, *_: object) -> None:
+        if threading.get_ident() != _MAIN_THREAD:
+            return
         self._is_entered = False
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None

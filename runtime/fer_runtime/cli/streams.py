@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -95,7 +95,9 @@ def _write_rows(
         answers: list[BaseException | bool] = []
         try:
             while len(answers) < len(threads) and not any(isinstance(one, BaseException) for one in answers):
-                answers.append(ended.get())
+                # Not without end: a signal that the system gives to another thread would not interrupt it.
+                with suppress(queue.Empty):
+                    answers.append(ended.get(timeout=1.0))
         except KeyboardInterrupt:
             pass  # a live source has no other end
         for source in sources:

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tests.processes import started
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.output.destinations import COPY_MARK
@@ -43,7 +44,7 @@ def _stopped(
     number: int, paths: Sequence[Path], is_far_enough: Callable[[], bool], *arguments: object
 ) -> tuple[int, bytes]:
     """The exit code and stderr of a run over a list that never ends, which a signal stops."""
-    with subprocess.Popen(_command("-", *arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(_command("-", *arguments), stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.write("".join(f"{path}\n" for path in paths).encode())
         process.stdin.flush()
@@ -115,7 +116,7 @@ def test_a_signal_comes_before_a_row_or_after_its_count(number: int, raised: typ
 def test_rows_of_a_list_that_trickles_in_do_not_wait_for_more(model: Path, tmp_path: Path) -> None:
     paths = _write_crops(tmp_path / "crops", 70)
     command = _command("-", "--model", model, "--format", "jsonl")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for path in paths[:3]:

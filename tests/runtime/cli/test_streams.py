@@ -6,10 +6,15 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
+from tests.processes import started
 from tests.runtime.tiny_models import band_face, write_band_model
 from tests.runtime.video.served import free_port, mjpeg_arguments, mpegts_arguments, needs_ffmpeg, served
 
@@ -33,32 +38,45 @@ def test_two_cameras_at_once_until_sigterm_with_a_gap_and_without_their_password
     addresses = [f"http://admin:{_SECRET}@127.0.0.1:{port}/?pwd={_SECRET}" for port in ports]
     with served(*mpegts_arguments(ports[0])) as door, served(*mjpeg_arguments(ports[1])):
         arguments = (*addresses, "--name", "door", "--name", "hall", "--annotate", tmp_path, "--format", "jsonl")
-        with subprocess.Popen(
-            _command(model, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            lines: list[str] = []
-            seen = {"door": 0, "hall": 0}
-            while min(seen.values()) < 5:  # rows come while the streams go on
-                lines.append(process.stdout.readline())
-                seen[json.loads(lines[-1])["path"]] += 1
+        with started(_command(model, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            lines, said = (_collected(pipe) for pipe in (process.stdout, process.stderr) if pipe is not None)
+            _wait_for(lambda: all(sum(name in line for line in lines) >= 5 for name in ("door", "hall")))
             door.kill()
-            while (line := process.stderr.readline()) and "connecting again" not in line:
-                pass
+            _wait_for(lambda: any("connecting again" in line for line in said))
             process.send_signal(signal.SIGTERM)
-            rest, errors = process.communicate(timeout=60)
+            process.wait(timeout=120)
+            _wait_for(lambda: lines[-1:] == said[-1:] == [""])
     assert process.returncode == 143
-    rows = [json.loads(line) for line in (*lines, *rest.splitlines())]
+    rows = [json.loads(line) for line in lines[:-1]]
     assert all(set(row) == {"path", "frame", "time", "clock", "faces"} for row in rows if "gap" not in row)
-    gap = next(row for row in rows if "gap" in row)
-    assert (gap["path"], gap["gap"]) == ("door", "the connection was closed")
+    # A machine that is busy enough makes silences of its own.
+    (gap,) = (row for row in rows if row.get("gap") == "the connection was closed")
+    assert gap["path"] == "door"
     assert gap["end"] > gap["start"] > 0
     for name in ("door", "hall"):
         numbers = [row["frame"] for row in rows if row["path"] == name and "gap" not in row]
         assert numbers == sorted(set(numbers))
         assert (tmp_path / f"{name}.annotated.mp4").stat().st_size > 1000
-    assert _SECRET not in "".join((*lines, rest, line, errors))
+    assert _SECRET not in "".join((*lines, *said))
+
+
+def _collected(pipe: IO[str]) -> list[str]:
+    """The lines of a pipe, as a thread reads them: they grow, and the last one is empty."""
+    lines: list[str] = []
+
+    def read() -> None:
+        while not lines or lines[-1]:
+            lines.append(pipe.readline())
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def _wait_for(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_nobody_listening_is_a_row_and_exit_code_1(model: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from tests.processes import started
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.batch.watch import FolderWatch, is_being_written
@@ -43,7 +44,7 @@ def _wait_for(is_so: Callable[[], bool]) -> None:
 @contextmanager
 def _started(model: Path, inbox: Path, output: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "fer_runtime", "--watch", str(inbox), "--output", str(output)]
-    with subprocess.Popen([*command, "--model", str(model), *arguments], stderr=subprocess.PIPE, text=True) as process:
+    with started([*command, "--model", str(model), *arguments], stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from tests.processes import started
 from tests.runtime.images.make_files import make_crashing_apng
 from tests.runtime.tiny_models import write_band_model
 
@@ -141,7 +142,7 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
     arguments = (folder, "--model", model, "--detector", "whole", "--output", output, "--part-size", PART)
     on_cluster = ("--engine", "ray", "--ray-address", cluster.address)
     command = [sys.executable, "-m", "fer_runtime", *map(str, (*arguments, *on_cluster))]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as run:
+    with started(command, stderr=subprocess.PIPE) as run:
         wait_for(lambda: len(parts_of(output)) >= 2 and bool(actors_of(cluster.second)), "two parts", run)
         killed = actors_of(cluster.second)
         os.kill(killed[0], signal.SIGKILL)

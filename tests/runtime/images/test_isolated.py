@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tests.processes import started
 from tests.runtime.images.make_files import make_crashing_apng, make_png, rows_of
 
 from fer_runtime.errors import ImageError
@@ -49,7 +50,7 @@ def test_a_decoder_that_crashes_costs_one_image() -> None:
         "import fer_runtime.images.isolated as m; from fer_runtime.images.headers import Header;"
         "m.read_header = lambda content: Header('PNG', 96, 80, 6, content); m.serve()"
     )
-    with subprocess.Popen(
+    with started(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
         content = make_crashing_apng()
@@ -69,12 +70,12 @@ def test_a_fault_is_the_reason_and_the_next_image_is_read(monkeypatch: pytest.Mo
 
     def write_and_crash(stream: object, what: bytes) -> None:
         write_all(stream, what[:20])
-        (in_use,) = [helper for helper in started if helper not in isolated._helpers._idle]
+        (in_use,) = [helper for helper in running if helper not in isolated._helpers._idle]
         os.kill(in_use.process.pid, getattr(signal, name))
         raise BrokenPipeError
 
-    started = list(isolated._helpers._idle)
-    assert started
+    running = list(isolated._helpers._idle)
+    assert running
     monkeypatch.setattr(isolated, "_write_all", write_and_crash)
     with pytest.raises(ImageError, match=rf"its decoder crashed \({name}\)"):
         decode_image(content)

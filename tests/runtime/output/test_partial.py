@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.processes import started
 
 from fer_runtime.errors import OutputError
 from fer_runtime.output.partial import PartialFile, partial_path, settings_path
@@ -35,7 +36,7 @@ def test_the_lock_of_a_killed_process_is_gone_and_its_rows_are_there(tmp_path: P
         "file = PartialFile(Path(sys.argv[1])); file.start(0, {'model': 'a'}); file.write('row\\n'); file.flush()\n"
         "print('ready', flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", script, str(output)], stdout=subprocess.PIPE) as process:
+    with started([sys.executable, "-c", script, str(output)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         with pytest.raises(OutputError, match=f"process {process.pid}"):
@@ -146,7 +147,7 @@ def test_sigterm_and_ctrl_c_are_told_apart_by_the_exit_code(number: int, code: i
         "        print('tidied', flush=True)\n"
         "main([])"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(number)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.processes import started
 from tests.runtime.server.serving import Service, serving
 from tests.runtime.video.films import write_film
 from tests.runtime.video.served import free_port, needs_ffmpeg
@@ -40,11 +41,8 @@ def filmed(folder: Path) -> Iterator[str]:
     loop = ("-re", "-stream_loop", "-1", "-i", str(folder / "film.avi"))
     address = f"http://127.0.0.1:{port}/"
     command = ["ffmpeg", "-loglevel", "quiet", *loop, "-c", "copy", "-f", "mpjpeg", "-listen", "1", address]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as camera:
-        try:
-            yield f"http://admin:{_SECRET}@127.0.0.1:{port}/"
-        finally:
-            camera.kill()
+    with started(command, stdin=subprocess.DEVNULL):
+        yield f"http://admin:{_SECRET}@127.0.0.1:{port}/"
 
 
 @pytest.fixture(scope="module")

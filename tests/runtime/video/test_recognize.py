@@ -20,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tests.processes import started
 from tests.runtime.video.films import with_times, write_film
 
 from fer_runtime import Recognizer
@@ -419,7 +420,7 @@ def test_sigterm_ends_a_film_with_its_rows_and_a_summary(video: Path, tmp_path: 
     with_times(write_film(tmp_path / "gray.mp4", frames=4000), film, range(4000))
     command = [sys.executable, "-m", "fer_runtime", str(film), "--output", str(output), "--detector", "haar"]
     partial = Path(f"{output}.partial")
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+    with started(command, stderr=subprocess.PIPE, text=True) as run:
         while not (partial.exists() and partial.stat().st_size):  # a row is in the file as soon as it is known
             assert run.poll() is None
             time.sleep(0.01)

@@ -14,6 +14,7 @@ from time import monotonic, sleep
 
 import numpy as np
 import pytest
+from tests.processes import started
 from tests.runtime.video.served import (
     RATE,
     free_port,
@@ -172,16 +173,12 @@ def test_udp_is_read() -> None:
 def test_rtsp_is_read() -> None:
     source, client = free_port(), free_port()
     command = ["rtsp-server-perl", "--clientport", str(client), "--serverport", str(source)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         _wait_for(lambda: _listens(source))
         target = ("-f", "rtsp", "-rtsp_transport", "udp", f"rtsp://127.0.0.1:{source}/door")
         with served("-c:v", "mpeg2video", *target):
             # Until ffmpeg has announced the film, the server says that it has no such stream.
             _wait_for(lambda: _are_rising(_some_numbers(f"rtsp://127.0.0.1:{client}/door")))
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def _are_rising(numbers: list[int]) -> bool:
