@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from fer_runtime.errors import ImageError
-from fer_runtime.video.kinds import HEAD_BYTES, looks_like_a_video
+from fer_runtime.video.signatures import HEAD_BYTES, looks_like_a_video
 
 DAMAGED = "cannot be decoded: damaged, or not an image"
 _CUT_SHORT = "cannot be decoded: its end is missing"

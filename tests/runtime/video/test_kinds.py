@@ -10,7 +10,8 @@ import pytest
 from tests.runtime.video.films import write_film
 from tests.runtime.video.test_sources import CONTAINERS
 
-from fer_runtime.video.kinds import HEAD_BYTES, is_video, is_video_in_folder, looks_like_a_video
+from fer_runtime.video.kinds import is_video, is_video_in_folder
+from fer_runtime.video.signatures import HEAD_BYTES, looks_like_a_video
 
 
 @pytest.mark.parametrize(("suffix", "codec"), CONTAINERS)
