@@ -65,11 +65,11 @@ window.first = await answer(loaded[0]);
 window.ready = performance.now();
 """
 _OURS = """import { ort } from "./runtime.js";
-import { FaceModel, prepareFace } from "./face.js";
-const model = await FaceModel.load(ort, "model.onnx");
+import { FaceModel } from "./fer-edge/index.js";
+const model = await FaceModel.load("model.onnx", { ort, threads: 1 });
 const answer = (canvas) => {
   const image = canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, canvas.width, canvas.height);
-  return model.classify(prepareFace(image, undefined, 0, model)).then(({ probabilities }) => probabilities);
+  return model.classify(image).then(({ probabilities }) => probabilities);
 };
 """
 _THEIRS = """import * as faceapi from "./face-api.esm.js";

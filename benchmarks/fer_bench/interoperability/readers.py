@@ -129,10 +129,9 @@ def _run_bytes(content: bytes, faces: Uint8Array) -> FloatArray:
 _NODE = """
 import { readFileSync } from "node:fs";
 import * as ort from "./ort.wasm.bundle.min.mjs";
-import { FaceModel } from "./face.mjs";
+import { FaceModel } from "./fer-edge/index.js";
 ort.env.wasm.wasmBinary = readFileSync("ort-wasm-simd-threaded.wasm");
-ort.env.wasm.numThreads = 1;
-const model = await FaceModel.load(ort, new Uint8Array(readFileSync(process.argv[2])));
+const model = await FaceModel.load(process.argv[2], { ort, threads: 1 });
 const { logits } = await model.run(new Uint8Array(readFileSync("faces.bin")));
 console.log(JSON.stringify(Array.from(logits)));
 """
@@ -141,8 +140,13 @@ console.log(JSON.stringify(Array.from(logits)));
 def _onnxruntime_web(path: Path, faces: Uint8Array) -> FloatArray:
     import numpy as np
 
-    from fer_export.site import write
-    from fer_export.site.write import ORT_WEB_INTEGRITY, ORT_WEB_VERSION, fetch_npm_package, read_npm_package
+    from fer_export.site.write import (
+        ORT_WEB_INTEGRITY,
+        ORT_WEB_VERSION,
+        fetch_npm_package,
+        package_modules,
+        read_npm_package,
+    )
 
     package = fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
     names = {f"package/dist/{name}" for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")}
@@ -150,7 +154,9 @@ def _onnxruntime_web(path: Path, faces: Uint8Array) -> FloatArray:
         folder = Path(name)
         for file, content in read_npm_package(package, names).items():
             (folder / Path(file).name).write_bytes(content)
-        shutil.copy(Path(write.__file__).parent / "web" / "face.js", folder / "face.mjs")
+        (folder / "fer-edge").mkdir()
+        for file, content in {**package_modules(), "package.json": b'{"type": "module"}'}.items():
+            (folder / "fer-edge" / file).write_bytes(content)
         (folder / "run.mjs").write_text(_NODE)
         (folder / "faces.bin").write_bytes(faces.tobytes())
         command = ["node", "run.mjs", str(path.resolve())]

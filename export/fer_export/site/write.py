@@ -1,4 +1,4 @@
-"""A static site that runs a model in the browser: page, model and onnxruntime-web in one folder."""
+"""A static site that runs a model in the browser: page, npm package, model and onnxruntime-web in one folder."""
 
 from __future__ import annotations
 
@@ -30,16 +30,9 @@ _ORT_FILES = {
     "ort-wasm-simd-threaded.mjs": "ort/ort-wasm-simd-threaded.js",
     "ort-wasm-simd-threaded.wasm": "ort/ort-wasm-simd-threaded.wasm",
 }
-_PAGE_FILES = (
-    "style.css",
-    "icon.svg",
-    "app.js",
-    "certificate.js",
-    "face.js",
-    "following.js",
-    "runtime.js",
-    "yunet.js",
-)
+# The npm package fer-edge, which the page is built from.
+NPM_PACKAGE = Path(__file__).with_name("package")
+_PAGE_FILES = ("style.css", "icon.svg", "app.js", "runtime.js")
 # Title, and x, y and side of the frame that the page starts with where it has no detector: YuNet's crop.
 _SAMPLES = {
     "eileen_collins.jpg": ("Eileen Collins", (166, 65, 114)),
@@ -116,6 +109,7 @@ def write_site(
         entries[f"samples/{name}"] = (samples / name).read_bytes()
     page = files("fer_export") / "site" / "web"
     entries |= {name: (page / name).read_bytes() for name in _PAGE_FILES}
+    entries |= {f"fer-edge/{name}": content for name, content in package_modules().items()}
     settings = {
         "fer-edge": __version__,
         "onnxruntime-web": ORT_WEB_VERSION if ort_web is None else "given",
@@ -136,6 +130,11 @@ def write_site(
     if yunet is None:
         (folder / "face_detection_yunet.onnx").unlink(missing_ok=True)  # of an earlier export
     return Site(path=folder, model=model, site_bytes=sum(map(len, entries.values())), has_detector=yunet is not None)
+
+
+def package_modules() -> dict[str, bytes]:
+    """The modules of the npm package by their file names."""
+    return {path.name: path.read_bytes() for path in sorted(NPM_PACKAGE.glob("*.js"))}
 
 
 def _service_worker(source: str, entries: dict[str, bytes]) -> bytes:

@@ -60,5 +60,5 @@ def test_what_is_timed_is_an_answer() -> None:
     assert files < ours.transferred_bytes < files + 300_000
     for one in (ours, theirs):
         assert 0 < one.min_ms <= one.p50_ms <= one.p95_ms < one.cold_ms
-        assert one.runs > 2
+        assert one.runs >= 2  # one a round, on the busiest machine
         assert len(one.round_p50_ms) == 2

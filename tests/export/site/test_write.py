@@ -20,18 +20,12 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Browser
-from tests.chromium import Visit, launched, visiting
-from tests.conftest import CHECKOUT
+from tests.chromium import Visit, visiting
+from tests.export.site.pages import MODELS, SAMPLES, camera_frame, served
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_export.cli import main
-from fer_export.site.server import create_server
-from fer_export.site.write import (
-    ORT_WEB_INTEGRITY,
-    ORT_WEB_VERSION,
-    fetch_npm_package,
-    write_site,
-)
+from fer_export.site.write import ORT_WEB_INTEGRITY, fetch_npm_package, write_site
 from fer_runtime.detectors import Detection
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
@@ -41,25 +35,7 @@ from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metada
 from fer_runtime.model.onnx_file import read_onnx_file
 from fer_runtime.recognizer import Recognizer
 
-MODELS = CHECKOUT / "models"
-SAMPLES = CHECKOUT / "runtime" / "fer_runtime" / "samples"
 READY = "document.documentElement.dataset.ready"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A Chromium whose camera shows Eileen Collins in the middle of a frame of 640 x 480 pixels."""
-    film = tmp_path_factory.mktemp("film") / "camera.mjpeg"
-    is_encoded, jpeg = cv2.imencode(".jpg", camera_frame(), [cv2.IMWRITE_JPEG_QUALITY, 95])
-    assert is_encoded
-    film.write_bytes(jpeg.tobytes() * 10)
-    flags = [
-        "--use-fake-device-for-media-stream",
-        "--use-fake-ui-for-media-stream",
-        f"--use-file-for-fake-video-capture={film}",
-    ]
-    with launched(*flags) as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +46,6 @@ def ort_web(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
         (folder / name).write_bytes(name.encode())
     return folder.parent
-
-
-@pytest.fixture(scope="module")
-def has_ort_web() -> None:
-    try:
-        fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
-    except DownloadError as error:
-        pytest.skip(f"needs onnxruntime-web {ORT_WEB_VERSION}: {error}")
 
 
 @pytest.fixture(scope="module")
@@ -96,27 +64,6 @@ def site(has_ort_web: None, yunet: Path, tmp_path_factory: pytest.TempPathFactor
     write_site(folder, model=MODELS / "model_0.int8.onnx", yunet=yunet)
     with served(folder) as address:
         yield address
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    with create_server(folder, port=0) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def camera_frame() -> Any:
-    frame = np.full((480, 640, 3), 128, np.uint8)
-    picture = cv2.imread(str(SAMPLES / "eileen_collins.jpg"))
-    assert picture is not None
-    # The head, enlarged: what the page's frame shows without a detector is a face then.
-    frame[:, 80:560] = cv2.resize(picture[40:210, 140:310], (480, 480))
-    return frame
 
 
 @contextmanager

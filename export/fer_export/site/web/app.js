@@ -1,12 +1,8 @@
-/** The page: images and camera frames in, boxes and bars out. What is done with a face is in face.js. */
+/** The page: images and camera frames in, boxes and bars out. What is done with a face is in the package fer-edge. */
 
-import { replayCertificate } from "./certificate.js";
-import { FaceModel, ModelFileError, prepareFace } from "./face.js";
-import { Follower } from "./following.js";
+import { Camera, FaceModel, Follower, middleFrame, prepareFace, Recognizer, YuNet } from "./fer-edge/index.js";
 import { ort } from "./runtime.js";
-import { YuNet } from "./yunet.js";
 
-const CROP_SIDE = 64; // pictures up to this short side are face crops already
 const MAX_SIDE = 4096; // pixels of a picture that are kept; more than a phone's canvas holds helps nobody
 const LEAST_FRAME = 48; // pixels, side of the frame
 const CAMERA_LONG_SIDE = 320; // pixels that a frame is shrunk to before faces are looked for
@@ -18,11 +14,10 @@ const canvas = element("picture");
 const context = canvas.getContext("2d");
 const source = document.createElement("canvas"); // the image or frame without boxes
 const sourceContext = source.getContext("2d", { willReadFrequently: true });
-const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true });
 
 let model = null;
-let detector = null;
-let stream = null;
+let recognizer = null;
+let camera = null;
 let frame = null; // where the face is read when no detector is there: {x, y, width, height}
 let shown = 0; // number of the picture that is on the screen; an older one's answer is dropped
 let spokenAt = 0;
@@ -31,19 +26,18 @@ let frameTimes = [];
 async function start() {
   try {
     const site = await (await fetch("site.json")).json();
-    model = await FaceModel.load(ort, site.model);
-    if (site.yunet) {
-      detector = await YuNet.load(ort, new Uint8Array(await (await fetch(site.yunet)).arrayBuffer()));
-    }
+    model = await FaceModel.load(site.model, { ort });
+    recognizer = new Recognizer(model, site.yunet ? await YuNet.load(site.yunet, ort) : null);
     addSamples(site.samples);
     describeModel(site);
     element("camera").disabled = element("file").disabled = false;
     say("Ready.");
     // Kept for whoever looks in from outside, such as the tests.
     window.fer = { model, prepareFace, ort, source, answers: [] };
-    showCertificate(await replayCertificate(model));
+    showCertificate(await model.selfTest());
   } catch (error) {
-    fail(error instanceof ModelFileError ? error.message : `The page cannot start: ${error.message}`);
+    const isForUsers = ["ModelFileError", "BackendError"].includes(error.name);
+    fail(isForUsers ? error.message : `The page cannot start: ${error.message}`);
   }
   document.documentElement.dataset.ready = model ? "yes" : "no";
 }
@@ -92,46 +86,10 @@ function fail(text) {
 }
 
 /** Find and classify the faces of what is in `source`. */
-async function recognise(isVideo) {
-  const times = {};
-  let began = performance.now();
-  const lap = (name) => {
-    const now = performance.now();
-    times[name] = now - began;
-    began = now;
-  };
+function recognise(longSide) {
   const { width, height } = source;
-  let detections;
-  if (Math.min(width, height) <= CROP_SIDE) {
-    detections = [{ box: { x: 0, y: 0, width, height }, roll: 0 }];
-  } else if (detector) {
-    detections = await detector.detect(source, width, height, isVideo ? CAMERA_LONG_SIDE : 640);
-  } else {
-    frame ??= middle(width, height);
-    detections = [{ box: frame, roll: 0 }];
-  }
-  lap("find");
-  const image = detections.length ? sourceContext.getImageData(0, 0, width, height) : null;
-  const prepared = detections.map(({ box, roll }) => prepareFace(image, box, roll, model));
-  const area = prepared[0]?.length ?? 0;
-  const faces = new Uint8Array(prepared.length * area);
-  prepared.forEach((face, index) => faces.set(face, index * area));
-  lap("crop");
-  const count = model.labels.length;
-  const { probabilities } = detections.length ? await model.run(faces) : { probabilities: [] };
-  lap("classify");
-  return {
-    times,
-    faces: detections.map(({ box }, index) => ({
-      box,
-      probabilities: probabilities.slice(index * count, (index + 1) * count),
-    })),
-  };
-}
-
-function middle(width, height) {
-  const side = Math.round(0.7 * Math.min(width, height));
-  return { x: Math.round((width - side) / 2), y: Math.round((height - side) / 2), width: side, height: side };
+  if (recognizer.needsFrame(width, height)) frame ??= middleFrame(width, height);
+  return recognizer.recognize(source, { longSide, frame });
 }
 
 /** @param {number[]} [face] x, y and side of a frame that shows the picture's face */
@@ -164,7 +122,7 @@ let pictureTitle = "";
 async function answerPicture(number, title = pictureTitle) {
   pictureTitle = title;
   try {
-    const { faces, times } = await recognise(false);
+    const { faces, times } = await recognise();
     if (number !== shown) return;
     const numbered = faces.map((face, index) => ({
       ...face,
@@ -184,43 +142,23 @@ let isStarting = false; // the browser may be asking for permission
 async function startCamera() {
   if (isStarting) return;
   element("problem").hidden = true;
-  if (!navigator.mediaDevices) {
-    fail("The camera needs a secure address: https, or localhost.");
-    return;
-  }
   const before = shown;
-  let granted = null;
+  let opened;
   isStarting = true;
   try {
-    granted = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "user", width: { ideal: 640 } } });
-    if (shown === before) {
-      video.srcObject = granted;
-      await video.play();
-    }
+    opened = await Camera.open({ onLost: lostCamera });
   } catch (error) {
-    granted?.getTracks().forEach((track) => track.stop());
-    video.srcObject = null;
-    fail(
-      error.name === "NotAllowedError"
-        ? "The camera was not allowed. Allow it in the browser's settings for this page, or choose an image."
-        : `No camera can be used: ${error.message}`,
-    );
+    fail(error.message);
     return;
   } finally {
     isStarting = false;
   }
   if (shown !== before) {
     // A picture was chosen while the browser asked.
-    granted.getTracks().forEach((track) => track.stop());
-    video.srcObject = null;
+    opened.stop();
     return;
   }
-  stream = granted;
-  granted.getVideoTracks()[0].addEventListener("ended", () => {
-    if (stream !== granted) return;
-    stopCamera();
-    fail("The camera gives no more images: it was unplugged, taken by another program or forbidden.");
-  });
+  camera = opened;
   const button = element("camera");
   button.textContent = "Stop camera";
   button.setAttribute("aria-pressed", "true");
@@ -228,7 +166,7 @@ async function startCamera() {
   frameTimes = [];
   const number = ++shown;
   const follower = new Follower();
-  while (stream && number === shown) {
+  while (camera && number === shown) {
     try {
       await answerFrame(number, follower);
     } catch (error) {
@@ -240,15 +178,11 @@ async function startCamera() {
 }
 
 async function answerFrame(number, follower) {
-  if (!video.videoWidth) return;
-  if (source.width !== video.videoWidth || source.height !== video.videoHeight) {
-    source.width = video.videoWidth;
-    source.height = video.videoHeight;
-    frame = null;
-  }
-  sourceContext.drawImage(video, 0, 0);
-  const { faces, times } = await recognise(true);
-  if (number !== shown || !stream) return;
+  const { width, height } = source;
+  if (!camera.draw(source)) return;
+  if (source.width !== width || source.height !== height) frame = null;
+  const { faces, times } = await recognise(CAMERA_LONG_SIDE);
+  if (number !== shown || !camera) return;
   const now = performance.now();
   const followed = follower.update(now / 1000, faces);
   const numbered = faces.map((face, index) => ({ ...face, ...followed[index] }));
@@ -266,12 +200,16 @@ function nextFrame() {
   return new Promise((resolve) => requestAnimationFrame(resolve));
 }
 
+function lostCamera() {
+  stopCamera();
+  fail("The camera gives no more images: it was unplugged, taken by another program or forbidden.");
+}
+
 function stopCamera() {
-  if (!stream) return;
-  stream.getTracks().forEach((track) => track.stop());
-  stream = null;
+  if (!camera) return;
+  camera.stop();
+  camera = null;
   shown++;
-  video.srcObject = null;
   element("camera").textContent = "Start camera";
   element("camera").setAttribute("aria-pressed", "false");
 }
@@ -294,7 +232,7 @@ function present(faces, times, title) {
   draw(faces);
   list(faces);
   canvas.setAttribute("aria-label", `${title}. ${summary(faces)}`);
-  const isFramed = !detector && frame !== null;
+  const isFramed = !recognizer.detector && frame !== null;
   canvas.classList.toggle("movable", isFramed);
   canvas.tabIndex = isFramed ? 0 : -1; // a stop for the keyboard only where keys do something
   element("framing").hidden = !isFramed;
@@ -413,7 +351,7 @@ function card() {
 const frameStep = () => Math.max(2, Math.round(source.width / 60));
 
 function moveFrame(dx, dy, growth = 0) {
-  if (!frame || detector) return;
+  if (!frame || recognizer.detector) return;
   const { width, height } = source;
   const side = Math.min(Math.max(frame.width + growth, LEAST_FRAME), Math.min(width, height));
   const [x, y] = [frame.x + dx - (side - frame.width) / 2, frame.y + dy - (side - frame.height) / 2];
@@ -423,7 +361,7 @@ function moveFrame(dx, dy, growth = 0) {
     width: Math.round(side),
     height: Math.round(side),
   };
-  if (!stream) answerPicture(++shown);
+  if (!camera) answerPicture(++shown);
 }
 
 canvas.addEventListener("keydown", (event) => {
@@ -437,14 +375,14 @@ canvas.addEventListener("keydown", (event) => {
     "=": [0, 0, 2 * step],
     "-": [0, 0, -2 * step],
   };
-  if (!frame || detector || !(event.key in moves)) return;
+  if (!frame || recognizer.detector || !(event.key in moves)) return;
   event.preventDefault();
   moveFrame(...moves[event.key]);
 });
 
 let grip = null;
 canvas.addEventListener("pointerdown", (event) => {
-  if (!frame || detector) return;
+  if (!frame || recognizer.detector) return;
   grip = [event.clientX, event.clientY];
   canvas.setPointerCapture(event.pointerId);
 });
@@ -461,7 +399,7 @@ for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (
 element("smaller").addEventListener("click", () => moveFrame(0, 0, -4 * frameStep()));
 element("larger").addEventListener("click", () => moveFrame(0, 0, 4 * frameStep()));
 
-element("camera").addEventListener("click", () => (stream ? stopCamera() : startCamera()));
+element("camera").addEventListener("click", () => (camera ? stopCamera() : startCamera()));
 
 async function showFile(file) {
   if (!model || !file) return;

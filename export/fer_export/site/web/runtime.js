@@ -1,8 +1,7 @@
-/** onnxruntime-web from this folder: WebAssembly with SIMD, one thread, which needs no special headers. */
+/** onnxruntime-web from this folder: WebAssembly with SIMD. */
 
 import * as ort from "./ort/ort.wasm.min.js";
 
-ort.env.wasm.numThreads = 1;
 ort.env.wasm.proxy = false;
 ort.env.logLevel = "error";
 ort.env.wasm.wasmPaths = {

@@ -3,7 +3,8 @@
  * with the limits and the crop of the Python runtime.
  */
 
-import { ModelFileError } from "./face.js";
+import { ModelFileError, readSource } from "./onnx-file.js";
+import { inTurn } from "./runtime.js";
 
 const SCORE = 0.7;
 const OVERLAP = 0.3; // intersection over union above which two boxes are one face
@@ -22,11 +23,18 @@ export class YuNet {
     this.#session = session;
   }
 
-  /** @throws {ModelFileError} the file is no YuNet */
-  static async load(ort, content) {
+  /**
+   * @param {string | URL | ArrayBuffer | Uint8Array} source address or content of YuNet's .onnx file
+   * @param ort onnxruntime-web, such as a model's `model.ort`
+   * @throws {ModelFileError} the file is no YuNet
+   */
+  static async load(source, ort) {
+    const content = await readSource(source);
     let session;
     try {
-      session = await ort.InferenceSession.create(content, { graphOptimizationLevel: "all" });
+      // A detector has no self-test that would allow WebGPU.
+      const settings = { graphOptimizationLevel: "all", executionProviders: ["wasm"] };
+      session = await inTurn(ort, () => ort.InferenceSession.create(content, settings));
     } catch (error) {
       throw new ModelFileError(`the face detector cannot be run here: ${error.message}`, { cause: error });
     }
@@ -69,7 +77,8 @@ export class YuNet {
       }
     }
     const [name] = this.#session.inputNames;
-    const answers = await this.#session.run({ [name]: new this.#ort.Tensor("float32", input, [1, 3, rows, columns]) });
+    const image = new this.#ort.Tensor("float32", input, [1, 3, rows, columns]);
+    const answers = await inTurn(this.#ort, () => this.#session.run({ [name]: image }));
     const found = STRIDES.flatMap((stride) => decode(answers, stride, columns));
     return suppress(found)
       .map((face) => toDetection(face, shrink))

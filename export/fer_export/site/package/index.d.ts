@@ -1,0 +1,132 @@
+/** Facial expressions with models of fer-edge and onnxruntime-web. */
+
+export interface Box {
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+}
+
+/** An ImageData, or red, green, blue and alpha of each pixel. */
+export interface PixelImage {
+  readonly data: ArrayLike<number>;
+  readonly width: number;
+  readonly height: number;
+}
+
+export interface Answer {
+  expression: string;
+  confidence: number;
+  /** Less sure than the threshold that the export fitted. */
+  uncertain: boolean;
+  probabilities: Record<string, number>;
+}
+
+export interface SelfTest {
+  /** Golden faces in the file. */
+  faces: number;
+  passed: boolean;
+  /** The largest |Δlogit| / (1 + |logit|) from what the file gave at export. */
+  difference: number;
+  /** The largest |Δp|. */
+  probabilityDifference: number;
+  /** As `difference`, from PyTorch's logits; a quantised file is meant to differ. */
+  networkDifference: number;
+  /** Golden faces with another label. */
+  flips: number;
+}
+
+export type Backend = "webgpu" | "wasm" | "cpu";
+
+export interface LoadOptions {
+  /** onnxruntime-web's or onnxruntime-node's module; without it the peer dependency is imported. */
+  ort?: unknown;
+  /** "auto" takes WebGPU where the self-test passes on it, otherwise WebAssembly. */
+  backend?: "auto" | "webgpu" | "wasm";
+  /** Of WebAssembly; without it up to 4 where the page is cross-origin isolated, otherwise 1. */
+  threads?: number;
+}
+
+/** An address or the content of a file; in Node also a path. */
+export type Source = string | URL | ArrayBuffer | Uint8Array;
+
+export class FaceModel {
+  private constructor();
+  static load(source: Source, options?: LoadOptions): Promise<FaceModel>;
+  readonly ort: unknown;
+  readonly metadata: Record<string, unknown>;
+  readonly labels: readonly string[];
+  readonly size: number;
+  readonly color: "gray" | "rgb";
+  readonly backend: Backend;
+  readonly refused: readonly { backend: Backend; reason: string }[];
+  classify(image: PixelImage, box?: Box, how?: { roll?: number }): Promise<Answer>;
+  run(faces: Uint8Array): Promise<{ logits: Float32Array; probabilities: Float32Array }>;
+  answer(probabilities: ArrayLike<number>): Answer;
+  selfTest(): Promise<SelfTest | null>;
+  release(): Promise<void>;
+}
+
+/** The part of an image that is a face, as a model takes it. */
+export function prepareFace(
+  image: PixelImage,
+  box?: Box,
+  roll?: number,
+  wanted?: { size?: number; color?: "gray" | "rgb" },
+): Uint8Array;
+
+/** The file's `fer` entry, read without a runtime. */
+export function readMetadata(content: Uint8Array, name?: string): Record<string, unknown>;
+
+export interface Detection {
+  box: Box;
+  /** Degrees that the face is turned clockwise. */
+  roll: number;
+  score: number;
+}
+
+/** Faces by YuNet; browsers only. */
+export class YuNet {
+  private constructor();
+  static load(source: Source, ort: unknown): Promise<YuNet>;
+  detect(image: CanvasImageSource, width: number, height: number, longSide?: number): Promise<Detection[]>;
+}
+
+export interface FoundFace {
+  box: Box;
+  roll: number;
+  probabilities: Float32Array;
+}
+
+/** The faces of a canvas; browsers only. */
+export class Recognizer {
+  constructor(model: FaceModel, detector?: YuNet | null);
+  needsFrame(width: number, height: number): boolean;
+  recognize(
+    canvas: HTMLCanvasElement,
+    how?: { longSide?: number; frame?: Box | null },
+  ): Promise<{ faces: FoundFace[]; times: { find: number; crop: number; classify: number } }>;
+}
+
+export function middleFrame(width: number, height: number): Box;
+
+/** Faces that keep their number from frame to frame, and probabilities that do not flicker. */
+export class Follower {
+  update(
+    seconds: number,
+    faces: readonly { box: Box; probabilities: Float32Array }[],
+  ): { number: number; probabilities: Float32Array; best: number }[];
+}
+
+export class Camera {
+  private constructor();
+  static open(how?: { onLost?: () => void }): Promise<Camera>;
+  readonly video: HTMLVideoElement;
+  readonly isOpen: boolean;
+  draw(canvas: HTMLCanvasElement): boolean;
+  stop(): void;
+}
+
+export class ModelFileError extends Error {}
+export class BackendError extends Error {}
+export class CameraError extends Error {}

@@ -1,0 +1,225 @@
+"""The npm package: packed, installed into a fresh folder, run in Node and, bundled by vite, in Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from playwright.sync_api import Browser
+from tests.chromium import Visit, visiting
+from tests.conftest import CHECKOUT
+from tests.export.site.pages import ISOLATED, MODELS, SAMPLES, camera_frame, served
+
+from fer_export.site.write import NPM_PACKAGE, ORT_WEB_VERSION, write_site
+from fer_runtime import __version__
+from fer_runtime.detectors import Detection
+from fer_runtime.faces import prepare_face
+from fer_runtime.files import cache_folder
+from fer_runtime.model.certificate import Certificate, parse_certificate
+from fer_runtime.model.load import read_model
+from fer_runtime.recognizer import Recognizer
+
+_TOOLS = {"onnxruntime-web": ORT_WEB_VERSION, "vite": "7.3.8", "axe-core": "4.14.1"}
+_FILES = ("model_0.onnx", "model_0.int8.onnx")
+
+
+def _run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def tools() -> Path:
+    """A node_modules folder with the packages of other people; fetched once into the cache folder."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("needs Node.js and npm, which are not installed")
+    folder = cache_folder() / "npm" / ("tests-" + "-".join(_TOOLS.values()))
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+            made = Path(name) / "tools"
+            made.mkdir()
+            (made / "package.json").write_text('{"private": true}')
+            wanted = [f"{package}@{version}" for package, version in _TOOLS.items()]
+            command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", *wanted]
+            done = subprocess.run(command, cwd=made, capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                pytest.skip(f"npm cannot fetch {', '.join(wanted)}: {done.stderr.strip().splitlines()[-1:]}")
+            made.rename(folder)
+    return folder / "node_modules"
+
+
+@pytest.fixture(scope="module")
+def installed(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh folder with the package as npm packs it, and the peer dependency beside it."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "package.json").write_text('{"private": true, "type": "module"}')
+    npm = str(shutil.which("npm"))
+    archive = _run([npm, "pack", str(NPM_PACKAGE), "--silent"], folder).strip()
+    quiet = ["--offline", "--legacy-peer-deps", "--ignore-scripts", "--no-audit", "--no-fund"]
+    _run([npm, "install", *quiet, f"./{archive}"], folder)
+    assert [path.name for path in (folder / "node_modules").iterdir() if path.name[0] != "."] == ["fer-edge"]
+    # Linked, because copying onnxruntime-web takes seconds.
+    (folder / "node_modules" / "onnxruntime-web").symlink_to(tools / "onnxruntime-web")
+    return folder
+
+
+def _certificate(name: str) -> Certificate:
+    return parse_certificate(read_model(MODELS / name).metadata, source=name)
+
+
+def test_the_package_has_the_release_and_no_dependency_but_a_peer() -> None:
+    package = json.loads((NPM_PACKAGE / "package.json").read_text())
+    assert package["version"] == __version__
+    assert list(package["peerDependencies"]) == ["onnxruntime-web"]
+    assert not {"dependencies", "scripts", "devDependencies"} & package.keys()
+    assert (NPM_PACKAGE / "LICENSE").read_bytes() == (CHECKOUT / "LICENSE").read_bytes()
+
+
+_NODE = """
+import { readFileSync } from "node:fs";
+import { FaceModel } from "fer-edge";
+const [faces, rgba, width, height, ...box] = process.argv.slice(2);
+const image = { data: readFileSync(rgba), width: Number(width), height: Number(height) };
+const answers = [];
+for (const path of JSON.parse(readFileSync("paths.json"))) {
+  const model = await FaceModel.load(path);
+  const { backend, labels } = model;
+  const { logits } = await model.run(new Uint8Array(readFileSync(`${faces}-${answers.length}`)));
+  const [x, y, w, h] = box.map(Number);
+  const { probabilities } = await model.classify(image, { x, y, width: w, height: h });
+  const test = await model.selfTest();
+  // What a damaged file could say.
+  const { certificate } = model.metadata;
+  certificate.model_logits[0][0] += 1;
+  for (const name of Object.keys(certificate.tolerance)) certificate.tolerance[name] = 1e9;
+  const forged = (await model.selfTest()).passed;
+  answers.push({ backend, labels, logits: Array.from(logits), probabilities, test, forged });
+}
+console.log(JSON.stringify(answers));
+process.exit(0); // onnxruntime-web's threads stay
+"""
+
+
+def test_node_computes_the_certificate(installed: Path) -> None:
+    certificates = [_certificate(name) for name in _FILES]
+    for number, certificate in enumerate(certificates):
+        (installed / f"faces-{number}").write_bytes(certificate.faces.tobytes())
+    (installed / "paths.json").write_text(json.dumps([str(MODELS / name) for name in _FILES]))
+    image: Any = cv2.imread(str(SAMPLES / "eileen_collins.jpg"))
+    (installed / "image").write_bytes(cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).tobytes())
+    (installed / "run.js").write_text(_NODE)
+    box = (166, 65, 114, 114)
+    given = ["faces", "image", str(image.shape[1]), str(image.shape[0]), *map(str, box)]
+    answers = json.loads(_run(["node", "run.js", *given], installed))
+    for name, certificate, answer in zip(_FILES, certificates, answers, strict=True):
+        expected = certificate.model_logits if "int8" in name else certificate.network_logits
+        logits = np.array(answer["logits"], np.float32).reshape(expected.shape)
+        assert (np.abs(logits - expected) <= certificate.tolerance.logits * (1 + np.abs(expected))).all()
+        assert answer["test"]["passed"]
+        assert answer["test"]["faces"] == len(expected)
+        assert not answer["forged"]
+        assert answer["backend"] == "wasm"
+        with Recognizer(MODELS / name) as recognizer:
+            (shares,) = recognizer.classify(prepare_face(image, box)[None])
+        assert answer["labels"] == list(certificate.labels)
+        # The face differs by one gray level where cv2 rounds in fixed point.
+        np.testing.assert_allclose(list(answer["probabilities"].values()), shares, atol=0.05)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+  <meta charset="utf-8"><title>A camera</title><link rel="icon" href="data:,">
+  <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+  <main><h1>A camera</h1><fer-camera model="model_0.int8.onnx" backend="wasm"></fer-camera></main>
+  <script type="module" src="main.js"></script>
+</html>
+"""
+_MAIN = """
+import { FaceModel } from "fer-edge";
+import "fer-edge/fer-camera";
+window.load = async (name, options) => {
+  const model = await FaceModel.load(name, options);
+  const { backend, ort } = model;
+  return { test: await model.selfTest(), backend, threads: ort.env.wasm.numThreads };
+};
+window.ready = true;
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(installed: Path, tools: Path) -> Path:
+    """The page of a user, as vite bundles it."""
+    (installed / "index.html").write_text(_PAGE)
+    (installed / "main.js").write_text(_MAIN)
+    # Compressing WebAssembly, to print its size, takes longer than the rest.
+    (installed / "vite.config.js").write_text("export default { build: { reportCompressedSize: false } };")
+    _run(["node", str(tools / "vite" / "bin" / "vite.js"), "build", "--logLevel", "warn"], installed)
+    for name in _FILES:
+        shutil.copy(MODELS / name, installed / "dist")
+    return installed / "dist"
+
+
+def test_a_bundle_computes_the_certificate_on_one_thread_and_on_two(browser: Browser, bundle: Path) -> None:
+    for headers, threads in ((None, 1), (ISOLATED, 2)):
+        with served(bundle, headers) as address, visiting(browser, address) as page:
+            page.wait_for("window.ready")
+            for name in _FILES:
+                found = page.evaluate(f"load('{name}', {{threads: {threads}}})")
+                assert found["test"]["passed"], found
+                # Chromium without a graphics card offers no WebGPU adapter.
+                assert (found["backend"], found["threads"]) == ("wasm", threads)
+            # One works beside the page's own thread.
+            assert len(page.page.workers) == threads - 1
+            assert [text for text in page.complaints if "adapter" not in text] == []
+
+
+def _accessible(page: Visit, tools: Path, combinations: list[tuple[int, str]]) -> None:
+    page.evaluate((tools / "axe-core" / "axe.min.js").read_text("utf-8") + "; null")
+    for width, scheme in combinations:
+        page.page.set_viewport_size({"width": width, "height": 900})
+        page.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        found: Any = page.evaluate(
+            "axe.run().then((all) => all.violations.map((one) => "
+            "[one.impact, one.id, one.nodes.map((node) => node.html)]))"
+        )
+        assert [one for one in found if one[0] in ("serious", "critical")] == [], (width, scheme)
+
+
+def test_the_cameras_element_names_the_expression(browser: Browser, bundle: Path, tools: Path) -> None:
+    side = round(0.7 * 480)
+    box = ((640 - side) // 2, (480 - side) // 2, side, side)
+    with Recognizer(MODELS / "model_0.int8.onnx") as recognizer:
+        faces = prepare_face(camera_frame(), box)[None]
+        (expected,) = recognizer.faces([Detection(box=box)], faces, recognizer.answer(faces))
+    with served(bundle) as address, visiting(browser, address) as page:
+        page.evaluate("window.camera = document.querySelector('fer-camera'); null")
+        assert page.evaluate("customElements.whenDefined('fer-camera').then(() => camera.load())")
+        page.evaluate("camera.shadowRoot.querySelector('button').click()")
+        page.wait_for("camera.faces.length")
+        page.wait_for("camera.shadowRoot.querySelector('p').textContent.startsWith('One face')")
+        (face,) = page.evaluate("camera.faces")
+        _accessible(page, tools, [(400, "dark"), (1280, "light")])
+        page.evaluate("camera.shadowRoot.querySelector('button').click()")
+        assert page.evaluate("camera.faces") == []
+        assert page.complaints == []
+    assert tuple(face["box"].values()) == box
+    assert face["expression"] == expected.expression
+
+
+def test_the_site_is_accessible(browser: Browser, has_ort_web: None, tools: Path, yunet: Path, tmp_path: Path) -> None:
+    write_site(tmp_path, model=MODELS / "model_0.int8.onnx", yunet=yunet)
+    with served(tmp_path) as address, visiting(browser, address) as page:
+        page.wait_for("document.getElementById('certificate').className === 'passed'")
+        page.evaluate("document.querySelectorAll('.samples button')[2].click()")
+        page.wait_for("fer.answers.length === 5")
+        _accessible(page, tools, [(width, scheme) for width in (400, 1280) for scheme in ("light", "dark")])
