@@ -16,12 +16,13 @@ run uses, so `take_options` can refuse every other option by name:
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TextIO, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -344,7 +345,7 @@ def _load_config(context: click.Context, parameter: click.Parameter, value: str 
 
 
 def _set_log_format(context: click.Context, parameter: click.Parameter, value: str) -> None:
-    if value == "json" and sys.stderr is not None:
+    if value == "json":
         from fer_runtime.log_lines import JsonLines
 
         sys.stderr = JsonLines(sys.stderr)  # `_FerBase.main` puts the old one back
@@ -370,6 +371,60 @@ def _load_plugins() -> None:
         raise click.UsageError(f"{PLUGINS_VARIABLE} names a module that cannot be imported: {error}") from error
 
 
+class _Messages(io.TextIOBase):
+    """stderr as a command uses it: what cannot be written there is lost, and does not end the run.
+
+    The disk of a log file may be full, its reader may have gone, or the shell closed it (then `stream` is None).
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the stream."""
+        return getattr(self._stream, "encoding", "utf-8")
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        """That of the stream."""
+        return getattr(self._stream, "errors", "backslashreplace")
+
+    def write(self, text: str) -> int:
+        with self._losing():
+            if self._stream is not None:
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._losing():
+            if self._stream is not None:
+                self._stream.flush()
+
+    def close(self) -> None:
+        """Leave the stream open: it is the process's."""
+
+    def fileno(self) -> int:
+        return 2 if self._stream is None else self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return is_terminal(self._stream)
+
+    def writable(self) -> bool:
+        return True
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with suppress(OSError):
+                # The text waits in the stream's buffer, and would fail again when the process ends.
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, self.fileno())
+                os.close(nothing)
+
+
 class _FerBase(click.Command):
     """What commands and groups share."""
 
@@ -383,13 +438,13 @@ class _FerBase(click.Command):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         stderr = sys.stderr
+        sys.stderr = _Messages(stderr)
         try:
             return super().main(*args, **extra)
         finally:
-            if sys.stderr is not stderr:
-                with suppress(OSError, ValueError):
-                    sys.stderr.close()
-                sys.stderr = stderr
+            with suppress(OSError, ValueError):
+                sys.stderr.close()
+            sys.stderr = stderr
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _printable_usage_errors():

@@ -245,6 +245,12 @@ def test_full_and_closed_streams_are_one_error_line(model: Path, folder: Path) -
         assert message in run.stderr
     assert run.stdout.count(b'"error": null') == 7
     assert b"standard input is empty" in run.stdout
+    # A log file on a full disk, or one whose reader has gone, costs the messages, not the rows.
+    for redirection in ("2>/dev/full", "2> >(true)"):
+        script = f'"{sys.executable}" -m fer_runtime "{folder}" --model "{model}" {redirection}; echo $?'
+        run = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60)
+        assert run.stdout.count(b'"error": null') == 7
+        assert run.stdout.endswith(b"\n0\n")
 
 
 def test_where_haar_finds_no_face_the_summary_names_yunet(model: Path, tmp_path: Path) -> None:
