@@ -251,7 +251,7 @@ def _first_bytes(stream: BufferedReader) -> bytes:
 def paths_from_list(stream: BufferedReader, head: bytes = b"", *, null_separated: bool = False) -> Iterator[str]:
     """Paths of a list, one per line, or separated by NUL bytes (`find -print0`) where it begins with such a path.
 
-    Text in UTF-16 or UTF-32 must begin with its byte-order mark, as PowerShell writes it.
+    Text in UTF-32 must begin with its byte-order mark, as PowerShell writes it.
 
     Args:
         stream: read as paths are taken, so that a list of any length costs no memory.
@@ -268,6 +268,8 @@ def _path_blocks(stream: BufferedReader, head: bytes, *, null_separated: bool) -
     """The paths of a list, as many at a time as have arrived."""
     head = head or _first_bytes(stream)
     mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), (b"", "utf-8"))
+    if not mark and not null_separated:
+        encoding = _unmarked_encoding(head)
     more = iter(lambda: stream.read1(1 << 16), b"")
     blocks: Iterator[bytes] = chain((head[len(mark) :],), more)
     if encoding != "utf-8":  # which is left as bytes: a name may be none
@@ -295,6 +297,15 @@ def _path_blocks(stream: BufferedReader, head: bytes, *, null_separated: bool) -
                 f"standard input has {_LONGEST_ENTRY} bytes without a path; it must hold an image, or a list of paths "
                 "separated by line ends, or by NUL bytes with -0"
             )
+
+
+def _unmarked_encoding(head: bytes) -> str:
+    """UTF-16 where every other byte is NUL, as a list of paths between NUL bytes does not begin; else UTF-8."""
+    first, second = head[:_SIGNATURE_BYTES:2], head[1:_SIGNATURE_BYTES:2]
+    for zeros, letters, encoding in ((second, first, "utf-16-le"), (first, second, "utf-16-be")):
+        if len(head) >= 4 and not any(zeros) and b"\0" not in letters:
+            return encoding
+    return "utf-8"
 
 
 def _in_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:

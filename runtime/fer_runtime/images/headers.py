@@ -18,6 +18,7 @@ _CUT_SHORT = "cannot be decoded: its end is missing"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What decides how a PNG looks. Everything else (animation, text, colour profiles) stays away from the decoder.
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"))
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _MOST_CHUNKS = 1_000_000  # of a PNG, boxes of an AVIF or entries of a TIFF; real files have hundreds
 # Cameras and encoders write about ten scans. A scan takes time for every pixel, however few bytes it has.
 _MOST_SCANS = 100
@@ -195,7 +196,13 @@ def _png(content: bytes) -> Header:
     names: list[bytes] = []
     for _ in range(_MOST_CHUNKS):
         if at + 12 > size:
-            raise ImageError(_CUT_SHORT)
+            if names[-1:] != [b"IDAT"]:
+                raise ImageError(_CUT_SHORT)
+            # Only the end marker is missing, or part of it; the data has a checksum of its own.
+            kept.append(_PNG_END)
+            names.append(b"IEND")
+            dropped = True
+            break
         length, name = struct.unpack_from(">I4s", content, at)
         if not name.isalpha() or (at == 8) != (name == b"IHDR"):
             raise ImageError(DAMAGED)
@@ -240,7 +247,8 @@ def _png(content: bytes) -> Header:
 
 def _gif(content: bytes) -> Header:
     width, height = struct.unpack_from("<HH", content, 6)
-    return Header("GIF", width, height, 12, content)
+    # An end marker more than there should be is not read.
+    return Header("GIF", width, height, 12, content + b";")
 
 
 def _bmp(content: bytes) -> Header:

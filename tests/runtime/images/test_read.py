@@ -168,6 +168,18 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_read() -> None:
                 decode_image(whole[:-missing])
 
 
+def test_a_png_or_gif_that_lacks_only_its_end_marker_is_read() -> None:
+    image = _random_image(size=(40, 60))
+    for suffix, marker_bytes in (".png", 12), (".gif", 1):
+        if not cv2.haveImageWriter("image" + suffix):
+            continue
+        whole = cv2.imencode(suffix, image)[1].tobytes()
+        for missing in range(1, marker_bytes + 1):
+            assert np.array_equal(decode_image(whole[:-missing]), decode_image(whole))
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            decode_image(whole[: -marker_bytes - 1])
+
+
 def test_images_of_floats_are_told_apart_from_damaged_ones() -> None:
     floats = np.linspace(0, 1, 40 * 60, dtype=np.float32).reshape(40, 60)
     for suffix in (".tiff", ".hdr", ".pfm"):
