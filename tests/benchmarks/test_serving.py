@@ -51,7 +51,7 @@ def test_a_service_that_does_not_start_answer_or_end_is_an_error(monkeypatch: py
     with serving._service(silent("SIG_DFL"), model) as service:
         request = serving.inference_request("v0", np.zeros((1, 48, 48), np.uint8))
         with pytest.raises(ServeError, match=r"fer-serve left 2 of 2 clients without an answer for 0\.3 s"):
-            serving._load("fer-serve", service.port, request, 2, 0.1)
+            serving._load("fer-serve", service.port, request, 2, 0.0)
     monkeypatch.setattr(serving, "_END_SECONDS", 0.3)
     with pytest.raises(ServeError, match="does not end within"), serving._service(silent("SIG_IGN"), model):
         pass

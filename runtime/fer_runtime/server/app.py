@@ -9,14 +9,15 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import Scope
 
 from fer_runtime.server.bodies import BodyBudget
 from fer_runtime.server.errors import RequestError
-from fer_runtime.server.guard import FAULT, Guard, error_response
+from fer_runtime.server.express import Express
+from fer_runtime.server.guard import CLOSED, FAULT, Guard, error_response
 from fer_runtime.server.images import ImagesApi
 from fer_runtime.server.live import ENDLESS, LiveView
 from fer_runtime.server.logs import log_exception
@@ -42,7 +43,7 @@ def create_app(
     *,
     live: LiveView | None = None,
     tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
-) -> ASGIApp:
+) -> Guard:
     """An ASGI application that answers with `recognition`; see docs/serve.md.
 
     Args:
@@ -113,6 +114,11 @@ def create_app(
         message = reasons.get(error.status_code, error.detail)
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
+    async def note_closed(request: Request, error: Exception) -> Response:
+        # Nobody reads it, but the fault of a client is none of ours.
+        request.scope["fer"].setdefault("closed", CLOSED)
+        return Response(status_code=CLOSED)
+
     async def fail(request: Request, error: Exception) -> Response:
         # A fault of ours; starlette raises it again, and the guard logs it.
         return JSONResponse({"error": FAULT}, 500)
@@ -129,7 +135,12 @@ def create_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={RequestError: refuse, HTTPException: refuse_route, Exception: fail},
+        exception_handlers={
+            RequestError: refuse,
+            HTTPException: refuse_route,
+            ClientDisconnect: note_closed,
+            Exception: fail,
+        },
     )
     # Of the addresses of one handler, the first.
     templates = {route.endpoint: route.path for route in reversed(routes)}
@@ -139,7 +150,9 @@ def create_app(
         endpoint = scope.get("endpoint")
         return "other" if endpoint is None else templates.get(endpoint, "other")
 
-    return Guard(app, recognition, route_of, ENDLESS if live is not None else frozenset())
+    guard = Guard(app, recognition, route_of, ENDLESS if live is not None else frozenset())
+    guard.express = Express(recognition, budget, guard.check)
+    return guard
 
 
 def _note_end(task: asyncio.Future[None]) -> None:

@@ -75,19 +75,25 @@ class Batcher:
         Raises:
             ModelFileError: the model does not run.
         """
-        loop = asyncio.get_running_loop()
-        pieces = [
-            _Waiting(faces[start : start + self._size], loop.create_future(), perf_counter())
-            for start in range(0, len(faces), self._size)
-        ]
-        self._queue.extend(pieces)
-        self._faces += len(faces)
+        pieces = [self._append(faces[start : start + self._size]) for start in range(0, len(faces), self._size)]
         self._consider()
         # Cancelled with the request: pieces without a reader are not computed.
-        answers = await asyncio.gather(*(piece.answer for piece in pieces))
+        answers = await asyncio.gather(*pieces)
         if len(answers) == 1:
             return answers[0]
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    def submit(self, faces: Uint8Array) -> asyncio.Future[Outputs]:
+        """The same for up to a batch of faces, for callers without a task; a cancelled answer is not computed."""
+        answer = self._append(faces)
+        self._consider()
+        return answer
+
+    def _append(self, faces: Uint8Array) -> asyncio.Future[Outputs]:
+        piece = _Waiting(faces, asyncio.get_running_loop().create_future(), perf_counter())
+        self._queue.append(piece)
+        self._faces += len(faces)
+        return piece.answer
 
     def _consider(self) -> None:
         """Start the batches that need not wait any longer."""
@@ -121,6 +127,7 @@ class Batcher:
 
     async def _compute(self, batch: list[_Waiting]) -> None:
         started = perf_counter()
+        computed = 0.0
         try:
             faces = batch[0].faces if len(batch) == 1 else np.concatenate([piece.faces for piece in batch])
             outputs = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, faces)
@@ -129,7 +136,7 @@ class Batcher:
                 if not piece.answer.done():
                     piece.answer.set_exception(error)
         else:
-            self._on_batch(len(faces), started - batch[0].since, perf_counter() - started)
+            computed = perf_counter() - started
             start = 0
             for piece in batch:
                 end = start + len(piece.faces)
@@ -137,5 +144,10 @@ class Batcher:
                     piece.answer.set_result({name: values[start:end] for name, values in outputs.items()})
                 start = end
         finally:
+            # Whatever happened, nobody waits for an answer that does not come.
+            for piece in batch:
+                piece.answer.cancel()
             self._running -= 1
             self._consider()
+        if computed:
+            self._on_batch(sum(len(piece.faces) for piece in batch), started - batch[0].since, computed)

@@ -9,6 +9,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fer_runtime.server.express import Express, Lane, response_of
+from fer_runtime.server.guard import CLOSED
+
 _HEADER_SECONDS = 10.0  # for the headers of a request, from the connection or its first byte
 _LINGER_SECONDS = 2.0  # in which a client may read why its body was not
 _MAX_CONNECTIONS = 512
@@ -18,6 +21,7 @@ _OTHER_FILES = 128  # descriptors for models, decoders and what libraries open
 class LimitedProtocol(H11Protocol):
     """One connection. Headers must arrive in time, and a client that is refused gets the reason."""
 
+    express: Express | None = None
     header_seconds = _HEADER_SECONDS
     max_connections = _MAX_CONNECTIONS
 
@@ -25,6 +29,7 @@ class LimitedProtocol(H11Protocol):
         self._lingering = False
         self._has_ended = False  # the client's side
         self._header_timer: asyncio.TimerHandle | None = None
+        self._lane = None if self.express is None else Lane(self.express, self)
         super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
         if len(self.connections) > self.max_connections:
             self._answer(503, "too many connections; try again", ("Retry-After", "1"))
@@ -33,11 +38,35 @@ class LimitedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._lane is not None:
+            self._lane.lost()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._note_closed(CLOSED)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
+        if self._lane is not None and self._lane.take(data):
+            self._unset_keepalive_if_required()
+            self._stop_timer()
+        else:
+            self.pass_on(data)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a new request may begin here, past h11."""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and self.conn.our_state is h11.IDLE
+            and self.conn.their_state is h11.IDLE
+            and not self.conn.trailing_data[0]
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
+
+    def pass_on(self, data: bytes) -> None:
+        """Let h11 and the application have these bytes."""
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
             self._expect_headers()
@@ -49,6 +78,8 @@ class LimitedProtocol(H11Protocol):
         self._has_ended = True
         if self._lingering:
             return False
+        if self._lane is not None and self._lane.ends():
+            return True
         if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return True
@@ -56,6 +87,22 @@ class LimitedProtocol(H11Protocol):
         if in_body or self.conn.trailing_data[0]:
             self._answer(400, "the request ends before its end")
         return False
+
+    def shutdown(self) -> None:
+        """The service stops: a request in progress is finished first."""
+        if self._lane is None or not self._lane.ends():
+            super().shutdown()
+
+    def answer_express(self, status: int, body: bytes, tensors: list[bytes], *, closes: bool) -> None:
+        """Answer a request that went past h11."""
+        self.transport.write(response_of(status, body, tensors, self.server_state.default_headers, closes=closes))
+        self.server_state.total_requests += 1
+        if closes:
+            self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -70,6 +117,11 @@ class LimitedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         self._answer(400, "this is no HTTP request")
+
+    def _note_closed(self, status: int) -> None:
+        """Tell the log what became of the request that the application has."""
+        facts: dict[str, Any] = self.cycle.scope.get("fer", {})  # type: ignore[assignment]
+        facts.setdefault("closed", status)
 
     def linger(self) -> bool:
         """Before a close: whether the client still sends, and must be left to read the answer first.
@@ -120,15 +172,20 @@ class LimitedProtocol(H11Protocol):
             return
         if self.cycle is not None and not self.cycle.response_complete:
             # The application must not wait for the rest of the body.
+            self._note_closed(status)
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._stop_timer()
         self.transport.close()
 
 
-def limited_protocol(timeout: float) -> type[LimitedProtocol]:
+def limited_protocol(timeout: float, express: Express | None = None) -> type[LimitedProtocol]:
     """The class for connections of a service whose requests may take `timeout` seconds."""
-    limits = {"header_seconds": min(_HEADER_SECONDS, timeout), "max_connections": _max_connections()}
+    limits = {
+        "header_seconds": min(_HEADER_SECONDS, timeout),
+        "max_connections": _max_connections(),
+        "express": express,
+    }
     return type("LimitedProtocol", (LimitedProtocol,), limits)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import Headers
@@ -19,20 +19,29 @@ from fer_runtime.server.logs import log, log_exception
 from fer_runtime.server.recognition import Recognition
 from fer_runtime.server.settings import LOOPBACK
 
+if TYPE_CHECKING:
+    from fer_runtime.server.express import Express
+
 # Answered without a token: they tell no more than whether the service works.
 _OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
 FAULT = "the service failed; its log says where"
 COOKIE = "fer_token"  # of the live page, whose <img> sends no header
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+SAFE_HEADERS = (  # of every answer
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+CLOSED = 499  # nginx's status for a client that hung up before its answer; nobody receives it
 
 
 def error_response(error: RequestError) -> Response:
     """The answer to a request that is refused."""
     return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
+
+
+def late_error(timeout: float) -> RequestError:
+    """A request took longer than it may."""
+    return RequestError(503, "time", f"no answer within {timeout:g} s; send fewer or smaller images")
 
 
 class Guard:
@@ -54,6 +63,7 @@ class Guard:
         self._metrics = recognition.metrics
         self._route_of = route_of
         self._endless = endless
+        self.express: Express | None = None  # the short way, where a connection knows it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,28 +72,22 @@ class Guard:
         started = perf_counter()
         status = 0
         facts: dict[str, Any] = {}
-        scope["fer"] = facts  # images and faces, for the log
+        scope["fer"] = facts  # images and faces, for the log, and how it ended before its answer
 
         async def send_noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 given = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [
-                    *message["headers"],
-                    *(
-                        (name.encode(), value.encode())
-                        for name, value in _HEADERS.items()
-                        if name.lower().encode() not in given
-                    ),
-                ]
+                added = [header for header in SAFE_HEADERS if header[0] not in given]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         # Those that carry work; a health check must be answered while the service is full.
         is_work = scope["method"] not in ("GET", "HEAD", "OPTIONS")
         admitted = False
         try:
-            self._check(scope)
+            self.check(scope["headers"], scope["path"], scope["query_string"])
             if is_work:
                 if self._recognition.active >= self._settings.max_requests:
                     raise RequestError(503, "queue", "too many requests in progress; try again")
@@ -104,7 +108,7 @@ class Guard:
             if status == 0:
                 await error_response(error)(scope, receive, send_noted)
         except (ClientDisconnect, asyncio.TimeoutError):
-            self._metrics.refused.labels("disconnected").inc()
+            facts.setdefault("closed", CLOSED)
         except Exception as error:
             log_exception(error)
             self._metrics.refused.labels("fault").inc()
@@ -114,6 +118,11 @@ class Guard:
             if admitted:
                 self._recognition.active -= 1
                 self._metrics.in_progress.dec()
+            # The connection notes it, too. A viewer of the live page leaves it in no other way.
+            closed = facts.pop("closed", None)
+            if closed is not None and scope["path"] not in self._endless:
+                status = closed
+                self._metrics.refused.labels("closed").inc()
             route = self._route_of(scope)
             seconds = perf_counter() - started
             self._metrics.requests.labels(route, str(status)).inc()
@@ -145,20 +154,20 @@ class Guard:
                 raise
             if hasattr(task, "uncancel"):  # since Python 3.11
                 task.uncancel()
-            limit = f"{self._settings.timeout:g} s"
             if scope["fer"].get("body") == "reading":
+                limit = f"{self._settings.timeout:g} s"
                 raise RequestError(408, "slow body", f"the body did not arrive within {limit}") from None
-            raise RequestError(503, "time", f"no answer within {limit}; send fewer or smaller images") from None
+            raise late_error(self._settings.timeout) from None
         finally:
             timer.cancel()
 
-    def _check(self, scope: Scope) -> None:
+    def check(self, given_headers: list[tuple[bytes, bytes]], path: str, query: bytes = b"") -> None:
         """Refuse those who may not ask.
 
         Raises:
             RequestError: another host's page or a wrong token.
         """
-        headers = Headers(scope=scope)
+        headers = Headers(raw=given_headers)
         host = headers.get("host", "")
         # A page of another origin may have its own name resolve to 127.0.0.1 (DNS rebinding).
         if self._settings.is_loopback and _host_name(host) not in (*LOOPBACK, self._settings.host):
@@ -168,9 +177,9 @@ class Guard:
         if (origin is not None and urlsplit(origin).netloc != host) or headers.get("sec-fetch-site") == "cross-site":
             raise RequestError(403, "origin", "pages of other sites may not use the service")
         token = self._settings.token
-        if token is None or scope["path"] in _OPEN:
+        if token is None or path in _OPEN:
             return
-        if scope["path"] == "/live" and _is_token(dict(parse_qsl(scope["query_string"])).get(b"token", b""), token):
+        if path == "/live" and _is_token(dict(parse_qsl(query)).get(b"token", b""), token):
             return
         given = headers.get("authorization", "")
         given = given[7:] if given[:7].lower() == "bearer " else _cookie(headers.get("cookie", ""))

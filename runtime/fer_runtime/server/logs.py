@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -9,16 +10,51 @@ import traceback
 from datetime import datetime, timezone
 from typing import Any
 
+_TOGETHER = 16  # lines of a write; a pipe takes 4 KiB in one piece
+
 
 def log(event: str, *, level: str = "info", **fields: Any) -> None:
     """Write one line."""
-    time = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    line = json.dumps({"time": time, "level": level, "event": event} | fields)
+    _write(json.dumps({"time": _now(), "level": level, "event": event} | fields) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _write(text: str) -> None:
     stream = sys.stderr
     if stream is not None:  # None where it was closed
         # In one write, so that lines of several threads do not mix.
-        stream.write(line + "\n")
+        stream.write(text)
         stream.flush()
+
+
+class RequestLog:
+    """Lines about requests of one kind, written together: each write costs as much as an answer.
+
+    They are written in the next round of the event loop, in which everything here happens.
+    """
+
+    def __init__(self, method: str, route: str) -> None:
+        self._fields = (
+            f'"level": "info", "event": "request", "method": {json.dumps(method)}, "route": {json.dumps(route)}'
+        )
+        self._lines: list[str] = []
+
+    def add(self, status: int, seconds: float, faces: int) -> None:
+        """One line."""
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._write)
+        ms = round(1000 * seconds, 2)
+        self._lines.append(
+            f'{{"time": "{_now()}", {self._fields}, "status": {status}, "ms": {ms}, "faces": {faces}}}\n'
+        )
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        for start in range(0, len(lines), _TOGETHER):
+            _write("".join(lines[start : start + _TOGETHER]))
 
 
 def log_exception(error: BaseException) -> None:

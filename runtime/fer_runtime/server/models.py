@@ -67,6 +67,7 @@ class ServedModel:
         self._checking: asyncio.Future[list[str]] | None = None
         self._searches: dict[tuple[str, int], FaceSearch] = {}
         self.batcher: Batcher | None = None
+        self.plans: dict[bytes, Any] = {}  # of /v2, by the JSON of the request
 
     def compute(self, faces: Uint8Array) -> Outputs:
         """All outputs of the graph for up to a batch of faces."""

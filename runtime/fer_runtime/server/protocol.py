@@ -6,7 +6,8 @@ https://github.com/kserve/open-inference-protocol; the extension is Triton's "bi
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from fer_runtime.server.recognition import Recognition
 MAX_FACES = 4096  # of a request
 MAX_JSON_BYTES = 4 << 20  # pixels as text are four times as long, and slow
 _INPUT = "faces"
-_HEADER = "Inference-Header-Content-Length"
+HEADER = "Inference-Header-Content-Length"
 _VERSION = "1"  # a file has no older ones beside it
 
 
@@ -33,13 +34,33 @@ class _Output:
     is_binary: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Inference:
-    """A request for inference, checked."""
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """What the JSON of a request asks for, checked; the same text asks for the same."""
 
-    faces: Uint8Array
-    outputs: list[_Output] = field(default_factory=list)
-    id: str | None = None
+    shape: tuple[int, ...]
+    pixels: Uint8Array | None  # None: they are behind the JSON
+    outputs: list[_Output]
+    id: str | None
+    head: bytes | None = None  # JSON of the answer where all of its tensors are binary, after the first one
+
+    def faces(self, tensors: bytes, start: int = 0) -> Uint8Array:
+        """The faces of a request with these bytes, whose tensors begin at `start`.
+
+        Raises:
+            RequestError: there are too few or too many.
+        """
+        if self.pixels is not None:
+            if len(tensors) != start:
+                raise _refused("there are bytes behind the JSON, but the input has no binary_data_size")
+            return self.pixels
+        count = math.prod(self.shape)
+        if len(tensors) - start != count:
+            raise _refused(
+                f"the shape needs {count} bytes behind the JSON and in binary_data_size, not {len(tensors) - start}"
+            )
+        faces: Uint8Array = np.frombuffer(tensors, np.uint8, count, start).reshape(self.shape)
+        return faces
 
 
 class InferenceProtocol:
@@ -89,16 +110,22 @@ class InferenceProtocol:
         facts["body"] = "reading"
         body = Body(request, self._budget)
         try:
-            length = request.headers.get(_HEADER)
+            length = request.headers.get(HEADER)
             content = await body.read(limit=MAX_JSON_BYTES if length is None else None)
             del facts["body"]
-            asked = _parse(content, length, model)
-            answers = await self._recognition.classify(model, asked.faces)
+            plan, start = _parse(content, length, model)
+            faces = plan.faces(content, start)
+            answers = await self._recognition.classify(model, faces)
         finally:
             body.release()
-        facts["faces"] = len(asked.faces)
-        self._recognition.metrics.inferences.labels(model.name).inc(len(asked.faces))
-        return _answer(asked, answers, model)
+        facts["faces"] = len(faces)
+        self._recognition.metrics.inferences.labels(model.name).inc(len(faces))
+        head, tensors = answer(plan, answers, model)
+        if not tensors:
+            return Response(head, media_type="application/json")
+        return Response(
+            b"".join([head, *tensors]), media_type="application/octet-stream", headers={HEADER: str(len(head))}
+        )
 
     def _model(self, request: Request) -> ServedModel:
         if request.path_params.get("version", _VERSION) != _VERSION:
@@ -110,18 +137,25 @@ def _refused(message: str) -> RequestError:
     return RequestError(400, "inference", message)
 
 
-def _parse(content: bytes, length: str | None, model: ServedModel) -> _Inference:
-    """A request for inference.
+def _parse(content: bytes, length: str | None, model: ServedModel) -> tuple[Plan, int]:
+    """What a request for inference asks for, and where its tensors begin.
 
     Raises:
         RequestError: it is malformed, or its faces are not those that the model takes.
     """
     if length is None:
-        head, tensors = content, b""
-    else:
-        if not length.isascii() or not length.isdigit() or int(length[:12]) > min(len(content), MAX_JSON_BYTES):
-            raise _refused(f"{_HEADER} must be the length of the JSON in front of the tensors")
-        head, tensors = content[: int(length)], content[int(length) :]
+        return parse_plan(content, model), len(content)
+    if not length.isascii() or not length.isdigit() or int(length[:12]) > min(len(content), MAX_JSON_BYTES):
+        raise _refused(f"{HEADER} must be the length of the JSON in front of the tensors")
+    return parse_plan(content[: int(length)], model), int(length)
+
+
+def parse_plan(head: bytes, model: ServedModel) -> Plan:
+    """What the JSON of a request asks for.
+
+    Raises:
+        RequestError: it is malformed, or its faces are not those that the model takes.
+    """
     try:
         values = json.loads(head)
     except (ValueError, RecursionError) as error:
@@ -131,7 +165,7 @@ def _parse(content: bytes, length: str | None, model: ServedModel) -> _Inference
     (given,) = _objects(values, "inputs", exactly=1)
     if given.get("name") != _INPUT or given.get("datatype") != "UINT8":
         raise _refused(f"the input must be named {_INPUT} and have the datatype UINT8")
-    faces = _faces(given, tensors, model)
+    shape, pixels = _pixels(given, model)
     binary_default = _parameters(values).get("binary_data_output", False)
     known = set(model.outputs)
     outputs = []
@@ -147,55 +181,58 @@ def _parse(content: bytes, length: str | None, model: ServedModel) -> _Inference
     identity = values.get("id")
     if identity is not None and (not isinstance(identity, str) or len(identity) > 200):
         raise _refused("id must be a text of at most 200 characters")
-    return _Inference(faces=faces, outputs=outputs, id=identity)
+    return Plan(shape=shape, pixels=pixels, outputs=outputs, id=identity)
 
 
-def _faces(given: dict[str, Any], tensors: bytes, model: ServedModel) -> Uint8Array:
+def _pixels(given: dict[str, Any], model: ServedModel) -> tuple[tuple[int, ...], Uint8Array | None]:
+    """The shape of the faces, and the faces unless they are behind the JSON."""
     shape: Any = given.get("shape")
     wanted = ", ".join(map(str, ("faces", *model.face_shape)))
     is_shape = isinstance(shape, list) and all(type(one) is int for one in shape)
     if not is_shape or tuple(shape[1:]) != model.face_shape or not 1 <= shape[0] <= MAX_FACES:
         raise _refused(f"the shape must be [{wanted}] with 1 to {MAX_FACES} faces")
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     size = _parameters(given).get("binary_data_size")
     if size is not None:
-        if size != count or len(tensors) != count:
-            raise _refused(f"the shape needs {count} bytes behind the JSON and in binary_data_size, not {len(tensors)}")
-        faces: Uint8Array = np.frombuffer(tensors, np.uint8).reshape(shape)
-        return faces
-    if tensors:
-        raise _refused("there are bytes behind the JSON, but the input has no binary_data_size")
+        if size != count:
+            raise _refused(f"the shape needs {count} bytes behind the JSON and in binary_data_size")
+        return tuple(shape), None
     try:
         data = np.asarray(given.get("data"))
     except (ValueError, OverflowError) as error:  # lists of different lengths, or too deep
         raise _refused("data must be the pixels in the order of the shape, nested or flat") from error
     if data.size != count or data.dtype.kind not in "iu" or data.min() < 0 or data.max() > 255:
         raise _refused(f"data must be {count} whole numbers from 0 to 255")
-    return np.ascontiguousarray(data.reshape(shape), np.uint8)
+    return tuple(shape), np.ascontiguousarray(data.reshape(shape), np.uint8)
 
 
-def _answer(asked: _Inference, answers: dict[str, Any], model: ServedModel) -> Response:
+def answer(plan: Plan, answers: dict[str, Any], model: ServedModel) -> tuple[bytes, list[bytes]]:
+    """The JSON of the answer, and its tensors in binary form."""
+    if plan.head is not None:
+        return plan.head, [_little_endian(answers[output.name]) for output in plan.outputs]
     described, tensors = [], []
-    for output in asked.outputs:
+    for output in plan.outputs:
         values = answers[output.name]
         one: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(values.shape)}
         if output.is_binary:
-            # Little-endian, as the extension says.
-            content = np.ascontiguousarray(values, "<f4").tobytes()
+            content = _little_endian(values)
             one["parameters"] = {"binary_data_size": len(content)}
             tensors.append(content)
         else:
             one["data"] = values.reshape(-1).tolist()
         described.append(one)
     head: dict[str, Any] = {"model_name": model.name, "model_version": _VERSION, "outputs": described}
-    if asked.id is not None:
-        head["id"] = asked.id
+    if plan.id is not None:
+        head["id"] = plan.id
     text = json.dumps(head).encode()
-    if not tensors:
-        return Response(text, media_type="application/json")
-    return Response(
-        b"".join([text, *tensors]), media_type="application/octet-stream", headers={_HEADER: str(len(text))}
-    )
+    if len(tensors) == len(plan.outputs):
+        plan.head = text
+    return text, tensors
+
+
+def _little_endian(values: Any) -> bytes:
+    """A tensor as the extension says."""
+    return np.ascontiguousarray(values, "<f4").tobytes()
 
 
 def _objects(values: dict[str, Any], key: str, *, exactly: int | None = None) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from fer_runtime.errors import ImageError
 from fer_runtime.images import Uint8Array, decode_image
 from fer_runtime.recognizer import Answers
 from fer_runtime.results import Face, ImageResult
-from fer_runtime.server.batching import Batcher
+from fer_runtime.server.batching import Batcher, Outputs
 from fer_runtime.server.bodies import Upload
 from fer_runtime.server.errors import RequestError
 from fer_runtime.server.metrics import Metrics
@@ -66,12 +67,20 @@ class Recognition:
         self.computers = ThreadPoolExecutor(settings.workers + 1, thread_name_prefix="fer-model")
         self.active = 0  # requests that have been let in and not answered
         self._classifying = 0  # of those, how many have brought their faces
+        self._waited, self._computed = (metrics.stages.labels(stage) for stage in ("wait", "classify"))
         self.models = ModelSet(models, self._attach)
 
-    def close(self) -> None:
-        """End the threads."""
-        self.readers.shutdown(wait=True, cancel_futures=True)
-        self.computers.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float | None = None) -> bool:
+        """End the threads; whether all of them have ended, within so many seconds where given."""
+
+        def end() -> None:
+            self.readers.shutdown(wait=True, cancel_futures=True)
+            self.computers.shutdown(wait=True, cancel_futures=True)
+
+        ending = threading.Thread(target=end, daemon=True)
+        ending.start()
+        ending.join(seconds)
+        return not ending.is_alive()
 
     def _attach(self, model: ServedModel) -> None:
         model.batcher = Batcher(
@@ -86,8 +95,8 @@ class Recognition:
 
     def _note_batch(self, faces: int, waited: float, computed: float) -> None:
         self.metrics.batches.observe(faces)
-        self.metrics.stages.labels("wait").observe(waited)
-        self.metrics.stages.labels("classify").observe(computed)
+        self._waited.observe(waited)
+        self._computed.observe(computed)
 
     async def classify(self, model: ServedModel, faces: Uint8Array) -> dict[str, np.ndarray]:
         """The graph's outputs for faces as the model takes them."""
@@ -97,6 +106,17 @@ class Recognition:
             return dict(await model.batcher.classify(faces))
         finally:
             self._classifying -= 1
+
+    def submit(self, model: ServedModel, faces: Uint8Array) -> asyncio.Future[Outputs]:
+        """The same for up to a batch of faces, without a task."""
+        assert model.batcher is not None
+        self._classifying += 1
+        answer = model.batcher.submit(faces)
+        answer.add_done_callback(self._note_classified)
+        return answer
+
+    def _note_classified(self, answer: asyncio.Future[Outputs]) -> None:
+        self._classifying -= 1
 
     async def recognize(self, uploads: Sequence[Upload], options: RequestOptions) -> list[ImageResult]:
         """A row for each upload; an image that cannot be read has the reason."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from fer_runtime.errors import ServeError
 from fer_runtime.server.app import create_app, open_recognition
 from fer_runtime.server.connections import limited_protocol
+from fer_runtime.server.guard import Guard
 from fer_runtime.server.live import LiveView
 from fer_runtime.server.logs import log, take_library_logs
 from fer_runtime.server.settings import ServerSettings
@@ -69,19 +70,25 @@ def run_server(settings: ServerSettings) -> None:
                 f"{model.name} {model.metadata.precision} {model.recognizer.provider}" for model in recognition.models
             ]
             url, has_token = f"http://{host}:{port}", settings.token is not None
-            log("listening", url=url, models=models, token=has_token, live=live is not None)
-            server.run(sockets=[listener])
+            # Who reads that the service listens may stop it at once.
+            with server.capture_signals():
+                log("listening", url=url, models=models, token=has_token, live=live is not None)
+                server.run(sockets=[listener])
         finally:
             if live is not None:
                 live.join()
-            recognition.close()
-        log("stopped")
+            has_ended = recognition.close(settings.timeout)
+    if not has_ended:
+        # The interpreter would wait for the threads without end.
+        log("stopped", level="error", reason="an image or a batch is still being computed")
+        os._exit(1)
+    log("stopped")
 
 
-def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
+def _config(app: Guard, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=limited_protocol(settings.timeout),
+        http=limited_protocol(settings.timeout, app.express),
         ws="none",
         lifespan="on",
         log_config=None,

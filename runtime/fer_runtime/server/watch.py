@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import PREFERENCE, AvailableModel, available_models
-from fer_runtime.server.logs import log
+from fer_runtime.server.logs import log, log_exception
 from fer_runtime.server.models import ServedModel, open_model
 from fer_runtime.server.recognition import Recognition
 
@@ -46,15 +46,27 @@ class FolderWatch:
     async def run(self) -> None:
         """Look again and again, until it is cancelled."""
         loop = asyncio.get_running_loop()
+        is_away = False
         while True:
             await asyncio.sleep(POLL_SECONDS)
             # Folders may be far away, and a self-test takes a moment: requests are answered meanwhile.
-            found = await loop.run_in_executor(self._recognition.computers, self._look)
+            try:
+                found = await loop.run_in_executor(self._recognition.computers, self._look)
+            except OSError as error:  # a folder of another machine that is away
+                if not is_away:
+                    log("model", level="error", result="folder", reason=error.strerror or type(error).__name__)
+                is_away = True
+                continue
+            is_away = False
             for name, identity in found.items():
                 if identity == self._tried.get(name) or identity != self._seen.get(name):
                     continue
                 self._tried[name] = identity
-                model = await loop.run_in_executor(self._recognition.computers, self._open, identity)
+                try:
+                    model = await loop.run_in_executor(self._recognition.computers, self._open, identity)
+                except Exception as error:  # one file must not end the watch
+                    log_exception(error)
+                    continue
                 if model is not None:
                     self._recognition.models.put(model)
             self._seen = found

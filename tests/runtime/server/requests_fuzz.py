@@ -47,6 +47,12 @@ def _seeds() -> list[bytes]:
     ):
         sizes = f"Content-Type: {name}\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         requests.append(f"POST {path} HTTP/1.1\r\n".encode() + head + sizes + content)
+    # The short way of binary tensors.
+    tensor = (
+        b'{"inputs":[{"name":"faces","shape":[1,48,48],"datatype":"UINT8","parameters":{"binary_data_size":2304}}]}'
+    )
+    sizes = b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n" % (len(tensor), len(tensor) + 2304)
+    requests.append(b"POST /v2/models/v0/infer HTTP/1.1\r\nHost: localhost\r\n" + sizes + tensor + bytes(2304))
     return requests
 
 

@@ -237,6 +237,35 @@ def test_sigterm_finishes_what_has_begun(tmp_path: Path) -> None:
         assert running.process.wait(60) == 0
 
 
+def test_sigterm_is_obeyed_from_the_first_line_of_the_log_on(tmp_path: Path) -> None:
+    early = """
+import os, signal, fer_runtime.server.run as run
+first = run.log
+def log(event, **fields):
+    first(event, **fields)
+    if event == "listening":
+        os.kill(os.getpid(), signal.SIGTERM)
+run.log = log
+"""
+    with serving(tmp_path / "empty", "--model", "v0", program=early + PROGRAM) as running:
+        assert running.process.wait(60) == 0
+
+
+def test_sigterm_is_obeyed_while_a_computation_does_not_end(tmp_path: Path) -> None:
+    endless = """
+import time
+from fer_runtime.server.models import ServedModel
+ServedModel.compute = lambda self, faces: time.sleep(600)
+"""
+    options = ("--model", "v0", "--timeout", "0.5")
+    with serving(tmp_path / "empty", *options, program=endless + PROGRAM) as running:
+        tensor = {"name": "faces", "shape": [1, 48, 48], "datatype": "UINT8", "data": [0] * 48 * 48}
+        body = json.dumps({"inputs": [tensor]}).encode()
+        assert running.ask("POST", "/v2/models/v0/infer", body).status == 503
+        assert running.stop() == 1
+    assert running.lines[-1]["reason"] == "an image or a batch is still being computed"
+
+
 def test_a_model_that_fails_its_self_test_is_not_served(tmp_path: Path) -> None:
     import onnx
     from onnx import numpy_helper
