@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.processes import waits_have_limits
 
 from fer_runtime.detectors.yunet_file import yunet_path
 
@@ -15,6 +17,12 @@ CHECKOUT = Path(__file__).parents[1]
 # A script in the background ignores SIGINT, and so would the processes that tests start to interrupt them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_endless_waits() -> Iterator[None]:
+    with waits_have_limits():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
-"""Processes that tests start, none of which outlives its test."""
+"""Processes that tests start, none of which outlives its test, and limits for every wait."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+LONGEST_SECONDS = 600.0  # far more than any wait takes on a busy machine
 
 
 @contextmanager
@@ -23,3 +27,44 @@ def started(command: Sequence[Any], **options: Any) -> Iterator[subprocess.Popen
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None and not pipe.closed:
                 pipe.close()
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait until `condition` is true; fail where `process` ends before that, or after LONGEST_SECONDS."""
+    end = time.monotonic() + LONGEST_SECONDS
+    while not condition():
+        assert process is None or process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+@contextmanager
+def limited(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Kill `process` after LONGEST_SECONDS, so that reading what it says comes to an end."""
+    timer = threading.Timer(LONGEST_SECONDS, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def waits_have_limits() -> Iterator[None]:
+    """Give `subprocess.run`, `communicate` and `wait` a limit where the caller gives none."""
+    wait, communicate = subprocess.Popen.wait, subprocess.Popen.communicate
+
+    def limited_wait(self: subprocess.Popen[Any], timeout: float | None = None) -> int:
+        return wait(self, LONGEST_SECONDS if timeout is None else timeout)
+
+    def limited_communicate(self: subprocess.Popen[Any], input: Any = None, timeout: float | None = None) -> Any:
+        return communicate(self, input, LONGEST_SECONDS if timeout is None else timeout)
+
+    subprocess.Popen.wait = limited_wait  # type: ignore[method-assign]
+    subprocess.Popen.communicate = limited_communicate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        subprocess.Popen.wait = wait  # type: ignore[method-assign]
+        subprocess.Popen.communicate = communicate  # type: ignore[method-assign]

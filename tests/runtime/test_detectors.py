@@ -219,6 +219,7 @@ def test_an_answer_that_is_no_http_says_what_to_do(tmp_path: Path, monkeypatch: 
             connection.sendall(b"nobody speaks HTTP here\r\n")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
         threading.Thread(target=answer, args=(listener,), daemon=True).start()
         with pytest.raises(DownloadError, match="--yunet FILE"):
             yunet_file.fetch_yunet(url=f"http://127.0.0.1:{listener.getsockname()[1]}/yunet.onnx")
@@ -243,6 +244,7 @@ def test_a_server_that_never_ends_is_given_up(tmp_path: Path, monkeypatch: pytes
                 connection.sendall(b"a")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
         thread = threading.Thread(target=drip, args=(listener,), daemon=True)
         thread.start()
         with pytest.raises(DownloadError, match=r"not complete after 1 s\); .*--yunet FILE"):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.processes import limited
 
 from fer_runtime.batch.sources import sample_images
 
@@ -50,14 +51,15 @@ def test_the_progress_of_a_run_shows_on_a_terminal_only(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stderr=follower, stdout=follower)
     os.close(follower)
     said = b""
-    while True:
-        try:
-            block = os.read(leader, 4096)
-        except OSError:  # Linux's answer when the other end has closed
-            break
-        if not block:
-            break
-        said += block
+    with limited(process):
+        while True:
+            try:
+                block = os.read(leader, 4096)
+            except OSError:  # Linux's answer when the other end has closed
+                break
+            if not block:
+                break
+            said += block
     process.wait()
     os.close(leader)
     assert re.search(rb"\d+ images of 70, ", said)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.processes import wait_until
 from tests.train.images import write_images
 from tests.train.test_pipeline import write_votes
 
@@ -57,10 +57,7 @@ def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(data: Path, tm
     whole = _run(data, votes, tmp_path / "whole")
     assert whole.wait(300) == 0
     killed = _run(data, votes, tmp_path / "killed")
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").rglob("*.resume.pth")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: list((tmp_path / "killed").rglob("*.resume.pth")), killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not list((tmp_path / "killed").rglob("model_0.pth"))

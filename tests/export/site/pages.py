@@ -29,7 +29,7 @@ def served(folder: Path, headers: dict[str, str] | None = None) -> Iterator[str]
             yield f"http://127.0.0.1:{server.server_address[1]}/"
         finally:
             server.shutdown()
-            thread.join()
+            thread.join(60)
 
 
 def camera_frame() -> Any:

@@ -90,10 +90,10 @@ def test_links_are_not_followed(folder: Path) -> None:
 def test_idle_connections_do_not_make_threads_without_end(folder: Path) -> None:
     with served(folder) as port:
         before = threading.active_count()
-        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(_MOST_CONNECTIONS + 20)]
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(_MOST_CONNECTIONS + 20)]
         try:
             # The accepting loop waits for a free place, so that further connections get no thread.
-            connection = socket.create_connection(("127.0.0.1", port))
+            connection = socket.create_connection(("127.0.0.1", port), timeout=60)
             connection.close()
             assert threading.active_count() - before <= _MOST_CONNECTIONS
         finally:

@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tests.processes import wait_until
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.batch.sources import Inputs, LeftOut
@@ -352,8 +352,7 @@ def test_killed_and_resumed_the_rows_are_those_of_a_whole_run(model: Path, tmp_p
     process.stdin.write("".join(f"{path}\n" for path in paths[:1300]).encode())
     process.stdin.flush()
     partial = tmp_path / "killed.jsonl.partial"
-    while not partial.exists() or partial.stat().st_size < 200_000:
-        time.sleep(0.01)
+    wait_until(lambda: partial.exists() and partial.stat().st_size >= 200_000, process)
     process.kill()
     process.wait()
     process.stdin.close()
@@ -377,8 +376,7 @@ def test_rows_of_two_models_are_never_mixed_by_resume(model: Path, folder: Path,
     assert process.stderr is not None
     process.stdin.write((paths * 4).encode())
     process.stdin.flush()
-    while not partial.exists() or partial.stat().st_size < 200_000:
-        time.sleep(0.01)
+    wait_until(lambda: partial.exists() and partial.stat().st_size >= 200_000, process)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 1
     assert b"continue with --resume" in process.stderr.read()

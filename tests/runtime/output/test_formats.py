@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
 import pytest
+from tests.processes import wait_until
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.output.rows import JsonArray
@@ -70,10 +70,7 @@ def test_json_is_complete_after_a_signal(number: int, to_file: bool, model: Path
     assert process.stdin is not None
     process.stdin.write(f"{folder}/0.png\n".encode() * 600)
     process.stdin.flush()
-    end = time.monotonic() + 100
-    while not written.exists() or not written.stat().st_size:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: written.exists() and written.stat().st_size, process)
     process.send_signal(number)
     assert process.wait(timeout=60) == (143 if number == signal.SIGTERM else 1)
     process.stdin.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.processes import limited
 from tests.train.images import write_images
 
 # Without dropout, whose masks differ between processes, both runs do the same arithmetic up to the order of its sums.
@@ -269,9 +270,8 @@ def test_the_command_has_one_writer_and_resumes(images: Path, tmp_path: Path, en
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.Popen([*command, *map(str, options)], env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 1/"):
-            break
+    with limited(process):
+        assert any(line.startswith("epoch 1/") for line in process.stderr)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for number in (process.pid, *map(int, workers)):
         os.kill(number, signal.SIGKILL)

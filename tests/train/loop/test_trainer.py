@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tests.processes import limited
 from tests.train.devices import DEVICES
 from tests.train.images import write_images
 
@@ -64,9 +65,8 @@ def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Pat
     process = _train(images, killed)
     # Killed for real, once a first epoch has left its state but before the last one.
     assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("epoch 2/"):
-            break
+    with limited(process):
+        assert any(line.startswith("epoch 2/") for line in process.stderr)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     assert (killed / "model_0.resume.pth").exists()
@@ -90,7 +90,8 @@ def _train(images: Path, models_dir: Path, *options: str) -> subprocess.Popen[st
 def test_ctrl_c_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
     process = _train(images, tmp_path, "--epochs", "500")
     assert process.stderr is not None
-    assert process.stderr.readline().startswith("epoch 1/500")
+    with limited(process):
+        assert process.stderr.readline().startswith("epoch 1/500")
     process.send_signal(signal.SIGINT)
     _, rest = process.communicate(timeout=300)
     assert process.returncode == 1

@@ -108,7 +108,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Threadin
         thread.start()
         yield server
         server.shutdown()
-        thread.join()
+        thread.join(60)
 
 
 def test_imagenet_weights_are_downloaded_once_and_kept(served: ThreadingHTTPServer) -> None:
