@@ -371,6 +371,8 @@ def _content_of(source: Any) -> bytes:
                 content += more
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError:
+            content = ""
         if not isinstance(content, bytes):
             raise TypeError(f"a file must give bytes, not {type(content).__name__}; open it with: open(path, 'rb')")
     else:

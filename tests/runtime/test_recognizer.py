@@ -125,8 +125,13 @@ def test_wrong_types_are_a_short_error_with_the_next_step(band_model: Path, tmp_
             with pytest.raises(kind, match=words) as caught:
                 recognizer.predict(source)
             assert len(str(caught.value)) < 500
-        with (tmp_path / "text.txt").open() as file, pytest.raises(TypeError, match=r"open\(path, 'rb'\)"):
-            recognizer.predict(file)  # type: ignore[arg-type]
+        cv2.imwrite(str(tmp_path / "face.jpg"), band_face(3))  # which is no UTF-8
+        for name in ("text.txt", "face.jpg"):
+            with (
+                (tmp_path / name).open(encoding="utf-8") as file,
+                pytest.raises(TypeError, match=r"open\(path, 'rb'\)"),
+            ):
+                recognizer.predict(file)  # type: ignore[arg-type]
 
 
 def test_pickled_and_copied_recognizers_give_the_same_rows(

@@ -23,7 +23,7 @@ from fer_runtime.errors import FerError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.find import DEFAULT_MODELS_DIR
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
-from fer_runtime.text import printable
+from fer_runtime.text import counted, printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
 from fer_train.recipes import PRETRAIN, RECIPES, Recipe
@@ -373,7 +373,9 @@ def _report(trained: Trained, *, plots: bool) -> None:
     # Of a share that was held out, the folder is that of the training images.
     for split in {split.folder: split for split in (trained.validation, trained.train)}.values():
         if split.skipped:
-            click.echo(printable(f"skipped {split.skipped} images in {split.folder} that cannot be read"), err=True)
+            click.echo(
+                printable(f"skipped {counted(split.skipped, 'image')} in {split.folder} that cannot be read"), err=True
+            )
         if split.resized:
             side = f"{split.size} x {split.size}"
             click.echo(printable(f"resized {split.resized} images in {split.folder} to {side}"), err=True)

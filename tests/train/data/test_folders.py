@@ -128,6 +128,9 @@ def test_all_unreadable_images_are_named_at_once_and_can_be_skipped(tmp_path: Pa
         load_faces(root, "train")
     for said in ("3 images", "000.png is empty", "phone.heic is a HEIC", "bomb.png", "--skip-unreadable"):
         assert said in str(error.value)
+    (root / "images/validation/sad/000.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^4 images that.*happy.*sad"):
+        load_splits(root)
     faces = load_faces(root, "train", skip_unreadable=True)
     assert (len(faces), faces.skipped, faces.counts["happy"]) == (3 * 7 - 1, 3, 2)
     assert faces.faces.any((1, 2)).all()

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
-from fer_train.data.folders import LabelledFaces, class_folders, load_class_folders
+from fer_train.data.folders import LabelledFaces, UnreadableError, class_folders, load_class_folders
 
 TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid")
@@ -65,7 +66,10 @@ def load_splits(
     folder, chosen_by = find_split(root, TRAIN), find_split(root, VALIDATION)
     if folder is None:
         folder = _class_folders_themselves(root)
-    train = load_class_folders(folder, classes=None if classes is None else tuple(classes), **how)  # type: ignore[arg-type]
+    try:
+        train = load_class_folders(folder, classes=None if classes is None else tuple(classes), **how)  # type: ignore[arg-type]
+    except UnreadableError as error:
+        raise UnreadableError(error.reasons | _unreadable_in(chosen_by, how)) from error
     if chosen_by is not None:
         return Splits(train=train, validation=load_class_folders(chosen_by, classes=train.classes, **how))  # type: ignore[arg-type]
     held_out = _held_out(train, seed)
@@ -79,6 +83,18 @@ def load_splits(
     return Splits(
         train=train.subset(np.flatnonzero(~held_out)), validation=train.subset(np.flatnonzero(held_out)), note=note
     )
+
+
+def _unreadable_in(folder: Path | None, how: dict[str, Any]) -> dict[str, str]:
+    """The images of another split that cannot be read either, so that all of them are named at once."""
+    try:
+        if folder is not None:
+            load_class_folders(folder, **how)
+    except UnreadableError as error:
+        return error.reasons
+    except DataError:  # for the next run, when these are repaired
+        pass
+    return {}
 
 
 def load_validation(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -148,6 +148,20 @@ def load_faces(
     )
 
 
+class UnreadableError(DataError):
+    """Images cannot be read: every file with its reason, as far as a screen holds them."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        self.reasons = reasons
+        lines = [f"{path} {reason}" for path, reason in sorted(reasons.items())]
+        more = [f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
+        these = "an image that" if len(lines) == 1 else f"{len(lines)} images that"
+        super().__init__(
+            f"{these} cannot be read; remove or repair them, or add --skip-unreadable: "
+            + "; ".join(lines[:_NAMED] + more)
+        )
+
+
 def load_class_folders(
     folder: Path,
     *,
@@ -213,7 +227,7 @@ def load_class_folders(
             with suppress(OutputError), replaced_atomically(cached) as partial, partial.open("wb") as file:
                 np.savez(file, faces=stored[0], resized=np.int64(stored[1]))
     if unreadable and not skip_unreadable:
-        raise DataError(_unreadable(folder, unreadable))
+        raise UnreadableError({str(folder / path): reason for path, reason in unreadable.items()})
     faces, resized = stored
     label_of = dict(files)
     labelled = LabelledFaces(
@@ -265,16 +279,6 @@ def class_weights(counts: Sequence[float], *, power: float = 0.5) -> list[float]
     """Loss weight per class, (total / (classes * count)) ** power; 0 weighs all alike, 1 in full proportion."""
     total = sum(counts)
     return [float((total / (len(counts) * count)) ** power) for count in counts]
-
-
-def _unreadable(folder: Path, reasons: Mapping[str, str]) -> str:
-    """Every file with its reason, as far as a screen holds them."""
-    lines = [f"{folder / path} {reason}" for path, reason in sorted(reasons.items())]
-    more = [f"and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
-    these = "an image that" if len(lines) == 1 else f"{len(lines)} images that"
-    return f"{these} cannot be read; remove or repair them, or add --skip-unreadable: " + "; ".join(
-        lines[:_NAMED] + more
-    )
 
 
 def _read_cache(path: Path, shape: tuple[int, ...]) -> tuple[Uint8Array, int] | None:
