@@ -28,6 +28,7 @@ from fer_runtime.cluster.shards import (
     counts_name,
     find_plan,
     finished_parts,
+    parse_paths,
     part_name,
     path_lists,
     paths_name,
@@ -129,7 +130,7 @@ class PartRecognizer:
             )
         part, listed = batch["part"][0].as_py(), batch["paths"][0].as_py()
         summary = JobSummary()
-        rows = self._rows(json.loads(listed or self._read_paths(part)), summary)
+        rows = self._rows(parse_paths(listed or self._read_paths(part), name=paths_name(part)), summary)
         if self._store is not None:
             content = (
                 to_parquet(rows, self._recognizer.labels) if self._format_name == "parquet" else rows.encode("utf-8")
@@ -320,8 +321,9 @@ def write_parts(
         plan = write_plan(store, settings, images, part_size=options.part_size)
     finished = finished_parts(store, plan, format_name)
     with ThreadPoolExecutor(_COUNT_READERS) as pool:
-        for counts in pool.map(store.read, map(counts_name, sorted(finished))):
-            add_summary(summary, counts or summary_to_json(JobSummary()))
+        names = [counts_name(number) for number in sorted(finished)]
+        for name, counts in zip(names, pool.map(store.read, names), strict=True):
+            add_summary(summary, counts or summary_to_json(JobSummary()), name=f"{output}/{name}")
     on_start(len(finished), plan.parts, plan.images)
     left = [{"part": number, "paths": None} for number in range(plan.parts) if number not in finished]
     if left:

@@ -79,6 +79,8 @@ def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume:
     try:
         job = parse_json(content)
         plan, before = Plan(**job["plan"]), job["settings"]
+        if not (type(plan.parts) is type(plan.images) is int and isinstance(plan.folder, str)):
+            raise TypeError(f"its plan is {plan}")
         changed = [
             f"{key} was {before.get(key)}, is {settings[key]}" for key in settings if before[key] != settings[key]
         ]
@@ -125,13 +127,35 @@ def summary_to_json(summary: JobSummary) -> str:
     )
 
 
-def add_summary(total: JobSummary, text: str | bytes) -> None:
-    """Add a shard's summary, as `summary_to_json` wrote it, to `total`."""
-    part = json.loads(text)
-    total.images += part["images"]
-    total.faces += part["faces"]
-    total.without_face += part["without_face"]
-    total.crop_sized += part.get("crop_sized", 0)  # an older version wrote the part
-    total.failures.update(part["failures"])
-    for stage, seconds in part["seconds_by_stage"].items():
-        total.seconds_by_stage[stage] += seconds
+def add_summary(total: JobSummary, text: str | bytes, *, name: str = "the counts of a shard") -> None:
+    """Add a shard's summary, as `summary_to_json` wrote it, to `total`.
+
+    Raises:
+        OutputError: `text`, which is called `name`, is damaged.
+    """
+    try:
+        part = parse_json(text)
+        total.images += part["images"]
+        total.faces += part["faces"]
+        total.without_face += part["without_face"]
+        total.crop_sized += part.get("crop_sized", 0)  # an older version wrote the part
+        total.failures.update(part["failures"])
+        for stage, seconds in part["seconds_by_stage"].items():
+            total.seconds_by_stage[stage] += seconds
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(f"{name} is damaged ({error!r}); give another folder") from error
+
+
+def parse_paths(text: str | bytes, *, name: str = "the list of a shard") -> list[str]:
+    """The images of a shard, as `write_plan` wrote them.
+
+    Raises:
+        OutputError: `text`, which is called `name`, is damaged.
+    """
+    try:
+        paths = parse_json(text)
+        if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
+            raise ValueError("no list of paths")
+    except ValueError as error:
+        raise OutputError(f"{name} is damaged ({error!r}); give another folder") from error
+    return paths

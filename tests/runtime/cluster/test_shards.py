@@ -14,6 +14,7 @@ from fer_runtime.cluster.shards import (
     add_summary,
     find_plan,
     finished_parts,
+    parse_paths,
     summary_to_json,
     write_plan,
 )
@@ -50,9 +51,22 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         find_plan(store, "rows", {"model": "a"}, resume=False)
     with pytest.raises(OutputError, match="model was a, is b"):
         find_plan(store, "rows", {"model": "b"}, resume=True)
-    store.write(SETTINGS, b"{}")
+    for damaged in (
+        b"{}",
+        b"[" * 100_000,
+        b'{"settings": {"model": "a"}, "plan": {"parts": "1", "images": 1, "folder": ""}}',
+    ):
+        store.write(SETTINGS, damaged)
+        with pytest.raises(OutputError, match="damaged"):
+            find_plan(store, "rows", {"model": "a"}, resume=True)
+
+
+@pytest.mark.parametrize("text", [b"", b"[" * 100_000, b'{"images": ' * 100_000, b"[1]", b"{}", b"\xff"])
+def test_damaged_lists_and_counts_are_one_error(text: bytes) -> None:
     with pytest.raises(OutputError, match="damaged"):
-        find_plan(store, "rows", {"model": "a"}, resume=True)
+        parse_paths(text)
+    with pytest.raises(OutputError, match=r"rows/part-000001\.counts is damaged"):
+        add_summary(JobSummary(), text, name="rows/part-000001.counts")
 
 
 def test_parts_without_settings_belong_to_somebody_else(tmp_path: Path) -> None:
