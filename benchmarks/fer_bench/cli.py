@@ -113,10 +113,13 @@ def latency(
 
     Prints median, 95th and 99th percentile and minimum in ms, images per second, CPU time per call, and the median as
     a multiple of the roofline. Then prints the cold start by stage. Exits 1 if nothing could be measured.
+
+    The engines openvino-ir, ncnn, ort-format and executorch run files of fer-export --target that are beside the model,
+    if those pass their self-test.
     """
     from fer_bench.engines import ENGINES
     from fer_bench.environment import environment
-    from fer_bench.latency.measure import configurations, measure_latency
+    from fer_bench.latency.measure import configurations, measure_latency, without_files
     from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline, warn_below_roofline
     from fer_runtime.system import available_cpus
 
@@ -133,6 +136,8 @@ def latency(
         threads=threads,
         models_dir=models_dir,
     )
+    for reason in without_files(engines, wanted):
+        click.echo(f"not measured: {reason}", err=True)
     machine = environment()
     say_environment(machine)
     # Measured before and after, because a busy second lowers the rate.

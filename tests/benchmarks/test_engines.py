@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_bench.engines import ENGINES
 from fer_bench.latency.measure import Configuration, classify_in_worker, configurations, measure_latency
+from fer_export.targets.publish import convert_model
 from fer_runtime.errors import ModelFileError
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -42,6 +44,30 @@ def test_a_fast_engine_that_computes_something_else_is_found_out(tmp_path: Path)
     difference = results[1].max_probability_difference
     assert difference is not None
     assert difference > 0.1
+
+
+def test_a_targets_file_is_timed_only_if_it_computes_its_certificate(tmp_path: Path) -> None:
+    shutil.copy(MODELS / "model_0.onnx", tmp_path)
+    convert_model("v0", targets=["ort"], models_dir=tmp_path)
+    wanted = configurations(
+        models=["v0"], precisions=["fp32"], engines=["onnxruntime", "ort-format", "ncnn"], models_dir=tmp_path
+    )
+    # No file of ncnn is there.
+    assert [one.engine for one in wanted] == ["onnxruntime", "ort-format"]
+    (_, timed), unavailable = measure_latency(wanted, rounds=2, seconds=0.02)
+    assert not unavailable
+    assert timed.max_probability_difference is not None
+    assert timed.max_probability_difference < 1e-5  # the same kernels, but for float rounding
+    files = ("model_0.ort", "model_0.ort.operators.config")
+    assert timed.model_bytes == sum((tmp_path / name).stat().st_size for name in files)
+
+    path = tmp_path / "model_0.ort"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    results, (refused,) = measure_latency(wanted, rounds=2, seconds=0.02)
+    assert [one.engine for one in results] == ["onnxruntime"]
+    assert "self-test" in refused.reason
+    assert "digest" in refused.reason
 
 
 def test_faces_are_classified_one_by_one_in_another_process(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ class Engine:
     needs: str  # the package that it imports
     install: str  # the command that installs it
     arithmetic: str | None = None  # "bf16" if it computes in another precision than the file's
-    source: str = "model"  # runs the exported "model", or the "checkpoint" as a PyTorch network
+    # Runs the exported "model", the "checkpoint" as a PyTorch network, or the "target" file of fer-export --target.
+    source: str = "model"
+    target: str = ""  # the entry in TARGETS whose files it runs
 
     @property
     def is_installed(self) -> bool:
@@ -75,5 +77,38 @@ ENGINES = Registry(
         code="fer_bench.engines.opencv_dnn_engine:load",
         needs="cv2",
         install="pip install fer-edge",
+    ),
+    # Files of fer-export --target. Each is replayed before it is timed.
+    Engine(
+        name="openvino-ir",
+        code="fer_bench.engines.target_engine:load",
+        needs="openvino",
+        install="pip install openvino",
+        source="target",
+        target="openvino",
+    ),
+    Engine(
+        name="ncnn",
+        code="fer_bench.engines.target_engine:load",
+        needs="ncnn",
+        install="pip install ncnn",
+        source="target",
+        target="ncnn",
+    ),
+    Engine(
+        name="ort-format",
+        code="fer_bench.engines.target_engine:load",
+        needs="onnxruntime",
+        install="pip install fer-edge",
+        source="target",
+        target="ort",
+    ),
+    Engine(
+        name="executorch",
+        code="fer_bench.engines.target_engine:load",
+        needs="executorch",
+        install="pip install executorch",
+        source="target",
+        target="executorch",
     ),
 )

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,13 @@ from fer_runtime.model.find import (
 )
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.model.load import read_model
+from fer_runtime.targets import TARGETS, Target, target_of
+from fer_runtime.targets.sidecar import read_sidecar
 
 # Beyond these limits the machine was busy, and the time is not a property of the model.
 BUSY_SPREAD = 0.25
 _BUSY_CPU_SHARE = 0.85
+_REPLAY_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +150,8 @@ def configurations(
         for engine in engines:
             if ENGINES[engine].source == "checkpoint":
                 sources = {"fp32": checkpoint} if checkpoint else {}
+            elif ENGINES[engine].source == "target":
+                sources = _target_files(TARGETS[ENGINES[engine].target], files, precisions if named else ("file",))
             else:
                 sources = dict(files)
             found += [
@@ -165,11 +170,40 @@ def configurations(
             ]
     if not found:
         name = next((model for model in models if not is_model_file(model)), "v0")
+        targets = [target for target in dict.fromkeys(ENGINES[one].target for one in engines) if target]
         raise ModelFileError(
             f"no model {', '.join(models) or 'file'} in {models_dir} with the chosen engine and precision; "
             f"write one with: fer-export --model {name}"
+            + "".join(
+                f" --target {target}" for target in dict.fromkeys(ENGINES[one].target for one in engines) if target
+            )
         )
     return found
+
+
+def _target_files(target: Target, files: Mapping[str, Path], precisions: Sequence[str]) -> dict[str, Path]:
+    """The files of a target that are beside a model's ONNX files, by precision."""
+    if not files:
+        return {}
+    precision, path = next(iter(files.items()))
+    stem = path.name.removesuffix(".onnx").removesuffix(f".{precision}")
+    found = {
+        one: target.path(path.parent, stem if one in ("fp32", "file") else f"{stem}.{one}")
+        for one in precisions
+        if one == "file" or one in target.precisions
+    }
+    return {one: file for one, file in found.items() if file.is_file()}
+
+
+def without_files(engines: Sequence[str], found: Sequence[Configuration]) -> list[str]:
+    """Why chosen engines have nothing to run: no file of theirs is beside the models."""
+    missing = [name for name in engines if all(one.engine != name for one in found)]
+    return [
+        f"{name}: there is no file of it; write one beside the model with: fer-export --target {ENGINES[name].target}"
+        if ENGINES[name].source == "target"
+        else f"{name}: there is no checkpoint of the model"
+        for name in missing
+    ]
 
 
 def _face_shape(path: Path | None) -> tuple[int, ...]:
@@ -184,11 +218,28 @@ def _refusal(configuration: Configuration) -> str | None:
     """Why a model file is not given to its engine, which opens it by itself: the file may come from anybody."""
     if ENGINES[configuration.engine].source == "checkpoint":
         return None
+    if ENGINES[configuration.engine].source == "target":
+        return _failed_replay(configuration)
     try:
         read_model(configuration.source)
     except ModelFileError as error:
         return str(error)
     return None
+
+
+def _failed_replay(configuration: Configuration) -> str | None:
+    """Why a target's file is not timed: it does not give its golden faces' logits here."""
+    # In a process of its own, so that no runtime stays in this one.
+    command = [sys.executable, "-m", "fer_runtime", "--self-test", "--model", str(configuration.source)]
+    command += ["--threads", str(configuration.threads)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_REPLAY_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"its self-test did not end in {_REPLAY_SECONDS} seconds"
+    if done.returncode == 0:
+        return None
+    lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    return f"self-test: {lines[-1] if lines else f'ended with {done.returncode}'}"
 
 
 def measure_latency(
@@ -276,13 +327,23 @@ def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.fl
     other = max(same, key=lambda one: one.configuration.batch == mine.batch, default=None)
     if other is None or mine.engine == "onnxruntime" or mine.code:
         return None
-    if mine.source == other.configuration.source:
+    engine = ENGINES.get(mine.engine)
+    if engine is None or engine.source != "checkpoint":
         return other.probabilities
     # A checkpoint has no temperature. softmax(logits / t) is p ** (1 / t), normalised, so this reverts it.
     metadata = inspect_model(other.configuration.source).metadata
     powers = other.probabilities ** (1.0 if metadata is None else metadata.temperature)
     untempered: npt.NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
     return untempered
+
+
+def _model_bytes(source: Path) -> int:
+    """Of a model file, and of the files that a target's file needs beside it."""
+    target = target_of(source)
+    if target is None:
+        return source.stat().st_size
+    sidecar, _ = read_sidecar(source, target)
+    return sum((source.parent / name).stat().st_size for name in sidecar.sha256 if name != sidecar.golden)
 
 
 def _difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float:
@@ -377,7 +438,7 @@ class _Worker:
             cpu_share=cpu / wall,
             is_busy=spread > BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,
             peak_mb=max(one["peak_bytes"] for one in self._rounds) / 1e6,
-            model_bytes=configuration.source.stat().st_size,
+            model_bytes=_model_bytes(configuration.source),
             max_probability_difference=None if reference is None else _difference(self.probabilities, reference),
             cold_start_cpu_ms=self._ready["cold_start_cpu"],
             histogram_ms=tuple(np.quantile(samples, np.linspace(0, 1, 200)).tolist()),

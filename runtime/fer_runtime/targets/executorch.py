@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 def load(path: Path, settings: Mapping[str, Any], *, threads: int) -> Run:
-    """Run a .pte file, face by face. ExecuTorch's Python package decides its own number of threads."""
+    """Run a .pte file, face by face. The number of threads is that of the whole process."""
     # Its Python package takes PyTorch's tensors; a device without them uses ExecuTorch in C++ and the golden header.
     from importlib import import_module
 
     torch = import_module("torch")
+    # Before the first program: XNNPACK keeps the pool that it finds.
+    import_module("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)
     method = import_module("executorch.runtime").Runtime.get().load_program(path).load_method("forward")
 
     def run(face: npt.NDArray[np.uint8]) -> tuple[Any, Any]:

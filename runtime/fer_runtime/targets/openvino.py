@@ -22,21 +22,28 @@ def load(path: Path, settings: Mapping[str, Any], *, threads: int) -> Run:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
-    compiled = openvino.Core().compile_model(
-        str(path),
-        "CPU",
-        {
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            # The default on processors with AVX512-BF16 or AMX is bf16, another precision than the file's.
-            "INFERENCE_PRECISION_HINT": "f32",
-        },
-    )
-    request = compiled.create_infer_request()
+    core = openvino.Core()
+    properties = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # The default on processors with AVX512-BF16 or AMX is bf16, another precision than the file's.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    requests: dict[int, Any] = {}
+
+    def request_for(batch: int) -> Any:
+        # With a dynamic batch each run takes longer.
+        if batch not in requests:
+            model = core.read_model(str(path))
+            model.reshape(
+                {"faces": [batch, *(one.get_length() for one in list(model.input("faces").partial_shape)[1:])]}
+            )
+            requests[batch] = core.compile_model(model, "CPU", properties).create_infer_request()
+        return requests[batch]
 
     def run(faces: npt.NDArray[np.uint8]) -> Outputs:
-        answers = request.infer({"faces": faces})
+        answers = request_for(len(faces)).infer({"faces": faces}, share_inputs=True)
         return Outputs(logits=answers["logits"].copy(), probabilities=answers["probabilities"].copy())
 
     return run
