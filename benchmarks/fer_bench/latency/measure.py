@@ -173,10 +173,7 @@ def configurations(
         targets = [target for target in dict.fromkeys(ENGINES[one].target for one in engines) if target]
         raise ModelFileError(
             f"no model {', '.join(models) or 'file'} in {models_dir} with the chosen engine and precision; "
-            f"write one with: fer-export --model {name}"
-            + "".join(
-                f" --target {target}" for target in dict.fromkeys(ENGINES[one].target for one in engines) if target
-            )
+            f"write one with: fer-export --model {name}" + "".join(f" --target {target}" for target in targets)
         )
     return found
 
