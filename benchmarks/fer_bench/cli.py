@@ -25,6 +25,7 @@ from fer_bench.console import (
 )
 from fer_bench.diff_command import diff
 from fer_bench.interoperability.command import interoperability
+from fer_bench.ledger.command import ledger
 from fer_bench.quality_commands import reasons, unfamiliar
 from fer_bench.report.commands import report, robustness
 from fer_runtime.command import FerGroup, Rule
@@ -51,6 +52,7 @@ def main() -> None:
     fer-bench reasons --data data                     where the thresholds of a row's reasons come from
     fer-bench serve                                   fer-serve under load, next to the bare model
     fer-bench interoperability                        which programs read the files, and what they compute
+    fer-bench ledger show                             which board runs which engine how fast
     fer-bench browser                                 one face in a browser tab, next to face-api.js
     """
 
@@ -60,6 +62,7 @@ main.add_command(report)
 main.add_command(browser)
 main.add_command(reasons)
 main.add_command(interoperability)
+main.add_command(ledger)
 main.add_command(unfamiliar)
 main.add_command(diff)
 

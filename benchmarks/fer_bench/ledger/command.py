@@ -1,0 +1,147 @@
+"""`fer-bench ledger`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fer_bench.console import (
+    FILE,
+    PRECISION_RULE,
+    engines_option,
+    models_dir_option,
+    models_option,
+    precisions_option,
+    say_environment,
+    show_progress,
+)
+from fer_runtime.command import FerGroup
+from fer_runtime.errors import DataError, OutputError
+from fer_runtime.model.find import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from fer_bench.ledger.entries import Board
+
+_LEDGER = "benchmarks/results/ledger.jsonl"
+ledger_option = click.option(
+    "--ledger",
+    "path",
+    type=FILE,
+    default=_LEDGER,
+    show_default=True,
+    help="The file; the default is that of a clone.",
+)
+boards_argument = click.argument("boards", nargs=-1, metavar="[BOARD]...")
+
+
+@click.group("ledger", cls=FerGroup)
+def ledger() -> None:
+    """Which board runs which engine how fast, and computes the right thing.
+
+    \b
+    fer-bench ledger add                              measure this machine and append a line
+    fer-bench ledger show                             every board, its self-tests and latencies
+    fer-bench ledger compare "Raspberry Pi 5" EPYC    boards side by side
+    """
+
+
+@ledger.command(rules=(PRECISION_RULE,))
+@ledger_option
+@click.option("--board", help="Name of this machine. [default: what the board or its processor is called]")
+@models_option
+@precisions_option
+@models_dir_option
+@engines_option
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Threads of the engine, at most the available CPUs. May be repeated.",
+)
+@click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns per configuration.")
+@click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
+def add(
+    path: Path,
+    board: str | None,
+    models: tuple[str, ...],
+    precisions: tuple[Precision, ...],
+    models_dir: Path,
+    engines: tuple[str, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Measure this machine and append one JSON line.
+
+    Replays the certificate of each model file, then times each engine that is installed, one face per call. A file
+    that fails its self-test is not timed. Without --engine: ONNX Runtime, OpenVINO and the files of fer-export --target
+    that are beside the models. Exits 1 if a self-test failed; the line is written all the same.
+    """
+    from fer_bench.engines import ENGINES
+    from fer_bench.latency.measure import configurations, without_files
+    from fer_bench.ledger.entries import append_board, board_name, measure_board, read_ledger
+    from fer_bench.ledger.entries import show as show_text
+    from fer_runtime.system import available_cpus
+
+    if max(threads) > available_cpus():
+        raise click.BadParameter(f"this process may use {available_cpus()} CPUs", param_hint="--threads")
+    if not path.parent.is_dir():
+        raise OutputError(f"there is no folder {path.parent}; run this in a clone of fer-edge, or give --ledger FILE")
+    if path.exists():
+        read_ledger(path)  # a file that is no ledger is found before minutes of measuring
+    ours = ("onnxruntime", "openvino", *(name for name, entry in ENGINES.items() if entry.source == "target"))
+    chosen = engines or tuple(name for name in ours if ENGINES[name].is_installed)
+    wanted = configurations(
+        models=models,
+        precisions=precisions or PRECISIONS,
+        engines=chosen,
+        threads=threads,
+        models_dir=models_dir,
+    )
+    for reason in without_files(engines, wanted):
+        click.echo(f"not measured: {reason}", err=True)
+    measured = measure_board(
+        board or board_name(), wanted, rounds=rounds, seconds=seconds, progress=show_progress("turn")
+    )
+    say_environment(measured.machine)
+    append_board(path, measured)
+    click.echo(show_text([measured]))
+    click.echo(path, err=True)
+    if failed := [one.file for one in measured.self_tests if not one.passed]:
+        raise DataError(f"the self-test failed for {', '.join(failed)}; the reasons are above and in {path}")
+
+
+@ledger.command()
+@ledger_option
+@boards_argument
+def show(path: Path, boards: tuple[str, ...]) -> None:
+    """Print every board, or those whose name contains BOARD, with self-tests and latencies."""
+    from fer_bench.ledger.entries import read_ledger
+    from fer_bench.ledger.entries import show as text
+
+    click.echo(text(_chosen(read_ledger(path), boards, path)))
+
+
+@ledger.command()
+@ledger_option
+@boards_argument
+def compare(path: Path, boards: tuple[str, ...]) -> None:
+    """Print p50 in ms and the multiple of the roofline, boards side by side.
+
+    Without BOARD all of them, otherwise those whose name contains it.
+    """
+    from fer_bench.ledger.entries import compare as text
+    from fer_bench.ledger.entries import read_ledger
+
+    click.echo(text(_chosen(read_ledger(path), boards, path)))
+
+
+def _chosen(found: list[Board], names: tuple[str, ...], path: Path) -> list[Board]:
+    for name in names:
+        if all(name.lower() not in one.name.lower() for one in found):
+            raise DataError(f"{path} has no board {name}; it has {', '.join(one.name for one in found) or 'none'}")
+    return [one for one in found if not names or any(name.lower() in one.name.lower() for name in names)]

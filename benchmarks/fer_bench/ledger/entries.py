@@ -1,0 +1,269 @@
+"""Lines of the ledger: measured, appended, read and put side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fer_bench.environment import cpu_name, environment
+from fer_bench.latency.measure import Configuration, measure_latency
+from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline
+from fer_runtime.errors import DataError, FerError
+from fer_runtime.files import write_atomically
+from fer_runtime.model.self_test import run_self_test
+from fer_runtime.text import printable
+from fer_runtime.untrusted_json import parse_json
+
+SCHEMA = 1
+_MAX_BYTES = 64 << 20
+_TEXTS, _NUMBERS = ("engine", "model", "precision"), ("batch", "threads", "p50_ms", "min_ms", "images_per_second")
+Key = tuple[str, str, str, int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTestLine:
+    """The self-test of one model file on a board."""
+
+    file: str
+    model: str
+    precision: str
+    passed: bool
+    difference: float | None  # largest |Δlogit| / (1 + |logit|) from what the file gave at export
+    failed: tuple[str, ...]  # names of the checks; the reason where the file cannot be run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyLine:
+    """One configuration on a board."""
+
+    engine: str
+    model: str
+    precision: str
+    batch: int
+    threads: int
+    p50_ms: float
+    min_ms: float
+    images_per_second: float
+    times_roofline: float | None  # p50 as a multiple of the limit of the processor; None: unknown
+    is_busy: bool  # the board was busy with other work
+
+    @property
+    def key(self) -> Key:
+        return (self.engine, self.model, self.precision, self.batch, self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """A line of the ledger."""
+
+    name: str
+    machine: dict[str, Any]  # processor, instruction sets, CPUs, memory, system, versions, date
+    peak_rates: dict[str, float]
+    self_tests: tuple[SelfTestLine, ...]
+    latencies: tuple[LatencyLine, ...]
+    not_measured: tuple[str, ...]  # configurations with the reason
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+
+
+def board_name() -> str:
+    """What the board calls itself, as a Raspberry Pi does, or its processor."""
+    try:
+        # A device tree's texts end in a zero byte.
+        return Path("/proc/device-tree/model").read_text(encoding="utf-8").rstrip("\0\n ") or cpu_name()
+    except (OSError, UnicodeDecodeError):
+        return cpu_name()
+
+
+def measure_board(
+    name: str,
+    wanted: Sequence[Configuration],
+    *,
+    rounds: int,
+    seconds: float,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Board:
+    """Replay the certificates of the configurations' model files, then time the configurations in turns."""
+    files = {one.source: one for one in wanted if one.source.suffix == ".onnx"}
+    self_tests = tuple(_self_test(path, one) for path, one in files.items())
+    failed = {one.file for one in self_tests if not one.passed}
+    # What computes something else has no speed.
+    right = [one for one in wanted if one.source.name not in failed]
+    rates = measure_peak_rates()
+    results, unavailable = measure_latency(right, rounds=rounds, seconds=seconds, progress=progress)
+    rates = rates.or_higher(measure_peak_rates())
+    names = LatencyLine.__dataclass_fields__
+    return Board(
+        name=name,
+        machine=environment() | {"memory_gb": _memory_gb()},
+        peak_rates=rates.to_dict(),
+        self_tests=self_tests,
+        latencies=tuple(
+            LatencyLine(**{key: row[key] for key in names}) for row in rows_with_roofline(results, right, rates)
+        ),
+        not_measured=tuple(f"{one.configuration}: {one.reason}" for one in unavailable),
+    )
+
+
+def _self_test(path: Path, configuration: Configuration) -> SelfTestLine:
+    difference: float | None = None
+    failed: tuple[str, ...]
+    try:
+        report = run_self_test(path)
+    except FerError as error:
+        passed, failed = False, (str(error),)
+    else:
+        passed = report.passed
+        failed = tuple(check.name for check in report.checks if not check.passed)
+        found = report.comparison.max_relative_difference
+        difference = found if found == found else None  # NaN is no JSON
+    return SelfTestLine(
+        file=path.name,
+        model=configuration.model,
+        precision=configuration.precision,
+        passed=passed,
+        difference=difference,
+        failed=failed,
+    )
+
+
+def _memory_gb() -> float | None:
+    try:
+        first = Path("/proc/meminfo").read_text(encoding="ascii").split()
+        return round(int(first[1]) * 1024 / 1e9, 1)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def append_board(path: Path, board: Board) -> None:
+    """Add a line to the file, which is made if it is not there.
+
+    Raises:
+        DataError: the file is no ledger; nothing is changed.
+    """
+    before = path.read_bytes() if path.exists() else b""
+    if before:
+        read_ledger(path)
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    write_atomically(path, before + board.to_json().encode() + b"\n")
+
+
+def read_ledger(path: Path) -> list[Board]:
+    """The boards of a ledger, in its order.
+
+    Raises:
+        DataError: it is missing, or a line is not one of `fer-bench ledger add`.
+    """
+    number = 0
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES >> 20} MiB")
+        boards = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            number += 1
+            if line.strip():
+                boards.append(_parse(line))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        place = f", line {number}" if number else ""
+        raise DataError(
+            f"{path}{place} is no ledger of fer-bench ({reason}); add a board with: fer-bench ledger add --ledger FILE"
+        ) from error
+    return boards
+
+
+def _parse(line: str) -> Board:
+    values = parse_json(line)
+    if values.pop("schema") != SCHEMA:
+        raise ValueError(f"its schema is not {SCHEMA}")
+    if not isinstance(values["name"], str) or not isinstance(values["machine"], dict):
+        raise ValueError("it has no name or no machine")
+    latencies = tuple(LatencyLine(**one) for one in values["latencies"])
+    for one in latencies:
+        if not all(isinstance(getattr(one, key), str) for key in _TEXTS):
+            raise ValueError("an engine, model or precision is no text")
+        numbers = [getattr(one, key) for key in _NUMBERS] + [one.times_roofline or 1]
+        if not all(isinstance(value, (int, float)) and 0 < value < 1e12 for value in numbers):
+            raise ValueError("a latency has numbers that are not positive")
+    self_tests = tuple(SelfTestLine(**one | {"failed": tuple(map(str, one["failed"]))}) for one in values["self_tests"])
+    if not all(isinstance(one.passed, bool) and isinstance(one.file, str) for one in self_tests):
+        raise ValueError("a self-test has no verdict")
+    return Board(
+        name=values["name"],
+        machine=values["machine"],
+        peak_rates=values["peak_rates"],
+        self_tests=self_tests,
+        latencies=latencies,
+        not_measured=tuple(map(str, values["not_measured"])),
+    )
+
+
+def show(boards: Sequence[Board]) -> str:
+    """Each board with its self-tests and latencies, the fastest first, as Markdown."""
+    parts = []
+    for board in boards:
+        machine = board.machine
+        flags = ", ".join(map(str, machine.get("cpu_flags") or [])) or "no flags"
+        parts += [
+            printable(f"## {board.name}", limit=200),
+            "",
+            printable(
+                f"{machine.get('cpu')} ({flags}), {machine.get('cpus')} CPUs, {machine.get('memory_gb')} GB, "
+                f"{machine.get('system')}, fer-edge {machine.get('fer-edge')}, {machine.get('date')}",
+                limit=500,
+            ),
+            "",
+            "| model file | self-test | \\|Δlogit\\| / (1 + \\|logit\\|) |",
+            "|---|---|---:|",
+        ]
+        for test in board.self_tests:
+            verdict = "passed" if test.passed else f"FAILED: {', '.join(test.failed)}"
+            figure = "" if test.difference is None else f"{test.difference:.1e}"
+            parts.append(printable(f"| {test.file} | {verdict} | {figure} |", limit=500))
+        parts += [
+            "",
+            "| engine | model | batch | threads | p50 ms | min ms | faces/s | x roofline |",
+            "|---|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        for one in sorted(board.latencies, key=lambda one: (one.model, one.batch, one.threads, one.p50_ms)):
+            times = "" if one.times_roofline is None else f"{one.times_roofline:.1f}"
+            parts.append(
+                printable(
+                    f"| {one.engine} | {one.model} {one.precision} | {one.batch} | {one.threads} | "
+                    f"{one.p50_ms:.3f}{' (busy)' if one.is_busy else ''} | {one.min_ms:.3f} | "
+                    f"{one.images_per_second:.0f} | {times} |",
+                    limit=500,
+                )
+            )
+        parts += ["", *(printable(f"not measured: {text}", limit=500) for text in board.not_measured), ""]
+    return "\n".join(parts).rstrip()
+
+
+def compare(boards: Sequence[Board]) -> str:
+    """A Markdown table: a row for each configuration, p50 in ms and the multiple of the roofline for each board."""
+    names = [f"{board.name} ({str(board.machine.get('date'))[:10]})" for board in boards]
+    keys = sorted({one.key for board in boards for one in board.latencies}, key=lambda key: (key[1:], key[0]))
+    lines = [
+        printable(f"| engine | model | batch | threads | {' | '.join(names)} |", limit=5000),
+        "|---|---|---:|---:|" + "---:|" * len(boards),
+    ]
+    for key in keys:
+        engine, model, precision, batch, threads = key
+        cells = []
+        for board in boards:
+            found = [one for one in board.latencies if one.key == key]
+            cells.append(_cell(found[-1]) if found else "")
+        lines.append(
+            printable(f"| {engine} | {model} {precision} | {batch} | {threads} | {' | '.join(cells)} |", limit=5000)
+        )
+    return "\n".join(lines)
+
+
+def _cell(one: LatencyLine) -> str:
+    times = "" if one.times_roofline is None else f" ({one.times_roofline:.1f} x roofline)"
+    return f"{one.p50_ms:.3f}{times}" + (", busy" if one.is_busy else "")

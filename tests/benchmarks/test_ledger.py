@@ -1,0 +1,77 @@
+"""The ledger: a line is what was measured, a broken model has no speed, and another file is left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fer_bench.cli import main
+from fer_bench.latency.roofline import PeakRates
+
+MODELS = Path(__file__).parents[2] / "models"
+_QUICK = ["--engine", "onnxruntime", "--rounds", "2", "--seconds", "0.02"]
+
+
+@pytest.fixture(autouse=True)
+def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring the processor's peak takes seconds."""
+    rates = PeakRates(fp32_macs_per_second=1e9, int8_macs_per_second=1e9)
+    monkeypatch.setattr("fer_bench.ledger.entries.measure_peak_rates", lambda: rates)
+
+
+def test_a_board_is_one_line_and_boards_stand_side_by_side(tmp_path: Path) -> None:
+    path, given = tmp_path / "ledger.jsonl", ["--model", "v0", "--precision", "fp32", "--models-dir", str(MODELS)]
+    runner = CliRunner()
+    for board in ("Pi 5", "Pi 4 | \x1b[31m"):
+        done = runner.invoke(main, ["ledger", "add", "--ledger", str(path), "--board", board, *given, *_QUICK])
+        assert done.exit_code == 0, done.output
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert (first["name"], second["name"]) == ("Pi 5", "Pi 4 | \x1b[31m")
+    (test,) = first["self_tests"]
+    assert (test["file"], test["passed"], test["failed"]) == ("model_0.onnx", True, [])
+    assert test["difference"] <= 1e-3  # a float certificate's tolerance
+    (latency,) = first["latencies"]
+    assert (latency["engine"], latency["model"], latency["precision"]) == ("onnxruntime", "v0", "fp32")
+    assert latency["images_per_second"] == pytest.approx(1000 / latency["p50_ms"])
+    # 6.0 million multiplications at 1e9 a second.
+    assert latency["times_roofline"] == pytest.approx(latency["p50_ms"] / 6.0, rel=0.02)
+
+    table = runner.invoke(main, ["ledger", "compare", "--ledger", str(path)]).output.splitlines()
+    assert "Pi 5" in table[0]
+    assert "\x1b" not in "".join(table)
+    assert f"{latency['p50_ms']:.3f}" in table[2]
+    shown = runner.invoke(main, ["ledger", "show", "--ledger", str(path), "pi 5"]).output
+    assert "| model_0.onnx | passed |" in shown
+    assert "Pi 4" not in shown
+    missing = runner.invoke(main, ["ledger", "show", "--ledger", str(path), "Jetson"])
+    assert missing.exit_code == 1
+    assert "no board Jetson" in missing.output
+
+
+def test_a_file_that_fails_its_self_test_is_noted_and_not_timed(tmp_path: Path) -> None:
+    content = (MODELS / "model_0.int8.onnx").read_bytes()
+    at = content.index(b'"model_logits": [[') + len(b'"model_logits": [[')
+    end = content.index(b",", at)
+    # Another first logit of the same length, so that the file stays whole.
+    (tmp_path / "model_0.int8.onnx").write_bytes(content[:at] + b"9" * (end - at) + content[end:])
+    path = tmp_path / "ledger.jsonl"
+    given = ["--model", str(tmp_path / "model_0.int8.onnx"), "--ledger", str(path)]
+    done = CliRunner().invoke(main, ["ledger", "add", *given, *_QUICK])
+    assert done.exit_code == 1
+    (line,) = map(json.loads, path.read_text().splitlines())
+    assert line["latencies"] == []
+    assert not line["self_tests"][0]["passed"]
+    assert "logits" in line["self_tests"][0]["failed"]
+
+
+@pytest.mark.parametrize("content", ["[]\n", "no JSON\n", '{"schema": 9}\n', '{"schema": 1, "name": "x"}\n'])
+def test_another_file_is_no_ledger_and_stays_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_text(content)
+    done = CliRunner().invoke(main, ["ledger", "add", "--ledger", str(path), "--models-dir", str(MODELS), *_QUICK])
+    assert done.exit_code == 1
+    assert "line 1 is no ledger" in done.output
+    assert path.read_text() == content
