@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fer_runtime.errors import CheckpointError
-from fer_train.checkpoints import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
+from fer_train.checkpoints import FORMAT, Checkpoint, find_weights, load_checkpoint, save_checkpoint
 from fer_train.networks.registry import create_network
 
 
@@ -159,6 +159,19 @@ def test_cut_files_are_named(kept: int, tmp_path: Path) -> None:
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=r"cut\.pth.*(empty|cut short)"):
         load_checkpoint(tmp_path / "cut.pth", name="v0")
+
+
+def test_weights_of_a_shipped_name_are_the_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = find_weights("models/model_0.pth")
+    assert Path(shipped) == Path(__file__).parents[2] / "models" / "model_0.pth"
+    assert find_weights("models/mine.pth") == "models/mine.pth"
+    monkeypatch.setattr("fer_train.checkpoints.packaged_models_dir", lambda: tmp_path)
+    with pytest.raises(CheckpointError, match="repository"):
+        find_weights("models/model_0.pth")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/model_0.pth").touch()
+    assert find_weights("models/model_0.pth") == "models/model_0.pth"
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.files import write_atomically
 from fer_runtime.labels import check_labels, label_difference
+from fer_runtime.model.find import FILE_STEMS, checkpoint_path, packaged_models_dir
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
 from fer_runtime.text import printable
 from fer_runtime.untrusted_json import parse_json
@@ -139,6 +141,24 @@ def stated_faces(path: str | Path) -> StatedFaces:
         return StatedFaces(network=None)
     name = settings["name"] if may_be_named_by_file(settings["name"]) else None
     return StatedFaces(network=name, size=settings["size"], color=settings["color"])
+
+
+def find_weights(given: str) -> str:
+    """A file of weights; in a checkout also one of its own checkpoints, whatever the current folder is.
+
+    Raises:
+        CheckpointError: it has the name of a shipped checkpoint, and there is none.
+    """
+    path = Path(given)
+    if os.path.lexists(path) or path.name not in {checkpoint_path(Path(), name).name for name in FILE_STEMS}:
+        return given
+    shipped = packaged_models_dir() / path.name
+    if not shipped.is_file():
+        raise CheckpointError(
+            f"no checkpoint at {path}; fer-edge's own checkpoints are in the folder models of its repository, not in "
+            "the installed package: copy the file, and give its path"
+        )
+    return str(shipped)
 
 
 def stated_network(path: Path) -> str:

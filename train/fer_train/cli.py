@@ -272,11 +272,16 @@ def main(**given: Any) -> None:
 
 def _train(options: TrainRun) -> None:
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
-        from fer_train.checkpoints import stated_faces
+        from fer_train.checkpoints import find_weights, stated_faces
         from fer_train.loop.distributed import one_per_machine_first
         from fer_train.pipeline import train_model
 
-    start = stated_faces(options.weights) if options.weights not in (None, "none", "imagenet") else None
+    weights, start = options.weights, None
+    if weights not in (None, "none", "imagenet"):
+        weights = find_weights(weights)
+        if weights != options.weights:
+            click.echo(printable(f"no {options.weights} here: taking {weights}"), err=True)
+        start = stated_faces(weights)
     model = options.model or (start.network if start is not None else None)
     if model is None:
         raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(ARCHITECTURES)}.")
@@ -292,7 +297,7 @@ def _train(options: TrainRun) -> None:
             recipe,
             name=options.name,
             recipe_name=options.recipe_name,
-            weights=options.weights or architecture.weights,
+            weights=weights or architecture.weights,
             teachers=options.teachers,
             votes=options.votes,
             size=options.size or (FACE_SIZE if start is None else start.size),
