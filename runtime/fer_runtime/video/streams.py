@@ -10,6 +10,7 @@ without frames becomes a `Gap`, and a lost connection is made again:
 
 from __future__ import annotations
 
+import errno
 import re
 import ssl
 import threading
@@ -389,8 +390,9 @@ class Stream(_Source):
         av = _import_av()
         try:
             container = av.open(self._address, options=options, timeout=self._timeout)
-        except (av.error.HTTPBadRequestError, av.error.HTTPOtherClientError):
-            if not scheme.startswith("rtsp"):
+        except (av.error.HTTPBadRequestError, av.error.HTTPOtherClientError, OSError) as error:
+            refuses = not isinstance(error, OSError) or error.errno == errno.EPROTONOSUPPORT
+            if not scheme.startswith("rtsp") or not refuses:
                 raise
             # Few servers have RTP over UDP alone, and it loses packets: so it comes second.
             options["rtsp_transport"] = "udp"

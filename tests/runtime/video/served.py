@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import monotonic, sleep
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -121,19 +123,106 @@ def mjpeg_arguments(port: int) -> tuple[str, ...]:
     return "-c:v", "mjpeg", "-q:v", "3", "-f", "mpjpeg", "-listen", "1", f"http://127.0.0.1:{port}/"
 
 
+class RtspServer:
+    """A camera's RTSP server for one reader at a time.
+
+    Args:
+        folder: for ffmpeg's description of the stream.
+        has_tcp: RTP goes over the RTSP connection itself where the reader asks for that, as most cameras do it.
+            Otherwise it goes in datagrams only.
+    """
+
+    def __init__(self, folder: Path, *, has_tcp: bool) -> None:
+        self._description = folder / "door.sdp"
+        self._has_tcp = has_tcp
+        self._packets = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._packets.bind(("127.0.0.1", 0))
+        self._packets.settimeout(20)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(20)
+        self.transports: list[str] = []  # that the readers asked for
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"rtsp://127.0.0.1:{self._listener.getsockname()[1]}/door"
+
+    def arguments(self) -> tuple[str, ...]:
+        """ffmpeg's arguments for frames that this server sends on."""
+        target = f"rtp://127.0.0.1:{self._packets.getsockname()[1]}?pkt_size=1200"
+        return "-c:v", "mpeg2video", "-q:v", "3", "-f", "rtp", "-sdp_file", str(self._description), target
+
+    def close(self) -> None:
+        self._listener.close()
+        self._packets.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with suppress(OSError), connection, connection.makefile("rb") as lines:
+                    is_playing = False
+                    while not is_playing:
+                        is_playing = self._answer(connection, lines)
+                    self._send(connection)
+
+    def _answer(self, connection: socket.socket, lines: BinaryIO) -> bool:
+        """Answer one request of RTSP (RFC 2326); whether the stream begins."""
+        method = lines.readline().decode().partition(" ")[0]
+        if not method:
+            raise OSError
+        headers = {}
+        while line := lines.readline().decode().strip():
+            name, _, value = line.partition(": ")
+            headers[name.lower()] = value
+        status, more, body = "200 OK", "", b""
+        if method == "DESCRIBE":
+            while not self._description.exists():
+                sleep(0.05)
+            body, more = self._description.read_bytes(), "Content-Type: application/sdp\r\n"
+        elif method == "SETUP":
+            self.transports.append(headers["transport"])
+            port = self._packets.getsockname()[1]
+            if "/TCP" not in self.transports[-1]:
+                more = f"Transport: {self.transports[-1]};server_port={port}-{port + 1}\r\n"
+            elif self._has_tcp:
+                more = "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
+            else:
+                status = "461 Unsupported Transport"
+        head = (
+            f"RTSP/1.0 {status}\r\nCSeq: {headers['cseq']}\r\nSession: 1\r\n{more}Content-Length: {len(body)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + body)
+        return method == "PLAY"
+
+    def _send(self, connection: socket.socket) -> None:
+        _, _, datagrams = self.transports[-1].partition("client_port=")
+        while packet := self._packets.recv(2048):
+            if datagrams:
+                self._packets.sendto(packet, ("127.0.0.1", int(datagrams.partition("-")[0])))
+            else:
+                connection.sendall(b"$\0" + len(packet).to_bytes(2, "big") + packet)
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:
         """Nothing, where the base class writes on stderr."""
 
 
 @contextmanager
-def web_server(folder: Path) -> Iterator[str]:
-    """The address of a server of the files in `folder`."""
+def web_server(folder: Path, certificate: Path | None = None) -> Iterator[str]:
+    """The address of a server of the files in `folder`; https with a certificate and its key in one file."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        # A client that does not trust it breaks off in the thread of its connection, not in the one that accepts.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http{'' if certificate is None else 's'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
