@@ -111,4 +111,12 @@ ENGINES = Registry(
         source="target",
         target="executorch",
     ),
+    Engine(
+        name="litert",
+        code="fer_bench.engines.target_engine:load",
+        needs="ai_edge_litert",
+        install="pip install ai-edge-litert",
+        source="target",
+        target="litert",
+    ),
 )

@@ -111,6 +111,29 @@ TARGETS = Registry[Target](
         converters=("executorch",),
         install_converter="pip install 'fer-edge[export,executorch]'",
     ),
+    Target(
+        name="litert",
+        help="LiteRT, once TensorFlow Lite, .tflite",
+        suffix=".tflite",
+        load="fer_runtime.targets.litert:load",
+        convert="fer_export.targets.litert:convert",
+        needs="ai_edge_litert",
+        install="pip install ai-edge-litert",
+        converters=("litert_torch",),
+        install_converter="pip install 'fer-edge[export,litert]'",
+    ),
+    Target(
+        name="coreml",
+        help="Apple's Core ML, .mlmodel; runs on a Mac alone",
+        suffix=".mlmodel",
+        load="fer_runtime.targets.coreml:load",
+        convert="fer_export.targets.coreml:convert",
+        needs="coremltools",
+        install="pip install coremltools",
+        converters=("coremltools",),
+        install_converter="pip install 'fer-edge[export,coreml]'",
+        runs_on="Darwin",
+    ),
 )
 
 

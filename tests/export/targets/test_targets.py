@@ -10,7 +10,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +31,7 @@ from fer_runtime.targets.replay import replay_target
 from fer_runtime.targets.sidecar import read_sidecar
 
 MODELS = Path(__file__).parents[3] / "models"
-_NAMES = ("openvino", "ncnn", "ort", "executorch")
+_NAMES = ("openvino", "ncnn", "ort", "executorch", "litert")
 
 
 def _needs(name: str) -> None:
@@ -164,6 +167,51 @@ def test_int8_is_held_against_the_quantized_file_and_fp16_against_pytorch(tmp_pa
     assert int8.replay.network_comparison.max_logit_difference > int8.replay.comparison.max_logit_difference
     assert fp16.replay.comparison.max_logit_difference > 1e-5  # float16 weights are not float32's
     assert fp16.target_bytes < 0.6 * (tmp_path / "model_0.onnx").stat().st_size
+
+
+class _CoreMl(ModuleType):
+    """coremltools as far as a target uses it: `convert` keeps the traced network, `predict` runs it."""
+
+    ComputeUnit = SimpleNamespace(CPU_ONLY="cpu only")
+    TensorType = SimpleNamespace
+    scale = 1.0
+
+    def __init__(self) -> None:
+        super().__init__("coremltools")
+        self.__spec__ = ModuleSpec("coremltools", None)
+        self.models = SimpleNamespace(MLModel=self.open)
+
+    def convert(self, traced: Any, *, inputs: Any, outputs: Any, convert_to: str) -> Any:
+        assert [one.name for one in (*inputs, *outputs)] == ["faces", "logits", "probabilities"]
+        return SimpleNamespace(save=traced.save)
+
+    def open(self, path: str, *, compute_units: str) -> Any:
+        assert compute_units == "cpu only"
+        network = torch.jit.load(path)
+
+        def predict(given: dict[str, Any]) -> dict[str, Any]:
+            assert given["faces"].dtype == np.float32
+            logits, probabilities = network(torch.from_numpy(given["faces"] * np.float32(self.scale)))
+            return {"logits": logits.numpy(), "probabilities": probabilities.numpy()}
+
+        return SimpleNamespace(predict=predict)
+
+
+def test_core_ml_is_unproven_elsewhere_and_replayed_on_a_mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = _CoreMl()
+    monkeypatch.setitem(sys.modules, "coremltools", fake)
+    monkeypatch.delitem(sys.modules, "fer_export.targets.coreml", raising=False)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "9.0")
+    shutil.copy(MODELS / "model_0.onnx", tmp_path)
+    (report,) = convert_model("v0", targets=["coreml"], models_dir=tmp_path)
+    monkeypatch.delitem(sys.modules, "fer_export.targets.coreml")
+    assert (report.outcome, report.replay) == ("unproven", None)
+    target = TARGETS["coreml"]
+    assert read_sidecar(report.path, target)[0].verdict["outcome"] == "unproven"
+    assert replay_target(report.path, target).passed
+    fake.scale = 255 / 256
+    assert "logits" in _failures(report.path, "coreml")
 
 
 def test_the_golden_faces_leave_the_file_for_any_program(converted: Callable[[str], Path], tmp_path: Path) -> None:
