@@ -196,7 +196,7 @@ def main(**given: Any) -> None:
     A model is served only after its self-test has passed here. Images are decoded in processes of
     their own, and nothing is written to disk. The log on stderr has a JSON object per line, without
     images, names of files or addresses. Exit codes: 0 stopped by SIGTERM or Ctrl-C after the
-    requests in progress were finished, 1 the service cannot start, 2 wrong usage.
+    requests in progress were finished, 1 it cannot start or a computation does not end, 2 wrong usage.
     """
     if given["host"] not in ("127.0.0.1", "localhost", "::1") and given["token"] is None and not given["insecure"]:
         raise click.UsageError(
