@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import coremltools
 import onnx
@@ -19,7 +20,8 @@ def convert(source: Source, precision: Precision, path: Path) -> Converted:
     module = OnnxModule(onnx.load_model_from_string(source.content)).eval()
     example = torch.from_numpy(source.certificate.faces[:1].copy()).float()
     with torch.no_grad():
-        traced = torch.jit.trace(module, example)
+        trace: Any = torch.jit.trace  # without types
+        traced = trace(module, example)
     model = coremltools.convert(
         traced,
         inputs=[coremltools.TensorType(name="faces", shape=example.shape)],

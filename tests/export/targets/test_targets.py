@@ -187,7 +187,8 @@ class _CoreMl(ModuleType):
 
     def open(self, path: str, *, compute_units: str) -> Any:
         assert compute_units == "cpu only"
-        network = torch.jit.load(path)
+        load: Any = torch.jit.load  # without types
+        network = load(path)
 
         def predict(given: dict[str, Any]) -> dict[str, Any]:
             assert given["faces"].dtype == np.float32
