@@ -340,14 +340,15 @@ def prepare_subject(
         progress("fitting unfamiliarity")
         # The threshold is fitted on faces that the layer has not seen.
         known, others = (train.faces, labelled) if train is not None else (labelled[::2], labelled[1::2])
-        head = fit_head(fp32, known, others)
+        head = fit_head(fp32, known, others, uncertain_below=calibration.uncertain_below)
         if head is None:
             progress(
                 f"no output unfamiliarity: it needs {FEWEST_FACES} labelled faces of each split, maps before a linear "
                 f"layer, and an AUROC of {LEAST_AUROC} against made-up images"
             )
     progress("choosing golden faces")
-    coverage = cover_units(fp32, labelled if len(labelled) else None)
+    complete = fp32 if head is None else add_output(fp32, head, "fp32")
+    coverage = cover_units(complete, labelled if len(labelled) else None)
     faces = np.concatenate([labelled, coverage.made_up])
     subject = Subject(
         name=original.name,

@@ -559,7 +559,21 @@ def unfamiliarity_doubled(model: Model) -> None:
 
 
 def unfamiliarity_upside_down(model: Model) -> None:
-    _strange_weights(model, lambda values: -values)
+    _change(model, "unfamiliarity_signs", lambda values: -values)
+
+
+def a_sign_of_unfamiliarity(model: Model) -> None:
+    def turn(values: np.ndarray) -> None:
+        values[0] = -values[0]
+
+    _change(model, "unfamiliarity_signs", turn)
+
+
+def a_bias_of_unfamiliarity(model: Model) -> None:
+    def move(values: np.ndarray) -> None:
+        values[0] += 1
+
+    _change(model, "unfamiliarity_weights_bias" if _is_int8(model) else "unfamiliarity_bias", move)
 
 
 def unfamiliarity_of_the_batch(model: Model) -> None:
@@ -667,6 +681,8 @@ FAULTS: list[tuple[Fault, tuple[Precision, ...], str]] = [
     (one_weight_of_unfamiliarity, _ALL, "unfamiliarity"),
     (unfamiliarity_of_mirrored_maps, _ALL, "unfamiliarity"),
     (unfamiliarity_doubled, _ALL, "unfamiliarity"),
+    (a_sign_of_unfamiliarity, _ALL, "unfamiliarity"),
+    (a_bias_of_unfamiliarity, _ALL, "unfamiliarity"),
     (unfamiliarity_upside_down, _ALL, "unfamiliar"),
     (unfamiliarity_of_the_batch, _ALL, "face by face"),
     (unfamiliarity_with_a_column, _ALL, "container"),

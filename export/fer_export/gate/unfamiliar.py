@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from fer_export.int8.score import channels_last
 from fer_export.unfamiliar.head import LOST, OUTPUT, Head, OperatingPoint, auroc
 from fer_runtime.metrics import wilson_interval
 from fer_runtime.model.find import Precision
@@ -33,29 +34,40 @@ def unfamiliarity_of(content: bytes, faces: Uint8Array, *, batch: int | None = N
 
 
 def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> str:
-    """What is wrong with the layer's weights in a file; "" where they are those that were fitted.
+    """What is wrong with the layers' weights in a file; "" where they are those that were fitted.
 
-    A single weight may weigh on none of the compared images. Float files hold the layer as it was fitted. The integers
-    of int8 are each the nearest to their weight, so that none is off by more than half a step.
+    A single weight may weigh on none of the compared images. Float files hold the layers as they were fitted. The
+    integers of int8 are each the nearest to their weight, so that none is off by more than half a step.
     """
     held = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
-    ends = ("", "_scale", "_zero") if precision == "int8" else ("",)
-    parts = [held.get(f"{OUTPUT}_weights{end}") for end in ends]
-    if any(part is None or part.size not in (1, head.weights.size) for part in parts):
-        return f"the file does not hold its {head.weights.size} weights"
-    own, *steps = (np.asarray(part, np.float64).reshape(-1) for part in parts)
-    fitted, allowed = head.weights, np.float64(0)
-    if precision == "int8":
-        scale, zero = steps
-        own = (own - zero) * scale
-        # The division by the step is in float32.
-        allowed = 0.5 * np.abs(scale).max() * (1 + 1e-3)
+    is_int8 = precision == "int8"
+    weights = head.weights
+    if is_int8:
         read = {name for node in model.graph.node if node.output[0] == f"{OUTPUT}_float" for name in node.input}
         if head.maps.flat is not None and f"{head.maps.flat}_u8" in read and len(head.maps.shape) == 3:
-            fitted = fitted.reshape(head.maps.shape).transpose(1, 2, 0).reshape(-1)  # channels last
-    # Written with "<=" so that NaN counts.
-    wrong = np.flatnonzero(~(np.abs(own - fitted) <= allowed))
-    return f"{wrong.size} of its {fitted.size} weights are not the fitted ones" if wrong.size else ""
+            weights = channels_last(weights, head.maps.shape)
+    parts = (
+        ("weights", weights, "weights", ("_scale", "_zero")),
+        ("biases", head.bias, "weights_bias" if is_int8 else "bias", ("_scale",)),
+        ("signs", head.signs[:, None], "signs", ("_scale", "_zero")),
+    )
+    for what, fitted, name, ends in parts:
+        constants = [held.get(f"{OUTPUT}_{name}{end}") for end in ("", *(ends if is_int8 else ()))]
+        if any(one is None for one in constants):
+            return f"the file does not hold its {fitted.size} {what}"
+        own, *steps = (np.asarray(one, np.float64) for one in constants)
+        if own.shape != fitted.shape or any(one.size not in (1, fitted.shape[-1]) for one in steps):
+            return f"the file does not hold its {fitted.size} {what}"
+        allowed: Any = 0.0
+        if is_int8:
+            own = (own - (steps[1] if len(steps) > 1 else 0)) * steps[0]
+            # The division by the step is in float32.
+            allowed = 0.5 * np.abs(steps[0]) * (1 + 1e-3)
+        # Written with "<=" so that NaN counts.
+        wrong = int((~(np.abs(own - fitted) <= allowed)).sum())
+        if wrong:
+            return f"{wrong} of its {fitted.size} {what} are not the fitted ones"
+    return ""
 
 
 def unfamiliar_checks(

@@ -19,6 +19,8 @@ from fer_runtime.model.session import open_session
 _BATCH = 32
 _STOCK_SUFFIX = "_QuantizeLinear_Output"  # of the uint8 tensors that onnxruntime's quantizer writes
 OUTPUT_LAYERS = ("logits", "unfamiliarity_score")  # layers that compute an output: float in every graph, no units
+# Off on most faces, so that regression says little of its units; gate/unfamiliar.py compares each of its weights.
+_COMPARED_ELSEWHERE = "unfamiliarity_hidden"
 _Array = npt.NDArray[np.float64]
 
 
@@ -49,7 +51,10 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
     for node in fp32.graph.node:
         output = node.output[0]
         is_layer = node.op_type in ("Conv", "Gemm") or (node.op_type == "MatMul" and node.input[1] in constants)
-        if (not is_layer and node.op_type not in ("Add", "ReduceMean", "GlobalAveragePool")) or output in OUTPUT_LAYERS:
+        if (not is_layer and node.op_type not in ("Add", "ReduceMean", "GlobalAveragePool")) or output in (
+            *OUTPUT_LAYERS,
+            _COMPARED_ELSEWHERE,
+        ):
             continue
         following = consumers.get(output, [])
         # A ReLU, and a Clip of onnxruntime's, is absorbed by the zero point.

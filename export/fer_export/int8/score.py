@@ -1,18 +1,20 @@
-"""A linear layer with one output behind the maps of an int8 graph, computed in integers."""
+"""Two linear layers with one output behind the maps of an int8 graph, computed in integers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from fer_export.int8.gptq import round_weights, trim_pairs, weight_scales
-from fer_export.int8.qdq import GraphWriter
+from fer_export.int8.qdq import GraphWriter, IntegerLayer, QuantizedTensor
+from fer_export.int8.ranges import ActivationRange
 from fer_runtime.errors import ParityError
 from fer_runtime.model.parity import FloatArray
+
+# A sign as an integer. Two neighbouring ones are no more than the 128 that CPUs without VNNI add up safely.
+SIGN = 64
 
 
 def append_score(
@@ -21,50 +23,64 @@ def append_score(
     maps: str,
     flat: str | None,
     shape: Sequence[int],
-    weights: FloatArray,
+    layers: tuple[FloatArray, FloatArray, FloatArray],
+    highest: float,
     scales: dict[str, tuple[float, int]],
     name: str,
 ) -> str:
-    """Append the nodes of the layer to an int8 graph of `quantize_model`; returns the tensor of the score, (batch, 1).
+    """Append the nodes of both layers to an int8 graph of `quantize_model`; returns the score's tensor, (batch, 1).
 
     Args:
-        maps: tensor of the float graph whose values the layer reads.
+        maps: tensor of the float graph whose values the first layer reads.
         flat: tensor of the float graph that holds them in one row already.
         shape: of one face's maps in the float graph, (channels, rows, columns) or (features,).
-        weights: float32 (features,), in the float graph's order.
+        layers: weights float32 (features, units), the features in the float graph's order; bias and signs (units,).
+        highest: value that a unit between the layers has; what is above it is cut off.
         scales: scale and zero point of each uint8 tensor of the int8 graph.
         name: begins the names of all new tensors.
 
     Raises:
         ParityError: the int8 graph does not have the maps.
     """
+    weights, bias, signs = layers
     writer = GraphWriter()
     there = {output for node in model.graph.node for output in node.output}
     if flat is not None and f"{flat}_u8" in there:
         features = f"{flat}_u8"
         if len(shape) == 3:  # the integer graph flattens with the channels last
-            weights = weights.reshape(shape).transpose(1, 2, 0).reshape(-1)
+            weights = channels_last(weights, shape)
         scale, zero = scales[features]
     else:
         if f"{maps}_u8" not in there:
             raise ParityError(f"the int8 graph has no tensor {maps}_u8, which {name} is computed from")
-        features = writer.reshape(f"{maps}_u8", f"{name}_u8", (0, weights.size))
+        features = writer.reshape(f"{maps}_u8", f"{name}_u8", (0, len(weights)))
         scale, zero = scales[f"{maps}_u8"]
-    step = weight_scales(weights[None])
-    rounded, _ = round_weights(weights[None], step)
-    # (features, 1): the form that onnxruntime packs once, when the session opens.
-    parameters: tuple[npt.NDArray[Any], ...] = (np.ascontiguousarray(trim_pairs(rounded).T), step, np.zeros(1, np.int8))
+    # A bias counts in steps of input scale times weight scale, and must not leave its 32 bits.
+    step = np.maximum(weight_scales(weights.T), np.abs(bias) / (scale * 2.0**30)).astype(np.float32)
+    rounded, _ = round_weights(weights.T, step)
     read = [
         writer.constant(f"{name}_input_scale", np.array(scale, np.float32)),
         writer.constant(f"{name}_input_zero", np.array(zero, np.uint8)),
     ]
-    held = [
-        writer.constant(f"{name}_weights{end}", part)
-        for end, part in zip(("", "_scale", "_zero"), parameters, strict=True)
-    ]
     dequantized = writer.node("DequantizeLinear", [features, *read], f"{name}_float")
-    layer = writer.node("DequantizeLinear", held, f"{name}_weights_float", axis=1)
-    score = writer.node("Gemm", [dequantized, layer], f"{name}_score")
+    # (features, units): the form that onnxruntime packs once, when the session opens.
+    first = IntegerLayer(np.ascontiguousarray(trim_pairs(rounded).T), step, bias)
+    parameters = writer.parameters(f"{name}_weights", first, scale, axis=1)
+    hidden = writer.node("Gemm", [dequantized, *parameters], f"{name}_hidden")
+    # uint8 with the zero point 0 cuts at 0, as the float graph's Relu does.
+    units = writer.quantize(hidden, f"{name}_units_u8", ActivationRange(0.0, highest))
+    held = [
+        writer.constant(f"{name}_signs", (SIGN * signs[:, None]).astype(np.int8)),
+        writer.constant(f"{name}_signs_scale", np.full(1, 1 / SIGN, np.float32)),
+        writer.constant(f"{name}_signs_zero", np.zeros(1, np.int8)),
+    ]
+    last = writer.node("DequantizeLinear", held, f"{name}_signs_float", axis=1)
+    score = writer.node("Gemm", [writer.dequantize(QuantizedTensor(units.name, units.scale, 0)), last], f"{name}_score")
     model.graph.node.extend(writer.nodes)
     model.graph.initializer.extend(writer.constants.values())
     return score
+
+
+def channels_last(weights: FloatArray, shape: Sequence[int]) -> FloatArray:
+    """Weights (features, units) of maps (channels, rows, columns), in the order of maps with the channels last."""
+    return weights.reshape(*shape, -1).transpose(1, 2, 0, 3).reshape(len(weights), -1)

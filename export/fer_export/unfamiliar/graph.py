@@ -34,7 +34,8 @@ def add_output(model: onnx.ModelProto, head: Head, precision: Precision) -> onnx
             maps=head.maps.tensor,
             flat=head.maps.flat,
             shape=head.maps.shape,
-            weights=head.weights,
+            layers=(head.weights, head.bias, head.signs),
+            highest=head.highest,
             scales=quantized_scales(changed),
             name=OUTPUT,
         )
@@ -51,11 +52,14 @@ def add_output(model: onnx.ModelProto, head: Head, precision: Precision) -> onnx
 def _append_float_score(model: onnx.ModelProto, head: Head, *, is_half: bool) -> str:
     features = head.maps.flat
     if features is None:
-        shape = _constant(model, "features_shape", np.array([0, head.weights.size], np.int64))
+        shape = _constant(model, "features_shape", np.array([0, len(head.weights)], np.int64))
         features = _append(model, "Reshape", [head.maps.tensor, shape], f"{OUTPUT}_features")
     if is_half:  # the sum of thousands of products is no task for 11 bits
         features = _append(model, "Cast", [features], f"{OUTPUT}_float", to=TensorProto.FLOAT)
-    return _append(model, "Gemm", [features, _constant(model, "weights", head.weights[:, None])], f"{OUTPUT}_score")
+    first = [_constant(model, "weights", head.weights), _constant(model, "bias", head.bias)]
+    hidden = _append(model, "Gemm", [features, *first], f"{OUTPUT}_hidden")
+    units = _append(model, "Relu", [hidden], f"{OUTPUT}_units")
+    return _append(model, "Gemm", [units, _constant(model, "signs", head.signs[:, None])], f"{OUTPUT}_score")
 
 
 def _constant(model: onnx.ModelProto, end: str, values: npt.NDArray[Any]) -> str:

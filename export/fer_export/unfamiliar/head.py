@@ -1,8 +1,8 @@
-"""A linear layer on a network's last maps that tells faces from everything else, and its threshold.
+"""A small network on another network's last maps that tells faces from everything else, and its threshold.
 
 Chosen among the energy of the logits (Liu et al., arXiv 2010.03759), Mahalanobis distances (Lee et al.,
-arXiv 1807.03888), nearest faces among the features, and linear layers: the only one that tells both noise and
-photographs from faces.
+arXiv 1807.03888), nearest faces among the features, and linear layers with and without hidden units. Hidden units
+halve the backgrounds that pass for faces.
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ from fer_runtime.model.session import open_session
 OUTPUT = "unfamiliarity"
 LOST = 0.02  # share of real faces that may be called unfamiliar
 FEWEST_FACES = 50  # on which a threshold is fitted
-_MOST_FACES = 3000  # that the layer is fitted on
-_PER_KIND = 250  # images of each kind, at most
-_PENALTY = 1e-3  # of the squared weights, against standardized features
+_MOST_FACES = 8000  # that the layers are fitted on
+_PER_KIND = 400  # images of each kind, at most
+_UNITS = 16  # between the two layers
 _SAMPLE = 256  # faces on which the gate compares a file with the layer
-LEAST_AUROC = 0.9  # of a layer that is worth an output
+LEAST_AUROC = 0.9  # of layers that are worth an output
 _BATCH = 32
-_STEPS = 150
+_FITTED_BATCH = 128
+_EPOCHS, _FEWEST_STEPS = 12, 300
+_LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 1e-2
+_DROPOUT = 0.3  # share of the features left out of a step
+# An image that the network is unsure about has a reason already: it counts so much less than a sure one.
+_UNSURE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +50,13 @@ class Maps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """unfamiliarity = features @ weights; the threshold stands for a bias."""
+    """unfamiliarity = max(features @ weights + bias, 0) @ signs; the threshold stands for a second bias."""
 
     maps: Maps
-    weights: FloatArray  # (features,), in the order of the float model
+    weights: FloatArray  # (features, units), the features in the order of the float model
+    bias: FloatArray  # (units,)
+    signs: FloatArray  # (units,), 1 or -1
+    highest: float  # value of a unit on the images that the layers were fitted on
     fitted_faces: int
     real: Uint8Array = field(repr=False)  # faces that the layer was not fitted on
     strange: Uint8Array = field(repr=False)  # images of the same kinds that it was not fitted on
@@ -73,7 +81,7 @@ class OperatingPoint:
         """The metadata's `quality`."""
         return {
             "unfamiliar_above": self.unfamiliar_above,
-            "method": "linear layer on the last maps, faces against made-up images and parts of faces",
+            "method": "two layers on the last maps, faces against made-up images and parts of faces",
             "kinds": [*MADE_UP, *FROM_FACES],
             "faces": self.faces,
             "lost": self.lost,
@@ -111,29 +119,33 @@ def _maps(tensor: str, shapes: dict[str, tuple[int, ...]], flat: str | None) -> 
     return Maps(tensor=tensor, shape=shape, flat=flat) if shape and all(shape) else None
 
 
-def features_of(fp32: onnx.ModelProto, maps: Maps, faces: Uint8Array) -> FloatArray:
-    """The values of the maps for faces of the model's size, float32 (faces, features)."""
+def features_of(fp32: onnx.ModelProto, maps: Maps, faces: Uint8Array) -> tuple[FloatArray, FloatArray]:
+    """What the model has of faces of its size: float32 (faces, features), and its confidences, float32 (faces,)."""
     shown = onnx.ModelProto()
     shown.CopyFrom(fp32)
     shown.graph.output.append(helper.make_tensor_value_info(maps.tensor, TensorProto.FLOAT, None))
     session = open_session(shown.SerializeToString(), source="the float model").session
-    rows = [np.zeros((0, int(np.prod(maps.shape))), np.float32)]
+    rows, confidences = [np.zeros((0, int(np.prod(maps.shape))), np.float32)], [np.zeros(0, np.float32)]
     for start in range(0, len(faces), _BATCH):
-        (found,) = session.run([maps.tensor], {"faces": faces[start : start + _BATCH]})
+        found, probabilities = session.run([maps.tensor, "probabilities"], {"faces": faces[start : start + _BATCH]})
         rows.append(found.reshape(len(found), -1))
-    return np.concatenate(rows)
+        confidences.append(probabilities.max(1))
+    return np.concatenate(rows), np.concatenate(confidences)
 
 
-def fit_head(fp32: onnx.ModelProto, faces: Uint8Array, others: Uint8Array) -> Head | None:
-    """Fit the layer on real faces of the model's size and colour.
+def fit_head(
+    fp32: onnx.ModelProto, faces: Uint8Array, others: Uint8Array, *, uncertain_below: float | None = None
+) -> Head | None:
+    """Fit the layers on real faces of the model's size and colour.
 
     Args:
         fp32: the float model.
         faces: to fit on.
         others: real faces too, for the threshold and for what is said of it.
+        uncertain_below: confidence below which an answer is doubted anyway; None weighs all images alike.
 
     Returns:
-        None where the model has no maps, there are too few faces, or the layer does not tell them from other images.
+        None where the model has no maps, there are too few faces, or the layers do not tell them from other images.
     """
     maps = find_maps(fp32)
     if maps is None or min(len(faces), len(others)) < FEWEST_FACES:
@@ -141,18 +153,23 @@ def fit_head(fp32: onnx.ModelProto, faces: Uint8Array, others: Uint8Array) -> He
     random = np.random.default_rng(0)
     faces = faces[random.permutation(len(faces))[:_MOST_FACES]]
     count = min(_PER_KIND, -(-len(faces) // 4))
-    gray = _gray(faces)
-    strange = strange_images(gray, count)
-    weights = _separate(features_of(fp32, maps, faces), features_of(fp32, maps, _like(strange, faces)))
+    strange = strange_images(_gray(faces), count)
+    found, confidences = features_of(fp32, maps, _like(strange, faces))
+    counts = np.ones(len(found)) if uncertain_below is None else _UNSURE + (confidences >= uncertain_below)
+    weights, bias, signs, highest = _separate(features_of(fp32, maps, faces)[0], found, counts.astype(np.float32))
     unseen = _like(strange_images(_gray(others), max(8, count // 8), seed=1), faces)
     some = others[random.permutation(len(others))[:_SAMPLE]]
     sample = np.concatenate([some, unseen])
-    scores = (features_of(fp32, maps, sample).astype(np.float64) @ weights.astype(np.float64)).astype(np.float32)
+    units = np.maximum(features_of(fp32, maps, sample)[0].astype(np.float64) @ weights.astype(np.float64) + bias, 0)
+    scores = (units @ signs.astype(np.float64)).astype(np.float32)
     if auroc(scores[: len(some)], scores[len(some) :]) < LEAST_AUROC:
         return None
     return Head(
         maps=maps,
         weights=weights,
+        bias=bias,
+        signs=signs,
+        highest=highest,
         fitted_faces=len(faces),
         real=others,
         strange=unseen,
@@ -181,30 +198,62 @@ def _like(images: Uint8Array, faces: Uint8Array) -> Uint8Array:
     return images if faces.ndim == 3 else np.repeat(images[..., None], 3, axis=-1)
 
 
-def _separate(real: FloatArray, others: FloatArray) -> FloatArray:
-    """Logistic regression: weights whose result is larger for `others`."""
+def _separate(
+    real: FloatArray, others: FloatArray, counts: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray, float]:
+    """Fit two layers whose result is larger for `others`.
+
+    Args:
+        real, others: features, float32 (images, features).
+        counts: how much each of `others` counts, (images,).
+
+    Returns:
+        weights (features, units), bias and signs (units,) as in Head, and the highest value of a unit.
+    """
     center = real.mean(0, dtype=np.float64)
     # A feature that faces hardly ever switch on must not weigh without limit.
     spread = real.std(0, dtype=np.float64) + 0.1 * real.std(dtype=np.float64) + 1e-6
-    rows = torch.from_numpy(((np.concatenate([real, others]) - center) / spread).astype(np.float32))
+    rows = torch.from_numpy(np.concatenate([real, others]))
+    rows.sub_(torch.from_numpy(center.astype(np.float32))).div_(torch.from_numpy(spread.astype(np.float32)))
     target = torch.cat([torch.zeros(len(real)), torch.ones(len(others))])
     # Faces and others count alike.
-    balance = torch.where(target > 0, len(rows) / (2 * len(others)), len(rows) / (2 * len(real)))
-    weights = torch.zeros(rows.shape[1], requires_grad=True)
-    bias = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe")
+    share = torch.cat([torch.full((len(real),), 0.5 / len(real)), torch.from_numpy(counts) * (0.5 / counts.sum())])
+    share *= len(rows)
+    random = torch.Generator().manual_seed(0)
 
-    def loss() -> torch.Tensor:
+    def start(outputs: int, inputs: int) -> torch.Tensor:
+        values = (2 * torch.rand(outputs, inputs, generator=random) - 1) / inputs**0.5
+        return values.requires_grad_()
+
+    first, last = start(_UNITS, rows.shape[1]), start(1, _UNITS)
+    bias, end = torch.zeros(_UNITS, requires_grad=True), torch.zeros(1, requires_grad=True)
+    parameters = [first, bias, last, end]
+    optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    each = max(1, len(rows) // _FITTED_BATCH)
+    steps = max(_EPOCHS * each, _FEWEST_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps + 1)
+    order = torch.zeros(0, dtype=torch.int64)
+    for step in range(steps):
+        if step % each == 0:
+            order = torch.randperm(len(rows), generator=random)
+        chosen = order[step % each * _FITTED_BATCH :][:_FITTED_BATCH]
+        kept = torch.rand(len(chosen), rows.shape[1], generator=random) >= _DROPOUT
+        features = rows[chosen] * kept / (1 - _DROPOUT)
+        scores = torch.relu(features @ first.T + bias) @ last[0] + end
+        errors = torch.nn.functional.binary_cross_entropy_with_logits(scores, target[chosen], reduction="none")
         optimizer.zero_grad()
-        scores = rows @ weights + bias
-        errors = torch.nn.functional.binary_cross_entropy_with_logits(scores, target, reduction="none")
-        value = (errors * balance).mean() + _PENALTY * (weights**2).sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    raw: FloatArray = (weights.detach().numpy() / spread).astype(np.float32)
-    return raw
+        (errors * share[chosen]).mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    # max(x, 0) times a positive number is max of the product and 0: the last layer keeps nothing but its signs.
+    size = last.detach()[0].abs().double().numpy()
+    signs = np.where(last.detach()[0].numpy() < 0, -1, 1).astype(np.float32)
+    raw = first.detach().double().numpy() / spread
+    weights: FloatArray = np.ascontiguousarray((raw * size[:, None]).T, np.float32)
+    offsets = ((bias.detach().double().numpy() - raw @ center) * size).astype(np.float32)
+    with torch.no_grad():
+        units = torch.relu(rows @ first.T + bias) * last[0].abs()
+    return weights, offsets, signs, max(float(units.max()), 1e-6)
 
 
 def fit_threshold(real: FloatArray, strange: FloatArray) -> OperatingPoint:

@@ -169,6 +169,52 @@ def _rings(random: _Random) -> _Plane:
     return _shrunk(image)
 
 
+def _folds(random: _Random) -> _Plane:
+    """Cloth in the light, with seams, collars and badges."""
+    height = cv2.GaussianBlur(_pink(random, _LARGE).astype(np.float32), (0, 0), float(random.uniform(1, 6)))
+    down, across = np.gradient(height / max(float(height.std()), 1e-6))
+    angle = random.uniform(0, 2 * np.pi)
+    shade = across * np.cos(angle) + down * np.sin(angle)
+    plane = random.uniform(5, 230) + shade / max(float(shade.std()), 1e-6) * random.uniform(1, 45)
+    image = np.clip(plane, 0, 255).astype(np.uint8)
+    for _ in range(int(random.integers(0, 5))):
+        tone, kind = float(random.uniform(0, 255)), random.integers(3)
+        x, y = (int(value) for value in random.integers(-10, _LARGE + 10, 2))
+        if kind == 0:
+            points = np.array([x, y]) + random.normal(0, random.uniform(8, 40), (3 + int(random.integers(2)), 2))
+            cv2.fillPoly(image, [points.astype(np.int32)], tone, cv2.LINE_AA)
+        elif kind == 1:
+            end = (np.array([x, y]) + random.normal(0, 60, 2)).astype(int).tolist()
+            cv2.line(image, (x, y), end, tone, int(random.integers(1, 4)), cv2.LINE_AA)
+        else:
+            stripe = int(random.integers(2, 8))
+            for left in range(x, x + stripe * int(random.integers(2, 8)), stripe):
+                corner = left + stripe - 1, y + int(random.integers(4, 16))
+                cv2.rectangle(image, (left, y), corner, float(random.uniform(0, 255)), -1)
+    grain = random.normal(0, random.uniform(0, 8), image.shape)
+    return _shrunk(cv2.GaussianBlur(image.astype(np.float64) + grain, (0, 0), float(random.uniform(0.3, 1.5))))
+
+
+def _objects(random: _Random) -> _Plane:
+    """Round and square things with light and shadow before a plain background."""
+    rows, columns = np.mgrid[0:_LARGE, 0:_LARGE] - float(FACE_SIZE)
+    across, down = random.normal(0, 0.8, 2)
+    plane = random.uniform(0, 255) + across * columns + down * rows
+    for _ in range(int(random.integers(1, 6))):
+        angle, (x, y) = random.uniform(0, np.pi), random.normal(0, 28, 2)
+        along, beside = random.uniform(6, 50, 2)
+        first = ((columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)) / along
+        second = ((rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)) / beside
+        # From an ellipse to nearly a rectangle.
+        distance = np.abs(first) ** (power := random.uniform(2, 8)) + np.abs(second) ** power
+        cover = np.clip((1 - distance) * random.uniform(2, 20), 0, 1)
+        light = first * random.normal(0, 30) + second * random.normal(0, 30) - distance * random.uniform(-20, 40)
+        shadow = np.roll(cover, random.integers(-8, 9, 2).tolist(), (0, 1)) * random.uniform(0, 60)
+        plane = (plane - shadow) * (1 - cover) + (random.uniform(0, 255) + light) * cover
+    grain = random.normal(0, random.uniform(0, 8), plane.shape)
+    return _shrunk(np.clip(plane, 0, 255) + grain)
+
+
 def _screenshot(random: _Random) -> _Plane:
     side, is_dark = 4 * FACE_SIZE, bool(random.integers(2))
     paper = random.uniform(0, 60) if is_dark else random.uniform(200, 255)
@@ -306,6 +352,21 @@ def _texture(random: _Random, faces: Uint8Array) -> _Plane:
     return textured
 
 
+def _composite(random: _Random, faces: Uint8Array) -> _Plane:
+    """Part of two other images, one cut into the other, with another brightness and contrast."""
+    parts = []
+    for place in random.integers(0, len(MADE_UP) + len(_CUT), 2).tolist():
+        draw = [*MADE_UP.values(), *_CUT.values()][place]
+        parts.append(_enlarged(draw(random) if place < len(MADE_UP) else draw(random, faces), _LARGE))
+    edge = cv2.GaussianBlur(_leaf(random, 0.03), (0, 0), float(random.uniform(0.3, 4))).astype(np.float64) / 255
+    plane = parts[0] * (1 - edge) + parts[1] * edge
+    shown = int(random.integers(_LARGE // 3, _LARGE + 1))
+    left, top = random.integers(0, _LARGE - shown + 1, 2).tolist()
+    plane = _shrunk(plane[top : top + shown, left : left + shown])
+    changed: _Plane = (plane - plane.mean()) * random.uniform(0.1, 1.3) + random.uniform(15, 235)
+    return changed
+
+
 MADE_UP: dict[str, Callable[..., _Plane]] = {
     "noise": _noise,
     "clouds": _clouds,
@@ -314,9 +375,11 @@ MADE_UP: dict[str, Callable[..., _Plane]] = {
     "drawings": _drawing,
     "scribbles": _scribble,
     "rings": _rings,
+    "folds": _folds,
+    "objects": _objects,
     "screenshots": _screenshot,
 }
-FROM_FACES: dict[str, Callable[..., _Plane]] = {
+_CUT: dict[str, Callable[..., _Plane]] = {
     "beside faces": _beside,
     "details": _detail,
     "shuffled": _shuffled,
@@ -326,3 +389,4 @@ FROM_FACES: dict[str, Callable[..., _Plane]] = {
     "collages": _collage,
     "emblems": _emblem,
 }
+FROM_FACES = {**_CUT, "composites": _composite}

@@ -123,7 +123,7 @@ def test_no_two_neighbouring_products_leave_16_bits(exported: Exported) -> None:
     constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     behind = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    assert len(layers) == 6  # the network's five, and the score behind `unfamiliarity`
+    assert len(layers) == 7  # the network's five, and the two behind `unfamiliarity`
     for node in layers:
         rows = _kernel_order(node, constants[behind[node.input[1]]]).astype(np.int64)
         smallest, largest = _worst_sums(rows)
@@ -139,15 +139,23 @@ def test_equal_neighbours_of_a_score_do_not_leave_16_bits(
     assert maps is not None
     model = onnx.ModelProto()
     model.CopyFrom(int8_graph)
-    weights = np.ones(int(np.prod(maps.shape)), np.float32)
+    weights = np.ones((int(np.prod(maps.shape)), 4), np.float32)
     weights[len(weights) // 2 :] = -1
-    scales = quantized_scales(model)
+    signs = np.array([1, 1, -1, -1], np.float32)
     append_score(
-        model, maps=maps.tensor, flat=maps.flat, shape=maps.shape, weights=weights, scales=scales, name="score"
+        model,
+        maps=maps.tensor,
+        flat=maps.flat,
+        shape=maps.shape,
+        layers=(weights, np.zeros(4, np.float32), signs),
+        highest=1.0,
+        scales=quantized_scales(model),
+        name="score",
     )
-    (held,) = [numpy_helper.to_array(one) for one in model.graph.initializer if one.name == "score_weights"]
-    smallest, largest = _worst_sums(held.T.astype(np.int64))
-    assert -32768 <= smallest < 0 < largest <= 32767
+    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    for name in ("score_weights", "score_signs"):
+        smallest, largest = _worst_sums(constants[name].T.astype(np.int64))
+        assert -32768 <= smallest < 0 < largest <= 32767
 
 
 def test_integers_equal_the_same_graph_in_float(int8_graph: onnx.ModelProto) -> None:
