@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from fer_export.gate.units import quantized_scales
 from fer_export.int8.score import channels_last
 from fer_export.unfamiliar.head import LOST, OUTPUT, Head, OperatingPoint, auroc
 from fer_runtime.metrics import wilson_interval
@@ -46,12 +47,16 @@ def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> s
         read = {name for node in model.graph.node if node.output[0] == f"{OUTPUT}_float" for name in node.input}
         if head.maps.flat is not None and f"{head.maps.flat}_u8" in read and len(head.maps.shape) == 3:
             weights = channels_last(weights, head.maps.shape)
+    # The layers of int8 count in steps of their inputs and units.
+    found = quantized_scales(model) if is_int8 else {}
+    step = next((found[name][0] for name in read if name in found), np.nan) if is_int8 else 1.0
+    unit_step = found.get(f"{OUTPUT}_units_u8", (np.nan, 0))[0] if is_int8 else 1.0
     parts = (
-        ("weights", weights, "weights", ("_scale", "_zero")),
-        ("biases", head.bias, "weights_bias" if is_int8 else "bias", ("_scale",)),
-        ("signs", head.signs[:, None], "signs", ("_scale", "_zero")),
+        ("weights", weights, "weights", ("_scale", "_zero"), unit_step / step),
+        ("biases", head.bias, "weights_bias" if is_int8 else "bias", ("_scale",), unit_step),
+        ("signs", head.signs[:, None], "signs", ("_scale", "_zero"), 1 / unit_step),
     )
-    for what, fitted, name, ends in parts:
+    for what, fitted, name, ends, stands_for in parts:
         constants = [held.get(f"{OUTPUT}_{name}{end}") for end in ("", *(ends if is_int8 else ()))]
         if any(one is None for one in constants):
             return f"the file does not hold its {fitted.size} {what}"
@@ -60,9 +65,10 @@ def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> s
             return f"the file does not hold its {fitted.size} {what}"
         allowed: Any = 0.0
         if is_int8:
-            own = (own - (steps[1] if len(steps) > 1 else 0)) * steps[0]
+            size = steps[0] * stands_for
+            own = (own - (steps[1] if len(steps) > 1 else 0)) * size
             # The division by the step is in float32.
-            allowed = 0.5 * np.abs(steps[0]) * (1 + 1e-3)
+            allowed = 0.5 * np.abs(size) * (1 + 1e-3)
         # Written with "<=" so that NaN counts.
         wrong = int((~(np.abs(own - fitted) <= allowed)).sum())
         if wrong:

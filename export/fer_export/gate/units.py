@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fer_export.int8.scales import STEP
 from fer_runtime.model.parity import Check, Uint8Array
 from fer_runtime.model.session import open_session
 
@@ -81,18 +82,29 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
 
 
 def quantized_scales(int8: onnx.ModelProto) -> dict[str, tuple[float, int]]:
-    """Scale and zero point of each uint8 tensor behind a QuantizeLinear."""
+    """What a step of each uint8 tensor behind a QuantizeLinear stands for in the float network, and its zero point."""
     constants = {one.name: numpy_helper.to_array(one) for one in int8.graph.initializer}
     found: dict[str, tuple[float, int]] = {}
+    ours: set[str] = set()  # that count steps, with the scale 1
     for node in int8.graph.node:
         if node.op_type == "QuantizeLinear":
-            found[node.output[0]] = float(constants[node.input[1]]), int(constants[node.input[2]])
+            steps = [float(one.value) for one in node.metadata_props if one.key == STEP]
+            scale = steps[0] if steps else float(constants[node.input[1]])
+            found[node.output[0]] = scale, int(constants[node.input[2]])
+            ours |= {node.output[0]} if steps else set()
         elif node.op_type in ("MaxPool", "Transpose", "Reshape") and node.input[0] in found:
             found[node.output[0]] = found[node.input[0]]
+            ours |= {node.output[0]} if node.input[0] in ours else set()
     # A reader of the tensor may claim another scale than its writer used.
+    in_sums = {name for node in int8.graph.node if node.op_type == "Add" for name in node.input}
     for node in int8.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in found:
-            found[node.input[0]] = float(constants[node.input[1]]), int(constants[node.input[2]])
+        if node.op_type != "DequantizeLinear" or node.input[0] not in found:
+            continue
+        scale, zero = float(constants[node.input[1]]), int(constants[node.input[2]])
+        if node.input[0] not in ours:
+            found[node.input[0]] = scale, zero
+        elif node.output[0] not in in_sums:
+            found[node.input[0]] = found[node.input[0]][0] * scale, zero
     return found
 
 

@@ -47,6 +47,12 @@ class InputStatistics:
         return self._products.double().div_(self.rows)
 
     @property
+    def magnitudes(self) -> npt.NDArray[np.float64]:
+        """Root mean square of each input, float64 (inputs,)."""
+        magnitudes: npt.NDArray[np.float64] = (self._products.diagonal().double() / self.rows).sqrt().numpy()
+        return magnitudes
+
+    @property
     def means(self) -> npt.NDArray[np.float64]:
         """float64 (inputs,)."""
         means: npt.NDArray[np.float64] = (self._sums / self.rows).numpy()

@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 from fer_export.int8.gptq import Int8Array, round_weights, trim_pairs, weight_scales
 from fer_export.int8.qdq import GraphWriter, IntegerLayer, QuantizedTensor
 from fer_export.int8.ranges import Observations
+from fer_export.int8.scales import SUM_PARTS, behind_relu, mean_step, plan_steps, short_scales
 
 # ONNX's reference evaluator has no DequantizeLinear below; onnxruntime fuses the pairs of both in the same way.
 LOWEST_OPSET = 19
@@ -45,6 +46,7 @@ class _Quantizer:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
         self.outputs = {one.name for one in model.graph.output}
+        self.steps = plan_steps(model, self.ranges)
         self.writer = GraphWriter()
         self.quantized: dict[str, QuantizedTensor] = {}
         self.spatial: dict[str, tuple[int, int, int]] = {}  # channels, height, width of each quantized tensor
@@ -89,26 +91,40 @@ class _Quantizer:
 
     def _with_relu(self, node: onnx.NodeProto) -> str:
         """The output's name; a Relu behind it is absorbed, because uint8 with the zero point 0 cuts at 0 as well."""
-        output: str = node.output[0]
-        following = self.consumers.get(output, [])
-        if len(following) == 1 and following[0].op_type == "Relu":
-            self.done.add(following[0].name)
-            output = following[0].output[0]
+        output = behind_relu(node.output[0], self.consumers)
+        if output != node.output[0]:
+            self.done.add(self.consumers[node.output[0]][0].name)
         return output
 
-    def _layer(self, node: onnx.NodeProto, input_scale: float) -> IntegerLayer:
+    def _tensor(self, output: str, step: float | None = None) -> QuantizedTensor:
+        """The uint8 tensor of a float one, before it is written."""
+        covered = self.ranges[output]
+        step = step or self.steps.get(output, covered.step)
+        return QuantizedTensor(f"{output}_u8", step, covered.zero_point)
+
+    def _layer(self, node: onnx.NodeProto, input_step: float, output_step: float) -> IntegerLayer:
         """The integer parameters of a Conv or Gemm, in the float model's layout with the outputs first."""
         weights = self.initializers[node.input[1]]
         if node.op_type == "Gemm" and not any(one.name == "transB" and one.i for one in node.attribute):
             weights = weights.T
         bias = self.initializers[node.input[2]] if len(node.input) > 2 else np.zeros(len(weights), np.float32)
-        # A bias is counted in steps of input scale times weight scale; a channel with tiny weights and
-        # a large bias would leave its 32 bits.
-        fewest = np.abs(bias) / (input_scale * 2.0**30)
-        scales = np.maximum(weight_scales(self._as_in_memory(node, weights)), fewest).astype(np.float32)
-        flat, correction = round_weights(weights.reshape(len(weights), -1), scales, self.inputs.get(node.name))
-        ordered = trim_pairs(self._as_in_memory(node, flat.reshape(weights.shape)))
-        return IntegerLayer(weights=self._from_memory(node, ordered), scales=scales, bias=bias + correction)
+        flat = weights.reshape(len(weights), -1)
+        statistics = self.inputs.get(node.name)
+        smallest = weight_scales(self._as_in_memory(node, weights)).astype(np.float64)
+        # A bias is counted in steps of input times weight scale; a channel with tiny weights and a large bias would
+        # leave the integers that float32 holds.
+        smallest = np.maximum(smallest, np.abs(bias) / (input_step * 2.0**22))
+        inputs = np.full(flat.shape[1], 128.0) if statistics is None else statistics.magnitudes / input_step
+        sums = 2 * np.abs(flat) @ inputs / smallest + np.abs(bias) / (input_step * smallest)
+        scales = short_scales(smallest * input_step / output_step, sums)
+        weight_steps = (scales * output_step / input_step).astype(np.float32)
+        integers, correction = round_weights(flat, weight_steps, statistics)
+        ordered = trim_pairs(self._as_in_memory(node, integers.reshape(weights.shape)))
+        return IntegerLayer(
+            weights=self._from_memory(node, ordered),
+            scales=scales,
+            bias=(bias + correction).astype(np.float64) / output_step,
+        )
 
     def _as_in_memory(self, node: onnx.NodeProto, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Weights with their inputs in the order in which the integer kernels multiply them: channels last.
@@ -134,11 +150,12 @@ class _Quantizer:
             return
         source = self.quantized[node.input[0]]
         output = self._with_relu(node)
-        layer = self._layer(node, source.scale)
-        parameters = self.writer.parameters(node.input[1], layer, source.scale, axis=0)
+        tensor = self._tensor(output)
+        layer = self._layer(node, source.step, tensor.step)
+        parameters = self.writer.parameters(node.input[1], layer, axis=0)
         kept = {key: attributes[key] for key in ("kernel_shape", "pads", "strides")}
         raw = self.writer.node("Conv", [self.writer.dequantize(source), *parameters], f"{output}_raw", **kept)
-        self.quantized[output] = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+        self.quantized[output] = self.writer.quantize(raw, tensor)
         _, height, width = self.spatial[node.input[0]]
         self.spatial[output] = (
             len(layer.scales),
@@ -151,12 +168,13 @@ class _Quantizer:
         output = self._with_relu(node)
         side = self.model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
         size = (side + 2 * pad - kernel) // stride + 1
-        layer = self._layer(node, 1.0)
+        whole = self._tensor(output)
+        layer = self._layer(node, 1.0, whole.step)
         channels = len(layer.scales)
         # A zero point is a whole number. The bias makes up for the rest, exactly but beside the border.
         zero_point = round(self.offset)
         sums = layer.weights.reshape(channels, -1).sum(1, dtype=np.float64) * layer.scales
-        bias = (layer.bias + (zero_point - self.offset) * sums).astype(np.float32)
+        bias = layer.bias + (zero_point - self.offset) * sums
         pool = self._following_pool(output)
         rows = 2 if pool is not None else 1
         blocked, before, after = blocked_weights(layer.weights[:, 0], stride=stride, pad=pad, rows=rows)
@@ -165,7 +183,7 @@ class _Quantizer:
         source = QuantizedTensor(planes, 1.0, zero_point)
         copies = len(blocked) // channels
         every = IntegerLayer(blocked, np.tile(layer.scales, copies), np.tile(bias, copies))
-        parameters = self.writer.parameters(node.input[1], every, 1.0, axis=0)
+        parameters = self.writer.parameters(node.input[1], every, axis=0)
         raw = self.writer.node(
             "Conv",
             [self.writer.dequantize(source), *parameters],
@@ -174,12 +192,12 @@ class _Quantizer:
             pads=(pad, before, pad, after),
             strides=(stride * rows, 1),
         )
-        whole = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+        self.writer.quantize(raw, whole)
         last = self.writer.node("Transpose", [whole.name], f"{output}_last", perm=(0, 2, 3, 1))
         if pool is None:
             wide = self.writer.reshape(last, f"{output}_wide", (0, size, size, channels))
             first = self.writer.node("Transpose", [wide], f"{output}_first", perm=(0, 3, 1, 2))
-            self.quantized[output] = QuantizedTensor(first, whole.scale, whole.zero_point)
+            self.quantized[output] = QuantizedTensor(first, whole.step, whole.zero_point)
             self.spatial[output] = (channels, size, size)
             return
         self.done.add(pool.name)
@@ -191,7 +209,7 @@ class _Quantizer:
         back = self.writer.node("Transpose", [pooled], f"{output}_back", perm=(0, 2, 3, 1))
         square = self.writer.reshape(back, f"{output}_square", (0, half, half, channels))
         final = self.writer.node("Transpose", [square], f"{output}_pooled", perm=(0, 3, 1, 2))
-        self.quantized[pool.output[0]] = QuantizedTensor(final, whole.scale, whole.zero_point)
+        self.quantized[pool.output[0]] = QuantizedTensor(final, whole.step, whole.zero_point)
         self.spatial[pool.output[0]] = (channels, half, half)
 
     def _following_pool(self, output: str) -> onnx.NodeProto | None:
@@ -208,7 +226,7 @@ class _Quantizer:
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         kept = {key: attributes[key] for key in ("kernel_shape", "pads", "strides") if key in attributes}
         name = self.writer.node("MaxPool", [source.name], f"{node.output[0]}_u8", **kept)
-        self.quantized[node.output[0]] = QuantizedTensor(name, source.scale, source.zero_point)
+        self.quantized[node.output[0]] = QuantizedTensor(name, source.step, source.zero_point)
         channels, height, width = self.spatial[node.input[0]]
         pads = kept.get("pads", [0, 0, 0, 0])
         self.spatial[node.output[0]] = (
@@ -219,18 +237,32 @@ class _Quantizer:
 
     def _add(self, node: onnx.NodeProto) -> None:
         output = self._with_relu(node)
-        terms = [self.writer.dequantize(self.quantized[name]) for name in node.input]
-        # ONNX Runtime fuses an Add with what is around it into integers, which round differently on x86, on arm64 and
-        # in WebAssembly: on v3, one value in 8,000 by a step. A Sum stays in float and is the same everywhere.
-        raw = self.writer.node("Sum", terms, f"{output}_raw")
-        self.quantized[output] = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+        tensor = self._tensor(output)
+        terms = []
+        for place, name in enumerate(node.input):
+            source = self.quantized[name]
+            if source.name == f"{name}_u8" and len(self.consumers[name]) == 1:
+                # OpenVINO fuses a convolution with the sum behind it, and leaves out the rounding between them. Pooling
+                # of single values keeps them apart.
+                copied = self.writer.node(
+                    "MaxPool", [source.name], f"{name}_alone", kernel_shape=(1, 1), strides=(1, 1)
+                )
+                source = QuantizedTensor(copied, source.step, source.zero_point)
+            parts = source.step / tensor.step * SUM_PARTS
+            # Whole but for the last bits, where the plan could have it so.
+            whole = round(parts) if abs(parts - round(parts)) < 1e-6 * parts else parts
+            terms.append(self.writer.dequantize_parts(source, f"{output}_{place}", whole))
+        raw = self.writer.node("Add", terms, f"{output}_raw")
+        self.quantized[output] = self.writer.quantize(raw, tensor, parts=SUM_PARTS)
         self.spatial[output] = self.spatial[node.input[0]]
 
     def _reducemean(self, node: onnx.NodeProto) -> None:
-        source = self.writer.dequantize(self.quantized[node.input[0]])
-        raw = self.writer.node("GlobalAveragePool", [source], f"{node.output[0]}_raw")
-        self.quantized[node.output[0]] = self.writer.quantize(raw, f"{node.output[0]}_u8", self.ranges[node.output[0]])
-        self.spatial[node.output[0]] = (self.spatial[node.input[0]][0], 1, 1)
+        source, output = self.quantized[node.input[0]], node.output[0]
+        channels, height, width = self.spatial[node.input[0]]
+        tensor = self._tensor(output, mean_step(self.ranges[output].step, source.step, height * width))
+        raw = self.writer.node("GlobalAveragePool", [self.writer.dequantize(source)], f"{output}_raw")
+        self.quantized[output] = self.writer.quantize(raw, tensor, parts=tensor.step / source.step)
+        self.spatial[output] = (channels, 1, 1)
 
     def _reshape(self, node: onnx.NodeProto) -> None:
         # Integer convolutions keep the channels last, so flattening in that order moves nothing; the
@@ -240,22 +272,21 @@ class _Quantizer:
         # Written even where height and width are 1: it cancels the transposition that integer layers end with.
         last = self.writer.node("Transpose", [source.name], f"{node.output[0]}_last", perm=(0, 2, 3, 1))
         flat = self.writer.reshape(last, f"{node.output[0]}_u8", (0, channels * height * width))
-        self.quantized[node.output[0]] = QuantizedTensor(flat, source.scale, source.zero_point)
+        self.quantized[node.output[0]] = QuantizedTensor(flat, source.step, source.zero_point)
         self.spatial[node.output[0]] = (channels, height, width)
 
     def _gemm(self, node: onnx.NodeProto) -> None:
         source = self.quantized[node.input[0]]
         output = self._with_relu(node)
-        layer = self._layer(node, source.scale)
+        tensor = None if output in self.outputs else self._tensor(output)
+        layer = self._layer(node, source.step, 1.0 if tensor is None else tensor.step)
         # (in, out) and no transB: the form that onnxruntime packs once, when the session opens.
         turned = IntegerLayer(np.ascontiguousarray(layer.weights.T), layer.scales, layer.bias)
-        parameters = self.writer.parameters(node.input[1], turned, source.scale, axis=1)
-        inputs = [self.writer.dequantize(source), *parameters]
-        if output in self.outputs:
+        inputs = [self.writer.dequantize(source), *self.writer.parameters(node.input[1], turned, axis=1)]
+        if tensor is None:
             self.writer.node("Gemm", inputs, output)
             return
-        raw = self.writer.node("Gemm", inputs, f"{output}_raw")
-        self.quantized[output] = self.writer.quantize(raw, f"{output}_u8", self.ranges[output])
+        self.quantized[output] = self.writer.quantize(self.writer.node("Gemm", inputs, f"{output}_raw"), tensor)
         self.spatial[output] = (len(layer.scales), 1, 1)
 
 

@@ -25,13 +25,24 @@ class ActivationRange:
     high: float
 
     @property
-    def scale(self) -> float:
-        low, high = min(self.low, 0.0), max(self.high, 0.0)
-        return float(np.float32(max(high - low, 1e-8) / 255))
+    def step(self) -> float:
+        """The smallest step for which uint8 around the zero point covers the range and 0."""
+        return self._step(self.zero_point)
 
     @property
     def zero_point(self) -> int:
-        return int(np.clip(round(-min(self.low, 0.0) / self.scale), 0, 255))
+        """The integer of 0.
+
+        It is even, so that half a step rounded to an even number is the same before and after it is added: ONNX Runtime
+        rounds before, OpenVINO after.
+        """
+        if self.low >= 0:
+            return 0
+        nearest = int(-self.low / (max(self.high, 0.0) - self.low) * 255) // 2 * 2
+        return min((zero for zero in (nearest, nearest + 2) if 2 <= zero <= 254), key=self._step)
+
+    def _step(self, zero: int) -> float:
+        return max(-self.low / zero if zero else 0.0, self.high / (255 - zero), 1e-8 / 255)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
