@@ -203,7 +203,7 @@ _RULES = (
         "--min-confidence",
         callback=confidence,
         metavar="P|auto",
-        help="Mark faces below this confidence as uncertain. auto: the threshold fitted at export.",
+        help="Mark faces below this confidence as uncertain. auto: faces with any reason against their answer.",
     ),
 )
 @option_group(

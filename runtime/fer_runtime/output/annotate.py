@@ -45,13 +45,33 @@ def draw_faces(image: Uint8Array, faces: Sequence[Face], *, numbers: Sequence[in
     for face in faces:
         x, y, width, height = (value * factor for value in face.box)
         boxes.append((x, y, width, height))
+    eyes = [_eyes(face, box, factor) for face, box in zip(faces, boxes, strict=True)]
     taken = list(boxes)
     for index, (face, box) in enumerate(zip(faces, boxes, strict=True)):
-        taken.append(_draw_box(drawn, face, box, unit, f"{numbers[index]}: " if numbers else ""))
+        number = f"{numbers[index]}: " if numbers else ""
+        title = _draw_box(drawn, face, box, unit, number, hidden=eyes, taken=taken[len(boxes) :], boxes=boxes)
+        taken.append(title)
     # The largest first: where there is no room for all panels, it keeps its own.
     for face, box in sorted(zip(faces, boxes, strict=True), key=lambda one: -one[1][2]):
-        _draw_panel(drawn, face, box, unit, taken)
+        if not _draw_panel(drawn, face, box, unit, taken, eyes):
+            _draw_strip(drawn, face, box, unit, [*taken[len(boxes) :], *eyes])
     return drawn  # type: ignore[return-value]
+
+
+def _eyes(face: Face, box: _Box, factor: int) -> _Box:
+    """Where the eyes of a face are: about its landmarks, or the upper half of its box."""
+    x, y, width, height = box
+    if len(face.landmarks) < 2:
+        return x, y, width, height // 2
+    (first_x, first_y), (second_x, second_y) = ((factor * x, factor * y) for x, y in face.landmarks[:2])
+    reach = max(abs(first_x - second_x), width / 4) / 2
+    left, top = min(first_x, second_x) - reach, min(first_y, second_y) - reach
+    return (
+        round(left),
+        round(top),
+        round(abs(first_x - second_x) + 2 * reach),
+        round(abs(first_y - second_y) + 2 * reach),
+    )
 
 
 def write_image(path: Path, image: Uint8Array) -> None:
@@ -88,8 +108,24 @@ def _encoded(suffix: str, image: Uint8Array) -> bytes | None:
     return content.tobytes() if encoded else None
 
 
-def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, number: str) -> _Box:
-    """Draw the box and its title; where the title is."""
+def _draw_box(
+    image: cv2.typing.MatLike,
+    face: Face,
+    box: _Box,
+    unit: float,
+    number: str,
+    *,
+    hidden: list[_Box],
+    taken: list[_Box],
+    boxes: list[_Box],
+) -> _Box:
+    """Draw the box and its title, with the reasons against the answer below it; where the title is.
+
+    Args:
+        hidden: what the title may not cover, all eyes.
+        taken: titles that are drawn already.
+        boxes: of all faces: the title is beside them where there is room.
+    """
     x, y, width, height = box
     labels = tuple(face.probabilities)
     color = label_colors(labels).get(face.expression, _INK)
@@ -97,49 +133,91 @@ def _draw_box(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, num
     cv2.rectangle(image, (x, y), (x + width, y + height), color, line, cv2.LINE_AA)
     title = f"{number}{drawn_label(face.expression, labels)} {face.confidence:.0%}{'?' if face.uncertain else ''}"
     # As wide as the box where that can be read, never wider than the picture.
-    scale = min(max(width / (cv2.getTextSize(title, _FONT, 1, 2)[0][0] + 12), 0.42 * unit), 0.9 * unit)
-    text_width = cv2.getTextSize(title, _FONT, scale, line)[0][0]
-    bar = round((_FONT_HEIGHT + 14) * scale)
-    left = max(0, min(x, image.shape[1] - text_width - bar // 2))
-    top = y - bar if y - bar >= 0 else min(y + height, image.shape[0] - bar)
-    cv2.rectangle(image, (left, top), (left + text_width + bar // 2, top + bar), color, -1)
-    baseline = (left + bar // 4, top + round(bar * 0.72))
-    cv2.putText(image, title, baseline, _FONT, scale, _PANEL, max(1, round(1.6 * scale)), cv2.LINE_AA)
-    return left, top, text_width + bar // 2, bar
+    fitting = min(max(width / (cv2.getTextSize(title, _FONT, 1, 2)[0][0] + 12), 0.42 * unit), 0.9 * unit)
+    # Smaller letters where larger ones would cover somebody's eyes.
+    for scale in (fitting, 0.75 * fitting, 0.5 * fitting):
+        lines = [(title, scale), *((text, 0.75 * scale) for text in _reason_lines(face, width / scale))]
+        heights = [round((_FONT_HEIGHT + 14) * size) for _, size in lines]
+        across = max(cv2.getTextSize(text, _FONT, size, line)[0][0] for text, size in lines) + heights[0] // 2
+        down = sum(heights)
+        left, right = max(0, min(x, image.shape[1] - across)), max(0, min(x + width, image.shape[1]) - across)
+        places = [
+            (place, top, across, down)
+            for top in (y - down, y + height, y + height - down)
+            for place in (left, right)
+            if 0 <= top <= image.shape[0] - down
+        ]
+        others = [one for one in boxes if one != box]
+        covered = ([*hidden, *taken, *others], [*hidden, *taken])
+        free = next(
+            (one for forbidden in covered for one in places if _is_free(one, image.shape, forbidden)),
+            None,
+        )
+        if free is not None:
+            break
+    else:
+        return x, y, 0, 0  # in a crowd, where every letter would be on a face
+    left, top = free[:2]
+    cv2.rectangle(image, (left, top), (left + across, top + down), color, -1)
+    for (text, size), bar in zip(lines, heights, strict=True):
+        baseline = (left + heights[0] // 4, top + round(bar * 0.72))
+        cv2.putText(image, text, baseline, _FONT, size, _PANEL, max(1, round(1.6 * size)), cv2.LINE_AA)
+        top += bar
+    return free
 
 
-def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, taken: list[_Box]) -> None:
-    """Draw a bar per probability beside or below the box, where nothing else is drawn; add it to `taken`."""
+def _reason_lines(face: Face, width: float) -> list[str]:
+    """The reasons against an answer, in lines that are about as wide as the box.
+
+    Args:
+        width: of the box, in pixels of letters at scale 1.
+    """
+    lines: list[str] = []
+    for reason in face.reasons:
+        text = reason.replace("_", " ")
+        joined = f"{lines[-1]}, {text}" if lines else text
+        if lines and 0.75 * cv2.getTextSize(joined, _FONT, 1, 2)[0][0] <= width:
+            lines[-1] = joined
+        else:
+            lines.append(text)
+    return lines
+
+
+def _draw_panel(
+    image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, taken: list[_Box], eyes: list[_Box]
+) -> bool:
+    """Draw a bar per probability where nothing else is drawn, and add it to `taken`; False where there is no room."""
     x, y, width, height = box
     fills = 10 * width >= 7 * image.shape[1] and 10 * height >= 7 * image.shape[0]
-    scale = 0.38 * unit if fills else max(0.38 * unit, min(0.55 * unit, height / 340))
-    row = round((_FONT_HEIGHT + 8) * scale)
+    smallest = 0.38 * unit
+    largest = smallest if fills else max(smallest, min(0.55 * unit, height / 340))
     labels = tuple(face.probabilities)
     colors, bars_of = label_colors(labels), _bars(face)
     titles = {name: drawn_label(name, labels) for name in bars_of}
-    names = round(max(cv2.getTextSize(title, _FONT, scale, 1)[0][0] for title in titles.values()) + 8 * scale)
-    bars = round(100 * scale)
-    panel_width, panel_height = names + bars + round(16 * scale), row * len(bars_of) + round(10 * scale)
     gap = round(6 * unit)
-    places = (
-        (x + width + gap, y),
-        (x - gap - panel_width, y),
-        (x + (width - panel_width) // 2, y + height + gap),
-        (x + width + gap, y + height - panel_height),
-        (x - gap - panel_width, y + height - panel_height),
-    )
-    panels = ((left, top, panel_width, panel_height) for left, top in places)
-    panel = next((one for one in panels if _is_free(one, image.shape, taken)), None)
-    if panel is None and fills:
-        # A crop: in its corner, small enough to leave the eyes free.
-        corner = (x + width - panel_width - gap, y + gap, panel_width, panel_height)
-        panel = corner if _is_free(corner, image.shape, [one for one in taken if one != box]) else None
+    for scale in (largest, smallest):
+        row = round((_FONT_HEIGHT + 8) * scale)
+        names = round(max(cv2.getTextSize(title, _FONT, scale, 1)[0][0] for title in titles.values()) + 8 * scale)
+        bars = round(100 * scale)
+        size = names + bars + round(16 * scale), row * len(bars_of) + round(10 * scale)
+        panel = _place_beside(box, size, gap, image.shape, taken)
+        if panel is None and fills:
+            # A crop: in its corner, small enough to leave the eyes free.
+            corner = (x + width - size[0] - gap, y + gap, *size)
+            panel = corner if _is_free(corner, image.shape, [one for one in taken if one != box]) else None
+        if panel is not None:
+            break
+    line = None
+    if panel is None and not fills:
+        panel, line = _place_away(box, size, gap, image.shape, taken, eyes)
     if panel is None:
-        return  # a crowd: the boxes and their titles say enough
+        return False
     taken.append(panel)
-    left, top = panel[:2]
+    left, top, panel_width, panel_height = panel
     patch = image[top : top + panel_height, left : left + panel_width]
     patch[:] = (patch * 0.28 + np.array(_PANEL) * 0.72).astype(np.uint8)
+    if line is not None:
+        cv2.line(image, *line, colors.get(face.expression, _INK), max(1, round(unit)), cv2.LINE_AA)
     for number, (name, probability) in enumerate(bars_of.items()):
         middle = top + round(5 * scale) + row * number + row // 2
         text = (left + round(5 * scale), middle + round(_FONT_HEIGHT * scale / 2.4))
@@ -148,6 +226,63 @@ def _draw_panel(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, t
         cv2.rectangle(image, (start, middle - half), (start + bars, middle + half), (70, 66, 62), -1)
         end = start + round(bars * probability)
         cv2.rectangle(image, (start, middle - half), (end, middle + half), colors[name], -1)
+    return True
+
+
+def _place_beside(box: _Box, size: tuple[int, int], gap: int, shape: tuple[int, ...], taken: list[_Box]) -> _Box | None:
+    (x, y, width, height), (across, down) = box, size
+    places = (
+        (x + width + gap, y),
+        (x - gap - across, y),
+        (x + (width - across) // 2, y + height + gap),
+        (x + width + gap, y + height - down),
+        (x - gap - across, y + height - down),
+    )
+    return next((one for left, top in places if _is_free(one := (left, top, *size), shape, taken)), None)
+
+
+def _place_away(
+    box: _Box, size: tuple[int, int], gap: int, shape: tuple[int, ...], taken: list[_Box], eyes: list[_Box]
+) -> tuple[_Box | None, tuple[tuple[int, int], tuple[int, int]] | None]:
+    """The nearest free place within two boxes' sizes, and a line to it that crosses no eyes."""
+    (x, y, width, height), (across, down) = box, size
+    step = max(gap, min(width, height) // 8, 1)
+    places = [
+        (left, top, across, down)
+        for left in range(x - 2 * width - across, x + 3 * width, step)
+        for top in range(y - 2 * height - down, y + 3 * height, step)
+    ]
+
+    def ends(place: _Box) -> tuple[tuple[int, int], tuple[int, int]]:
+        start = min(max(place[0], x), x + width), min(max(place[1], y), y + height)
+        return start, (min(max(x, place[0]), place[0] + across), min(max(y, place[1]), place[1] + down))
+
+    def distance(place: _Box) -> int:
+        (left, top), (right, bottom) = ends(place)
+        return (right - left) ** 2 + (bottom - top) ** 2
+
+    for place in sorted(places, key=distance):
+        if _is_free(place, shape, taken) and not any(cv2.clipLine(one, *ends(place))[0] for one in eyes):
+            return place, ends(place)
+    return None, None
+
+
+def _draw_strip(image: cv2.typing.MatLike, face: Face, box: _Box, unit: float, covered: list[_Box]) -> None:
+    """In a crowd: the probabilities as one bar along the lower edge of the box, each in its label's colour."""
+    x, y, width, height = box
+    labels, down = tuple(face.probabilities), max(3, round(min(8 * unit, height / 8)))
+    colors = label_colors(labels)
+    for top in (y + height - down, y + height, y + height - 4 * down, y + height // 2):
+        if _is_free((x, top, width, down), image.shape, covered):
+            break
+    else:
+        return  # the box is under other faces' eyes and titles
+    start = 0.0
+    for name, probability in face.probabilities.items():
+        left, right = round(x + width * start), round(x + width * min(start + probability, 1.0))
+        if right > left:
+            cv2.rectangle(image, (left, top), (right - 1, top + down - 1), colors[name], -1)
+        start += probability
 
 
 def _bars(face: Face) -> dict[str, float]:

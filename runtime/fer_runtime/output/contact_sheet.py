@@ -16,7 +16,7 @@ from fer_runtime.results import Face
 _COLUMNS = 12
 _ROWS_PER_EXPRESSION = 3
 _FACE = 96  # pixels
-_CAPTION = 34
+_CAPTION = 48
 _GAP = 8
 _HEADER = 40
 _TALLEST = 60_000  # pixels of a page: a JPEG holds 65,500
@@ -56,9 +56,12 @@ class ContactSheet:
         if 0 in patch.shape:
             return
         # Rounded as rows are, so that a run that continues shows the same.
-        caption = f"{round(face.confidence, 6):.0%}" + (
-            "" if true is None else f"\nlabel {drawn_label(true, self.labels)}"
-        )
+        caption = f"{round(face.confidence, 6):.0%}{'?' if face.uncertain else ''}"
+        if true is not None:
+            caption += f"\nlabel {drawn_label(true, self.labels)}"
+        if face.reasons:
+            more = f" +{len(face.reasons) - 1}" if len(face.reasons) > 1 else ""
+            caption += f"\n{face.reasons[0].replace('_', ' ')}{more}"
         group.append((_thumbnail(patch), caption, true is not None and true != face.expression))
 
     def draw(self) -> Uint8Array:
@@ -90,7 +93,7 @@ class ContactSheet:
                 page[y : y + _FACE, x : x + _FACE] = thumbnail
                 color = _WRONG if is_wrong else _INK
                 for line, text in enumerate(caption.split("\n")):
-                    cv2.putText(page, text, (x, y + _FACE + 13 + 14 * line), _FONT, 0.42, color, 1, cv2.LINE_AA)
+                    cv2.putText(page, text, (x, y + _FACE + 13 + 14 * line), _FONT, 0.38, color, 1, cv2.LINE_AA)
             top += rows[name] * (_FACE + _CAPTION)
         cv2.putText(page, left, (_GAP, top + 23), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
         return page

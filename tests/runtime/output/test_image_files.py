@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -45,6 +46,58 @@ def test_panels_cover_no_face() -> None:
     for x, y, width, height in boxes:
         inside = drawn[y + height // 3 : y + height - 8, x + 8 : x + width - 8]
         assert (inside == 255).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_titles_reasons_and_bars_cover_nobodys_eyes(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    image = np.full((480, 640, 3), 255, np.uint8)
+    sides = random.integers(50, 160, 7).tolist()
+    boxes = [(int(random.integers(0, 640 - side)), int(random.integers(0, 480 - side)), side, side) for side in sides]
+    faces = [
+        replace(_face(box), reasons=("turned", "low_confidence", "blurred")[: index % 4], uncertain=True)
+        for index, box in enumerate(boxes)
+    ]
+    drawn = draw_faces(image, faces)
+    outlines = np.zeros((480, 640), np.uint8)
+    for x, y, width, height in boxes:
+        cv2.rectangle(outlines, (x, y), (x + width, y + height), 255, 6)
+    for x, y, width, height in boxes:
+        eyes = (slice(y, y + height // 2), slice(x, x + width))
+        assert (drawn[eyes][outlines[eyes] == 0] == 255).all()
+
+
+def test_both_faces_of_a_couple_have_bars() -> None:
+    image = np.full((300, 420, 3), 255, np.uint8)
+    faces = [_face((20, 60, 180, 180)), _face((190, 70, 200, 200), "sad")]
+    drawn = draw_faces(image, faces)
+    # Each bar or strip has its label's colour beside or in its own box: no other line of that length has it.
+    for face in faces:
+        x, y, width, height = face.box
+        color = np.array(label_colors(EXPRESSIONS)[face.expression])
+        inside = (np.abs(drawn[y + 4 : y + height - 2, x + 4 : x + width - 4].astype(int) - color).max(2) < 20).sum()
+        # 70 % of a strip as long as the box, at least three pixels high.
+        assert inside > 0.6 * width * 3
+
+
+def test_bars_are_drawn_in_the_free_part_of_the_picture_with_a_line_to_their_face() -> None:
+    image = np.full((500, 900, 3), 255, np.uint8)
+    boxes = [(20 + 150 * index, 20, 150, 150) for index in range(3)]
+    drawn = draw_faces(image, [_face(box) for box in boxes])
+    # Three panels of seven bars each, whose empty part is gray.
+    gray = (drawn == (70, 66, 62)).all(2).astype(np.uint8)
+    count, _, statistics, _ = cv2.connectedComponentsWithStats(gray)
+    assert sum(int(one[cv2.CC_STAT_AREA]) > 30 for one in statistics[1:count]) == 21
+
+
+def test_a_face_shows_its_reasons() -> None:
+    image = np.full((480, 640, 3), 255, np.uint8)
+    face = _face((240, 200, 120, 120))
+    plain, told = draw_faces(image, [face]), draw_faces(image, [replace(face, reasons=("turned",))])
+    changed = np.argwhere((plain != told).any(2))
+    assert len(changed)
+    # Above the box, where the title is.
+    assert changed[:, 0].max() <= 200
 
 
 def test_a_face_that_fills_the_picture_has_its_bars_in_a_corner() -> None:
@@ -131,7 +184,7 @@ def test_the_sheet_groups_faces_and_marks_what_is_wrong() -> None:
     sheet.add(gray, _face((0, 0, 40, 60), "sad"), true="happy")
     page = sheet.draw()
     # Fifty faces are three rows of twelve; one more group adds a header and a row.
-    assert page.shape[0] - only_right.shape[0] == 40 + 96 + 34
+    assert page.shape[0] - only_right.shape[0] == 40 + 96 + 48
 
     def red(image: np.ndarray) -> int:
         return int(((image[:, :, 2] > 180) & (image[:, :, 1] < 90) & (image[:, :, 0] < 90)).sum())
