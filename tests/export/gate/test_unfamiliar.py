@@ -74,7 +74,7 @@ def test_self_test_finds_another_unfamiliarity(exported: Exported) -> None:
     changed = onnx.load_model_from_string(loaded.content)
     (weights,) = [one for one in changed.graph.initializer if one.name == "unfamiliarity_weights"]
     values = onnx.numpy_helper.to_array(weights).copy()
-    values.reshape(-1)[int(np.abs(values).argmax())] *= 1.5
+    values[:, 0] *= 1.5  # of one unit: a single weight may read what no golden face switches on
     weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
     content = changed.SerializeToString()
     other = model.path.with_name("other.onnx")
