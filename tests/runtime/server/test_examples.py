@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,9 +104,29 @@ def test_the_image_is_not_root_and_needs_a_token() -> None:
     last = text.rpartition("\nFROM ")[2]
     assert re.search(r"^USER (?!0|root)\S+$", last, flags=re.MULTILINE)
     assert "--insecure" not in text
+
+
+def test_what_the_dockerfile_copies_is_enough_for_the_package(tmp_path: Path) -> None:
+    """Without Docker: the same files in an empty folder become the same wheel."""
+    text = (EXAMPLES / "Dockerfile").read_text(encoding="utf-8")
     for copied in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.MULTILINE):
         for pattern in copied.split():
-            assert list(CHECKOUT.glob(pattern)), f"{pattern} is not in the checkout"
+            paths = list(CHECKOUT.glob(pattern))
+            assert paths, f"{pattern} is not in the checkout"
+            for path in paths:
+                target = tmp_path / "source" / path.relative_to(CHECKOUT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(path, target)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path / "source", capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        assert {"fer_runtime/cli/serve.py", "fer_runtime/server/web/live.html"} <= set(content.namelist())
+        assert any(name.startswith("fer_runtime/models/model_v3") for name in content.namelist())
 
 
 def test_the_compose_file_is_read_only() -> None:
