@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
-from tests.processes import wait_until
+from tests.processes import started, wait_until
 from tests.train.images import write_images
 from tests.train.test_pipeline import write_votes
 
@@ -22,7 +22,7 @@ from fer_train.reproduce import reproduce as run_steps
 
 STEPS_OF_V0 = (Step(network="v0", hours=0), Step(network="v1", teachers=("v0",), votes=False, hours=0))
 
-# What a child process runs: two steps, the recipes cut to a few epochs of v0.
+# What a child process runs: one step, the recipe cut to a few epochs.
 SCRIPT = """
 import sys
 from dataclasses import replace
@@ -33,7 +33,7 @@ from fer_train.reproduce import Step, reproduce
 v0 = ARCHITECTURES["v0"]
 v0.recipes["best"] = replace(v0.recipe("best"), epochs=6, batch_size=16)
 data, votes, work = map(Path, sys.argv[1:])
-reproduce(data, work, votes=str(votes), steps=(Step(network="v0", hours=0),), say=lambda line: print(line, flush=True))
+reproduce(data, work, votes=str(votes), steps=(Step(network="v0", hours=0),))
 """
 
 
@@ -48,26 +48,29 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-def _run(data: Path, votes: Path, work: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, data, votes, work], stdout=subprocess.PIPE, text=True)
-
-
-def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(data: Path, tmp_path: Path) -> None:
+def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ARCHITECTURES["v0"].recipe("best").overridden(epochs=6, batch_size=16)
+    monkeypatch.setitem(ARCHITECTURES["v0"].recipes, "best", few)
     votes = write_votes(data, tmp_path / "votes.csv")
-    whole = _run(data, votes, tmp_path / "whole")
-    assert whole.wait(300) == 0
-    killed = _run(data, votes, tmp_path / "killed")
-    wait_until(lambda: list((tmp_path / "killed").rglob("*.resume.pth")), killed)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+
+    def run(work: Path) -> list[str]:
+        said: list[str] = []
+        run_steps(data, work, votes=str(votes), steps=(Step(network="v0", hours=0),), say=said.append)
+        return said
+
+    run(tmp_path / "whole")
+    command = [sys.executable, "-c", SCRIPT, data, votes, tmp_path / "killed"]
+    with started(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as killed:
+        wait_until(lambda: list((tmp_path / "killed").rglob("*.resume.pth")), killed)
+    assert killed.returncode == -signal.SIGKILL
     assert not list((tmp_path / "killed").rglob("model_0.pth"))
-    again = _run(data, votes, tmp_path / "killed")
-    assert again.wait(300) == 0
+    run(tmp_path / "killed")
     (first,), (second,) = ((tmp_path / name).glob("v0-*/model_0.pth") for name in ("whole", "killed"))
     assert first.parent.name == second.parent.name
     assert first.read_bytes() == second.read_bytes()
-    done = _run(data, votes, tmp_path / "killed")
-    assert "v0: done" in done.communicate(timeout=300)[0]
+    assert [line.split(",")[0] for line in run(tmp_path / "killed")] == ["v0: done"]
 
 
 def test_a_step_is_done_again_when_something_that_it_depends_on_changes(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from safetensors import safe_open
 from tests.processes import limited
 from tests.train.devices import DEVICES
@@ -18,6 +19,7 @@ from tests.train.images import write_images
 
 from fer_runtime.errors import CheckpointError, DataError
 from fer_train.checkpoints import load_checkpoint, pack_state, unpack_state
+from fer_train.cli import main
 from fer_train.data.folders import load_faces
 from fer_train.loop.distributed import World
 from fer_train.loop.trainer import DivergedError, Trainer, batch_sizes, learning_rate
@@ -61,8 +63,8 @@ def test_it_learns_and_keeps_the_best_epoch(images: Path, tmp_path: Path) -> Non
 
 def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    _train(images, whole, "--safetensors").wait(300)
-    process = _train(images, killed)
+    assert _trained(images, whole, "--safetensors").exit_code == 0
+    process = _training(images, killed)
     # Killed for real, once a first epoch has left its state but before the last one.
     assert process.stderr is not None
     with limited(process):
@@ -71,9 +73,9 @@ def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Pat
     process.wait(60)
     assert (killed / "model_0.resume.pth").exists()
     assert not (killed / "model_0.pth").exists()
-    resumed = _train(images, killed, "--resume")
-    _, progress = resumed.communicate(timeout=300)
-    assert "epoch 1/" not in progress
+    resumed = _trained(images, killed, "--resume")
+    assert "epoch 4/" in resumed.stderr
+    assert "epoch 1/" not in resumed.stderr
     assert (whole / "model_0.pth").read_bytes() == (killed / "model_0.pth").read_bytes()
     with safe_open(whole / "model_0.safetensors", framework="pt") as file:
         weights = load_checkpoint(whole / "model_0.pth", name="v0").state_dict
@@ -81,14 +83,24 @@ def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Pat
         assert all(torch.equal(file.get_tensor(key), value) for key, value in weights.items())
 
 
-def _train(images: Path, models_dir: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fer_train", "--model", "v0", "--data", str(images), "--epochs", "4"]
-    command += ["--models-dir", str(models_dir), "--no-plots", "--threads", "1", "--device", "cpu", *options]
+def _command(images: Path, models_dir: Path, *options: str) -> list[str]:
+    command = ["--model", "v0", "--data", str(images), "--epochs", "4", "--models-dir", str(models_dir)]
+    return [*command, "--no-plots", "--threads", "1", "--device", "cpu", *options]
+
+
+def _training(images: Path, models_dir: Path, *options: str) -> subprocess.Popen[str]:
+    """fer-train in a process of its own, which a signal may end."""
+    command = [sys.executable, "-m", "fer_train", *_command(images, models_dir, *options)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+def _trained(images: Path, models_dir: Path, *options: str) -> Result:
+    """fer-train in this process, which has loaded PyTorch."""
+    return CliRunner().invoke(main, _command(images, models_dir, *options))
+
+
 def test_ctrl_c_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
-    process = _train(images, tmp_path, "--epochs", "500")
+    process = _training(images, tmp_path, "--epochs", "500")
     assert process.stderr is not None
     with limited(process):
         assert process.stderr.readline().startswith("epoch 1/500")
@@ -99,25 +111,22 @@ def test_ctrl_c_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
     assert "Traceback" not in rest
 
     # The same options and --finish: the files of the best epoch so far, and no other one trained.
-    finished = _train(images, tmp_path, "--epochs", "500", "--finish")
-    stdout, stderr = finished.communicate(timeout=300)
-    assert finished.returncode == 0
-    assert "epoch" not in stderr
+    finished = _trained(images, tmp_path, "--epochs", "500", "--finish")
+    assert finished.exit_code == 0, finished.output
+    assert "epoch" not in finished.stderr
     results = json.loads((tmp_path / "model_0_results.json").read_text())
     reached = len(results["test_acc"])
     assert 1 <= reached < 500
-    assert f"epoch {results['best_epoch']} of {reached}" in stdout
+    assert f"epoch {results['best_epoch']} of {reached}" in finished.stdout
     network = load_checkpoint(tmp_path / "model_0.pth", name="v0").network()
     faces = load_faces(images, "validation")
     right = predict_logits(network, torch.from_numpy(faces.faces)).argmax(1).numpy() == faces.labels
     assert right.mean() == pytest.approx(max(results["test_acc"]))
     assert not list(tmp_path.glob("*.resume.pth"))
 
-    again = _train(images, tmp_path, "--epochs", "500", "--finish")
-    _, stderr = again.communicate(timeout=300)
-    assert again.returncode == 1
-    assert "no stopped run at" in stderr
-    assert "Traceback" not in stderr
+    again = _trained(images, tmp_path, "--epochs", "500", "--finish")
+    assert again.exit_code == 1
+    assert again.stderr.startswith("Error: no stopped run at")
 
 
 def test_a_state_of_other_settings_is_refused(images: Path, tmp_path: Path) -> None:
