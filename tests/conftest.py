@@ -19,6 +19,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Modules of some ten seconds and more, in tests/. `make test` gives each module to one of two processes: the long ones
+# come first, so that none is left over at the end, when the other process has nothing more to do.
+_LONGEST = (
+    "runtime/cluster/test_engine.py",
+    "export/test_pipeline.py",
+    "train/loop/test_distributed.py",
+    "export/test_planted_faults.py",
+    "train/test_notebook.py",
+    "export/test_own_labels.py",
+    "benchmarks/report/test_measure.py",
+    "project/test_telemetry.py",
+    "export/targets/test_targets.py",
+    "train/loop/test_trainer.py",
+    "benchmarks/browser/test_measure.py",
+    "benchmarks/test_engines.py",
+    "runtime/video/test_recognize.py",
+    "project/test_plugins.py",
+    "train/data/test_audit.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {CHECKOUT / "tests" / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_endless_waits() -> Iterator[None]:
     with waits_have_limits():
