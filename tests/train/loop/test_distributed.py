@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,23 +41,37 @@ from fer_train.loop.trainer import Trainer
 teachers.supports_bf16 = trainer.supports_bf16 = lambda device: False
 data, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 torch.set_num_threads(1)
-with joined_world(torch.device("cpu")) as (world, device):
-    faces = load_faces(data, "train"), load_faces(data, "validation")
-    for case, (name, views, settings) in cases.items():
-        torch.manual_seed(0)
-        network = create_network(name)
-        for part in network.modules():
-            if isinstance(part, torch.nn.Dropout):
-                part.p = 0.0
-        recipe = Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05)
-        for setting in settings:
-            recipe = recipe.with_setting(setting)
-        answers = torch.zeros(len(faces[0]), 7)
-        answers[:, 2] = 1.0
-        teacher = FaceAnswers(answers) if views == "faces" else ImageAnswers([create_network("v0").eval()])
-        run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=teacher, world=world)
-        run.run()
-        torch.save({"weights": run.best_state, "loss": run.history.train_loss}, out / f"{case}.{world.rank}.pt")
+faces = load_faces(data, "train"), load_faces(data, "validation")
+
+
+def train(case, name, views, settings, world, device):
+    torch.manual_seed(0)
+    network = create_network(name)
+    for part in network.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    recipe = Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05)
+    for setting in settings:
+        recipe = recipe.with_setting(setting)
+    answers = torch.zeros(len(faces[0]), 7)
+    answers[:, 2] = 1.0
+    teacher = FaceAnswers(answers) if views == "faces" else ImageAnswers([create_network("v0").eval()])
+    run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=teacher, world=world)
+    run.run()
+    file = out / f"{case}.{world.rank}of{world.size}.pt"
+    torch.save({"weights": run.best_state, "loss": run.history.train_loss}, file)
+
+
+# Three processes in all. The third one trains every case alone, the others those of two; then all train those of three.
+rank = int(os.environ["RANK"])
+for processes, port in zip((1, 2, 3), sys.argv[4:]):
+    if (processes == 1) != (rank == 2) and processes < 3:
+        continue
+    os.environ |= {"WORLD_SIZE": str(processes), "MASTER_PORT": port}
+    with joined_world(torch.device("cpu")) as (world, device):
+        for case, (wanted, *rest) in cases.items():
+            if processes in (1, wanted):
+                train(case, *rest, world, device)
 os._exit(0)  # as fer-train ends: gloo's threads may abort a Python that tidies up
 """
 
@@ -147,52 +162,49 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "FER_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
 
 
-def _together(processes: int, *arguments: object, env: dict[str, str]) -> None:
-    """Start the processes as torchrun does, without its own process, which loads PyTorch as well."""
+def _free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return str(free.getsockname()[1])
+
+
+def _together(processes: int, *arguments: object, env: dict[str, str]) -> str:
+    """What the processes say, started as torchrun does, without its own process, which loads PyTorch as well."""
+    world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     ranks = [
         {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)} for rank in range(processes)
     ]
     command = [sys.executable, *map(str, arguments)]
-    started = [
-        subprocess.Popen(command, env=env | world | rank if processes > 1 else env, stderr=subprocess.PIPE, text=True)
-        for rank in ranks
-    ]
-    for process in started:
-        _, said = process.communicate(timeout=900)
-        assert process.returncode == 0, said
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    started = [subprocess.Popen(command, env=env | world | rank, text=True, **pipes) for rank in ranks]
+    ends = [process.communicate(timeout=900)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * processes, ends
+    return "".join(ends)
 
 
 def _launched(processes: int, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), *map(str, arguments)]
+    command = [sys.executable, *launcher, *map(str, arguments)]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
-def ends(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Folders with the ends of all cases, by the number of processes: each process starts once, not once a case."""
+def ends(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the ends of all cases: each process starts once, not once a case."""
     folder = tmp_path_factory.mktemp("ends")
-    script = folder / "train.py"
-    script.write_text(_SCRIPT)
-    found = {}
-    for processes in (1, 2, 3):
-        found[processes] = folder / str(processes)
-        found[processes].mkdir()
-        cases = {name: case for name, (count, *case) in _CASES.items() if processes in (1, count)}
-        environment = {**os.environ, "FER_EDGE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-        _together(processes, script, images, found[processes], json.dumps(cases), env=environment)
-    return found
+    (folder / "train.py").write_text(_SCRIPT)
+    environment = {**os.environ, "FER_EDGE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    ports = (_free_port() for _ in range(3))
+    _together(3, folder / "train.py", images, folder, json.dumps(_CASES), *ports, env=environment)
+    return folder
 
 
 @pytest.mark.parametrize("case", _CASES)
-def test_several_processes_end_with_the_weights_of_one(case: str, ends: dict[int, Path]) -> None:
+def test_several_processes_end_with_the_weights_of_one(case: str, ends: Path) -> None:
     processes = _CASES[case][0]
-    alone = torch.load(ends[1] / f"{case}.0.pt", weights_only=True)
-    first, *others = (torch.load(ends[processes] / f"{case}.{rank}.pt", weights_only=True) for rank in range(processes))
+    alone = torch.load(ends / f"{case}.0of1.pt", weights_only=True)
+    files = [ends / f"{case}.{rank}of{processes}.pt" for rank in range(processes)]
+    first, *others = (torch.load(file, weights_only=True) for file in files)
     assert alone["loss"] == pytest.approx(first["loss"], rel=1e-9)
     for key, value in alone["weights"].items():
         assert all(torch.equal(first["weights"][key], other["weights"][key]) for other in others), key
