@@ -389,4 +389,4 @@ _CUT: dict[str, Callable[..., _Plane]] = {
     "collages": _collage,
     "emblems": _emblem,
 }
-FROM_FACES = {**_CUT, "composites": _composite}
+FROM_FACES: dict[str, Callable[..., _Plane]] = {**_CUT, "composites": _composite}
