@@ -56,7 +56,7 @@ from fer_runtime.model.find import (
 )
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx_file
-from fer_runtime.model.parity import Check, FloatArray, Outputs
+from fer_runtime.model.parity import Check, FloatArray, Outputs, Uint8Array
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
 from fer_train.data.dataset import load_splits, load_validation
@@ -605,7 +605,7 @@ def judge(
                 not_proven = proof_shortfall(quality, subject.budget)
     if precision == "int8":
         if reference is not None and subject.real_faces:
-            some = subject.faces[np.random.default_rng(SEED).permutation(subject.real_faces)[:_UNIT_FACES]]
+            some = _unit_faces(subject)
             fp32, limits = reference[0].model, UnitLimits()
             checks += guarded("units", lambda: [unit_check(fp32, candidate.model, some, limits)])
         checks += guarded("integers", lambda: [integer_check(candidate.content)])
@@ -656,6 +656,18 @@ def _order_check(logits: FloatArray, labels: Int64Array, names: Sequence[str]) -
             else f", {other:.2%} as {better}; if that is the order, add --labels {better}"
         ),
     )
+
+
+def _unit_faces(subject: Subject) -> Uint8Array:
+    """Real faces on which layers are compared: labelled ones, and training faces where those are few.
+
+    A unit that ten faces hardly switch on has no spread to hold its rounding against.
+    """
+    chosen = np.random.default_rng(SEED).permutation(subject.real_faces)[:_UNIT_FACES]
+    faces = [subject.faces[chosen]]
+    if len(chosen) < _UNIT_FACES and subject.train is not None:
+        faces.append(calibration_faces(subject.train)[: _UNIT_FACES - len(chosen)])
+    return np.concatenate(faces)
 
 
 def _unproven(subject: Subject, outputs: Outputs | None) -> tuple[str, ...]:

@@ -212,7 +212,10 @@ class PartialFile:
             OutputError: a file of one of the two names is not ours.
         """
         try:
-            record = _parse_record(self._settings_content())
+            content = self._settings_content()
+            if not content and not self.size:  # a run was killed between the making and the writing of this file
+                return None
+            record = _parse_record(content)
         except FileNotFoundError:
             taken = self.path
         except ValueError:

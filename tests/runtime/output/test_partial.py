@@ -100,6 +100,23 @@ def test_files_that_no_run_of_ours_wrote_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_an_empty_record_is_that_of_a_run_killed_while_it_made_it(tmp_path: Path) -> None:
+    output = tmp_path / "rows.csv"
+    partial_path(output).touch()
+    settings_path(output).touch()
+    file = PartialFile(output)
+    file.refuse_unfinished()
+    file.start(0, None)
+    file.write("row\n")
+    file.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+    # Rows without a record may be anybody's.
+    partial_path(output).write_text("row\n")
+    settings_path(output).touch()
+    with pytest.raises(OutputError, match="no run of fer-infer wrote it"):
+        PartialFile(output)
+
+
 def test_a_fifo_in_the_place_of_the_rows_is_refused_at_once(tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     for place in (partial_path(output), settings_path(output)):
