@@ -14,8 +14,8 @@ from fer_runtime.model.session import open_session
 INTERPRETED_FACES = 32
 _REFERENCE_FACES = 2  # plain numpy takes a tenth of a second a face
 # |Δp|. Float32 sums in another order: roundings. float16 rounds each sum to 11 bits. An int8 graph without fusion is
-# float arithmetic between rounded values: a sum at half a step may be rounded the other way, a step of 1 / 255 of a
-# layer's range (measured up to 0.02).
+# float arithmetic between rounded values: in a file of ONNX Runtime's quantizer a sum at half a step may be rounded the
+# other way, a step of 1 / 255 of a layer's range. Ours round alike everywhere (int8/scales.py).
 _TOLERANCES: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.05}
 
 

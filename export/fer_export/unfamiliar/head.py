@@ -222,8 +222,9 @@ def _separate(
     random = torch.Generator().manual_seed(0)
 
     def start(outputs: int, inputs: int) -> torch.Tensor:
-        values = (2 * torch.rand(outputs, inputs, generator=random) - 1) / inputs**0.5
-        return values.requires_grad_()
+        values: torch.Tensor = (2 * torch.rand(outputs, inputs, generator=random) - 1) / inputs**0.5
+        values.requires_grad_()
+        return values
 
     first, last = start(_UNITS, rows.shape[1]), start(1, _UNITS)
     bias, end = torch.zeros(_UNITS, requires_grad=True), torch.zeros(1, requires_grad=True)
