@@ -1,27 +1,39 @@
-"""A v0 that has learned made-up faces in two seconds, and one export of it that many tests look at."""
+"""A small network that has learned made-up faces, and one export of it that many tests look at.
+
+What an export does the same way each time is done once for all tests, and no test depends on how fast int8 runs here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from tests.export import narrow as narrow  # registers it
 from tests.train.images import write_images
 
 from fer_export import pipeline
 from fer_export.gate.accuracy import Budget
+from fer_export.gate.coverage import cover_units
 from fer_export.gate.report import ExportReport
-from fer_export.graph import export_graph, serialize
+from fer_export.gate.timing import Timing
+from fer_export.graph import export_graph, serialize, set_temperature
 from fer_export.pipeline import export_model
+from fer_export.unfamiliar.head import fit_head
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.metadata import ModelMetadata
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.folders import load_faces
 from fer_train.networks.registry import create_network, to_network_input
+
+Kept = dict[tuple[str, ...], Any]  # results by function and arguments
 
 TEMPERATURE = 1.6  # of the models that tests make by hand
 
@@ -42,13 +54,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_v0(dataset: Path) -> Checkpoint:
+def trained_narrow(dataset: Path) -> Checkpoint:
     """Forty steps: enough that faces differ in their logits and BatchNorm's statistics are not trivial."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     train = load_faces(dataset, "train")
-    network = create_network("v0")
+    network = create_network("narrow")
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     faces, labels = torch.from_numpy(train.faces), torch.from_numpy(train.labels)
     for _ in range(40):
@@ -58,37 +70,34 @@ def trained_v0(dataset: Path) -> Checkpoint:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     torch.set_num_threads(threads)
-    return Checkpoint(name="v0", state_dict=network.state_dict(), training={"recipe": "test", "accuracy": 0.5})
+    return Checkpoint(name="narrow", state_dict=network.state_dict(), training={"recipe": "test", "accuracy": 0.5})
 
 
 @pytest.fixture(scope="session")
-def v0_graph(trained_v0: Checkpoint) -> onnx.ModelProto:
-    return export_graph(trained_v0, temperature=TEMPERATURE)
+def narrow_graph(trained_narrow: Checkpoint) -> onnx.ModelProto:
+    return export_graph(trained_narrow, temperature=TEMPERATURE)
 
 
 @pytest.fixture
-def v0_content(v0_graph: onnx.ModelProto) -> bytes:
-    return serialize(v0_graph, v0_metadata())
+def narrow_content(narrow_graph: onnx.ModelProto) -> bytes:
+    return serialize(narrow_graph, narrow_metadata())
 
 
-def v0_metadata() -> ModelMetadata:
-    return ModelMetadata(name="v0", labels=EXPRESSIONS, precision="fp32", opset=18, temperature=TEMPERATURE)
+def narrow_metadata() -> ModelMetadata:
+    return ModelMetadata(name="narrow", labels=EXPRESSIONS, precision="fp32", opset=18, temperature=TEMPERATURE)
 
 
 @pytest.fixture(scope="session")
 def exported(
-    trained_v0: Checkpoint,
-    dataset: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    exported_graphs: dict[str, onnx.ModelProto],
+    trained_narrow: Checkpoint, dataset: Path, tmp_path_factory: pytest.TempPathFactory, kept: Kept
 ) -> Exported:
-    """fp32, fp16 and int8; int8 may be slower here, where other tests run beside it."""
+    """fp32, fp16 and int8."""
     models_dir = tmp_path_factory.mktemp("models")
-    checkpoint = models_dir / "model_0.pth"
-    save_checkpoint(checkpoint, trained_v0)
-    with exporting_once(exported_graphs):
+    checkpoint = models_dir / "narrow.pth"
+    save_checkpoint(checkpoint, trained_narrow)
+    with exporting_once(kept):
         report = export_model(
-            "v0",
+            "narrow",
             precisions=("fp32", "fp16", "int8"),
             data=dataset,
             models_dir=models_dir,
@@ -99,33 +108,66 @@ def exported(
 
 
 @pytest.fixture(scope="session")
-def exported_graphs() -> dict[str, onnx.ModelProto]:
+def kept() -> Kept:
     return {}
 
 
 @contextmanager
-def exporting_once(graphs: dict[str, onnx.ModelProto]) -> Iterator[None]:
-    """PyTorch's exporter takes seconds: equal weights and settings are exported once for all tests.
+def exporting_once(kept: Kept) -> Iterator[None]:
+    """Compute once what depends on its arguments alone: the exported graph, golden faces, the layer for unfamiliarity.
+
+    int8 is always twice as fast as fp32; gate/test_timing.py tests the measurement.
 
     Args:
-        graphs: the fixture `exported_graphs`.
+        kept: the fixture of that name.
     """
 
+    def once(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: object, **named: object) -> Any:
+            key = function.__name__, *map(_digest, given), *map(_digest, named.values())
+            if key not in kept:
+                kept[key] = function(*given, **named)
+            return kept[key]
+
+        return call
+
+    def timed(models: Mapping[str, bytes], faces: object, *, batch: int = 1, rounds: int = 1) -> dict[str, Timing]:
+        milliseconds = {name: 1.0 if name == "int8" else 2.0 for name in models}
+        return {
+            name: Timing(batch=batch, undisturbed_ms=one, p50_ms=one, runs=rounds, turns_ms=(one,) * rounds)
+            for name, one in milliseconds.items()
+        }
+
     def export(checkpoint: Checkpoint, *, temperature: float, opset: int) -> onnx.ModelProto:
-        weights = sum(float(value.double().sum()) for value in checkpoint.state_dict.values())
-        key = f"{weights!r} {temperature!r} {opset}"
-        if key not in graphs:
-            graphs[key] = export_graph(checkpoint, temperature=temperature, opset=opset)
+        key = "export_graph", _digest(checkpoint), str(opset)
+        if key not in kept:
+            kept[key] = temperature, export_graph(checkpoint, temperature=temperature, opset=opset)
+        its_own, model = kept[key]
         copy = onnx.ModelProto()
-        copy.CopyFrom(graphs[key])
-        return copy
+        copy.CopyFrom(model)
+        return copy if temperature == its_own else set_temperature(copy, temperature)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "export_graph", export)
+        patch.setattr(pipeline, "cover_units", once(cover_units))
+        patch.setattr(pipeline, "fit_head", once(fit_head))
+        patch.setattr(pipeline, "measure_in_turns", timed)
         yield
 
 
+def _digest(value: object) -> str:
+    """The same for equal values."""
+    if isinstance(value, Checkpoint):
+        weights = sum(float(one.double().sum()) for one in value.state_dict.values())
+        return f"{value.name} {weights!r} {value.mean} {value.std}"
+    if isinstance(value, onnx.ModelProto):
+        return sha256(value.SerializeToString(deterministic=True)).hexdigest()
+    if isinstance(value, np.ndarray):
+        return f"{value.shape} {sha256(value.tobytes()).hexdigest()}"
+    return repr(value)
+
+
 @pytest.fixture
-def exports_once(exported_graphs: dict[str, onnx.ModelProto]) -> Iterator[None]:
-    with exporting_once(exported_graphs):
+def exports_once(kept: Kept) -> Iterator[None]:
+    with exporting_once(kept):
         yield

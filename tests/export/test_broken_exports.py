@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from tests.export.conftest import TEMPERATURE, v0_metadata
+from tests.export.conftest import TEMPERATURE, narrow_metadata
 
 from fer_export.gate.golden import synthetic_faces
 from fer_export.gate.original import original_of
@@ -115,47 +115,47 @@ BREAKAGES: list[tuple[Breakage, str]] = [
 
 @pytest.mark.parametrize(("breakage", "noticed_by"), BREAKAGES, ids=lambda value: getattr(value, "__name__", value))
 def test_a_broken_export_is_noticed(
-    breakage: Breakage, noticed_by: str, v0_graph: onnx.ModelProto, trained_v0: Checkpoint
+    breakage: Breakage, noticed_by: str, narrow_graph: onnx.ModelProto, trained_narrow: Checkpoint
 ) -> None:
     model = onnx.ModelProto()
-    model.CopyFrom(v0_graph)
-    content = serialize(model, breakage(model, v0_metadata()))
-    report = check_parity(content, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE, opset=18)
+    model.CopyFrom(narrow_graph)
+    content = serialize(model, breakage(model, narrow_metadata()))
+    report = check_parity(content, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE, opset=18)
     assert noticed_by in [check.name for check in report.failures]
 
 
-def test_channels_that_were_not_summed_are_noticed(trained_v0: Checkpoint, v0_graph: onnx.ModelProto) -> None:
+def test_channels_that_were_not_summed_are_noticed(trained_narrow: Checkpoint, narrow_graph: onnx.ModelProto) -> None:
     """Three times the first channel's weights instead of the sum of all three: the classical slip in this fold."""
     model = onnx.ModelProto()
-    model.CopyFrom(v0_graph)
-    plain = trained_v0.state_dict["conv_block_1.0.weight"].numpy()
+    model.CopyFrom(narrow_graph)
+    plain = trained_narrow.state_dict["conv_block_1.0.weight"].numpy()
     ratio = 3 * plain[:, :1] / plain.sum(1, keepdims=True)
     _change(model, "conv_block_1.0.weight", lambda weights: (weights * ratio).astype(np.float32))
     report = check_parity(
-        serialize(model, v0_metadata()), original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE
+        serialize(model, narrow_metadata()), original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE
     )
     assert "logits" in [check.name for check in report.failures]
 
 
-def test_reversed_colour_order_is_no_fault_of_gray_faces(trained_v0: Checkpoint) -> None:
+def test_reversed_colour_order_is_no_fault_of_gray_faces(trained_narrow: Checkpoint) -> None:
     """RGB against BGR cannot go wrong here: the three channels are one plane, and the fold sums them."""
-    state = dict(trained_v0.state_dict)
+    state = dict(trained_narrow.state_dict)
     state["conv_block_1.0.weight"] = state["conv_block_1.0.weight"].flip(1)
-    flipped = dataclasses.replace(trained_v0, state_dict=state)
-    content = serialize(export_graph(flipped, temperature=TEMPERATURE), v0_metadata())
-    assert check_parity(content, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE).passed
+    flipped = dataclasses.replace(trained_narrow, state_dict=state)
+    content = serialize(export_graph(flipped, temperature=TEMPERATURE), narrow_metadata())
+    assert check_parity(content, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE).passed
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
-def test_a_truncated_file_is_named(kept: float, v0_content: bytes, trained_v0: Checkpoint) -> None:
-    part = v0_content[: int(kept * len(v0_content)) if isinstance(kept, float) else kept]
+def test_a_truncated_file_is_named(kept: float, narrow_content: bytes, trained_narrow: Checkpoint) -> None:
+    part = narrow_content[: int(kept * len(narrow_content)) if isinstance(kept, float) else kept]
     with pytest.raises(ModelFileError):
-        check_parity(part, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE)
+        check_parity(part, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE)
 
 
-def test_a_renamed_output_is_noticed(v0_graph: onnx.ModelProto, trained_v0: Checkpoint) -> None:
+def test_a_renamed_output_is_noticed(narrow_graph: onnx.ModelProto, trained_narrow: Checkpoint) -> None:
     model = onnx.ModelProto()
-    model.CopyFrom(v0_graph)
-    content = serialize(model, _renamed_output(model, v0_metadata()))
-    report = check_parity(content, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE)
+    model.CopyFrom(narrow_graph)
+    content = serialize(model, _renamed_output(model, narrow_metadata()))
+    report = check_parity(content, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE)
     assert "contract" in [check.name for check in report.failures]

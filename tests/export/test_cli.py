@@ -26,21 +26,21 @@ pytestmark = pytest.mark.usefixtures("exports_once")
 
 
 def test_an_export_prints_its_checks_and_a_table(exported: Exported, tmp_path: Path) -> None:
-    shutil.copy(exported.checkpoint, tmp_path / "model_0.pth")
-    done = CliRunner().invoke(main, ["--model", "v0", "--models-dir", str(tmp_path)])
+    shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
+    done = CliRunner().invoke(main, ["--model", "narrow", "--models-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "ok    logits" in done.stdout
-    assert "model_0.onnx" in done.stdout
+    assert "narrow.onnx" in done.stdout
     assert "passed" in done.stdout
     assert "not calibrated" in done.stdout
-    assert (tmp_path / "model_0.parity.json").is_file()
+    assert (tmp_path / "narrow.parity.json").is_file()
 
 
 def test_a_refused_export_prints_its_checks_and_exits_1(exported: Exported, tmp_path: Path) -> None:
-    shutil.copy(exported.checkpoint, tmp_path / "model_0.pth")
+    shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     options = {"--precision": "int8", "--data": exported.data, "--models-dir": tmp_path, "--budget": "-200,1,1"}
     arguments = [str(part) for option in options.items() for part in option]
-    done = CliRunner().invoke(main, ["--model", "v0", *arguments])
+    done = CliRunner().invoke(main, ["--model", "narrow", *arguments])
     assert done.exit_code == 1
     assert "FAIL  accuracy" in done.stdout
     assert "Error: " in done.stderr
@@ -48,10 +48,10 @@ def test_a_refused_export_prints_its_checks_and_exits_1(exported: Exported, tmp_
 
 
 def test_inspect_tells_in_words_and_as_json(exported: Exported) -> None:
-    path = str(exported.models_dir / "model_0.int8.onnx")
+    path = str(exported.models_dir / "narrow.int8.onnx")
     words = CliRunner().invoke(main, ["--inspect", path])
     assert words.exit_code == 0
-    assert "v0 int8: faces uint8 (batch, 48, 48)" in words.stdout
+    assert "narrow int8: faces uint8 (batch, 48, 48)" in words.stdout
     facts = json.loads(CliRunner().invoke(main, ["--inspect", path, "--json"]).stdout)
     assert facts["arithmetic"] == "int8"
     assert facts["metadata"]["labels"][0] == "angry"
@@ -62,7 +62,7 @@ def test_inspect_tells_in_words_and_as_json(exported: Exported) -> None:
 
 def test_wrong_usage_exits_2() -> None:
     assert CliRunner().invoke(main, []).exit_code == 2
-    assert CliRunner().invoke(main, ["--model", "v0", "--budget", "much"]).exit_code == 2
+    assert CliRunner().invoke(main, ["--model", "narrow", "--budget", "much"]).exit_code == 2
     assert CliRunner().invoke(main, ["--model", "v9"]).exit_code == 2
 
 
@@ -74,20 +74,20 @@ def test_inspect_of_something_else_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_checkpoint_in_another_label_order_becomes_the_same_model(trained_v0: Checkpoint, tmp_path: Path) -> None:
+def test_a_checkpoint_in_another_label_order_becomes_the_same_model(trained_narrow: Checkpoint, tmp_path: Path) -> None:
     order = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-    state = dict(trained_v0.state_dict)
+    state = dict(trained_narrow.state_dict)
     for kind in ("weight", "bias"):
         state[f"fc_layer.4.{kind}"] = state[f"fc_layer.4.{kind}"][[EXPRESSIONS.index(label) for label in order]]
     torch.save({"state_dict": {f"model.{key}": value for key, value in state.items()}}, tmp_path / "lightning.ckpt")
-    options = ["--model", "v0", "--checkpoint", str(tmp_path / "lightning.ckpt"), "--models-dir", str(tmp_path)]
+    options = ["--model", "narrow", "--checkpoint", str(tmp_path / "lightning.ckpt"), "--models-dir", str(tmp_path)]
     result = CliRunner().invoke(main, [*options, "--labels", ",".join(order)])
     assert result.exit_code == 0, result.output
     assert "weights found at state_dict, prefix model." in result.output
     assert "label order assumed" not in result.output
     faces = np.random.default_rng(0).integers(0, 256, (5, 48, 48), np.uint8)
-    expected = network_logits(trained_v0, faces)
-    actual = run_model(open_session(tmp_path / "model_0.onnx").session, faces).logits
+    expected = network_logits(trained_narrow, faces)
+    actual = run_model(open_session(tmp_path / "narrow.onnx").session, faces).logits
     # float32 sums of 2,304 products in another order.
     np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)
 
@@ -105,11 +105,11 @@ def test_a_checkpoint_in_another_label_order_becomes_the_same_model(trained_v0: 
             ("--inspect", "a.onnx", "--data", "/nosuch", "--budget", "junk"),
             "--inspect does not use --data, --budget; leave them out",
         ),
-        (("--inspect", "a.onnx", "--model", "v0"), "--inspect does not use --model;"),
+        (("--inspect", "a.onnx", "--model", "narrow"), "--inspect does not use --model;"),
         (("--site", "page", "--opset", "18", "--keep-anyway"), "--site does not use --opset, --keep-anyway;"),
-        (("--model", "v0", "--json", "--yunet", "y"), "an export does not use --json, --yunet;"),
-        (("--model", "v0", "--budget", "1,1,1"), "--budget: only with --precision int8"),
-        (("--model", "v0", "--keep-anyway"), "--keep-anyway: only with --precision int8 or fp16"),
+        (("--model", "narrow", "--json", "--yunet", "y"), "an export does not use --json, --yunet;"),
+        (("--model", "narrow", "--budget", "1,1,1"), "--budget: only with --precision int8"),
+        (("--model", "narrow", "--keep-anyway"), "--keep-anyway: only with --precision int8 or fp16"),
         (("--site", "page", "--precision", "int8", "--precision", "fp32"), "--site runs one model"),
     ],
 )
@@ -121,20 +121,28 @@ def test_an_option_that_is_not_used_is_named(arguments: tuple[str, ...], named: 
 
 
 def test_a_signed_export_is_trusted_by_its_public_key(exported: Exported, tmp_path: Path) -> None:
-    shutil.copy(exported.checkpoint, tmp_path / "model_0.pth")
+    shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     key = Ed25519PrivateKey.generate()
     (tmp_path / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "public.pem").write_bytes(public)
-    options = ["--model", "v0", "--models-dir", str(tmp_path)]
-    refused = CliRunner().invoke(main, [*options, "--sign", str(tmp_path / "model_0.pth")])
+    options = ["--model", "narrow", "--models-dir", str(tmp_path)]
+    refused = CliRunner().invoke(main, [*options, "--sign", str(tmp_path / "narrow.pth")])
     assert refused.exit_code == 1
     assert "holds no Ed25519 private key" in refused.output
-    assert not (tmp_path / "model_0.onnx").exists()
+    assert not (tmp_path / "narrow.onnx").exists()
     done = CliRunner().invoke(main, [*options, "--sign", str(tmp_path / "key.pem")])
     assert done.exit_code == 0, done.output
-    assert f"signed: {tmp_path / 'model_0.onnx.sig'}" in done.output
-    replay = ["--self-test", "--model", "v0", "--models-dir", str(tmp_path), "--trust", str(tmp_path / "public.pem")]
+    assert f"signed: {tmp_path / 'narrow.onnx.sig'}" in done.output
+    replay = [
+        "--self-test",
+        "--model",
+        "narrow",
+        "--models-dir",
+        str(tmp_path),
+        "--trust",
+        str(tmp_path / "public.pem"),
+    ]
     trusted = CliRunner().invoke(infer, replay)
     assert trusted.exit_code == 0, trusted.output
     assert "ok    signature" in trusted.output

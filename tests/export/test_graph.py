@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.export.conftest import TEMPERATURE, v0_metadata
+from tests.export.conftest import TEMPERATURE, narrow_metadata
+from tests.export.narrow import CHANNELS
 from torch import nn
 
 from fer_export.gate.golden import synthetic_faces, textures
@@ -22,8 +23,8 @@ from fer_train.checkpoints import Checkpoint
 from fer_train.networks.registry import create_network, to_network_input
 
 
-def test_one_plane_of_pixels_gives_what_three_scaled_planes_gave(trained_v0: Checkpoint) -> None:
-    network = trained_v0.network()
+def test_one_plane_of_pixels_gives_what_three_scaled_planes_gave(trained_narrow: Checkpoint) -> None:
+    network = trained_narrow.network()
     faces = torch.from_numpy(synthetic_faces())
     with torch.inference_mode():
         expected = network(to_network_input(faces, std=0.25))
@@ -32,10 +33,10 @@ def test_one_plane_of_pixels_gives_what_three_scaled_planes_gave(trained_v0: Che
     assert torch.allclose(expected, actual, rtol=1e-4, atol=1e-4)
 
 
-def test_folding_leaves_the_network_alone(trained_v0: Checkpoint) -> None:
-    network = trained_v0.network()
+def test_folding_leaves_the_network_alone(trained_narrow: Checkpoint) -> None:
+    network = trained_narrow.network()
     fold_preprocessing(network)
-    assert network.get_parameter("conv_block_1.0.weight").shape == (16, 3, 3, 3)
+    assert network.get_parameter("conv_block_1.0.weight").shape == (CHANNELS[0], 3, 3, 3)
 
 
 def test_a_network_without_three_channels_is_refused() -> None:
@@ -43,27 +44,29 @@ def test_a_network_without_three_channels_is_refused() -> None:
         fold_preprocessing(nn.Sequential(nn.Conv2d(1, 4, 3)))
 
 
-def test_mean_and_std_of_a_recipe_are_exact_beside_the_border(trained_v0: Checkpoint) -> None:
+def test_mean_and_std_of_a_recipe_are_exact_beside_the_border(trained_narrow: Checkpoint) -> None:
     """A mean folded into the bias would be wrong where the padding adds zeros."""
-    checkpoint = dataclasses.replace(trained_v0, mean=0.5, std=0.25)
-    content = serialize(export_graph(checkpoint, temperature=TEMPERATURE), v0_metadata())
+    checkpoint = dataclasses.replace(trained_narrow, mean=0.5, std=0.25)
+    content = serialize(export_graph(checkpoint, temperature=TEMPERATURE), narrow_metadata())
     assert check_parity(content, original_of(checkpoint), synthetic_faces(), temperature=TEMPERATURE).passed
 
 
-def test_the_file_holds_no_paths_and_nothing_beside_it(v0_graph: onnx.ModelProto, v0_content: bytes) -> None:
-    assert b"site-packages" not in v0_content
-    assert b".py" not in v0_content
-    assert not any(tensor.HasField("data_location") and tensor.data_location for tensor in v0_graph.graph.initializer)
+def test_the_file_holds_no_paths_and_nothing_beside_it(narrow_graph: onnx.ModelProto, narrow_content: bytes) -> None:
+    assert b"site-packages" not in narrow_content
+    assert b".py" not in narrow_content
+    assert not any(
+        tensor.HasField("data_location") and tensor.data_location for tensor in narrow_graph.graph.initializer
+    )
 
 
-def test_the_batch_axis_is_named_and_free(v0_graph: onnx.ModelProto) -> None:
-    batch, height, width = v0_graph.graph.input[0].type.tensor_type.shape.dim
+def test_the_batch_axis_is_named_and_free(narrow_graph: onnx.ModelProto) -> None:
+    batch, height, width = narrow_graph.graph.input[0].type.tensor_type.shape.dim
     assert (batch.dim_param, height.dim_value, width.dim_value) == ("batch", 48, 48)
 
 
-def test_equal_checkpoints_give_equal_bytes(trained_v0: Checkpoint, v0_content: bytes) -> None:
-    again = export_graph(trained_v0, temperature=v0_metadata().temperature)
-    assert serialize(again, v0_metadata()) == v0_content
+def test_equal_checkpoints_give_equal_bytes(trained_narrow: Checkpoint, narrow_content: bytes) -> None:
+    again = export_graph(trained_narrow, temperature=narrow_metadata().temperature)
+    assert serialize(again, narrow_metadata()) == narrow_content
 
 
 @pytest.mark.parametrize(("name", "convolutions"), [("v1", 20), ("v2", 16)])

@@ -40,15 +40,17 @@ def test_one_face_is_not_broadcast_over_many() -> None:
         compare_outputs(_outputs([0.0, 1.0], [0.0, 1.0]), _outputs([0.0, 1.0]))
 
 
-def test_a_good_file_passes_every_check(v0_content: bytes, trained_v0: Checkpoint) -> None:
-    report = check_parity(v0_content, original_of(trained_v0), synthetic_faces(), temperature=TEMPERATURE, opset=18)
+def test_a_good_file_passes_every_check(narrow_content: bytes, trained_narrow: Checkpoint) -> None:
+    report = check_parity(
+        narrow_content, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE, opset=18
+    )
     assert report.passed, report.failures
     assert report.outputs is not None
     assert report.outputs.logits.shape == (16, 7)
 
 
-def test_reference_probabilities_are_pytorchs(trained_v0: Checkpoint) -> None:
-    outputs = as_outputs(original_of(trained_v0).logits(synthetic_faces()), TEMPERATURE)
+def test_reference_probabilities_are_pytorchs(trained_narrow: Checkpoint) -> None:
+    outputs = as_outputs(original_of(trained_narrow).logits(synthetic_faces()), TEMPERATURE)
     # Softmax of seven float32 numbers by two libraries: a few epsilons of 6e-8.
     assert np.allclose(softmax(outputs.logits, temperature=TEMPERATURE), outputs.probabilities, atol=1e-6)
 

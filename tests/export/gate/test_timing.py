@@ -6,7 +6,7 @@ import dataclasses
 
 import onnx
 import pytest
-from tests.export.conftest import v0_metadata
+from tests.export.conftest import narrow_metadata
 
 from fer_export.gate import timing
 from fer_export.gate.golden import textures
@@ -44,8 +44,8 @@ def test_a_run_that_was_interrupted_does_not_count() -> None:
     assert timing._fastest_tenth([3.0]) == 3.0
 
 
-def test_a_close_call_is_measured_longer(v0_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = dict.fromkeys(("fp32", "int8"), serialize(v0_graph, v0_metadata()))
+def test_a_close_call_is_measured_longer(narrow_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = dict.fromkeys(("fp32", "int8"), serialize(narrow_graph, narrow_metadata()))
     for is_close, repeats in ((True, timing._MOST_REPEATS), (False, 1)):
         monkeypatch.setattr(timing, "_is_close_call", lambda milliseconds, answer=is_close: answer)
         measured = measure_in_turns(models, textures(2), batch=2, rounds=2)

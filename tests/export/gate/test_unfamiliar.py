@@ -61,7 +61,7 @@ def test_every_file_has_the_output_and_its_certificate(exported: Exported) -> No
 def test_the_recognizer_names_noise_and_not_the_faces(exported: Exported) -> None:
     noise = np.random.default_rng(7).integers(0, 256, (40, 48, 48)).astype(np.uint8)
     known = load_faces(exported.data, "train").faces
-    with Recognizer(exported.models_dir / "model_0.int8.onnx", detector="whole") as recognizer:
+    with Recognizer(exported.models_dir / "narrow.int8.onnx", detector="whole") as recognizer:
         strange = ["unfamiliar" in recognizer.predict(face).faces[0].reasons for face in noise]
         faces = ["unfamiliar" in recognizer.predict(face).faces[0].reasons for face in known[:100]]
     assert np.mean(strange) > 0.9

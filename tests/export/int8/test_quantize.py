@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.export.conftest import TEMPERATURE, Exported, v0_metadata
+from tests.export.conftest import TEMPERATURE, Exported, narrow_metadata
 
 from fer_export.gate.golden import synthetic_faces, textures
 from fer_export.gate.units import quantized_scales
@@ -27,13 +27,13 @@ from fer_train.networks.registry import create_network
 
 
 @pytest.fixture(scope="module")
-def observations(v0_graph: onnx.ModelProto) -> Observations:
-    return observe(v0_graph, textures(64))
+def observations(narrow_graph: onnx.ModelProto) -> Observations:
+    return observe(narrow_graph, textures(64))
 
 
 @pytest.fixture(scope="module")
-def int8_graph(v0_graph: onnx.ModelProto, observations: Observations) -> onnx.ModelProto:
-    return quantize_model(v0_graph, observations)
+def int8_graph(narrow_graph: onnx.ModelProto, observations: Observations) -> onnx.ModelProto:
+    return quantize_model(narrow_graph, observations)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "pad"), [(3, 1, 1), (7, 2, 3), (5, 1, 2)])
@@ -72,20 +72,20 @@ def test_two_rows_at_once_put_the_four_values_of_a_pooling_side_by_side() -> Non
     assert np.array_equal(actual, expected)
 
 
-def test_int8_answers_like_fp32(v0_graph: onnx.ModelProto, int8_graph: onnx.ModelProto) -> None:
+def test_int8_answers_like_fp32(narrow_graph: onnx.ModelProto, int8_graph: onnx.ModelProto) -> None:
     faces = textures(96)
-    expected = run_model(open_session(v0_graph.SerializeToString()).session, faces).logits
+    expected = run_model(open_session(narrow_graph.SerializeToString()).session, faces).logits
     actual = run_model(open_session(int8_graph.SerializeToString()).session, faces).logits
     # A hundredth of the logits' spread: eight bits through five layers.
     assert np.sqrt(np.mean((actual - expected) ** 2)) < 0.02 * expected.std()
 
 
 def test_rounding_against_the_inputs_is_nearer_than_rounding_each_weight(
-    v0_graph: onnx.ModelProto, int8_graph: onnx.ModelProto, observations: Observations
+    narrow_graph: onnx.ModelProto, int8_graph: onnx.ModelProto, observations: Observations
 ) -> None:
     faces = textures(96)
-    expected = run_model(open_session(v0_graph.SerializeToString()).session, faces).logits
-    nearest = quantize_model(v0_graph, Observations(ranges=observations.ranges, inputs={}))
+    expected = run_model(open_session(narrow_graph.SerializeToString()).session, faces).logits
+    nearest = quantize_model(narrow_graph, Observations(ranges=observations.ranges, inputs={}))
     errors = [
         np.abs(run_model(open_session(model.SerializeToString()).session, faces).logits - expected).mean()
         for model in (int8_graph, nearest)
@@ -94,13 +94,13 @@ def test_rounding_against_the_inputs_is_nearer_than_rounding_each_weight(
 
 
 def test_every_convolution_and_linear_layer_runs_in_integers(int8_graph: onnx.ModelProto) -> None:
-    check = integer_check(serialize(int8_graph, v0_metadata()))
+    check = integer_check(serialize(int8_graph, narrow_metadata()))
     assert check.passed, check.detail
     assert check.detail.startswith("3 of 3 convolutions and 2 of 2 linear")
 
 
-def test_a_layer_left_in_float_is_noticed(v0_content: bytes) -> None:
-    assert not integer_check(v0_content).passed
+def test_a_layer_left_in_float_is_noticed(narrow_content: bytes) -> None:
+    assert not integer_check(narrow_content).passed
 
 
 def _kernel_order(node: onnx.NodeProto, weights: Any) -> Any:
@@ -119,7 +119,7 @@ def _worst_sums(rows: Any) -> tuple[int, int]:
 
 def test_no_two_neighbouring_products_leave_16_bits(exported: Exported) -> None:
     """AVX2 without VNNI adds two products of uint8 and int8 in int16 (vpmaddubsw) and cuts off what is beyond."""
-    model = onnx.load(exported.models_dir / "model_0.int8.onnx")
+    model = onnx.load(exported.models_dir / "narrow.int8.onnx")
     constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     behind = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
@@ -132,10 +132,10 @@ def test_no_two_neighbouring_products_leave_16_bits(exported: Exported) -> None:
 
 
 def test_equal_neighbours_of_a_score_do_not_leave_16_bits(
-    v0_graph: onnx.ModelProto, int8_graph: onnx.ModelProto
+    narrow_graph: onnx.ModelProto, int8_graph: onnx.ModelProto
 ) -> None:
     """Neighbours that are both the largest weight: the highest sum that a row can have."""
-    maps = find_maps(v0_graph)
+    maps = find_maps(narrow_graph)
     assert maps is not None
     model = onnx.ModelProto()
     model.CopyFrom(int8_graph)
@@ -206,7 +206,7 @@ def test_a_residual_network_is_quantized_whole(name: str, additions: int) -> Non
     # The statistics of 4608 inputs take half a minute; v0's tests cover what they do.
     observed = observe(model, faces[:8])
     quantized = quantize_model(model, Observations(ranges=observed.ranges, inputs={}))
-    content = serialize(quantized, v0_metadata())
+    content = serialize(quantized, narrow_metadata())
     check = integer_check(content)
     assert check.passed, check.detail
     expected = run_model(open_session(model.SerializeToString()).session, faces).logits
