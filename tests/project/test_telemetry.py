@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.conftest import CHECKOUT
+from tests.export.narrow import narrow
 from tests.train.images import write_images
 
 from fer_runtime.batch.sources import find_images, sample_images
-from fer_runtime.model.find import checkpoint_path, find_model, packaged_models_dir
+from fer_runtime.model.find import find_model, packaged_models_dir
+from fer_train.checkpoints import Checkpoint, save_checkpoint
 
 _STRACE = shutil.which("strace")
 _CALLS = "socket,connect,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat"
@@ -58,6 +61,9 @@ def _trace(folder: Path, *arguments: str) -> Traced:
         "TMPDIR": str(folder / "tmp"),
     }
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    environment["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")])
+    if "narrow" in arguments:
+        environment["FER_EDGE_PLUGINS"] = "tests.export.narrow"
     for name in ("home", "tmp"):
         (folder / name).mkdir(exist_ok=True)
     run = subprocess.run(
@@ -103,7 +109,7 @@ _RUNS = {
     ),
     "fer-data crop": ("-m", "fer_train.data.cli", "crop", "{photos}", "--output", "crops"),
     "fer-data audit": ("-m", "fer_train.data.cli", "audit", "{data}", "--model", "{model}"),
-    "fer-export": ("-m", "fer_export", "--model", "v0", "--checkpoint", "{checkpoint}", "--models-dir", "out"),
+    "fer-export": ("-m", "fer_export", "--model", "narrow", "--checkpoint", "{checkpoint}", "--models-dir", "out"),
     "fer-export --inspect": ("-m", "fer_export", "--inspect", "{model}"),
     "fer-bench latency": (
         *("-c", "from fer_bench.cli import main; main()", "latency", "--model", "{model}"),
@@ -134,9 +140,9 @@ def test_no_network_and_nothing_left_elsewhere(name: str, data: Path, tmp_path: 
     for _ in range(3):
         writer.write(cv2.resize(image, (64, 64)))
     writer.release()
-    checkpoint = checkpoint_path(packaged_models_dir(), "v0")
-    if name == "fer-export" and not checkpoint.is_file():
-        pytest.skip("needs the checkpoints of a checkout")
+    checkpoint = tmp_path / "narrow.pth"
+    if name == "fer-export":
+        save_checkpoint(checkpoint, Checkpoint(name="narrow", state_dict=narrow(classes=7, dropout=0).state_dict()))
     photos = tmp_path / "photos"
     (photos / "happy").mkdir(parents=True)
     shutil.copy(sample_images()[0], photos / "happy")
