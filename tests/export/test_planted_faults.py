@@ -254,6 +254,10 @@ def weights_zero_point(model: Model) -> None:
 
 
 def activation_zero_point(model: Model) -> None:
+    _change(model, _activation(model, "_zero"), lambda value: value + 1)
+
+
+def even_activation_zero_point(model: Model) -> None:
     _change(model, _activation(model, "_zero"), lambda value: value + 4)
 
 
@@ -632,7 +636,8 @@ FAULTS: list[tuple[Fault, tuple[Precision, ...], str]] = [
     (infinite_weight, _ALL, "weights"),
     (temperature_in_the_graph, _ALL, "temperature"),
     (weights_zero_point, _INT8, "units"),
-    (activation_zero_point, _INT8, "units"),
+    (activation_zero_point, _INT8, "weights"),
+    (even_activation_zero_point, _INT8, "units"),
     (activation_scale, _INT8, "units"),
     (reader_scale, _INT8, "units"),
     (negative_scale, _INT8, "weights"),

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, TensorProto, numpy_helper
 
 from fer_export.gate.rows import MORE_RULES, RULES, Array, NotAllowedError, Rows, RowWalk, operator_name
+from fer_export.int8.scales import STEP
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.model.metadata import METADATA_KEY
 from fer_runtime.model.parity import Check
@@ -190,6 +191,11 @@ def _bad_constants(model: onnx.ModelProto) -> list[str]:
             scale = constants.get(node.input[1])
             if scale is None or not (scale > 0).all():
                 bad.append(f"the scale of {node.name} is not positive")
+        if node.op_type == "QuantizeLinear" and any(one.key == STEP for one in node.metadata_props):
+            # Ours, which every runtime rounds alike: some round before they add the zero point, others after.
+            zero = constants.get(node.input[2])
+            if zero is None or (zero % 2).any():
+                bad.append(f"the zero point of {node.name} is odd")
     return bad
 
 
