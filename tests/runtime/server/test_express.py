@@ -99,8 +99,10 @@ def test_requests_behind_one_another_are_answered_in_turn(service: Service) -> N
 
 
 def test_a_client_that_only_stops_sending_gets_its_answer(service: Service) -> None:
-    answer = service.send_raw(request_of(FACES[:1]), ends=True)
-    assert answer.startswith(b"HTTP/1.1 200 ")
+    # An answer may leave before the end of sending arrives, but not each time.
+    answers = [service.send_raw(request_of(FACES[:1]), ends=True) for _ in range(20)]
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+    assert any(b"connection: close" in answer for answer in answers)
     assert service.send_raw(request_of(FACES[:1])[:-1], ends=True).startswith(b"HTTP/1.1 400 ")
 
 
