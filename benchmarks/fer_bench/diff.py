@@ -1,25 +1,30 @@
-"""Which faces get another label from another model file, version or machine, and the stage that did it."""
+"""Which faces get another label from another model file, engine, version or machine, and the stage that did it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
 from fer_runtime.errors import DataError, ImageError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import Uint8Array, read_image
 from fer_runtime.output.contact_sheet import ContactSheet
-from fer_runtime.recognizer import Recognizer
+from fer_runtime.recognizer import Answers, Recognizer
+from fer_runtime.registry import load
 from fer_runtime.results import Face
 from fer_runtime.untrusted_json import parse_json
+
+if TYPE_CHECKING:
+    Answer = Callable[[Uint8Array], Answers]
 
 _FORMAT = "fer-bench run"
 _SAME_PLACE = 0.5  # intersection over union of two boxes of one face
@@ -82,23 +87,67 @@ class Change:
         return f"{self.stage:9} {self.before:>10} -> {self.after:10}{margins}  {self.path}"
 
 
-def observe(recognizer: Recognizer, folder: Path, paths: Iterable[Path]) -> Run:
-    """Run a model over images and keep what each stage made of them."""
+def answers_of(recognizer: Recognizer, engine: str, *, model: str, models_dir: Path) -> Answer:
+    """What another engine says of the faces that a recognizer cuts out.
+
+    Args:
+        recognizer: with the model's ONNX file, whose labels, size and colour the faces have.
+        engine: out of ENGINES.
+        model: the name or file that the recognizer was made with; a name finds the checkpoint and target files, too.
+        models_dir: where they are looked for.
+
+    Raises:
+        DataError: the engine is not installed, or does not run the model.
+        ModelFileError: there is no file for it.
+    """
+    from fer_bench.latency.measure import configurations
+
+    entry, said = ENGINES[engine], recognizer.metadata
+    if not entry.is_installed:
+        raise DataError(f"the engine {engine} needs {entry.needs}: {entry.install}")
+    source = configurations(models=(model,), precisions=(said.precision,), engines=(engine,), models_dir=models_dir)[
+        0
+    ].source
+    try:
+        run = load(entry.code)(source, model=said.name, threads=1, batch=1)
+    except Exception as error:  # the engines' exceptions share no base class
+        raise DataError(f"{engine} does not run {source}: {str(error).splitlines()[:1]}") from error
+    # A PyTorch network has no temperature; without the file's own, margins would not compare.
+    power = 1 / said.temperature if entry.source == "checkpoint" else 1.0
+
+    def answer(faces: Uint8Array) -> Answers:
+        # Some engines compile the graph for one batch size.
+        rows = [np.array(run(face[None]), np.float32).reshape(-1) for face in faces]
+        probabilities = np.stack(rows) ** power
+        return Answers((probabilities / probabilities.sum(1, keepdims=True)).astype(np.float32), None)
+
+    return answer
+
+
+def observe(
+    recognizer: Recognizer, folder: Path, paths: Iterable[Path], *, engine: str = "", answer: Answer | None = None
+) -> Run:
+    """Run a model over images and keep what each stage made of them.
+
+    Args:
+        engine: name of what answers instead of ONNX Runtime.
+        answer: the same, from `answers_of`.
+    """
     images = {}
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        images[name] = _observe_image(recognizer, path, name)
+        images[name] = _observe_image(recognizer, path, name, answer or recognizer.answer)
     said = recognizer.metadata
     machine = environment()
     return Run(
-        name=f"{said.name} {said.precision}",
+        name=f"{said.name} {said.precision}" + (f" in {engine}" if engine else ""),
         machine=f"{machine['cpu']}, {platform.machine()}, "
         + ", ".join(f"{key} {value}" for key, value in machine["versions"].items()),
         images=images,
     )
 
 
-def _observe_image(recognizer: Recognizer, path: Path, name: str) -> SeenImage:
+def _observe_image(recognizer: Recognizer, path: Path, name: str, answer: Answer) -> SeenImage:
     try:
         image = read_image(str(path), max_pixels=recognizer.max_pixels)
     except ImageError as error:
@@ -107,7 +156,7 @@ def _observe_image(recognizer: Recognizer, path: Path, name: str) -> SeenImage:
     faces: tuple[SeenFace, ...] = ()
     if detections:
         crops = np.stack([recognizer.prepare(image, detection) for detection in detections])
-        found = recognizer.faces(detections, crops, recognizer.answer(crops))
+        found = recognizer.faces(detections, crops, answer(crops))
         faces = tuple(
             SeenFace(
                 box=face.box,

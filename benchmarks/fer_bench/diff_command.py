@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fer_bench.console import FILE, models_dir_option
+from fer_bench.engines import ENGINES
 from fer_runtime.command import FerCommand, RegistryChoice
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import PRECISIONS, Precision, is_model_file
@@ -40,10 +41,13 @@ def diff(
     """Find the faces that get another label from B than from A, and the stage that did it.
 
     A and B are a model (v3, v3:fp32 or FILE.onnx), run here over the images of FOLDER, or a run that --save wrote on
-    another machine or with another version. Labels of the images are not needed. Exits 1 if any answer differs.
+    another machine or with another version. @ENGINE behind a model runs its graph in another engine of `fer-bench
+    latency`. Labels of the images are not needed. Exits 1 if any answer differs.
 
     \b
     fer-bench diff v3:int8 v3:fp32 photos/                what int8 changes
+    fer-bench diff v3:int8 v3:int8@openvino photos/       what OpenVINO changes
+    fer-bench diff v3:fp32 v3@torch photos/               what the export changes
     fer-bench diff v3 photos/ --save pi.json              on the Raspberry Pi
     fer-bench diff pi.json v3 photos/                     here
 
@@ -83,15 +87,21 @@ def _run(side: str, folder: Path, models_dir: Path, detector: str | None, yunet:
 
     if side.endswith(".json"):
         return work.load_run(Path(side))
-    name, precision = side, None
-    if not is_model_file(side) and ":" in side:
-        name, _, said = side.rpartition(":")
+    name, engine, precision = side, "", None
+    if "@" in side and not Path(side).is_file():
+        name, _, engine = side.rpartition("@")
+        if engine not in ENGINES:
+            raise click.UsageError(f"no engine {engine!r}; one of: {', '.join(ENGINES)}")
+    if not is_model_file(name) and ":" in name:
+        name, _, said = name.rpartition(":")
         precision = _precision(said)
     with ExitStack() as stack:
         recognizer = stack.enter_context(
             Recognizer(name, precision=precision, models_dir=models_dir, detector=detector or "auto", yunet=yunet)
         )
-        return work.observe(recognizer, folder, [Path(path) for path in find_images(folder, recursive=True)])
+        answer = work.answers_of(recognizer, engine, model=name, models_dir=models_dir) if engine else None
+        paths = [Path(path) for path in find_images(folder, recursive=True)]
+        return work.observe(recognizer, folder, paths, engine=engine, answer=answer)
 
 
 def _precision(text: str) -> Precision:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +15,8 @@ from click.testing import CliRunner
 import fer_runtime
 from fer_bench.cli import main
 from fer_bench.diff import Run, SeenFace, SeenImage, compare_runs, load_run, save_run
+from fer_bench.engines import ENGINES, Engine, onnxruntime_engine
+from fer_runtime.recognizer import Recognizer
 
 SAMPLES = Path(fer_runtime.__file__).parent / "samples"
 
@@ -91,6 +95,50 @@ def test_the_command_finds_what_a_changed_image_changes(tmp_path: Path) -> None:
     assert other.exit_code == 1, other.output
     assert "1 by reading" in other.output
     assert sheet.is_file()
+
+
+@pytest.fixture
+def portrait(tmp_path: Path) -> Path:
+    folder = tmp_path / "portrait"
+    folder.mkdir()
+    shutil.copy(SAMPLES / "grace_hopper.jpg", folder)
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino", "opencv-dnn"])
+def test_an_engine_that_computes_the_same_changes_nothing(engine: str, portrait: Path, tmp_path: Path) -> None:
+    saved = tmp_path / f"{engine}.json"
+    sides = [f"v0:fp32@{engine}", "v0:fp32", str(portrait)]
+    done = CliRunner().invoke(main, ["diff", *sides, "--detector", "haar", "--save", str(saved)])
+    assert done.exit_code == 0, done.output
+    assert f"A  v0 fp32 in {engine}  " in done.output
+    with Recognizer("v0", precision="fp32", detector="haar") as recognizer:
+        (expected,) = recognizer.predict(portrait / "grace_hopper.jpg").faces
+    (face,) = load_run(saved).images["grace_hopper.jpg"].faces
+    # Without the file's temperature, the checkpoint's probabilities differ by 0.1.
+    assert face.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_an_engine_that_computes_something_else_is_found_in_the_graph(
+    portrait: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_rolled(source: Path, **how: Any) -> Any:
+        run = onnxruntime_engine.load(source, **how)
+        return lambda faces: np.roll(run(faces), 1, axis=1)
+
+    monkeypatch.setattr(onnxruntime_engine, "load_rolled", load_rolled, raising=False)
+    entry = Engine(name="rolled", code="fer_bench.engines.onnxruntime_engine:load_rolled", needs="numpy", install="")
+    monkeypatch.setitem(ENGINES._entries, "rolled", entry)
+    done = CliRunner().invoke(main, ["diff", "v0:int8", "v0:int8@rolled", str(portrait), "--detector", "haar"])
+    assert done.exit_code == 1, done.output
+    assert "1 of 1 faces in 1 images are answered differently: 1 by graph" in done.output
+
+
+@pytest.mark.parametrize(("side", "message"), [("v0@abacus", "no engine 'abacus'"), ("v0:int4", "no precision 'int4'")])
+def test_an_unknown_side_is_a_usage_error(side: str, message: str, portrait: Path) -> None:
+    done = CliRunner().invoke(main, ["diff", side, "v0", str(portrait)])
+    assert done.exit_code == 2
+    assert message in done.output
 
 
 def test_one_run_without_save_is_a_usage_error(tmp_path: Path) -> None:
