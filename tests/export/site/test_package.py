@@ -98,12 +98,17 @@ for (const path of JSON.parse(readFileSync("paths.json"))) {
   const [x, y, w, h] = box.map(Number);
   const { probabilities } = await model.classify(image, { x, y, width: w, height: h });
   const test = await model.selfTest();
+  const noise = { data: readFileSync("noise"), width: 48, height: 48 };
+  const { reasons, notChecked } = await model.classify(noise);
   // What a damaged file could say.
   const { certificate } = model.metadata;
-  certificate.model_logits[0][0] += 1;
   for (const name of Object.keys(certificate.tolerance)) certificate.tolerance[name] = 1e9;
-  const forged = (await model.selfTest()).passed;
-  answers.push({ backend, labels, logits: Array.from(logits), probabilities, test, forged });
+  certificate.model_unfamiliarity[0][0] += 10;
+  const strange = (await model.selfTest()).passed;
+  certificate.model_unfamiliarity[0][0] -= 10;
+  certificate.model_logits[0][0] += 1;
+  const forged = (await model.selfTest()).passed || strange;
+  answers.push({ backend, labels, logits: Array.from(logits), probabilities, test, forged, reasons, notChecked });
 }
 console.log(JSON.stringify(answers));
 process.exit(0); // onnxruntime-web's threads stay
@@ -117,6 +122,8 @@ def test_node_computes_the_certificate(installed: Path) -> None:
     (installed / "paths.json").write_text(json.dumps([str(MODELS / name) for name in _FILES]))
     image: Any = cv2.imread(str(SAMPLES / "eileen_collins.jpg"))
     (installed / "image").write_bytes(cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).tobytes())
+    noise = np.random.default_rng(7).integers(0, 256, (48, 48), np.uint8)
+    (installed / "noise").write_bytes(cv2.cvtColor(noise, cv2.COLOR_GRAY2RGBA).tobytes())
     (installed / "run.js").write_text(_NODE)
     box = (166, 65, 114, 114)
     given = ["faces", "image", str(image.shape[1]), str(image.shape[0]), *map(str, box)]
@@ -131,6 +138,9 @@ def test_node_computes_the_certificate(installed: Path) -> None:
         assert answer["backend"] == "wasm"
         with Recognizer(MODELS / name) as recognizer:
             (shares,) = recognizer.classify(prepare_face(image, box)[None])
+            (strange,) = recognizer.recognize(cv2.cvtColor(noise, cv2.COLOR_GRAY2BGR)).faces
+        assert (tuple(answer["reasons"]), tuple(answer["notChecked"])) == (strange.reasons, strange.not_checked)
+        assert "unfamiliar" in strange.reasons
         assert answer["labels"] == list(certificate.labels)
         # The face differs by one gray level where cv2 rounds in fixed point.
         np.testing.assert_allclose(list(answer["probabilities"].values()), shares, atol=0.05)

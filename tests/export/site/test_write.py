@@ -33,6 +33,7 @@ from fer_runtime.faces import prepare_face
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx_file
+from fer_runtime.quality import REASONS, Limits, find_doubts
 from fer_runtime.recognizer import Recognizer
 
 READY = "document.documentElement.dataset.ready"
@@ -128,6 +129,77 @@ def test_samples_get_the_python_runtimes_faces(browser: Browser, site: str, yune
         np.testing.assert_allclose(here, face.box, atol=2)
         # What this does to a probability depends on the weights: 0.061 was seen with the v0 that learned votes.
         np.testing.assert_allclose(answer["probabilities"], list(face.probabilities.values()), atol=0.1)
+        assert (tuple(answer["reasons"]), tuple(answer["notChecked"])) == (face.reasons, face.not_checked)
+
+
+def drop_image(page: Visit, image: Any) -> None:
+    """Drop an image on the page as a PNG file."""
+    png = base64.b64encode(cv2.imencode(".png", image)[1].tobytes()).decode()
+    page.evaluate(
+        f"(() => {{ const bytes = Uint8Array.from(atob('{png}'), (c) => c.charCodeAt(0));"
+        "const data = new DataTransfer(); data.items.add(new File([bytes], 'face.png', {type: 'image/png'}));"
+        "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true})); })()"
+    )
+
+
+def test_the_page_names_the_reasons_against_noise(browser: Browser, site: str) -> None:
+    noise = np.random.default_rng(7).integers(0, 256, (48, 48), np.uint8)
+    with Recognizer(MODELS / "model_0.int8.onnx", detector="whole") as recognizer:
+        (expected,) = recognizer.recognize(cv2.cvtColor(noise, cv2.COLOR_GRAY2BGR)).faces
+    assert "unfamiliar" in expected.reasons
+    words = ", ".join(expected.reasons).replace("_", " ")
+    with opened(browser, site) as page:
+        drop_image(page, noise)
+        page.wait_for("fer.answers.length")
+        (answer,) = page.evaluate("fer.answers")
+        assert (tuple(answer["reasons"]), tuple(answer["notChecked"])) == (expected.reasons, expected.not_checked)
+        assert page.evaluate("document.querySelector('.face .reasons').textContent") == words
+        for said in ("document.getElementById('status').textContent", "picture.getAttribute('aria-label')"):
+            assert page.evaluate(said).endswith(f"({words}).")
+        # A face without a reason shows none.
+        page.evaluate("document.querySelector('.samples img[src$=\"eileen_collins.jpg\"]').click()")
+        page.wait_for("fer.answers[0].reasons.length === 0")
+        assert page.evaluate("document.querySelector('.face .reasons').checkVisibility()") is False
+
+
+_PHOTO = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 256, (160, 160, 3), np.uint8), (0, 0), 1.5)
+_EYES_AND_NOSE = {"straight": (80, 100), "turned": (92, 100), "beyond": (140, 90)}
+
+
+_CASES: list[tuple[Any, int, str | None, float | None]] = [  # image, side of the box, nose, unfamiliarity
+    (_PHOTO, 100, "straight", -1.0),
+    (_PHOTO, 28, None, 1e3),
+    (_PHOTO, 29, "turned", None),
+    (cv2.GaussianBlur(_PHOTO, (0, 0), 4), 110, "beyond", -1.0),
+    ((_PHOTO * 0.25).astype(np.uint8), 100, None, None),
+    (np.full((160, 160, 3), 34, np.uint8), 60, None, -1.0),  # even, and just not dark
+]
+
+
+def test_doubts_are_the_python_runtimes(browser: Browser, framed_site: str) -> None:
+    said = parse_metadata(read_onnx_file(MODELS / "model_0.onnx")[0].metadata[METADATA_KEY], source="it")
+    seen = set()
+    with opened(browser, framed_site) as page:
+        for image, side, nose, unfamiliarity in _CASES:
+            eyes, mouth = ((60.0, 60.0), (100.0, 60.0)), ((65.0, 120.0), (95.0, 120.0))
+            landmarks = () if nose is None else (*eyes, _EYES_AND_NOSE[nose], *mouth)
+            detection = Detection(box=(20, 20, side, side), landmarks=landmarks)
+            face = prepare_face(image, detection.box)
+            measured = None if unfamiliarity is None else np.array([unfamiliarity], np.float32)
+            (expected,) = find_doubts([detection], face[None], [1.0], measured, Limits(0.5, said.unfamiliar_above))
+            rgba = base64.b64encode(cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).tobytes()).decode()
+            found = page.evaluate(
+                "import('./fer-edge/quality.js').then(({doubtsOf, reasonsOf}) => {"
+                f"const data = Uint8ClampedArray.from(atob('{rgba}'), (c) => c.charCodeAt(0));"
+                f"const image = new ImageData(data, 160, 160), box = {{x: 20, y: 20, width: {side}, height: {side}}};"
+                "const face = fer.prepareFace(image, box, 0, fer.model);"
+                f"const detection = {{box, landmarks: {json.dumps(landmarks or None)}}};"
+                f"const doubts = doubtsOf(image, detection, face, fer.model, {json.dumps(unfamiliarity)});"
+                "return reasonsOf({...doubts, low_confidence: false}); })"
+            )
+            assert (tuple(found["reasons"]), tuple(found["notChecked"])) == expected
+            seen |= set(expected.reasons)
+    assert seen == set(REASONS) - {"low_confidence"}
 
 
 @pytest.mark.parametrize(
@@ -172,18 +244,13 @@ def test_the_page_takes_labels_size_and_colour_from_the_file(
     noise = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (90, 90, 3), np.uint8), (0, 0), 2)
     expected = prepare_face(noise, (-4, 3, 80, 80), roll=20, size=64, color=color).astype(int)  # type: ignore[arg-type]
     rgba = base64.b64encode(cv2.cvtColor(noise, cv2.COLOR_BGR2RGBA).tobytes()).decode()
-    png = base64.b64encode(cv2.imencode(".png", band_face(1, side=60, classes=len(labels)))[1].tobytes()).decode()
     with served(tmp_path / "site") as address, visiting(browser, address) as page:
         assert page.wait_for(READY) == "yes"
         face = page.evaluate(
             "Array.from(fer.prepareFace(new ImageData(Uint8ClampedArray.from(atob("
             f"'{rgba}'), (c) => c.charCodeAt(0)), 90, 90), {{x: -4, y: 3, width: 80, height: 80}}, 20, fer.model))"
         )
-        page.evaluate(
-            f"(() => {{ const bytes = Uint8Array.from(atob('{png}'), (c) => c.charCodeAt(0));"
-            "const data = new DataTransfer(); data.items.add(new File([bytes], 'face.png', {type: 'image/png'}));"
-            "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true})); })()"
-        )
+        drop_image(page, band_face(1, side=60, classes=len(labels)))
         assert page.wait_for("fer.answers[0]?.expression") == labels[1]
         shown = page.evaluate("Array.from(document.querySelectorAll('.bars dt'), (one) => one.textContent)")
         inks = page.evaluate(

@@ -83,6 +83,9 @@ def test_the_page_shows_the_faces_and_that_the_camera_is_on(service: Service) ->
             visit.wait_for("document.getElementById('picture').naturalWidth === 640")
             visit.wait_for("document.querySelectorAll('#faces li').length >= 2")
             assert "neutral" in visit.evaluate("document.getElementById('faces').textContent")
+            doubts = "reasons: ['low_confidence', 'small']"
+            doubted = f"{{track: 3, expression: 'sad', confidence: 0.4, probabilities: {{}}, {doubts}}}"
+            assert visit.evaluate(f"show({doubted}).textContent") == "3: sad 40 %low confidence, small"
             assert visit.evaluate("document.documentElement.scrollWidth <= innerWidth")
             assert visit.complaints == []
             assert [one for one in visit.requests if not one.startswith(f"{address}/")] == []

@@ -10,9 +10,10 @@ const LEAST_FACES = 8;
 
 /**
  * @param {import("./model.js").FaceModel} model
- * @returns {Promise<null | {faces, passed, difference, probabilityDifference, networkDifference, flips}>} null: the
- *   file has no certificate. `difference` is the largest |Δlogit| / (1 + |logit|) from what the file gave at export,
- *   `networkDifference` from PyTorch's logits; a quantised file is meant to differ from PyTorch.
+ * @returns {Promise<null | {faces, passed, difference, probabilityDifference, unfamiliarityDifference,
+ *   networkDifference, flips}>} null: the file has no certificate. `difference` is the largest |Δlogit| / (1 + |logit|)
+ *   from what the file gave at export, `unfamiliarityDifference` the same of `unfamiliarity`, `networkDifference` from
+ *   PyTorch's logits; a quantised file is meant to differ from PyTorch.
  */
 export async function replayCertificate(model) {
   const certificate = model.metadata.certificate;
@@ -20,13 +21,19 @@ export async function replayCertificate(model) {
   const packed = Uint8Array.from(atob(certificate.faces.zlib_base64), (character) => character.charCodeAt(0));
   const unpacked = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   const faces = new Uint8Array(await new Response(unpacked).arrayBuffer());
-  const { logits, probabilities } = await model.run(faces);
+  const { logits, probabilities, unfamiliarity } = await model.run(faces);
   const rows = certificate.model_logits;
   const allowed = LOOSEST[model.metadata.precision] ?? LOOSEST.fp16;
   const tolerance = (name) => Math.min(certificate.tolerance[name], allowed[name]);
   const difference = furthest(logits, rows.flat(), (value) => 1 + Math.abs(value));
   const shares = rows.flatMap((row) => softmax(row, model.metadata.temperature ?? 1));
   const probabilityDifference = furthest(probabilities, shares, () => 1);
+  // A file without the output has neither; NaN where one of them is missing.
+  const unfamiliarityDifference = furthest(
+    unfamiliarity ?? [],
+    (certificate.model_unfamiliarity ?? []).flat(),
+    (value) => 1 + Math.abs(value),
+  );
   const classes = model.labels.length;
   const flips = rows.filter((row, index) => {
     const best = row.indexOf(Math.max(...row));
@@ -37,6 +44,7 @@ export async function replayCertificate(model) {
     faces: rows.length,
     difference,
     probabilityDifference,
+    unfamiliarityDifference,
     networkDifference: furthest(logits, certificate.network_logits.flat(), (value) => 1 + Math.abs(value)),
     flips,
     // Written as "<=" on maxima that keep NaN, so that a NaN fails.
@@ -44,6 +52,8 @@ export async function replayCertificate(model) {
       rows.length >= LEAST_FACES &&
       difference <= tolerance("logits") &&
       probabilityDifference <= tolerance("probabilities") &&
+      // A sum of thousands of products, ten times as many as a logit has.
+      unfamiliarityDifference <= 10 * tolerance("logits") &&
       flips === 0,
   };
 }

@@ -45,7 +45,7 @@ export class FerCamera extends HTMLElement {
   ort = undefined;
   /** The model, once it is loaded. */
   model = null;
-  /** The faces of the last frame: {number, box, expression, confidence, uncertain, probabilities}. */
+  /** The faces of the last frame: {number, box, expression, confidence, uncertain, probabilities, reasons, notChecked}. */
   faces = [];
 
   #canvas;
@@ -161,15 +161,15 @@ export class FerCamera extends HTMLElement {
     if (this.#camera !== camera) return;
     const now = performance.now();
     const followed = follower.update(now / 1000, faces);
-    this.faces = faces.map(({ box }, index) => {
+    this.faces = faces.map(({ box, doubts }, index) => {
       const { number, probabilities, best } = followed[index];
       // The followed label, which changes less than the largest of one frame's probabilities.
-      return { ...this.model.answer(probabilities), number, box, expression: this.model.labels[best] };
+      return { ...this.model.answer(probabilities, doubts, best), number, box };
     });
     this.#draw();
     this.#tell("fer-faces", { faces: this.faces });
     if (now - this.#spokenAt > SPOKEN_EVERY) {
-      const names = this.faces.map(nameOf);
+      const names = this.faces.map((face) => nameOf(face) + (reasonsOf(face) && ` (${reasonsOf(face)})`));
       const text = names.length ? `${names.length === 1 ? "One face" : `${names.length} faces`}: ${names.join(", ")}.` : "No face found.";
       this.#say(text);
       this.#canvas.setAttribute("aria-label", `The camera. ${text}`);
@@ -205,6 +205,16 @@ export class FerCamera extends HTMLElement {
       context.fillRect(x, y, wide, high);
       context.fillStyle = "#0f1217";
       context.fillText(text, x + letters / 2, y + high / 2);
+      if (face.reasons.length) {
+        // Along the lower edge of the box: the eyes are above.
+        const words = reasonsOf(face);
+        const [across, low] = [context.measureText(words).width + letters, Math.min(box.y + box.height, height - high)];
+        const left = Math.min(Math.max(box.x, 0), Math.max(width - across, 0));
+        context.fillStyle = "#8ea4ff";
+        context.fillRect(left, low, across, high);
+        context.fillStyle = "#0f1217";
+        context.fillText(words, left + letters / 2, low + high / 2);
+      }
     }
   }
 
@@ -237,6 +247,10 @@ export class FerCamera extends HTMLElement {
 
 function nameOf({ expression, uncertain }) {
   return expression + (uncertain ? "?" : "");
+}
+
+function reasonsOf({ reasons }) {
+  return reasons.map((reason) => reason.replace("_", " ")).join(", ");
 }
 
 if (!customElements.get("fer-camera")) customElements.define("fer-camera", FerCamera);

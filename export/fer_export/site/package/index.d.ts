@@ -7,6 +7,9 @@ export interface Box {
   height: number;
 }
 
+/** x and y in pixels. */
+export type Point = [number, number];
+
 /** An ImageData, or red, green, blue and alpha of each pixel. */
 export interface PixelImage {
   readonly data: ArrayLike<number>;
@@ -20,7 +23,19 @@ export interface Answer {
   /** Less sure than the threshold that the export fitted. */
   uncertain: boolean;
   probabilities: Record<string, number>;
+  /** Why the answer should not be trusted; [] where nothing was found against it. */
+  reasons: Reason[];
+  /** Nothing is known of these: the file has no threshold, or there are no landmarks. */
+  notChecked: Reason[];
 }
+
+export type Reason = "low_confidence" | "turned" | "small" | "blurred" | "dark" | "unfamiliar";
+
+/** All reasons, in the order in which they are named. */
+export const REASONS: readonly Reason[];
+
+/** What is known against a face before its confidence is; null: nothing. */
+export type Doubts = Partial<Record<Exclude<Reason, "low_confidence">, boolean | null>>;
 
 export interface SelfTest {
   /** Golden faces in the file. */
@@ -30,6 +45,8 @@ export interface SelfTest {
   difference: number;
   /** The largest |Δp|. */
   probabilityDifference: number;
+  /** As `difference`, of the output `unfamiliarity`; 0 where the file has none. */
+  unfamiliarityDifference: number;
   /** As `difference`, from PyTorch's logits; a quantised file is meant to differ. */
   networkDifference: number;
   /** Golden faces with another label. */
@@ -60,9 +77,12 @@ export class FaceModel {
   readonly color: "gray" | "rgb";
   readonly backend: Backend;
   readonly refused: readonly { backend: Backend; reason: string }[];
-  classify(image: PixelImage, box?: Box, how?: { roll?: number }): Promise<Answer>;
-  run(faces: Uint8Array): Promise<{ logits: Float32Array; probabilities: Float32Array }>;
-  answer(probabilities: ArrayLike<number>): Answer;
+  classify(image: PixelImage, box?: Box, how?: { roll?: number; landmarks?: Point[] }): Promise<Answer>;
+  /** `unfamiliarity` is null where the file has no such output. */
+  run(
+    faces: Uint8Array,
+  ): Promise<{ logits: Float32Array; probabilities: Float32Array; unfamiliarity: Float32Array | null }>;
+  answer(probabilities: ArrayLike<number>, doubts?: Doubts, best?: number): Answer;
   selfTest(): Promise<SelfTest | null>;
   release(): Promise<void>;
 }
@@ -83,6 +103,8 @@ export interface Detection {
   /** Degrees that the face is turned clockwise. */
   roll: number;
   score: number;
+  /** Right eye, left eye, nose, right and left corner of the mouth. */
+  landmarks: Point[];
 }
 
 /** Faces by YuNet; browsers only. */
@@ -96,6 +118,8 @@ export interface FoundFace {
   box: Box;
   roll: number;
   probabilities: Float32Array;
+  /** For `model.answer(probabilities, doubts)`. */
+  doubts: Doubts;
 }
 
 /** The faces of a canvas; browsers only. */

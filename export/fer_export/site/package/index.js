@@ -6,5 +6,6 @@ export { Follower } from "./following.js";
 export { FaceModel } from "./model.js";
 export { ModelFileError, readMetadata } from "./onnx-file.js";
 export { middleFrame, Recognizer } from "./recognizer.js";
+export { REASONS } from "./quality.js";
 export { BackendError } from "./runtime.js";
 export { YuNet } from "./yunet.js";

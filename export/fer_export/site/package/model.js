@@ -3,6 +3,7 @@
 import { replayCertificate } from "./certificate.js";
 import { prepareFace } from "./face.js";
 import { ModelFileError, readMetadata, readSource } from "./onnx-file.js";
+import { doubtsOf, reasonsOf } from "./quality.js";
 import { BackendError, choices, inTurn, setThreads } from "./runtime.js";
 
 const GPU_SECONDS = 20; // for loading a model on WebGPU, its first run and its self-test
@@ -57,7 +58,8 @@ export class FaceModel {
 
   /**
    * @param {Uint8Array} faces one face, or several one after the other; see `prepareFace`
-   * @returns {Promise<{logits: Float32Array, probabilities: Float32Array}>} one value for each label and face
+   * @returns {Promise<{logits: Float32Array, probabilities: Float32Array, unfamiliarity: Float32Array | null}>} one value
+   *   for each label and face; of `unfamiliarity` one for each face, null where the file has no such output
    */
   run(faces) {
     const shape = this.color === "rgb" ? [this.size, this.size, 3] : [this.size, this.size];
@@ -67,8 +69,8 @@ export class FaceModel {
     }
     const input = new this.ort.Tensor("uint8", faces, [faces.length / area, ...shape]);
     return inTurn(this.ort, async () => {
-      const { logits, probabilities } = await this.#session.run({ faces: input });
-      return { logits: logits.data, probabilities: probabilities.data };
+      const { logits, probabilities, unfamiliarity } = await this.#session.run({ faces: input });
+      return { logits: logits.data, probabilities: probabilities.data, unfamiliarity: unfamiliarity?.data ?? null };
     });
   }
 
@@ -78,22 +80,34 @@ export class FaceModel {
    * @param {{data: ArrayLike<number>, width: number, height: number}} image such as an ImageData
    * @param {{x: number, y: number, width: number, height: number}} [box] of the face, pixels; without it the whole
    *   image is the face
-   * @param {{roll?: number}} [how] degrees that the face is turned clockwise
+   * @param {{roll?: number, landmarks?: number[][]}} [how] degrees that the face is turned clockwise; x and y of right
+   *   eye, left eye and nose, without which nothing is known of `turned`
    */
-  async classify(image, box, { roll = 0 } = {}) {
-    const { probabilities } = await this.run(prepareFace(image, box, roll, this));
-    return this.answer(probabilities);
+  async classify(image, box, { roll = 0, landmarks = null } = {}) {
+    const face = prepareFace(image, box, roll, this);
+    const { probabilities, unfamiliarity } = await this.run(face);
+    const whole = { x: 0, y: 0, width: image.width, height: image.height };
+    const detection = { box: box ?? whole, roll, landmarks };
+    return this.answer(probabilities, doubtsOf(image, detection, face, this, unfamiliarity?.[0] ?? null));
   }
 
-  /** One face's probabilities by name, with the most probable label. */
-  answer(probabilities) {
-    const best = probabilities.indexOf(Math.max(...probabilities));
+  /**
+   * One face's probabilities by name, with the label and the reasons against it.
+   *
+   * @param {Float32Array} probabilities
+   * @param {object} [doubts] of a face of `Recognizer`; without it nothing but the confidence is known
+   * @param {number} [best] index of the label, such as a `Follower`'s; without it the most probable one
+   */
+  answer(probabilities, doubts = {}, best = probabilities.indexOf(Math.max(...probabilities))) {
+    const least = this.metadata.uncertain_below ?? null;
+    const isLow = least === null ? null : probabilities[best] < least;
     return {
       expression: this.labels[best],
       confidence: probabilities[best],
       /** Less sure than the threshold that the export fitted. */
-      uncertain: probabilities[best] < (this.metadata.uncertain_below ?? 0),
+      uncertain: isLow ?? false,
       probabilities: Object.fromEntries(this.labels.map((name, index) => [name, probabilities[index]])),
+      ...reasonsOf({ ...doubts, low_confidence: isLow }),
     };
   }
 
@@ -143,7 +157,8 @@ async function pass(model) {
   await model.release();
   throw new Error(
     test
-      ? `the self-test fails: |Δlogit| / (1 + |logit|) ${test.difference.toExponential(1)}, ${test.flips} other labels`
+      ? `the self-test fails: |Δlogit| / (1 + |logit|) ${test.difference.toExponential(1)}, ${test.flips} other labels, ` +
+          `unfamiliarity ${test.unfamiliarityDifference.toExponential(1)}`
       : "the file has no certificate to test it with",
   );
 }

@@ -1,6 +1,7 @@
 /** The faces of an image or video frame with their probabilities. */
 
 import { prepareFace } from "./face.js";
+import { doubtsOf } from "./quality.js";
 
 const CROP_SIDE = 64; // images up to this short side are face crops already
 const LONG_SIDE = 640; // pixels that an image is shrunk to before faces are looked for
@@ -25,8 +26,8 @@ export class Recognizer {
    * @param {HTMLCanvasElement} canvas
    * @param {{longSide?: number, frame?: object}} [how] `frame`: where the face is, without a detector; by default the
    *   middle of the image
-   * @returns {Promise<{faces: {box, roll, probabilities: Float32Array}[], times: {find, crop, classify}}>} from left
-   *   to right; times in ms
+   * @returns {Promise<{faces: {box, roll, probabilities: Float32Array, doubts}[], times: {find, crop, classify}}>}
+   *   from left to right; `model.answer(probabilities, doubts)` names them; times in ms
    */
   async recognize(canvas, { longSide = LONG_SIDE, frame = null } = {}) {
     const times = {};
@@ -54,7 +55,10 @@ export class Recognizer {
     prepared.forEach((face, index) => faces.set(face, index * area));
     lap("crop");
     const count = this.model.labels.length;
-    const { probabilities } = detections.length ? await this.model.run(faces) : { probabilities: [] };
+    const { probabilities, unfamiliarity } = detections.length ? await this.model.run(faces) : { probabilities: [] };
+    const doubts = detections.map((detection, index) =>
+      doubtsOf(image, detection, prepared[index], this.model, unfamiliarity?.[index] ?? null),
+    );
     lap("classify");
     return {
       times,
@@ -62,6 +66,7 @@ export class Recognizer {
         box,
         roll,
         probabilities: probabilities.slice(index * count, (index + 1) * count),
+        doubts: doubts[index],
       })),
     };
   }

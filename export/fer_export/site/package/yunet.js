@@ -54,7 +54,8 @@ export class YuNet {
   /**
    * @param {CanvasImageSource} source picture or video frame of `width` x `height` pixels
    * @param {number} longSide pixels that the picture is shrunk to before the search
-   * @returns {Promise<{box: {x, y, width, height}, roll: number, score: number}[]>} from left to right
+   * @returns {Promise<{box: {x, y, width, height}, roll: number, score: number, landmarks: number[][]}[]>} from left to
+   *   right; landmarks are x and y of right eye, left eye, nose and the corners of the mouth
    */
   async detect(source, width, height, longSide = 640) {
     const limit = this.#fixed ? Math.min(...this.#fixed) : longSide;
@@ -98,13 +99,13 @@ function decode(answers, stride, columns) {
     const [column, row] = [cell % across, Math.floor(cell / across)];
     const [dx, dy, logWidth, logHeight] = boxes.subarray(4 * cell, 4 * cell + 4);
     const [width, height] = [Math.exp(logWidth) * stride, Math.exp(logHeight) * stride];
-    const eye = (index) => [
+    const point = (index) => [
       (points[10 * cell + 2 * index] + column) * stride,
       (points[10 * cell + 2 * index + 1] + row) * stride,
     ];
     const x = (column + dx) * stride - width / 2;
     const y = (row + dy) * stride - height / 2;
-    faces.push({ score, x, y, width, height, eyes: [eye(0), eye(1)] });
+    faces.push({ score, x, y, width, height, points: [0, 1, 2, 3, 4].map(point) });
   }
   return faces;
 }
@@ -125,12 +126,13 @@ export function overlap(one, other) {
   return (width * height) / (one.width * one.height + other.width * other.height - width * height);
 }
 
-function toDetection({ score, x, y, width, height, eyes }, shrink) {
+function toDetection({ score, x, y, width, height, points }, shrink) {
   const side = Math.max(width, height) / shrink;
   if (side < MIN_FACE) return null;
-  const [[rightX, rightY], [leftX, leftY]] = eyes;
+  const [[rightX, rightY], [leftX, leftY]] = points;
   return {
     score,
+    landmarks: points.map((point) => point.map((value) => value / shrink)),
     roll: (Math.atan2(leftY - rightY, leftX - rightX) * 180) / Math.PI,
     box: {
       x: Math.round((x + width / 2) / shrink - side / 2),

@@ -62,7 +62,8 @@ function describeModel(site) {
   element("model").textContent =
     `${name} ${precision}, ${(site.model_bytes / 1e6).toFixed(2)} MB` +
     (accuracy ? `, right on ${(100 * accuracy).toFixed(1)} % of its validation pictures.` : ".") +
-    (model.metadata.uncertain_below ? ` A question mark: less sure than ${Math.round(100 * model.metadata.uncertain_below)} %.` : "");
+    (model.metadata.uncertain_below ? ` A question mark: less sure than ${Math.round(100 * model.metadata.uncertain_below)} %.` : "") +
+    " Below an answer: reasons not to trust it.";
 }
 
 function showCertificate(result) {
@@ -129,9 +130,9 @@ async function answerPicture(number, title = pictureTitle) {
       number: index + 1,
       best: face.probabilities.indexOf(Math.max(...face.probabilities)),
     }));
-    present(numbered, times, title);
+    const spoken = present(numbered, times, title);
     element("fps").textContent = "–";
-    say(summary(numbered));
+    say(spoken);
   } catch (error) {
     fail(`${title}: ${error.message}`);
   }
@@ -186,11 +187,11 @@ async function answerFrame(number, follower) {
   const now = performance.now();
   const followed = follower.update(now / 1000, faces);
   const numbered = faces.map((face, index) => ({ ...face, ...followed[index] }));
-  present(numbered, times, "The camera");
+  const spoken = present(numbered, times, "The camera");
   frameTimes = [...frameTimes.filter((time) => now - time < 1000), now];
   element("fps").textContent = String(frameTimes.length);
   if (now - spokenAt > SPOKEN_EVERY) {
-    say(summary(numbered));
+    say(spoken);
     spokenAt = now;
   }
 }
@@ -215,23 +216,30 @@ function stopCamera() {
 }
 
 /** The expression, with a question mark below the confidence that the export fitted for an answer. */
-function nameOf(best, probabilities) {
-  const isUncertain = probabilities[best] < (model.metadata.uncertain_below ?? 0);
-  return model.labels[best] + (isUncertain ? "?" : "");
+function nameOf({ best, answer }) {
+  return model.labels[best] + (answer.uncertain ? "?" : "");
+}
+
+/** The reasons against a face's answer in words; "" where there is none. */
+function reasonsOf({ answer }) {
+  return answer.reasons.map((reason) => reason.replace("_", " ")).join(", ");
 }
 
 function summary(faces) {
   if (faces.length === 0) return "No face found.";
-  const names = faces.map(({ best, probabilities }) => nameOf(best, probabilities));
+  const names = faces.map((face) => nameOf(face) + (reasonsOf(face) && ` (${reasonsOf(face)})`));
   return `${faces.length === 1 ? "One face" : `${faces.length} faces`}: ${names.join(", ")}.`;
 }
 
-function present(faces, times, title) {
+/** Show the faces; returns what a screen reader is told. */
+function present(found, times, title) {
   const began = performance.now();
+  const faces = found.map((face) => ({ ...face, answer: model.answer(face.probabilities, face.doubts, face.best) }));
   element("empty").hidden = true;
   draw(faces);
   list(faces);
-  canvas.setAttribute("aria-label", `${title}. ${summary(faces)}`);
+  const spoken = summary(faces);
+  canvas.setAttribute("aria-label", `${title}. ${spoken}`);
   const isFramed = !recognizer.detector && frame !== null;
   canvas.classList.toggle("movable", isFramed);
   canvas.tabIndex = isFramed ? 0 : -1; // a stop for the keyboard only where keys do something
@@ -240,11 +248,14 @@ function present(faces, times, title) {
   for (const [stage, value] of Object.entries(times)) {
     element(stage).textContent = value < 10 ? value.toFixed(1) : value.toFixed(0);
   }
-  window.fer.answers = faces.map(({ box, probabilities, best }) => ({
+  window.fer.answers = faces.map(({ box, probabilities, best, answer }) => ({
     box,
     expression: model.labels[best],
     probabilities: Array.from(probabilities),
+    reasons: answer.reasons,
+    notChecked: answer.notChecked,
   }));
+  return spoken;
 }
 
 function colour(name) {
@@ -272,14 +283,15 @@ function draw(faces) {
   const letters = Math.max(14 * unit, 6);
   context.font = `600 ${letters}px system-ui, sans-serif`;
   context.textBaseline = "middle";
-  for (const { box, number, best, probabilities } of faces) {
+  for (const face of faces) {
+    const { box, number, best, probabilities } = face;
     const ink = colour(inkOf(best));
     context.lineWidth = 3 * unit;
     context.strokeStyle = ink;
     context.beginPath();
     context.roundRect(box.x, box.y, box.width, box.height, 8 * unit);
     context.stroke();
-    const short = `${faces.length > 1 ? `${number} ` : ""}${nameOf(best, probabilities)}`;
+    const short = `${faces.length > 1 ? `${number} ` : ""}${nameOf(face)}`;
     let text = `${short} ${Math.round(100 * probabilities[best])} %`;
     // Among small faces a long tag would cover the neighbours; the share stands beside the picture, too.
     if (faces.length > 1 && context.measureText(text).width > 2 * box.width) text = short;
@@ -293,16 +305,38 @@ function draw(faces) {
     context.fill();
     context.fillStyle = colour("--on-accent");
     context.fillText(text, x + letters / 2, y + tagHeight / 2);
+    drawReasons(face, ink, letters, unit);
   }
+}
+
+/** The reasons along the lower edge of a face's box, outside it where there is room; the eyes are above. */
+function drawReasons(face, ink, letters, unit) {
+  const lines = face.answer.reasons.map((reason) => reason.replace("_", " "));
+  if (lines.length === 0) return;
+  const { box } = face;
+  const small = 0.8 * letters;
+  context.font = `600 ${small}px system-ui, sans-serif`;
+  const [wide, high] = [Math.max(...lines.map((line) => context.measureText(line).width)) + small, 1.4 * small * lines.length];
+  const x = Math.min(Math.max(box.x, 0), Math.max(source.width - wide, 0));
+  const y = Math.min(box.y + box.height + 2 * unit, source.height - high);
+  context.fillStyle = ink;
+  context.fillRect(x, y, wide, high);
+  context.fillStyle = colour("--on-accent");
+  lines.forEach((line, row) => context.fillText(line, x + small / 2, y + 1.4 * small * (row + 0.5)));
+  context.font = `600 ${letters}px system-ui, sans-serif`;
 }
 
 function list(faces) {
   const parent = element("faces");
   while (parent.children.length > faces.length) parent.lastChild.remove();
   while (parent.children.length < faces.length) parent.append(card());
-  faces.forEach(({ number, best, probabilities }, index) => {
+  faces.forEach((face, index) => {
+    const { number, best, probabilities } = face;
     const item = parent.children[index];
-    item.querySelector(".name").textContent = nameOf(best, probabilities);
+    item.querySelector(".name").textContent = nameOf(face);
+    const reasons = item.querySelector(".reasons");
+    reasons.textContent = reasonsOf(face);
+    reasons.hidden = face.answer.reasons.length === 0;
     item.querySelector("small").textContent = `face ${number}`;
     const rows = shownLabels(probabilities);
     item.querySelectorAll("dt").forEach((term, place) => {
@@ -342,7 +376,7 @@ function card() {
       Object.assign(document.createElement("dd"), { className: "share" }),
     );
   }
-  item.append(heading, bars);
+  item.append(heading, Object.assign(document.createElement("p"), { className: "reasons", hidden: true }), bars);
   return item;
 }
 

@@ -17,6 +17,12 @@ function show(face) {
   const share = `${Math.round(face.confidence * 100)} %`;
   name.textContent = `${face.track}: ${face.expression} ${share}${face.uncertain ? ", uncertain" : ""}`;
   item.append(name);
+  if (face.reasons.length) {
+    const reasons = document.createElement("p");
+    reasons.className = "reasons";
+    reasons.textContent = face.reasons.map((reason) => reason.replace("_", " ")).join(", ");
+    item.append(reasons);
+  }
   for (const [label, value] of Object.entries(face.probabilities)) {
     const row = document.createElement("p");
     row.className = label === face.expression ? "row best" : "row";
