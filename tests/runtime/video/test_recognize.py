@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +33,8 @@ from fer_runtime.cli.videos import run_on_videos
 from fer_runtime.command import take_options
 from fer_runtime.errors import ImageError
 from fer_runtime.images import read_image
+from fer_runtime.output.annotate import draw_faces
+from fer_runtime.results import Face
 from fer_runtime.video.annotated import annotated_paths
 from fer_runtime.video.jobs import write_video_rows
 from fer_runtime.video.recognize import recognize_video
@@ -222,6 +225,16 @@ def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(vi
     _, first = annotated.read()
     assert first.shape == (360, 640, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["two.annotated.mp4"]
+    # The copy shows the numbers of the rows: drawn with them swapped, its first frame looks otherwise.
+    _, frame = cv2.VideoCapture(str(video)).read()
+    numbers = [face.pop("track") for face in rows[0]["faces"]]
+    faces = [Face.from_dict(face) for face in rows[0]["faces"]]
+    image: Any = frame
+    right, swapped = (draw_faces(image, faces, numbers=drawn).astype(int) for drawn in (numbers, numbers[::-1]))
+    where = (right != swapped).any(-1)
+    assert sorted(numbers) == [1, 2]
+    # The codec blurs the letters.
+    assert np.abs(right - first)[where].mean() < 0.5 * np.abs(swapped - first)[where].mean()
 
     segments = [json.loads(line) for line in _infer(video, "--every", 3, "--segments").stdout.splitlines()]
     assert {segment["track"] for segment in segments} == {1, 2}
@@ -229,6 +242,8 @@ def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(vi
     assert [float(line["start"]) for line in table] == [segment["start"] for segment in segments]
     subtitles = _infer(video, "--every", 3, "--format", "srt").stdout
     assert len(re.findall(r"^\d\d:\d\d:\d\d,\d{3} --> ", subtitles, re.MULTILINE)) == len(segments)
+    said = re.findall(r"^face (\d+): (\w+)", subtitles, re.MULTILINE)
+    assert [(int(track), label) for track, label in said] == [(one["track"], one["expression"]) for one in segments]
 
 
 def test_the_table_of_frames_says_which_faces_are_uncertain(video: Path) -> None:
