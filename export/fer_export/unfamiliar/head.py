@@ -25,16 +25,17 @@ from fer_runtime.model.session import open_session
 OUTPUT = "unfamiliarity"
 LOST = 0.02  # share of real faces that may be called unfamiliar
 FEWEST_FACES = 50  # on which a threshold is fitted
-_MOST_FACES = 8000  # that the layers are fitted on
-_PER_KIND = 400  # images of each kind, at most
+_MOST_FACES = 16_000  # that the layers are fitted on
+_PER_KIND = 1000  # images of each kind, at most
 _UNITS = 16  # between the two layers
+_UNSEEN = 50  # images of each kind that the layers do not see
 _SAMPLE = 256  # faces on which the gate compares a file with the layer
 LEAST_AUROC = 0.9  # of layers that are worth an output
 _BATCH = 32
 _FITTED_BATCH = 128
-_EPOCHS, _FEWEST_STEPS = 12, 300
+_EPOCHS, _FEWEST_STEPS = 6, 300
 _LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 1e-2
-_DROPOUT = 0.3  # share of the features left out of a step
+_DROPOUT = 0.4  # share of the features left out of a step
 # An image that the network is unsure about has a reason already: it counts so much less than a sure one.
 _UNSURE = 0.1
 
@@ -157,7 +158,7 @@ def fit_head(
     found, confidences = features_of(fp32, maps, _like(strange, faces))
     counts = np.ones(len(found)) if uncertain_below is None else _UNSURE + (confidences >= uncertain_below)
     weights, bias, signs, highest = _separate(features_of(fp32, maps, faces)[0], found, counts.astype(np.float32))
-    unseen = _like(strange_images(_gray(others), max(8, count // 8), seed=1), faces)
+    unseen = _like(strange_images(_gray(others), max(8, min(count // 8, _UNSEEN)), seed=1), faces)
     some = others[random.permutation(len(others))[:_SAMPLE]]
     sample = np.concatenate([some, unseen])
     units = np.maximum(features_of(fp32, maps, sample)[0].astype(np.float64) @ weights.astype(np.float64) + bias, 0)
