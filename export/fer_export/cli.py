@@ -66,6 +66,15 @@ def _range(context: click.Context, parameter: click.Parameter, value: str | None
     return black, white
 
 
+class _ModelChoice(NetworkChoice):
+    """A network to export; for --site and --target an exported model as well, by its name or its file."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        with suppress(click.BadParameter):
+            return super().convert(value, param, ctx)
+        return value  # `_network` refuses it where a network is needed
+
+
 class ExportRun(RunOptions):
     """Export a checkpoint."""
 
@@ -181,9 +190,10 @@ _RULES = (
     "Model",
     click.option(
         "--model",
-        type=NetworkChoice(),
+        type=_ModelChoice(),
         help="Network, where the checkpoint does not say it: it is of another program, or of a function of yours. "
-        "[default: what the checkpoint says]",
+        "[default: what the checkpoint says] With --site and --target an exported model: a name, also of your own, or "
+        "an .onnx file.",
     ),
     click.option(
         "--name",
@@ -361,6 +371,7 @@ def main(**given: Any) -> None:
     fer-export --inspect models/model_0.onnx
     fer-export --model v0 --target ncnn --target openvino         models/model_0.onnx for other runtimes
     fer-export --model v0 --site site --serve                     the model in a browser
+    fer-export --model mine --site site                           a model of your own, models/mine.onnx
 
     A file is published only if it passes its gate. Otherwise nothing changes, the report says why,
     and the command exits 1.
@@ -393,7 +404,7 @@ def _export(options: ExportRun) -> None:
         from fer_train.checkpoints import stated_network
 
     source = options.checkpoint or checkpoint_path(options.models_dir, options.name or options.model or "")
-    model = options.model or stated_network(source)
+    model = _network(options.model) or stated_network(source)
     if find_architecture(model).is_foreign and options.name is None:
         raise click.UsageError(f"{model} has no files of its own; name yours: --name mine")
 
@@ -462,6 +473,15 @@ def _adopt(options: AdoptRun) -> None:
             progress=lambda text: click.echo(printable(text), err=True),
         )
         show(report)
+
+
+def _network(model: str | None) -> str | None:
+    """The value of --model as the name of a network."""
+    try:
+        return None if model is None else find_architecture(model).name
+    except ValueError as error:
+        said = f"{error}. A model of your own is exported with --name {model}"
+        raise click.BadParameter(said, click.get_current_context(), _parameter("model")) from None
 
 
 def _parameter(name: str) -> click.Parameter:

@@ -120,6 +120,14 @@ def test_an_option_that_is_not_used_is_named(arguments: tuple[str, ...], named: 
     assert said.startswith(named)
 
 
+def test_a_network_that_there_is_not_is_no_network_to_export(tmp_path: Path) -> None:
+    run = CliRunner().invoke(main, ["--model", "mine", "--models-dir", str(tmp_path)])
+    assert run.exit_code == 2
+    said = " ".join(run.stderr.split())
+    assert "no network named 'mine'; one of: v0" in said
+    assert "exported with --name mine" in said
+
+
 def test_a_signed_export_is_trusted_by_its_public_key(exported: Exported, tmp_path: Path) -> None:
     shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     key = Ed25519PrivateKey.generate()

@@ -533,6 +533,19 @@ def test_a_model_without_int8_is_written_in_fp32(
     assert "--model v1 --precision int8" in result.stderr
 
 
+@pytest.mark.parametrize("given", ["mine", "mine.onnx"])
+def test_a_model_of_ones_own_is_found_as_in_the_other_commands(given: str, ort_web: Path, tmp_path: Path) -> None:
+    metadata = ModelMetadata(name="v0", labels=("bored", "engaged"), precision="fp32", opset=18)
+    path = write_band_model(tmp_path / "mine.onnx", metadata=metadata)
+    model = str(path) if given.endswith(".onnx") else given
+    result = CliRunner().invoke(
+        main,
+        ["--model", model, "--models-dir", str(tmp_path), "--ort-web", str(ort_web), "--site", str(tmp_path / "site")],
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "site" / "model.onnx").read_bytes() == path.read_bytes()
+
+
 def test_other_contents_give_the_offline_copy_another_version(ort_web: Path, tmp_path: Path) -> None:
     workers = []
     for model in ("model_0.onnx", "model_0.int8.onnx"):
