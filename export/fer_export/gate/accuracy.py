@@ -15,6 +15,7 @@ from fer_runtime.metrics import accuracy, confusion_matrix, macro_f1, per_class_
 from fer_runtime.model.parity import Check, FloatArray, Outputs
 
 Int64Array = npt.NDArray[np.int64]
+QUANTILE = 0.99  # of what chance alone explains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +44,13 @@ class NumberLimits:
     |Δp| 0.12, 0.0075 in the mean, an error of 2.2 % of the logits' spread and a slope of
     1.002. Eight bits explain them: a layer's rounding error is 1 / sqrt(12) of a step of some 1 / 20 of the
     activations' standard deviation, 1.4 %, and a few layers add up to 2 %.
+
+    Of 65 faces 97 % leave one with another label, and a right file has two in every fourth case. So on few faces as
+    many may differ as chance makes of the 1.4 %, in 99 of 100 cases; from some 400 faces on that is less than 3 %.
     """
 
     agreement: float = 0.97  # share of the faces with the network's label, where the network's margin is no tie
+    other_labels: float = 0.014  # share of the faces to which a right file gives another label
     probability: float = 0.25  # |Δp|, the worst class of the worst face
     mean_probability: float = 0.015  # mean over faces of the worst class's |Δp|
     logit_error: float = 0.045  # root mean square, as a share of the logits' standard deviation
@@ -55,7 +60,9 @@ class NumberLimits:
 NUMBER_LIMITS = {
     "int8": NumberLimits(),
     # Eleven significant bits: a rounding error of 2^-12, 0.02 %, in each of a dozen layers.
-    "fp16": NumberLimits(agreement=0.99, probability=0.01, mean_probability=0.001, logit_error=0.002, slope=0.001),
+    "fp16": NumberLimits(
+        agreement=0.99, other_labels=0, probability=0.01, mean_probability=0.001, logit_error=0.002, slope=0.001
+    ),
 }
 
 
@@ -108,13 +115,15 @@ def number_checks(expected: Outputs, actual: Outputs, limits: NumberLimits, prog
     agrees = (reference.argmax(1) == actual.logits.argmax(1))[decided]
     agreement = float(agrees.mean()) if len(agrees) else 1.0
     low, high = wilson_interval(int(agrees.sum()), len(agrees))
+    other = most_by_chance(len(agrees), limits.other_labels)
+    is_few = other > (1 - limits.agreement) * len(agrees)
     # Written with "<=" and ">=" so that NaN fails.
     return [
         Check(
             name="agreement",
-            passed=bool(agreement >= limits.agreement),
+            passed=bool(agreement >= limits.agreement) or int((~agrees).sum()) <= other,
             detail=f"{agreement:.2%} of {len(agrees)} faces keep {program}'s label, 95 % interval {low:.2%} to "
-            f"{high:.2%} (needed {limits.agreement:.0%})",
+            f"{high:.2%} (needed {limits.agreement:.0%}{f', or all but {other}' if is_few else ''})",
         ),
         Check(
             name="difference",
@@ -129,6 +138,17 @@ def number_checks(expected: Outputs, actual: Outputs, limits: NumberLimits, prog
             f"(allowed 1 ± {limits.slope:g})",
         ),
     ]
+
+
+def most_by_chance(faces: int, share: float) -> int:
+    """The 99 % quantile of how many of `faces` it happens to, where it happens to each with probability `share`."""
+    chance = reached = (1 - share) ** faces
+    count = 0
+    while reached < QUANTILE and count < faces:
+        chance *= (faces - count) / (count + 1) * share / (1 - share)
+        count += 1
+        reached += chance
+    return count
 
 
 def budget_checks(quality: Quality, reference: Quality, budget: Budget) -> list[Check]:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
-from fer_export.gate.calibration import calibrate, fit_temperature, reject_threshold
+from fer_export.gate.calibration import (
+    Calibration,
+    added_by_chance,
+    calibrate,
+    calibration_check,
+    fit_temperature,
+    reject_threshold,
+)
 from fer_runtime.metrics import expected_calibration_error
 from fer_runtime.model.parity import softmax
 
@@ -23,6 +33,13 @@ def _labelled(temperature: float, faces: int = 20_000) -> tuple[np.ndarray, np.n
 def test_the_temperature_that_made_the_labels_is_found(temperature: float) -> None:
     # The standard error of a fit on 20,000 faces is about 1 %.
     assert fit_temperature(*_labelled(temperature)) == pytest.approx(temperature, rel=0.03)
+
+
+@pytest.mark.parametrize("faces", [2, 13, 1000])
+def test_few_answers_that_are_all_right_make_no_model_certain(faces: int) -> None:
+    """The rule of succession by hand: 1 / (1 + exp(-2 / T)) = (n + 1) / (n + 2) has the solution T = 2 / ln(n + 1)."""
+    logits = np.tile(np.array([[2, 0]], np.float32), (faces, 1))
+    assert fit_temperature(logits, np.zeros(faces, np.int64)) == pytest.approx(2 / math.log(faces + 1), rel=1e-3)
 
 
 def test_overconfident_logits_are_calibrated() -> None:
@@ -73,3 +90,42 @@ def test_with_raters_shares_probabilities_come_to_mean_shares() -> None:
     assert found.precision == pytest.approx(0.8, abs=0.02)
     assert found.coverage is not None
     assert 0.05 < found.coverage < 0.9
+
+
+def _two_files(faces: int, seed: int) -> tuple[Calibration, Calibration]:
+    """fp32 and int8 of a calibrated network on faces of their own: rounding moves each logit by 2 % of the spread."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (faces, 7)).astype(np.float32)
+    shares = softmax(logits).astype(np.float64)
+    labels = (shares.cumsum(1) < random.uniform(size=(faces, 1))).sum(1).clip(0, 6)
+    rounded = logits + random.normal(0, 0.04, logits.shape).astype(np.float32)
+    return calibrate(logits, labels), calibrate(rounded, labels)
+
+
+def test_chance_refuses_few_faces_no_oftener_than_one_in_a_hundred() -> None:
+    pairs = [_two_files(60, seed) for seed in range(100)]
+    # Two points alone refuse every tenth of these right files.
+    assert sum(int8.ece_after > fp32.ece_after + 0.02 for fp32, int8 in pairs) >= 5  # type: ignore[operator]
+    assert sum(not calibration_check(int8, fp32).passed for fp32, int8 in pairs) <= 3  # P(more) is 2 % at 1 in 100
+
+
+def test_a_file_that_is_too_sure_is_not_excused_by_few_faces() -> None:
+    fp32, int8 = _two_files(60, 0)
+    assert fp32.answers is not None
+    confidences, correct = fp32.answers
+    too_sure = 1 - (1 - confidences) / 4
+    added = float((too_sure - confidences).mean())
+    assert added > 0.2
+    assert fp32.ece_after is not None
+    sure = dataclasses.replace(int8, ece_after=fp32.ece_after + added, answers=(too_sure, correct))
+    check = calibration_check(sure, fp32)
+    assert not check.passed
+    assert "calibration error" in check.detail
+
+
+def test_equal_files_differ_by_nothing_and_many_faces_by_less_than_two_points() -> None:
+    fp32, int8 = _two_files(3600, 2)
+    assert fp32.answers is not None
+    assert int8.answers is not None
+    assert added_by_chance(fp32.answers, fp32.answers) == 0
+    assert added_by_chance(int8.answers, fp32.answers) < 0.01
