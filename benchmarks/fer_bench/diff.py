@@ -17,6 +17,7 @@ from fer_bench.environment import environment
 from fer_runtime.errors import DataError, ImageError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import Uint8Array, read_image
+from fer_runtime.model.find import PRECISIONS
 from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.recognizer import Answers, Recognizer
 from fer_runtime.registry import load
@@ -105,9 +106,8 @@ def answers_of(recognizer: Recognizer, engine: str, *, model: str, models_dir: P
     entry, said = ENGINES[engine], recognizer.metadata
     if not entry.is_installed:
         raise DataError(f"the engine {engine} needs {entry.needs}: {entry.install}")
-    source = configurations(models=(model,), precisions=(said.precision,), engines=(engine,), models_dir=models_dir)[
-        0
-    ].source
+    precisions = [one for one in PRECISIONS if one == said.precision]
+    source = configurations(models=(model,), precisions=precisions, engines=(engine,), models_dir=models_dir)[0].source
     try:
         run = load(entry.code)(source, model=said.name, threads=1, batch=1)
     except Exception as error:  # the engines' exceptions share no base class

@@ -27,15 +27,16 @@ LOST = 0.02  # share of real faces that may be called unfamiliar
 FEWEST_FACES = 50  # on which a threshold is fitted
 _MOST_FACES = 16_000  # that the layers are fitted on
 _PER_KIND = 1000  # images of each kind, at most
-_UNITS = 16  # between the two layers
+_FITS = 2  # networks that are added up: a sum varies less than one of them
+_UNITS = 16  # of each, between its two layers
 _UNSEEN = 50  # images of each kind that the layers do not see
 _SAMPLE = 256  # faces on which the gate compares a file with the layer
 LEAST_AUROC = 0.9  # of layers that are worth an output
 _BATCH = 32
 _FITTED_BATCH = 128
 _EPOCHS, _FEWEST_STEPS = 6, 300
-_LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 1e-2
-_DROPOUT = 0.4  # share of the features left out of a step
+_LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 0.1
+_DROPOUT = 0.5  # share of the features left out of a step
 # An image that the network is unsure about has a reason already: it counts so much less than a sure one.
 _UNSURE = 0.1
 
@@ -220,7 +221,32 @@ def _separate(
     # Faces and others count alike.
     share = torch.cat([torch.full((len(real),), 0.5 / len(real)), torch.from_numpy(counts) * (0.5 / counts.sum())])
     share *= len(rows)
-    random = torch.Generator().manual_seed(0)
+    fits = [_fit(rows, target, share, seed=seed) for seed in range(_FITS)]
+    first, bias, last = (torch.cat(parts) for parts in zip(*fits, strict=True))
+    # max(x, 0) times a positive number is max of the product and 0: the last layer keeps nothing but its signs.
+    size = last.abs().double().numpy()
+    signs = np.where(last.numpy() < 0, -1, 1).astype(np.float32)
+    raw = first.double().numpy() / spread
+    weights: FloatArray = np.ascontiguousarray((raw * size[:, None]).T, np.float32)
+    offsets = ((bias.double().numpy() - raw @ center) * size).astype(np.float32)
+    units = torch.relu(rows @ first.T + bias) * last.abs()
+    return weights, offsets, signs, max(float(units.max()), 1e-6)
+
+
+def _fit(
+    rows: torch.Tensor, target: torch.Tensor, share: torch.Tensor, *, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fit one network of two layers.
+
+    Args:
+        rows: standardized features, (images, features).
+        target: 1 for images that are no faces.
+        share: how much each image counts.
+
+    Returns:
+        First layer (units, features), its bias (units,), and last layer (units,).
+    """
+    random = torch.Generator().manual_seed(seed)
 
     def start(outputs: int, inputs: int) -> torch.Tensor:
         values: torch.Tensor = (2 * torch.rand(outputs, inputs, generator=random) - 1) / inputs**0.5
@@ -247,15 +273,7 @@ def _separate(
         (errors * share[chosen]).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    # max(x, 0) times a positive number is max of the product and 0: the last layer keeps nothing but its signs.
-    size = last.detach()[0].abs().double().numpy()
-    signs = np.where(last.detach()[0].numpy() < 0, -1, 1).astype(np.float32)
-    raw = first.detach().double().numpy() / spread
-    weights: FloatArray = np.ascontiguousarray((raw * size[:, None]).T, np.float32)
-    offsets = ((bias.detach().double().numpy() - raw @ center) * size).astype(np.float32)
-    with torch.no_grad():
-        units = torch.relu(rows @ first.T + bias) * last[0].abs()
-    return weights, offsets, signs, max(float(units.max()), 1e-6)
+    return first.detach(), bias.detach(), last.detach()[0]
 
 
 def fit_threshold(real: FloatArray, strange: FloatArray) -> OperatingPoint:

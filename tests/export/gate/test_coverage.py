@@ -44,8 +44,8 @@ def test_units_that_real_faces_switch_on_are_switched_on_by_golden_faces(exporte
     relus = [node.output[0] for node in model.graph.node if node.op_type == "Relu"]
     live = np.concatenate(_values(model, relus, labelled), axis=1).max(0) > 0
     on = np.concatenate(_values(model, relus, found.golden), axis=1).max(0) > 0
-    # The network's, and the sixteen of `unfamiliarity`.
-    units = sum(CHANNELS) + HIDDEN + 16
+    # The network's, and the 32 of `unfamiliarity`.
+    units = sum(CHANNELS) + HIDDEN + 32
     assert (found.units, found.live, found.covered) == (units, live.sum(), (live & on).sum())
     # A rare unit may be out of reach of the search, and then it is said.
     assert found.covered >= 0.98 * found.live
