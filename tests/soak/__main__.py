@@ -12,11 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 from tests.soak.kills import RUNS, KilledRuns, Outcome
+
+from fer_runtime.files import write_atomically
 
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -28,19 +31,26 @@ def _damaged_images(count: int, seed: int, memory: int) -> dict[str, Any] | None
     return json.loads(done.stdout) if done.returncode == 0 else None
 
 
-def _killed_runs(names: list[str], kills: int, seed: int, end: float) -> dict[str, Outcome]:
+def _killed_runs(names: list[str], kills: int, seed: int, end: float, save: Path | None) -> dict[str, Outcome]:
     """The outcomes by kind. The kinds take turns, so that each has its share where the time ends before the kills."""
+    saved = json.loads(save.read_text()) if save is not None and save.exists() else {}
+    outcomes = {name: Outcome(**saved.get(name, {})) for name in names}
     with tempfile.TemporaryDirectory(prefix="fer-soak-") as work:
         kinds = {
-            name: KilledRuns(RUNS[name], random.Random(f"{seed} {name}"), Path(work) / str(number))
-            for number, name in enumerate(names)
+            name: KilledRuns(RUNS[name], random.Random(f"{seed} {name} {outcome}"), Path(work) / str(number), outcome)
+            for number, (name, outcome) in enumerate(outcomes.items())
+            if outcome.kills < kills
         }
-        for number in range(kills):
-            for name, kind in kinds.items():
+        while kinds and time.monotonic() < end:
+            for name, kind in list(kinds.items()):
                 if time.monotonic() < end:
                     kind.kill_one()
-                    click.echo(f"{number + 1} {name}: {kind.outcome}", err=True)
-        return {name: kind.outcome for name, kind in kinds.items()}
+                    click.echo(f"{name}: {kind.outcome}", err=True)
+                    if kind.outcome.kills >= kills:
+                        del kinds[name]
+                    if save is not None:
+                        write_atomically(save, json.dumps({n: asdict(one) for n, one in outcomes.items()}))
+    return outcomes
 
 
 def _kill_table(outcomes: dict[str, Outcome]) -> list[str]:
@@ -50,7 +60,7 @@ def _kill_table(outcomes: dict[str, Outcome]) -> list[str]:
     ]
     for name, outcome in outcomes.items():
         lines.append(
-            f"| {name} | {outcome.kills - outcome.ended_before} | {outcome.killed_early} | {outcome.ended_before} | "
+            f"| {name} | {outcome.kills} | {outcome.killed_early} | {outcome.ended_before} | "
             f"{outcome.equal} of {outcome.kills} | {outcome.leftovers} |"
         )
     return lines
@@ -71,9 +81,14 @@ def _image_table(result: dict[str, Any]) -> list[str]:
 @click.option("--images", default=100_000, show_default=True)
 @click.option("--minutes", default=float("inf"), help="Kill no more runs after so long.")
 @click.option("--only", multiple=True, type=click.Choice([*RUNS, "images"]))
+@click.option(
+    "--save", type=click.Path(path_type=Path), help="File for the outcomes so far; run again to continue from it."
+)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--memory", default=1 << 30, show_default=True, help="Bytes of address space for the damaged images.")
-def main(kills: int, images: int, minutes: float, only: tuple[str, ...], seed: int, memory: int) -> None:
+def main(
+    kills: int, images: int, minutes: float, only: tuple[str, ...], save: Path | None, seed: int, memory: int
+) -> None:
     """Kill runs and read damaged images, then print one table."""
     failed = False
     end = time.monotonic() + 60 * minutes
@@ -83,7 +98,7 @@ def main(kills: int, images: int, minutes: float, only: tuple[str, ...], seed: i
         failed = result is None
         lines += ["the process ended before its last image"] if result is None else _image_table(result)
     chosen = [name for name in RUNS if not only or name in only]
-    outcomes = _killed_runs(chosen, kills, seed, end)
+    outcomes = _killed_runs(chosen, kills, seed, end, save)
     failed = failed or any(outcome.failures for outcome in outcomes.values())
     if outcomes:
         lines += ["", *_kill_table(outcomes)]

@@ -1,17 +1,24 @@
-"""Runs that are killed at a random moment and then continued or started again: their files must be those of one run."""
+"""Runs that are killed at a random moment and then continued or started again: their files must be those of one run.
+
+Needs Linux. The process that forks the runs computes nothing itself, as threads of a library do not survive a fork.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,16 +30,18 @@ from tests.runtime.tiny_models import band_face, write_band_model
 from fer_runtime.expressions import EXPRESSIONS
 
 # Each run has a cache of its own, and libraries that count on one thread give the same sums.
-_ENVIRONMENT = os.environ | {"FER_EDGE_CACHE": "cache", "OMP_NUM_THREADS": "1"}
+os.environ |= {"FER_EDGE_CACHE": "cache", "OMP_NUM_THREADS": "1"}
 _IMAGES = 600  # in a folder run: about ten blocks
+_PAUSE_SECONDS = 0.001  # between two looks at a run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """A kind of run: its command, and what the advice after a killed one says to do."""
 
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # of `python -m`
     again: tuple[str, ...]  # the command that continues it or starts it again
+    modules: tuple[str, ...] = ("fer_runtime.cli.images", "fer_runtime.cli.videos", "fer_runtime.recognizer")
     prepare: Callable[[Path], None] = lambda folder: None  # the files that it reads, in the folder where it runs
 
 
@@ -82,20 +91,21 @@ def _write_data(folder: Path) -> None:
 
 
 def _infer(*arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "fer_runtime", *arguments, "--model", "bands.onnx")
+    return ("fer_runtime", *arguments, "--model", "bands.onnx")
 
 
 _TRAIN = (
-    *(sys.executable, "-m", "fer_train", "--model", "v0", "--data", "data", "--models-dir", "models"),
+    *("fer_train", "--model", "v0", "--data", "data", "--models-dir", "models"),
     # Long enough that a third of the moments are behind the first epoch: loading PyTorch takes seconds.
     *("--epochs", "12", "--batch-size", "16", "--device", "cpu", "--no-plots"),
 )
-_EXPORT = (sys.executable, "-m", "fer_export", "--model", "v0", "--models-dir", "models")
+_TRAINING = ("fer_train.cli", "fer_train.pipeline", "fer_train.loop.trainer", "torch._dynamo")
+_EXPORT = ("fer_export", "--model", "v0", "--models-dir", "models")
 
 
 def _write_checkpoint(folder: Path) -> None:
     _write_data(folder)
-    subprocess.run(_TRAIN, cwd=folder, env=_ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", *_TRAIN], cwd=folder, check=True, capture_output=True)
 
 
 RUNS = {
@@ -125,11 +135,13 @@ RUNS = {
         again=_infer("film.mp4", "--output", "out/rows.jsonl", "--annotate", "out/copies"),
     ),
     "training": Run(
+        modules=_TRAINING,
         prepare=_write_data,
         command=_TRAIN,
         again=(*_TRAIN, "--resume"),
     ),
     "export": Run(
+        modules=(*_TRAINING, "fer_export.pipeline", "onnxscript.optimizer", "onnxscript.rewriter", "torch._dynamo"),
         prepare=_write_checkpoint,
         command=_EXPORT,
         again=_EXPORT,
@@ -137,14 +149,15 @@ RUNS = {
 }
 
 
+def _names(folder: Path) -> set[str]:
+    """The files of a run, with its checkpoint where it was given one."""
+    places = (folder / "out", folder / "models")
+    return {str(path.relative_to(folder)) for root in places for path in root.rglob("*") if path.is_file()}
+
+
 def _files(folder: Path) -> dict[str, str]:
-    """The files of a run and their hashes, without those that it was given."""
-    found = {}
-    for root in (folder / "out", folder / "models"):
-        for path in sorted(root.rglob("*")):
-            if path.is_file():
-                found[str(path.relative_to(folder))] = hashlib.sha256(_without_times(path)).hexdigest()
-    return found
+    """The files of a run and the hashes of what must be equal in them."""
+    return {name: hashlib.sha256(_without_times(folder / name)).hexdigest() for name in _names(folder)}
 
 
 def _without_times(path: Path) -> bytes:
@@ -165,69 +178,128 @@ def _is_time(key: str) -> bool:
     return any(word in key for word in ("second", "date", "latency", "throughput"))
 
 
-def _run(command: Sequence[str], folder: Path) -> tuple[int, float, str]:
-    started = time.monotonic()
-    done = subprocess.run(command, cwd=folder, env=_ENVIRONMENT, capture_output=True, text=True, timeout=1800)
-    return done.returncode, time.monotonic() - started, done.stderr
+class _Started:
+    """A command in a process of its own, forked from this one, which has its modules loaded already.
+
+    Loading PyTorch takes longer than the runs here, and a kill before the command's first line finds nothing to break.
+    """
+
+    def __init__(self, run: Run, command: Sequence[str], folder: Path) -> None:
+        for module in run.modules:
+            importlib.import_module(module)
+        self._errors = folder.with_name(folder.name + ".stderr")
+        self._pid = _forked(lambda: _become(command, folder, self._errors))
+
+    def processor_seconds(self) -> float:
+        """Of all threads so far. A busy machine shifts no moment that is counted in them."""
+        try:
+            return time.clock_gettime((~self._pid << 3) | 2)  # Linux: CLOCK_PROCESS_CPUTIME_ID of another process
+        except OSError:  # it has ended
+            return float("inf")
+
+    def poll(self) -> bool:
+        """Whether it has ended."""
+        return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def kill(self) -> None:
+        """With the processes that it has started."""
+        os.killpg(self._pid, signal.SIGKILL)
+
+    def wait(self) -> tuple[int, str]:
+        """The exit code, negative for a signal, and standard error."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return code, self._errors.read_text(errors="replace")
+
+
+def _forked(work: Callable[[], None]) -> int:
+    """The id of a process, and of its process group, that does `work`."""
+    if pid := os.fork():
+        with suppress(OSError):  # it has done it itself
+            os.setpgid(pid, pid)
+        return pid
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        work()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _become(command: Sequence[str], folder: Path, errors: Path) -> None:
+    """Run `python -m MODULE ARGUMENTS` in this process."""
+    os.chdir(folder)
+    for stream, path in ((0, os.devnull), (1, os.devnull), (2, errors)):
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), stream)
+    module, *sys.argv[1:] = command
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 class KilledRuns:
     """One kind of run: killed at random moments, its files held against those of a run in peace."""
 
-    def __init__(self, run: Run, chooser: random.Random, work: Path) -> None:
-        self.outcome = Outcome()
+    def __init__(self, run: Run, chooser: random.Random, work: Path, outcome: Outcome) -> None:
+        self.outcome = outcome
         self._run, self._chooser, self._work = run, chooser, work
         given = work / "given"
         given.mkdir(parents=True)
-        run.prepare(given)
+        if os.waitpid(_forked(lambda: run.prepare(given)), 0)[1]:
+            raise click.ClickException(f"the files of {' '.join(run.command)} cannot be made")
         whole = work / "whole"
-        shutil.copytree(given, whole)
-        self._code, self._seconds, errors = _run(run.command, whole)
+        shutil.copytree(given, whole, copy_function=os.link)
+        self._before = _files(given)
+        self._code, errors = self._run_in_peace(whole)
         if self._code not in (0, 1):
             raise click.ClickException(f"{' '.join(run.command)} exits {self._code}: {errors[-500:]}")
-        self._before, self._expected = _files(given), _files(whole)
+        self._expected = _files(whole)
         if not self._expected or self._expected == self._before:
             raise click.ClickException(f"{' '.join(run.command)} writes nothing: {errors[-500:]}")
+
+    def _run_in_peace(self, folder: Path) -> tuple[int, str]:
+        """Run the command, and learn how long it takes and when its first file appears, in processor seconds."""
+        started = _Started(self._run, self._run.command, folder)
+        self._first = self._seconds = 0.0
+        while not started.poll():
+            now = started.processor_seconds()
+            if now < float("inf"):
+                self._seconds = now
+            if not self._first and _names(folder) != self._before.keys():
+                self._first = self._seconds
+            time.sleep(_PAUSE_SECONDS)
+        return started.wait()
 
     def kill_one(self) -> None:
         """Kill one run, do what the advice says, and compare."""
         folder, outcome = self._work / "run", self.outcome
-        shutil.copytree(self._work / "given", folder)
-        started = time.monotonic()
-        exit_code = self._started_and_killed(folder)
-        outcome.kills += 1
-        outcome.ended_before += exit_code >= 0
-        outcome.killed_early += exit_code < 0 and _files(folder) == self._before
-        spent, errors = 0.0, ""
-        if exit_code < 0:
-            exit_code, spent, errors = _run(self._run.again, folder)
-        if _files(folder) != self._expected and self._run.again != self._run.command:
-            outcome.started_anew += 1
-            exit_code, spent, errors = _run(self._run.command, folder)
-        found = _files(folder)
-        if found == self._expected:
-            outcome.equal += 1
+        shutil.copytree(self._work / "given", folder, copy_function=os.link)
+        started = _Started(self._run, self._run.command, folder)
+        # One in ten falls anywhere, the others from shortly before the first file on: earlier ones leave nothing.
+        earliest = 0.0 if self._chooser.random() < 0.1 else 0.9 * self._first
+        moment = self._chooser.uniform(earliest, 1.05 * self._seconds)
+        while not started.poll() and started.processor_seconds() < moment:
+            time.sleep(_PAUSE_SECONDS)
+        started.kill()
+        exit_code, errors = started.wait()
+        if exit_code >= 0:
+            outcome.ended_before += 1
         else:
+            outcome.kills += 1
+            has_nothing = _names(folder) == self._before.keys()
+            outcome.killed_early += has_nothing
+            exit_code, errors = _Started(self._run, self._run.again, folder).wait()
+            if has_nothing and exit_code != self._code and self._run.again != self._run.command:
+                outcome.started_anew += 1  # --resume had nothing to continue
+                exit_code, errors = _Started(self._run, self._run.command, folder).wait()
+            outcome.equal += _files(folder) == self._expected
+        found = _files(folder)
+        if found != self._expected or exit_code != self._code:
             names = sorted(found.keys() | self._expected.keys())
             different = [name for name in names if found.get(name) != self._expected.get(name)]
             outcome.failures.append(f"exit {exit_code}, not {self._code}; different: {different[:5]}; {errors[-300:]}")
         outcome.leftovers += sum(1 for path in folder.rglob("*") if ".partial" in path.name)
-        # Where the machine's speed has changed, the moments shall still fall anywhere in a run.
-        self._seconds = 0.9 * self._seconds + 0.1 * max(time.monotonic() - started - spent, spent)
         shutil.rmtree(folder)
-
-    def _started_and_killed(self, folder: Path) -> int:
-        """The exit code of a run that may be killed: negative where it was."""
-        with subprocess.Popen(
-            self._run.command,
-            cwd=folder,
-            env=_ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as process:
-            try:
-                process.wait(self._chooser.uniform(0, self._seconds))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-        return process.returncode
