@@ -154,6 +154,20 @@ def refuse_special(path: Path) -> None:
         raise OutputError(f"cannot write {path}: it is not a regular file; choose another name")
 
 
+def check_writable(path: Path) -> None:
+    """Stop where `path` could not be written at the end of a run.
+
+    Raises:
+        OutputError: its folder cannot be written, or it is not a regular file.
+    """
+    with suppress(_Checked), replaced_atomically(path, cleans=False):
+        raise _Checked
+
+
+class _Checked(Exception):
+    """Ends `check_writable` before anything is renamed."""
+
+
 def write_atomically(path: Path, content: bytes | str, *, cleans: bool = True) -> None:
     """Write `content` (text as UTF-8) to `path`, whole or not at all; see `replaced_atomically`.
 

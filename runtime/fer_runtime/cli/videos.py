@@ -100,6 +100,8 @@ def say_video_summary(video: Path | int | NamedSource, summary: VideoSummary, se
         more += f"; {counted(counts.damaged, 'damaged packet')}"
     if counts.missing is None and isinstance(video, Path):
         more = "; whether frames are missing is not known: no constant frame rate, or no time stamps"
+    elif not counts.is_end_known and not counts.is_cut:
+        more += "; a missing end would not be noticed: the file states no length"
     click.echo(
         f"{_name(video)}: {counted(counts.total, 'frame')}: {counts.processed} looked at, {counts.skipped} skipped, "
         f"{counts.dropped} dropped; {counted(summary.tracks, 'face')} followed; {seconds:.1f} s, "
@@ -112,6 +114,8 @@ def _warn_of_missing_frames(video: Path | int, counts: FrameCounts) -> None:
     if counts.missing:
         missing = f"{counted(counts.missing, 'frame')} {'is' if counts.missing == 1 else 'are'} missing"
         click.echo(f"warning: {_name(video)}: {missing}: damaged, or left out by the recorder", err=True)
+    if counts.is_cut:
+        click.echo(f"warning: {_name(video)} ends within a packet: cut short, by an unknown length", err=True)
     if counts.missing_seconds:
         click.echo(
             f"warning: {_name(video)} ends {counts.missing_seconds:.1f} s earlier than it says: cut short, damaged, or "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fer_runtime.errors import ImageError, OutputError
-from fer_runtime.files import remove_leftovers, write_atomically
+from fer_runtime.files import check_writable, remove_leftovers, write_atomically
 from fer_runtime.images import Uint8Array, decode_image
 from fer_runtime.output.annotate import draw_faces, encode_image, write_image
 from fer_runtime.output.contact_sheet import ContactSheet
@@ -151,7 +151,7 @@ class SheetOfFaces:
         truth: the true label of an image by its path, None where it is not known.
 
     Raises:
-        OutputError: the page's suffix is of no image that OpenCV writes.
+        OutputError: the page's suffix is of no image that OpenCV writes, or its folder cannot be written.
     """
 
     path: Path
@@ -161,6 +161,7 @@ class SheetOfFaces:
     def __post_init__(self) -> None:
         # At the end of a long run would be late.
         encode_image(self.path, np.zeros((1, 1, 3), np.uint8))
+        check_writable(self.path)
 
     def add(self, image: Uint8Array | None, row: ImageResult) -> ImageResult:
         """Take the faces of one image; its row, unchanged."""

@@ -43,7 +43,7 @@ def looks_like_a_video(content: bytes) -> bool:
         return content[8:12] not in _OTHER_BRANDS
     if content.startswith(b"OggS"):
         return any(codec in content for codec in _OGG_VIDEO)
-    return content[4:8] in _QUICKTIME_BOXES or _is_unit_stream(content) or _is_transport_stream(content)
+    return content[4:8] in _QUICKTIME_BOXES or _is_unit_stream(content) or bool(transport_packets(content))
 
 
 def _is_unit_stream(content: bytes) -> bool:
@@ -58,13 +58,16 @@ def _is_unit_stream(content: bytes) -> bool:
     return is_h264 or (first >> 1 in _H265_UNITS and first & 1 == 0 and second == 1)
 
 
-def _is_transport_stream(content: bytes) -> bool:
-    """Whether `content` has the sync byte of MPEG transport streams once a packet; the first packet may be cut."""
+def transport_packets(content: bytes) -> tuple[int, int] | None:
+    """Where the sync bytes of an MPEG transport stream begin in `content`, and the bytes of a packet.
+
+    The first packet may be cut. None where `content` is of another format.
+    """
     for size in _PACKET_BYTES:
         if len(content) < size * _LEAST_PACKETS:
             continue
         for start in range(size):
             synced = content[start::size]
             if len(synced) >= _LEAST_PACKETS and synced.count(0x47) == len(synced):
-                return True
-    return False
+                return start, size
+    return None

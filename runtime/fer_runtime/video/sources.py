@@ -18,7 +18,7 @@ from fer_runtime.errors import ImageError
 from fer_runtime.images import Uint8Array
 from fer_runtime.video.addresses import is_stream, stream_name
 from fer_runtime.video.kinds import read_head
-from fer_runtime.video.timing import FrameTimes, stated_seconds
+from fer_runtime.video.timing import FrameTimes, asf_seconds, ends_within_packet, stated_seconds, states_length
 
 _DEFAULT_RATE = 25.0  # frames per second of a file that states no rate
 # A stated duration is rounded, and the sound may go on a little longer than the frames.
@@ -38,6 +38,8 @@ class FrameCounts:
     damaged: int = 0  # packets of a stream that could not be decoded
     missing_seconds: float = 0.0  # how much earlier the file ended than it says
     stated_seconds: float = 0.0  # how long the file says that it is; 0 where it says nothing
+    is_cut: bool = False  # the file ends within a packet; how much is missing is not known
+    is_end_known: bool = True  # False where the file does not say how long it is, so that a missing end is not noticed
     end: float = 0.0  # seconds: when the last frame that was read ends
 
     @property
@@ -161,7 +163,11 @@ class VideoFile:
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self._stated_frames = round(count) if is_rate and 0 < count < 1e12 else 0
         self._stated = stated_seconds(path)
-        self._is_avi = (read_head(path) or b"")[8:12] == b"AVI "
+        head = read_head(path) or b""
+        self._is_avi = head[8:12] == b"AVI "
+        self._asf_seconds = asf_seconds(head)
+        self._states_length = states_length(head)
+        self._is_cut = ends_within_packet(head, path.stat().st_size)
 
     def read(self, *, every: int, start: float, duration: float | None, counts: FrameCounts) -> Iterator[SourceFrame]:
         """The frames that are asked for.
@@ -169,7 +175,7 @@ class VideoFile:
         Raises:
             ImageError: there is no such frame.
         """
-        by_count = self._stated_frames / self.rate
+        by_count = self._stated_frames / self.rate or self._asf_seconds or 0.0
         counts.stated_seconds = by_count if self._stated is None else min(by_count, self._stated)
         times = FrameTimes(self.rate)
         frame, first_pts = -1, 0.0
@@ -198,6 +204,8 @@ class VideoFile:
     def _account(self, times: FrameTimes, counts: FrameCounts, first_pts: float) -> None:
         """Compare what was read to the end with what the file says."""
         counts.missing = times.missing()
+        counts.is_cut = self._is_cut
+        counts.is_end_known = self._states_length and counts.stated_seconds > 0
         # Some containers count the seconds from the first frame, others from 0.
         missing = counts.stated_seconds - max(times.end, first_pts + times.end)
         if missing > max(_LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE * counts.stated_seconds):

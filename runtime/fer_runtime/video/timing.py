@@ -7,6 +7,8 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import BinaryIO
 
+from fer_runtime.video.signatures import transport_packets
+
 # Intervals as counted: Matroska's and FLV's times are whole milliseconds.
 _RESOLUTION = 1e-3
 _MAX_INTERVALS = 4096  # kinds of intervals that are counted; a film with more has no constant rate
@@ -176,3 +178,40 @@ def _header_seconds(movie: bytes) -> float | None:
     else:
         scale, duration = int.from_bytes(header[12:16], "big"), int.from_bytes(header[16:20], "big")
     return duration / scale if scale and duration else None
+
+
+# Microsoft, "Advanced Systems Format (ASF) Specification", 3.1 and 3.2.
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_TICKS = 10_000_000  # a second
+
+
+def asf_seconds(head: bytes) -> float | None:
+    """How long an ASF or WMV file says that it is; None of other files, and of broadcasts, which do not know it.
+
+    FFmpeg gives the duration of a whole file alone, and none of one that was cut.
+
+    Args:
+        head: the first bytes of the file.
+    """
+    start = head.find(_ASF_FILE_PROPERTIES) + 24
+    if not head.startswith(_ASF) or start < 24 or len(head) < start + 68:
+        return None
+    play, _, preroll = (int.from_bytes(head[start + place : start + place + 8], "little") for place in (40, 48, 56))
+    is_broadcast = head[start + 64] & 1
+    seconds = play / _ASF_TICKS - preroll / 1000
+    return None if is_broadcast or seconds <= 0 else seconds
+
+
+def ends_within_packet(head: bytes, size: int) -> bool:
+    """Whether an MPEG transport stream of `size` bytes, which begins with `head`, was cut within a packet."""
+    if (packets := transport_packets(head)) is None:
+        return False
+    start, packet = packets
+    # Packets of camcorders and Blu-rays have a time code before the sync byte.
+    return (size - start) % packet != (188 if packet == 192 else 0)
+
+
+def states_length(head: bytes) -> bool:
+    """Whether a file that begins so is of a format that says how long it is: no MPEG stream, and no raw video."""
+    return not (transport_packets(head) or head.startswith((b"\0\0\1", b"\0\0\0\1")))

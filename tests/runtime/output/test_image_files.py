@@ -205,3 +205,11 @@ def test_random_images_are_different_and_repeatable(tmp_path: Path) -> None:
     assert len(random_images([str(tmp_path)], 100)) == 40
     # Of several folders together, not of each.
     assert len(random_images([str(tmp_path / name) for name in EXPRESSIONS], 10)) == 10
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*sheet\.png"):
+        SheetOfFaces(tmp_path / "file" / "sheet.png", ContactSheet(EXPRESSIONS))
+    SheetOfFaces(tmp_path / "sheet.png", ContactSheet(EXPRESSIONS))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -403,10 +403,13 @@ def test_missing_frames_and_what_is_not_known_are_said(tmp_path: Path) -> None:
     film = write_film(tmp_path / "film.mp4")
     gap = with_times(film, tmp_path / "gap.mkv", [n if n < 30 else n + 12 for n in range(60)])
     slow = with_times(film, tmp_path / "slow.mkv", [n if n < 30 else 30 + 5 * (n - 30) for n in range(60)])
-    run = _infer(film, gap, slow, "--detector", "whole", "--segments")
+    cut = write_film(tmp_path / "cut.ts", "mpg2")
+    cut.write_bytes(cut.read_bytes()[:-100])
+    run = _infer(film, gap, slow, cut, "--detector", "whole", "--segments")
     assert run.returncode == 0
     assert re.findall("warning: .*", run.stderr) == [
-        f"warning: {gap}: 12 frames are missing: damaged, or left out by the recorder"
+        f"warning: {gap}: 12 frames are missing: damaged, or left out by the recorder",
+        f"warning: {cut} ends within a packet: cut short, by an unknown length",
     ]
     (unknown,) = re.findall(".*is not known.*", run.stderr)
     assert unknown.startswith(f"{slow}: 60 frames: 60 looked at")

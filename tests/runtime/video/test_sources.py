@@ -75,13 +75,27 @@ def test_containers_that_list_their_frames_tell_what_is_missing(suffix: str, tmp
     assert counts.missing > 3
 
 
-def test_a_film_that_ends_early_says_by_how_much(tmp_path: Path) -> None:
-    path = write_film(tmp_path / "film.mkv")
+@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "mp4v"), (".wmv", "WMV2")])
+def test_a_film_that_ends_early_says_by_how_much(suffix: str, codec: str, tmp_path: Path) -> None:
+    path = write_film(tmp_path / f"film{suffix}", codec)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
     counts = _read(path)
     assert counts.missing_seconds == pytest.approx(3.0 - counts.end, abs=1e-3)
     assert counts.missing_seconds > 0.5
+    assert counts.is_end_known
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".m2ts"])
+def test_a_transport_stream_does_not_say_its_length_but_ends_with_a_whole_packet(suffix: str, tmp_path: Path) -> None:
+    path = write_film(tmp_path / f"film{suffix}", "mpg2")
+    counts = _read(path)
+    assert (counts.is_cut, counts.is_end_known) == (False, False)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3 // 192 * 192 + 100])
+    counts = _read(path)
+    assert (counts.is_cut, counts.is_end_known) == (True, False)
+    assert counts.processed < 60
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
