@@ -4,6 +4,7 @@ PYTHON ?= python3
 DEMO := .venv-demo
 TEST := .venv-test
 LOWEST := .venv-lowest
+S3 := .venv-s3
 PEERS := benchmarks/peers
 DATA ?= data
 VOTES ?= ferplus
@@ -11,7 +12,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint c
 # Tests start many processes; one thread each is faster than many threads on few cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test lint types layers tables tests test-lowest studies fuzz soak arm64 bench results peers readme-table clean
+.PHONY: help demo test lint types layers tables tests test-lowest test-s3 studies fuzz soak arm64 bench results peers readme-table clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -53,6 +54,17 @@ test-lowest: ## The runtime's tests at the lowest version of every dependency
 	@$(LOWEST)/bin/uv pip list --quiet --python $(LOWEST)/bin/python
 	@$(LOWEST)/bin/python -m pytest tests/runtime
 
+# In an environment of its own: moto is 80 MB, and its botocore needs an older python-dateutil than constraints.txt has.
+test-s3: $(S3)/.installed ## Object stores against a real S3 interface: moto's server, on the loopback address
+	@$(S3)/bin/python -m pytest tests/runtime/cluster/test_storage.py -k s3
+
+$(S3)/.installed: pyproject.toml
+	@echo "installing fer-edge and moto into $(@D)" >&2
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		'pyarrow>=25.0' 'fsspec>=2024.6' 'onnx>=1.18' 'moto[s3]>=5' flask flask-cors 'pytest>=8' 'pytest-timeout>=2.3'
+	@touch $@
+
 fuzz: $(TEST)/.installed ## Fuzz images, models, checkpoints, results and requests for a quarter of an hour
 	@$(TEST)/bin/python -m tests.runtime.fuzz --minutes 5
 	@$(TEST)/bin/python -m tests.fuzz_files --minutes 5
@@ -87,7 +99,7 @@ readme-table: $(TEST)/.installed ## Write README's table from benchmarks/results
 	@$(TEST)/bin/python -m studies.readme_table
 
 clean: ## Remove all environments and caches
-	rm -rf $(DEMO) $(TEST) $(LOWEST) .arm64 $(PEERS)/.venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(DEMO) $(TEST) $(LOWEST) $(S3) .arm64 $(PEERS)/.venv-* build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 # Stamp files make later runs fast; a changed requirement installs again.
 $(DEMO)/.installed: EXTRAS :=

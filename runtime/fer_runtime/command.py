@@ -258,6 +258,11 @@ def prepare_process() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, value in _OPENCV_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    keep_caches()
+
+
+def keep_caches() -> None:
+    """Let libraries keep what they leave on disk in our cache folder; before matplotlib is imported."""
     from fer_runtime.files import cache_folder
 
     with suppress(RuntimeError):  # a container's user may have no home folder

@@ -160,11 +160,11 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: its folder cannot be written, or it is not a regular file.
     """
-    with suppress(_Checked), replaced_atomically(path, cleans=False):
-        raise _Checked
+    with suppress(_CheckedError), replaced_atomically(path, cleans=False):
+        raise _CheckedError
 
 
-class _Checked(Exception):
+class _CheckedError(Exception):
     """Ends `check_writable` before anything is renamed."""
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import click
 import cv2
 import numpy as np
-from tests.arm64.machine import CHECKOUT, Machine, UnavailableError, prepare
+from tests.arm64.machine import CHECKOUT, Machine, UnavailableError, check_mirror, prepare
 
 from fer_runtime.targets import TARGETS
 
@@ -30,11 +30,15 @@ _SERVING_SECONDS = 600
 
 @click.command()
 @click.option("--cache", type=click.Path(path_type=Path), default=CHECKOUT / ".arm64", help="Keeps the downloads.")
-@click.option("--short", is_flag=True, help="The shipped models on one processor.")
+@click.option("--short", is_flag=True, help="The shipped int8 files on one processor.")
 def main(cache: Path, short: bool) -> None:
     """Run the shipped models and the installed package on emulated arm64 processors."""
     try:
-        machine = prepare(cache, packages=() if short else ("ncnn",))
+        if short:
+            check_mirror()
+            machine = prepare(cache)
+        else:
+            machine = prepare(cache, extras="[serve]", packages=["ncnn"])
     except UnavailableError as error:
         click.echo(f"arm64 is not tested here: {error}", err=True)
         sys.exit(3)
@@ -42,7 +46,8 @@ def main(cache: Path, short: bool) -> None:
         folder = Path(name)
         files = [] if short else list(_converted(folder))
         cpus = CPUS[1:2] if short else CPUS
-        replays = {cpu: _replays(machine, cpu, files) for cpu in cpus}
+        shipped = "*.int8.onnx" if short else "*.onnx"
+        replays = {cpu: _replays(machine, cpu, shipped, files) for cpu in cpus}
         failures = [f"{cpu}: {one['path']}" for cpu, reports in replays.items() for one in reports if not one["passed"]]
         click.echo("\n".join(_table(replays)))
         if not short:
@@ -54,9 +59,9 @@ def main(cache: Path, short: bool) -> None:
         sys.exit(1)
 
 
-def _replays(machine: Machine, cpu: str, files: list[Path]) -> list[dict[str, Any]]:
+def _replays(machine: Machine, cpu: str, shipped: str, files: list[Path]) -> list[dict[str, Any]]:
     click.echo(f"replaying on {cpu}", err=True)
-    done = machine.run(cpu, str(Path(__file__).with_name("replay.py")), *map(str, files))
+    done = machine.run(cpu, str(Path(__file__).with_name("replay.py")), shipped, *map(str, files))
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode:
         reports.append({"path": f"a file after {len(reports)}: {done.stderr[-500:]}", "passed": False})

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ _PACKAGES = (
     *("libuuid1", "libzstd1", "libsqlite3-0"),
     *(f"python{_PYTHON}-minimal", f"libpython{_PYTHON}-minimal", f"libpython{_PYTHON}-stdlib"),
 )
-_TIMEOUT_SECONDS = 30  # without an answer
+_TIMEOUT_SECONDS = 30.0  # without an answer
+_QUICK_SECONDS = 3.0  # for 150 kB
 
 
 class UnavailableError(Exception):
@@ -68,11 +70,24 @@ class Machine:
         )
 
 
-def prepare(folder: Path, *, packages: Sequence[str] = ()) -> Machine:
+def check_mirror() -> None:
+    """Stop where the mirror does not answer quickly, before a short run begins to download from it.
+
+    Raises:
+        UnavailableError: it does not.
+    """
+    started = time.monotonic()
+    _fetch(f"{_MIRROR}/dists/{_RELEASE}/Release", timeout=_QUICK_SECONDS)
+    if (seconds := time.monotonic() - started) > _QUICK_SECONDS:
+        raise UnavailableError(f"{_MIRROR} is slow: {seconds:.1f} s for a small file")
+
+
+def prepare(folder: Path, *, extras: str = "", packages: Sequence[str] = ()) -> Machine:
     """Download and unpack what is not in `folder` yet, and install this checkout's wheel anew.
 
     Args:
         folder: keeps what was downloaded.
+        extras: of fer-edge, as "[serve]".
         packages: installed beside fer-edge.
 
     Raises:
@@ -83,7 +98,8 @@ def prepare(folder: Path, *, packages: Sequence[str] = ()) -> Machine:
     )
     folder.mkdir(parents=True, exist_ok=True)
     if not machine.emulator.is_file():
-        host = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+        if (host := {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine)) is None:
+            raise UnavailableError(f"there is no emulator for {os.uname().machine}")
         for content in _debian_packages(["qemu-user"], host):
             _unpack(content, folder / "qemu", only="./usr/bin/qemu-aarch64")
     if not (machine.root / "complete").is_file():
@@ -92,11 +108,13 @@ def prepare(folder: Path, *, packages: Sequence[str] = ()) -> Machine:
         if not (machine.root / "lib").exists():  # in Debian a link since bookworm, which belongs to no package
             (machine.root / "lib").symlink_to("usr/lib")
         (machine.root / "complete").touch()
-    _install(folder, machine.site, packages)
+    _install(folder, machine.site, extras, packages)
+    if (done := machine.run("cortex-a72", "-c", "pass")).returncode:
+        raise UnavailableError(f"the emulator does not run Python: {done.stderr[-300:]}")
     return machine
 
 
-def _install(folder: Path, site: Path, packages: Sequence[str]) -> None:
+def _install(folder: Path, site: Path, extras: str, packages: Sequence[str]) -> None:
     wheels = folder / "wheels"
     _pip("wheel", "--no-deps", "--wheel-dir", str(wheels), str(CHECKOUT))
     (wheel,) = wheels.glob("fer_edge-*.whl")
@@ -107,16 +125,15 @@ def _install(folder: Path, site: Path, packages: Sequence[str]) -> None:
     ]
     settings = ["--implementation", "cp", "--python-version", _PYTHON, "--only-binary", ":all:"]
     constraints = ["--constraint", str(CHECKOUT / "constraints.txt"), "--target", str(site), "--upgrade"]
-    _pip("install", *platforms, *settings, *constraints, f"{wheel}[serve]", *packages)
+    _pip("install", *platforms, *settings, *constraints, f"{wheel}{extras}", *packages)
 
 
 def _pip(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"pip {arguments[0]} takes more than {error.timeout:.0f} s") from error
     if done.returncode:
         raise UnavailableError(f"pip {arguments[0]} failed: {done.stderr.strip()[-500:]}")
 
@@ -125,6 +142,8 @@ def _debian_packages(names: Sequence[str], architecture: str) -> Iterator[bytes]
     """The .deb files of `names`, each compared with the SHA-256 that Debian's index states."""
     index = lzma.decompress(_fetch(f"{_MIRROR}/dists/{_RELEASE}/main/binary-{architecture}/Packages.xz"))
     found = {fields["Package"]: fields for fields in _stanzas(index.decode()) if fields.get("Package") in names}
+    if missing := [name for name in names if name not in found]:
+        raise UnavailableError(f"Debian {_RELEASE} has no {', '.join(missing)} for {architecture}")
     for name in names:
         content = _fetch(f"{_MIRROR}/{found[name]['Filename']}")
         if hashlib.sha256(content).hexdigest() != found[name]["SHA256"]:
@@ -137,10 +156,10 @@ def _stanzas(index: str) -> Iterator[Mapping[str, str]]:
         yield dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and not line.startswith(" "))
 
 
-def _fetch(address: str) -> bytes:
+def _fetch(address: str, *, timeout: float = _TIMEOUT_SECONDS) -> bytes:
     print(f"downloading {address}", file=sys.stderr)
     try:
-        with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as answer:
+        with urllib.request.urlopen(address, timeout=timeout) as answer:
             content: bytes = answer.read()
             return content
     except (urllib.error.URLError, OSError) as error:

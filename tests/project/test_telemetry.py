@@ -99,6 +99,20 @@ def _model() -> str:
     return str(find_model("v0", precision="fp32", models_dir=packaged_models_dir()))
 
 
+# All of ours but those that need a package which is not installed, or run when they are imported.
+_IMPORT_ALL = """
+import importlib, pkgutil
+imported = 0
+for name in ("fer_runtime", "fer_train", "fer_export", "fer_bench"):
+    for module in pkgutil.walk_packages(importlib.import_module(name).__path__, name + "."):
+        if not module.name.endswith("__main__"):
+            try:
+                importlib.import_module(module.name)
+                imported += 1
+            except ModuleNotFoundError as error:
+                assert not error.name.startswith("fer_"), error
+assert imported > 100, imported
+"""
 _RUNS = {
     "fer-infer": ("-m", "fer_runtime", "{sample}", "--output", "rows.jsonl", "--annotate", "copies"),
     "fer-infer --self-test": ("-m", "fer_runtime", "--self-test", "--model", "{model}"),
@@ -123,7 +137,11 @@ _RUNS = {
         "-c",
         "from fer_runtime import Recognizer; print(Recognizer({model!r}).predict({sample!r}))",
     ),
-    "import fer_bench": ("-c", "import fer_bench.cli, fer_bench.accuracy, fer_bench.latency.measure"),
+    "fer-export --target": (
+        *("-m", "fer_export", "--model", "v0", "--target", "openvino", "--target", "ncnn", "--target", "ort"),
+        *("--models-dir", "."),
+    ),
+    "import every module": ("-c", _IMPORT_ALL),
 }
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from fer_runtime.files import write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# matplotlib is imported by what draws: its import leaves a folder in the user's home.
 _TRAIN, _VALIDATION, _MARK = "#8a93a6", "#1f5fd0", "#d0461f"
 _GRID = "#dfe3ea"
 
 
 def write_plots(results: Mapping[str, Any], stem: Path) -> list[Path]:
     """Draw both plots: STEM_curves.png and STEM_confusion.png."""
+    from matplotlib import rc_context
+
     written = []
     # A label with dollar signs is no formula.
     with rc_context({"text.parse_math": False}):
@@ -37,6 +40,8 @@ def plot_curves(results: Mapping[str, Any], path: Path) -> None:
         results: contents of a results file.
         path: PNG file to write.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     epochs = np.arange(1, len(results["test_acc"]) + 1)
     best = results["best_epoch"]
@@ -66,6 +71,8 @@ def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
         results: contents of a results file.
         path: PNG file to write.
     """
+    from matplotlib.figure import Figure
+
     by_votes = "votes" in results
     counts = np.array((results["votes"] if by_votes else results)["confusion"], dtype=np.int64)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -108,6 +115,8 @@ def _headline(results: Mapping[str, Any]) -> str:
 
 def _write(figure: Figure, path: Path) -> None:
     # The canvas by name: pyplot would keep every figure alive and ask for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     write_atomically(path, buffer.getvalue())

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from string import Template
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from fer_bench.console import SAME_ANSWER
 from fer_bench.report.data import ENGINE, LatencyRow, ReportData, label_of
@@ -40,6 +39,9 @@ from fer_bench.report.verdict import (
 from fer_bench.robustness import CONDITIONS, RobustnessPoint, clean_accuracy, find_reaches
 from fer_bench.statistics import say_p
 from fer_runtime.text import html_text as escape
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDE, NARROW = 940, 368  # width in pixels of plots that are drawn for desktop and for phone
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -180,6 +181,8 @@ def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
             f"{name} {version} comes through npm, which is not installed; install Node.js, "
             "or unpack the package elsewhere and give its folder (fer-export: --ort-web DIR)"
         )
+    # Not in the user's home, unless the user has said where.
+    environment = {"npm_config_cache": str(cache_folder() / "npm" / "client")} | os.environ
     with tempfile.TemporaryDirectory(prefix="fer-edge-npm-") as folder:
         try:
             done = subprocess.run(
@@ -188,6 +191,7 @@ def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
                 text=True,
                 timeout=_NPM_SECONDS,
                 cwd=folder,
+                env=environment,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise DownloadError(f"npm could not fetch {name} {version}: {error}") from error

@@ -6,6 +6,7 @@ in pixels and the structure are checked here, and content of a format that is no
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -325,7 +326,7 @@ def _tiff(content: bytes) -> Header:
         tag, kind, length = struct.unpack_from(entry, content, place)
         value = place + struct.calcsize(entry)
         letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if letter is not None and tag in (256, 257, 258, 277, 339):
+        if letter is not None and tag in (256, 257, 258, 277, 278, 339):
             if length * struct.calcsize(order + letter) > step - struct.calcsize(entry):  # kept elsewhere
                 (value,) = struct.unpack_from(order + ("I" if version == 42 else "Q"), content, value)
             (tags[tag],) = struct.unpack_from(order + letter, content, value)
@@ -334,12 +335,14 @@ def _tiff(content: bytes) -> Header:
         raise ImageError(f"is a TIFF that {_FLOAT}")
     if bits > 16:
         raise ImageError(f"is a TIFF of {bits} bits a sample, which is not read; convert it to 8 or 16 bits first")
-    channels = max(tags.get(277, 1), 3)
+    channels, height = max(tags.get(277, 1), 3), tags.get(257, 0)
+    # The rows of a strip are in memory twice more: as they are in the file, and unpacked. Without the tag all rows are.
+    strip = min(1.0, tags.get(278, height) / max(height, 1))
     return Header(
         "TIFF",
         tags.get(256, 0),
-        tags.get(257, 0),
-        (2 if bits <= 8 else 4) * channels + 2,
+        height,
+        math.ceil((1 if bits <= 8 else 2) * channels * (2 + strip)) + 2,
         content,
         is_16_bit=8 < bits <= 16,
     )

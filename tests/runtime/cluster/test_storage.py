@@ -88,7 +88,7 @@ def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch:
 
 
 def test_folders_and_stores_of_s3_work_and_keys_that_cannot_be_read_are_named() -> None:
-    pytest.importorskip("moto.server", reason="needs: pip install 'moto[s3]' flask flask-cors")
+    pytest.importorskip("moto.server", reason="needs moto, in an environment of its own: make test-s3")
     script = """
 import os, sys
 from moto.server import ThreadedMotoServer

@@ -112,3 +112,15 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
     scan = content[last : content.index(b"\xff\xd9", last)]
     with pytest.raises(ImageError, match=r"is a JPEG of .* scans over 53 x 37 pixels.* baseline"):
         decode_image(content[:last] + scan * 3000 + b"\xff\xd9")
+
+
+def test_the_rows_of_a_tiff_strip_count_twice_more() -> None:
+    def stated(**tags: int) -> int:
+        numbers = {256: 64, 257: 200, 258: 8, 277: tags["channels"]} | ({278: tags["rows"]} if "rows" in tags else {})
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in numbers.items())
+        return read_header(b"II*\0\x08\0\0\0" + struct.pack("<H", len(numbers)) + entries + bytes(4)).bytes_per_pixel
+
+    # OpenCV 4.14 takes, for one strip of 10,000 x 10,000 pixels in RGB, three bytes a pixel for the image, four for the
+    # strip as it unpacks it, and three for the strip as it is in the file.
+    assert stated(channels=3, rows=200) == stated(channels=3) >= 10
+    assert stated(channels=3, rows=1) < stated(channels=3, rows=100) < stated(channels=3) < stated(channels=4)
