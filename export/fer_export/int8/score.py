@@ -57,7 +57,9 @@ def append_score(
             raise ParityError(f"the int8 graph has no tensor {maps}_u8, which {name} is computed from")
         features = writer.reshape(f"{maps}_u8", f"{name}_u8", (0, len(weights)))
         step, zero = scales[f"{maps}_u8"]
-    unit_step = ActivationRange(0.0, highest).step
+    # Few bits: the sum of the signed units is exact in float32, in every runtime.
+    largest_sum = SIGN * 255.0 * len(signs)
+    unit_step = float(short_scales(np.array([ActivationRange(0.0, highest).step]), np.array([largest_sum]))[0])
     # A bias counts in steps of input times weight scale, and must not leave what float32 holds.
     smallest = np.maximum(weight_scales(weights.T).astype(np.float64), np.abs(bias) / (step * 2.0**22))
     sums = _MEAN_INPUT * np.abs(weights).sum(0) / smallest + np.abs(bias) / (step * smallest)

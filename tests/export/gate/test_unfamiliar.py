@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 from tests.export.conftest import Exported
 
 from fer_export.gate.unfamiliar import unfamiliarity_of
@@ -56,6 +57,15 @@ def test_every_file_has_the_output_and_its_certificate(exported: Exported) -> No
     # The layer is the same; eight bits move it by some hundredths of its spread.
     for other in answers[1:]:
         assert np.corrcoef(answers[0], other)[0, 1] > 0.99
+
+
+def test_int8_gives_the_same_unfamiliarity_in_the_reference_evaluator_bit_by_bit(exported: Exported) -> None:
+    content = (exported.models_dir / "narrow.int8.onnx").read_bytes()
+    faces = np.random.default_rng(3).integers(0, 256, (12, 48, 48)).astype(np.uint8)
+    (expected,) = ReferenceEvaluator(onnx.load_model_from_string(content)).run(["unfamiliarity"], {"faces": faces})
+    found = unfamiliarity_of(content, faces)
+    assert len(np.unique(found)) > 6
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_the_recognizer_names_noise_and_not_the_faces(exported: Exported) -> None:
