@@ -25,7 +25,7 @@ from fer_runtime.model.session import open_session
 OUTPUT = "unfamiliarity"
 LOST = 0.02  # share of real faces that may be called unfamiliar
 FEWEST_FACES = 50  # on which a threshold is fitted
-_MOST_FACES = 16_000  # that the layers are fitted on
+_MOST_FACES = 30_000  # that the layers are fitted on
 _PER_KIND = 1000  # images of each kind, at most
 _FITS = 2  # networks that are added up: a sum varies less than one of them
 _UNITS = 16  # of each, between its two layers
@@ -36,7 +36,7 @@ _BATCH = 32
 _FITTED_BATCH = 128
 _EPOCHS, _FEWEST_STEPS = 6, 300
 _LEARNING_RATE, _WEIGHT_DECAY = 2e-3, 0.1
-_DROPOUT = 0.5  # share of the features left out of a step
+_DROPOUT = 0.4  # share of the features left out of a step
 # An image that the network is unsure about has a reason already: it counts so much less than a sure one.
 _UNSURE = 0.1
 

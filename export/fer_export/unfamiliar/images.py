@@ -235,6 +235,122 @@ def _screenshot(random: _Random) -> _Plane:
     return _shrunk(image[start : start + shown, start : start + shown])
 
 
+def _facade(random: _Random) -> _Plane:
+    """Windows, shelves, fences, keys: rectangles or arches in a grid."""
+    columns, rows = (int(value) for value in random.integers(1, 8, 2))
+    across, down = _LARGE / columns, _LARGE / rows
+    wide, high = across * random.uniform(0.3, 0.9), down * random.uniform(0.3, 0.9)
+    tone, spread, edge = random.uniform(0, 255), random.uniform(0, 60), float(random.uniform(0, 255))
+    has_arches, line = random.random() < 0.3, int(random.integers(0, 4))
+    image = _surface(random).astype(np.float32)
+    for place in range(columns * rows):
+        if random.random() < 0.08:
+            continue
+        x, y = (place % columns + 0.5) * across, (place // columns + 0.5) * down
+        first, last = (int(x - wide / 2), int(y - high / 2)), (int(x + wide / 2), int(y + high / 2))
+        own = float(np.clip(random.normal(tone, spread), 0, 255))
+        cv2.rectangle(image, first, last, own, -1)
+        if has_arches:
+            radius = max(1, int(wide / 2))
+            cv2.ellipse(image, (int(x), first[1]), (radius, radius), 0, 180, 360, own, -1)
+        if line:
+            cv2.rectangle(image, first, last, edge, line)
+        if random.random() < 0.4:
+            cv2.line(image, (int(x), first[1]), (int(x), last[1]), edge, max(1, line))
+        if random.random() < 0.3:
+            cv2.line(image, (first[0], int(y)), (last[0], int(y)), edge, max(1, line))
+    return _seen(random, image + _pink(random, _LARGE) * random.uniform(0, 12))
+
+
+def _stack(random: _Random) -> _Plane:
+    """Bottles, bricks, fruit: things of one kind beside and above each other."""
+    rows, columns = np.mgrid[0:_LARGE, 0:_LARGE].astype(np.float64)
+    size, aspect, power = random.uniform(8, 30), random.uniform(0.5, 2), random.uniform(2, 7)
+    angle, shine = random.uniform(0, 2 * np.pi), random.uniform(5, 60)
+    tone, spread = random.uniform(20, 235), random.uniform(0, 50)
+    step = size * random.uniform(1.5, 2.3)
+    plane = _surface(random)
+    for y in np.arange(random.uniform(-size, size), _LARGE + size, step * aspect):
+        for x in np.arange(random.uniform(-size, size), _LARGE + size, step):
+            middle = (x + random.normal(0, 1.5), y + random.normal(0, 1.5))
+            radius = size * random.uniform(0.85, 1.1)
+            first, second = (columns - middle[0]) / radius, (rows - middle[1]) / radius
+            distance = np.abs(first) ** power + np.abs(second / aspect) ** power
+            cover = np.clip((1 - distance) * 8, 0, 1)
+            light = (first * np.cos(angle) + second * np.sin(angle)) * shine - distance * random.uniform(-10, 30)
+            plane = plane * (1 - cover) + (random.normal(tone, spread) + light) * cover
+    return _seen(random, plane)
+
+
+def _scene(random: _Random) -> _Plane:
+    """Ground and sky with boxes, poles, signs, bushes and balls before them."""
+    rows, columns = np.mgrid[0:_LARGE, 0:_LARGE].astype(np.float64)
+    ridge = np.cumsum(random.normal(0, random.uniform(0, 2), _LARGE))
+    horizon = random.uniform(0.1, 0.9) * _LARGE + np.tan(random.normal(0, 0.15)) * (columns - FACE_SIZE) + ridge
+    ground = np.clip((rows - horizon) / random.uniform(0.5, 4) + 0.5, 0, 1)
+    plane = _surface(random) * (1 - ground)
+    plane = plane + (_surface(random) + _pink(random, _LARGE) * random.uniform(0, 40)) * ground
+    for _ in range(int(random.integers(1, 7))):
+        plane = _with_thing(random, plane.astype(np.float32), rows, columns)
+    return _seen(random, plane)
+
+
+def _with_thing(random: _Random, plane: _Plane, rows: _Plane, columns: _Plane) -> _Plane:
+    kind, tone = random.integers(5), float(random.uniform(0, 255))
+    x, y = random.uniform(0, _LARGE, 2)
+    if kind == 0:
+        wide, high = random.uniform(4, 50, 2)
+        corners = cv2.boxPoints(((float(x), float(y)), (float(wide), float(high)), float(random.normal(0, 8))))
+        cv2.fillPoly(plane, [corners.astype(np.int32)], tone)
+        for _ in range(int(random.integers(0, 4))):
+            ends = np.array([x, y]) + random.uniform(-0.5, 0.5, (2, 2)) * (wide, high)
+            (left, top), (right, bottom) = ends.astype(int).tolist()
+            cv2.rectangle(plane, (left, top), (right, bottom), float(random.uniform(0, 255)), -1)
+    elif kind == 1:
+        base = int(random.uniform(0.4, 1) * _LARGE)
+        for _ in range(int(random.integers(1, 12))):
+            foot = int(random.uniform(0, _LARGE))
+            top = int(foot + random.normal(0, 8)), int(base - random.uniform(10, 80))
+            cv2.line(plane, (foot, base), top, tone, int(random.integers(1, 5)), cv2.LINE_AA)
+    elif kind == 2:
+        text = "".join(chr(int(code)) for code in random.integers(48, 91, int(random.integers(2, 8))))
+        font, scale, line = int(random.integers(0, 8)), float(random.uniform(0.5, 2)), int(random.integers(1, 4))
+        cv2.putText(plane, text, (int(x - 20), int(y)), font, scale, tone, line, cv2.LINE_AA)
+    elif kind == 3:
+        leaf = cv2.GaussianBlur(_leaf(random, 0.03), (0, 0), float(random.uniform(0.3, 2))).astype(np.float64) / 255
+        plane = plane * (1 - leaf) + (tone + _pink(random, _LARGE) * random.uniform(0, 30)) * leaf
+    else:
+        across, down = random.uniform(5, 35, 2)
+        distance = ((columns - x) / across) ** 2 + ((rows - y) / down) ** 2
+        cover = np.clip((1 - distance) * 6, 0, 1)
+        plane = plane * (1 - cover) + (tone - distance * random.uniform(0, 40)) * cover
+    return plane
+
+
+def _surface(random: _Random) -> _Plane:
+    """A tone, with a slope of light and some texture."""
+    rows, columns = np.mgrid[0:_LARGE, 0:_LARGE] - float(FACE_SIZE)
+    across, down = random.normal(0, 0.5, 2)
+    plane: _Plane = random.uniform(20, 235) + across * columns + down * rows
+    return plane + _pink(random, _LARGE) * random.uniform(1, 25)
+
+
+def _seen(random: _Random, plane: _Plane) -> _Plane:
+    """A part of a plane, seen aslant, with another brightness and contrast, and the grain of a camera."""
+    plane = np.clip(plane, 0, 255).astype(np.float32)
+    if random.random() < 0.7:
+        corners = np.array([(0, 0), (_LARGE, 0), (_LARGE, _LARGE), (0, _LARGE)], np.float32)
+        moved = (corners + random.normal(0, 14, (4, 2))).astype(np.float32)
+        turn = cv2.getPerspectiveTransform(corners, moved)
+        plane = cv2.warpPerspective(plane, turn, (_LARGE, _LARGE), borderMode=cv2.BORDER_REFLECT)
+    side = int(random.integers(FACE_SIZE, _LARGE + 1))
+    left, top = random.integers(0, _LARGE - side + 1, 2).tolist()
+    smooth = cv2.GaussianBlur(plane[top : top + side, left : left + side], (0, 0), float(random.uniform(0.3, 1.6)))
+    part = _shrunk(smooth)
+    seen: _Plane = (part - part.mean()) * random.uniform(0.3, 1.3) + random.uniform(40, 215)
+    return seen + random.normal(0, random.uniform(0, 6), seen.shape)
+
+
 def _some(random: _Random, faces: Uint8Array) -> Uint8Array:
     face: Uint8Array = faces[int(random.integers(len(faces)))]
     return face
@@ -378,6 +494,9 @@ MADE_UP: dict[str, Callable[..., _Plane]] = {
     "folds": _folds,
     "objects": _objects,
     "screenshots": _screenshot,
+    "facades": _facade,
+    "stacks": _stack,
+    "scenes": _scene,
 }
 _CUT: dict[str, Callable[..., _Plane]] = {
     "beside faces": _beside,
