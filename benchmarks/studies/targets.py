@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 from fer_bench.engines import ENGINES
 from fer_bench.latency.measure import LatencyResult, configurations, measure_latency
@@ -34,9 +35,8 @@ def converted(model: str, targets: Sequence[str], *, data: Path, models_dir: Pat
         for precision in TARGETS[name].precisions:
             print(f"{model} to {name} {precision}", flush=True)
             try:
-                reports += convert_model(
-                    model, targets=[name], precisions=[precision], models_dir=models_dir, data=data
-                )
+                wanted = [cast(Precision, precision)]
+                reports += convert_model(model, targets=[name], precisions=wanted, models_dir=models_dir, data=data)
             except TargetRefusedError as error:
                 reports += error.reports
             except ModelFileError as error:

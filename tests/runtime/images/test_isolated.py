@@ -55,10 +55,11 @@ def test_a_decoder_that_crashes_costs_one_image() -> None:
     ) as process:
         content = make_crashing_apng()
         answer, _ = process.communicate(len(content).to_bytes(8, "little") + content, timeout=60)
-    assert answer == b"ready\n"
     if process.returncode == 0:
         pytest.skip("this OpenCV does not crash at it")
-    assert process.returncode == -signal.SIGSEGV
+    assert answer == b"ready\n"
+    # OpenCV 4.12 damages the heap, which glibc notices when memory is freed.
+    assert process.returncode == -(signal.SIGABRT if cv2.__version__.startswith("4.12.") else signal.SIGSEGV)
 
 
 @_POSIX
