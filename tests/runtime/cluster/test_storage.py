@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_runtime.errors import OutputError
 
 pytest.importorskip("pyarrow", reason="needs the extra `ray`")
 
@@ -85,6 +88,18 @@ def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch:
         assert one["faces"][0]["expression"] == recognizer.metadata.labels[4]
         assert missing["error"] == "cannot be opened: No such file or directory"
         assert json.loads(given["summary"])["images"] == 2
+
+
+def test_an_actors_error_names_the_damaged_list_and_not_what_it_was_raised_from() -> None:
+    from fer_runtime.cluster.engine import _cause
+    from fer_runtime.cluster.shards import parse_paths
+
+    # Ray passes an actor's exception on as its traceback, with advice of its own behind it.
+    with pytest.raises(OutputError) as raised:
+        parse_paths(b'{"a": 1}', name="paths/000000.json")
+    text = "".join(traceback.format_exception(raised.value)) + "\nray.exceptions.UserCodeException: UDF failed\n"
+    assert "ValueError: no list of paths" in text
+    assert str(_cause(RuntimeError(text))).startswith("paths/000000.json is damaged")
 
 
 def test_folders_and_stores_of_s3_work_and_keys_that_cannot_be_read_are_named() -> None:
