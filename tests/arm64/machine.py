@@ -6,6 +6,7 @@ Nothing is installed on this machine, and no root is needed.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import lzma
 import os
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +96,18 @@ def prepare(folder: Path, *, extras: str = "", packages: Sequence[str] = ()) -> 
     machine = Machine(
         emulator=folder / "qemu" / "usr" / "bin" / "qemu-aarch64", root=folder / "root", site=folder / "site"
     )
+    try:
+        _unpack_debian(folder, machine)
+    except (OSError, ValueError, KeyError, lzma.LZMAError, tarfile.TarError) as error:
+        raise UnavailableError(f"Debian's packages cannot be unpacked: {error!r}") from error
+    _install(folder, machine.site, extras, packages)
+    if (done := machine.run("cortex-a72", "-c", "pass")).returncode:
+        raise UnavailableError(f"the emulator does not run Python: {done.stderr[-300:]}")
+    return machine
+
+
+def _unpack_debian(folder: Path, machine: Machine) -> None:
+    """The emulator and Debian's Python, unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
     if not machine.emulator.is_file():
         if (host := {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine)) is None:
@@ -108,10 +120,6 @@ def prepare(folder: Path, *, extras: str = "", packages: Sequence[str] = ()) -> 
         if not (machine.root / "lib").exists():  # in Debian a link since bookworm, which belongs to no package
             (machine.root / "lib").symlink_to("usr/lib")
         (machine.root / "complete").touch()
-    _install(folder, machine.site, extras, packages)
-    if (done := machine.run("cortex-a72", "-c", "pass")).returncode:
-        raise UnavailableError(f"the emulator does not run Python: {done.stderr[-300:]}")
-    return machine
 
 
 def _install(folder: Path, site: Path, extras: str, packages: Sequence[str]) -> None:
@@ -162,7 +170,7 @@ def _fetch(address: str, *, timeout: float = _TIMEOUT_SECONDS) -> bytes:
         with urllib.request.urlopen(address, timeout=timeout) as answer:
             content: bytes = answer.read()
             return content
-    except (urllib.error.URLError, OSError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise UnavailableError(f"cannot download {address}: {error}") from error
 
 
