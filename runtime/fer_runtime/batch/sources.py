@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import glob
 import os
-import random
 import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -333,6 +332,8 @@ def sample_images() -> list[str]:
 
 def random_images(paths: Iterable[str], count: int, *, seed: int | None = None) -> list[str]:
     """`count` images of folders and their subfolders, chosen at random; all of them where there are fewer."""
+    import random  # loads what a run over all images does without
+
     # Reservoir sampling (Vitter's algorithm R): one pass, and no more than `count` paths in memory.
     chooser, chosen = random.Random(seed), []
     for number, path in enumerate(Inputs(paths, recursive=True)):

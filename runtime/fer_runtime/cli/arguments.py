@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from fer_runtime.output.destinations import Destinations
 
 _NAMED = 3  # paths in one message
+_DEVICE = "/dev/video"
 
 _SCHEME_ADVICE = {
     "ftp": "files are not downloaded; download it first, and give the file",
@@ -151,9 +151,10 @@ def _may_match_videos(pattern: str) -> bool:
 
 def _camera_number(path: str) -> str | None:
     """N, where `path` is the number of a camera, or Linux's /dev/videoN."""
-    if device := re.fullmatch(r"/dev/video(\d+)", path):
-        return device[1]
-    return path if re.fullmatch(r"\d{1,2}", path) and not os.path.lexists(path) else None
+    device, number = path[: len(_DEVICE)], path[len(_DEVICE) :]
+    if device == _DEVICE and number.isdecimal():
+        return number
+    return path if len(path) <= 2 and path.isdecimal() and not os.path.lexists(path) else None
 
 
 def destinations_of(options: ImagesRun | VideosRun) -> Destinations:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from fer_runtime.cli.arguments import (
     refuse_overwriting,
     refuse_uris,
 )
+from fer_runtime.cli.collector import collector_stopped
 from fer_runtime.cli.options import (
     RUNS,
     ClusterRun,
@@ -350,10 +353,10 @@ def main(**given: Any) -> None:
         from fer_runtime.cli.list_models import list_models
 
         failed = list_models(take_options(ListModelsRun))
-    elif given["watch"] is not None:
-        failed = _watch(given)
-    elif given["paths"] or given["samples"] or given["camera"] is not None:
-        failed = _recognize(given)
+    elif given["watch"] is not None or given["paths"] or given["samples"] or given["camera"] is not None:
+        with collector_stopped():
+            run = _watching(given) if given["watch"] is not None else _recognition(given)
+        failed = run()
     elif given["fetch_yunet"]:
         take_options(FetchRun)
         _fetch_yunet(is_result=True)
@@ -364,11 +367,11 @@ def main(**given: Any) -> None:
         sys.exit(1)
 
 
-def _recognize(given: dict[str, Any]) -> bool:
-    """Run over images, videos or a cluster; whether anything failed."""
+def _recognition(given: dict[str, Any]) -> Callable[[], bool]:
+    """The run over images, videos or a cluster, loaded and checked; it says whether anything failed."""
     # numpy's BLAS would start a thread per core, 0.04 s of CPU time, and nothing here multiplies matrices with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # The collector runs after 10,000 new objects, not 700: the imports below make many and leave no garbage.
+    # From here on the collector runs after 10,000 new objects, not 700: rows are no garbage before they are written.
     gc.set_threshold(10_000)
     # Here, not deep in the imports below: where the stack of calls crosses the end of a block of Python's frame stack
     # (3.11 and later), every call maps and unmaps memory. It happened 1,600 times, for 10 ms, while numpy was imported.
@@ -388,10 +391,10 @@ def _recognize(given: dict[str, Any]) -> bool:
         _fetch_if_asked(options)
         from fer_runtime.cli.cluster import run_on_ray
 
-        return run_on_ray(options, format_name)
+        return partial(run_on_ray, options, format_name)
     default = "table" if is_printed_as_table(given["output"]) else "jsonl"
     if given["input_format"] is not None or has_streams(paths, given["stream_names"]):
-        return _recognize_streams(given, default)
+        return _stream_recognition(given, default)
     refuse_uris(paths)
     if videos := find_videos(paths, given["camera"], samples=given["samples"]):
         options = take_options(VideosRun)
@@ -402,7 +405,7 @@ def _recognize(given: dict[str, Any]) -> bool:
         _fetch_if_asked(options)
         from fer_runtime.cli.videos import run_on_videos
 
-        return run_on_videos(options, videos, format_name)
+        return partial(run_on_videos, options, videos, format_name)
     options = take_options(ImagesRun)
     format_name = output_format(options, default=default)
     if options.resume and not OUTPUT_FORMATS[format_name].is_resumable:
@@ -412,11 +415,11 @@ def _recognize(given: dict[str, Any]) -> bool:
     _fetch_if_asked(options)
     from fer_runtime.cli.images import run_on_images
 
-    return run_on_images(options, format_name)
+    return partial(run_on_images, options, format_name)
 
 
-def _watch(given: dict[str, Any]) -> bool:
-    """Run over the files that come into a folder; whether any failed."""
+def _watching(given: dict[str, Any]) -> Callable[[], bool]:
+    """The run over the files that come into a folder; it says whether any failed."""
     options = take_options(WatchRun)
     default = "table" if is_printed_as_table(given["output"]) else "jsonl"
     format_name = output_format(options, default=default)
@@ -427,11 +430,11 @@ def _watch(given: dict[str, Any]) -> bool:
     _fetch_if_asked(options)
     from fer_runtime.cli.watch import run_on_watched
 
-    return run_on_watched(options, format_name)
+    return partial(run_on_watched, options, format_name)
 
 
-def _recognize_streams(given: dict[str, Any], default: str) -> bool:
-    """Run over network streams, or over a video on standard input; whether anything failed."""
+def _stream_recognition(given: dict[str, Any], default: str) -> Callable[[], bool]:
+    """The run over network streams, or over a video on standard input; it says whether anything failed."""
     is_piped = given["input_format"] is not None
     if is_piped and (given["paths"] != ("-",) or len(given["stream_names"]) > 1 or given["camera"] is not None):
         raise click.UsageError(
@@ -448,8 +451,8 @@ def _recognize_streams(given: dict[str, Any], default: str) -> bool:
     from fer_runtime.cli.streams import run_on_piped_video, run_on_streams
 
     if isinstance(options, StreamsRun):
-        return run_on_streams(options, format_name)
-    return run_on_piped_video(options, format_name)
+        return partial(run_on_streams, options, format_name)
+    return partial(run_on_piped_video, options, format_name)
 
 
 def _fetch_if_asked(options: RecognizerOptions) -> None:
