@@ -20,6 +20,7 @@ from fer_bench.console import (
     precisions_option,
     say_environment,
     show_progress,
+    threads_option,
     warn_about,
     write_json,
 )
@@ -86,14 +87,7 @@ main.add_command(diff)
     show_default=True,
     help="Faces per call. May be repeated.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(1,),
-    show_default=True,
-    help="Threads of the engine, at most the available CPUs. May be repeated.",
-)
+@threads_option
 @click.option("--sweep-threads", is_flag=True, help="Use 1, 2, 4 ... threads, up to the available CPUs.")
 @click.option(
     "--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Number of turns per configuration."
@@ -126,11 +120,9 @@ def latency(
     from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline, warn_below_roofline
     from fer_runtime.system import available_cpus
 
-    cpus = available_cpus()
     if sweep_threads:
+        cpus = available_cpus()
         threads = tuple(sorted({*(1 << power for power in range(cpus.bit_length())), cpus}))
-    if max(threads) > cpus:
-        raise click.BadParameter(f"this process may use {cpus} CPUs", param_hint="--threads")
     wanted = configurations(
         models=models,
         precisions=precisions or PRECISIONS,

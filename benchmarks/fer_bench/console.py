@@ -23,6 +23,15 @@ SAME_ANSWER = 0.02
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
+
+def _available_threads(context: click.Context, parameter: click.Parameter, value: tuple[int, ...]) -> tuple[int, ...]:
+    from fer_runtime.system import available_cpus
+
+    if max(value) > available_cpus():
+        raise click.BadParameter(f"this process may use {available_cpus()} CPUs", context, parameter)
+    return value
+
+
 models_dir_option = click.option(
     "--models-dir",
     type=FOLDER,
@@ -57,6 +66,15 @@ engines_option = click.option(
     type=RegistryChoice(ENGINES),
     multiple=True,
     help="Engine. May be repeated. [default: all]",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    callback=_available_threads,
+    help="Threads of the engine, at most the available CPUs. May be repeated.",
 )
 json_option = click.option("--json", "json_path", type=FILE, help="Also write environment and results to FILE.")
 # A precision chooses among the files of a name.

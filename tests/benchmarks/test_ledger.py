@@ -75,3 +75,10 @@ def test_another_file_is_no_ledger_and_stays_as_it_is(tmp_path: Path, content: s
     assert done.exit_code == 1
     assert "line 1 is no ledger" in done.output
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize("command", [("latency",), ("ledger", "add")])
+def test_more_threads_than_cpus_are_refused(command: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(main, [*command, "--threads", "1", "--threads", "100000"])
+    assert done.exit_code == 2
+    assert "Invalid value for '--threads': this process may use" in done.output

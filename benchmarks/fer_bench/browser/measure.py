@@ -6,9 +6,8 @@ import base64
 import json
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -35,8 +34,6 @@ _FACE_API_INTEGRITY = "sha512-WDMmK3CfNLo8jylWqMoQgf4nIst3M0fzx1dnac96wv/dvMTN4D
 _TFJS_VERSION = "4.22.0"
 _TFJS_INTEGRITY = "sha512-/IYhReRIp4jg/wYW0OwbbJZG8ON87mbz0PgkiP3CdcACRSvUN0h8rvC0O3YcDtkTQtFWF/tcXq/KlVDyV49wmA=="
 FACE_API = "face-api.js"
-# Without these headers the page's clock has a resolution of 100 microseconds, longer than a face takes.
-_FINE_CLOCK = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}
 
 _PAGE = """<!doctype html><meta charset="utf-8"><title>Timing</title><link rel="icon" href="data:,">
 <script type="module" src="bench.js"></script>
@@ -150,6 +147,8 @@ def measure_browser(
         BrowserMissingError: no Chromium is installed.
         DownloadError: a package cannot be fetched.
     """
+    from fer_export.site.server import ISOLATED, served
+
     path = find_chromium()
     with needs_extra("dev"):
         from playwright.sync_api import sync_playwright
@@ -162,7 +161,7 @@ def measure_browser(
         for _, folder in pages:
             (folder / "bench.html").write_text(_PAGE, encoding="utf-8")
             (folder / "faces.json").write_text(json.dumps(faces), encoding="utf-8")
-        address = stack.enter_context(_served(root))
+        address = stack.enter_context(served(root, headers=ISOLATED))  # without them the clock is too coarse for a face
         urls = {label: f"{address}{folder.relative_to(root).as_posix()}/bench.html" for label, folder in pages}
         total, done = len(pages) * (cold_starts + rounds), 0
         cold: dict[str, list[tuple[float, int]]] = {label: [] for label in urls}
@@ -266,20 +265,6 @@ def _golden_faces(model: Path) -> list[str]:
     metadata = parse_metadata(read_onnx_file(model)[0].metadata.get(METADATA_KEY), source=str(model))
     certificate = parse_certificate(metadata, source=str(model))
     return [base64.b64encode(face.tobytes()).decode() for face in certificate.faces]
-
-
-@contextmanager
-def _served(folder: Path) -> Iterator[str]:
-    from fer_export.site.server import create_server
-
-    with create_server(folder, port=0, headers=_FINE_CLOCK) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @click.command(cls=FerCommand)

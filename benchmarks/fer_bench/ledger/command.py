@@ -16,6 +16,7 @@ from fer_bench.console import (
     precisions_option,
     say_environment,
     show_progress,
+    threads_option,
 )
 from fer_runtime.command import FerGroup
 from fer_runtime.errors import DataError, OutputError
@@ -54,14 +55,7 @@ def ledger() -> None:
 @precisions_option
 @models_dir_option
 @engines_option
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    multiple=True,
-    default=(1,),
-    show_default=True,
-    help="Threads of the engine, at most the available CPUs. May be repeated.",
-)
+@threads_option
 @click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns per configuration.")
 @click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
 def add(
@@ -85,10 +79,7 @@ def add(
     from fer_bench.latency.measure import configurations, without_files
     from fer_bench.ledger.entries import append_board, board_name, measure_board, read_ledger
     from fer_bench.ledger.entries import show as show_text
-    from fer_runtime.system import available_cpus
 
-    if max(threads) > available_cpus():
-        raise click.BadParameter(f"this process may use {available_cpus()} CPUs", param_hint="--threads")
     if not path.parent.is_dir():
         raise OutputError(f"there is no folder {path.parent}; run this in a clone of fer-edge, or give --ledger FILE")
     if path.exists():

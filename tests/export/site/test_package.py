@@ -15,8 +15,9 @@ import pytest
 from playwright.sync_api import Browser
 from tests.chromium import Visit, visiting
 from tests.conftest import CHECKOUT
-from tests.export.site.pages import ISOLATED, MODELS, SAMPLES, camera_frame, served
+from tests.export.site.pages import MODELS, SAMPLES, camera_frame
 
+from fer_export.site.server import ISOLATED, served
 from fer_export.site.write import NPM_PACKAGE, ORT_WEB_VERSION, write_site
 from fer_runtime import __version__
 from fer_runtime.detectors import Detection
@@ -181,7 +182,7 @@ def bundle(installed: Path, tools: Path) -> Path:
 
 def test_a_bundle_computes_the_certificate_on_one_thread_and_on_two(browser: Browser, bundle: Path) -> None:
     for headers, threads in ((None, 1), (ISOLATED, 2)):
-        with served(bundle, headers) as address, visiting(browser, address) as page:
+        with served(bundle, headers=headers) as address, visiting(browser, address) as page:
             page.wait_for("window.ready")
             for name in _FILES:
                 found = page.evaluate(f"load('{name}', {{threads: {threads}}})")

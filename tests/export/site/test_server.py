@@ -13,18 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from fer_export.site.server import _MOST_CONNECTIONS, create_server
+from fer_export.site.server import _MOST_CONNECTIONS, create_server, served
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[int]:
-    with create_server(folder, port=0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
+def served_at_port(folder: Path) -> Iterator[int]:
+    with served(folder) as address:
+        yield int(address.rstrip("/").rpartition(":")[2])
 
 
 def _get(port: int, path: str, host: str | None = None) -> tuple[int, bytes]:
@@ -53,7 +48,7 @@ def test_the_server_listens_on_loopback_only(folder: Path) -> None:
 
 
 def test_the_sites_files_are_served(folder: Path) -> None:
-    with served(folder) as port:
+    with served_at_port(folder) as port:
         assert _get(port, "/") == (200, b"the page")
         assert _get(port, "/app.js?version=2", host=f"localhost:{port}") == (200, b"the code")
 
@@ -61,7 +56,7 @@ def test_the_sites_files_are_served(folder: Path) -> None:
 @pytest.mark.parametrize("host", ["attacker.example", "attacker.example:80", "127.0.0.1:1", "127.0.0.1.example", ""])
 def test_another_name_for_this_machine_is_refused(folder: Path, host: str) -> None:
     """DNS rebinding: a page of another site whose name resolves to 127.0.0.1."""
-    with served(folder) as port:
+    with served_at_port(folder) as port:
         assert _get(port, "/app.js", host=host)[0] == 421
 
 
@@ -70,7 +65,7 @@ def test_another_name_for_this_machine_is_refused(folder: Path, host: str) -> No
     ["/empty/", "/empty", "/../secret.txt", "/%2e%2e/secret.txt", "/a%00b", "/%00", "/" + "x" * 5000, "/none.js"],
 )
 def test_nothing_else_is_served(folder: Path, path: str) -> None:
-    with served(folder) as port:
+    with served_at_port(folder) as port:
         status, content = _get(port, path)
         assert status == 404
         assert b"secret" not in content
@@ -82,13 +77,13 @@ def test_links_are_not_followed(folder: Path) -> None:
     os.symlink(folder.parent / "secret.txt", folder / "link.txt")
     os.symlink(folder.parent, folder / "up")
     os.symlink(folder / "app.js", folder / "inner.js")
-    with served(folder) as port:
+    with served_at_port(folder) as port:
         for path in ("/link.txt", "/up/secret.txt", "/inner.js"):
             assert _get(port, path)[0] == 404
 
 
 def test_idle_connections_do_not_make_threads_without_end(folder: Path) -> None:
-    with served(folder) as port:
+    with served_at_port(folder) as port:
         before = threading.active_count()
         idle = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(_MOST_CONNECTIONS + 20)]
         try:

@@ -21,10 +21,11 @@ import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Browser
 from tests.chromium import Visit, visiting
-from tests.export.site.pages import MODELS, SAMPLES, camera_frame, served
+from tests.export.site.pages import MODELS, SAMPLES, camera_frame
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_export.cli import main
+from fer_export.site.server import served
 from fer_export.site.write import ORT_WEB_INTEGRITY, fetch_npm_package, write_site
 from fer_runtime.detectors import Detection
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
