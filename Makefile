@@ -11,6 +11,8 @@ VOTES ?= ferplus
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Tests start many processes; one thread each is faster than many threads on few cores.
 export OMP_NUM_THREADS ?= 1
+# Where it is set, each of them would compile this package's modules anew: a sixth of a run of fer-infer.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lint types layers tables tests test-lowest test-s3 studies fuzz soak arm64 bench results peers readme-table clean
 
