@@ -49,9 +49,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def convert(name: str) -> Path:
         _needs(name)
         if name not in folders:
-            folders[name] = tmp_path_factory.mktemp(name)
-            shutil.copy(MODELS / "model_0.onnx", folders[name])
-            convert_model("v0", targets=[name], models_dir=folders[name])
+            folder = tmp_path_factory.mktemp(name)
+            shutil.copy(MODELS / "model_0.onnx", folder)
+            convert_model("v0", targets=[name], models_dir=folder)
+            folders[name] = folder
         return folders[name]
 
     return convert
