@@ -224,7 +224,12 @@ def publish_files(
                 for one in refused
             )
             + f"; the whole report is {report.path}"
-            + (", and --keep-anyway publishes the file with this verdict inside" if may_be_kept else ""),
+            + (", and --keep-anyway publishes the file with this verdict inside" if may_be_kept else "")
+            + (
+                "; the float32 file passes: publish it with --precision fp32"
+                if may_be_kept and "fp32" not in wanted
+                else ""
+            ),
             report,
         )
     return report

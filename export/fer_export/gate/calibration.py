@@ -154,7 +154,10 @@ def describe_calibration(fitted: Calibration) -> str:
     """Calibration error, coverage and precision in words."""
     text = f"calibration error {fitted.ece_after or 0:.1%}"
     if fitted.precision is None or fitted.precision_interval is None or fitted.coverage is None:
-        return f"{text}, no threshold reaches {TARGET_PRECISION:.0%}"
+        is_few = fitted.faces < _FEWEST_FACES
+        return text + (
+            ", too few faces for a threshold" if is_few else f", no threshold reaches {TARGET_PRECISION:.0%}"
+        )
     low, high = fitted.precision_interval
     return f"{text}, keeps {fitted.coverage:.0%} of the faces, {fitted.precision:.1%} right ({low:.1%} to {high:.1%})"
 
