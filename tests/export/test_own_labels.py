@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.runtime.server.serving import serving
 from tests.train.own_images import write_own_images
 
 from fer_runtime import Recognizer
@@ -79,3 +80,8 @@ def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path) -> N
         assert row["faces"][0]["expression"] == LABELS[int(logits.argmax())]
     with Recognizer(tmp_path / "models" / "mine.onnx") as recognizer:
         assert recognizer.labels == LABELS
+    with serving(tmp_path / "service", "--model", str(tmp_path / "models" / "mine.onnx")) as service:
+        image = Path(found[0]["path"]).read_bytes()
+        answer = service.ask("POST", "/v1/images?detector=whole", image, content_type="image/png").json
+        assert answer["images"][0]["faces"] == found[0]["faces"]
+        assert service.ask("GET", "/v1/models").json["models"][0]["labels"] == list(LABELS)
