@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -15,12 +16,17 @@ from tests.train.images import write_images
 from tests.train.test_pipeline import write_votes
 
 from fer_runtime.errors import CheckpointError
+from fer_runtime.model.find import results_path
 from fer_train import recipes, reproduce
 from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.reproduce import STEPS, Step, needed, publish
 from fer_train.reproduce import reproduce as run_steps
 
-STEPS_OF_V0 = (Step(network="v0", hours=0), Step(network="v1", teachers=("v0",), votes=False, hours=0))
+STEPS_OF_V0 = (
+    Step(name="v0", network="v0", hours=0),
+    Step(name="v0-labels", network="v0", settings=("lr=0.002",), weights="v0", votes=False, hours=0),
+    Step(name="v1", network="v1", teachers=("v0-labels",), votes=False, hours=0),
+)
 
 # What a child process runs: one step, the recipe cut to a few epochs.
 SCRIPT = """
@@ -33,7 +39,7 @@ from fer_train.reproduce import Step, reproduce
 v0 = ARCHITECTURES["v0"]
 v0.recipes["best"] = replace(v0.recipe("best"), epochs=6, batch_size=16)
 data, votes, work = map(Path, sys.argv[1:])
-reproduce(data, work, votes=str(votes), steps=(Step(network="v0", hours=0),))
+reproduce(data, work, votes=str(votes), steps=(Step(name="v0", network="v0", hours=0),))
 """
 
 
@@ -57,7 +63,7 @@ def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(
 
     def run(work: Path) -> list[str]:
         said: list[str] = []
-        run_steps(data, work, votes=str(votes), steps=(Step(network="v0", hours=0),), say=said.append)
+        run_steps(data, work, votes=str(votes), steps=(Step(name="v0", network="v0", hours=0),), say=said.append)
         return said
 
     run(tmp_path / "whole")
@@ -83,17 +89,27 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
     made = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     said: list[str] = []
     assert run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0, say=said.append) == made
-    assert [line.split(",")[0] for line in said] == ["v0: done", "v1: done"]
-    # Other votes: v0 learns from them, v1 from v0.
+    assert [line.split(",")[0] for line in said] == ["v0: done", "v0-labels: done", "v1: done"]
+    # Each began where its step says, with its own settings, and names its teachers.
+    settings = {name: json.loads(results_path(folder, name).read_text())["settings"] for name, folder in made.items()}
+    assert {name: one["weights"] for name, one in settings.items()} == {
+        "v0": "none",
+        "v0-labels": "model_0.pth",
+        "v1": "none",
+    }
+    assert {name: one["lr"] for name, one in settings.items()} == {"v0": 1e-3, "v0-labels": 2e-3, "v1": 1e-3}
+    assert settings["v1"]["teachers"] == ["v0-labels.pth"]
+    # Other votes: v0 learns from them, the next two from it.
     votes.write_text(votes.read_text().replace(",8,", ",9,"))
     other = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
-    assert all(other[name] != made[name] for name in ("v0", "v1"))
+    assert all(other[name] != made[name] for name in ("v0", "v0-labels", "v1"))
     monkeypatch.setitem(ARCHITECTURES["v1"].recipes, "best", tiny.overridden(lr=2e-3))
     third = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     assert third["v0"] == other["v0"]
+    assert third["v0-labels"] == other["v0-labels"]
     assert third["v1"] != other["v1"]
 
-    written = publish({"v0": made["v0"]}, tmp_path / "models", replace=False)
+    written = publish({name: made[name] for name in ("v0", "v0-labels")}, tmp_path / "models", replace=False)
     assert [path.name for path in written] == [
         "model_0.pth",
         "model_0_results.json",
@@ -106,8 +122,9 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
 
 
 def test_a_network_brings_the_steps_that_it_needs() -> None:
-    assert [step.network for step in needed(STEPS, ["v0"])] == ["v3", "v0"]
-    assert [step.network for step in needed(STEPS, ["v3"])] == ["v3"]
+    assert [step.name for step in needed(STEPS, ["v0"])] == ["v3", "v0"]
+    assert [step.name for step in needed(STEPS, ["v3"])] == ["v3"]
+    assert [step.name for step in needed(STEPS, ["v1"])] == ["v3", "v3-labels", "v1"]
     assert needed(STEPS, []) == list(STEPS)
 
 
@@ -121,4 +138,8 @@ def test_a_dry_run_prints_commands_that_fer_train_takes(tmp_path: Path) -> None:
     for text in commands:
         context = cli.main.make_context("fer-train", text.split()[1:])
         assert context.params["recipe_name"] == "best"
+    # What the step says is what its command says.
+    options = [text.split() for text in commands]
+    for step, words in zip(STEPS, options, strict=True):
+        assert tuple(words[place + 1] for place, word in enumerate(words) if word == "--set") == step.settings
     assert not (tmp_path / "work").exists()

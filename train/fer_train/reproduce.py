@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ import click
 from fer_runtime.command import FerCommand, needs_extra
 from fer_runtime.errors import CheckpointError
 from fer_runtime.files import sha256_of
-from fer_runtime.model.find import checkpoint_path, results_path
+from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
 from fer_train.data.votes import FERPLUS
 from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.recipes import Recipe
@@ -26,33 +27,53 @@ from fer_train.recipes import Recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One training of a shipped network: `fer-train --recipe best`, with the options that stand here."""
+    """One training: `fer-train --recipe best`, with the options that stand here."""
 
+    name: str  # of its files; a network's name for what ships
     network: str
-    teachers: tuple[str, ...] = ()  # networks of earlier steps
+    settings: tuple[str, ...] = ()  # of the recipe, where they are not the network's: "epochs=8"
+    weights: str | None = None  # the earlier step whose checkpoint it starts from; none: from scratch
+    teachers: tuple[str, ...] = ()  # earlier steps
     votes: bool = True  # whether it learns from FER+'s votes, or from FER2013's labels
     seed: int = 0
     hours: float  # on one core with AVX-512 BF16; a processor without it takes two to three times as long
 
     @property
     def recipe(self) -> Recipe:
-        return ARCHITECTURES[self.network].recipe("best")
+        return reduce(Recipe.with_setting, self.settings, ARCHITECTURES[self.network].recipe("best"))
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The steps before it whose checkpoints it reads."""
+        return (*([self.weights] if self.weights else []), *self.teachers)
+
+
+# FER2013's labels are noisier than the votes: what learns them needs smoothed labels and no copies that contradict.
+_LABELS = ("label_smoothing=0.05", "drop=duplicates,conflicts", "logit_adjustment=0")
 
 STEPS: tuple[Step, ...] = (
-    Step(network="v3", hours=1.6),
-    Step(network="v0", teachers=("v3",), hours=0.3),
-    Step(network="v1", teachers=("v3",), votes=False, hours=0.9),
+    Step(name="v3", network="v3", hours=1.6),
+    Step(name="v0", network="v0", teachers=("v3",), hours=0.3),
+    Step(
+        name="v3-labels",
+        network="v3",
+        settings=("epochs=8", "lr=0.001", "balance=0", "ema_decay=0.998", *_LABELS),
+        weights="v3",
+        votes=False,
+        hours=0.2,
+    ),
+    Step(name="v1", network="v1", teachers=("v3-labels",), votes=False, hours=1.1),
+    Step(name="v0-labels", network="v0", settings=_LABELS, teachers=("v3-labels",), votes=False, hours=0.3),
 )
 
 
-def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path]) -> str:
+def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path], weights: Path | None = None) -> str:
     """What a step's result depends on, as hexadecimal digits.
 
     Args:
         data: fingerprint of both splits.
         votes: fingerprint of the votes.
-        teachers: files of the steps before it.
+        teachers, weights: files of the steps before it.
     """
     depends_on = {
         "network": step.network,
@@ -61,6 +82,7 @@ def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path]) -> 
         "data": data,
         "votes": votes if step.votes else None,
         "teachers": [sha256_of(path) for path in teachers],
+        **({"weights": sha256_of(weights)} if weights else {}),
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -75,12 +97,12 @@ def reproduce(
     threads: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Path]:
-    """Run the steps that are not done, and return each network's folder with its checkpoint and results.
+    """Run the steps that are not done, and return each step's folder with its checkpoint and results.
 
     Args:
         data: FER2013's root.
-        work: where every step has a folder, named by its network and key.
-        only: networks to make, with the steps that these need; all by default.
+        work: where every step has a folder, named by its name and key.
+        only: names of steps, which bring those that they need; all by default.
         threads: of the CPU; another number gives other bytes.
         say: told what happens.
 
@@ -99,17 +121,20 @@ def reproduce(
     made: dict[str, Path] = {}
     for step in needed(steps, only):
         teachers = [checkpoint_path(made[name], name) for name in step.teachers]
-        key = step_key(step, data=data_key, votes=votes_key, teachers=teachers)
-        folder = made[step.network] = work / f"{step.network}-{key}"
-        if is_done(folder, step.network):
-            say(f"{step.network}: done, {folder}")
+        weights = checkpoint_path(made[step.weights], step.weights) if step.weights else None
+        key = step_key(step, data=data_key, votes=votes_key, teachers=teachers, weights=weights)
+        folder = made[step.name] = work / f"{step.name}-{key}"
+        if is_done(folder, step.name):
+            say(f"{step.name}: done, {folder}")
             continue
-        say(f"{step.network}: {command(step, folder, made)}")
+        say(f"{step.name}: {command(step, folder, made)}")
         train_model(
             step.network,
             data,
             step.recipe,
+            name=step.name,
             recipe_name="best",
+            weights=str(weights) if weights else "none",
             teachers=teachers,
             votes=votes if step.votes else None,
             seed=step.seed,
@@ -120,35 +145,36 @@ def reproduce(
     return made
 
 
-def is_done(folder: Path, network: str) -> bool:
+def is_done(folder: Path, name: str) -> bool:
     """Whether a step has left everything; its resume file is removed last."""
     return (
-        checkpoint_path(folder, network).is_file()
-        and results_path(folder, network).is_file()
+        checkpoint_path(folder, name).is_file()
+        and results_path(folder, name).is_file()
         and not list(folder.glob("*.resume.pth"))
     )
 
 
 def needed(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
-    """The steps that make the networks in `only`, in their order; all of them where `only` is empty."""
-    by_network = {step.network: step for step in steps}
-    wanted = set(only or by_network)
+    """The steps in `only` and those that they need, in their order; all of them where `only` is empty."""
+    wanted = set(only or [step.name for step in steps])
     for step in reversed(steps):
-        if step.network in wanted:
-            wanted |= set(step.teachers)
-    return [step for step in steps if step.network in wanted]
+        if step.name in wanted:
+            wanted |= set(step.needs)
+    return [step for step in steps if step.name in wanted]
 
 
 def command(step: Step, folder: Path | str, made: Mapping[str, Path | str]) -> str:
     """The same step as a fer-train command line."""
-    parts = ["fer-train --model", step.network, "--recipe best --weights none"]
+    parts = ["fer-train --model", step.network, *([f"--name {step.name}"] if step.name != step.network else [])]
+    parts += ["--recipe best", *(f"--set {setting}" for setting in step.settings)]
+    parts += [f"--weights {checkpoint_path(Path(made[step.weights]), step.weights) if step.weights else 'none'}"]
     parts += [f"--teacher {checkpoint_path(Path(made[name]), name)}" for name in step.teachers]
     parts += [f"--votes {FERPLUS}"] if step.votes else []
     return " ".join([*parts, f"--seed {step.seed} --threads 1 --models-dir {folder}"])
 
 
 def publish(made: Mapping[str, Path], models_dir: Path, *, replace: bool) -> list[Path]:
-    """Copy checkpoints and results to `models_dir`, with their plots.
+    """Copy the checkpoints and results of what ships to `models_dir`, with their plots.
 
     Raises:
         CheckpointError: another checkpoint is there, and `replace` is false.
@@ -156,13 +182,14 @@ def publish(made: Mapping[str, Path], models_dir: Path, *, replace: bool) -> lis
     from fer_train.plots import write_plots
     from fer_train.results import read_results
 
-    for network, folder in made.items():
+    ships = {name: folder for name, folder in made.items() if name in FILE_STEMS}
+    for network, folder in ships.items():
         source, target = (checkpoint_path(place, network) for place in (folder, models_dir))
         if target.is_file() and sha256_of(target) != sha256_of(source) and not replace:
             raise CheckpointError(f"{target} is another checkpoint than {source}; overwrite it with --replace")
     written = []
     models_dir.mkdir(parents=True, exist_ok=True)
-    for network, folder in made.items():
+    for network, folder in ships.items():
         for path_of in (checkpoint_path, results_path):
             shutil.copyfile(path_of(folder, network), path_of(models_dir, network))
             written.append(path_of(models_dir, network))
@@ -182,7 +209,7 @@ def publish(made: Mapping[str, Path], models_dir: Path, *, replace: bool) -> lis
     show_default=True,
     help="Where every step keeps its files.",
 )
-@click.option("--only", type=click.Choice([step.network for step in STEPS]), multiple=True, help="Network to make.")
+@click.option("--only", type=click.Choice([step.name for step in STEPS]), multiple=True, help="Step to make.")
 @click.option("--dry-run", is_flag=True, help="Print the steps and their hours.")
 @click.option("--models-dir", type=click.Path(path_type=Path, file_okay=False), help="Copy the results there.")
 @click.option("--replace", is_flag=True, help="Overwrite other checkpoints in --models-dir.")
@@ -199,9 +226,9 @@ def main(
     if dry_run:
         chosen = needed(STEPS, only)
         for step in chosen:
-            places = {name: work / name for name in step.teachers}
-            click.echo(f"{step.network}  {step.recipe.epochs} epochs, about {step.hours:g} h of one core")
-            click.echo(f"    {command(step, work / step.network, places)}")
+            places = {name: work / name for name in step.needs}
+            click.echo(f"{step.name}  {step.recipe.epochs} epochs, about {step.hours:g} h of one core")
+            click.echo(f"    {command(step, work / step.name, places)}")
         click.echo(f"about {sum(step.hours for step in chosen):g} h, one step after the other")
         return
     if data is None:
@@ -210,8 +237,8 @@ def main(
         raise click.UsageError("--replace changes nothing without --models-dir")
     with needs_extra("train"):
         made = reproduce(data, work, votes=votes, only=only, say=lambda line: click.echo(line, err=True))
-    for network, folder in made.items():
-        click.echo(f"{network}  {checkpoint_path(folder, network)}")
+    for name, folder in made.items():
+        click.echo(f"{name}  {checkpoint_path(folder, name)}")
     if models_dir is not None:
         for path in publish(made, models_dir, replace=replace):
             click.echo(path)

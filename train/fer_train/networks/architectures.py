@@ -59,12 +59,15 @@ ARCHITECTURES = Registry[Architecture](
             "first": replace(FIRST, epochs=10, lr=1e-4),
             "best": replace(
                 BEST,
-                epochs=30,
-                batch_size=256,
-                lr=1e-3,
-                ema_decay=0.99,  # of 106 steps an epoch
+                epochs=52,
+                lr=2e-3,
+                weight_decay=0.05,
+                augmentation="faces",
+                mixup=0.2,
+                balance=0.0,
+                ema_decay=0.998,
+                small_until=0.4,
                 small_size=36,
-                teacher_weight=0.3,  # v3 answers as the raters do, and v1 is to learn FER2013's labels
             ),
         },
     ),
