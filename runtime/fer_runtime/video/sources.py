@@ -167,7 +167,7 @@ class VideoFile:
         self._is_avi = head[8:12] == b"AVI "
         self._asf_seconds = asf_seconds(head)
         self._states_length = states_length(head)
-        self._is_cut = ends_within_packet(head, path.stat().st_size)
+        self._is_cut = ends_within_packet(path, head)
 
     def read(self, *, every: int, start: float, duration: float | None, counts: FrameCounts) -> Iterator[SourceFrame]:
         """The frames that are asked for.

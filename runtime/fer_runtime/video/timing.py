@@ -203,11 +203,15 @@ def asf_seconds(head: bytes) -> float | None:
     return None if is_broadcast or seconds <= 0 else seconds
 
 
-def ends_within_packet(head: bytes, size: int) -> bool:
-    """Whether an MPEG transport stream of `size` bytes, which begins with `head`, was cut within a packet."""
+def ends_within_packet(path: Path, head: bytes) -> bool:
+    """Whether `path`, which begins with `head`, is an MPEG transport stream that was cut within a packet."""
     if (packets := transport_packets(head)) is None:
         return False
     start, packet = packets
+    try:
+        size = path.stat().st_size
+    except OSError:  # it has gone meanwhile
+        return False
     # Packets of camcorders and Blu-rays have a time code before the sync byte.
     return (size - start) % packet != (188 if packet == 192 else 0)
 
