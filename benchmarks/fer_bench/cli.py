@@ -29,7 +29,7 @@ from fer_bench.interoperability.command import interoperability
 from fer_bench.ledger.command import ledger
 from fer_bench.quality_commands import reasons, unfamiliar
 from fer_bench.report.commands import report, robustness
-from fer_runtime.command import FerGroup, Rule
+from fer_runtime.command import FerGroup, Rule, say
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.text import printable
@@ -132,18 +132,18 @@ def latency(
         models_dir=models_dir,
     )
     for reason in without_files(engines, wanted):
-        click.echo(f"not measured: {reason}", err=True)
+        say(f"not measured: {reason}", err=True)
     machine = environment()
     say_environment(machine)
     # Measured before and after, because a busy second lowers the rate.
     peak_rates = measure_peak_rates()
     results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=show_progress("turn"))
     for missing in unavailable:
-        click.echo(f"not measured: {missing.configuration}: {missing.reason}", err=True)
+        say(f"not measured: {missing.configuration}: {missing.reason}", err=True)
     if not results:
         raise DataError("nothing was measured; the reasons are above")
     peak_rates = peak_rates.or_higher(measure_peak_rates())
-    click.echo(
+    say(
         f"peak rate of one thread: {peak_rates.fp32_macs_per_second / 1e9:.0f} GMAC/s fp32, "
         f"{peak_rates.int8_macs_per_second / 1e9:.0f} GMAC/s int8",
         err=True,
@@ -153,7 +153,7 @@ def latency(
     _cold_start_table(rows)
     warn_about(results)
     if warning := warn_below_roofline(rows):
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     write_json(json_path, machine | {"peak_rates": peak_rates.to_dict()}, rows)
 
 
@@ -197,7 +197,7 @@ def accuracy(
         engines=("onnxruntime",),
         models_dir=models_dir,
     )
-    images, files = images_for(data, files, are_named=bool(models), say=lambda text: click.echo(text, err=True))
+    images, files = images_for(data, files, are_named=bool(models), say=lambda text: say(text, err=True))
     classes = images.classes
     votes_of_images = None
     if votes is not None:
@@ -207,7 +207,7 @@ def accuracy(
         opened = open_votes(votes, classes)
         votes_of_images = opened.of(images.paths, images.faces, split=images.folder.name)
     for reason in images.unreadable:
-        click.echo(f"not counted: {reason}", err=True)
+        say(f"not counted: {reason}", err=True)
     machine = environment()
     say_environment(machine)
     results = []
@@ -216,27 +216,27 @@ def accuracy(
         with Recognizer(one.source) as recognizer:
             results.append(measure.measure_accuracy(recognizer, images))
         show(number, len(files))
-    click.echo(printable(f"{len(images.labels)} images of {images.folder}"))
-    click.echo(f"{'model':12} {'accuracy':>22} {'macro-F1':>22} {'calibration error':>22}")
+    say(printable(f"{len(images.labels)} images of {images.folder}"))
+    say(f"{'model':12} {'accuracy':>22} {'macro-F1':>22} {'calibration error':>22}")
     for result in results:
-        click.echo(
+        say(
             f"{result.model + ' ' + result.precision:12} {_percent(result.accuracy):>22} "
             f"{_percent(result.macro_f1):>22} {_percent(result.expected_calibration_error):>22}"
         )
     for result in results:
         name = f"{result.model} {result.precision}:"
-        click.echo(f"\n{name:10} {'recall':>20} {'precision':>20}   predicted as")
+        say(f"\n{name:10} {'recall':>20} {'precision':>20}   predicted as")
         shown = [printable(name, limit=16) for name in classes]
         wide = max(8, *map(len, shown))
-        click.echo(f"{'':{wide + 43}}   " + " ".join(f"{name:>8}" for name in shown))
+        say(f"{'':{wide + 43}}   " + " ".join(f"{name:>8}" for name in shown))
         for index, name in enumerate(classes):
             recall, precision = _percent(result.per_class_recall[name]), _percent(result.per_class_precision[name])
             cells = zip(result.confusion[index], shown, strict=True)
             counts = " ".join(f"{count:{max(8, len(head))}}" for count, head in cells)
-            click.echo(f"  {shown[index]:{wide}} {recall:>20} {precision:>20}   {counts}")
+            say(f"  {shown[index]:{wide}} {recall:>20} {precision:>20}   {counts}")
     comparisons = measure.compare_pairwise(results, images.labels)
     for pair in comparisons:
-        click.echo(
+        say(
             f"\n{pair.first} and {pair.second}: {pair.changed} predictions differ; only the first is correct on "
             f"{pair.only_first_right}, only the second on {pair.only_second_right}; McNemar p {say_p(pair.p_value)}"
         )
@@ -244,12 +244,12 @@ def accuracy(
     if votes_of_images is not None:
         rated = [measure_raters(result.probabilities, votes_of_images, classes) for result in results]
         names = [f"{result.model} {result.precision}" for result in results]
-        click.echo("\n" + format_raters(list(zip(names, rated, strict=True))))
+        say("\n" + format_raters(list(zip(names, rated, strict=True))))
     if flips is not None:
         from fer_runtime.files import write_atomically
 
         write_atomically(flips, measure.flips_csv(results, images))
-        click.echo(flips, err=True)
+        say(flips, err=True)
     write_json(
         json_path,
         machine,
@@ -268,7 +268,7 @@ def tracks(runs: int) -> None:
     from fer_bench.tracks import track_table
     from fer_runtime.video.tracking import BoxTracker
 
-    click.echo(track_table(BoxTracker, runs=runs))
+    say(track_table(BoxTracker, runs=runs))
 
 
 @main.command()
@@ -317,7 +317,7 @@ def serve(
     say_environment(machine)
     path = find_model(model, precision=precision, models_dir=models_dir)
     results = measure_serving(path, clients=clients, faces=faces, seconds=seconds, rounds=rounds)
-    click.echo(serving_table(results))
+    say(serving_table(results))
     write_json(json_path, machine, [one.to_dict() for one in results])
 
 
@@ -336,19 +336,19 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
         for content in (before, after)
     ]
     if machines[0] != machines[1]:
-        click.echo(f"warning: measured on different processors, {machines[0]} and {machines[1]}", err=True)
+        say(f"warning: measured on different processors, {machines[0]} and {machines[1]}", err=True)
     for path, content in ((old, before), (new, after)):
         if busy := sum(bool(one.get("is_busy")) for one in content["results"]):
-            click.echo(
+            say(
                 f"warning: the machine was busy during {busy} of {len(content['results'])} configurations of {path}; "
                 "measure again on an idle machine before you trust a regression",
                 err=True,
             )
     changes, single = compare_results(before["results"], after["results"], tolerance=tolerance)
     for change in changes:
-        click.echo(str(change))
+        say(str(change))
     for name in single:
-        click.echo(printable(f"in one file only: {name}"), err=True)
+        say(printable(f"in one file only: {name}"), err=True)
     if not changes:
         raise DataError(f"{old} and {new} have no configuration in common; measure the same configurations twice")
     if any(change.is_regression for change in changes):
@@ -356,13 +356,13 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
 
 
 def _latency_table(rows: list[dict[str, Any]]) -> None:
-    click.echo(
+    say(
         f"{'engine':14} {'model':14} {'batch':>5} {'threads':>7} {'p50 ms':>8} {'p95':>8} {'p99':>8} {'min':>8} "
         f"{'images/s':>9} {'CPU ms':>8} {'x roofline':>10} {'MB':>6} {'peak MB':>8}"
     )
     for row in sorted(rows, key=lambda one: (one["model"], one["batch"], one["threads"], one["p50_ms"])):
         times = "" if row["times_roofline"] is None else f"{row['times_roofline']:.1f}"
-        click.echo(
+        say(
             f"{row['engine']:14} {row['model'] + ' ' + row['precision']:14} {row['batch']:5} {row['threads']:7} "
             f"{row['p50_ms']:8.3f} {row['p95_ms']:8.3f} {row['p99_ms']:8.3f} {row['min_ms']:8.3f} "
             f"{row['images_per_second']:9.0f} {row['cpu_ms']:8.3f} {times:>10} {row['model_bytes'] / 1e6:6.2f} "
@@ -374,7 +374,7 @@ def _cold_start_table(rows: list[dict[str, Any]]) -> None:
     """CPU time from process start to the first answer, by stage, for each engine and model file."""
     stages = {"python_ms": "Python", "numpy_ms": "numpy", "engine_ms": "engine", "model_ms": "model"}
     stages["first_run_ms"] = "first run"
-    click.echo(f"\n{'cold start, CPU ms':29} " + " ".join(f"{name:>9}" for name in stages.values()) + f" {'total':>9}")
+    say(f"\n{'cold start, CPU ms':29} " + " ".join(f"{name:>9}" for name in stages.values()) + f" {'total':>9}")
     seen = set()
     for row in sorted(rows, key=lambda one: (one["model"], one["batch"], one["threads"], one["p50_ms"])):
         key = (row["engine"], row["model"], row["precision"])
@@ -383,7 +383,7 @@ def _cold_start_table(rows: list[dict[str, Any]]) -> None:
         seen.add(key)
         times = [row["cold_start_cpu_ms"][stage] for stage in stages]
         name = f"{row['engine']:14} {row['model']} {row['precision']}"
-        click.echo(f"{name:29} " + " ".join(f"{time:9.0f}" for time in (*times, sum(times))))
+        say(f"{name:29} " + " ".join(f"{time:9.0f}" for time in (*times, sum(times))))
 
 
 def _percent(interval: Interval) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_bench.engines import ENGINES
-from fer_runtime.command import RegistryChoice, Rule
+from fer_runtime.command import RegistryChoice, Rule, say
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, is_model_file
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ PRECISION_RULE = Rule(
 def say_environment(machine: dict[str, Any]) -> None:
     """Print processor and versions to stderr."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    click.echo(f"{machine['cpu']}, {machine['cpus']} CPUs, Python {machine['python']}, {versions}", err=True)
+    say(f"{machine['cpu']}, {machine['cpus']} CPUs, Python {machine['python']}, {versions}", err=True)
 
 
 def show_progress(unit: str) -> Callable[[int, int], None]:
@@ -106,7 +106,7 @@ def warn_about(results: Sequence[LatencyResult]) -> None:
     if busy := [result for result in results if result.is_busy]:
         named = ", ".join(map(str, busy)) if len(busy) <= 3 else f"{len(busy)} of {len(results)} configurations"
         share, spread = min(result.cpu_share for result in busy), max(result.spread for result in busy)
-        click.echo(
+        say(
             f"warning: the machine was busy during {named}: CPU time was down to {min(share, 1):.0%} of the wall time, "
             f"and rounds differ by up to {spread:.0%}",
             err=True,
@@ -114,7 +114,7 @@ def warn_about(results: Sequence[LatencyResult]) -> None:
     for result in results:
         difference = result.max_probability_difference or 0
         if difference > SAME_ANSWER:
-            click.echo(f"warning: {result}: probabilities differ from ONNX Runtime by up to {difference:.3f}", err=True)
+            say(f"warning: {result}: probabilities differ from ONNX Runtime by up to {difference:.3f}", err=True)
 
 
 def write_json(path: Path | None, machine: dict[str, Any], results: list[dict[str, Any]], **more: Any) -> None:
@@ -124,4 +124,4 @@ def write_json(path: Path | None, machine: dict[str, Any], results: list[dict[st
     from fer_runtime.files import write_atomically
 
     write_atomically(path, json.dumps({"environment": machine, "results": results, **more}, indent=1) + "\n")
-    click.echo(path, err=True)
+    say(path, err=True)

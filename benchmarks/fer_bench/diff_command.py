@@ -11,7 +11,7 @@ import click
 
 from fer_bench.console import FILE, models_dir_option
 from fer_bench.engines import ENGINES
-from fer_runtime.command import FerCommand, RegistryChoice
+from fer_runtime.command import FerCommand, RegistryChoice, say
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import PRECISIONS, Precision, is_model_file
 
@@ -65,17 +65,17 @@ def diff(
     observed = [_run(side, folder, models_dir, detector, yunet) for side in sides]
     if save is not None:
         work.save_run(observed[0], save)
-        click.echo(save, err=True)
+        say(save, err=True)
     if len(observed) == 1:
         return
     first, second = observed
     changes = work.compare_runs(first, second)
-    click.echo(work.format_changes(first, second, changes))
+    say(work.format_changes(first, second, changes))
     if sheet is not None and changes:
         from fer_runtime.output.annotate import write_image
 
         write_image(sheet, work.draw_changes(changes, folder))
-        click.echo(sheet, err=True)
+        say(sheet, err=True)
     if changes:
         sys.exit(1)
 

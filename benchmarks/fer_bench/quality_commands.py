@@ -17,7 +17,7 @@ from fer_bench.console import (
     models_option,
     precisions_option,
 )
-from fer_runtime.command import FerCommand
+from fer_runtime.command import FerCommand, say
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
 
@@ -74,17 +74,13 @@ def reasons(
             labels = strict_majority(found)
         known = np.flatnonzero(labels >= 0)
         chosen = np.sort(np.random.default_rng(0).permutation(known)[:count])
-        click.echo(
-            f"{recognizer.metadata.name} {recognizer.metadata.precision}, {len(chosen)} faces of {images.folder}"
-        )
-        click.echo(work.format_thresholds(work.find_thresholds(recognizer.classify, faces[chosen], labels[chosen])))
+        say(f"{recognizer.metadata.name} {recognizer.metadata.precision}, {len(chosen)} faces of {images.folder}")
+        say(work.format_thresholds(work.find_thresholds(recognizer.classify, faces[chosen], labels[chosen])))
         file = yunet or yunet_path()
         if file.is_file():
-            click.echo(work.format_turns(work.accuracy_by_turn(recognizer.classify, faces[known], labels[known], file)))
+            say(work.format_turns(work.accuracy_by_turn(recognizer.classify, faces[known], labels[known], file)))
         else:
-            click.echo(
-                "turned: not measured, there is no YuNet file (fer-infer --fetch-yunet, or --yunet FILE)", err=True
-            )
+            say("turned: not measured, there is no YuNet file (fer-infer --fetch-yunet, or --yunet FILE)", err=True)
 
 
 @click.command(cls=FerCommand, rules=(PRECISION_RULE,))
@@ -145,11 +141,11 @@ def unfamiliar(
         results += found
         name = f"{said.name} {said.precision}"
         if said.unfamiliar_above is None:
-            click.echo(f"{name}: no output unfamiliarity; export it again with fer-export --data", err=True)
+            say(f"{name}: no output unfamiliarity; export it again with fer-export --data", err=True)
         elif lost is not None:
-            click.echo(
+            say(
                 f"{name}: {lost:.1%} of {0 if real is None else len(real)} faces are unfamiliar; the export counted "
                 f"{said.quality.get('lost', 0):.1%} on faces that its threshold was not fitted on"
             )
-    click.echo(work.format_results(results))
+    say(work.format_results(results))
     console.write_json(json_path, machine, [one.to_dict() for one in results])

@@ -18,6 +18,7 @@ from fer_runtime.command import (
     needs_extra,
     option_group,
     own_name,
+    say,
     take_options,
 )
 from fer_runtime.errors import ExtraMissingError, ModelFileError
@@ -392,7 +393,7 @@ def _inspect(options: InspectRun) -> None:
     from fer_runtime.model.inspect import inspect_model
 
     facts = inspect_model(options.inspected)
-    click.echo(json.dumps(facts.to_dict(), indent=1) if options.as_json else facts.to_text())
+    say(json.dumps(facts.to_dict(), indent=1) if options.as_json else facts.to_text())
 
 
 def _export(options: ExportRun) -> None:
@@ -423,7 +424,7 @@ def _export(options: ExportRun) -> None:
             batch=options.batch,
             keep_anyway=options.keep_anyway,
             replace=options.replace,
-            progress=lambda text: click.echo(text, err=True),
+            progress=lambda text: say(text, err=True),
         )
         show(report)
 
@@ -470,7 +471,7 @@ def _adopt(options: AdoptRun) -> None:
             budget=_budget(options.budget),
             keep_anyway=options.keep_anyway,
             replace=options.replace,
-            progress=lambda text: click.echo(printable(text), err=True),
+            progress=lambda text: say(printable(text), err=True),
         )
         show(report)
 
@@ -507,7 +508,7 @@ def _signed(path: Path | None, refused: type[Any]) -> Iterator[Callable[[ExportR
         _show(report)
         for one in report.models if key is not None else ():
             if one.is_published:
-                click.echo(f"signed: {sign_file(one.path, key)}")
+                say(f"signed: {sign_file(one.path, key)}")
 
     try:
         yield show
@@ -531,7 +532,7 @@ def _convert(options: TargetRun) -> None:
                 data=options.data,
                 budget=_budget(options.budget),
                 replace=options.replace,
-                progress=lambda text: click.echo(text, err=True),
+                progress=lambda text: say(text, err=True),
             )
     except TargetRefusedError as error:
         _show_targets(error.reports)
@@ -559,11 +560,11 @@ def _show_targets(reports: Sequence[TargetReport]) -> None:
     head = ("file", "MB", "max |Δlogit|", "max |Δp|", "other labels", "verdict")
     rows = [head]
     for one in reports:
-        click.echo(f"{one.path}")
+        say(f"{one.path}")
         for check in one.checks:
-            click.echo(f"  {check}")
+            say(f"  {check}")
         if one.replay is None:
-            click.echo(f"  note  {one.target} does not run on this system; --self-test replays the file where it does")
+            say(f"  note  {one.target} does not run on this system; --self-test replays the file where it does")
         worst = None if one.replay is None else one.replay.comparison
         failed = ", ".join(check.name for check in one.failures)
         rows.append(
@@ -576,7 +577,7 @@ def _show_targets(reports: Sequence[TargetReport]) -> None:
                 f"not published, FAILED: {failed}" if failed else one.outcome,
             )
         )
-    click.echo(_aligned(rows))
+    say(_aligned(rows))
 
 
 def _site(options: SiteRun) -> None:
@@ -596,10 +597,10 @@ def _site(options: SiteRun) -> None:
         path = find_model(options.name or options.model, precision="fp32", models_dir=options.models_dir)
     written = write_site(options.site, model=path, ort_web=options.ort_web, yunet=options.yunet)
     finder = "YuNet finds the faces" if written.has_detector else "a frame for one face; --yunet FILE finds faces"
-    click.echo(f"{options.site}  {path.name}, {written.site_bytes / 1e6:.1f} MB, {finder}")
+    say(f"{options.site}  {path.name}, {written.site_bytes / 1e6:.1f} MB, {finder}")
     if options.serve:
         with create_server(options.site) as server:
-            click.echo(f"http://127.0.0.1:{server.server_address[1]}/  Ctrl-C ends it")
+            say(f"http://127.0.0.1:{server.server_address[1]}/  Ctrl-C ends it")
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
 
@@ -619,33 +620,33 @@ def _show(report: ExportReport) -> None:
     from fer_export.gate.unfamiliar import describe
 
     for one in report.models:
-        click.echo(f"{one.path.name}, {one.parity.faces} faces, {one.parity.real_faces} of them real")
+        say(f"{one.path.name}, {one.parity.faces} faces, {one.parity.real_faces} of them real")
         for check in one.parity.checks:
-            click.echo(f"  {check}")
+            say(f"  {check}")
         for unproven in one.parity.unproven:
-            click.echo(f"  note  not proven: {unproven}")
+            say(f"  note  not proven: {unproven}")
         if one.not_proven:
-            click.echo(f"  note  not proven: {one.not_proven}")
+            say(f"  note  not proven: {one.not_proven}")
         if one.precision == "fp16":
-            click.echo(
+            say(
                 "  note  fp16 halves the file, and is faster on GPUs and ARM cores with 16-bit units; x86 computes it "
                 "in float32, no faster than fp32"
             )
     for one in report.models:
         if one.calibration.faces:
             threshold = one.calibration.uncertain_below
-            click.echo(
+            say(
                 f"{one.path.name}: temperature {one.calibration.temperature:.4f}, "
                 + (f"uncertain below {threshold:.3f}; " if threshold is not None else "")
                 + describe_calibration(one.calibration)
                 + f" (labels: {one.calibration.labels})"
             )
         if one.point is not None:
-            click.echo(f"{one.path.name}: {describe(one.point)}")
+            say(f"{one.path.name}: {describe(one.point)}")
     if not report.calibration.faces:
-        click.echo("temperature 1: not calibrated, for want of labelled faces (--data)")
+        say("temperature 1: not calibrated, for want of labelled faces (--data)")
     golden = report.coverage
-    click.echo(
+    say(
         f"{len(golden.golden)} golden faces switch on {golden.covered} of {golden.live} live units"
         + (
             f" and {golden.weights_covered:,} of {golden.weights_live:,} reachable weights of hidden linear layers"
@@ -653,7 +654,7 @@ def _show(report: ExportReport) -> None:
             else ""
         )
     )
-    click.echo(_table(report))
+    say(_table(report))
 
 
 def _table(report: ExportReport) -> str:

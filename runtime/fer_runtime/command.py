@@ -32,7 +32,7 @@ from fer_runtime.errors import ExtraMissingError, FerError
 from fer_runtime.model.find import FILE_STEMS
 from fer_runtime.registry import PLUGINS_VARIABLE, Registry, load_plugins
 from fer_runtime.stopping import EXIT_CODE, Terminated, stopped_by_sigterm
-from fer_runtime.text import printable
+from fer_runtime.text import printable, printable_lines
 from fer_runtime.video.addresses import hide_addresses, is_stream, stream_name
 
 # Modules of each extra; an ImportError of any other module is a bug and keeps its traceback.
@@ -237,6 +237,11 @@ def needs_extra(extra: str) -> Iterator[None]:
             f"this needs {module}, which is not installed; install it with: {sys.executable} -m pip install "
             f"'fer-edge[{extra}]'"
         ) from error
+
+
+def say(text: object = "", *, err: bool = False) -> None:
+    """Print a line or a table. A terminal obeys nothing of it: what files and libraries say may hold escapes."""
+    click.echo(printable_lines(text), err=err)
 
 
 def is_terminal(stream: IO[str] | None) -> bool:

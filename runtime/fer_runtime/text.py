@@ -39,6 +39,11 @@ def printable(text: object, *, limit: int | None = None) -> str:
     )
 
 
+def printable_lines(text: object) -> str:
+    """`text` on the lines that it has, each `printable`: for tables and reports of several lines."""
+    return "\n".join(printable(line) for line in str(text).split("\n"))
+
+
 def csv_text(text: str) -> str:
     """`printable` text for a CSV cell. A text that a spreadsheet would run as a formula gets a leading `'`."""
     text = printable(text)

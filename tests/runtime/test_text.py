@@ -15,9 +15,10 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
+from tests.conftest import CHECKOUT
 from tests.runtime.tiny_models import write_band_model
 
-from fer_runtime.command import FerCommand
+from fer_runtime.command import FerCommand, say
 from fer_runtime.errors import FerError
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.output.annotate import draw_faces
@@ -121,6 +122,21 @@ def test_drawn_labels_are_ordinary_text(text: str) -> None:
     sheet = ContactSheet([text])
     sheet.add(image, _face(text), true=text)
     assert sheet.draw().shape[2] == 3
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_a_table_of_a_command_has_harmless_lines(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"name  ms\n{text}  1.0")
+    for line in capsys.readouterr().out.split("\n"):
+        _assert_one_harmless_line(line)
+
+
+def test_every_command_prints_through_say_or_printable() -> None:
+    """Only lines that the program itself writes over, with a carriage return, go to the terminal as they are."""
+    for package in ("train/fer_train", "export/fer_export", "benchmarks/fer_bench"):
+        for path in sorted((CHECKOUT / package).rglob("*.py")):
+            raw = [one for one in path.read_text().splitlines() if "click.echo(" in one and "\\r" not in one]
+            assert all("printable(" in one for one in raw), (path, raw)
 
 
 def _said_by_a_command(text: str, *, usage: bool) -> str:

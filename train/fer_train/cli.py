@@ -17,6 +17,7 @@ from fer_runtime.command import (
     needs_extra,
     option_group,
     own_name,
+    say,
     take_options,
 )
 from fer_runtime.errors import FerError
@@ -280,7 +281,7 @@ def _train(options: TrainRun) -> None:
     if weights not in (None, "none", "imagenet"):
         weights = find_weights(weights)
         if weights != options.weights:
-            click.echo(printable(f"no {options.weights} here: taking {weights}"), err=True)
+            say(printable(f"no {options.weights} here: taking {weights}"), err=True)
         start = stated_faces(weights)
     model = options.model or (start.network if start is not None else None)
     if model is None:
@@ -309,7 +310,7 @@ def _train(options: TrainRun) -> None:
         if how["world"].is_writer:
             _report(trained, plots=not options.no_plots)
             if options.safetensors:
-                click.echo(_write_safetensors(trained))
+                say(_write_safetensors(trained))
 
 
 def _pretrain(options: PretrainRun) -> None:
@@ -321,7 +322,7 @@ def _pretrain(options: PretrainRun) -> None:
     with _together(options) as how:
         learned = pretrain(model, options.pretrain_dir, recipe, **how)
         if how["world"].is_writer:
-            click.echo(
+            say(
                 f"{learned.path}  {learned.classes} classes, {learned.images} images, "
                 f"accuracy {learned.accuracy:.1%} on held-out ones"
             )
@@ -378,33 +379,31 @@ def _report(trained: Trained, *, plots: bool) -> None:
     # Of a share that was held out, the folder is that of the training images.
     for split in {split.folder: split for split in (trained.validation, trained.train)}.values():
         if split.skipped:
-            click.echo(
-                printable(f"skipped {counted(split.skipped, 'image')} in {split.folder} that cannot be read"), err=True
-            )
+            say(printable(f"skipped {counted(split.skipped, 'image')} in {split.folder} that cannot be read"), err=True)
         if split.resized:
             side = f"{split.size} x {split.size}"
-            click.echo(printable(f"resized {split.resized} images in {split.folder} to {side}"), err=True)
+            say(printable(f"resized {split.resized} images in {split.folder} to {side}"), err=True)
     if trained.note:
-        click.echo(trained.note, err=True)
+        say(trained.note, err=True)
     results, history = trained.results, trained.results.history
     if history.probe_acc is not None:
-        click.echo(_gain(results), err=True)
+        say(_gain(results), err=True)
     elif history.best_epoch == 0:
-        click.echo(f"no epoch was better than the start ({history.start_acc:.1%}); the start is kept", err=True)
+        say(f"no epoch was better than the start ({history.start_acc:.1%}); the start is kept", err=True)
     against_votes = ""
     if votes := results.votes:
         against_votes = f"raters' majority {votes.majority_accuracy:.1%}, mean recall {votes.mean_recall:.1%}, labels "
-    click.echo(
+    say(
         f"{trained.checkpoint}  validation: {against_votes}accuracy {results.accuracy:.1%}, "
         f"macro-F1 {results.to_dict()['macro_f1']:.1%}, epoch {history.best_epoch} of {history.epochs}"
     )
-    click.echo(trained.results_file)
+    say(trained.results_file)
     if not plots:
         return
     from fer_train.plots import write_plots
 
     for path in write_plots(results.to_dict(), trained.checkpoint.with_suffix("")):
-        click.echo(path)
+        say(path)
 
 
 def _gain(results: TrainingResults) -> str:
@@ -435,10 +434,10 @@ def _audit(options: AuditRun) -> None:
     read = load_splits(_data_root(options.data), skip_unreadable=options.skip_unreadable)
     splits = {"train": read.train, "validation": read.validation}
     found = audit_faces(splits)
-    click.echo(found.to_text())
-    click.echo("fer-train --audit is now: fer-data audit DATA; the old spelling leaves with the next version", err=True)
+    say(found.to_text())
+    say("fer-train --audit is now: fer-data audit DATA; the old spelling leaves with the next version", err=True)
     for path in write_audit(found, options.audit, splits):
-        click.echo(path)
+        say(path)
 
 
 class InterruptedTrainingError(FerError):

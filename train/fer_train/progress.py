@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import click
-
+from fer_runtime.command import say
 from fer_train.results import History
 
 
@@ -29,7 +28,7 @@ class EpochBars:
     def epoch(self, epoch: int, epochs: int, history: History) -> None:
         self.close()
         left = (epochs - epoch) * history.seconds[-1]
-        click.echo(
+        say(
             f"epoch {epoch}/{epochs}  loss {history.train_loss[-1]:.3f}  accuracy {history.train_acc[-1]:.1%}  "
             f"validation {history.test_loss[-1]:.3f}  {history.test_acc[-1]:.1%}"
             + (f"  mean recall {history.mean_recall[-1]:.1%}" if history.mean_recall else "")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.command import FerCommand, needs_extra, say
 from fer_runtime.errors import CheckpointError
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
@@ -227,21 +227,21 @@ def main(
         chosen = needed(STEPS, only)
         for step in chosen:
             places = {name: work / name for name in step.needs}
-            click.echo(f"{step.name}  {step.recipe.epochs} epochs, about {step.hours:g} h of one core")
-            click.echo(f"    {command(step, work / step.name, places)}")
-        click.echo(f"about {sum(step.hours for step in chosen):g} h, one step after the other")
+            say(f"{step.name}  {step.recipe.epochs} epochs, about {step.hours:g} h of one core")
+            say(f"    {command(step, work / step.name, places)}")
+        say(f"about {sum(step.hours for step in chosen):g} h, one step after the other")
         return
     if data is None:
         raise click.UsageError("Missing option '--data'.")
     if replace and models_dir is None:
         raise click.UsageError("--replace changes nothing without --models-dir")
     with needs_extra("train"):
-        made = reproduce(data, work, votes=votes, only=only, say=lambda line: click.echo(line, err=True))
+        made = reproduce(data, work, votes=votes, only=only, say=lambda line: say(line, err=True))
     for name, folder in made.items():
-        click.echo(f"{name}  {checkpoint_path(folder, name)}")
+        say(f"{name}  {checkpoint_path(folder, name)}")
     if models_dir is not None:
         for path in publish(made, models_dir, replace=replace):
-            click.echo(path)
+            say(path)
 
 
 if __name__ == "__main__":

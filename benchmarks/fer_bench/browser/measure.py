@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_bench.console import json_option, models_dir_option, say_environment, show_progress, write_json
-from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.command import FerCommand, needs_extra, say
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 
@@ -323,17 +323,15 @@ def browser(
         ort_web=ort_web,
         progress=show_progress("turn"),
     )
-    click.echo(version, err=True)
+    say(version, err=True)
     theirs = next((one for one in results if one.name.startswith(FACE_API)), None)
-    click.echo(
-        f"{'in the tab':20} {'p50 ms':>8} {'p95':>8} {'min':>8} {'speed-up':>8} {'first visit ms':>15} {'MB':>6}"
-    )
+    say(f"{'in the tab':20} {'p50 ms':>8} {'p95':>8} {'min':>8} {'speed-up':>8} {'first visit ms':>15} {'MB':>6}")
     for one in results:
         speed_up = f"{theirs.p50_ms / one.p50_ms:.1f} x" if theirs is not None and theirs is not one else ""
-        click.echo(
+        say(
             f"{one.name:20} {one.p50_ms:8.3f} {one.p95_ms:8.3f} {one.min_ms:8.3f} {speed_up:>8} "
             f"{one.cold_ms:15.0f} {one.transferred_bytes / 1e6:6.2f}"
         )
     if (spread := max(one.spread for one in results)) > BUSY_SPREAD:
-        click.echo(f"warning: the machine was busy: the rounds of one tab differ by up to {spread:.0%}", err=True)
+        say(f"warning: the machine was busy: the rounds of one tab differ by up to {spread:.0%}", err=True)
     write_json(json_path, machine | {"browser": version}, [one.to_dict() for one in results])

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from fer_bench.console import json_option, models_dir_option, models_option, precisions_option, write_json
-from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.command import FerCommand, needs_extra, say
 from fer_runtime.model.find import PRECISIONS, Precision
 
 _SECONDS = 600
@@ -111,6 +111,6 @@ def interoperability(
     for reader in READERS:
         for one in files:
             readings.append(read_with(reader, one.source))
-            click.echo(f"{reader}: {one.source.name}: {readings[-1]}", err=True)
-    click.echo(table(readings))
+            say(f"{reader}: {one.source.name}: {readings[-1]}", err=True)
+    say(table(readings))
     write_json(json_path, environment(), [asdict(one) for one in readings])

@@ -18,7 +18,7 @@ from fer_bench.console import (
     show_progress,
     threads_option,
 )
-from fer_runtime.command import FerGroup
+from fer_runtime.command import FerGroup, say
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.model.find import PRECISIONS, Precision
 
@@ -94,14 +94,14 @@ def add(
         models_dir=models_dir,
     )
     for reason in without_files(engines, wanted):
-        click.echo(f"not measured: {reason}", err=True)
+        say(f"not measured: {reason}", err=True)
     measured = measure_board(
         board or board_name(), wanted, rounds=rounds, seconds=seconds, progress=show_progress("turn")
     )
     say_environment(measured.machine)
     append_board(path, measured)
-    click.echo(show_text([measured]))
-    click.echo(path, err=True)
+    say(show_text([measured]))
+    say(path, err=True)
     if failed := [one.file for one in measured.self_tests if not one.passed]:
         raise DataError(f"the self-test failed for {', '.join(failed)}; the reasons are above and in {path}")
 
@@ -114,7 +114,7 @@ def show(path: Path, boards: tuple[str, ...]) -> None:
     from fer_bench.ledger.entries import read_ledger
     from fer_bench.ledger.entries import show as text
 
-    click.echo(text(_chosen(read_ledger(path), boards, path)))
+    say(text(_chosen(read_ledger(path), boards, path)))
 
 
 @ledger.command()
@@ -128,7 +128,7 @@ def compare(path: Path, boards: tuple[str, ...]) -> None:
     from fer_bench.ledger.entries import compare as text
     from fer_bench.ledger.entries import read_ledger
 
-    click.echo(text(_chosen(read_ledger(path), boards, path)))
+    say(text(_chosen(read_ledger(path), boards, path)))
 
 
 def _chosen(found: list[Board], names: tuple[str, ...], path: Path) -> list[Board]:

@@ -22,7 +22,7 @@ from fer_bench.console import (
     show_progress,
     write_json,
 )
-from fer_runtime.command import FerCommand, Rule, needs_extra
+from fer_runtime.command import FerCommand, Rule, needs_extra, say
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.text import printable
 
@@ -87,10 +87,10 @@ def robustness(
         count=count,
         seed=seed,
         progress=show_progress("level"),
-        say=lambda text: click.echo(text, err=True),
+        say=lambda text: say(text, err=True),
     )
-    click.echo(printable(f"{measured.faces} of {measured.images} images of {measured.folder}"))
-    click.echo(format_robustness(measured.points))
+    say(printable(f"{measured.faces} of {measured.images} images of {measured.folder}"))
+    say(format_robustness(measured.points))
     write_json(
         json_path,
         machine,
@@ -181,17 +181,17 @@ def report(
             seconds=seconds,
             count=count,
             seed=seed,
-            say=lambda text: click.echo(text, err=True),
+            say=lambda text: say(text, err=True),
             progress=show_progress,
         )
         if json_path is not None:
             write_atomically(json_path, json.dumps(measured, indent=1) + "\n")
-            click.echo(json_path, err=True)
+            say(json_path, err=True)
         content = parse_report(measured, source="the measurement")
     write_atomically(output, render_page(content))
     if content.candidates:
         verdict = decide(content.candidates, content.p_values)
-        click.echo(f"{verdict.headline} {verdict.reason}")
+        say(f"{verdict.headline} {verdict.reason}")
         if verdict.lean:
-            click.echo(f"If speed or size decides: {verdict.lean.label}. {verdict.lean_reason}")
-    click.echo(output, err=True)
+            say(f"If speed or size decides: {verdict.lean.label}. {verdict.lean_reason}")
+    say(output, err=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.command import FerGroup, RegistryChoice, Rule, is_terminal
+from fer_runtime.command import FerGroup, RegistryChoice, Rule, is_terminal, say
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PREFERENCE
@@ -231,12 +231,12 @@ def import_(
     _print_counts(report.counts)
     there = f", {report.there} of them were there" if report.there else ""
     left_out = sum(report.reasons.values()) - len(report.problems)
-    click.echo(
+    say(
         f"{counted(report.images, 'image')}{there}, {len(report.problems)} cannot be used"
         + (f", {left_out} left out by their label" if left_out else "")
     )
     for file in report.files:
-        click.echo(printable(file))
+        say(printable(file))
     if not report.images:
         sys.exit(1)
 
@@ -304,15 +304,13 @@ def split(
     _print_counts(report.counts)
     if group is not None:
         persons = ", ".join(f"{number} in {name}" for name, number in sorted(report.groups.items()))
-        click.echo(f"persons          {persons}; nobody is in two")
-    click.echo(
-        f"copies           {counted(report.copies, 'image')} kept beside one that looks the same, none across splits"
-    )
+        say(f"persons          {persons}; nobody is in two")
+    say(f"copies           {counted(report.copies, 'image')} kept beside one that looks the same, none across splits")
     if report.dropped:
-        click.echo(f"left out         {counted(report.dropped, 'image')} by --drop")
+        say(f"left out         {counted(report.dropped, 'image')} by --drop")
     if report.there:
-        click.echo(f"were there       {counted(report.there, 'image')}")
-    click.echo(printable(output / SPLIT_FILE))
+        say(f"were there       {counted(report.there, 'image')}")
+    say(printable(output / SPLIT_FILE))
 
 
 @main.command(
@@ -385,11 +383,11 @@ def audit(
     for note in found.notes:
         _say(note)
     _say_problems(found.unreadable, "cannot be read", None)
-    click.echo(found.audit.to_text())
+    say(found.audit.to_text())
     for line in found.error_lines():
-        click.echo(line)
+        say(line)
     for path in (*write_report(found, output), *write_label_errors(found, output)):
-        click.echo(printable(path))
+        say(printable(path))
 
 
 def _names(renames: Sequence[str], numbers: str | None) -> LabelNames:
@@ -437,29 +435,29 @@ def _print_crops(report: CropReport) -> None:
     no_crop = sum(map(len, report.reasons.values()))
     before = f", {report.before} of them in an earlier run" if report.before else ""
     _print_counts(report.counts)
-    click.echo(f"{counted(report.photos, 'photo')}{before}, {counted(report.faces, 'face')}, {no_crop} without a crop")
+    say(f"{counted(report.photos, 'photo')}{before}, {counted(report.faces, 'face')}, {no_crop} without a crop")
     if report.several:
-        click.echo(f"  {counted(report.several, 'photo')} with several faces")
+        say(f"  {counted(report.several, 'photo')} with several faces")
     by_reason: dict[str, int] = {}
     for reason, sources in report.reasons.items():
         kind = reason.partition(":")[0]
         by_reason[kind] = by_reason.get(kind, 0) + len(sources)
     for kind, count in sorted(by_reason.items(), key=lambda one: -one[1]):
-        click.echo(f"  {count} x {printable(kind)}")
+        say(f"  {count} x {printable(kind)}")
     if report.reasons and report.detector == "haar":
         _say("faces were searched with Haar's cascade; YuNet finds more, once it is there: fer-infer --fetch-yunet")
     if report.copies:
         images = sum(map(len, report.copies))
         conflicts = sum(len({label for _, label in group}) > 1 for group in report.copies)
         groups = counted(len(report.copies), "group")
-        click.echo(f"  {images} near-duplicates in {groups}, {conflicts} of them under two labels")
+        say(f"  {images} near-duplicates in {groups}, {conflicts} of them under two labels")
     _say_problems(
         [(source, reason) for reason, sources in report.reasons.items() for source in sources],
         "have no crop",
         report.files[0] if report.files else None,
     )
     for file in report.files:
-        click.echo(printable(file))
+        say(printable(file))
 
 
 def _print_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
@@ -469,7 +467,7 @@ def _print_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
         return
     order = [name for name in ("train", "validation", "test") if name in counts]
     for line in table_of_counts({name: counts[name] for name in order}):
-        click.echo(line)
+        say(line)
 
 
 def _say_changes(names: LabelNames) -> None:
@@ -490,7 +488,7 @@ def _say_problems(problems: Sequence[tuple[str, str]], what: str, file: Path | N
 
 
 def _say(text: Any) -> None:
-    click.echo(printable(text), err=True)
+    say(printable(text), err=True)
 
 
 if __name__ == "__main__":
