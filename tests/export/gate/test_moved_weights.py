@@ -1,0 +1,30 @@
+"""The shipped certificates notice a moved weight; `python -m tests.export.moved_weights` tries every unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.export.moved_weights import Replayed
+
+from fer_runtime.model.find import packaged_models_dir
+from fer_runtime.model.self_test import run_self_test
+
+_MODELS = sorted(packaged_models_dir().glob("*.onnx"))
+# One live unit in so many, and at least one of each layer.
+_EVERY = {"model_0.onnx": 8, "model_0.int8.onnx": 8, "model_v3.int8.onnx": 2000, "model_v1.int8.onnx": 2000}
+_LAYERS = {"model_0.onnx": 7, "model_0.int8.onnx": 7, "model_v3.int8.onnx": 19, "model_v1.int8.onnx": 24}
+
+
+@pytest.mark.parametrize("path", [one for one in _MODELS if one.name in _EVERY], ids=lambda path: path.name)
+def test_a_moved_weight_of_any_layer_fails_the_replay(path: Path) -> None:
+    replayed = Replayed(path)
+    assert len(replayed.layers) == _LAYERS[path.name]
+    assert run_self_test(path, loaded=replayed.loaded).passed
+    chosen = list(replayed.weights(np.random.default_rng(0), every=_EVERY[path.name]))
+    assert {layer.name for layer, _ in chosen} == {layer.name for layer in replayed.layers}
+    if path.name == "model_v1.int8.onnx":  # 11 MB, which take a quarter of a second a time
+        chosen = chosen[::4]
+    unnoticed = [(layer.name, place) for layer, place in chosen if not replayed.replay(layer, place)]
+    assert not unnoticed
