@@ -25,7 +25,7 @@ from fer_export.gate.accuracy import (
     number_checks,
     proof_shortfall,
 )
-from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate, calibration_check
+from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate, calibration_check, fitted_check
 from fer_export.gate.coverage import Coverage, cover_units
 from fer_export.gate.golden import SEED, calibration_faces
 from fer_export.gate.original import Original, original_of
@@ -35,10 +35,11 @@ from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportRepo
 from fer_export.gate.timing import Timing, measure_in_turns, speed_check
 from fer_export.gate.unfamiliar import unfamiliar_checks, unfamiliarity_of
 from fer_export.gate.units import UnitLimits, unit_check
+from fer_export.gate.weights import weights_check
 from fer_export.graph import DEFAULT_OPSET, export_graph, fix_batch, serialize, set_temperature
 from fer_export.int8.known import first_unknown
 from fer_export.int8.optimized import integer_check
-from fer_export.int8.quantize import quantize_model
+from fer_export.int8.quantize import LOWEST_OPSET, quantize_model
 from fer_export.int8.ranges import observe
 from fer_export.int8.stock import quantize_stock
 from fer_export.unfamiliar.graph import add_output
@@ -55,7 +56,7 @@ from fer_runtime.model.find import (
     parity_path,
 )
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
-from fer_runtime.model.onnx_file import read_onnx_file
+from fer_runtime.model.onnx_file import read_onnx, read_onnx_file
 from fer_runtime.model.parity import Check, FloatArray, Outputs, Uint8Array
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
@@ -89,6 +90,7 @@ class Candidate:
     calibration: Calibration
     quantizer: str = ""  # of an int8 file, "fer-edge" or "onnxruntime"
     point: OperatingPoint | None = None  # threshold of its unfamiliarity
+    fault: str = ""  # why it could not be given its unfamiliarity
 
 
 @one_thread()
@@ -200,7 +202,7 @@ def publish_files(
             # A float file that computes something else is no model of the network at all.
             may_stand = judged.parity.passed or (keep_anyway and one.precision != "fp32")
             if may_stand:
-                judged = publish(subject, judged, one.model)
+                judged = publish(subject, judged, one.model, one.content)
             models.append(judged)
         elif not judged.parity.passed:
             models.append(judged)
@@ -428,10 +430,14 @@ def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProt
     """A file with its own temperature and threshold, fitted on its own answers for the labelled faces."""
     calibration = subject.calibration
     point: OperatingPoint | None = None
+    fault = ""
     # onnxruntime's quantizer gives the maps names of its own, and its own integers.
     head = None if quantizer == "onnxruntime" else subject.head
     if head is not None:
-        model = add_output(model, head, precision)
+        try:
+            model = add_output(model, head, precision)
+        except Exception as error:  # of a graph that is broken: the gate says what is wrong with it
+            head, fault = None, _first_line(error)
     rated = subject.truth.any(1)
     if precision != "fp32" and rated.any():
         content = serialize(model, subject.metadata(precision, model, calibration))
@@ -451,8 +457,13 @@ def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProt
         model = fix_batch(model, subject.batch)
     if head is not None:
         content = serialize(model, subject.metadata(precision, model, calibration))
-        real, strange = (unfamiliarity_of(content, faces, batch=subject.batch) for faces in (head.real, head.strange))
-        point = fit_threshold(real, strange)
+        try:
+            real, strange = (
+                unfamiliarity_of(content, faces, batch=subject.batch) for faces in (head.real, head.strange)
+            )
+            point = fit_threshold(real, strange)
+        except Exception as error:
+            fault = _first_line(error)
     content = serialize(model, subject.metadata(precision, model, calibration, point))
     return Candidate(
         precision=precision,
@@ -461,7 +472,12 @@ def make_candidate(subject: Subject, precision: Precision, model: onnx.ModelProt
         calibration=calibration,
         point=point,
         quantizer=quantizer,
+        fault=fault,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def check_places(places: Sequence[Path], sha256: str, source: Path, *, replace: bool) -> None:
@@ -540,8 +556,7 @@ def _exported(trained: Checkpoint, calibration: Calibration, opset: int) -> onnx
     except Exception as error:  # the exporter's exceptions share no base class
         if opset == DEFAULT_OPSET:
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFileError(f"PyTorch cannot export at opset {opset} ({reason}); {advice}") from error
+        raise ModelFileError(f"PyTorch cannot export at opset {opset} ({_first_line(error)}); {advice}") from error
     written = model.opset_import[0].version
     if written != opset:  # the exporter only warns when it cannot convert
         raise ModelFileError(f"PyTorch wrote opset {written}, not opset {opset} as asked; {advice}")
@@ -569,6 +584,9 @@ def judge(
         reference: the fp32 candidate and what the gate found; None for fp32 itself.
     """
     precision = candidate.precision
+    # What was judged is what `publish` writes: every check looks at the bytes.
+    model = onnx.load_model_from_string(candidate.content)
+    is_ours = precision == "int8" and candidate.quantizer != "onnxruntime"
     report = check_parity(
         candidate.content,
         subject.original,
@@ -577,12 +595,15 @@ def judge(
         real_faces=subject.real_faces,
         temperature=candidate.calibration.temperature,
         # ONNX's reference evaluator reads int8 from opset 19 on.
-        opset=subject.opset if precision != "int8" else max(subject.opset, candidate.model.opset_import[0].version),
+        opset=subject.opset if precision != "int8" else max(subject.opset, LOWEST_OPSET),
         precision=precision,
         batch=subject.batch,
+        is_exact=is_ours,
     )
     checks = list(report.checks)
     head, point = subject.head, candidate.point
+    if candidate.fault:
+        checks.append(Check(name="unfamiliarity", passed=False, detail=f"cannot be computed: {candidate.fault}"))
     if head is not None and point is not None:
         checks += guarded(
             "unfamiliar",
@@ -591,6 +612,10 @@ def judge(
     quality = agreement = None
     not_proven = ""
     outputs = report.outputs
+    if outputs is not None and candidate.calibration.faces and (shared := np.flatnonzero(subject.truth.any(1))).size:
+        fitted = Outputs(logits=outputs.logits[shared], probabilities=outputs.probabilities[shared])
+        shares = subject.truth[shared]
+        checks += guarded("fitted", lambda: [_fitted_check(candidate.content, fitted, shares)])
     real = slice(0, subject.real_faces)  # made-up faces leave the ranges that real ones set
     if outputs is not None and precision != "fp32" and subject.real_faces:
         expected = as_outputs(subject.logits[real], subject.calibration.temperature)
@@ -612,7 +637,9 @@ def judge(
         if reference is not None and subject.real_faces:
             some = _unit_faces(subject)
             fp32, limits = reference[0].model, UnitLimits()
-            checks += guarded("units", lambda: [unit_check(fp32, candidate.model, some, limits)])
+            checks += guarded("units", lambda: [unit_check(fp32, model, some, limits)])
+            if is_ours:
+                checks += guarded("int8 weights", lambda: [weights_check(fp32, model)])
         checks += guarded("integers", lambda: [integer_check(candidate.content)])
         checks.append(speed_check(latency, fp32_latency))
     unproven = _unproven(subject, outputs)
@@ -631,6 +658,19 @@ def judge(
         throughput=throughput,
         speedup=fp32_latency.undisturbed_ms / latency.undisturbed_ms,
         not_proven=not_proven,
+    )
+
+
+def _fitted_check(content: bytes, outputs: Outputs, truth: FloatArray) -> Check:
+    """Fit temperature and threshold again, on the outputs of the file, and compare with its metadata."""
+    said = parse_metadata(read_onnx(content, source="the file").metadata.get(METADATA_KEY), source="the file")
+    faces = said.calibration.get("faces")
+    return fitted_check(
+        outputs,
+        truth,
+        temperature=said.temperature,
+        uncertain_below=said.uncertain_below,
+        faces=faces if isinstance(faces, int) else 0,
     )
 
 

@@ -124,7 +124,7 @@ def exporting_once(kept: Kept) -> Iterator[None]:
 
     def once(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: object, **named: object) -> Any:
-            key = function.__name__, *map(_digest, given), *map(_digest, named.values())
+            key = function.__name__, *map(digest, given), *map(digest, named.values())
             if key not in kept:
                 kept[key] = function(*given, **named)
             return kept[key]
@@ -139,7 +139,7 @@ def exporting_once(kept: Kept) -> Iterator[None]:
         }
 
     def export(checkpoint: Checkpoint, *, temperature: float, opset: int) -> onnx.ModelProto:
-        key = "export_graph", _digest(checkpoint), str(opset)
+        key = "export_graph", digest(checkpoint), str(opset)
         if key not in kept:
             kept[key] = temperature, export_graph(checkpoint, temperature=temperature, opset=opset)
         its_own, model = kept[key]
@@ -155,7 +155,7 @@ def exporting_once(kept: Kept) -> Iterator[None]:
         yield
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
     """The same for equal values."""
     if isinstance(value, Checkpoint):
         weights = sum(float(one.double().sum()) for one in value.state_dict.values())

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from fer_export.gate.accuracy import QUANTILE
 from fer_runtime.metrics import expected_calibration_error, wilson_interval
-from fer_runtime.model.parity import Check, FloatArray, softmax
+from fer_runtime.model.parity import Check, FloatArray, Outputs, softmax
 
 TARGET_PRECISION = 0.8  # of the answers that are not `uncertain`
+_REFITTED = 0.01  # temperature as a factor, and coverage, that a second fit may differ by
 _FEWEST_FACES = 100  # a threshold that keeps fewer answers than this is chance
 _ERROR = 0.02  # of calibration, that a quantized file may add
 _DRAWS = 1000  # of exchanges, for what chance adds
@@ -94,6 +95,41 @@ def calibrate(logits: FloatArray, truth: Int64Array | FloatArray, *, labels_from
         precision_interval=(round(low, 6), round(high, 6)) if known else None,
         labels=labels_from,
         answers=(confidences, correct),
+    )
+
+
+def fitted_check(
+    outputs: Outputs, truth: FloatArray, *, temperature: float, uncertain_below: float | None, faces: int
+) -> Check:
+    """Check that a file's temperature and threshold are those that its own answers give.
+
+    Args:
+        outputs: of the file, for the labelled faces.
+        truth: shares of the raters, (faces, classes).
+        temperature, uncertain_below: what the file's metadata says.
+        faces: that its metadata says they were fitted on.
+    """
+    own = fit_temperature(outputs.logits, truth)
+    correct = truth[np.arange(len(truth)), outputs.logits.argmax(1)]
+    confidences = outputs.probabilities.max(1)
+    threshold, _, _ = reject_threshold(confidences, correct)
+    kept, wanted = (
+        float((confidences >= (np.inf if one is None else one)).mean()) for one in (uncertain_below, threshold)
+    )
+    faults = []
+    # A float file's were fitted on the network's logits, some roundings away. Written as "not <=" so that NaN counts.
+    if not abs(temperature / own - 1) <= _REFITTED:
+        faults.append(f"the file's temperature is {temperature:.4f}")
+    if not abs(kept - wanted) <= _REFITTED or (uncertain_below is None) != (threshold is None):
+        faults.append(f"the file's threshold keeps {kept:.1%} of the faces")
+    if faces != len(truth):
+        faults.append(f"the file says {faces} faces")
+    return Check(
+        name="fitted",
+        passed=not faults,
+        detail=(f"{'; '.join(faults)}: " if faults else "")
+        + f"fitted again on the file's own answers: temperature {own:.4f}, "
+        + ("no threshold" if threshold is None else f"uncertain below {threshold:g}, which keeps {wanted:.1%}"),
     )
 
 

@@ -87,6 +87,7 @@ def check_parity(
     opset: int | None = None,
     precision: Precision = "fp32",
     batch: int | None = None,
+    is_exact: bool = False,
 ) -> ParityReport:
     """Run the checks that need no labels on a model file.
 
@@ -100,6 +101,7 @@ def check_parity(
         opset: what the file should declare; None accepts any.
         precision: of the file; int8 differs on purpose, so its numbers are judged by accuracy.py.
         batch: the file's fixed batch size; None for a dynamic one.
+        is_exact: an int8 file of our own quantizer, which every interpreter computes alike.
 
     Raises:
         ModelFileError: the bytes are no ONNX model.
@@ -141,7 +143,10 @@ def check_parity(
     if batch is None:
         checks += guarded("batch", lambda: batch_checks(content, faces, precision=precision))
     some = faces[np.random.default_rng(SEED).permutation(len(faces))[:INTERPRETED_FACES]]
-    checks += guarded("interpreters", lambda: interpreter_checks(content, some, precision=precision, batch=batch))
+    checks += guarded(
+        "interpreters",
+        lambda: interpreter_checks(content, some, precision=precision, batch=batch, is_exact=is_exact),
+    )
     return ParityReport(
         checks=tuple(checks), comparison=comparison, outputs=actual, faces=len(faces), real_faces=real_faces
     )

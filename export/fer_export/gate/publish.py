@@ -23,7 +23,7 @@ from fer_runtime.errors import ParityError
 from fer_runtime.files import replaced_atomically
 from fer_runtime.model.certificate import Certificate
 from fer_runtime.model.find import Precision
-from fer_runtime.model.metadata import ModelMetadata
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import content_digest
 from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
 from fer_runtime.model.self_test import run_self_test
@@ -100,9 +100,20 @@ class Subject:
         )
 
 
-def publish(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> ExportedModel:
-    """Write the file with verdict and certificate, replay it from the disk, then rename it."""
+def publish(subject: Subject, judged: ExportedModel, model: onnx.ModelProto, content: bytes) -> ExportedModel:
+    """Write the file with verdict and certificate, replay it from the disk, then rename it.
+
+    Args:
+        content: the bytes that were judged, of the same model without verdict and certificate.
+
+    Raises:
+        ParityError: what would be written is not what was judged, or does not pass its own self-test.
+    """
     sealed = _sealed(subject, judged, model)
+    if difference := _difference(content, sealed):
+        raise ParityError(
+            f"{judged.path} is not published: {difference} of the file to write differs from what was judged"
+        )
     with replaced_atomically(judged.path) as partial:
         partial.write_bytes(sealed)
         replayed = run_self_test(partial)
@@ -112,6 +123,23 @@ def publish(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
                 + "; ".join(str(check) for check in replayed.checks if not check.passed)
             )
     return dataclasses.replace(judged, is_published=True, model_bytes=len(sealed))
+
+
+def _difference(judged: bytes, sealed: bytes) -> str:
+    """What differs between two files beside verdict and certificate; "" if nothing does."""
+    models = [onnx.load_model_from_string(one) for one in (judged, sealed)]
+    said = [parse_metadata(_only_entry(one), source="the file") for one in models]
+    for model in models:
+        del model.metadata_props[:]
+    if models[0].SerializeToString(deterministic=True) != models[1].SerializeToString(deterministic=True):
+        return "the graph"
+    plain = [dataclasses.asdict(dataclasses.replace(one, verdict={}, certificate={})) for one in said]
+    return ", ".join(name for name in plain[0] if plain[0][name] != plain[1][name])
+
+
+def _only_entry(model: onnx.ModelProto) -> str | None:
+    entries = [one.value for one in model.metadata_props if one.key == METADATA_KEY]
+    return entries[0] if len(entries) == len(model.metadata_props) == 1 else None
 
 
 def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> bytes:

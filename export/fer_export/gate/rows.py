@@ -115,6 +115,14 @@ def _elementwise(graph: RowWalk, node: onnx.NodeProto, _: dict[str, Any]) -> Sta
     return Rows(row)
 
 
+def _by_constant(graph: RowWalk, node: onnx.NodeProto, attributes: dict[str, Any]) -> State:
+    """A division by rows may be one by zero for a face that nobody has tried."""
+    divisor = graph.constant(node, 1)
+    if not np.all(divisor):
+        raise NotAllowedError(f"{node.op_type} {node.name} divides by zero")
+    return _elementwise(graph, node, attributes)
+
+
 def _windows(size: tuple[int, ...], kernel: tuple[int, ...], attributes: dict[str, Any]) -> tuple[int, ...]:
     axes = len(size)
     pads = attributes.get("pads") or [0] * 2 * axes
@@ -238,7 +246,8 @@ def _quantize(graph: RowWalk, node: onnx.NodeProto, attributes: dict[str, Any]) 
         shape[attributes.get("axis", 1)] = -1
         scale = scale.reshape(shape)
         zero = None if zero is None else zero.reshape(shape)
-    values: Array = (source.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))) * scale
+    with np.errstate(all="ignore"):  # structure.py says that a scale is not finite
+        values: Array = (source.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))) * scale
     return values
 
 
@@ -271,7 +280,7 @@ RULES: dict[str, tuple[_Rule, _Attributes]] = {
     "Concat": (_concat, {"axis": _anything}),
     "Conv": (_conv, {**_WINDOW, "group": _anything}),
     "DequantizeLinear": (_quantize, {"axis": _anything, "block_size": _is(0)}),
-    "Div": (_elementwise, {}),
+    "Div": (_by_constant, {}),
     "Flatten": (_flatten, {"axis": _is(1)}),
     "Gemm": (_gemm, {"alpha": _is(1.0), "beta": _is(1.0), "transA": _is(0), "transB": _is(0, 1)}),
     "GlobalAveragePool": (_global_pool, {}),
@@ -368,6 +377,7 @@ _REDUCED: _Attributes = {"keepdims": _is(0, 1), "noop_with_empty_axes": _is(0)}
 MORE_RULES: dict[str, tuple[_Rule, _Attributes]] = {
     "Abs": _PLAIN,
     "Conv": (_conv, {**_DILATED, "group": _anything}),
+    "Div": (_elementwise, {}),
     "Elu": (_same, {"alpha": _anything}),
     "Erf": _PLAIN,
     "Exp": _PLAIN,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_runtime.errors import ModelFileError
 from fer_runtime.model.parity import Check, Uint8Array
 from fer_runtime.model.session import open_session
 
@@ -58,8 +59,8 @@ def measure_in_turns(
         rounds: turns of each model.
     """
     given = {"faces": np.ascontiguousarray(faces[:batch])}
-    opened = {name: open_session(content, source=name).session for name, content in models.items()}
-    sessions = {name: session for name, session in opened.items() if _runs(session, given)}
+    opened = {name: _opened(content, name) for name, content in models.items()}
+    sessions = {name: session for name, session in opened.items() if session is not None and _runs(session, given)}
     runs_per_turn: dict[str, int] = {}
     for name, session in sessions.items():
         # The first runs allocate memory arenas and fill caches; users never wait for them.
@@ -96,6 +97,14 @@ def measure_in_turns(
         )
         for name, values in times.items()
     }
+
+
+def _opened(content: bytes, name: str) -> Any:
+    """A session, or None for a file that cannot be opened: it has no speed, and the gate says why."""
+    try:
+        return open_session(content, source=name).session
+    except ModelFileError:
+        return None
 
 
 def _runs(session: Any, given: dict[str, Uint8Array]) -> bool:

@@ -122,7 +122,11 @@ def unit_check(fp32: onnx.ModelProto, int8: onnx.ModelProto, faces: Uint8Array, 
     if missing:
         detail = f"{missing[0]} of the float graph has no counterpart in the int8 graph"
         return Check(name="units", passed=False, detail=detail)
-    names, twins = list(pairs), list(pairs.values())
+    # The logits are the last layer's units, in float in both graphs.
+    last = ["logits"] if any(one.name == "logits" for one in int8.graph.output) else []
+    names, twins = [*pairs, *last], [*pairs.values(), *last]
+    steps = [*(scales[twin][0] for twin in pairs.values()), *(0.0 for _ in last)]
+    scales["logits"] = 1.0, 0
     float_session = open_session(_showing(fp32, names, TensorProto.FLOAT), source="the float model").session
     int8_session = open_session(_showing(int8, twins, TensorProto.UINT8), source="the int8 model").session
     sums: list[_Array | None] = [None] * len(names)
@@ -144,7 +148,7 @@ def unit_check(fp32: onnx.ModelProto, int8: onnx.ModelProto, faces: Uint8Array, 
             before = sums[index]
             sums[index] = part if before is None else before + part
             counts[index] += x.shape[0] * x.shape[2]
-    return _verdict(names, sums, counts, [scales[twin][0] for twin in twins], limits)
+    return _verdict(names, sums, counts, steps, limits)
 
 
 def _verdict(

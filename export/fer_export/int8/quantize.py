@@ -7,14 +7,14 @@ is quantized at the input: the first convolution reads them with the scale 1 (it
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from fer_export.int8.gptq import Int8Array, round_weights, trim_pairs, weight_scales
+from fer_export.int8.gptq import round_weights, trim_pairs, weight_scales
 from fer_export.int8.qdq import GraphWriter, IntegerLayer, QuantizedTensor
 from fer_export.int8.ranges import Observations
 from fer_export.int8.scales import SUM_PARTS, behind_relu, mean_step, plan_steps, short_scales
@@ -22,6 +22,7 @@ from fer_export.int8.scales import SUM_PARTS, behind_relu, mean_step, plan_steps
 # ONNX's reference evaluator has no DequantizeLinear below; onnxruntime fuses the pairs of both in the same way.
 LOWEST_OPSET = 19
 _BLOCK = 4  # columns that the first convolution takes as channels
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 def quantize_model(model: onnx.ModelProto, observations: Observations) -> onnx.ModelProto:
@@ -291,8 +292,8 @@ class _Quantizer:
 
 
 def blocked_weights(
-    weights: Int8Array, *, stride: int, pad: int, rows: int = 1, block: int = _BLOCK
-) -> tuple[Int8Array, int, int]:
+    weights: npt.NDArray[_Number], *, stride: int, pad: int, rows: int = 1, block: int = _BLOCK
+) -> tuple[npt.NDArray[_Number], int, int]:
     """A convolution over one plane as one over `block` channels, which are `block` neighbouring columns.
 
     An integer convolution over one channel spends its time gathering single bytes; the same pixels read as
@@ -300,21 +301,22 @@ def blocked_weights(
     results of its four columns (and of `rows` rows), as so many times more channels.
 
     Args:
-        weights: int8 (channels, kernel, kernel).
+        weights: (channels, kernel, kernel).
         stride: of the original convolution.
         pad: zeros on every side of the plane.
         rows: 1, or 2 for the channel order (row, column in the pair, pair of columns, channel), in which a
             2 x 2 pooling finds its four values one after the other.
 
     Returns:
-        The weights, int8 (rows * block / stride * channels, block, kernel rows, kernel columns), and the
+        The weights, in their type (rows * block / stride * channels, block, kernel rows, kernel columns), and the
         columns of padding before and after.
     """
     channels, kernel, _ = weights.shape
     outputs = block // stride
     first = (-pad) // block
     last = ((outputs - 1) * stride + kernel - 1 - pad) // block
-    blocked = np.zeros((outputs, rows, channels, block, kernel + (rows - 1) * stride, last - first + 1), np.int8)
+    shape = outputs, rows, channels, block, kernel + (rows - 1) * stride, last - first + 1
+    blocked = np.zeros(shape, weights.dtype)
     for output in range(outputs):
         for row in range(rows):
             for column in range(kernel):
