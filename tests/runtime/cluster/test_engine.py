@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from tests.processes import started
 from tests.runtime.images.make_files import make_crashing_apng
-from tests.runtime.tiny_models import write_band_model
+from tests.runtime.tiny_models import band_face, write_band_model
+
+from fer_runtime.model.metadata import ModelMetadata
 
 ray: Any = pytest.importorskip("ray", reason="needs the extra `ray`")
 pq: Any = pytest.importorskip("pyarrow.parquet", reason="needs the extra `ray`")
@@ -192,6 +194,21 @@ def test_parquet_parts_hold_the_rows_of_the_json_lines(
         for face in row["faces"]:
             assert face.pop("uncertain") is None
     assert rows == [json.loads(line) for line in local_rows.splitlines()[: 2 * PART]]
+
+
+def test_rows_have_the_labels_of_a_model_of_ones_own(cluster: Cluster, tmp_path: Path) -> None:
+    labels = ("bored", "müde, sehr", "engaged")
+    said = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18)
+    model = write_band_model(tmp_path / "mine.onnx", metadata=said)
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), band_face(number, side=90, classes=3))
+    arguments = (tmp_path / "images", "--model", model, "--detector", "whole", "--output", tmp_path / "rows")
+    run = infer(*arguments, "--engine", "ray", "--ray-address", cluster.address)
+    assert run.returncode == 0, run.stderr.decode()
+    faces = [json.loads(line)["faces"][0] for line in rows_of(tmp_path / "rows").splitlines()]
+    assert [face["expression"] for face in faces] == list(labels)
+    assert tuple(faces[0]["probabilities"]) == labels
 
 
 def test_without_an_address_a_run_stays_here_and_gives_ordered_rows_of_uris(
