@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from click import Command
+from click.testing import CliRunner, Result
 from tests.runtime.server.serving import serving
 from tests.train.own_images import write_own_images
 
+import fer_export.cli
+import fer_runtime.cli
+import fer_train.cli
 from fer_runtime import Recognizer
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import read_image
@@ -21,15 +24,15 @@ from fer_train.networks.registry import predict_logits
 LABELS = ("gelangweilt, sehr", "müde", "wach")
 
 
-def _run(folder: Path, module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+def _run(command: Command, *arguments: object) -> Result:
+    done = CliRunner().invoke(command, [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
     return done
 
 
 @pytest.mark.parametrize(("size", "color"), [(48, "gray")])
-def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path) -> None:
+def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     data = write_own_images(tmp_path / "data" / "train", LABELS, 16, size=80).parent
     training = (
         "--epochs",
@@ -45,8 +48,7 @@ def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path) -> N
         5,
     )
     trained = _run(
-        tmp_path,
-        "fer_train",
+        fer_train.cli.main,
         "--name",
         "mine",
         "--model",
@@ -60,17 +62,16 @@ def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path) -> N
         *training,
     )
     assert "6 of 48 images of train are held out" in trained.stderr
-    exported = _run(tmp_path, "fer_export", "--name", "mine", "--data", data)
+    exported = _run(fer_export.cli.main, "--name", "mine", "--data", data)
     assert "ok    labels        gelangweilt, sehr, müde, wach" in exported.stdout
     assert "mine.onnx" in exported.stdout
     assert "6 labelled faces" in exported.stderr  # those that the training held out
-    said = json.loads(_run(tmp_path, "fer_export", "--inspect", "models/mine.onnx", "--json").stdout)["metadata"]
+    said = json.loads(_run(fer_export.cli.main, "--inspect", "models/mine.onnx", "--json").stdout)["metadata"]
     assert (said["labels"], said["size"], said["color"]) == (list(LABELS), size, color)
     assert said["verdict"]["passed"] is True
-    rows = _run(
-        tmp_path, "fer_runtime", data, "--recursive", "--model", "mine", "--detector", "whole", "--format", "jsonl"
-    )
-    found = [json.loads(line) for line in rows.stdout.splitlines()]
+    recognizing = (data, "--recursive", "--model", "mine", "--detector", "whole", "--output", "rows.jsonl")
+    _run(fer_runtime.cli.main, *recognizing)
+    found = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
     assert len(found) == 48
     # PyTorch on the same files: the file's labels are the network's.
     network = load_checkpoint(tmp_path / "models" / "mine.pth", name="v0").network()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -122,9 +120,8 @@ def test_the_odd_one_out_is_the_strangest() -> None:
 
 def test_the_command_says_it_writes_it_and_changes_nothing(planted: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in planted.rglob("*.png")}
-    command = [sys.executable, "-m", "fer_train", "--audit", str(tmp_path / "found"), "--data", str(planted)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(main, ["--audit", str(tmp_path / "found"), "--data", str(planted)])
+    assert run.exit_code == 0, run.output
     assert "1 groups, 3 images to spare; 1 groups under two labels, 1 in both splits" in run.stdout
     content = json.loads((tmp_path / "found" / "audit.json").read_text())
     assert content["exact_spare"] == 3
