@@ -40,6 +40,7 @@ from fer_train.networks.registry import create_network
 from fer_train.results import read_results
 
 SECONDS = 10.0  # of CPU time for one file; the slowest seen took 2
+_LARGE = 10**7  # values of an expanded tensor, which the fuzzer itself must not write out: 10^9 take 8 GB
 MEGABYTES = 600  # that all files together may add to the process; v0 takes 1.3 MB, ONNX Runtime's arenas 100
 _HOSTILE_TEXT = ("", "\x1b[2J", "a\n  verdict passed", "\udcff", "x" * 5000, "=1+1", "../../etc/passwd", "NaN", "\0")
 _HOSTILE_NUMBERS = (0, 1, -1, 7, 2**31, 2**63 - 1, -(2**63), 0.0, 1e308, -0.5)
@@ -182,17 +183,17 @@ def damaged_state(state: dict[str, Any], chooser: random.Random) -> Any:
             del damaged[key]
         elif kind == 1:
             damaged[chooser.choice((key + "x", "model." + key, "", 3, "module." + key))] = damaged.pop(key)
-        elif kind == 2 and isinstance(value, torch.Tensor):
+        elif kind == 2 and isinstance(value, torch.Tensor) and value.numel() < _LARGE:
             damaged[key] = chooser.choice((value.half, value.double, value.bool, value.to_sparse, value.int))()
         elif kind == 3 and isinstance(value, torch.Tensor):
             damaged[key] = value[None] if chooser.random() < 0.5 else value.reshape(-1)
         elif kind == 4:
             damaged[key] = chooser.choice((None, "text", 3, [value], {"a": value}, torch.zeros(1).expand(10**9)))
-        elif kind == 5 and isinstance(value, torch.Tensor) and value.is_floating_point():
+        elif kind == 5 and isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() < _LARGE:
             damaged[key] = value * chooser.choice((float("nan"), float("inf"), -1.0, 1e30))
         elif kind == 6:
             damaged[key] = damaged
-        elif isinstance(value, torch.Tensor):
+        elif isinstance(value, torch.Tensor) and value.numel() < _LARGE:
             damaged[key] = value.t().contiguous().t() if value.ndim == 2 else value.clone()
         if not damaged:
             break
