@@ -97,7 +97,7 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
                 content, legacy = _read_legacy(file)
                 yield CheckpointFile(content=content, source=legacy, metadata={})
         except zipfile.BadZipFile as error:
-            raise UnreadableError(f"it is cut short or damaged ({error})") from error
+            raise UnreadableError(f"it is cut short or damaged ({printable(error, limit=200)})") from error
         except RefusedPickleError as error:
             if type(error) is not RefusedPickleError:
                 raise
@@ -302,7 +302,7 @@ def _opened_safetensors(path: Path) -> Iterator[tuple[dict[str, StoredTensor], d
             source = _Safetensors(opened)
             yield {key: source.describe(key) for key in opened.keys()}, dict(opened.metadata() or {}), source  # noqa: SIM118
     except SafetensorError as error:
-        raise UnreadableError(f"it is cut short or damaged ({error})") from error
+        raise UnreadableError(f"it is cut short or damaged ({printable(error, limit=200)})") from error
 
 
 class _Safetensors(_Source):
