@@ -31,6 +31,7 @@ _MORE_CANDIDATES = 1024  # where those leave units out
 _BATCH = 64
 _ROUNDS, _MUTANTS, _PARENTS = 40, 48, 6  # of the search for a face that switches on one unit
 _MOST_SEARCHES = 24
+_NEAR = 0.05  # of a sum's range on labelled faces, from its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class Coverage:
     covered: int  # of the live ones, switched on by a golden face
     weights_live: int  # connections of hidden linear layers whose both ends some made-up face switches on at once
     weights_covered: int  # of those, by a golden face
+    extremes: int  # highest and lowest sums of the units, before their ReLU; 0 without labelled faces
+    extremes_covered: int  # of those, reached within 5 % of their range by a golden face
     is_measured: bool  # live units were counted on labelled faces
     classes: tuple[int, ...]  # that the made-up faces reach
 
@@ -55,6 +58,7 @@ class Coverage:
             "covered": self.covered,
             "weights_live": self.weights_live,
             "weights_covered": self.weights_covered,
+            **({"extremes": self.extremes, "extremes_covered": self.extremes_covered} if self.extremes else {}),
             "live_on": "labelled faces" if self.is_measured else "made-up faces",
         }
 
@@ -86,14 +90,15 @@ class _Watched:
         self.session = open_session(watched.SerializeToString(), source="the float model").session
         self.model = model
         self._before: Any = None
+        self._extremes: Any = None
 
     @staticmethod
-    def _highest(model: onnx.ModelProto, name: str, axes: tuple[int, ...]) -> str:
-        output = f"{name}_highest"
+    def _highest(model: onnx.ModelProto, name: str, axes: tuple[int, ...], *, operator: str = "ReduceMax") -> str:
+        output = f"{name}_{'highest' if operator == 'ReduceMax' else 'lowest'}"
         if axes:
             constant = f"{output}_axes"
             model.graph.initializer.append(numpy_helper.from_array(np.array(axes), constant))
-            model.graph.node.append(helper.make_node("ReduceMax", [name, constant], [output], keepdims=0))
+            model.graph.node.append(helper.make_node(operator, [name, constant], [output], keepdims=0))
         else:
             model.graph.node.append(helper.make_node("Identity", [name], [output]))
         model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
@@ -122,6 +127,25 @@ class _Watched:
         names, session = self._before
         rows: FloatArray = np.concatenate(session.run(names, {"faces": faces}), axis=1)
         return rows
+
+    def extremes(self, faces: Uint8Array) -> tuple[FloatArray, FloatArray]:
+        """The highest and the lowest sum of each unit on any of the faces, float32 (units,)."""
+        if self._extremes is None:
+            watched = onnx.ModelProto()
+            watched.CopyFrom(self.model)
+            names = [
+                self._highest(watched, before, axes, operator=operator)
+                for operator in ("ReduceMax", "ReduceMin")
+                for _, before, axes in self.tensors
+            ]
+            self._extremes = names, open_session(watched.SerializeToString(), source="the float model").session
+        names, session = self._extremes
+        count = len(self.tensors)
+        parts = []
+        for start in range(0, len(faces), _BATCH):
+            found = session.run(names, {"faces": faces[start : start + _BATCH]})
+            parts.append((np.concatenate(found[:count], 1).max(0), np.concatenate(found[count:], 1).min(0)))
+        return np.stack([one for one, _ in parts]).max(0), np.stack([one for _, one in parts]).min(0)
 
     @property
     def places(self) -> list[slice]:
@@ -166,6 +190,7 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
             extend(found[None])
     pairs = [(watched.places[index], layer) for (index, _), layer in zip(watched.linear, layers, strict=True)]
     chosen, weights_live, weights_covered = _choose(on, live, pairs, logits.argmax(1))
+    extremes, extremes_covered = (0, 0) if labelled is None else _extremes(watched, labelled, faces[chosen])
     return Coverage(
         golden=faces[chosen],
         made_up=faces,
@@ -174,9 +199,20 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
         covered=int((on[chosen].any(0) & live).sum()),
         weights_live=weights_live,
         weights_covered=weights_covered,
+        extremes=extremes,
+        extremes_covered=extremes_covered,
         is_measured=labelled is not None,
         classes=tuple(sorted(set(logits.argmax(1).tolist()))),
     )
+
+
+def _extremes(watched: _Watched, labelled: Uint8Array, golden: Uint8Array) -> tuple[int, int]:
+    """How many highest and lowest sums there are, and how many of them golden faces reach."""
+    highest, lowest = watched.extremes(labelled)
+    golden_highest, golden_lowest = watched.extremes(golden)
+    near = _NEAR * (highest - lowest)
+    reached = np.concatenate([golden_highest >= highest - near, golden_lowest <= lowest + near])
+    return len(reached), int(reached.sum())
 
 
 def _live_units(watched: _Watched, faces: Uint8Array) -> _BoolArray:

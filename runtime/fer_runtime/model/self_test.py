@@ -222,4 +222,7 @@ def _coverage_text(coverage: dict[str, Any]) -> str:
     live, covered = coverage.get("live"), coverage.get("covered")
     if not isinstance(live, int) or not isinstance(covered, int):
         return "their coverage is not stated; "
+    extremes, reached = coverage.get("extremes"), coverage.get("extremes_covered")
+    if isinstance(extremes, int) and isinstance(reached, int):
+        return f"they switch on {covered} of {live} units and reach {reached} of {extremes} extremes; "
     return f"they switch on {covered} of {live} units; "

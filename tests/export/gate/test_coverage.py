@@ -53,6 +53,24 @@ def test_units_that_real_faces_switch_on_are_switched_on_by_golden_faces(exporte
     assert found.weights_covered > 0.8 * found.weights_live
 
 
+def test_the_extremes_that_golden_faces_reach_are_counted(exported: Exported) -> None:
+    model = onnx.load(exported.models_dir / "narrow.onnx")
+    labelled = load_faces(exported.data, "validation").faces
+    found = cover_units(model, labelled)
+    sums = [node.input[0] for node in model.graph.node if node.op_type == "Relu"]
+
+    def ends(faces: Uint8Array) -> tuple[FloatArray, FloatArray]:
+        session = open_session(_with_outputs(model, sums, TensorProto.FLOAT)).session
+        rows = [one.reshape(*one.shape[:2], -1) for one in session.run(sums, {"faces": faces})]
+        return np.concatenate([one.max((0, 2)) for one in rows]), np.concatenate([one.min((0, 2)) for one in rows])
+
+    (highest, lowest), (golden_highest, golden_lowest) = ends(labelled), ends(found.golden)
+    near = 0.05 * (highest - lowest)
+    reached = (golden_highest >= highest - near).sum() + (golden_lowest <= lowest + near).sum()
+    assert (found.extremes, found.extremes_covered) == (2 * len(highest), reached)
+    assert found.to_dict()["extremes_covered"] == reached > 0
+
+
 def test_made_up_faces_reach_every_class(exported: Exported) -> None:
     assert cover_units(onnx.load(exported.models_dir / "narrow.onnx")).classes == (0, 1, 2, 3, 4, 5, 6)
 
