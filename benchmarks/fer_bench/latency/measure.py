@@ -334,9 +334,10 @@ def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.fl
     return untempered
 
 
-def _model_bytes(source: Path) -> int:
+def _model_bytes(configuration: Configuration) -> int:
     """Of a model file, and of the files that a target's file needs beside it."""
-    target = target_of(source)
+    source = configuration.source
+    target = None if configuration.code else target_of(source)  # a peer's .tflite is its own, without a sidecar
     if target is None:
         return source.stat().st_size
     sidecar, _ = read_sidecar(source, target)
@@ -435,7 +436,7 @@ class _Worker:
             cpu_share=cpu / wall,
             is_busy=spread > BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,
             peak_mb=max(one["peak_bytes"] for one in self._rounds) / 1e6,
-            model_bytes=_model_bytes(configuration.source),
+            model_bytes=_model_bytes(configuration),
             max_probability_difference=None if reference is None else _difference(self.probabilities, reference),
             cold_start_cpu_ms=self._ready["cold_start_cpu"],
             histogram_ms=tuple(np.quantile(samples, np.linspace(0, 1, 200)).tolist()),

@@ -152,6 +152,19 @@ def test_a_crashed_engine_is_named_and_the_others_are_measured(
     ]
 
 
+def test_a_peers_own_file_is_timed_without_a_targets_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "calm.py").write_text(_CRASHING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    file = tmp_path / "peer.tflite"
+    file.write_bytes(bytes(123))
+    peer = Configuration(
+        engine="peer", model="its own", precision="tflite", batch=1, threads=1, source=file, code="calm:load"
+    )
+    results, unavailable = measure_latency([peer], rounds=2, seconds=0.02)
+    assert not unavailable
+    assert [result.model_bytes for result in results] == [123]
+
+
 def test_a_model_that_is_nowhere_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"none\.onnx"):
         configurations(models=[str(tmp_path / "none.onnx")], models_dir=tmp_path)
