@@ -26,7 +26,6 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.labels import parse_labels
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, PREFERENCE, Precision, checkpoint_path
 from fer_runtime.targets import TARGETS
-from fer_runtime.text import printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
 
@@ -471,7 +470,7 @@ def _adopt(options: AdoptRun) -> None:
             budget=_budget(options.budget),
             keep_anyway=options.keep_anyway,
             replace=options.replace,
-            progress=lambda text: say(printable(text), err=True),
+            progress=lambda text: say(text, err=True),
         )
         show(report)
 
