@@ -11,10 +11,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from playwright.sync_api import Browser
-from tests.chromium import Visit, visiting
+from tests.chromium import Visit, launched, visiting
 from tests.conftest import CHECKOUT
+from tests.export.conftest import Exported
 from tests.export.site.pages import MODELS, SAMPLES, camera_frame
 
 from fer_export.site.server import ISOLATED, served
@@ -163,7 +165,7 @@ import "fer-edge/fer-camera";
 window.load = async (name, options) => {
   const model = await FaceModel.load(name, options);
   const { backend, ort } = model;
-  return { test: await model.selfTest(), backend, threads: ort.env.wasm.numThreads };
+  return { test: await model.selfTest(), backend, refused: model.refused, threads: ort.env.wasm.numThreads };
 };
 window.ready = true;
 """
@@ -194,6 +196,40 @@ def test_a_bundle_computes_the_certificate_on_one_thread_and_on_two(browser: Bro
             # One works beside the page's own thread.
             assert len(page.page.workers) == threads - 1
             assert [text for text in page.complaints if "adapter" not in text] == []
+
+
+def test_a_bundle_takes_webgpu_for_a_file_that_passes_on_it_and_for_no_other(
+    bundle: Path, exported: Exported, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle, tmp_path, dirs_exist_ok=True)
+    right = exported.models_dir / "narrow.onnx"
+    model = onnx.load(right)
+    (bias,) = [one for one in model.graph.initializer if one.name.endswith("conv_block_1.0.bias")]
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[0] += 0.5
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    shutil.copy(right, tmp_path / "right.onnx")
+    onnx.save(model, tmp_path / "wrong.onnx")
+    # A renderer in software: no graphics card is needed.
+    with (
+        launched("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader") as browser,
+        served(tmp_path) as address,
+        visiting(browser, address) as page,
+    ):
+        page.wait_for("window.ready")
+        if not page.evaluate("Boolean(navigator.gpu) && navigator.gpu.requestAdapter().then(Boolean)"):
+            pytest.skip("this Chromium has no WebGPU adapter, not even SwiftShader")
+        for _ in range(2):  # the first time limit may end while shaders are compiled, which are kept
+            found = page.evaluate("load('right.onnx')")
+            is_late = [one["reason"] for one in found["refused"] if one["reason"].startswith("no answer in")]
+            if not is_late:
+                break
+        else:
+            pytest.skip(f"SwiftShader is too slow on this machine now: {is_late}")
+        assert (found["backend"], found["refused"], found["test"]["passed"]) == ("webgpu", [], True)
+        found = page.evaluate("load('wrong.onnx')")
+        assert (found["backend"], found["test"]["passed"]) == ("wasm", False)
+        assert [one["backend"] for one in found["refused"]] == ["webgpu"]
 
 
 def _accessible(page: Visit, tools: Path, combinations: list[tuple[int, str]]) -> None:
