@@ -69,6 +69,14 @@ def short_name(provider: str) -> str:
     return provider.removesuffix(_SUFFIX)
 
 
+def is_chooser(provider: str) -> bool:
+    """Whether onnxruntime's name is of a plugin's own choice among its devices, "OpenVINOExecutionProvider.AUTO".
+
+    Such a name takes none of the settings below, and `--provider auto` chooses.
+    """
+    return f"{_SUFFIX}." in provider
+
+
 def provider_options(provider: str, arithmetic: str, *, threads: int) -> dict[str, str]:
     """Settings with which a provider computes in `arithmetic`, whatever its default is on this processor.
 

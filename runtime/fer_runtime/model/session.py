@@ -13,6 +13,7 @@ from fer_runtime.model.providers import (
     Plugin,
     find_plugins,
     full_name,
+    is_chooser,
     match_provider,
     missing_provider,
     provider_options,
@@ -223,7 +224,7 @@ def available_providers() -> tuple[str, ...]:
     """Providers that are built into the installed onnxruntime, such as "CPU", "CUDA", "CoreML", the fastest first."""
     # A plugin that is registered appears there, too, and is opened in another way.
     plugged = {provider for plugin in _plugins or () for provider in plugin.providers}
-    names = map(short_name, onnxruntime.get_available_providers())
+    names = [short_name(name) for name in onnxruntime.get_available_providers() if not is_chooser(name)]
     return tuple(name for name in names if name not in plugged)
 
 
@@ -246,7 +247,8 @@ def _register(plugin: Plugin) -> PluginProvider:
         onnxruntime.register_execution_provider_library(plugin.module, plugin.library)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         return PluginProvider(plugin, (), (), (), _reason(error))
-    devices = tuple(device for device in onnxruntime.get_ep_devices() if device.ep_name not in before)
+    found = onnxruntime.get_ep_devices()
+    devices = tuple(one for one in found if one.ep_name not in before and not is_chooser(one.ep_name))
     providers = tuple(dict.fromkeys(short_name(device.ep_name) for device in devices))
     kinds = tuple(dict.fromkeys(device.device.type.name for device in devices))
     return PluginProvider(plugin, providers, devices, kinds, None if devices else "it offers no device on this machine")

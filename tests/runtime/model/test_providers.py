@@ -18,7 +18,7 @@ from fer_runtime.model.load import load_model
 from fer_runtime.model.parity import Tolerance
 from fer_runtime.model.providers import missing_provider, split_name
 from fer_runtime.model.self_test import run_self_test
-from fer_runtime.model.session import available_providers
+from fer_runtime.model.session import available_providers, register_plugins
 
 
 @pytest.fixture
@@ -135,9 +135,24 @@ def test_another_arithmetic_widens_the_tolerance_of_float_files_alone() -> None:
     assert tolerance_in("bf16", "int8", stated) is stated
 
 
-@pytest.mark.skipif(
-    "OpenVINO" not in available_providers(), reason="needs OpenVINO: pip install onnxruntime-openvino, in its own place"
+def _is_here(provider: str) -> bool:
+    return provider in (*available_providers(), *(name for one in register_plugins() for name in one.providers))
+
+
+_NEEDS_OPENVINO = pytest.mark.skipif(
+    not _is_here("OpenVINO"),
+    reason="needs OpenVINO: pip install onnxruntime-ep-openvino, or onnxruntime-openvino in its own place",
 )
+
+
+@_NEEDS_OPENVINO
+def test_a_plugins_own_choice_among_its_devices_is_no_provider() -> None:
+    # onnxruntime-ep-openvino offers "OpenVINOExecutionProvider.AUTO", which computes in bf16 without our settings.
+    assert not [name for one in register_plugins() for name in one.providers if "." in name]
+    assert not [name for name in available_providers() if "." in name]
+
+
+@_NEEDS_OPENVINO
 def test_openvino_passes_in_fp32_and_in_bf16_within_its_own_class() -> None:
     path = find_model("v0", precision="fp32")
     exact, coarse = (run_self_test(path, provider=name, strict=True) for name in ("OpenVINO", "OpenVINO:bf16"))
