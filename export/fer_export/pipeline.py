@@ -599,6 +599,7 @@ def judge(
         precision=precision,
         batch=subject.batch,
         is_exact=is_ours,
+        float_model=reference[0].model if reference is not None and precision == "fp16" else None,
     )
     checks = list(report.checks)
     head, point = subject.head, candidate.point

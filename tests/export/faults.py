@@ -417,6 +417,28 @@ def another_answer_at_each_call(model: Model) -> None:
     _insert(model, "logits", nodes)
 
 
+def weights_cut_off(model: Model) -> None:
+    """Bits dropped in place of rounding to the nearest: one step of the last bit at most."""
+    float32 = {one.name: one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT16}
+    for tensor in float32.values():
+        values = numpy_helper.to_array(tensor)
+        if values.ndim > 1:
+            tensor.CopyFrom(numpy_helper.from_array(np.nextafter(values, np.float16(0)), tensor.name))
+
+
+def results_of_eight_bits(model: Model) -> None:
+    """The last layer's inputs as bfloat16 has them."""
+    (last,) = [node for node in model.graph.node if node.output[0] == "logits_fp16"]
+    place = list(model.graph.node).index(last)
+    nodes = [
+        helper.make_node("Cast", [last.input[0]], ["eight_bits"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["eight_bits"], ["sixteen_bits"], to=TensorProto.FLOAT16),
+    ]
+    last.input[0] = "sixteen_bits"
+    for offset, node in enumerate(nodes):
+        model.graph.node.insert(place + offset, node)
+
+
 def training_mode_before_the_last_layer(model: Model) -> None:
     """Dropout on what the last layer reads, after its ReLU."""
     (last,) = [node for node in model.graph.node if "logits" in node.output]
@@ -799,6 +821,12 @@ FAULTS: list[tuple[Fault, tuple[Precision, ...], str]] = [
     (relu_left_out, _FLOAT, "logits"),
     (relu_leaks, ("fp32",), "logits"),
     (relu_leaks, ("fp16",), "logit error"),
+    (one_integer, ("fp16",), "fp16 graph"),
+    (one_weight, ("fp16",), "fp16 graph"),
+    (relu_leaks, ("fp16",), "fp16 graph"),
+    (weights_cut_off, ("fp16",), "fp16 graph"),
+    (weights_cut_off, ("fp16",), "logit error"),
+    (results_of_eight_bits, ("fp16",), "fp16 graph"),
     (average_for_maximum, _FLOAT, "logits"),
     (padding_moved, _FLOAT, "logits"),
     (padding_moved, _INT8, "units"),

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from fer_export.gate.batches import batch_checks
 from fer_export.gate.golden import SEED
 from fer_export.gate.interpreters import INTERPRETED_FACES, interpreter_checks
 from fer_export.gate.original import Original
+from fer_export.gate.roundings import rounding_checks
 from fer_export.gate.structure import OPTIONAL, external_data_check, structure_checks
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.find import Precision
@@ -34,9 +36,6 @@ from fer_runtime.model.parity import (
 from fer_runtime.model.session import open_session
 
 FP32_TOLERANCE = Tolerance()
-# Weights and activations of 11 significant bits, through a dozen layers.
-FP16_TOLERANCE = Tolerance(logits=2e-2, probabilities=1e-2, margin=5e-2)
-TOLERANCES: dict[Precision, Tolerance] = {"fp32": FP32_TOLERANCE, "fp16": FP16_TOLERANCE}
 _RUN_BATCH = 64
 
 
@@ -88,6 +87,7 @@ def check_parity(
     precision: Precision = "fp32",
     batch: int | None = None,
     is_exact: bool = False,
+    float_model: onnx.ModelProto | None = None,
 ) -> ParityReport:
     """Run the checks that need no labels on a model file.
 
@@ -102,10 +102,14 @@ def check_parity(
         precision: of the file; int8 differs on purpose, so its numbers are judged by accuracy.py.
         batch: the file's fixed batch size; None for a dynamic one.
         is_exact: an int8 file of our own quantizer, which every interpreter computes alike.
+        float_model: the judged float32 graph that a fp16 file was made from, whose roundings it is judged by.
 
     Raises:
         ModelFileError: the bytes are no ONNX model.
+        ValueError: a fp16 file without its float graph.
     """
+    if precision == "fp16" and float_model is None:
+        raise ValueError("a fp16 file is judged by its float graph; give float_model")
     try:
         file = read_onnx(content, source="the exported model")
     except ModelFileError:
@@ -127,18 +131,25 @@ def check_parity(
         *metadata_checks(file, original, temperature=temperature, opset=opset, precision=precision),
     ]
     reference = as_outputs(original.logits(faces) if expected is None else expected, temperature)
-    tolerance = TOLERANCES.get(precision)
     try:
         actual = run_shuffled(session, faces, batch=batch or _RUN_BATCH)
-        comparison = compare_outputs(reference, actual, margin=(tolerance or FP32_TOLERANCE).margin)
+        comparison = compare_outputs(reference, actual, margin=FP32_TOLERANCE.margin)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         checks.append(Check(name="batch", passed=False, detail=f"a batch of {batch or _RUN_BATCH} fails: {reason}"))
         return ParityReport(
             checks=tuple(checks), comparison=None, outputs=None, faces=len(faces), real_faces=real_faces
         )
-    compared = comparison_checks(comparison, tolerance or FP32_TOLERANCE)
-    checks += compared if tolerance is not None else [check for check in compared if check.name == "finite"]
+    compared = comparison_checks(comparison, FP32_TOLERANCE)
+    checks += compared if precision == "fp32" else [check for check in compared if check.name == "finite"]
+    if float_model is not None and precision == "fp16":
+        source, size = float_model, batch or _RUN_BATCH
+        checks += guarded(
+            "logits",
+            lambda: rounding_checks(
+                source, onnx.load_model_from_string(content), faces, actual, temperature=temperature, batch=size
+            ),
+        )
     checks.append(_softmax_check(actual, temperature))
     if batch is None:
         checks += guarded("batch", lambda: batch_checks(content, faces, precision=precision))
