@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -114,13 +114,20 @@ def read_onnx(
         graph = reader.group(_bytes(model[7][0]))
         opsets = [reader.group(_bytes(one)) for one in model.get(8, [])]
         tensors = [reader.tensor(_bytes(one)) for one in graph.get(5, [])]
+        inputs = tuple(reader.value(_bytes(one)) for one in graph.get(11, []))
+        outputs = tuple(reader.value(_bytes(one)) for one in graph.get(12, []))
+        nodes = tuple(reader.node(_bytes(one)) for one in graph.get(1, []))
+        _check_unique("constants", (one.name for one in tensors))
+        _check_unique("inputs", (one.name for one in inputs))
+        _check_unique("outputs", (one.name for one in outputs))
+        _check_unique("results of operators", (name for node in nodes for name in node.outputs if name))
         return OnnxFile(
             ir_version=int(model.get(1, [0])[0]),
             producer=f"{_text(model, 2)} {_text(model, 3)}".strip(),
             opsets={_text(one, 1): int(one.get(2, [0])[0]) for one in opsets},
-            inputs=tuple(reader.value(_bytes(one)) for one in graph.get(11, [])),
-            outputs=tuple(reader.value(_bytes(one)) for one in graph.get(12, [])),
-            nodes=tuple(reader.node(_bytes(one)) for one in graph.get(1, [])),
+            inputs=inputs,
+            outputs=outputs,
+            nodes=nodes,
             tensors={tensor.name: tensor for tensor in tensors},
             metadata=reader.metadata(model),
             functions=len(model.get(25, [])),
@@ -200,6 +207,15 @@ def _without_digest(text: str) -> str:
     except (ValueError, KeyError, TypeError):
         return text
     return json.dumps(values, sort_keys=True)
+
+
+def _check_unique(what: str, names: Iterable[str]) -> None:
+    """Programs disagree about which of two values of one name counts, so a file could be another for each of them."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"two {what} have the name {name!r}")
+        seen.add(name)
 
 
 class _Reader:

@@ -136,6 +136,18 @@ GRAPHS: dict[str, tuple[Change, str]] = {
     ),
     "outputs": (lambda model: model.graph.output.pop(), "not faces uint8 (batch, 48, 48) to logits"),
     "no graph": (lambda model: model.ClearField("graph"), "has no"),
+    "constant twice": (
+        lambda model: model.graph.initializer.append(model.graph.initializer[0]),
+        "two constants have the name 'weights'",
+    ),
+    "result twice": (
+        lambda model: _append(model, "Relu", ["logits"], ["probabilities"]),
+        "two results of operators have the name 'probabilities'",
+    ),
+    "output twice": (
+        lambda model: model.graph.output.append(model.graph.output[0]),
+        "two outputs have the name 'logits'",
+    ),
 }
 
 
