@@ -1,4 +1,4 @@
-"""Fuzzed model files, checkpoints, training states and results: `python -m tests.fuzz_files --count 10000`.
+"""Fuzzed files of models, training, results and stopped runs: `python -m tests.fuzz_files --count 10000`.
 
 Whatever a file holds, reading it ends in an answer or in one of our errors, within SECONDS of CPU time and MEGABYTES of
 memory. Files are damaged in two ways: as bytes, and by their structure (a field of the graph, a value of the JSON, a
@@ -13,7 +13,8 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +28,35 @@ import torch
 from onnx import AttributeProto, helper
 from tests.runtime.tiny_models import write_band_model
 
+from fer_bench.diff import compare_runs, draw_changes, format_changes, load_run
 from fer_bench.latency.compare import compare_results, read_latency
+from fer_bench.ledger.entries import Board, LatencyLine, SelfTestLine, read_ledger
+from fer_bench.ledger.entries import compare as compare_boards
+from fer_bench.ledger.entries import show as show_boards
 from fer_bench.report.data import read_report
 from fer_runtime import Recognizer
-from fer_runtime.errors import FerError
+from fer_runtime.batch.jobs import BlockEnds, JobSummary
+from fer_runtime.batch.resume import finished_rows, paths_left, read_rows
+from fer_runtime.checksums import CHECKSUM
+from fer_runtime.cluster.shards import (
+    SETTINGS,
+    add_summary,
+    find_plan,
+    finished_parts,
+    parse_paths,
+    summary_to_json,
+)
+from fer_runtime.cluster.storage import open_store
+from fer_runtime.errors import DataError, FerError
 from fer_runtime.model.find import packaged_models_dir
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.model.self_test import run_self_test
 from fer_runtime.model.session import silence
+from fer_runtime.output.contact_sheet import ContactSheet
+from fer_runtime.results import Face
 from fer_train.checkpoints import load_checkpoint, pack_state, save_checkpoint, unpack_state
+from fer_train.data.crop import CropReport
+from fer_train.data.crop import _read_rows as read_crop_rows
 from fer_train.networks.registry import create_network
 from fer_train.results import read_results
 
@@ -254,6 +275,10 @@ def targets(folder: Path) -> list[Target]:
 
         return make
 
+    def lines(row: str) -> Callable[[random.Random], bytes]:
+        make = text(row)
+        return lambda chooser: b"\n".join([row.encode()] * chooser.randrange(3) + [make(chooser), row.encode(), b""])
+
     def in_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes, Path], object]:
         def written(content: bytes, folder: Path) -> object:
             path = folder / name
@@ -277,7 +302,139 @@ def targets(folder: Path) -> list[Target]:
         Target("results", text(results.read_text()), in_file("fuzzed.json", read_results)),
         Target("compare", text(latency), in_file("fuzzed.json", lambda path: _compare(path, json.loads(latency)))),
         Target("report", text(report), in_file("fuzzed.json", read_report)),
+        Target("diff", text(_seen()), in_file("fuzzed.json", lambda path: _diff(path, folder))),
+        Target("ledger", text(_board_line()), in_file("fuzzed.jsonl", lambda path: _ledger(read_ledger(path)))),
+        Target("rows", lines(_row()), in_file("fuzzed.jsonl", _continue_rows)),
+        Target(
+            "shard counts",
+            text(_without_checksum(summary_to_json(_summary()))),
+            lambda content, folder: _count(content),
+        ),
+        Target("shard paths", text('["a.png", "b.png"]'), lambda content, folder: "".join(parse_paths(content))),
+        Target("shard plan", text(_plan()), lambda content, folder: _find_plan(content, folder)),
+        Target("rows of crops", lambda chooser: damaged_bytes(_CROPS, chooser), _continue_crops),
     ]
+
+
+def _seen() -> str:
+    """A run of `fer-bench diff`, without a checksum, as earlier versions wrote it."""
+    face = {"box": [1, 2, 30, 40], "crop_sha256": "c", "label": "a", "probabilities": {"a": 0.9, "b": 0.1}}
+    image = {"path": "a.jpg", "error": None, "pixels_sha256": "p", "faces": [face, face | {"box": [90, 2, 30, 40]}]}
+    unread: dict[str, Any] = {"path": "b.jpg", "error": "damaged", "pixels_sha256": None, "faces": []}
+    return json.dumps({"format": "fer-bench run", "name": "v0", "machine": "here", "images": [image, unread]})
+
+
+def _diff(path: Path, folder: Path) -> object:
+    whole = folder / "whole.json"
+    whole.write_text(_seen())
+    first, second = load_run(whole), load_run(path)
+    changes = [*compare_runs(first, second), *compare_runs(second, first)]
+    draw_changes(changes, folder)
+    return format_changes(first, second, changes)
+
+
+def _board() -> Board:
+    test = SelfTestLine(file="a.onnx", model="v0", precision="int8", passed=True, difference=0.0, failed=())
+    latency = LatencyLine(
+        engine="onnxruntime",
+        model="v0",
+        precision="int8",
+        batch=1,
+        threads=1,
+        p50_ms=1.0,
+        min_ms=0.9,
+        images_per_second=1000.0,
+        times_roofline=2.0,
+        is_busy=False,
+    )
+    machine = {"cpu": "a", "cpu_flags": ["avx2"], "cpus": 2, "memory_gb": 1.0, "date": "2026-01-01"}
+    return Board(
+        name="board",
+        machine=machine,
+        peak_rates={"fp32": 1.0},
+        not_measured=("torch: none",),
+        self_tests=(test,),
+        latencies=(latency,),
+    )
+
+
+def _board_line() -> str:
+    """A line of a ledger as earlier versions wrote it, without a checksum."""
+    return _without_checksum(_board().to_json())
+
+
+def _without_checksum(text: str) -> str:
+    values = json.loads(text)
+    del values[CHECKSUM]
+    return json.dumps(values)
+
+
+def _ledger(boards: Sequence[Board]) -> str:
+    return show_boards(boards) + compare_boards(boards)
+
+
+_CROPS = (
+    b"image,label,split,source,sha256,reason,faces,x,y,width,height,roll,score\n"
+    b"train/happy/a.png,happy,train,a.jpg,5e,,1,1,2,30,40,0.5,0.9\n"
+    b",happy,train,b.jpg,5f,no face,0,,,,,,\n"
+    b"train/sad/c/d.png,sad,train,c/d.jpg,60,,2,1,2,30,40,0.5,0.9\n"
+)
+
+
+def _row() -> str:
+    face = {"box": [1, 2, 30, 40], "detector_score": 0.9, "landmarks": [[1.0, 2.0]] * 5, "expression": "a"}
+    face |= {"confidence": 0.9, "probabilities": {"a": 0.9, "b": 0.1}, "reasons": ["small"], "not_checked": []}
+    return json.dumps({"path": "a.jpg", "width": 100, "height": 90, "error": None, "faces": [face]})
+
+
+class _EveryRow(BlockEnds):
+    def after(self, pixels: int) -> bool:
+        return True
+
+
+def _continue_rows(path: Path) -> object:
+    """What `--resume` does with rows: count them, and take their paths and faces."""
+    finished = finished_rows(path, _EveryRow())
+    sheet = ContactSheet(("a", "b"))
+    for row in read_rows(path, finished):
+        for face in row["faces"]:
+            sheet.add(None, Face.from_dict(face), true=None)
+    sheet.draw()
+    left = list(paths_left(["a.jpg", "b.jpg"], path, finished))
+    if not finished.rows:
+        raise DataError("no row is taken")
+    return left
+
+
+def _summary() -> JobSummary:
+    return JobSummary(images=64, faces=60, without_face=1, failures=Counter({"is empty (0 bytes)": 3}))
+
+
+def _count(content: bytes) -> object:
+    total = JobSummary()
+    for _ in range(2):
+        add_summary(total, content)
+    return summary_to_json(total), total.failed
+
+
+def _plan() -> str:
+    return json.dumps({"settings": {"model": "a"}, "plan": {"parts": 2, "images": 100, "folder": "/"}})
+
+
+def _find_plan(content: bytes, folder: Path) -> object:
+    store = open_store(str(folder / "shards"))
+    store.write(SETTINGS, content)
+    plan = find_plan(store, "shards", {"model": "a"}, resume=True)
+    assert plan is not None
+    return finished_parts(store, plan, "jsonl")
+
+
+def _continue_crops(content: bytes, folder: Path) -> object:
+    report = CropReport()
+    rows, _ = read_crop_rows(folder / "crops.csv", content)
+    for row in rows:
+        report.add(row)
+    return report
 
 
 def _classify(path: Path) -> object:

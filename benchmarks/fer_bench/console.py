@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_bench.engines import ENGINES
+from fer_runtime.checksums import with_checksum
 from fer_runtime.command import RegistryChoice, Rule, say
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, is_model_file
 
@@ -123,5 +124,6 @@ def write_json(path: Path | None, machine: dict[str, Any], results: list[dict[st
         return
     from fer_runtime.files import write_atomically
 
-    write_atomically(path, json.dumps({"environment": machine, "results": results, **more}, indent=1) + "\n")
+    content = with_checksum({"environment": machine, "results": results, **more})
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
     say(path, err=True)

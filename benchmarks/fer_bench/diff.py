@@ -7,13 +7,14 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
+from fer_runtime.checksums import check_checksum, with_checksum
 from fer_runtime.errors import DataError, ImageError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import Uint8Array, read_image
@@ -22,6 +23,7 @@ from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.recognizer import Answers, Recognizer
 from fer_runtime.registry import load
 from fer_runtime.results import Face
+from fer_runtime.text import printable
 from fer_runtime.untrusted_json import parse_json
 
 if TYPE_CHECKING:
@@ -176,7 +178,7 @@ def _digest(array: Uint8Array) -> str:
 def save_run(run: Run, path: Path) -> None:
     """Write a run as JSON, for a comparison on another machine."""
     content = {"format": _FORMAT, **asdict(run), "images": [asdict(image) for image in run.images.values()]}
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+    write_atomically(path, json.dumps(with_checksum(content), indent=1) + "\n")
 
 
 def load_run(path: Path) -> Run:
@@ -189,31 +191,48 @@ def load_run(path: Path) -> Run:
         values: Any = parse_json(path.read_text(encoding="utf-8"))
         if values["format"] != _FORMAT:
             raise ValueError("of another format")
-        images = [
-            SeenImage(
-                path=str(one["path"]),
-                error=one["error"],
-                pixels_sha256=one["pixels_sha256"],
-                faces=tuple(
-                    SeenFace(
-                        box=_box(face["box"]),
-                        crop_sha256=str(face["crop_sha256"]),
-                        label=str(face["label"]),
-                        probabilities={str(label): float(share) for label, share in face["probabilities"].items()},
-                    )
-                    for face in one["faces"]
-                ),
-            )
-            for one in values["images"]
-        ]
-        return Run(name=str(values["name"]), machine=str(values["machine"]), images={one.path: one for one in images})
+        check_checksum(values)
+        images = {str(one["path"]): _seen_image(one) for one in values["images"]}
+        if len(images) < len(values["images"]):
+            raise ValueError("an image occurs twice")
+        return Run(name=str(values["name"]), machine=str(values["machine"]), images=images)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no run that fer-bench diff --save wrote ({error}); save it again") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        reason = f"{reason} is missing" if isinstance(error, KeyError) else reason
+        raise DataError(
+            f"{path} is no run that fer-bench diff --save wrote ({printable(reason, limit=200)}); save it again"
+        ) from error
 
 
-def _box(values: Any) -> _Box:
-    x, y, width, height = (int(value) for value in values)
-    return x, y, width, height
+def _seen_image(values: Any) -> SeenImage:
+    path, error, digest = values["path"], values["error"], values["pixels_sha256"]
+    parts = PurePosixPath(path).parts
+    if not parts or ".." in parts or path.startswith("/"):
+        raise ValueError("an image outside the folder")
+    if not isinstance(error, (str, type(None))) or not isinstance(digest, (str, type(None))):
+        raise TypeError("an error or digest that is no text")
+    if (error is None) == (digest is None):
+        raise ValueError("an image that was read and was not")
+    return SeenImage(path=path, error=error, pixels_sha256=digest, faces=tuple(map(_seen_face, values["faces"])))
+
+
+def _seen_face(values: Any) -> SeenFace:
+    box, digest, label, probabilities = (values[name] for name in ("box", "crop_sha256", "label", "probabilities"))
+    x, y, width, height = box
+    if not all(type(side) is int for side in box) or width < 1 or height < 1:
+        raise ValueError("a box that is none")
+    if not isinstance(digest, str) or len(probabilities) < 2:
+        raise ValueError("a face without digest or probabilities")
+    if not all(type(share) in (int, float) and 0 <= share <= 1 for share in probabilities.values()):
+        raise ValueError("a probability that is none")
+    if label not in probabilities:
+        raise ValueError("a label without a probability")
+    return SeenFace(
+        box=(x, y, width, height),
+        crop_sha256=digest,
+        label=label,
+        probabilities={name: float(share) for name, share in probabilities.items()},
+    )
 
 
 def compare_runs(first: Run, second: Run) -> list[Change]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_bench.statistics import Interval, ratio_interval
+from fer_runtime.checksums import check_checksum
 from fer_runtime.errors import DataError
 from fer_runtime.untrusted_json import parse_json
 
@@ -43,6 +44,7 @@ def read_latency(path: Path) -> dict[str, Any]:
         content = parse_json(path.read_text(encoding="utf-8"), finite=False)
         if not isinstance(content, dict) or not isinstance(content.get("environment"), dict):
             raise ValueError("it has no environment")
+        check_checksum(content)
         flags = content["environment"].get("cpu_flags", [])
         if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
             raise ValueError("cpu_flags is no list of texts")

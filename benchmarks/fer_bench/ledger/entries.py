@@ -11,6 +11,7 @@ from typing import Any
 from fer_bench.environment import cpu_name, environment
 from fer_bench.latency.measure import Configuration, measure_latency
 from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline
+from fer_runtime.checksums import CHECKSUM, check_checksum, with_checksum
 from fer_runtime.errors import DataError, FerError
 from fer_runtime.files import write_atomically
 from fer_runtime.model.self_test import run_self_test
@@ -67,7 +68,7 @@ class Board:
     not_measured: tuple[str, ...]  # configurations with the reason
 
     def to_json(self) -> str:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True)
+        return json.dumps(with_checksum({"schema": SCHEMA, **asdict(self)}), sort_keys=True)
 
 
 def board_name() -> str:
@@ -179,20 +180,28 @@ def read_ledger(path: Path) -> list[Board]:
 
 def _parse(line: str) -> Board:
     values = parse_json(line)
+    check_checksum(values)
+    values.pop(CHECKSUM, None)
     if values.pop("schema") != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}")
     if not isinstance(values["name"], str) or not isinstance(values["machine"], dict):
         raise ValueError("it has no name or no machine")
+    if not all(isinstance(flag, str) for flag in values["machine"].get("cpu_flags") or []):
+        raise ValueError("its machine has cpu_flags that are no texts")
     latencies = tuple(LatencyLine(**one) for one in values["latencies"])
     for one in latencies:
         if not all(isinstance(getattr(one, key), str) for key in _TEXTS):
             raise ValueError("an engine, model or precision is no text")
         numbers = [getattr(one, key) for key in _NUMBERS] + [one.times_roofline or 1]
-        if not all(isinstance(value, (int, float)) and 0 < value < 1e12 for value in numbers):
+        if not all(type(value) in (int, float) and 0 < value < 1e12 for value in numbers):
             raise ValueError("a latency has numbers that are not positive")
+        if not type(one.batch) is type(one.threads) is int or not isinstance(one.is_busy, bool):
+            raise ValueError("a latency has a batch, threads or busyness that is none")
     self_tests = tuple(SelfTestLine(**one | {"failed": tuple(map(str, one["failed"]))}) for one in values["self_tests"])
     if not all(isinstance(one.passed, bool) and isinstance(one.file, str) for one in self_tests):
         raise ValueError("a self-test has no verdict")
+    if not all(one.difference is None or type(one.difference) in (int, float) for one in self_tests):
+        raise ValueError("a self-test has a difference that is no number")
     return Board(
         name=values["name"],
         machine=values["machine"],

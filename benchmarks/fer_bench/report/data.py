@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fer_bench.report.verdict import Candidate, PValues
 from fer_bench.robustness import RobustnessPoint
 from fer_bench.statistics import wilson_interval
+from fer_runtime.checksums import check_checksum
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.labels import check_labels
@@ -192,13 +193,15 @@ def read_report(path: Path) -> ReportData:
     """
     try:
         content = parse_json(path.read_text(encoding="utf-8"), finite=False)
+        if isinstance(content, dict):
+            check_checksum(content)
     except OSError as error:
         raise DataError(
             f"cannot read {path}: {error.strerror}; write it with: fer-bench report --data DIR --json {path}"
         ) from error
     except ValueError as error:
         raise DataError(
-            f"{path} is not JSON ({error}); write it again with: fer-bench report --data DIR --json {path}"
+            f"cannot read {path} ({error}); write it again with: fer-bench report --data DIR --json {path}"
         ) from error
     if not isinstance(content, dict):
         raise DataError(

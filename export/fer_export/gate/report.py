@@ -24,6 +24,7 @@ from fer_runtime.errors import ParityError
 from fer_runtime.files import write_atomically
 from fer_runtime.model.find import Precision
 from fer_runtime.model.session import runtime_version
+from fer_runtime.untrusted_json import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ def write_report(report: ExportReport, checkpoint_sha256: str) -> None:
     """Write the report. Entries of other precisions of the same checkpoint are kept."""
     files: dict[str, Any] = {}
     try:
-        before = json.loads(report.path.read_text(encoding="utf-8"))
+        before = parse_json(report.path.read_text(encoding="utf-8"), finite=False)
         if before["checkpoint_sha256"] == checkpoint_sha256:
             files = dict(before["files"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fer_runtime.batch.jobs import BlockEnds
 from fer_runtime.errors import OutputError
+from fer_runtime.results import Face
 from fer_runtime.untrusted_json import parse_json
 
 
@@ -40,19 +41,51 @@ def finished_rows(rows: Path, block_ends: BlockEnds) -> Finished:
         with rows.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    row = parse_json(line)
-                    failed += row["error"] is not None
-                    pixels = (row["width"] or 0) * (row["height"] or 0)
-                except (ValueError, KeyError, TypeError):
+                    row = parse_row(line)
+                except ValueError:
                     break
                 if not line.endswith(b"\n"):
                     break
+                failed += row["error"] is not None
+                pixels = (row["width"] or 0) * (row["height"] or 0)
                 size += len(line)
                 if block_ends.after(pixels):
                     whole = Finished(rows=number, failed=failed, size=size)
     except OSError as error:
         raise OutputError(f"cannot read {rows}: {error.strerror}") from error
     return whole
+
+
+def parse_row(line: bytes) -> dict[str, Any]:
+    """A row of JSON Lines.
+
+    Raises:
+        ValueError: it is not as `ImageResult.to_dict` makes it.
+    """
+    row = parse_json(line)
+    try:
+        sizes, error = (row["width"], row["height"]), row["error"]
+        if not isinstance(row["path"], str) or not isinstance(error, (str, type(None))):
+            raise ValueError("a path or reason that is no text")
+        if not all(size is None or (type(size) is int and size > 0) for size in sizes):
+            raise ValueError("an image of no size")
+        for face in row["faces"]:
+            _check_face(Face.from_dict(face))
+    except (KeyError, TypeError, AttributeError) as unlike:
+        raise ValueError(f"no row of fer-infer: {unlike!r}") from unlike
+    return dict(row)
+
+
+def _check_face(face: Face) -> None:
+    numbers = [face.confidence, *face.probabilities.values()]
+    if len(face.box) != 4 or not all(type(side) is int for side in face.box) or min(face.box[2:]) < 1:
+        raise ValueError("a box that is none")
+    if not all(type(share) in (int, float) and 0 <= share <= 1 for share in numbers):
+        raise ValueError("a probability that is none")
+    if face.probabilities.get(face.expression) != face.confidence:
+        raise ValueError("another confidence than the label's probability")
+    if not all(isinstance(text, str) for text in (*face.probabilities, *face.reasons, *face.not_checked)):
+        raise ValueError("a label or reason that is no text")
 
 
 def check_settings(rows: Path, before: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from fer_runtime.batch.watch import FolderWatch
 from fer_runtime.cli.options import WatchRun
 from fer_runtime.cli.progress import say_summary
 from fer_runtime.cli.recognizer import opened_recognizer
+from fer_runtime.errors import OutputError
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.output.partial import PartialFile
 from fer_runtime.output.sink import NoFrame, Sink, opened_sink
@@ -83,6 +84,20 @@ class _Before(NamedTuple):
     last_written: float = 0.0  # seconds since 1970
 
 
+def _refuse_damaged(rows: Path, finished: Finished) -> None:
+    """Stop before rows behind a damaged one are thrown away: their files may have gone.
+
+    Raises:
+        OutputError: more than the beginning of a last row follows the rows that can be read.
+    """
+    with rows.open("rb") as file:
+        file.seek(finished.size)
+        if file.readline().endswith(b"\n"):
+            raise OutputError(
+                f"row {finished.rows + 1} in {rows} is damaged; mend or remove that line, or give another --output"
+            )
+
+
 @contextmanager
 def _opened(
     output: Path | None, recognizer: Recognizer, format_name: str, *, quiet: bool
@@ -97,6 +112,7 @@ def _opened(
         if file.size:
             check_settings(file.path, file.settings, settings)
             before = _Before(finished_rows(file.path, _EveryRow()), os.stat(file.path).st_mtime)
+            _refuse_damaged(file.path, before.finished)
             if not quiet:
                 click.echo(f"{counted(before.finished.rows, 'row')} from the run before", err=True)
         file.start(before.finished.size, settings)

@@ -20,12 +20,15 @@ from itertools import islice
 from typing import Any
 
 from fer_runtime.batch.jobs import JobSummary
+from fer_runtime.checksums import check_checksum, with_checksum
 from fer_runtime.cluster.storage import Store
 from fer_runtime.errors import OutputError
+from fer_runtime.text import printable
 from fer_runtime.untrusted_json import parse_json
 
 SETTINGS = "_job/settings.json"
 SUCCESS = "_SUCCESS"
+_COUNTS = ("images", "faces", "without_face", "crop_sized")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +81,20 @@ def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume:
         raise OutputError(f"{output} holds a run already; continue it with --resume, or give another folder")
     try:
         job = parse_json(content)
+        check_checksum(job)
         plan, before = Plan(**job["plan"]), job["settings"]
-        if not (type(plan.parts) is type(plan.images) is int and isinstance(plan.folder, str)):
+        is_plan = type(plan.parts) is type(plan.images) is int and isinstance(plan.folder, str)
+        if not is_plan or not 0 <= plan.parts <= plan.images:
             raise TypeError(f"its plan is {plan}")
         changed = [
             f"{key} was {before.get(key)}, is {settings[key]}" for key in settings if before[key] != settings[key]
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{output}/{SETTINGS} is damaged ({error!r}); give another folder") from error
+        raise OutputError(f"{output}/{SETTINGS} is damaged ({_said(error)}); give another folder") from error
     if changed:
+        differences = printable("; ".join(changed), limit=500)
         raise OutputError(
-            f"the shards in {output} were made with other settings ({'; '.join(changed)}); give the "
-            "same, or another folder"
+            f"the shards in {output} were made with other settings ({differences}); give the same, or another folder"
         )
     return plan
 
@@ -98,33 +103,32 @@ def write_plan(store: Store, settings: Mapping[str, Any], paths: Iterable[str], 
     """Decide the shards of a new run; a run that is killed before the end of this has no plan, and starts again."""
     parts = images = 0
     for part in path_lists(paths, part_size):
-        store.write(paths_name(parts), json.dumps(part).encode("ascii"))
+        store.write(paths_name(parts), json.dumps(with_checksum({"paths": part})).encode("ascii"))
         parts += 1
         images += len(part)
     plan = Plan(parts=parts, images=images, folder=os.getcwd())
-    store.write(SETTINGS, json.dumps({"settings": dict(settings), "plan": asdict(plan)}, indent=1).encode("ascii"))
+    content = with_checksum({"settings": dict(settings), "plan": asdict(plan)})
+    store.write(SETTINGS, json.dumps(content, indent=1).encode("ascii"))
     return plan
 
 
 def finished_parts(store: Store, plan: Plan, format_name: str) -> set[int]:
     """Numbers of the shards whose rows exist."""
-    there = store.names()
-    return {number for number in range(plan.parts) if part_name(number, format_name) in there}
+    numbers = (re.fullmatch(rf"part-(\d+)\.{format_name}", name, re.ASCII) for name in store.names())
+    return {number for match in numbers if match and (number := int(match[1])) < plan.parts}
 
 
 def summary_to_json(summary: JobSummary) -> str:
     """A shard's summary as plain JSON."""
     # Field by field: dataclasses.asdict makes a Counter of pairs from a Counter.
-    return json.dumps(
-        {
-            "images": summary.images,
-            "faces": summary.faces,
-            "without_face": summary.without_face,
-            "crop_sized": summary.crop_sized,
-            "failures": dict(summary.failures),
-            "seconds_by_stage": summary.seconds_by_stage,
-        }
-    )
+    counts = {name: getattr(summary, name) for name in _COUNTS}
+    content = counts | {"failures": dict(summary.failures), "seconds_by_stage": summary.seconds_by_stage}
+    return json.dumps(with_checksum(content))
+
+
+def _said(error: Exception) -> str:
+    """An error about a damaged file, which may hold anything."""
+    return printable(repr(error), limit=200)
 
 
 def add_summary(total: JobSummary, text: str | bytes, *, name: str = "the counts of a shard") -> None:
@@ -135,15 +139,24 @@ def add_summary(total: JobSummary, text: str | bytes, *, name: str = "the counts
     """
     try:
         part = parse_json(text)
-        total.images += part["images"]
-        total.faces += part["faces"]
-        total.without_face += part["without_face"]
-        total.crop_sized += part.get("crop_sized", 0)  # an older version wrote the part
-        total.failures.update(part["failures"])
-        for stage, seconds in part["seconds_by_stage"].items():
+        check_checksum(part)
+        part.setdefault("crop_sized", 0)  # an older version wrote the part
+        counts = [part[name] for name in _COUNTS]
+        failures, stages = part["failures"], part["seconds_by_stage"]
+        if not all(type(count) is int and count >= 0 for count in (*counts, *failures.values())):
+            raise ValueError("a count that is none")
+        if not all(type(seconds) in (int, float) and seconds >= 0 for seconds in stages.values()):
+            raise ValueError("a time that is none")
+        if not stages.keys() <= total.seconds_by_stage.keys():
+            raise ValueError("a stage that is none")
+        # Checked before anything is added: damaged counts add nothing.
+        for name, count in zip(_COUNTS, counts, strict=True):
+            setattr(total, name, getattr(total, name) + count)
+        total.failures.update(failures)
+        for stage, seconds in stages.items():
             total.seconds_by_stage[stage] += seconds
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(f"{name} is damaged ({error!r}); give another folder") from error
+        raise OutputError(f"{name} is damaged ({_said(error)}); give another folder") from error
 
 
 def parse_paths(text: str | bytes, *, name: str = "the list of a shard") -> list[str]:
@@ -154,8 +167,11 @@ def parse_paths(text: str | bytes, *, name: str = "the list of a shard") -> list
     """
     try:
         paths = parse_json(text)
+        if isinstance(paths, dict):  # an earlier version wrote the list alone
+            check_checksum(paths)
+            paths = paths.get("paths")
         if not (isinstance(paths, list) and all(isinstance(path, str) for path in paths)):
             raise ValueError("no list of paths")
     except ValueError as error:
-        raise OutputError(f"{name} is damaged ({error!r}); give another folder") from error
+        raise OutputError(f"{name} is damaged ({_said(error)}); give another folder") from error
     return paths

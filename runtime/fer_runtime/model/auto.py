@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from fer_runtime.model.providers import ARITHMETICS, full_name
 from fer_runtime.model.self_test import run_self_test
 from fer_runtime.model.session import available_providers, register_plugins, runtime_version
 from fer_runtime.system import instruction_sets
+from fer_runtime.untrusted_json import parse_json
 
 BATCH = 32  # faces that are timed together by default, as a run over images classifies them
 _WARM_UP_RUNS, _ROUNDS = 3, 15
@@ -83,7 +84,7 @@ def choose_provider(
     packages = [f"{plugin.plugin.module} {plugin.plugin.version}" for plugin in plugins]
     key = _key(candidates, packages, content, threads, batch)
     cached = _read_cache().get(key)
-    if cached is not None:
+    if cached is not None and cached.get("provider") in candidates and _are_answers(cached):
         with suppress(TypeError):
             return Choice(**cached, is_cached=True)
     passed: dict[str, LoadedModel] = {}
@@ -139,13 +140,22 @@ def _key(candidates: Sequence[str], packages: Sequence[str], content: bytes, thr
     return hashlib.sha256(json.dumps(parts).encode() + content).hexdigest()
 
 
+def _are_answers(cached: Mapping[str, Any]) -> bool:
+    """Whether the speeds are numbers, that of the chosen provider among them, and the reasons texts."""
+    speeds, refused = cached.get("faces_per_second"), cached.get("refused")
+    if not isinstance(speeds, dict) or not isinstance(refused, dict) or cached["provider"] not in speeds:
+        return False
+    are_numbers = all(type(speed) in (int, float) for speed in speeds.values())
+    return are_numbers and all(isinstance(reason, str) for reason in refused.values())
+
+
 def _cache_path() -> Path:
     return cache_folder() / "providers.json"
 
 
 def _read_cache() -> dict[str, Any]:
     try:
-        answers = json.loads(_cache_path().read_text(encoding="utf-8"))
+        answers = parse_json(_cache_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {key: one for key, one in answers.items() if isinstance(one, dict)} if isinstance(answers, dict) else {}

@@ -105,6 +105,27 @@ def test_rows_of_another_model_and_files_of_others_are_refused(model: Path, tmp_
     assert (tmp_path / "rows.jsonl").read_text() == "{}\n"
 
 
+def test_rows_behind_a_damaged_one_are_not_thrown_away(model: Path, tmp_path: Path) -> None:
+    inbox, output = tmp_path / "inbox", tmp_path / "rows.jsonl"
+    inbox.mkdir()
+    for number in range(3):
+        (inbox / f"{number}.png").write_bytes(_png(number))
+    with _started(model, inbox, output):
+        _wait_for(lambda: len(_rows(output)) == 3)
+    for name in ("1.png", "2.png"):
+        (inbox / name).unlink()  # their rows are all that is left of them
+    whole = output.read_bytes()
+    damaged = whole.replace(b'1.png", "width": 48', b'1.png", "width": "8')
+    assert damaged != whole
+    output.write_bytes(damaged)
+    with _started(model, inbox, output) as run:
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "row 2 in" in errors
+    assert "is damaged" in errors
+    assert output.read_bytes() == damaged
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -106,7 +106,27 @@ def test_auto_takes_a_provider_that_passes_and_measures_once(cache: Path) -> Non
     assert load_model(path, provider="auto").provider == first.provider
 
 
-@pytest.mark.parametrize("damage", ["[]", "{", '{"x": 3}'])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"provider": "Azure"},
+        {"provider": 5},
+        {"faces_per_second": [1.0]},
+        {"faces_per_second": {}},
+        {"refused": "no"},
+        {"refused": {"CUDA": 3}},
+    ],
+)
+def test_a_cached_answer_of_another_kind_is_measured_again(cache: Path, change: dict[str, object]) -> None:
+    path = find_model("v0")
+    choose_provider(path)
+    answers = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: answer | change for key, answer in answers.items()}))
+    assert not choose_provider(path).is_cached
+    assert choose_provider(path).is_cached
+
+
+@pytest.mark.parametrize("damage", ["[]", "{", '{"x": 3}', "[" * 200_000])
 def test_a_damaged_cache_is_measured_again(cache: Path, damage: str) -> None:
     cache.parent.mkdir()
     cache.write_text(damage)

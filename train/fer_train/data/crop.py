@@ -285,9 +285,21 @@ def _read_rows(file: Path, content: bytes) -> tuple[list[dict[str, str]], int]:
     if (content and tuple(*cells[:1]) != _COLUMNS) or any(len(row) != len(_COLUMNS) for row in cells):
         raise OutputError(f"{file} is not of fer-data crop; choose another --output")
     rows = [dict(zip(_COLUMNS, row, strict=True)) for row in cells[1:]]
+    for number, row in enumerate(rows, 2):
+        if not _is_placed(row):
+            raise OutputError(f"{file} is damaged at line {number}; choose another --output")
     while rows and rows[-1]["source"] == cells[-1][_COLUMNS.index("source")]:
         rows.pop()
     return rows, sum(len(line) + 1 for line in lines[: len(rows) + 1])
+
+
+def _is_placed(row: Mapping[str, str]) -> bool:
+    """Whether the crop of a row is in the folder of its split and label, inside the output."""
+    place = row["split"], row["label"]
+    parts = tuple(row["image"].split("/"))
+    if not {"", ".", ".."}.isdisjoint(place) or any("/" in part for part in place):
+        return False
+    return not row["image"] or (parts[:2] == place and len(parts) > 2 and {"", ".", ".."}.isdisjoint(parts))
 
 
 def _check_settings(file: Path, settings: Mapping[str, Any], *, has_rows: bool) -> None:
