@@ -1,4 +1,4 @@
-"""Text from files, made safe for where it is shown: a terminal, a CSV file, an HTML or SVG page.
+"""Text from files, made safe for where it is shown: a terminal, a CSV file, an HTML, SVG or Markdown page.
 
 Names of files, models, labels and producers, and the messages of libraries that quote them, come from people we do
 not know. Every place that shows such text passes it through one of these functions. JSON is the exception: its own
@@ -55,6 +55,13 @@ def html_text(text: object) -> str:
     from html import escape  # its table of entities takes 10 ms to load, and few commands write HTML
 
     return escape(printable(text), quote=True)
+
+
+def markdown_text(text: object, *, limit: int | None = None) -> str:
+    """`printable` text for a cell or line of Markdown: no further cell, link, code or HTML element begins in it."""
+    text = printable(text, limit=limit).replace("&", "&amp;").replace("<", "&lt;")
+    # A backslash before one of them would be read as the escape, and ours as an ordinary backslash.
+    return "".join(f"\\{one}" if one in "\\|[`" else one for one in text)
 
 
 def counted(count: int, noun: str) -> str:

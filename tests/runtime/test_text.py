@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import html.parser
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.output.rows import csv_line
 from fer_runtime.results import Face, ImageResult
-from fer_runtime.text import csv_text, html_text, printable
+from fer_runtime.text import csv_text, html_text, markdown_text, printable
 from fer_runtime.video.segments import Segment
 from fer_runtime.video.subtitles import to_srt
 
@@ -47,6 +49,10 @@ HOSTILE = (
     "<img src=x onerror=alert(1)>",
     "\"'><script>alert(1)</script>",
     "100% %s %(x)d {0} $x^2$",
+    "$\\frac{$",  # a formula that matplotlib cannot read
+    "a | b |\n| c",
+    "a \\| b \\",
+    "[x](javascript:alert(1)) `code` ![y](z)",
 )
 
 
@@ -88,6 +94,16 @@ def test_html_shows_it_and_runs_nothing(text: str) -> None:
     tags.feed(f'<p title="{html_text(text)}">{html_text(text)}</p>')
     assert tags.found == [("p", ["title"])]
     _assert_one_harmless_line(html_text(text))
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_a_markdown_cell_stays_one_cell(text: str) -> None:
+    cell = markdown_text(text)
+    _assert_one_harmless_line(cell)
+    # GitHub's Markdown ends a cell at each bar without a backslash before it, and any other backslash escapes a mark.
+    assert not re.search(r"(?<!\\)(\\\\)*[|\[`<]", cell)
+    assert not re.search(r"(?<!\\)(\\\\)*\\$", cell)
+    assert html.unescape(re.sub(r"\\([\\|\[`])", r"\1", cell)) == printable(text)
 
 
 def _face(label: str) -> Face:

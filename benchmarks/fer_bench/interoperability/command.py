@@ -16,6 +16,7 @@ import click
 from fer_bench.console import json_option, models_dir_option, models_option, precisions_option, write_json
 from fer_runtime.command import FerCommand, needs_extra, say
 from fer_runtime.model.find import PRECISIONS, Precision
+from fer_runtime.text import markdown_text
 
 _SECONDS = 600
 
@@ -72,7 +73,7 @@ def read_with(reader: str, path: Path) -> Reading:
 def table(readings: Sequence[Reading]) -> str:
     """A Markdown table: a row for each program, a column for each file; long reasons below it."""
     files = list(dict.fromkeys(one.file for one in readings))
-    lines = [f"| program | {' | '.join(files)} |", "|---|" + "---:|" * len(files)]
+    lines = [f"| program | {' | '.join(map(markdown_text, files))} |", "|---|" + "---:|" * len(files)]
     notes: list[str] = []
     for reader in dict.fromkeys(one.reader for one in readings):
         cells = []
@@ -83,8 +84,10 @@ def table(readings: Sequence[Reading]) -> str:
                     notes.append(text)
                 text = f"no ({notes.index(text) + 1})"
             cells.append(text)
-        lines.append(f"| {reader} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"{number}. {note}" for number, note in enumerate(notes, 1))]).rstrip()
+        lines.append(f"| {markdown_text(reader)} | {' | '.join(cells)} |")
+    return "\n".join(
+        [*lines, "", *(f"{number}. {markdown_text(note)}" for number, note in enumerate(notes, 1))]
+    ).rstrip()
 
 
 @click.command(cls=FerCommand)

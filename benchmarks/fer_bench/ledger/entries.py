@@ -15,7 +15,7 @@ from fer_runtime.checksums import CHECKSUM, check_checksum, with_checksum
 from fer_runtime.errors import DataError, FerError
 from fer_runtime.files import write_atomically
 from fer_runtime.model.self_test import run_self_test
-from fer_runtime.text import printable
+from fer_runtime.text import markdown_text
 from fer_runtime.untrusted_json import parse_json
 
 SCHEMA = 1
@@ -219,9 +219,9 @@ def show(boards: Sequence[Board]) -> str:
         machine = board.machine
         flags = ", ".join(map(str, machine.get("cpu_flags") or [])) or "no flags"
         parts += [
-            printable(f"## {board.name}", limit=200),
+            f"## {markdown_text(board.name, limit=200)}",
             "",
-            printable(
+            markdown_text(
                 f"{machine.get('cpu')} ({flags}), {machine.get('cpus')} CPUs, {machine.get('memory_gb')} GB, "
                 f"{machine.get('system')}, fer-edge {machine.get('fer-edge')}, {machine.get('date')}",
                 limit=500,
@@ -233,7 +233,7 @@ def show(boards: Sequence[Board]) -> str:
         for test in board.self_tests:
             verdict = "passed" if test.passed else f"FAILED: {', '.join(test.failed)}"
             figure = "" if test.difference is None else f"{test.difference:.1e}"
-            parts.append(printable(f"| {test.file} | {verdict} | {figure} |", limit=500))
+            parts.append(f"| {markdown_text(test.file, limit=200)} | {markdown_text(verdict, limit=300)} | {figure} |")
         parts += [
             "",
             "| engine | model | batch | threads | p50 ms | min ms | faces/s | x roofline |",
@@ -242,14 +242,11 @@ def show(boards: Sequence[Board]) -> str:
         for one in sorted(board.latencies, key=lambda one: (one.model, one.batch, one.threads, one.p50_ms)):
             times = "" if one.times_roofline is None else f"{one.times_roofline:.1f}"
             parts.append(
-                printable(
-                    f"| {one.engine} | {one.model} {one.precision} | {one.batch} | {one.threads} | "
-                    f"{one.p50_ms:.3f}{' (busy)' if one.is_busy else ''} | {one.min_ms:.3f} | "
-                    f"{one.images_per_second:.0f} | {times} |",
-                    limit=500,
-                )
+                f"| {_name(one.engine)} | {_name(f'{one.model} {one.precision}')} | {one.batch} | {one.threads} | "
+                f"{one.p50_ms:.3f}{' (busy)' if one.is_busy else ''} | {one.min_ms:.3f} | "
+                f"{one.images_per_second:.0f} | {times} |"
             )
-        parts += ["", *(printable(f"not measured: {text}", limit=500) for text in board.not_measured), ""]
+        parts += ["", *(f"not measured: {markdown_text(text, limit=500)}" for text in board.not_measured), ""]
     return "\n".join(parts).rstrip()
 
 
@@ -258,7 +255,7 @@ def compare(boards: Sequence[Board]) -> str:
     names = [f"{board.name} ({str(board.machine.get('date'))[:10]})" for board in boards]
     keys = sorted({one.key for board in boards for one in board.latencies}, key=lambda key: (key[1:], key[0]))
     lines = [
-        printable(f"| engine | model | batch | threads | {' | '.join(names)} |", limit=5000),
+        f"| engine | model | batch | threads | {' | '.join(map(_name, names))} |",
         "|---|---|---:|---:|" + "---:|" * len(boards),
     ]
     for key in keys:
@@ -268,9 +265,13 @@ def compare(boards: Sequence[Board]) -> str:
             found = [one for one in board.latencies if one.key == key]
             cells.append(_cell(found[-1]) if found else "")
         lines.append(
-            printable(f"| {engine} | {model} {precision} | {batch} | {threads} | {' | '.join(cells)} |", limit=5000)
+            f"| {_name(engine)} | {_name(f'{model} {precision}')} | {batch} | {threads} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
+
+
+def _name(text: str) -> str:
+    return markdown_text(text, limit=200)
 
 
 def _cell(one: LatencyLine) -> str:

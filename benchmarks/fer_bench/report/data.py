@@ -17,14 +17,15 @@ from fer_runtime.checksums import check_checksum
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.labels import check_labels
+from fer_runtime.text import printable
 from fer_runtime.untrusted_json import parse_json
 
 ENGINE = "onnxruntime"  # the runtime's engine, which the recommendation is based on
 
 
 def label_of(model: str, precision: str) -> str:
-    """Name of a model file on the page: "v0 int8", or the file name if it was given by path."""
-    return model if precision == "file" else f"{model} {precision}"
+    """Name of a model file on the page and in its plots: "v0 int8", or the file name if it was given by path."""
+    return printable(model if precision == "file" else f"{model} {precision}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
