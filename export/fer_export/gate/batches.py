@@ -15,7 +15,10 @@ from fer_runtime.model.session import open_session
 BATCHES = (*range(2, 34), 40, 48, 50, 63, 64, 65, 96, 100, 127, 128, 129, 200, 256, 257)
 _FACES = 128  # that are run alone
 _ROTATED = (3, 16)  # batches in which each face takes each place
-_REPEATS = 50
+_REPEATS, _REPEATED = 50, 32  # runs, and faces of each
+# Faces that a file of a fixed batch takes one at a time, each in a batch of copies of itself.
+_FIXED_FACES, _FEWEST = 1024, 8
+_ORDERS = 8  # shuffled orders of a fixed batch
 # Logits of a face in another batch, as a share of 1 + |logit|. Kernels for other batch sizes add the same products in
 # another order: some float32 roundings (measured up to 3e-6). The integers are the same, and so is what follows them.
 # float16 arithmetic rounds each sum to 11 bits, and a rounding at half a step may go the other way.
@@ -64,13 +67,60 @@ def batch_checks(content: bytes, faces: Uint8Array, *, precision: str, batches: 
             passed=bool(worst <= tolerance),
             detail=f"each face alone against {sizes}: relative |Δlogit| {worst:.1e}{where} (allowed {tolerance:g})",
         ),
-        _repeat_check(content, session, faces),
+        _repeat_check(content, session, faces[:_REPEATED]),
     ]
 
 
-def _repeat_check(content: bytes, session: Any, faces: Uint8Array) -> Check:
+def fixed_batch_checks(content: bytes, faces: Uint8Array, *, precision: str, batch: int) -> list[Check]:
+    """Compare each face in a batch of copies of itself with other neighbours, other places and another order of calls.
+
+    Args:
+        content: a model file that takes exactly `batch` faces.
+        faces: uint8 (faces, 48, 48), at least two that differ.
+        precision: as for `batch_checks`.
+        batch: of the file.
+    """
+    session = open_session(content, source="the exported model").session
+    tolerance = SAME_ANSWER[precision]
+    random = np.random.default_rng(0)
+    faces = faces[random.permutation(len(faces))[: max(_FEWEST, min(_FACES, _FIXED_FACES // batch))]]
+    alone = _joined([_rows(_run(session, np.repeat(face[None], batch, axis=0)), [0]) for face in faces])
+    worst, where, runs = 0.0, "", 0
+    first = np.resize(random.permutation(len(faces)), batch)
+    orders = [np.roll(first, places) for places in range(min(batch, max(_ROTATED)))]
+    for _ in range(_ORDERS):
+        order = random.permutation(len(faces))
+        orders += [np.take(order, range(at, at + batch), mode="wrap") for at in range(0, len(faces), batch)]
+    for order in orders:
+        runs += 1
+        found, place = _largest_difference(_rows(alone, order), _run(session, faces[order]))
+        # Written as "not <=" so that a NaN difference counts.
+        if not found <= worst:
+            worst, where = found, f" at place {place} of run {runs}"
+            if found != found:
+                break
+    return [
+        Check(
+            name="batch",
+            passed=bool(worst <= tolerance),
+            detail=f"{len(faces)} faces, each among copies of itself, against {runs} other batches of {batch}: "
+            f"relative |Δlogit| {worst:.1e}{where} (allowed {tolerance:g})",
+        ),
+        _repeat_check(content, session, np.resize(faces, (batch, *faces.shape[1:]))),
+    ]
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    strange = [one.unfamiliarity for one in parts if one.unfamiliarity is not None]
+    return Outputs(
+        logits=np.concatenate([one.logits for one in parts]),
+        probabilities=np.concatenate([one.probabilities for one in parts]),
+        unfamiliarity=np.concatenate(strange) if len(strange) == len(parts) else None,
+    )
+
+
+def _repeat_check(content: bytes, session: Any, some: Uint8Array) -> Check:
     """Run the same faces repeatedly, in one session and in a new session."""
-    some = faces[:32]
     first = _run(open_session(content, source="the exported model").session, some)
     differing = sum(not _equal(first, _run(session, some)) for _ in range(_REPEATS))
     return Check(

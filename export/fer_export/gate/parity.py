@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import torch
 
-from fer_export.gate.batches import batch_checks
+from fer_export.gate.batches import batch_checks, fixed_batch_checks
 from fer_export.gate.golden import SEED
 from fer_export.gate.interpreters import INTERPRETED_FACES, interpreter_checks
 from fer_export.gate.original import Original
@@ -153,6 +153,9 @@ def check_parity(
     checks.append(_softmax_check(actual, temperature))
     if batch is None:
         checks += guarded("batch", lambda: batch_checks(content, faces, precision=precision))
+    else:
+        fixed = batch
+        checks += guarded("batch", lambda: fixed_batch_checks(content, faces, precision=precision, batch=fixed))
     some = faces[np.random.default_rng(SEED).permutation(len(faces))[:INTERPRETED_FACES]]
     checks += guarded(
         "interpreters",
