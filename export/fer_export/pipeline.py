@@ -43,7 +43,7 @@ from fer_export.int8.quantize import LOWEST_OPSET, quantize_model
 from fer_export.int8.ranges import observe
 from fer_export.int8.stock import quantize_stock
 from fer_export.unfamiliar.graph import add_output
-from fer_export.unfamiliar.head import FEWEST_FACES, LEAST_AUROC, OperatingPoint, fit_head, fit_threshold
+from fer_export.unfamiliar.head import FEWEST_FACES, LEAST_AUROC, OperatingPoint, fit_head, fit_threshold, idle_units
 from fer_runtime.errors import DataError, ModelFileError, OutputError
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import accuracy, best_label_order, confusion_matrix
@@ -356,6 +356,9 @@ def prepare_subject(
     progress("choosing golden faces")
     complete = fp32 if head is None else add_output(fp32, head, "fp32")
     coverage = cover_units(complete, labelled if len(labelled) else None)
+    if head is not None:
+        on_made_up = idle_units(fp32, head.maps, [coverage.made_up])
+        head = dataclasses.replace(head, idle=tuple(unit for unit in head.idle if unit in set(on_made_up)))
     faces = np.concatenate([labelled, coverage.made_up])
     subject = Subject(
         name=original.name,

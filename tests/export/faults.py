@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fer_export.int8.shared import UNITS, SharedLayer, find_shared
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import ModelMetadata
 
@@ -219,10 +220,14 @@ def one_class_alone(model: Model) -> None:
 
 
 def one_integer(model: Model) -> None:
-    """The largest weight of the hidden layer, among 150,000 of v0, with the other sign."""
+    """The largest weight of the network's hidden layer, among 150,000 of v0, with the other sign."""
+    shared = find_shared(model, "unfamiliarity")
 
     def move(values: np.ndarray) -> None:
-        place = np.unravel_index(np.abs(values.astype(np.float64)).argmax(), values.shape)
+        sizes = np.abs(values.astype(np.float64))
+        if shared is not None:  # other units in the same layer have a fault of their own
+            sizes[..., list(shared.score_places)] = 0
+        place = np.unravel_index(sizes.argmax(), values.shape)
         values[place] = -values[place]
 
     _change(model, f"{_HIDDEN}.weight", move)
@@ -674,44 +679,111 @@ def other_opset(model: Model) -> None:
     model.opset_import[0].version += 2
 
 
-def _strange_weights(model: Model, change: Callable[[np.ndarray], Any]) -> None:
-    _change(model, "unfamiliarity_weights", change)
+def _change_score(model: Model, end: str, change: Callable[[np.ndarray], Any]) -> None:
+    """Change constants of the layers behind `unfamiliarity`; in int8 they are among those of another layer."""
+    shared = find_shared(model, "unfamiliarity")
+    if shared is None or end.startswith("signs"):
+        name, places = f"unfamiliarity_{end}", slice(None) if shared is None else list(shared.score_places)
+        values = _values(model, name)
+        part = values[places]
+        changed = change(part)
+        values[places] = part if changed is None else changed
+        _put(model, name, values)
+        return
+    name, places = shared.weights + end.removeprefix("weights"), list(shared.score_places)
+    values = _values(model, name)
+    part = values[..., places]
+    changed = change(part)
+    values[..., places] = part if changed is None else changed
+    _put(model, name, values)
 
 
 def one_weight_of_unfamiliarity(model: Model) -> None:
     """The largest, with the other sign: in int8 254 steps, of which the outputs on the compared faces show little."""
 
     def move(values: np.ndarray) -> None:
-        place = int(np.abs(values.astype(np.float64)).argmax())
-        values.reshape(-1)[place] = -values.reshape(-1)[place]
+        place = np.unravel_index(int(np.abs(values.astype(np.float64)).argmax()), values.shape)
+        values[place] = -values[place]
 
-    _strange_weights(model, move)
+    _change_score(model, "weights", move)
 
 
 def unfamiliarity_of_mirrored_maps(model: Model) -> None:
-    _strange_weights(model, lambda values: values[::-1].copy())
+    _change_score(model, "weights", lambda values: values[::-1].copy())
 
 
 def unfamiliarity_doubled(model: Model) -> None:
-    _change(model, "unfamiliarity_weights" + ("_scale" if _is_int8(model) else ""), lambda values: 2 * values)
+    _change_score(model, "weights" + ("_scale" if _is_int8(model) else ""), lambda values: 2 * values)
 
 
 def unfamiliarity_upside_down(model: Model) -> None:
-    _change(model, "unfamiliarity_signs", lambda values: -values)
+    _change_score(model, "signs", lambda values: -values)
 
 
 def a_sign_of_unfamiliarity(model: Model) -> None:
     def turn(values: np.ndarray) -> None:
         values[0] = -values[0]
 
-    _change(model, "unfamiliarity_signs", turn)
+    _change_score(model, "signs", turn)
 
 
 def a_bias_of_unfamiliarity(model: Model) -> None:
     def move(values: np.ndarray) -> None:
         values[0] += 1
 
-    _change(model, "unfamiliarity_weights_bias" if _is_int8(model) else "unfamiliarity_bias", move)
+    _change_score(model, "weights_bias" if _is_int8(model) else "bias", move)
+
+
+def _shared(model: Model) -> SharedLayer:
+    shared = find_shared(model, "unfamiliarity")
+    assert shared is not None
+    return shared
+
+
+def unfamiliarity_reads_the_network(model: Model) -> None:
+    """A unit of the network counts in the score, by as little as it may."""
+
+    def add(values: np.ndarray) -> None:
+        values[_shared(model).places[0]] = 1
+
+    _change(model, "unfamiliarity_signs", add)
+
+
+def the_network_reads_unfamiliarity(model: Model) -> None:
+    shared = _shared(model)
+
+    def add(values: np.ndarray) -> None:
+        values[shared.score_places[0], 0] = 1
+
+    _change(model, shared.next_weights, add)
+
+
+def units_exchanged(model: Model) -> None:
+    """The file names two of its units the other way round."""
+    (entry,) = [one for node in model.graph.node for one in node.metadata_props if one.key == UNITS]
+    names = entry.value.split()
+    first, second = [place for place, name in enumerate(names) if not name.startswith("u")][:2]
+    names[first], names[second] = names[second], names[first]
+    entry.value = " ".join(names)
+
+
+def live_units_left_out(model: Model) -> None:
+    """Half the units of the network, in all places that name them."""
+    shared = _shared(model)
+    kept = sorted([*shared.places[::2], *shared.score_places])
+    for end in ("", "_scale", "_zero", "_bias", "_bias_scale"):
+        _resize(model, shared.weights + end, lambda values: values[..., kept])
+    for name in (shared.next_weights, "unfamiliarity_signs"):
+        _resize(model, name, lambda values: values[kept])
+    (entry,) = [one for node in model.graph.node for one in node.metadata_props if one.key == UNITS]
+    names = entry.value.split()
+    entry.value = " ".join(names[place] for place in kept)
+
+
+def _resize(model: Model, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    (tensor,) = [one for one in model.graph.initializer if one.name == name]
+    values = np.ascontiguousarray(change(numpy_helper.to_array(tensor)))
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
 
 
 def unfamiliarity_of_the_batch(model: Model) -> None:
@@ -756,7 +828,7 @@ def no_unfamiliarity(model: Model) -> None:
 
 
 def unfamiliarity_is_constant(model: Model) -> None:
-    _change(model, "unfamiliarity_signs", lambda values: values * 0)
+    _change_score(model, "signs", lambda values: values * 0)
 
 
 def dead_node(model: Model) -> None:
@@ -881,6 +953,10 @@ FAULTS: list[tuple[Fault, tuple[Precision, ...], str]] = [
     (unfamiliarity_with_a_column, _ALL, "container"),
     (no_unfamiliarity, _ALL, "unfamiliar"),
     (unfamiliarity_is_constant, _ALL, "unfamiliarity"),
+    (unfamiliarity_reads_the_network, _INT8, "unfamiliarity"),
+    (the_network_reads_unfamiliarity, _INT8, "int8 weights"),
+    (units_exchanged, _INT8, "int8 weights"),
+    (live_units_left_out, _INT8, "units"),
 ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -16,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fer_export.gate.units import quantized_scales
+from fer_export.int8.shared import find_shared
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.find import packaged_models_dir
 from fer_runtime.model.load import load_model
@@ -51,6 +53,7 @@ class Replayed:
         self.tensors = {one.name: one for one in self.model.graph.initializer}
         self.producers = {node.output[0]: node for node in self.model.graph.node}
         self.written = quantized_scales(self.model)
+        self.shared = find_shared(self.model, "unfamiliarity")
         self.layers = self._layers()
 
     def _layers(self) -> list[Layer]:
@@ -72,7 +75,12 @@ class Replayed:
             if self._is_int8(node):
                 stored = numpy_helper.to_array(self.tensors[self.producers[node.input[1]].input[1]])
                 scale = np.broadcast_to(stored.astype(np.float64), (units,))
-            step = self._written(output)[0] / self._written(source)[0]
+            step: Any = self._written(output)[0] / self._written(source)[0]
+            if self.shared is not None and weights == self.shared.weights:
+                step = np.full(units, step)
+                step[list(self.shared.score_places)] = self.shared.score_step / self._written(source)[0]
+            elif self.shared is not None and output == "unfamiliarity_score":
+                step = 1 / self.shared.score_step
             # The first layer's weights hold the 1/255 of the pixels besides.
             is_first = not any(one.op_type in ("Conv", "Gemm") for one in self._before(source))
             layers.append(

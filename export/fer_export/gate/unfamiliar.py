@@ -10,7 +10,9 @@ from onnx import numpy_helper
 
 from fer_export.gate.units import quantized_scales
 from fer_export.int8.score import channels_last
+from fer_export.int8.shared import separate_layer
 from fer_export.unfamiliar.head import LOST, OUTPUT, Head, OperatingPoint, auroc
+from fer_runtime.errors import ParityError
 from fer_runtime.metrics import wilson_interval
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
@@ -40,8 +42,13 @@ def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> s
     A single weight may weigh on none of the compared images. Float files hold the layers as they were fitted. The
     integers of int8 are each the nearest to their weight, so that none is off by more than half a step.
     """
-    held = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     is_int8 = precision == "int8"
+    if is_int8:
+        try:
+            model = separate_layer(model, OUTPUT)
+        except ParityError as error:
+            return str(error)
+    held = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
     weights = head.weights
     if is_int8:
         read = {name for node in model.graph.node if node.output[0] == f"{OUTPUT}_float" for name in node.input}

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from fer_export.gate.units import quantized_scales
 from fer_export.int8.quantize import blocked_weights
+from fer_export.int8.shared import find_shared, separate_layer
 from fer_runtime.model.parity import Check
 
 # Steps by which a weight may be off. Half a step is rounding; GPTQ moves a weight further to make up for the errors of
@@ -21,6 +22,7 @@ from fer_runtime.model.parity import Check
 MOST_STEPS = 6.0
 # Root of a unit's summed squared errors, as a share of its weights': up to 3.1 % in v0, 3.4 % in v3, 3.3 % in v1.
 MOST_ERROR = 0.07
+_SCORE = "unfamiliarity"
 _Array = npt.NDArray[np.float64]
 
 
@@ -28,7 +30,12 @@ def weights_check(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> Check:
     """Compare the integer weights of a file of our quantizer with those of the float graph.
 
     Layers that compute `unfamiliarity` have a check of their own.
+
+    Raises:
+        ParityError: the file's shared layer is not one.
     """
+    shared = find_shared(int8, _SCORE)
+    int8 = separate_layer(int8, _SCORE)
     worst, error, count, place = 0.0, 0.0, 0, ""
     faults = _zero_points(fp32, int8)
     floats = {one.name: numpy_helper.to_array(one) for one in fp32.graph.initializer}
@@ -37,7 +44,7 @@ def weights_check(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> Check:
     readers = {node.input[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"}
     maps = _flattened(fp32)
     for name, node in layers.items():
-        if name.startswith("unfamiliarity"):
+        if name.startswith(_SCORE):
             continue
         reader = readers.get(name)
         if name not in held or reader is None:
@@ -49,7 +56,12 @@ def weights_check(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> Check:
         if np.any(zero):
             faults.append(f"{name} has a zero point")
             continue
-        expected = _expected(floats[name].astype(np.float64), node, own.shape, maps.get(node.input[0]))
+        given = floats[name].astype(np.float64)
+        if shared is not None and name in (shared.weights, shared.next_weights):
+            # Units left out are those that gate/units.py finds idle.
+            is_transposed = any(one.name == "transB" and one.i for one in node.attribute)
+            given = shared.kept(given, axis=int(is_transposed == (name == shared.next_weights)))
+        expected = _expected(given, node, own.shape, maps.get(node.input[0]))
         if expected is None:
             faults.append(f"{name} has the shape {own.shape}")
             continue

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fer_export.gate.units import quantized_scales
 from fer_export.int8.score import append_score
+from fer_export.int8.shared import share_layer
 from fer_export.unfamiliar.head import OUTPUT, Head
 from fer_runtime.model.find import Precision
 
@@ -39,6 +40,7 @@ def add_output(model: onnx.ModelProto, head: Head, precision: Precision) -> onnx
             scales=quantized_scales(changed),
             name=OUTPUT,
         )
+        share_layer(changed, OUTPUT, head.idle)
     else:
         score = _append_float_score(changed, head, is_half=precision == "fp16")
     _append(changed, "Reshape", [score, _constant(changed, "shape", np.array([-1], np.int64))], OUTPUT)

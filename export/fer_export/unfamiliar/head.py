@@ -7,6 +7,7 @@ halve the backgrounds that pass for faces.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,7 @@ class Head:
     sample: Uint8Array = field(repr=False)  # some of `real`, then `strange`: what the gate compares
     sample_faces: int  # of `sample`, those that are real
     expected: FloatArray = field(repr=False)  # the float model's unfamiliarity of `sample`, in double precision
+    idle: tuple[int, ...] = ()  # units of the network's layer on these maps that no image switches on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,28 @@ def fit_head(
         sample=sample,
         sample_faces=len(some),
         expected=scores,
+        idle=idle_units(fp32, maps, (faces, others, _like(strange, faces), unseen)),
     )
+
+
+def idle_units(fp32: onnx.ModelProto, maps: Maps, images: Sequence[Uint8Array]) -> tuple[int, ...]:
+    """Units of the network's hidden layer on the maps that none of the images switches on, if it has such a layer.
+
+    Args:
+        fp32: the float model.
+        images: arrays of faces of its size and colour.
+    """
+    layers = [node.output[0] for node in fp32.graph.node if node.op_type == "Gemm" and node.input[0] == maps.flat]
+    units = [node.output[0] for node in fp32.graph.node if node.op_type == "Relu" and node.input[0] in layers]
+    if len(units) != 1:
+        return ()
+    shown = onnx.ModelProto()
+    shown.CopyFrom(fp32)
+    shown.graph.output.append(helper.make_tensor_value_info(units[0], TensorProto.FLOAT, None))
+    session = open_session(shown.SerializeToString(), source="the float model").session
+    parts = [part[start : start + _BATCH] for part in images for start in range(0, len(part), _BATCH)]
+    on = np.logical_or.reduce([(session.run(units, {"faces": part})[0] > 0).any(0) for part in parts])
+    return tuple(np.flatnonzero(~on).tolist())
 
 
 def _gray(faces: Uint8Array) -> Uint8Array:

@@ -13,6 +13,7 @@ from tests.export.conftest import Exported
 from tests.export.narrow import CHANNELS, HIDDEN
 
 from fer_export.gate.coverage import FEWEST_GOLDEN_FACES, MOST_GOLDEN_FACES, cover_units
+from fer_export.int8.shared import find_shared
 from fer_runtime.model.certificate import Certificate, parse_certificate
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.model.parity import FloatArray, Uint8Array, run_model
@@ -123,7 +124,13 @@ def test_a_weight_of_any_live_unit_cannot_move_unnoticed(exported: Exported, pre
     assert not _noticed(model, certificate)
     constants = {one.name: one for one in model.graph.initializer}
     unnoticed, tried = [], 0
+    shared = find_shared(model, "unfamiliarity")
+    assert (shared is not None) == (precision == "int8")
     for name, unit, place in _moved_weights(fp32, certificate.faces):
+        if shared is not None and name == "unfamiliarity_weights":
+            name, unit = shared.weights, shared.score_places[unit]
+        elif shared is not None and name == shared.weights:
+            unit = shared.places[shared.units.index(unit)]
         tensor = constants[name]
         before = onnx.TensorProto()
         before.CopyFrom(tensor)

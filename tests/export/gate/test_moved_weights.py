@@ -20,7 +20,8 @@ _LAYERS = {"model_0.onnx": 7, "model_0.int8.onnx": 7, "model_v3.int8.onnx": 19, 
 @pytest.mark.parametrize("path", [one for one in _MODELS if one.name in _EVERY], ids=lambda path: path.name)
 def test_a_moved_weight_of_any_layer_fails_the_replay(path: Path) -> None:
     replayed = Replayed(path)
-    assert len(replayed.layers) == _LAYERS[path.name]
+    # The hidden units of `unfamiliarity` may be in a layer of the network.
+    assert len(replayed.layers) == _LAYERS[path.name] - (replayed.shared is not None)
     assert run_self_test(path, loaded=replayed.loaded).passed
     chosen = list(replayed.weights(np.random.default_rng(0), every=_EVERY[path.name]))
     assert {layer.name for layer, _ in chosen} == {layer.name for layer in replayed.layers}
