@@ -652,6 +652,12 @@ def _show(report: ExportReport) -> None:
             if golden.weights_live
             else ""
         )
+        + (
+            f"; they reach {golden.layer_extremes_covered} of {golden.layer_extremes} layers' extremes "
+            f"and {golden.extremes_covered:,} of {golden.extremes:,} units' extremes"
+            if golden.extremes
+            else ""
+        )
     )
     say(_table(report))
 

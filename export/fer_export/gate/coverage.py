@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from fer_export.gate.extremes import Sums, faces_at_extremes, layer_outputs, tensor_ranks
 from fer_export.gate.golden import candidate_faces, mutated_faces, synthetic_faces
 from fer_export.gate.units import OUTPUT_LAYERS
 from fer_runtime.model.parity import FloatArray, Uint8Array
@@ -25,13 +26,13 @@ from fer_runtime.model.session import open_session
 _BoolArray = npt.NDArray[np.bool_]
 
 FEWEST_GOLDEN_FACES = 12
-MOST_GOLDEN_FACES = 40  # about 0.8 kB each in the file
+# One batch of a self-test, and 50 kB in the file: v0's int8 file has 450 kB, of which this is a ninth.
+MOST_GOLDEN_FACES = 64
 _CANDIDATES = 496  # beside the sixteen synthetic faces
 _MORE_CANDIDATES = 1024  # where those leave units out
 _BATCH = 64
 _ROUNDS, _MUTANTS, _PARENTS = 40, 48, 6  # of the search for a face that switches on one unit
 _MOST_SEARCHES = 24
-_NEAR = 0.05  # of a sum's range on labelled faces, from its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +46,10 @@ class Coverage:
     covered: int  # of the live ones, switched on by a golden face
     weights_live: int  # connections of hidden linear layers whose both ends some made-up face switches on at once
     weights_covered: int  # of those, by a golden face
-    extremes: int  # highest and lowest sums of the units, before their ReLU; 0 without labelled faces
-    extremes_covered: int  # of those, reached within 5 % of their range by a golden face
+    layer_extremes: int  # highest and lowest sums of the layers on labelled faces; 0 without them
+    layer_extremes_covered: int  # of those, reached within 5 % of their range by a golden face
+    extremes: int  # the same of each unit of the layers
+    extremes_covered: int
     is_measured: bool  # live units were counted on labelled faces
     classes: tuple[int, ...]  # that the made-up faces reach
 
@@ -58,7 +61,16 @@ class Coverage:
             "covered": self.covered,
             "weights_live": self.weights_live,
             "weights_covered": self.weights_covered,
-            **({"extremes": self.extremes, "extremes_covered": self.extremes_covered} if self.extremes else {}),
+            **(
+                {
+                    "layer_extremes": self.layer_extremes,
+                    "layer_extremes_covered": self.layer_extremes_covered,
+                    "extremes": self.extremes,
+                    "extremes_covered": self.extremes_covered,
+                }
+                if self.extremes
+                else {}
+            ),
             "live_on": "labelled faces" if self.is_measured else "made-up faces",
         }
 
@@ -75,13 +87,13 @@ class _Watched:
             for index, relu in enumerate(self.relus)
             if relu.input[0] in produced and produced[relu.input[0]].op_type == "Gemm"
         ]
-        ranks = _ranks(model)
+        ranks = tensor_ranks(model)
         watched = onnx.ModelProto()
         watched.CopyFrom(model)
         # Each unit tensor with the one before its ReLU, and the axes along which the highest value is taken.
         self.tensors = [
             (node.output[0], node.input[0], tuple(range(2, ranks[node.output[0]]))) for node in self.relus
-        ] + [(name, name, axes) for name, axes in _layers_without_relu(model, ranks)]
+        ] + [(name, name, axes) for name, axes in _layers_without_relu(model)]
         self.on_names = [self._highest(watched, name, axes) for name, _, axes in self.tensors]
         faces = model.graph.input[0].type.tensor_type.shape.dim
         self.face_shape = tuple(one.dim_value for one in faces[1:])
@@ -90,15 +102,14 @@ class _Watched:
         self.session = open_session(watched.SerializeToString(), source="the float model").session
         self.model = model
         self._before: Any = None
-        self._extremes: Any = None
 
     @staticmethod
-    def _highest(model: onnx.ModelProto, name: str, axes: tuple[int, ...], *, operator: str = "ReduceMax") -> str:
-        output = f"{name}_{'highest' if operator == 'ReduceMax' else 'lowest'}"
+    def _highest(model: onnx.ModelProto, name: str, axes: tuple[int, ...]) -> str:
+        output = f"{name}_highest"
         if axes:
             constant = f"{output}_axes"
             model.graph.initializer.append(numpy_helper.from_array(np.array(axes), constant))
-            model.graph.node.append(helper.make_node(operator, [name, constant], [output], keepdims=0))
+            model.graph.node.append(helper.make_node("ReduceMax", [name, constant], [output], keepdims=0))
         else:
             model.graph.node.append(helper.make_node("Identity", [name], [output]))
         model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
@@ -128,25 +139,6 @@ class _Watched:
         rows: FloatArray = np.concatenate(session.run(names, {"faces": faces}), axis=1)
         return rows
 
-    def extremes(self, faces: Uint8Array) -> tuple[FloatArray, FloatArray]:
-        """The highest and the lowest sum of each unit on any of the faces, float32 (units,)."""
-        if self._extremes is None:
-            watched = onnx.ModelProto()
-            watched.CopyFrom(self.model)
-            names = [
-                self._highest(watched, before, axes, operator=operator)
-                for operator in ("ReduceMax", "ReduceMin")
-                for _, before, axes in self.tensors
-            ]
-            self._extremes = names, open_session(watched.SerializeToString(), source="the float model").session
-        names, session = self._extremes
-        count = len(self.tensors)
-        parts = []
-        for start in range(0, len(faces), _BATCH):
-            found = session.run(names, {"faces": faces[start : start + _BATCH]})
-            parts.append((np.concatenate(found[:count], 1).max(0), np.concatenate(found[count:], 1).min(0)))
-        return np.stack([one for one, _ in parts]).max(0), np.stack([one for _, one in parts]).min(0)
-
     @property
     def places(self) -> list[slice]:
         """Columns of each tensor's units."""
@@ -165,7 +157,10 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
     """
     watched = _Watched(fp32)
     shape = watched.face_shape
-    faces = np.concatenate([synthetic_faces(shape), candidate_faces(_CANDIDATES, shape=shape)])
+    made = synthetic_faces(shape)
+    sums = None if labelled is None else Sums(fp32, [(name, axes) for _, name, axes in watched.tensors], labelled)
+    at_extremes = made[:0] if sums is None else faces_at_extremes(sums, made)
+    faces = np.concatenate([at_extremes, made, candidate_faces(_CANDIDATES, shape=shape)])
     on, layers, logits = watched.run(faces)
 
     def extend(more: Uint8Array) -> None:
@@ -178,8 +173,8 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
     if not on.any(0).all():
         extend(candidate_faces(_MORE_CANDIDATES, seed=1, shape=shape))
     live: _BoolArray = np.asarray(on.any(0))
-    if labelled is not None and not live.all():
-        live = _live_units(watched, labelled)
+    if sums is not None:
+        live = sums.highest_of([(name, axes) for _, name, axes in watched.tensors]) > 0
     wanted: list[Callable[[Uint8Array], FloatArray]] = [
         _unit_score(watched, int(unit)) for unit in np.flatnonzero(live & ~on.any(0))
     ]
@@ -189,40 +184,24 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
         if found is not None:
             extend(found[None])
     pairs = [(watched.places[index], layer) for (index, _), layer in zip(watched.linear, layers, strict=True)]
-    chosen, weights_live, weights_covered = _choose(on, live, pairs, logits.argmax(1))
-    extremes, extremes_covered = (0, 0) if labelled is None else _extremes(watched, labelled, faces[chosen])
+    first = list(range(len(at_extremes)))
+    chosen, weights_live, weights_covered = _choose(on, live, pairs, logits.argmax(1), first)
+    golden = faces[chosen]
     return Coverage(
-        golden=faces[chosen],
+        golden=golden,
         made_up=faces,
         units=on.shape[1],
         live=int(live.sum()),
         covered=int((on[chosen].any(0) & live).sum()),
         weights_live=weights_live,
         weights_covered=weights_covered,
-        extremes=extremes,
-        extremes_covered=extremes_covered,
+        layer_extremes=0 if sums is None else 2 * sums.layers,
+        layer_extremes_covered=0 if sums is None else sums.layers_reached(golden),
+        extremes=0 if sums is None else 2 * sums.units,
+        extremes_covered=0 if sums is None else int(sums.reached(golden).any(0).sum()),
         is_measured=labelled is not None,
         classes=tuple(sorted(set(logits.argmax(1).tolist()))),
     )
-
-
-def _extremes(watched: _Watched, labelled: Uint8Array, golden: Uint8Array) -> tuple[int, int]:
-    """How many highest and lowest sums there are, and how many of them golden faces reach."""
-    highest, lowest = watched.extremes(labelled)
-    golden_highest, golden_lowest = watched.extremes(golden)
-    near = _NEAR * (highest - lowest)
-    reached = np.concatenate([golden_highest >= highest - near, golden_lowest <= lowest + near])
-    return len(reached), int(reached.sum())
-
-
-def _live_units(watched: _Watched, faces: Uint8Array) -> _BoolArray:
-    """Units that some of `faces` switch on."""
-    live: _BoolArray = np.zeros(1, bool)
-    for start in range(0, len(faces), 512):
-        live = live | watched.run(faces[start : start + 512])[0].any(0)
-        if live.all():
-            break
-    return live
 
 
 def _unit_score(watched: _Watched, unit: int) -> Callable[[Uint8Array], FloatArray]:
@@ -257,9 +236,13 @@ def _search(
 
 
 def _choose(
-    on: _BoolArray, live: _BoolArray, pairs: Sequence[tuple[slice, _BoolArray]], labels: npt.NDArray[np.int64]
+    on: _BoolArray,
+    live: _BoolArray,
+    pairs: Sequence[tuple[slice, _BoolArray]],
+    labels: npt.NDArray[np.int64],
+    first: Sequence[int],
 ) -> tuple[list[int], int, int]:
-    """Greedy: the face that adds most, units first, then connections of hidden linear layers.
+    """Greedy: after the first, the face that adds most, units first, then connections of hidden linear layers.
 
     Returns:
         Indices of the chosen faces, connections that any face reaches, and those that the chosen faces reach.
@@ -270,6 +253,16 @@ def _choose(
     ends = [(on[:, place].astype(np.float32), layer.astype(np.float32)) for place, layer in pairs]
     needed = [(outputs.T @ inputs > 0).astype(np.float32) for outputs, inputs in ends]
     everything = int(sum(one.sum() for one in needed))
+
+    def take(face: int) -> None:
+        nonlocal missing
+        chosen.append(face)
+        missing = np.maximum(missing - on[face], 0)
+        for need, (outputs, inputs) in zip(needed, ends, strict=True):
+            need[np.ix_(outputs[face] > 0, inputs[face] > 0)] = 0
+
+    for face in first:
+        take(face)
     while len(chosen) < MOST_GOLDEN_FACES:
         gains = (on & (missing > 0)).sum(1).astype(np.float64) * 1e6
         for need, (outputs, inputs) in zip(needed, ends, strict=True):
@@ -280,10 +273,7 @@ def _choose(
         best = int(np.argmax(gains + 0.5 * new_label))
         if gains[best] == 0 and not new_label[best] and len(chosen) >= FEWEST_GOLDEN_FACES:
             break
-        chosen.append(best)
-        missing = np.maximum(missing - on[best], 0)
-        for need, (outputs, inputs) in zip(needed, ends, strict=True):
-            need[np.ix_(outputs[best] > 0, inputs[best] > 0)] = 0
+        take(best)
     left = int(sum(one.sum() for one in needed))
     return chosen, everything, everything - left
 
@@ -292,31 +282,10 @@ def _choose(
 _BEFORE_RELU = frozenset(("Add", "Sub", "Mul", "Div", "BatchNormalization"))
 
 
-def _layers_without_relu(model: onnx.ModelProto, ranks: dict[str, int]) -> list[tuple[str, tuple[int, ...]]]:
-    """Outputs of hidden layers that no ReLU follows, with all their axes but the faces' and the channels'."""
-    graph = model.graph
-    constants = {one.name for one in graph.initializer}
+def _layers_without_relu(model: onnx.ModelProto) -> list[tuple[str, tuple[int, ...]]]:
+    """Outputs of hidden layers that no ReLU follows, with all their axes but the faces' and the units'."""
     reach_relu: set[str] = set()
-    for node in reversed(graph.node):
+    for node in reversed(model.graph.node):
         if node.op_type == "Relu" or (node.op_type in _BEFORE_RELU and node.output[0] in reach_relu):
             reach_relu.update(node.input)
-    hidden = [
-        node
-        for node in graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul")
-        and any(name in constants for name in node.input[:2])
-        and node.output[0] in ranks
-        and node.output[0] not in reach_relu
-        and node.output[0] not in OUTPUT_LAYERS
-    ]
-    found = []
-    for node in hidden:
-        rank = ranks[node.output[0]]
-        channels = 1 if node.op_type == "Conv" else rank - 1
-        found.append((node.output[0], tuple(axis for axis in range(1, rank) if axis != channels)))
-    return found
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(model)
-    return {one.name: len(one.type.tensor_type.shape.dim) for one in inferred.graph.value_info}
+    return [(name, axes) for name, axes in layer_outputs(model) if name not in reach_relu and name not in OUTPUT_LAYERS]

@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from fer_export.targets import Converted, Source
-from fer_export.targets.torch_module import OnnxModule
+from fer_export.torch_module import OnnxModule
 from fer_runtime.model.find import Precision
 
 

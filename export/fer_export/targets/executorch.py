@@ -11,7 +11,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import to_edge_transform_and_lower
 
 from fer_export.targets import Converted, Source
-from fer_export.targets.torch_module import OnnxModule
+from fer_export.torch_module import OnnxModule
 from fer_runtime.model.find import Precision
 
 

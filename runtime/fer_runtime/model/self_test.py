@@ -222,7 +222,10 @@ def _coverage_text(coverage: dict[str, Any]) -> str:
     live, covered = coverage.get("live"), coverage.get("covered")
     if not isinstance(live, int) or not isinstance(covered, int):
         return "their coverage is not stated; "
-    extremes, reached = coverage.get("extremes"), coverage.get("extremes_covered")
-    if isinstance(extremes, int) and isinstance(reached, int):
-        return f"they switch on {covered} of {live} units and reach {reached} of {extremes} extremes; "
-    return f"they switch on {covered} of {live} units; "
+    parts = [f"they switch on {covered} of {live} units"]
+    # Older files count the units' extremes alone.
+    for what, key in (("layers'", "layer_extremes"), ("units'", "extremes")):
+        extremes, reached = coverage.get(key), coverage.get(f"{key}_covered")
+        if isinstance(extremes, int) and isinstance(reached, int):
+            parts.append(f"reach {reached} of {extremes} {what} extremes")
+    return ", ".join(parts) + "; "

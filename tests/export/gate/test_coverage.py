@@ -54,22 +54,27 @@ def test_units_that_real_faces_switch_on_are_switched_on_by_golden_faces(exporte
     assert found.weights_covered > 0.8 * found.weights_live
 
 
-def test_the_extremes_that_golden_faces_reach_are_counted(exported: Exported) -> None:
+def test_golden_faces_reach_the_extremes_of_the_sums(exported: Exported) -> None:
     model = onnx.load(exported.models_dir / "narrow.onnx")
     labelled = load_faces(exported.data, "validation").faces
     found = cover_units(model, labelled)
-    sums = [node.input[0] for node in model.graph.node if node.op_type == "Relu"]
+    sums = [node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
 
     def ends(faces: Uint8Array) -> tuple[FloatArray, FloatArray]:
-        session = open_session(_with_outputs(model, sums, TensorProto.FLOAT)).session
+        hidden = [name for name in sums if name != "logits"]
+        session = open_session(_with_outputs(model, hidden, TensorProto.FLOAT)).session
         rows = [one.reshape(*one.shape[:2], -1) for one in session.run(sums, {"faces": faces})]
         return np.concatenate([one.max((0, 2)) for one in rows]), np.concatenate([one.min((0, 2)) for one in rows])
 
     (highest, lowest), (golden_highest, golden_lowest) = ends(labelled), ends(found.golden)
     near = 0.05 * (highest - lowest)
     reached = (golden_highest >= highest - near).sum() + (golden_lowest <= lowest + near).sum()
-    assert (found.extremes, found.extremes_covered) == (2 * len(highest), reached)
-    assert found.to_dict()["extremes_covered"] == reached > 0
+    assert found.extremes == 2 * len(highest)
+    # The coverage holds each tensor to the range of labelled faces; here they may reach farther.
+    assert reached >= 0.98 * found.extremes
+    assert found.extremes_covered >= 0.98 * found.extremes
+    assert found.layer_extremes_covered == found.layer_extremes == 2 * len(sums)
+    assert found.to_dict()["layer_extremes_covered"] == found.layer_extremes
 
 
 def test_made_up_faces_reach_every_class(exported: Exported) -> None:

@@ -23,7 +23,7 @@ from onnx import numpy_helper
 
 from fer_export.targets.golden_header import golden_header
 from fer_export.targets.publish import convert_model, golden_of, read_source
-from fer_export.targets.torch_module import OnnxModule
+from fer_export.torch_module import OnnxModule
 from fer_runtime.errors import ExtraMissingError, ModelFileError, OutputError
 from fer_runtime.model.parity import FloatArray
 from fer_runtime.targets import TARGETS

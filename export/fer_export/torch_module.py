@@ -1,8 +1,8 @@
-"""A float32 ONNX file as a PyTorch module, for converters that take PyTorch."""
+"""A float32 ONNX file as a PyTorch module, for converters that take PyTorch and for gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,18 @@ from fer_runtime.errors import ModelFileError
 
 
 class OnnxModule(nn.Module):
-    """Computes the graph node by node: faces uint8 (batch, ...) to (logits, probabilities).
+    """Computes the graph node by node: faces (batch, ...), uint8 or float, to the tensors of those names.
 
     Raises:
         ModelFileError: the graph has an operator that is not among those of float32 files of fer-export.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, outputs: Sequence[str] = ("logits", "probabilities")) -> None:
         super().__init__()
+        self.outputs = tuple(outputs)
         self.nodes = [
-            (node.op_type, tuple(node.input), node.output[0], _attributes(node)) for node in _needed_nodes(model)
+            (node.op_type, tuple(node.input), node.output[0], _attributes(node))
+            for node in _needed_nodes(model, self.outputs)
         ]
         if unknown := sorted({kind for kind, *_ in self.nodes} - set(_OPERATORS)):
             raise ModelFileError(f"the graph has {', '.join(unknown)}, which this conversion does not know")
@@ -39,18 +41,18 @@ class OnnxModule(nn.Module):
                 self.names[one.name] = f"constant_{number}"
                 self.register_buffer(f"constant_{number}", torch.from_numpy(values.copy()))
 
-    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, faces: Tensor) -> tuple[Tensor, ...]:
         values: dict[str, Any] = {"faces": faces, **self.shapes}
         for name, buffer in self.names.items():
             values[name] = getattr(self, buffer)
         for kind, inputs, output, attributes in self.nodes:
             values[output] = _OPERATORS[kind]([values[name] for name in inputs if name], attributes)
-        return values["logits"], values["probabilities"]
+        return tuple(values[name] for name in self.outputs)
 
 
-def _needed_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that logits and probabilities need, in order."""
-    wanted = {"logits", "probabilities"}
+def _needed_nodes(model: onnx.ModelProto, outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """The nodes that the outputs need, in order."""
+    wanted = set(outputs)
     kept = []
     for node in reversed(model.graph.node):
         if wanted & set(node.output):
@@ -94,6 +96,12 @@ def _gemm(values: list[Any], attributes: dict[str, Any]) -> Tensor:
     return functional.linear(values[0], weights, *values[2:])
 
 
+def _clip(values: list[Any], attributes: dict[str, Any]) -> Tensor:
+    if len(values) != 3:
+        raise ModelFileError("a Clip has one bound, which this conversion does not know")
+    return torch.clamp(*values)
+
+
 def _reshape(values: list[Any], attributes: dict[str, Any]) -> Tensor:
     tensor, shape = values
     # 0 keeps the dimension of that place.
@@ -116,6 +124,7 @@ def _unsqueeze(values: list[Any], attributes: dict[str, Any]) -> Tensor:
 _OPERATORS: dict[str, Callable[[list[Any], dict[str, Any]], Tensor]] = {
     "Add": lambda values, _: values[0] + values[1],
     "Cast": lambda values, _: values[0].to(torch.float32),
+    "Clip": _clip,
     "Conv": _conv,
     "Div": lambda values, _: values[0] / values[1],
     "Flatten": lambda values, _: torch.flatten(values[0], 1),
