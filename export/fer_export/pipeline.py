@@ -572,6 +572,7 @@ def _exported(trained: Checkpoint, calibration: Calibration, opset: int) -> onnx
     return model
 
 
+@np.errstate(invalid="ignore", over="ignore")  # what a broken file computes is told by the checks
 def judge(
     subject: Subject,
     candidate: Candidate,

@@ -7,6 +7,7 @@ gate of `export_model`. A fault that a check misses today belongs into this list
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ import numpy as np
 import onnx
 import pytest
 from tests.export.conftest import Kept, exporting_once
-from tests.export.faults import FAULTS, LIES, Fault, Model, all_weight_scales, batches_of_13_to_63, one_class_alone
+from tests.export.faults import (
+    FAULTS,
+    LIES,
+    Fault,
+    Model,
+    all_weight_scales,
+    batches_of_13_to_63,
+    infinite_weight,
+    one_class_alone,
+)
 from tests.export.planted import found_by, planted
 
 from fer_export.fp16 import halve_model
@@ -107,6 +117,19 @@ def test_a_planted_fault_is_found(bench: Bench, fault: Fault, precision: Precisi
     )
     judged = bench.judge(precision, content, model)
     assert found_by in [check.name for check in judged.parity.failures], judged.parity.failures
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_infinite_numbers_are_told_by_checks_and_not_by_numpy(bench: Bench, precision: Precision) -> None:
+    candidate = bench.candidates[precision]
+    model = onnx.ModelProto()
+    model.CopyFrom(candidate.model)
+    infinite_weight(model)
+    content = serialize(model, bench.subject.metadata(precision, model, candidate.calibration, candidate.point))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        judged = bench.judge(precision, content, model)
+    assert {"weights", "finite", "logits"} <= {check.name for check in judged.parity.failures}
 
 
 def test_a_threshold_that_was_not_fitted_is_found(bench: Bench) -> None:

@@ -130,7 +130,8 @@ def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64, 
 def softmax(logits: FloatArray, *, temperature: float = 1.0) -> FloatArray:
     """softmax(logits / temperature) over the last axis, float32."""
     scaled = logits.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # infinite logits become NaN, which every check refuses
+        powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     shares: FloatArray = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
     return shares
 

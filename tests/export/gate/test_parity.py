@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from tests.export.conftest import TEMPERATURE
@@ -53,6 +55,12 @@ def test_reference_probabilities_are_pytorchs(trained_narrow: Checkpoint) -> Non
     outputs = as_outputs(original_of(trained_narrow).logits(synthetic_faces()), TEMPERATURE)
     # Softmax of seven float32 numbers by two libraries: a few epsilons of 6e-8.
     assert np.allclose(softmax(outputs.logits, temperature=TEMPERATURE), outputs.probabilities, atol=1e-6)
+
+
+def test_infinite_logits_have_no_probabilities_and_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(softmax(np.array([[np.inf, 0.0]], np.float32))).all()
 
 
 def test_synthetic_faces_are_the_same_everywhere() -> None:
