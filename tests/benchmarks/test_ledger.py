@@ -77,6 +77,17 @@ def test_another_file_is_no_ledger_and_stays_as_it_is(tmp_path: Path, content: s
     assert path.read_text() == content
 
 
+@pytest.mark.parametrize("value", [[], {}, "", False, 0, "1", -1.0])
+def test_a_figure_that_is_no_positive_number_is_named(tmp_path: Path, value: object) -> None:
+    latency = {"engine": "onnxruntime", "model": "v0", "precision": "int8", "batch": 1, "threads": 1, "p50_ms": 1.0}
+    latency |= {"min_ms": 1.0, "images_per_second": 1000.0, "times_roofline": value, "is_busy": False}
+    board = {"schema": 1, "name": "a board", "machine": {}, "peak_rates": {}, "self_tests": [], "not_measured": []}
+    (tmp_path / "ledger.jsonl").write_text(json.dumps(board | {"latencies": [latency]}) + "\n")
+    done = CliRunner().invoke(main, ["ledger", "show", "--ledger", str(tmp_path / "ledger.jsonl")])
+    assert done.exit_code == 1
+    assert "a latency has numbers that are not positive" in done.output
+
+
 @pytest.mark.parametrize("command", [("latency",), ("ledger", "add")])
 def test_more_threads_than_cpus_are_refused(command: tuple[str, ...]) -> None:
     done = CliRunner().invoke(main, [*command, "--threads", "1", "--threads", "100000"])

@@ -192,7 +192,8 @@ def _parse(line: str) -> Board:
     for one in latencies:
         if not all(isinstance(getattr(one, key), str) for key in _TEXTS):
             raise ValueError("an engine, model or precision is no text")
-        numbers = [getattr(one, key) for key in _NUMBERS] + [one.times_roofline or 1]
+        numbers = [getattr(one, key) for key in _NUMBERS]
+        numbers += [] if one.times_roofline is None else [one.times_roofline]
         if not all(type(value) in (int, float) and 0 < value < 1e12 for value in numbers):
             raise ValueError("a latency has numbers that are not positive")
         if not type(one.batch) is type(one.threads) is int or not isinstance(one.is_busy, bool):
