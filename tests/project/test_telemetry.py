@@ -5,17 +5,25 @@ strace sees what the libraries below Python do as well: onnxruntime's telemetry 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 from tests.conftest import CHECKOUT
+from tests.export.adopt.foreign_models import FERPLUS, ferplus_like
 from tests.export.narrow import narrow
+from tests.processes import started
 from tests.train.images import write_images
 
 from fer_runtime.batch.sources import find_images, sample_images
@@ -23,7 +31,9 @@ from fer_runtime.model.find import find_model, packaged_models_dir
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 
 _STRACE = shutil.which("strace")
-_CALLS = "socket,connect,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat"
+_CALLS = (
+    "socket,connect,bind,sendto,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat"
+)
 
 
 def _can_trace() -> bool:
@@ -37,7 +47,8 @@ pytestmark = pytest.mark.skipif(not _can_trace(), reason="needs strace, and the 
 class Traced:
     """One run under strace."""
 
-    network: list[str]  # calls
+    network: list[str]  # calls that open sockets of a network, or connect them
+    addresses: set[str]  # of the internet that were connected to, written to, or listened on
     written: set[Path]  # files created or opened for writing, folders made
 
 
@@ -46,8 +57,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data"), train=6, validation=3)
 
 
-def _trace(folder: Path, *arguments: str) -> Traced:
-    """Run Python with `arguments` in `folder`; a run that fails fails the test."""
+def _trace(
+    folder: Path, *arguments: str, while_running: Callable[[subprocess.Popen[str]], None] | None = None
+) -> Traced:
+    """Run Python with `arguments` in `folder`; a run that fails fails the test.
+
+    Args:
+        while_running: what happens meanwhile, for a command that does not end by itself.
+    """
     assert _STRACE is not None
     log = folder.parent / f"{folder.name}.log"
     # Without --seccomp-bpf each call of PyTorch's start stops the process, which takes minutes.
@@ -66,23 +83,35 @@ def _trace(folder: Path, *arguments: str) -> Traced:
         environment["FER_EDGE_PLUGINS"] = "tests.export.narrow"
     for name in ("home", "tmp"):
         (folder / name).mkdir(exist_ok=True)
-    run = subprocess.run(
-        [*command, sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    network, written = [], set()
+    with started(
+        [*command, sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        if while_running is not None:
+            while_running(run)
+        output, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, output + errors
+    network: list[str] = []
+    addresses: set[str] = set()
+    written: set[Path] = set()
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         call = line.partition(" ")[2].strip()
         if re.match(r"(socket|connect)\(.*AF_(INET|INET6|NETLINK|PACKET)", call):
             network.append(call)
-        if " = -1 " in call or call.startswith(("socket", "connect", "<...")):
+        if re.match(r"(connect|bind|sendto)\(.*AF_INET6?", call):
+            addresses |= set(re.findall(r'inet_(?:addr\(|pton\(AF_INET6?, )"([^"]+)"', call))
+        if " = -1 " in call or call.startswith(("socket", "connect", "bind", "sendto", "<...")):
             continue
         is_open = call.startswith("open")
         if is_open and not re.search(r"O_(WRONLY|RDWR|CREAT|TMPFILE)", call):
             continue
         if names := re.findall(r'"((?:[^"\\]|\\.)*)"', call):
             written.add(Path(os.path.normpath(folder / names[-1])))
-    return Traced(network=network, written=written)
+    return Traced(network=network, addresses=addresses, written=written)
 
 
 def _strays(traced: Traced, folder: Path) -> list[str]:
@@ -133,6 +162,18 @@ _RUNS = {
         *("-c", "from fer_bench.cli import main; main()", "accuracy", "--model", "{model}", "--data", "{data}"),
         *("--json", "accuracy.json"),
     ),
+    "fer-bench interoperability": (
+        *("-c", "from fer_bench.cli import main; main()", "interoperability", "--model", "{model}"),
+        *("--json", "interoperability.json"),
+    ),
+    "fer-bench ledger show": ("-c", "from fer_bench.cli import main; main()", "ledger", "show", "--ledger", "{ledger}"),
+    "fer-bench ledger compare": (
+        *("-c", "from fer_bench.cli import main; main()", "ledger", "compare", "--ledger", "{ledger}"),
+    ),
+    "fer-export --adopt": (
+        *("-m", "fer_export", "--adopt", "{foreign}", "--input", "gray64", "--range", "0..255", "--temperature", "2"),
+        *("--labels", ",".join(FERPLUS), "--models-dir", "out"),
+    ),
     "import fer_runtime": (
         "-c",
         "from fer_runtime import Recognizer; print(Recognizer({model!r}).predict({sample!r}))",
@@ -164,10 +205,69 @@ def test_no_network_and_nothing_left_elsewhere(name: str, data: Path, tmp_path: 
     photos = tmp_path / "photos"
     (photos / "happy").mkdir(parents=True)
     shutil.copy(sample_images()[0], photos / "happy")
-    places = {"sample": sample_images()[0], "model": _model(), "video": video, "data": data, "checkpoint": checkpoint}
-    places |= {"photos": photos}
+    places: dict[str, str | Path] = {
+        "sample": sample_images()[0],
+        "model": _model(),
+        "video": video,
+        "data": data,
+        "checkpoint": checkpoint,
+    }
+    places |= {"photos": photos, "ledger": CHECKOUT / "benchmarks" / "results" / "ledger.jsonl"}
+    if name == "fer-export --adopt":
+        foreign = tmp_path / "foreign.onnx"
+        foreign.write_bytes(ferplus_like().SerializeToString())
+        places["foreign"] = foreign
     traced = _trace(folder, *(part.format(**places) for part in _RUNS[name]))
     assert traced.network == []
+    assert _strays(traced, folder) == []
+    assert [str(path) for path in (folder / "tmp").iterdir()] == []
+
+
+def test_a_ray_run_stays_on_this_machine_and_leaves_nothing_elsewhere() -> None:
+    """Ray asks the metadata services of clouds where it is, and writes a token to the home folder, unless kept from it.
+
+    Its processes talk to each other over the loopback address.
+    """
+    pytest.importorskip("ray", reason="needs the extra `ray`")
+    with tempfile.TemporaryDirectory(prefix="fer", dir="/tmp") as short:  # for sockets, pytest's names are too long
+        folder = Path(short) / "w"
+        folder.mkdir()
+        run = ("-m", "fer_runtime", *sample_images(), "--engine", "ray", "--output", "rows", "--model", _model())
+        traced = _trace(folder, *run)
+        assert (folder / "rows" / "_SUCCESS").is_file()
+        assert traced.addresses, "a trace that shows nothing"
+        assert traced.addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        assert _strays(traced, folder) == []
+        assert [str(path) for path in (folder / "tmp").iterdir()] == []
+
+
+def test_a_service_opens_its_own_socket_on_the_loopback_address_and_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("starlette", reason="needs the extra serve: pip install 'fer-edge[serve]'")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    image = Path(sample_images()[0]).read_bytes()
+
+    def use(process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        port = 0
+        while not port:
+            line = process.stderr.readline()
+            assert line, "it has ended"
+            with suppress(ValueError, KeyError, TypeError):
+                port = int(json.loads(line)["url"].rpartition(":")[2])
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/v1/images", image, {"Content-Type": "image/jpeg"})
+        assert len(json.loads(connection.getresponse().read())["images"][0]["faces"]) == 1
+        connection.close()
+        # strace passes no signal on to the service.
+        (service,) = (Path(f"/proc/{process.pid}/task/{process.pid}/children")).read_text().split()[:1]
+        os.kill(int(service), signal.SIGTERM)
+
+    serve = "from fer_runtime.cli.serve import main; main()"
+    traced = _trace(folder, "-c", serve, "--model", _model(), "--port", "0", while_running=use)
+    assert len([call for call in traced.network if call.startswith("socket")]) == 1, traced.network
+    assert [call for call in traced.network if call.startswith("connect")] == []
+    assert traced.addresses == {"127.0.0.1"}
     assert _strays(traced, folder) == []
     assert [str(path) for path in (folder / "tmp").iterdir()] == []
 
@@ -176,6 +276,8 @@ def test_a_socket_and_a_stray_file_would_be_seen(tmp_path: Path) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     program = "import os, socket; socket.socket().close(); os.mkdir('../stray'); open('home_is_' + 'fine', 'w').close()"
+    program += "; socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
     traced = _trace(folder, "-c", program)
-    assert len(traced.network) == 1
+    assert len(traced.network) == 3
+    assert traced.addresses == {"192.0.2.1"}
     assert _strays(traced, folder) == [str(tmp_path / "stray")]

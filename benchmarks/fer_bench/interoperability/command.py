@@ -94,9 +94,14 @@ def table(readings: Sequence[Reading]) -> str:
 @models_option
 @precisions_option
 @models_dir_option
+@click.option("--fetch", is_flag=True, help="Fetch onnxruntime-web with npm, once, at a pinned version.")
 @json_option
 def interoperability(
-    models: tuple[str, ...], precisions: tuple[Precision, ...], models_dir: Path, json_path: Path | None
+    models: tuple[str, ...],
+    precisions: tuple[Precision, ...],
+    models_dir: Path,
+    fetch: bool,
+    json_path: Path | None,
 ) -> None:
     """Run the golden faces of model files in every program that reads ONNX files.
 
@@ -110,6 +115,10 @@ def interoperability(
     files = configurations(
         models=models, precisions=precisions or PRECISIONS, engines=("onnxruntime",), models_dir=models_dir
     )
+    if fetch:
+        from fer_export.site.write import ORT_WEB_INTEGRITY, ORT_WEB_VERSION, fetch_npm_package
+
+        fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
     readings = []
     for reader in READERS:
         for one in files:

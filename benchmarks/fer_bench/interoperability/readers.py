@@ -143,12 +143,14 @@ def _onnxruntime_web(path: Path, faces: Uint8Array) -> FloatArray:
     from fer_export.site.write import (
         ORT_WEB_INTEGRITY,
         ORT_WEB_VERSION,
-        fetch_npm_package,
+        kept_npm_package,
         package_modules,
         read_npm_package,
     )
 
-    package = fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
+    package = kept_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
+    if package is None:
+        raise ValueError(f"needs onnxruntime-web {ORT_WEB_VERSION} from npm: fetch it once with --fetch")
     names = {f"package/dist/{name}" for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

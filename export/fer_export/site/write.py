@@ -171,10 +171,10 @@ def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
         DownloadError: there is no npm, no network, or other bytes came.
         OutputError: the cache folder cannot be written.
     """
-    archive = f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    if (kept := kept_npm_package(name, version, integrity)) is not None:
+        return kept
+    archive = _archive_name(name, version)
     path = cache_folder() / "npm" / archive
-    if path.is_file() and _integrity(path.read_bytes()) == integrity:
-        return path
     npm = shutil.which("npm")
     if npm is None:
         raise DownloadError(
@@ -204,6 +204,16 @@ def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
         raise DownloadError(f"npm gave other bytes of {name} {version} than expected; nothing was kept")
     write_atomically(path, content)
     return path
+
+
+def kept_npm_package(name: str, version: str, integrity: str) -> Path | None:
+    """The package's archive in the cache folder, if it has been fetched; nothing is asked of the network."""
+    path = cache_folder() / "npm" / _archive_name(name, version)
+    return path if path.is_file() and _integrity(path.read_bytes()) == integrity else None
+
+
+def _archive_name(name: str, version: str) -> str:
+    return f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
 
 
 def read_npm_package(path: Path, wanted: set[str]) -> dict[str, bytes]:

@@ -10,11 +10,12 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -55,6 +56,8 @@ PART_SIZE = 1024  # images: a fifth of a second to a minute of work
 _WAVE = 128
 # Ray's default is a third of the memory; paths and counts of the shards in work need little.
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
+# Ray adds up to 64 bytes for its sockets, whose paths have at most 103 bytes on macOS and 107 on Linux.
+_SESSION_PATH_BYTES = 39
 # An object store answers after some 30 ms: one thread would read 33 images a second, the model takes 9,000.
 _REMOTE_READERS = 32
 _COUNT_READERS = 16  # an object store answers each after some 20 ms
@@ -175,6 +178,9 @@ def load_ray(address: str | None) -> Any:
     if address is None:
         # All of it on the loopback address, which Ray has for systems with a noisy firewall.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+            # Ray would write a token of its own to the home folder.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with needs_extra("ray"):
         import ray
         import ray.data
@@ -195,7 +201,7 @@ def connected(address: str | None, *, threads: int = 1) -> Iterator[int]:
     folder = None
     options: dict[str, Any] = {"address": address}
     if address is None:
-        folder = tempfile.mkdtemp(prefix="fer-ray-")
+        folder = _session_folder()
         options = {
             "address": "local",  # whatever $RAY_ADDRESS says
             "num_cpus": max(threads, available_cpus()),
@@ -205,8 +211,9 @@ def connected(address: str | None, *, threads: int = 1) -> Iterator[int]:
         }
     try:
         try:
-            ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            with _no_api_server(ray) if address is None else nullcontext():
+                ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)
+        except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"cannot reach a Ray cluster at {address or 'this machine'}: {_first_line(error)}; "
                 "see if `ray status` finds it"
@@ -220,6 +227,29 @@ def connected(address: str | None, *, threads: int = 1) -> Iterator[int]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _session_folder() -> str:
+    """A new private folder for Ray's sockets and logs; in /tmp where the usual place has too long a name for them."""
+    usual = tempfile.gettempdir()
+    is_too_long = len(os.fsencode(usual)) + len("/fer-ray-12345678") > _SESSION_PATH_BYTES
+    return tempfile.mkdtemp(prefix="fer-ray-", dir="/tmp" if is_too_long and os.access("/tmp", os.W_OK) else usual)
+
+
+@contextmanager
+def _no_api_server(ray: Any) -> Iterator[None]:
+    """Ray's nodes start no API server in the block.
+
+    Without the dashboard it still asks the metadata services of three clouds over the network which of them it runs in,
+    for the report of usage that it has been told not to send.
+    """
+    services = ray._private.services
+    start = services.start_api_server
+    services.start_api_server = lambda *arguments, **options: ("", None)
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 def recognized_parts(
