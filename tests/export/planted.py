@@ -19,12 +19,13 @@ import pytest
 from tests.export.conftest import Kept, digest, exporting_once
 from tests.export.faults import FAULTS, LIES, Fault, Lie
 
-from fer_export import graph, pipeline
+from fer_export import candidates, graph, pipeline
 from fer_export.gate import original, publish, roundings
+from fer_export.gate.judge import judge
 from fer_export.gate.report import ExportRefusedError
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
-from fer_export.pipeline import export_model, judge
+from fer_export.pipeline import export_model
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import PRECISIONS, Precision, checkpoint_path, packaged_models_dir
 from fer_runtime.model.metadata import ModelMetadata
@@ -46,7 +47,7 @@ def planted(precision: Precision, fault: Fault | None = None, lie: Lie | None = 
         return honest(changed, metadata if lie is None else lie(metadata))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pipeline, publish):
+        for module in (candidates, publish):
             patch.setattr(module, "serialize", serialize)
         yield
 
@@ -70,8 +71,8 @@ def judging_once(kept: Kept) -> Iterator[None]:
         )
         patch.setattr(pipeline, "load_splits", once(load_splits, lambda data, **how: f"{data} {how}"))
         patch.setattr(pipeline, "load_validation", once(load_validation, lambda data, **how: f"{data} {how}"))
-        patch.setattr(pipeline, "observe", once(observe, lambda model, faces: digest(model) + digest(faces)))
-        patch.setattr(pipeline, "quantize_model", once(quantize_model, lambda model, observations: digest(model)))
+        patch.setattr(candidates, "observe", once(observe, lambda model, faces: digest(model) + digest(faces)))
+        patch.setattr(candidates, "quantize_model", once(quantize_model, lambda model, observations: digest(model)))
         logits = once(original.network_logits, lambda checkpoint, faces: digest(checkpoint) + digest(faces))
         patch.setattr(original, "network_logits", logits)
         drawn = once(roundings._logits, lambda model, faces, batch: f"{digest(model)} {digest(faces)} {batch}")

@@ -13,12 +13,14 @@ from onnx import numpy_helper
 from tests.export.conftest import Kept, exporting_once
 from tests.train.images import write_images
 
+from fer_export.candidates import make_candidate
+from fer_export.gate.judge import Candidate, judge
 from fer_export.gate.publish import Subject
 from fer_export.gate.report import ExportedModel
 from fer_export.gate.timing import Timing
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
-from fer_export.pipeline import Candidate, judge, make_candidate, prepare
+from fer_export.pipeline import prepare
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 
 _SLOW, _FAST = (Timing(batch=1, undisturbed_ms=ms, p50_ms=ms, runs=1, turns_ms=(ms,)) for ms in (2.0, 1.0))

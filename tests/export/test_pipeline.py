@@ -15,15 +15,17 @@ import torch
 from onnx import numpy_helper
 from tests.export.conftest import Exported
 
-from fer_export import pipeline
+from fer_export import candidates, pipeline
 from fer_export.gate import publish as publishing
 from fer_export.gate.accuracy import Budget, Quality, budget_checks, proof_shortfall
 from fer_export.gate.calibration import fit_temperature
 from fer_export.gate.coverage import cover_units
+from fer_export.gate.judge import order_check
 from fer_export.gate.report import ExportRefusedError
 from fer_export.graph import export_graph
 from fer_export.int8.quantize import quantize_model
-from fer_export.pipeline import _order_check, export_model
+from fer_export.int8.shared import find_shared
+from fer_export.pipeline import export_model
 from fer_export.unfamiliar.head import fit_head
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
 from fer_runtime.expressions import EXPRESSIONS
@@ -42,9 +44,15 @@ def _models(folder: Path) -> list[str]:
 
 
 def _weight_bytes(path: Path) -> int:
-    """Of the network; the layers of `unfamiliarity` stay float32 in fp16."""
-    weights = onnx.load(path).graph.initializer
-    return sum(numpy_helper.to_array(one).nbytes for one in weights if not one.name.startswith("unfamiliarity"))
+    """Of the network; the layers of `unfamiliarity` stay float32 in fp16, and share a layer of it in int8."""
+    model = onnx.load(path)
+    shared = find_shared(model, "unfamiliarity")
+    bytes_of = {one.name: numpy_helper.to_array(one).nbytes for one in model.graph.initializer}
+    total = sum(count for name, count in bytes_of.items() if not name.startswith("unfamiliarity"))
+    if shared is not None:
+        units = len(shared.places), len(shared.score_places)
+        total -= bytes_of[shared.weights] * units[1] // sum(units)
+    return total
 
 
 def test_three_precisions_are_published_and_say_what_they_are(exported: Exported) -> None:
@@ -274,13 +282,13 @@ def test_another_order_of_the_labels_is_told_from_chance() -> None:
     """Six faces of three labels, two of them mistaken for each other, say nothing; 40 exchanged ones of 140 do."""
     names = ("bored", "engaged", "tired")
     labels = np.array([0, 0, 1, 1, 2, 2])
-    few = _order_check(np.eye(3, dtype=np.float32)[[1, 0, 0, 1, 2, 2]] * 5, labels, names)
+    few = order_check(np.eye(3, dtype=np.float32)[[1, 0, 0, 1, 2, 2]] * 5, labels, names)
     assert few.passed
-    wrong = _order_check(np.eye(3, dtype=np.float32)[[1, 1, 0, 0, 2, 2]] * 5, labels, names)
+    wrong = order_check(np.eye(3, dtype=np.float32)[[1, 1, 0, 0, 2, 2]] * 5, labels, names)
     assert wrong.passed  # four faces may be chance
     labels = np.repeat(np.arange(7), 20)
     turned = np.array([1, 0, 2, 3, 4, 5, 6])[labels]
-    told = _order_check(np.eye(7, dtype=np.float32)[turned] * 5, labels, EXPRESSIONS)
+    told = order_check(np.eye(7, dtype=np.float32)[turned] * 5, labels, EXPRESSIONS)
     assert not told.passed
     assert "100.00% as disgust,angry,fear" in told.detail
 
@@ -418,7 +426,7 @@ def test_a_planted_fault_is_refused_by_the_whole_export(
                 tensor.CopyFrom(numpy_helper.from_array(values * np.float32(1.1), tensor.name))
         return model
 
-    monkeypatch.setattr(pipeline, "quantize_model", wrong)
+    monkeypatch.setattr(candidates, "quantize_model", wrong)
     with pytest.raises(ExportRefusedError, match="units"):
         export_model(
             "narrow", precisions=("int8",), checkpoint=exported.checkpoint, data=exported.data, models_dir=tmp_path

@@ -27,16 +27,18 @@ from tests.export.faults import (
 )
 from tests.export.planted import found_by, planted
 
+from fer_export.candidates import make_candidate
 from fer_export.fp16 import halve_model
 from fer_export.gate import publish
 from fer_export.gate.accuracy import Budget
+from fer_export.gate.judge import Candidate, judge
 from fer_export.gate.publish import Subject
 from fer_export.gate.report import ExportedModel
 from fer_export.gate.timing import Timing
 from fer_export.graph import serialize
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
-from fer_export.pipeline import Candidate, export_model, judge, make_candidate, prepare
+from fer_export.pipeline import export_model, prepare
 from fer_runtime.errors import ParityError
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import ModelMetadata

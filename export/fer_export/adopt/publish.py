@@ -16,7 +16,8 @@ from fer_export.gate.accuracy import Budget
 from fer_export.gate.publish import REPLAY_TOLERANCES
 from fer_export.gate.report import ExportReport
 from fer_export.graph import set_temperature
-from fer_export.pipeline import check_places, one_thread, output_path, prepare_subject, publish_files
+from fer_export.pipeline import one_thread, prepare_subject, publish_files
+from fer_export.places import check_places, output_path
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision
 from fer_train.data.dataset import load_splits, load_validation

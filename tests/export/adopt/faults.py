@@ -13,10 +13,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from fer_export.gate import coverage
+from fer_export.gate.judge import Candidate, judge
 from fer_export.gate.publish import Subject
 from fer_export.gate.timing import Timing
 from fer_export.graph import serialize
-from fer_export.pipeline import Candidate, judge
 
 
 @contextmanager

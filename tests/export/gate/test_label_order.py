@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fer_export.pipeline import _order_check
+from fer_export.gate.judge import order_check
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.parity import FloatArray
 
@@ -20,7 +20,7 @@ def _logits(answers: np.ndarray, classes: int) -> FloatArray:
 def test_a_network_that_guesses_raises_no_alarm(seed: int, faces: int) -> None:
     random = np.random.default_rng(seed)
     labels, answers = random.integers(0, 7, (2, faces))
-    assert _order_check(_logits(answers, 7), labels, EXPRESSIONS).passed
+    assert order_check(_logits(answers, 7), labels, EXPRESSIONS).passed
 
 
 @pytest.mark.parametrize("faces", [150, 3589])
@@ -32,12 +32,12 @@ def test_the_order_of_the_csv_is_named(faces: int) -> None:
     csv = (*EXPRESSIONS[:4], "sad", "surprise", "neutral")
     # Logit 4 is neutral, and csv calls it sad.
     said = np.array([csv.index(EXPRESSIONS[label]) for label in labels])
-    check = _order_check(_logits(answers, 7), said, csv)
+    check = order_check(_logits(answers, 7), said, csv)
     assert not check.passed
     assert f"--labels {','.join(EXPRESSIONS)}" in check.detail
 
 
 def test_two_labels_may_be_exchanged() -> None:
     labels = np.arange(40) % 2
-    check = _order_check(_logits(1 - labels, 2), labels, ("bored", "engaged"))
+    check = order_check(_logits(1 - labels, 2), labels, ("bored", "engaged"))
     assert "100.00% as engaged,bored" in check.detail

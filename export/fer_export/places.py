@@ -1,0 +1,64 @@
+"""Where an export writes its files, and what it may replace there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from fer_runtime.errors import ModelFileError, OutputError
+from fer_runtime.model.find import Precision, model_path
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.model.onnx_file import read_onnx_file
+
+
+def output_path(models_dir: Path, name: str, precision: Precision, batch: int | None = None) -> Path:
+    """The file that an export writes; one of a fixed batch has the batch in its name, `model_0.batch1.onnx`."""
+    path = model_path(models_dir, name, precision)
+    return path if batch is None else path.with_name(path.name.removesuffix(".onnx") + f".batch{batch}.onnx")
+
+
+def check_places(places: Sequence[Path], sha256: str, source: Path, *, replace: bool) -> None:
+    """Check that the files can be written, minutes before the first one is.
+
+    Args:
+        places: the files, all in one folder.
+        sha256: of what they are made from, `source`.
+        replace: whatever stands there.
+
+    Raises:
+        OutputError: the folder is not writable, or holds models of another origin.
+    """
+    for folder in {place.parent for place in places}:
+        _check_writable(folder)
+    for place in places if not replace else ():
+        _check_replaceable(place, sha256, source)
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises OutputError where it is not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+
+
+def _check_replaceable(path: Path, sha256: str, source: Path) -> None:
+    """Raises OutputError where `path` holds a model of another checkpoint, or something else."""
+    if not path.exists():
+        return
+    said = metadata_of(path)
+    if said is not None and said.checkpoint_sha256 == sha256:
+        return
+    what = "is no model of fer-export" if said is None else "was exported from another checkpoint"
+    raise OutputError(f"{path} {what} than {source}; add --replace to overwrite it, or give another --models-dir")
+
+
+def metadata_of(path: Path) -> ModelMetadata | None:
+    try:
+        file, _ = read_onnx_file(path)
+        return parse_metadata(file.metadata.get(METADATA_KEY), source=str(path))
+    except ModelFileError:
+        return None
