@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -32,6 +32,9 @@ DARK_BELOW = 34.0  # of `brightness`
 TURNED_ABOVE = 0.3  # of `turn`
 
 _LANDMARKS = 5  # that YuNet gives
+_MIDDLE = slice(17, 31)  # rows of a face of 48: eyes and nose, with one more at both ends for the Laplacian
+_FEW = 4  # faces for which another call costs more than it saves
+_SHARE = 12 / (FACE_SIZE - 2)  # of the Laplacian's rows
 
 
 class Limits(NamedTuple):
@@ -66,23 +69,27 @@ def find_doubts(
     """
     planes = _planes(faces)
     levels, contrasts = _mean_and_deviation(planes)
-    blurred = (_sharpness(planes, contrasts) < BLURRED_BELOW).tolist()
+    blurred = _blurred(planes, contrasts).tolist()
     dark = (levels < DARK_BELOW).tolist()
     strange: Sequence[bool | None] = [None] * len(faces)
     if unfamiliarity is not None and limits.unfamiliarity is not None:
         # Written as "not <=" so that NaN is unfamiliar.
         strange = (~(unfamiliarity <= limits.unfamiliarity)).tolist()
+    least = limits.confidence
     found = []
-    for index, detection in enumerate(detections):
+    for detection, confidence, is_blurred, is_dark, is_strange in zip(
+        detections, confidences, blurred, dark, strange, strict=True
+    ):
         turned = turn(detection.landmarks)
+        _, _, width, height = detection.box
         found.append(
             _doubts(
-                is_low(confidences[index], limits.confidence),
+                None if least is None else confidence < least,
                 None if turned is None else turned > TURNED_ABOVE,
-                min(detection.box[2:]) < SMALL_BELOW,
-                blurred[index],
-                dark[index],
-                strange[index],
+                width < SMALL_BELOW or height < SMALL_BELOW,
+                is_blurred,
+                is_dark,
+                is_strange,
             )
         )
     return found
@@ -116,24 +123,57 @@ def sharpness(faces: Uint8Array) -> FloatArray:
 
 
 def _sharpness(planes: Uint8Array, contrasts: Float64Array) -> FloatArray:
-    if not len(planes):
-        return np.zeros(0, np.float32)
-    # One call for all faces, one below the other: without its border, a face's Laplacian depends on that face alone.
-    column = np.ascontiguousarray(planes).reshape(-1, FACE_SIZE)
-    edges = np.asarray(cv2.Laplacian(column, cv2.CV_16S), np.int16).reshape(planes.shape)
-    _, deviations = _mean_and_deviation(edges[:, 1:-1, 1:-1])
     # An even plane has no contrast to divide by, and is not blurred.
-    ratio: FloatArray = np.where(contrasts < 1, 1, deviations / np.maximum(contrasts, 1)).astype(np.float32)
+    ratio: FloatArray = np.where(contrasts < 1, 1, _edges(planes) / np.maximum(contrasts, 1)).astype(np.float32)
     return ratio
 
 
-def _mean_and_deviation(planes: npt.NDArray[np.integer[Any]]) -> tuple[Float64Array, Float64Array]:
-    """Mean and standard deviation of each plane; the sums are of integers, and exact."""
-    values = planes.astype(np.float64).reshape(len(planes), -1)
-    count = values.shape[1]
-    means: Float64Array = values.sum(1) / count
-    squares: Float64Array = np.vecdot(values, values) / count
-    return means, np.sqrt(np.maximum(squares - means**2, 0))
+def _blurred(planes: Uint8Array, contrasts: Float64Array) -> npt.NDArray[np.bool_]:
+    """Whether each face's sharpness is below BLURRED_BELOW.
+
+    Values never differ less from their mean than a part of them from its own: where the middle of a face alone has
+    edges enough, the rest is not computed. That is so for 93 % of FER2013.
+    """
+    if len(planes) < _FEW:
+        return _sharpness(planes, contrasts) < BLURRED_BELOW
+    middle = _edges(np.ascontiguousarray(planes[:, _MIDDLE])) * math.sqrt(_SHARE)
+    # Above by more than float64 and float32 round.
+    found: npt.NDArray[np.bool_] = ~((contrasts < 1) | (middle > 1.001 * BLURRED_BELOW * contrasts))
+    doubted = np.flatnonzero(found)
+    if len(doubted):
+        found[doubted] = _sharpness(planes[doubted], contrasts[doubted]) < BLURRED_BELOW
+    return found
+
+
+def _edges(planes: Uint8Array) -> Float64Array:
+    """Standard deviation of each plane's Laplacian, uint8 (planes, rows, columns)."""
+    count, rows, columns = planes.shape
+    if not count:
+        return np.zeros(0)
+    # One call for all planes, one below the other: without its border, a plane's Laplacian depends on that plane alone.
+    column = np.ascontiguousarray(planes).reshape(-1, columns)
+    edges = np.asarray(cv2.Laplacian(column, cv2.CV_16S)).reshape(count, rows, columns)[:, 1:-1, 1:-1]
+    values = edges.astype(np.float64).reshape(count, -1)
+    return _deviation(values.sum(1), np.vecdot(values, values), values.shape[1])
+
+
+def _mean_and_deviation(planes: Uint8Array) -> tuple[Float64Array, Float64Array]:
+    """Mean and standard deviation of each plane, uint8 (planes, rows, columns)."""
+    if not len(planes):
+        return np.zeros(0), np.zeros(0)
+    values = np.ascontiguousarray(planes).reshape(len(planes), -1)
+    sums, squares = (
+        np.asarray(cv2.reduce(values, 1, kind, dtype=cv2.CV_32S))[:, 0].astype(np.float64)
+        for kind in (cv2.REDUCE_SUM, cv2.REDUCE_SUM2)
+    )
+    return sums / values.shape[1], _deviation(sums, squares, values.shape[1])
+
+
+def _deviation(sums: Float64Array, squares: Float64Array, count: int) -> Float64Array:
+    """Standard deviations of `count` values each; both sums are of integers, and exact."""
+    means = sums / count
+    deviations: Float64Array = np.sqrt(np.maximum(squares / count - means**2, 0))
+    return deviations
 
 
 def brightness(faces: Uint8Array) -> FloatArray:

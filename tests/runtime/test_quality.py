@@ -14,7 +14,7 @@ import fer_runtime
 from fer_runtime import Recognizer
 from fer_runtime.detectors import Detection
 from fer_runtime.output.rows import JsonLines
-from fer_runtime.quality import Limits, brightness, find_doubts, sharpness, turn
+from fer_runtime.quality import BLURRED_BELOW, DARK_BELOW, Limits, brightness, find_doubts, sharpness, turn
 from fer_runtime.results import Face
 
 SAMPLES = Path(fer_runtime.__file__).parent / "samples"
@@ -156,3 +156,43 @@ def test_auto_takes_every_reason_for_uncertain_and_a_number_only_the_confidence(
         assert face.reasons == ("dark", "unfamiliar")
         assert face.uncertain is False
         assert recognizer.judged(face, 1.0).reasons == ("low_confidence", "dark", "unfamiliar")
+
+
+def _by_hand(plane: np.ndarray) -> tuple[float, float]:
+    """Mean and sharpness in float64, value by value of the definition."""
+    values = plane.astype(np.float64)
+    middle = values[1:-1, 1:-1]
+    edges = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * middle
+    contrast = values.std()
+    return values.mean(), 1.0 if contrast < 1 else edges.std() / contrast
+
+
+def _planes() -> np.ndarray:
+    """Planes of all contrasts, some sharp in one part alone; even, black, white, and as rough as can be."""
+    random = np.random.default_rng(5)
+    rows, columns = np.mgrid[0:48, 0:48]
+    planes = [random.integers(0, 256, (48, 48)), np.zeros((48, 48)), np.full((48, 48), 255), rows * 5, 255 - columns]
+    planes += [(rows + columns) % 2 * 255, (rows + columns) % 2 + 33, rows // 24 * 255, np.full((48, 48), 34)]
+    for sigma in np.linspace(0.3, 6, 200):
+        blurred = cv2.GaussianBlur(random.normal(128, 60, (48, 48)), (0, 0), float(sigma))
+        planes.append(blurred)
+        planes.append(np.where((rows < 16) == (sigma % 0.2 < 0.1), random.normal(128, 3 * sigma, (48, 48)), blurred))
+    return np.asarray(np.clip(np.rint(np.stack(planes)), 0, 255), np.uint8)
+
+
+def test_measures_and_reasons_are_those_of_float64() -> None:
+    planes = _planes()
+    expected = np.array([_by_hand(plane) for plane in planes])
+    np.testing.assert_allclose(brightness(planes), expected[:, 0], rtol=1e-6)  # float32
+    np.testing.assert_allclose(sharpness(planes), expected[:, 1], rtol=1e-6)
+    blurred, dark = expected[:, 1] < BLURRED_BELOW, expected[:, 0] < DARK_BELOW
+    assert 40 < blurred.sum() < len(planes) - 40
+    detection = Detection(box=(0, 0, 48, 48))
+    for batch in (1, 7, 32, len(planes)):
+        reasons = []
+        for start in range(0, len(planes), batch):
+            some = planes[start : start + batch]
+            found = find_doubts([detection] * len(some), some, [1.0] * len(some), None, Limits())
+            reasons += [one.reasons for one in found]
+        assert ["blurred" in one for one in reasons] == blurred.tolist()
+        assert ["dark" in one for one in reasons] == dark.tolist()
