@@ -21,7 +21,6 @@ from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.images import Uint8Array
 
 FloatArray = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 REASONS = ("low_confidence", "turned", "small", "blurred", "dark", "unfamiliar")
 
@@ -33,8 +32,7 @@ TURNED_ABOVE = 0.3  # of `turn`
 
 _LANDMARKS = 5  # that YuNet gives
 _MIDDLE = slice(17, 31)  # rows of a face of 48: eyes and nose, with one more at both ends for the Laplacian
-_FEW = 4  # faces for which another call costs more than it saves
-_SHARE = 12 / (FACE_SIZE - 2)  # of the Laplacian's rows
+_MIDDLE_EDGES = 12 * (FACE_SIZE - 2)  # values of the Laplacian there
 
 
 class Limits(NamedTuple):
@@ -68,17 +66,17 @@ def find_doubts(
         limits: of the model.
     """
     planes = _planes(faces)
-    levels, contrasts = _mean_and_deviation(planes)
-    blurred = _blurred(planes, contrasts).tolist()
-    dark = (levels < DARK_BELOW).tolist()
+    sums, squares = _sums(planes)
+    blurred = _blurred(planes, sums, squares)
     strange: Sequence[bool | None] = [None] * len(faces)
     if unfamiliarity is not None and limits.unfamiliarity is not None:
         # Written as "not <=" so that NaN is unfamiliar.
         strange = (~(unfamiliarity <= limits.unfamiliarity)).tolist()
     least = limits.confidence
     found = []
-    for detection, confidence, is_blurred, is_dark, is_strange in zip(
-        detections, confidences, blurred, dark, strange, strict=True
+    darkest = DARK_BELOW * FACE_SIZE**2
+    for detection, confidence, is_blurred, level, is_strange in zip(
+        detections, confidences, blurred, sums, strange, strict=True
     ):
         turned = turn(detection.landmarks)
         _, _, width, height = detection.box
@@ -88,7 +86,7 @@ def find_doubts(
                 None if turned is None else turned > TURNED_ABOVE,
                 width < SMALL_BELOW or height < SMALL_BELOW,
                 is_blurred,
-                is_dark,
+                level < darkest,
                 is_strange,
             )
         )
@@ -119,66 +117,69 @@ def sharpness(faces: Uint8Array) -> FloatArray:
         faces: uint8 (faces, size, size), or (faces, size, size, 3) in RGB.
     """
     planes = _planes(faces)
-    return _sharpness(planes, _mean_and_deviation(planes)[1])
+    return _sharpness(planes, *_sums(planes))
 
 
-def _sharpness(planes: Uint8Array, contrasts: Float64Array) -> FloatArray:
-    # An even plane has no contrast to divide by, and is not blurred.
-    ratio: FloatArray = np.where(contrasts < 1, 1, _edges(planes) / np.maximum(contrasts, 1)).astype(np.float32)
-    return ratio
+def _sharpness(planes: Uint8Array, sums: Sequence[int], squares: Sequence[int]) -> FloatArray:
+    count, edges = FACE_SIZE**2, (FACE_SIZE - 2) ** 2
+    found = []
+    for total, square, (edge, edge_square) in zip(sums, squares, zip(*_edge_sums(planes), strict=True), strict=True):
+        contrast = (square - total * total / count) / count
+        # An even plane has no contrast to divide by, and is not blurred.
+        spread = max(edge_square - edge * edge / edges, 0.0) / edges
+        found.append(1.0 if contrast < 1 else math.sqrt(spread / contrast))
+    return np.array(found, np.float32)
 
 
-def _blurred(planes: Uint8Array, contrasts: Float64Array) -> npt.NDArray[np.bool_]:
+def _blurred(planes: Uint8Array, sums: Sequence[int], squares: Sequence[int]) -> list[bool]:
     """Whether each face's sharpness is below BLURRED_BELOW.
 
     Values never differ less from their mean than a part of them from its own: where the middle of a face alone has
     edges enough, the rest is not computed. That is so for 93 % of FER2013.
     """
-    if len(planes) < _FEW:
-        return _sharpness(planes, contrasts) < BLURRED_BELOW
-    middle = _edges(np.ascontiguousarray(planes[:, _MIDDLE])) * math.sqrt(_SHARE)
-    # Above by more than float64 and float32 round.
-    found: npt.NDArray[np.bool_] = ~((contrasts < 1) | (middle > 1.001 * BLURRED_BELOW * contrasts))
-    doubted = np.flatnonzero(found)
-    if len(doubted):
-        found[doubted] = _sharpness(planes[doubted], contrasts[doubted]) < BLURRED_BELOW
+    # Faces without contrast, and those above by more than float64 and float32 round, are not blurred.
+    count, edges = FACE_SIZE**2, (FACE_SIZE - 2) ** 2
+    factor = (1.001 * BLURRED_BELOW) ** 2 * edges / count
+    doubted = []
+    middle = zip(*_edge_sums(planes[:, _MIDDLE]), strict=True)
+    for index, (total, square, (edge, edge_square)) in enumerate(zip(sums, squares, middle, strict=True)):
+        spread = square - total * total / count
+        if spread >= count and edge_square - edge * edge / _MIDDLE_EDGES <= factor * spread:
+            doubted.append(index)
+    found = [False] * len(planes)
+    if doubted:
+        low = _sharpness(planes[doubted], [sums[one] for one in doubted], [squares[one] for one in doubted])
+        for index, is_blurred in zip(doubted, (low < BLURRED_BELOW).tolist(), strict=True):
+            found[index] = is_blurred
     return found
 
 
-def _edges(planes: Uint8Array) -> Float64Array:
-    """Standard deviation of each plane's Laplacian, uint8 (planes, rows, columns)."""
+# Few calls over all faces, and plain numbers for each: behind a model's run, a call of numpy costs as much as a face.
+def _sums(planes: Uint8Array) -> tuple[list[int], list[int]]:
+    """The sum of each plane's values, and of their squares."""
+    if not len(planes):
+        return [], []
+    values = np.ascontiguousarray(planes).reshape(len(planes), -1)
+    return (
+        cv2.reduce(values, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel().tolist(),
+        cv2.reduce(values, 1, cv2.REDUCE_SUM2, dtype=cv2.CV_32S).ravel().tolist(),
+    )
+
+
+def _edge_sums(planes: Uint8Array) -> tuple[list[float], list[float]]:
+    """The sum of the values of each plane's Laplacian, and of their squares: integers, exact in float64."""
     count, rows, columns = planes.shape
     if not count:
-        return np.zeros(0)
+        return [], []
     # One call for all planes, one below the other: without its border, a plane's Laplacian depends on that plane alone.
-    column = np.ascontiguousarray(planes).reshape(-1, columns)
-    edges = np.asarray(cv2.Laplacian(column, cv2.CV_16S)).reshape(count, rows, columns)[:, 1:-1, 1:-1]
-    values = edges.astype(np.float64).reshape(count, -1)
-    return _deviation(values.sum(1), np.vecdot(values, values), values.shape[1])
-
-
-def _mean_and_deviation(planes: Uint8Array) -> tuple[Float64Array, Float64Array]:
-    """Mean and standard deviation of each plane, uint8 (planes, rows, columns)."""
-    if not len(planes):
-        return np.zeros(0), np.zeros(0)
-    values = np.ascontiguousarray(planes).reshape(len(planes), -1)
-    sums, squares = (
-        np.asarray(cv2.reduce(values, 1, kind, dtype=cv2.CV_32S))[:, 0].astype(np.float64)
-        for kind in (cv2.REDUCE_SUM, cv2.REDUCE_SUM2)
-    )
-    return sums / values.shape[1], _deviation(sums, squares, values.shape[1])
-
-
-def _deviation(sums: Float64Array, squares: Float64Array, count: int) -> Float64Array:
-    """Standard deviations of `count` values each; both sums are of integers, and exact."""
-    means = sums / count
-    deviations: Float64Array = np.sqrt(np.maximum(squares / count - means**2, 0))
-    return deviations
+    edges = np.asarray(cv2.Laplacian(np.ascontiguousarray(planes).reshape(-1, columns), cv2.CV_16S))
+    values = edges.reshape(count, rows, columns)[:, 1:-1, 1:-1].astype(np.float64).reshape(count, -1)
+    return values.sum(1).tolist(), np.vecdot(values, values).tolist()
 
 
 def brightness(faces: Uint8Array) -> FloatArray:
     """Mean gray level of each face, 0 to 255, float32 (faces,)."""
-    return _mean_and_deviation(_planes(faces))[0].astype(np.float32)
+    return (np.array(_sums(_planes(faces))[0]) / FACE_SIZE**2).astype(np.float32)
 
 
 def turn(landmarks: Sequence[Point]) -> float | None:

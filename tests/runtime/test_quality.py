@@ -177,6 +177,11 @@ def _planes() -> np.ndarray:
         blurred = cv2.GaussianBlur(random.normal(128, 60, (48, 48)), (0, 0), float(sigma))
         planes.append(blurred)
         planes.append(np.where((rows < 16) == (sigma % 0.2 < 0.1), random.normal(128, 3 * sigma, (48, 48)), blurred))
+    planes.append(columns // 6)  # blurred, with hardly any contrast
+    for sigma in np.linspace(6, 9, 60):  # nearly all edges in the middle, and few of them
+        ramp = rows * 5.0
+        ramp[18:30] += random.normal(0, sigma, (12, 48))
+        planes.append(ramp)
     return np.asarray(np.clip(np.rint(np.stack(planes)), 0, 255), np.uint8)
 
 
