@@ -169,6 +169,17 @@ def fix_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return fixed
 
 
+def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that takes any batch: `fix_batch` changes nothing but what inputs and outputs state."""
+    free = onnx.ModelProto()
+    free.CopyFrom(model)
+    for value in (*free.graph.input, *free.graph.output):
+        dimension = value.type.tensor_type.shape.dim[0]
+        dimension.Clear()
+        dimension.dim_param = "batch"
+    return free
+
+
 def serialize(model: onnx.ModelProto, metadata: ModelMetadata) -> bytes:
     """The file's bytes: `model` with `metadata` as its only metadata entry; equal input gives equal bytes."""
     complete = onnx.ModelProto()

@@ -377,6 +377,23 @@ def test_a_fixed_batch_is_written_beside_the_dynamic_file(exported: Exported, tm
     assert session.get_inputs()[0].shape == [1, 48, 48]
 
 
+@pytest.mark.usefixtures("exports_once")
+def test_a_fixed_batch_larger_than_what_the_interpreters_run(exported: Exported, tmp_path: Path) -> None:
+    report = export_model(
+        "narrow",
+        checkpoint=exported.checkpoint,
+        data=exported.data,
+        precisions=("fp32", "fp16", "int8"),
+        models_dir=tmp_path,
+        budget=Budget(accuracy=5, macro_f1=5, recall=20),
+        batch=50,
+    )
+    for one in report.models:
+        assert one.is_published, one.parity.failures
+        assert {"batch", "repeat", "unoptimized"} <= {check.name for check in one.parity.checks}
+        assert run_self_test(one.path).passed
+
+
 def test_votes_are_the_labels_where_they_are_given(exported: Exported, tmp_path: Path) -> None:
     faces = load_faces(exported.data, "validation")
     rows = []

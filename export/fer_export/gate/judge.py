@@ -29,6 +29,7 @@ from fer_export.gate.timing import Timing, speed_check
 from fer_export.gate.unfamiliar import unfamiliar_checks
 from fer_export.gate.units import UnitLimits, unit_check
 from fer_export.gate.weights import weights_check
+from fer_export.graph import free_batch
 from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import LOWEST_OPSET
 from fer_export.places import output_path
@@ -127,7 +128,7 @@ def judge(
         if reference is not None and subject.real_faces:
             some = _unit_faces(subject)
             fp32, limits = reference[0].model, UnitLimits()
-            checks += guarded("units", lambda: [unit_check(fp32, model, some, limits)])
+            checks += guarded("units", lambda: [unit_check(free_batch(fp32), free_batch(model), some, limits)])
             if is_ours:
                 checks += guarded("int8 weights", lambda: [weights_check(fp32, model)])
         checks += guarded("integers", lambda: [integer_check(candidate.content)])
