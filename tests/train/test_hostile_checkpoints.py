@@ -74,6 +74,23 @@ def _nested(depth: int) -> bytes:
     return _pickled(b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b".")
 
 
+def _renamed(signature: bytes, flags: int, name: int) -> bytes:
+    """An entry's name that is said to be UTF-8 and is not, in the headers with this signature."""
+    content = bytearray(_saved({"a": torch.zeros(3)}))
+    place = 0
+    while (place := content.find(signature, place)) >= 0:
+        content[place + flags + 1] |= 8
+        content[place + name] = 0xE8
+        place += 1
+    return bytes(content)
+
+
+def _later_version() -> bytes:
+    content = bytearray(_saved({"a": torch.zeros(3)}))
+    content[content.find(b"PK\x01\x02") + 6] = 255
+    return bytes(content)
+
+
 FILES: dict[str, Callable[[], bytes]] = {
     "complex weights": lambda: _with("fc_layer.4.bias", torch.zeros(7, dtype=torch.complex64)),
     "bool weights": lambda: _with("fc_layer.4.bias", torch.zeros(7, dtype=torch.bool)),
@@ -107,6 +124,9 @@ FILES: dict[str, Callable[[], bytes]] = {
         lambda entry, data: None if entry.filename.endswith("data/0") else (entry.filename, data)
     ),
     "paths upwards": lambda: _zip(lambda entry, data: (f"../../{entry.filename}", data)),
+    "a name that is not UTF-8": lambda: _renamed(b"PK\x03\x04", 6, 30),
+    "a name that is not UTF-8 in the table": lambda: _renamed(b"PK\x01\x02", 8, 46),
+    "a later version of zip": _later_version,
     "escapes in names": lambda: _with("\x1b[2Jverdict\n  ok", torch.zeros(3)),
     "safetensors: long header": lambda: _safetensors(_tensor(), length=2**60),
     "safetensors: no JSON": lambda: _safetensors(b"{" * 100_000),

@@ -87,7 +87,7 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
             raise UnreadableError("it is empty")
         try:
             if start.startswith(b"PK"):
-                with zipfile.ZipFile(file) as archive:
+                with _opened_zip(file) as archive:
                     zipped = _Archive(archive, file)
                     yield CheckpointFile(content=read_pickle(zipped.pickle()), source=zipped, metadata={})
             elif _is_safetensors(start, path):
@@ -102,6 +102,14 @@ def open_checkpoint(path: Path) -> Iterator[CheckpointFile]:
             if type(error) is not RefusedPickleError:
                 raise
             raise UnreadableError(str(error)) from error
+
+
+def _opened_zip(file: io.RawIOBase) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    # zipfile decodes names as UTF-8; a version above 6.3 is a RuntimeError.
+    except (UnicodeDecodeError, RuntimeError) as error:
+        raise UnreadableError(f"it is no zip file that can be read ({printable(error, limit=200)})") from error
 
 
 class _BoundedFile(io.RawIOBase):
@@ -209,7 +217,7 @@ class _Archive(_Source):
             with self._archive.open(entry) as values:
                 while block := values.read(_BLOCK_BYTES):
                     yield block
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, UnicodeDecodeError) as error:
             raise UnreadableError(f"{printable(entry.filename, limit=100)} in it is cut short or damaged") from error
 
 
