@@ -420,8 +420,10 @@ def _brands(content: bytes) -> frozenset[bytes]:
     """The kinds of file that an ISO base media file says it is; none of another file."""
     if content[4:8] != b"ftyp":
         return frozenset()
-    end = min(int.from_bytes(content[:4], "big"), 1024)
-    return frozenset(content[at : at + 4] for at in (8, *range(16, end - 3, 4)))
+    size, start = int.from_bytes(content[:4], "big"), 8
+    if size == 1:
+        size, start = int.from_bytes(content[8:16], "big"), 16
+    return frozenset(content[at : at + 4] for at in (start, *range(start + 8, min(size, 1024) - 3, 4)))
 
 
 _PARSERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (

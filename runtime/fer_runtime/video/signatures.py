@@ -40,7 +40,8 @@ def looks_like_a_video(content: bytes) -> bool:
     if content.startswith(_SIGNATURES) or (content[:4] == b"RIFF" and content[8:12] in (b"AVI ", b"AVIX", b"AMV ")):
         return True
     if content[4:8] == b"ftyp":
-        return content[8:12] not in _OTHER_BRANDS
+        start = 16 if content.startswith(b"\0\0\0\1") else 8  # behind a size of 64 bits
+        return content[start : start + 4] not in _OTHER_BRANDS
     if content.startswith(b"OggS"):
         return any(codec in content for codec in _OGG_VIDEO)
     return content[4:8] in _QUICKTIME_BOXES or _is_unit_stream(content) or bool(transport_packets(content))

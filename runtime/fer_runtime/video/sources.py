@@ -212,8 +212,10 @@ class VideoFile:
             counts.missing_seconds = missing
         if not self._stated_frames:
             return
-        if self._stated is not None and self._stated_frames / self.rate <= self._stated + 1.5 / self.rate:
-            # MP4 lists every frame; but where only a part of them is shown, the others are left out on purpose.
+        shown = None if self._stated is None else self._stated * self.rate  # frames
+        if shown is not None and (self._stated_frames <= shown + 1.5 or shown < 1):
+            # MP4 lists every frame; but where only a part of them is shown, the others are left out on purpose. A length
+            # that is shorter than a frame is no such part: the times of the file contradict each other.
             counts.missing = max(0, self._stated_frames - counts.total)
         elif self._is_avi:
             # AVI lists every frame, too. Times of frames that the recorder left out are no damage.

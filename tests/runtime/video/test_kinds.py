@@ -53,6 +53,7 @@ def test_streams_are_videos(head: str) -> None:
         b"\0\0\1\0\2\0\x20\x20" + bytes(100),  # an icon
         b"\0\0\0\x20ftypheic" + bytes(20),
         b"\0\0\0\x20ftypavif" + bytes(20),
+        b"\0\0\0\1ftyp" + (32).to_bytes(8, "big") + b"avif" + bytes(20),
         b"\0\0\0\x20ftypM4A " + bytes(20),
         b"OggS\0\2" + bytes(22) + b"\x01vorbis",
         b"RIFF\0\0\0\0WEBPVP8 ",

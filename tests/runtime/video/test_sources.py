@@ -118,6 +118,18 @@ def test_a_film_that_starts_later_is_not_cut_short(suffix: str, start: int, tmp_
     assert counts.end == pytest.approx(3.0, abs=0.01)
 
 
+@pytest.mark.parametrize("ticks", [0, 0xFFFFFFFF])
+def test_frames_that_a_damaged_clock_takes_away_are_counted(ticks: int, tmp_path: Path) -> None:
+    path = write_film(tmp_path / "film.mp4", frames=40)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"mdhd") + 16
+    content[at : at + 4] = ticks.to_bytes(4, "big")  # of a second; FFmpeg takes them for seconds then
+    path.write_bytes(content)
+    counts = _read(path)
+    assert counts.total < 40
+    assert counts.missing == 40 - counts.total
+
+
 def test_a_film_that_was_trimmed_on_a_phone_is_not_cut_short(tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4")
     content = bytearray(path.read_bytes())
