@@ -47,7 +47,8 @@ class ServingResult:
     faces: int  # of a request
     requests: int
     seconds: float
-    errors: int  # answers other than 200, and broken connections
+    errors: int  # answers other than 200 and 503, and broken connections
+    refused: int  # answers of 503, after which the client waits as it is told and asks again
     requests_per_second: float
     faces_per_second: float
     faces_per_cpu_second: float  # of the service's process: what one core does, however busy the machine is
@@ -95,12 +96,13 @@ def measure_serving(
 def _median(results: Sequence[ServingResult]) -> ServingResult:
     values = {
         name: statistics.median(getattr(one, name) for one in results)
-        if name not in ("service", "errors", "requests", "clients", "faces", "memory_growth_mb")
+        if name not in ("service", "errors", "refused", "requests", "clients", "faces", "memory_growth_mb")
         else getattr(results[0], name)
         for name in asdict(results[0])
     }
     values["requests"] = sum(one.requests for one in results)
     values["errors"] = sum(one.errors for one in results)
+    values["refused"] = sum(one.refused for one in results)
     values["memory_growth_mb"] = max(one.memory_growth_mb for one in results)
     return ServingResult(**values)
 
@@ -222,7 +224,8 @@ def _measure(name: str, service: _Service, faces: Uint8Array, *, clients: int, s
         faces=len(faces),
         requests=len(times),
         seconds=elapsed,
-        errors=sum(statuses.values()) - statuses[200],
+        errors=sum(statuses.values()) - statuses[200] - statuses[503],
+        refused=statuses[503],
         requests_per_second=len(times) / elapsed,
         faces_per_second=len(times) * len(faces) / elapsed,
         faces_per_cpu_second=len(times) * len(faces) / busy,
@@ -271,6 +274,7 @@ def run_bare() -> None:
         requests=len(times),
         seconds=elapsed,
         errors=0,
+        refused=0,
         requests_per_second=len(times) / elapsed,
         faces_per_second=len(times) * BATCH / elapsed,
         faces_per_cpu_second=len(times) * BATCH / busy,
@@ -342,6 +346,8 @@ def inference_request(model: str, faces: Uint8Array) -> bytes:
 def _load(name: str, port: int, request: bytes, clients: int, seconds: float) -> tuple[list[float], Counter[int]]:
     """Seconds of each successful request, and the number of answers by status; 0 for a broken connection.
 
+    A client that gets 503 asks again after the seconds of Retry-After.
+
     Raises:
         ServeError: a request is not answered in time.
     """
@@ -366,6 +372,8 @@ def _load(name: str, port: int, request: bytes, clients: int, seconds: float) ->
                 statuses[status] += 1
                 if status == 200:
                     times.append(perf_counter() - started)
+                if status == 503:
+                    await asyncio.sleep(max(0.0, min(_retry_after(lower), end - perf_counter())))
                 if (started := perf_counter()) >= end:
                     break
         except (OSError, EOFError, ValueError):
@@ -387,17 +395,25 @@ def _load(name: str, port: int, request: bytes, clients: int, seconds: float) ->
     return times, statuses
 
 
+def _retry_after(head: bytes) -> float:
+    """Seconds after which a client should ask again, by the lower-case head of an answer."""
+    _, found, value = head.partition(b"\r\nretry-after:")
+    text = value.partition(b"\r\n")[0].strip()
+    return float(text) if found and text.isdigit() else 1.0
+
+
 def serving_table(results: Sequence[ServingResult]) -> str:
     """The results for a terminal, beside the bare model's rate."""
     bare = next((one.faces_per_cpu_second for one in results if one.service == "bare model"), float("nan"))
     lines = [
         f"{'service':10} {'clients':>7} {'faces':>5} {'requests/s':>10} {'faces/s':>8} {'of CPU':>8} {'of bare':>7} "
-        f"{'p50 ms':>8} {'p99 ms':>8} {'errors':>6} {'MB':>5} {'grown':>6}"
+        f"{'p50 ms':>8} {'p99 ms':>8} {'errors':>6} {'refused':>7} {'MB':>5} {'grown':>6}"
     ]
     for one in sorted(results, key=lambda one: (one.faces, one.clients, one.service)):
         lines.append(
             f"{one.service:10} {one.clients:7} {one.faces:5} {one.requests_per_second:10.0f} "
             f"{one.faces_per_second:8.0f} {one.faces_per_cpu_second:8.0f} {one.faces_per_cpu_second / bare:7.0%} "
-            f"{one.p50_ms:8.2f} {one.p99_ms:8.2f} {one.errors:6} {one.memory_mb:5.0f} {one.memory_growth_mb:6.1f}"
+            f"{one.p50_ms:8.2f} {one.p99_ms:8.2f} {one.errors:6} {one.refused:7} {one.memory_mb:5.0f} "
+            f"{one.memory_growth_mb:6.1f}"
         )
     return "\n".join(lines)

@@ -61,3 +61,30 @@ def test_a_service_that_does_not_start_answer_or_end_is_an_error(monkeypatch: py
         serving._service("import time; time.sleep(100)", model),
     ):
         pass
+
+
+def test_a_client_that_is_refused_comes_again_when_it_is_told() -> None:
+    program = """
+import json, socket, sys, time
+refusals, refused = 2, 0
+listener = socket.create_server(("127.0.0.1", 0))
+address = {"url": f"http://127.0.0.1:{listener.getsockname()[1]}", "models": ["v0"]}
+print(json.dumps(address), file=sys.stderr, flush=True)
+client = listener.accept()[0]
+while client.recv(1 << 20):
+    if refused and time.monotonic() < refused + 0.9:
+        client.sendall(b"HTTP/1.1 500 Too early\\r\\nContent-Length: 0\\r\\n\\r\\n")
+        continue
+    refused = 0
+    if refusals:
+        refusals, refused = refusals - 1, time.monotonic()
+        client.sendall(b"HTTP/1.1 503 Service Unavailable\\r\\nRetry-After: 1\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    else:
+        client.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+"""
+    with serving._service(program, Path("model.onnx")) as service:
+        request = serving.inference_request("v0", np.zeros((1, 48, 48), np.uint8))
+        times, statuses = serving._load("fer-serve", service.port, request, 1, 4.0)
+    assert statuses[503] == 2
+    assert statuses[200] == len(times) > 0
+    assert set(statuses) == {200, 503}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -13,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.images import Uint8Array
+from fer_runtime.server.errors import RequestError
 
+_LATEST_SHARE = 0.2  # of a batch in the mean of the batches' times
 FloatArray = npt.NDArray[np.float32]
 Outputs = dict[str, FloatArray]  # of the model's graph, by name; the first axis is that of the faces
 
@@ -37,6 +40,7 @@ class Batcher:
         size: faces in a batch.
         wait: seconds that the first faces of a batch wait for others.
         coming: requests that may bring faces soon; with 0 a batch does not wait.
+        longest: seconds of computing that may wait; faces that would wait longer are refused.
         on_batch: told about each batch: faces, seconds of waiting (of its first faces), seconds of computing.
     """
 
@@ -49,6 +53,7 @@ class Batcher:
         size: int,
         wait: float,
         coming: Callable[[], int],
+        longest: float,
         on_batch: Callable[[int, float, float], None],
     ) -> None:
         self._run = run
@@ -57,6 +62,8 @@ class Batcher:
         self._size = size
         self._wait = wait
         self._coming = coming
+        self._longest = longest
+        self._batch_seconds = 0.0  # of computing, the latest batches counting most
         self._on_batch = on_batch
         self._queue: deque[_Waiting] = deque()
         self._faces = 0  # in the queue
@@ -69,12 +76,28 @@ class Batcher:
         """Pieces in the queue."""
         return len(self._queue)
 
+    def admit(self, faces: int) -> None:
+        """Refuse so many more faces where they would wait too long.
+
+        A slow or busy machine says so at once, before its clients have waited in vain for the time limit.
+
+        Raises:
+            RequestError: with the seconds that the queue takes.
+        """
+        batches = math.ceil((self._faces + faces) / self._size)
+        seconds = batches * self._batch_seconds / self._slots
+        if self._queue and seconds > self._longest:
+            text = f"the queue takes {seconds:.1f} s, more than {self._longest:g} s; try again, or send fewer faces"
+            raise RequestError(503, "queue", text, retry=math.ceil(seconds - self._longest))
+
     async def classify(self, faces: Uint8Array) -> Outputs:
         """The graph's outputs for `faces`, uint8 (faces, ...).
 
         Raises:
             ModelFileError: the model does not run.
+            RequestError: the queue is too long.
         """
+        self.admit(len(faces))
         pieces = [self._append(faces[start : start + self._size]) for start in range(0, len(faces), self._size)]
         self._consider()
         # Cancelled with the request: pieces without a reader are not computed.
@@ -150,4 +173,6 @@ class Batcher:
             self._running -= 1
             self._consider()
         if computed:
+            share = _LATEST_SHARE if self._batch_seconds else 1.0
+            self._batch_seconds += share * (computed - self._batch_seconds)
             self._on_batch(sum(len(piece.faces) for piece in batch), started - batch[0].since, computed)

@@ -12,18 +12,20 @@ class RequestError(Exception):
         status: of HTTP.
         reason: one word for the metrics.
         message: for the client.
+        retry: seconds after which a client that gets 503 should come again.
     """
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, *, retry: int = RETRY_SECONDS) -> None:
         super().__init__(message)
         self.status = status
         self.reason = reason
+        self.retry = retry
 
     @property
     def headers(self) -> dict[str, str]:
         """What the answer needs besides its body."""
         if self.status == 503:
-            return {"Retry-After": str(RETRY_SECONDS)}
+            return {"Retry-After": str(self.retry)}
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         # The rest of the body was not read.

@@ -144,6 +144,8 @@ class Express:
                     model.plans.clear()
                 model.plans[text] = plan
             faces = plan.faces(content[: head.total], start)
+            assert model.batcher is not None
+            model.batcher.admit(len(faces))
             self._budget.take(head.total)
         except RequestError:
             return None

@@ -90,6 +90,8 @@ class Recognition:
             size=self.settings.batch_size,
             wait=self.settings.batch_wait,
             coming=lambda: self.active - self._classifying,
+            # The other half of the time is for what the estimate does not know.
+            longest=self.settings.timeout / 2,
             on_batch=self._note_batch,
         )
 

@@ -214,8 +214,8 @@ class VideoFile:
             return
         shown = None if self._stated is None else self._stated * self.rate  # frames
         if shown is not None and (self._stated_frames <= shown + 1.5 or shown < 1):
-            # MP4 lists every frame; but where only a part of them is shown, the others are left out on purpose. A length
-            # that is shorter than a frame is no such part: the times of the file contradict each other.
+            # MP4 lists every frame; but where only a part of them is shown, the others are left out on purpose.
+            # Less than one frame is no such part: then the file's times contradict each other.
             counts.missing = max(0, self._stated_frames - counts.total)
         elif self._is_avi:
             # AVI lists every frame, too. Times of frames that the recorder left out are no damage.

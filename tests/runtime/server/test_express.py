@@ -234,7 +234,9 @@ def run_batcher(run: Callable[[Any], dict[str, Any]], use: Callable[[Batcher], A
 
     async def main() -> Any:
         with ThreadPoolExecutor(1) as threads:
-            batcher = Batcher(run, executor=threads, slots=1, size=4, wait=0.01, coming=lambda: 0, on_batch=note)
+            batcher = Batcher(
+                run, executor=threads, slots=1, size=4, wait=0.01, coming=lambda: 0, longest=10, on_batch=note
+            )
             return await asyncio.wait_for(use(batcher), 30)
 
     return asyncio.run(main())
