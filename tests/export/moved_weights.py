@@ -39,7 +39,9 @@ class Layer:
     is_rounded: bool  # its output is; a change of less than a step need not show
     inputs: np.ndarray  # (faces, inputs), the largest distance of each from zero
     on: np.ndarray  # (faces, units), which golden face switches which unit on
-    maps: tuple[np.ndarray, np.ndarray] | None  # of a convolution over small maps, inputs and units at each position
+    moves: np.ndarray  # the same, and the unit is not saturated there: a change of it shows
+    # Of a convolution over small maps, its inputs at each position, and where its units are on and not saturated.
+    maps: tuple[np.ndarray, np.ndarray] | None
 
 
 class Replayed:
@@ -64,7 +66,7 @@ class Replayed:
             for one, node in zip(sources, found, strict=True)
         ]
         outputs = [self._behind(node.output[0]) for node in found]
-        largest = self._largest(list(dict.fromkeys([*sources, *outputs])))
+        largest, moving = self._largest(list(dict.fromkeys([*sources, *outputs])))
         layers = []
         for node, source, output in zip(found, sources, outputs, strict=True):
             weights = self.producers[node.input[1]].input[0] if self._is_int8(node) else node.input[1]
@@ -92,7 +94,8 @@ class Replayed:
                     is_rounded=output in self.written,
                     inputs=largest[source].max(2),
                     on=largest[output].max(2) > 0,
-                    maps=(largest[source], largest[output])
+                    moves=moving[output].any(2),
+                    maps=(largest[source], moving[output])
                     if largest[source].shape[2] == largest[output].shape[2] > 1
                     else None,
                 )
@@ -119,8 +122,12 @@ class Replayed:
             name = self.producers[name].input[0]
         return self.written.get(name, (1.0, 0))
 
-    def _largest(self, names: list[str]) -> dict[str, np.ndarray]:
-        """By tensor, the distance from zero, (faces, channels, positions); of large maps only the largest."""
+    def _largest(self, names: list[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """By tensor, (faces, channels, positions); of large maps only one position, the largest of all.
+
+        Returns:
+            The distance from zero, and where that is above zero and the integer is not at an end of its range.
+        """
         shown = onnx.ModelProto()
         shown.CopyFrom(self.model)
         inferred = onnx.shape_inference.infer_shapes(shown).graph
@@ -132,13 +139,17 @@ class Replayed:
         given = {"faces": self.faces}
         asked = [name for name in names if name != "faces"]
         result = {"faces": np.full((len(self.faces), 1, 1), 255.0)}
+        moving = {"faces": result["faces"] > 0}
         for name, value in zip(asked, session.run(asked, given), strict=True):
             zero = self._written(name)[1] if value.dtype == np.uint8 else 0
             distance = np.abs(value.astype(np.float64) - zero)
             by_position = distance.reshape(*distance.shape[:2], -1)
             is_small = by_position.shape[2] <= _SMALL
             result[name] = by_position if is_small else by_position.max(2, keepdims=True)
-        return result
+            is_free = (value > 0) & (value < 255) if value.dtype == np.uint8 else np.ones(value.shape, bool)
+            moves = (by_position > 0) & is_free.reshape(by_position.shape)
+            moving[name] = moves if is_small else moves.any(2, keepdims=True)
+        return result, moving
 
     def weights(
         self, random: np.random.Generator, *, every: int = 1, any_weight: bool = False
@@ -164,12 +175,15 @@ class Replayed:
                 yield layer, tuple(place)
 
     def _exercised(self, layer: Layer, unit: int) -> np.ndarray:
-        """Inputs that are on where the unit is, and there move its output by a step or more if it is rounded."""
+        """Inputs that are on where the unit is, and there move its output by a step or more if it is rounded.
+
+        Where the integer is saturated, a larger sum does not move it.
+        """
         if layer.maps is None:
-            inputs = layer.inputs[layer.on[:, unit]]
+            inputs = layer.inputs[layer.moves[:, unit]]
         else:  # where the unit is on, the middle of its kernel reads that very position
             given, units = layer.maps
-            inputs = given.transpose(0, 2, 1)[units[:, unit] > 0]
+            inputs = given.transpose(0, 2, 1)[units[:, unit]]
         least = 1.0 if layer.is_rounded else np.finfo(np.float64).tiny
         return np.flatnonzero((inputs * layer.change[unit] * self._count(layer, unit) >= least).any(0))
 

@@ -30,9 +30,13 @@ FEWEST_GOLDEN_FACES = 12
 MOST_GOLDEN_FACES = 64
 _CANDIDATES = 496  # beside the sixteen synthetic faces
 _MORE_CANDIDATES = 1024  # where those leave units out
+
 _BATCH = 64
 _ROUNDS, _MUTANTS, _PARENTS = 40, 48, 6  # of the search for a face that switches on one unit
 _MOST_SEARCHES = 24
+# A connection is exercised well where an error of its weight moves the unit by so many of 255 steps, and the unit is
+# neither almost off nor near the top of its tensor's range, where int8 saturates.
+_ERROR, _STEPS, _NEAR_OFF, _NEAR_TOP, _WELL = 0.05, 2, 0.02, 0.7, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +101,8 @@ class _Watched:
         self.on_names = [self._highest(watched, name, axes) for name, _, axes in self.tensors]
         faces = model.graph.input[0].type.tensor_type.shape.dim
         self.face_shape = tuple(one.dim_value for one in faces[1:])
-        for name in {name for _, name in self.linear}:
+        self.ends = list(dict.fromkeys(one for index, name in self.linear for one in (self.tensors[index][0], name)))
+        for name in self.ends:
             watched.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
         self.session = open_session(watched.SerializeToString(), source="the float model").session
         self.model = model
@@ -115,18 +120,18 @@ class _Watched:
         model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
         return output
 
-    def run(self, faces: Uint8Array) -> tuple[_BoolArray, list[_BoolArray], FloatArray]:
-        """Units on (faces, units), inputs of each hidden linear layer on, and logits."""
-        units, inputs, logits = [], [], []
-        names = [*self.on_names, *(name for _, name in self.linear), "logits"]
+    def run(self, faces: Uint8Array) -> tuple[_BoolArray, dict[str, FloatArray], FloatArray]:
+        """Units on (faces, units), values at both ends of each hidden linear layer by tensor, and logits."""
+        units, values, logits = [], [], []
+        names = [*self.on_names, *self.ends, "logits"]
         for start in range(0, len(faces), _BATCH):
             found = self.session.run(names, {"faces": faces[start : start + _BATCH]})
             count = len(self.on_names)
             units.append(np.concatenate([one > 0 for one in found[:count]], axis=1))
-            inputs.append([one > 0 for one in found[count:-1]])
+            values.append(found[count:-1])
             logits.append(found[-1])
-        layers = [np.concatenate([part[index] for part in inputs]) for index in range(len(self.linear))]
-        return np.concatenate(units), layers, np.concatenate(logits)
+        ends = {name: np.concatenate([part[index] for part in values]) for index, name in enumerate(self.ends)}
+        return np.concatenate(units), ends, np.concatenate(logits)
 
     def before(self, faces: Uint8Array) -> FloatArray:
         """The highest value before each unit's Relu, float32 (faces, units)."""
@@ -161,13 +166,13 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
     sums = None if labelled is None else Sums(fp32, [(name, axes) for _, name, axes in watched.tensors], labelled)
     at_extremes = made[:0] if sums is None else faces_at_extremes(sums, made)
     faces = np.concatenate([at_extremes, made, candidate_faces(_CANDIDATES, shape=shape)])
-    on, layers, logits = watched.run(faces)
+    on, values, logits = watched.run(faces)
 
     def extend(more: Uint8Array) -> None:
-        nonlocal faces, on, layers, logits
+        nonlocal faces, on, values, logits
         found = watched.run(more)
         faces, on = np.concatenate([faces, more]), np.concatenate([on, found[0]])
-        layers = [np.concatenate(pair) for pair in zip(layers, found[1], strict=True)]
+        values = {name: np.concatenate([one, found[1][name]]) for name, one in values.items()}
         logits = np.concatenate([logits, found[2]])
 
     if not on.any(0).all():
@@ -183,7 +188,11 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
         found = _search(score, faces, np.random.default_rng(number))
         if found is not None:
             extend(found[None])
-    pairs = [(watched.places[index], layer) for (index, _), layer in zip(watched.linear, layers, strict=True)]
+    pairs = []
+    for index, name in watched.linear:
+        output, before, axes = watched.tensors[index]
+        top = values[output].max() if sums is None else sums.highest_of([(before, axes)]).max()
+        pairs.append((values[output], values[name], max(float(top), 0.0)))
     first = list(range(len(at_extremes)))
     chosen, weights_live, weights_covered = _choose(on, live, pairs, logits.argmax(1), first)
     golden = faces[chosen]
@@ -238,11 +247,17 @@ def _search(
 def _choose(
     on: _BoolArray,
     live: _BoolArray,
-    pairs: Sequence[tuple[slice, _BoolArray]],
+    pairs: Sequence[tuple[FloatArray, FloatArray, float]],
     labels: npt.NDArray[np.int64],
     first: Sequence[int],
 ) -> tuple[list[int], int, int]:
     """Greedy: after the first, the face that adds most, units first, then connections of hidden linear layers.
+
+    A connection that a face exercises well counts for more than one whose ends are only on: a small error in its weight
+    moves the unit's integer by several steps, and the unit is not saturated.
+
+    Args:
+        pairs: of each such layer, its units, its inputs, and the highest unit on labelled faces.
 
     Returns:
         Indices of the chosen faces, connections that any face reaches, and those that the chosen faces reach.
@@ -250,9 +265,15 @@ def _choose(
     chosen: list[int] = []
     # Each unit twice: a fault may hide where the unit's effect on one face is small.
     missing = np.minimum(on.sum(0), 2) * live
-    ends = [(on[:, place].astype(np.float32), layer.astype(np.float32)) for place, layer in pairs]
-    needed = [(outputs.T @ inputs > 0).astype(np.float32) for outputs, inputs in ends]
-    everything = int(sum(one.sum() for one in needed))
+    ends = [(units > 0, inputs > 0) for units, inputs, _ in pairs]
+    ends += [
+        ((units > _NEAR_OFF * top) & (units < _NEAR_TOP * top), inputs * _ERROR > _STEPS / 255 * top)
+        for units, inputs, top in pairs
+    ]
+    ends = [(units.astype(np.float32), inputs.astype(np.float32)) for units, inputs in ends]
+    needed = [(units.T @ inputs > 0).astype(np.float32) for units, inputs in ends]
+    weights = [1.0] * len(pairs) + [_WELL] * len(pairs)
+    everything = int(sum(one.sum() for one in needed[: len(pairs)]))
 
     def take(face: int) -> None:
         nonlocal missing
@@ -265,8 +286,8 @@ def _choose(
         take(face)
     while len(chosen) < MOST_GOLDEN_FACES:
         gains = (on & (missing > 0)).sum(1).astype(np.float64) * 1e6
-        for need, (outputs, inputs) in zip(needed, ends, strict=True):
-            gains += ((outputs @ need) * inputs).sum(1)
+        for weight, need, (outputs, inputs) in zip(weights, needed, ends, strict=True):
+            gains += weight * ((outputs @ need) * inputs).sum(1)
         # Of equal gain, a label that no chosen face has.
         new_label = ~np.isin(labels, labels[chosen])
         gains[chosen] = -1
@@ -274,7 +295,7 @@ def _choose(
         if gains[best] == 0 and not new_label[best] and len(chosen) >= FEWEST_GOLDEN_FACES:
             break
         take(best)
-    left = int(sum(one.sum() for one in needed))
+    left = int(sum(one.sum() for one in needed[: len(pairs)]))
     return chosen, everything, everything - left
 
 
