@@ -26,7 +26,7 @@ from fer_runtime.model.session import open_session
 _BoolArray = npt.NDArray[np.bool_]
 
 FEWEST_GOLDEN_FACES = 12
-# One batch of a self-test, and 50 kB in the file: v0's int8 file has 450 kB, of which this is a ninth.
+# One batch of a self-test. With their answers they are 60 kB of v0's int8 file, which has 450 kB.
 MOST_GOLDEN_FACES = 64
 _CANDIDATES = 496  # beside the sixteen synthetic faces
 _MORE_CANDIDATES = 1024  # where those leave units out
