@@ -199,22 +199,23 @@ def damaged_state(state: dict[str, Any], chooser: random.Random) -> Any:
     for _ in range(chooser.choice((1, 1, 2, 3))):
         key = chooser.choice(list(damaged))
         value = damaged[key]
+        is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
         kind = chooser.randrange(8)
         if kind == 0:
             del damaged[key]
         elif kind == 1:
-            damaged[chooser.choice((key + "x", "model." + key, "", 3, "module." + key))] = damaged.pop(key)
-        elif kind == 2 and isinstance(value, torch.Tensor) and value.numel() < _LARGE:
+            damaged[chooser.choice((f"{key}x", f"model.{key}", "", 3, f"module.{key}"))] = damaged.pop(key)
+        elif kind == 2 and is_dense and value.numel() < _LARGE:
             damaged[key] = chooser.choice((value.half, value.double, value.bool, value.to_sparse, value.int))()
-        elif kind == 3 and isinstance(value, torch.Tensor):
+        elif kind == 3 and is_dense:
             damaged[key] = value[None] if chooser.random() < 0.5 else value.reshape(-1)
         elif kind == 4:
             damaged[key] = chooser.choice((None, "text", 3, [value], {"a": value}, torch.zeros(1).expand(10**9)))
-        elif kind == 5 and isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() < _LARGE:
+        elif kind == 5 and is_dense and value.is_floating_point() and value.numel() < _LARGE:
             damaged[key] = value * chooser.choice((float("nan"), float("inf"), -1.0, 1e30))
         elif kind == 6:
             damaged[key] = damaged
-        elif isinstance(value, torch.Tensor) and value.numel() < _LARGE:
+        elif is_dense and value.numel() < _LARGE:
             damaged[key] = value.t().contiguous().t() if value.ndim == 2 else value.clone()
         if not damaged:
             break
