@@ -82,8 +82,10 @@ def measure_serving(
     shape = load_model(model).metadata.face_shape
     with _service(_PLAIN, model) as plain, _service(_SERVE, model) as served:
         for _ in range(rounds):
-            bare = _measure_bare(model, seconds)
-            collected.setdefault(("bare model", 1, BATCH), []).append(bare)
+            # A face alone takes longer than one in a batch: a lone client with single faces reaches no more.
+            for count in sorted({1, BATCH} if 1 in faces else {BATCH}):
+                bare = _measure_bare(model, seconds, count)
+                collected.setdefault(("bare model", 1, count), []).append(bare)
             for count in faces:
                 content = np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
                 for number in clients:
@@ -236,9 +238,9 @@ def _measure(name: str, service: _Service, faces: Uint8Array, *, clients: int, s
     )
 
 
-def _measure_bare(model: Path, seconds: float) -> ServingResult:
+def _measure_bare(model: Path, seconds: float, faces: int) -> ServingResult:
     """The model without a service: a loop over batches in a process of its own."""
-    command = [sys.executable, "-c", _BARE, str(model.absolute()), str(seconds)]
+    command = [sys.executable, "-c", _BARE, str(model.absolute()), str(seconds), str(faces)]
     with _on_one_core():
         try:
             done = subprocess.run(
@@ -255,7 +257,8 @@ def run_bare() -> None:
     """The process of `_measure_bare`."""
     loaded = load_model(Path(sys.argv[1]))
     session = loaded.session
-    content = np.random.default_rng(0).integers(0, 256, (BATCH, *loaded.metadata.face_shape), np.uint8)
+    batch = int(sys.argv[3])
+    content = np.random.default_rng(0).integers(0, 256, (batch, *loaded.metadata.face_shape), np.uint8)
     times: list[float] = []
     end = perf_counter() + _WARMUP_SECONDS
     while perf_counter() < end:
@@ -270,14 +273,14 @@ def run_bare() -> None:
     result = ServingResult(
         service="bare model",
         clients=1,
-        faces=BATCH,
+        faces=batch,
         requests=len(times),
         seconds=elapsed,
         errors=0,
         refused=0,
         requests_per_second=len(times) / elapsed,
-        faces_per_second=len(times) * BATCH / elapsed,
-        faces_per_cpu_second=len(times) * BATCH / busy,
+        faces_per_second=len(times) * batch / elapsed,
+        faces_per_cpu_second=len(times) * batch / busy,
         p50_ms=1000 * found.p50,
         p99_ms=1000 * found.p99,
         memory_mb=0.0,
@@ -404,7 +407,10 @@ def _retry_after(head: bytes) -> float:
 
 def serving_table(results: Sequence[ServingResult]) -> str:
     """The results for a terminal, beside the bare model's rate."""
-    bare = next((one.faces_per_cpu_second for one in results if one.service == "bare model"), float("nan"))
+    bare = next(
+        (one.faces_per_cpu_second for one in results if one.service == "bare model" and one.faces == BATCH),
+        float("nan"),
+    )
     lines = [
         f"{'service':10} {'clients':>7} {'faces':>5} {'requests/s':>10} {'faces/s':>8} {'of CPU':>8} {'of bare':>7} "
         f"{'p50 ms':>8} {'p99 ms':>8} {'errors':>6} {'refused':>7} {'MB':>5} {'grown':>6}"
