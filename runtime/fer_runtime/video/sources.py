@@ -21,6 +21,7 @@ from fer_runtime.video.kinds import read_head
 from fer_runtime.video.timing import FrameTimes, asf_seconds, ends_within_packet, stated_seconds, states_length
 
 _DEFAULT_RATE = 25.0  # frames per second of a file that states no rate
+_SEARCHED_BYTES = 1 << 20  # at each end of a file that cannot be opened
 # A stated duration is rounded, and the sound may go on a little longer than the frames.
 _LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE = 0.5, 0.02
 
@@ -141,9 +142,27 @@ def open_capture(path: Path) -> cv2.VideoCapture:
     # FFmpeg alone: another backend takes "film%02d.mp4" for a pattern of image files.
     capture = cv2.VideoCapture(native_path(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
-        raise ImageError(f"{path} cannot be opened as a video: damaged, or of a kind that OpenCV does not read")
+        raise ImageError(f"{path} {_why_not_opened(path)}")
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)  # OpenCV 4.11 turns no frames upright unless asked
     return capture
+
+
+def _why_not_opened(path: Path) -> str:
+    """What kind of file it is, where that is the reason."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_SEARCHED_BYTES)
+            file.seek(max(len(content), os.fstat(file.fileno()).st_size - _SEARCHED_BYTES))
+            content += file.read()  # an MP4 may describe itself at its end
+    except (OSError, ValueError):
+        content = b""
+    if content.startswith((b"#EXTM3U", b"ffconcat")):
+        return "is a playlist, which is not followed; give the videos themselves"
+    is_mp4, is_matroska = content[4:8] == b"ftyp", content.startswith(b"\x1a\x45\xdf\xa3")
+    has_sound = (is_mp4 and b"soun" in content) or (is_matroska and b"A_" in content)
+    if has_sound and not (is_mp4 and b"vide" in content) and not (is_matroska and b"V_" in content):
+        return "has sound and no frames"
+    return "cannot be opened as a video: damaged, or of a kind that OpenCV does not read"
 
 
 class VideoFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -128,6 +129,25 @@ def test_frames_that_a_damaged_clock_takes_away_are_counted(ticks: int, tmp_path
     counts = _read(path)
     assert counts.total < 40
     assert counts.missing == 40 - counts.total
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/x.ts\n", "is a playlist, which is not followed"),
+        (b"ffconcat version 1.0\nfile '/etc/passwd'\n", "is a playlist, which is not followed"),
+        (b"\0\0\0\x18ftypisom" + bytes(2 << 20) + b"hdlr\0\0\0\0\0\0\0\0soun", "has sound and no frames"),
+        (b"\0\0\0\x18ftypisom" + bytes(20) + b"hdlr\0\0\0\0\0\0\0\0sounvide", "cannot be opened as a video: damaged"),
+        (b"\x1a\x45\xdf\xa3" + bytes(20) + b"\x86\x88A_VORBIS", "has sound and no frames"),
+        (b"\x1a\x45\xdf\xa3" + bytes(20) + b"\x86\x88A_VORBIS\x86\x85V_VP8", "cannot be opened as a video: damaged"),
+        (b"some text", "cannot be opened as a video: damaged"),
+    ],
+)
+def test_what_is_no_video_is_called_what_it_is(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=re.escape(f"{path} {reason}")):
+        VideoFile(path)
 
 
 def test_a_film_that_was_trimmed_on_a_phone_is_not_cut_short(tmp_path: Path) -> None:
