@@ -182,7 +182,8 @@ def parse_report(content: Mapping[str, Any], *, source: str) -> ReportData:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{source} is not a report of fer-bench ({error!r}); make it again with: fer-bench report --data DIR"
+            f"{source} is not a report of fer-bench ({printable(repr(error), limit=200)}); make it again with: "
+            "fer-bench report --data DIR"
         ) from error
 
 

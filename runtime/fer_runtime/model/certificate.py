@@ -15,6 +15,7 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.labels import check_labels
 from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
+from fer_runtime.text import printable
 
 _VERSION = 1
 # A file may not decide how well it is tested. Twelve faces were the fewest that any of our files carried; 4096 of
@@ -120,7 +121,8 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
         _check_tolerance(certificate.tolerance, metadata.precision)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, zlib.error) as error:
         raise ModelFileError(
-            f"the parity certificate of {source} cannot be read ({error!r}); export the model again with fer-export"
+            f"the parity certificate of {source} cannot be read ({printable(repr(error), limit=200)}); "
+            "export the model again with fer-export"
         ) from error
     return certificate
 

@@ -364,6 +364,14 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: str, reason:
     assert str(path) in str(raised.value)
 
 
+def test_a_long_value_in_a_report_is_cut_in_the_message() -> None:
+    content = made_up_report()
+    content["latency"][0]["p50_ms"] = "x" * 5000
+    with pytest.raises(DataError, match="could not convert string to float") as raised:
+        parse_report(content, source="here")
+    assert len(str(raised.value)) < 400
+
+
 def test_a_report_file_that_is_not_there_says_how_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fer-bench report --data DIR --json"):
         read_report(tmp_path / "none.json")
