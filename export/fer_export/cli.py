@@ -666,7 +666,6 @@ def _table(report: ExportReport) -> str:
     head = ("file", "MB", "accuracy", "macro-F1", "agrees", "max |Δp|", "p50 ms", "faces/s", "verdict")
     rows = [head]
     for one in report.models:
-        worst = one.parity.comparison
         failed = ", ".join(check.name for check in one.parity.failures)
         verdict = f"FAILED: {failed}" if failed else one.outcome
         rows.append(
@@ -676,7 +675,7 @@ def _table(report: ExportReport) -> str:
                 "" if one.quality is None else f"{one.quality.accuracy:.2%}",
                 "" if one.quality is None else f"{one.quality.macro_f1:.2%}",
                 "" if one.agreement is None else f"{one.agreement:.2%}",
-                "" if worst is None else f"{worst.max_probability_difference:.1e}",
+                "" if one.difference is None else f"{one.difference:.1e}",
                 f"{one.latency.p50_ms:.3f}",
                 f"{one.throughput.images_per_second:,.0f}",
                 ("" if one.is_published else "not published, ") + verdict,

@@ -107,11 +107,15 @@ def judge(
         fitted = Outputs(logits=outputs.logits[shared], probabilities=outputs.probabilities[shared])
         shares = subject.truth[shared]
         checks += guarded("fitted", lambda: [_fitted_check(candidate.content, fitted, shares)])
-    real = slice(0, subject.real_faces)  # made-up faces leave the ranges that real ones set
-    if outputs is not None and precision != "fp32" and subject.real_faces:
+    difference = None
+    if outputs is not None:
+        # Made-up faces leave the ranges that real ones set.
+        real = slice(0, subject.real_faces or None)
         expected = as_outputs(subject.logits[real], subject.calibration.temperature)
         found = Outputs(logits=outputs.logits[real], probabilities=outputs.probabilities[real])
-        checks += number_checks(expected, found, NUMBER_LIMITS[precision], subject.original.program)
+        difference = float(np.abs(found.probabilities - expected.probabilities).max(initial=0))
+        if precision != "fp32" and subject.real_faces:
+            checks += number_checks(expected, found, NUMBER_LIMITS[precision], subject.original.program)
     if outputs is not None and (rated := np.flatnonzero(subject.labels >= 0)).size:
         truth = subject.labels[rated]
         quality = measure_quality(outputs.logits[rated], truth, subject.original.labels)
@@ -148,6 +152,7 @@ def judge(
         latency=latency,
         throughput=throughput,
         speedup=fp32_latency.undisturbed_ms / latency.undisturbed_ms,
+        difference=difference,
         not_proven=not_proven,
     )
 
