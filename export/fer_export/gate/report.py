@@ -44,8 +44,8 @@ class ExportedModel:
     speedup: float  # over fp32 at batch 1, both undisturbed
     quantizer: str = ""  # that made an int8 file, "fer-edge" or "onnxruntime"
     point: OperatingPoint | None = None  # threshold of its unfamiliarity
-    # Largest |Δp| from the original on labelled faces, or on all compared faces where there are none: golden faces go to
-    # extremes that no real one has.
+    # Largest |Δp| from the original on labelled faces; of all compared ones where there are none. Golden faces go to
+    # extremes that no real face has.
     difference: float | None = None
     not_proven: str = ""  # why the labelled faces cannot show that the budget holds
 
