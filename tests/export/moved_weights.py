@@ -94,7 +94,7 @@ class Replayed:
                     is_rounded=output in self.written,
                     inputs=largest[source].max(2),
                     on=largest[output].max(2) > 0,
-                    moves=moving[output].any(2),
+                    moves=np.asarray(moving[output].any(2)),
                     maps=(largest[source], moving[output])
                     if largest[source].shape[2] == largest[output].shape[2] > 1
                     else None,

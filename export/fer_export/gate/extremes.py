@@ -90,7 +90,7 @@ class Sums:
 
     def shares(self, faces: Uint8Array) -> FloatArray:
         """How far each face drives each sum, (faces, 2 * units); 1 is the extreme of labelled faces."""
-        rows: list[FloatArray] = [np.zeros((0, 2 * self.units), np.float32)]
+        rows: list[npt.NDArray[np.floating]] = [np.zeros((0, 2 * self.units), np.float32)]
         for start in range(0, len(faces), _BATCH):
             highest, lowest = self._ends.run(faces[start : start + _BATCH])
             rows.append(np.concatenate([highest - self.low, self.high - lowest], 1) / np.tile(self.range, 2))
