@@ -354,7 +354,7 @@ def test_a_report_without_robustness_or_latency_still_makes_a_page() -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "not JSON"), ("[]", "not a report"), ('{"created": "now"}', "KeyError")],
+    [("{", "double quotes: line 1 column 2"), ("[]", "not a report"), ('{"created": "now"}', "KeyError")],
 )
 def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "r.json"

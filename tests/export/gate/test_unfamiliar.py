@@ -53,8 +53,8 @@ def test_every_file_has_the_output_and_its_certificate(exported: Exported) -> No
         assert certificate.model_unfamiliarity is not None
         own = unfamiliarity_of(model.path.read_bytes(), certificate.faces)
         np.testing.assert_allclose(own, certificate.model_unfamiliarity, rtol=1e-5, atol=1e-4)
-        answers.append(own)
-    # The layer is the same; eight bits move it by some hundredths of its spread.
+        answers.append(unfamiliarity_of(model.path.read_bytes(), load_faces(exported.data, "validation").faces))
+    # The layer is the same; on faces, eight bits move it by some hundredths of its spread. Golden faces go beyond them.
     for other in answers[1:]:
         assert np.corrcoef(answers[0], other)[0, 1] > 0.99
 

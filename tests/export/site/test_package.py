@@ -14,11 +14,12 @@ import numpy as np
 import onnx
 import pytest
 from playwright.sync_api import Browser
-from tests.chromium import Visit, launched, visiting
+from tests.chromium import Visit, visiting
 from tests.conftest import CHECKOUT
 from tests.export.conftest import Exported
 from tests.export.site.pages import MODELS, SAMPLES, camera_frame
 
+from fer_bench.browser.measure import CHROMIUM_FLAGS, find_chromium
 from fer_export.site.server import ISOLATED, served
 from fer_export.site.write import NPM_PACKAGE, ORT_WEB_VERSION, write_site
 from fer_runtime import __version__
@@ -30,6 +31,7 @@ from fer_runtime.model.load import read_model
 from fer_runtime.recognizer import Recognizer
 
 _TOOLS = {"onnxruntime-web": ORT_WEB_VERSION, "vite": "7.3.8", "axe-core": "4.14.1"}
+_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")
 _FILES = ("model_0.onnx", "model_0.int8.onnx")
 
 
@@ -199,7 +201,7 @@ def test_a_bundle_computes_the_certificate_on_one_thread_and_on_two(browser: Bro
 
 
 def test_a_bundle_takes_webgpu_for_a_file_that_passes_on_it_and_for_no_other(
-    bundle: Path, exported: Exported, tmp_path: Path
+    browser: Browser, bundle: Path, exported: Exported, tmp_path: Path
 ) -> None:
     shutil.copytree(bundle, tmp_path, dirs_exist_ok=True)
     right = exported.models_dir / "narrow.onnx"
@@ -212,9 +214,9 @@ def test_a_bundle_takes_webgpu_for_a_file_that_passes_on_it_and_for_no_other(
     onnx.save(model, tmp_path / "wrong.onnx")
     # A renderer in software: no graphics card is needed.
     with (
-        launched("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader") as browser,
+        browser.browser_type.launch(executable_path=find_chromium(), args=[*CHROMIUM_FLAGS, *_WEBGPU]) as with_webgpu,
         served(tmp_path) as address,
-        visiting(browser, address) as page,
+        visiting(with_webgpu, address) as page,
     ):
         page.wait_for("window.ready")
         if not page.evaluate("Boolean(navigator.gpu) && navigator.gpu.requestAdapter().then(Boolean)"):
