@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fer_runtime.files import write_atomically
+from fer_runtime.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
     by_votes = "votes" in results
     counts = np.array((results["votes"] if by_votes else results)["confusion"], dtype=np.int64)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = results["expressions"]
+    names = [printable(name) for name in results["expressions"]]
     figure = Figure(figsize=(7.4, 6.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -104,7 +105,7 @@ def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _headline(results: Mapping[str, Any]) -> str:
-    headline = f"{results['model']}, recipe {results['recipe']}: validation "
+    headline = f"{printable(results['model'])}, recipe {printable(results['recipe'])}: validation "
     if votes := results.get("votes"):
         return (
             f"{headline}accuracy {votes['majority_accuracy']:.1%} of the raters' majorities, "
