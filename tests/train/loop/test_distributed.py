@@ -38,7 +38,8 @@ from fer_train.recipes import Recipe
 from fer_train.loop.distill import FaceAnswers, ImageAnswers
 from fer_train.loop.trainer import Trainer
 
-teachers.supports_bf16 = trainer.supports_bf16 = lambda device: False
+teachers.supports_bf16 = lambda device: False
+trainer.trains_in_bf16 = lambda network, device: False
 data, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 torch.set_num_threads(1)
 faces = load_faces(data, "train"), load_faces(data, "validation")

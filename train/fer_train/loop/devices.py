@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fer_runtime.errors import ProviderError
 
@@ -35,6 +36,18 @@ def supports_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     return _cpu_computes_bf16()
+
+
+def trains_in_bf16(network: nn.Module, device: torch.device) -> bool:
+    """Whether training that network there is faster in bfloat16.
+
+    On CPUs it is not where convolutions have groups: an epoch of timm's mobilenetv4_conv_small takes 106 s of CPU in
+    bfloat16 and 63 s in float32 on an AMD EPYC with AVX-512 BF16.
+    """
+    if not supports_bf16(device):
+        return False
+    convolutions = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    return device.type != "cpu" or all(layer.groups == 1 for layer in convolutions)
 
 
 @cache  # teachers ask in every step, and a machine with many cores describes each of them

@@ -25,7 +25,7 @@ from fer_train.data.folders import LabelledFaces, class_weights
 from fer_train.data.mixup import mix
 from fer_train.data.votes import Float32Array, VoteReport, distributions, measure_votes
 from fer_train.loop.batch import Batch
-from fer_train.loop.devices import supports_bf16
+from fer_train.loop.devices import trains_in_bf16
 from fer_train.loop.distill import Teachers
 from fer_train.loop.distributed import ALONE, World, from_writer, gathered, spread, summed
 from fer_train.loop.ema import follow
@@ -115,7 +115,7 @@ class Trainer:
         self.best_state: dict[str, Tensor] = {}  # weights of the best epoch, on CPU, before the logit adjustment
         self._identity = identity or {}
         self._starts_trained = starts_trained
-        self._autocast_bf16 = supports_bf16(device)
+        self._autocast_bf16 = trains_in_bf16(network, device)
         # Convolutions run a third faster on channels-last images, on CPUs and GPUs alike.
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if device.type == "cpu" and not self._autocast_bf16:
