@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 from fer_runtime.model.onnx_file import Node, OnnxFile, Tensor
 
@@ -15,8 +16,6 @@ _SAME_SHAPE = frozenset(
     LayerNormalization LeakyRelu Neg QuantizeLinear Reciprocal Relu Selu Sigmoid Softmax Softplus Sqrt Tanh
     """.split()  # noqa: SIM905 - a list of a line each would fill a page
 )
-_BROADCAST = frozenset(("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu", "Sum"))
-_REDUCING = frozenset(("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"))
 _MULTIPLYING = ("Conv", "Gemm", "MatMul")
 
 
@@ -58,82 +57,148 @@ def count_macs(file: OnnxFile, shapes: Shapes | None = None) -> int | None:
 
 def _output_shape(node: Node, shapes: Shapes, file: OnnxFile) -> Shape | None:
     """The shape behind the operators that our files and most classifiers consist of, None behind others."""
-    kind, attributes = node.op_type, node.attributes
-    if kind == "Constant":
-        value = attributes.get("value")
+    if node.op_type == "Constant":
+        value = node.attributes.get("value")
         return value.shape if isinstance(value, Tensor) else None
     source = shapes[node.inputs[0]]
-    if source is None:
-        return None
-    if kind in _SAME_SHAPE:
+    if source is None or node.op_type in _SAME_SHAPE:
         return source
-    if kind in _BROADCAST:
-        wide = _broadcast(source, shapes[node.inputs[1]])
-        for name in node.inputs[2:]:  # a Sum, a Max and a Min may have more than two
-            wide = None if wide is None else _broadcast(wide, shapes[name])
-        return wide
-    if kind in ("Conv", "MaxPool", "AveragePool"):
-        weights = shapes[node.inputs[1]] if kind == "Conv" else None
-        kernel = list(weights[2:]) if weights is not None else attributes["kernel_shape"]
-        return (source[0], weights[0] if weights is not None else source[1], *_windows(node, source[2:], kernel))
-    if kind in ("Gemm", "MatMul"):
-        weights = shapes[node.inputs[1]]
-        if weights is None or (kind == "MatMul" and (len(weights) < 2 or len(source) < 2 or source[-1] != weights[-2])):
-            return None
-        if kind == "MatMul":
-            before = _broadcast(source[:-2], weights[:-2])
-            return None if before is None else (*before, source[-2], weights[-1])
-        return (*source[:-1], weights[0 if attributes.get("transB") else -1])
-    if kind == "Transpose":
-        return tuple(source[axis] for axis in attributes.get("perm") or range(len(source) - 1, -1, -1))
-    if kind == "Unsqueeze":
-        shape = list(source)
-        for axis in sorted(_axes(node, file, len(source) + 1)):
-            shape.insert(axis, 1)
-        return tuple(shape)
-    if kind == "Squeeze":
-        axes = _axes(node, file, len(source))
-        return tuple(size for axis, size in enumerate(source) if axis not in axes)
-    if kind == "Reshape":
-        wanted = list(file.tensors[node.inputs[1]].integers)
-        wanted = [source[index] if size == 0 else size for index, size in enumerate(wanted)]
-        known = math.prod(size for size in wanted if size > 0)
-        shape = [math.prod(source) // known if size < 0 else size for size in wanted]
-        return tuple(shape) if math.prod(shape) == math.prod(source) else None
-    if kind == "Flatten":
-        axis = attributes.get("axis", 1)
-        return (math.prod(source[:axis]), math.prod(source[axis:]))
-    if kind in ("GlobalAveragePool", "GlobalMaxPool"):
-        return (*source[:2], *(1 for _ in source[2:]))
-    if kind in _REDUCING:
-        axes = _axes(node, file, len(source))
-        if attributes.get("keepdims", 1):
-            return tuple(1 if index in axes else size for index, size in enumerate(source))
-        return tuple(size for index, size in enumerate(source) if index not in axes)
-    if kind == "Pad":
-        pads = file.tensors[node.inputs[1]].integers
-        if len(pads) != 2 * len(source) or len(node.inputs) > 3:
-            return None
-        return tuple(size + pads[axis] + pads[axis + len(source)] for axis, size in enumerate(source))
-    if kind == "Slice":
-        sizes = list(source)
-        columns = [file.tensors[name].integers for name in node.inputs[1:]]
-        for start, end, axis, step in zip(*columns, strict=True):
-            size = source[axis]
-            stop = None if step < 0 and end < -size else end  # beside the first value
-            sizes[axis] = len(range(*slice(start, stop, step).indices(size)))
-        return tuple(sizes)
-    if kind == "Concat":
-        parts = [shapes[name] for name in node.inputs]
-        axis = attributes["axis"] % len(source)
-        joined = sum(part[axis] for part in parts if part is not None)
-        return None if None in parts else (*source[:axis], joined, *source[axis + 1 :])
-    return None
+    found = _SHAPE_OF.get(node.op_type)
+    return None if found is None else found(_Operator(node, source, shapes, file))
 
 
-def _axes(node: Node, file: OnnxFile, dimensions: int) -> set[int]:
-    axes = file.tensors[node.inputs[1]].integers if len(node.inputs) > 1 else node.attributes["axes"]
-    return {axis % dimensions for axis in axes}
+class _Operator:
+    """A node, and what is known of the tensors before it."""
+
+    def __init__(self, node: Node, source: Shape, shapes: Shapes, file: OnnxFile) -> None:
+        self.node = node
+        self.source = source  # of the first input
+        self.shapes = shapes
+        self.file = file
+
+    def input(self, index: int) -> Shape | None:
+        return self.shapes[self.node.inputs[index]]
+
+    def integers(self, index: int) -> Sequence[int]:
+        """The values of an input that is a constant."""
+        return self.file.tensors[self.node.inputs[index]].integers
+
+    def axes(self, dimensions: int) -> set[int]:
+        axes = self.integers(1) if len(self.node.inputs) > 1 else self.node.attributes["axes"]
+        return {axis % dimensions for axis in axes}
+
+
+def _elementwise(of: _Operator) -> Shape | None:
+    wide = _broadcast(of.source, of.input(1))
+    for index in range(2, len(of.node.inputs)):  # a Sum, a Max and a Min may have more than two
+        wide = None if wide is None else _broadcast(wide, of.input(index))
+    return wide
+
+
+def _convolved(of: _Operator) -> Shape | None:
+    weights = of.input(1)
+    if weights is None:
+        return None
+    return (of.source[0], weights[0], *_windows(of.node, of.source[2:], list(weights[2:])))
+
+
+def _pooled(of: _Operator) -> Shape | None:
+    return (*of.source[:2], *_windows(of.node, of.source[2:], of.node.attributes["kernel_shape"]))
+
+
+def _gemm(of: _Operator) -> Shape | None:
+    weights = of.input(1)
+    return None if weights is None else (*of.source[:-1], weights[0 if of.node.attributes.get("transB") else -1])
+
+
+def _product(of: _Operator) -> Shape | None:
+    source, weights = of.source, of.input(1)
+    if weights is None or len(weights) < 2 or len(source) < 2 or source[-1] != weights[-2]:
+        return None
+    before = _broadcast(source[:-2], weights[:-2])
+    return None if before is None else (*before, source[-2], weights[-1])
+
+
+def _transposed(of: _Operator) -> Shape | None:
+    return tuple(of.source[axis] for axis in of.node.attributes.get("perm") or range(len(of.source) - 1, -1, -1))
+
+
+def _unsqueezed(of: _Operator) -> Shape | None:
+    shape = list(of.source)
+    for axis in sorted(of.axes(len(of.source) + 1)):
+        shape.insert(axis, 1)
+    return tuple(shape)
+
+
+def _squeezed(of: _Operator) -> Shape | None:
+    axes = of.axes(len(of.source))
+    return tuple(size for axis, size in enumerate(of.source) if axis not in axes)
+
+
+def _reshaped(of: _Operator) -> Shape | None:
+    wanted = [of.source[index] if size == 0 else size for index, size in enumerate(of.integers(1))]
+    known = math.prod(size for size in wanted if size > 0)
+    shape = tuple(math.prod(of.source) // known if size < 0 else size for size in wanted)
+    return shape if math.prod(shape) == math.prod(of.source) else None
+
+
+def _flattened(of: _Operator) -> Shape | None:
+    axis = of.node.attributes.get("axis", 1)
+    return (math.prod(of.source[:axis]), math.prod(of.source[axis:]))
+
+
+def _global_pooled(of: _Operator) -> Shape | None:
+    return (*of.source[:2], *(1 for _ in of.source[2:]))
+
+
+def _reduced(of: _Operator) -> Shape | None:
+    axes = of.axes(len(of.source))
+    if of.node.attributes.get("keepdims", 1):
+        return tuple(1 if index in axes else size for index, size in enumerate(of.source))
+    return tuple(size for index, size in enumerate(of.source) if index not in axes)
+
+
+def _padded(of: _Operator) -> Shape | None:
+    pads = of.integers(1)
+    if len(pads) != 2 * len(of.source) or len(of.node.inputs) > 3:
+        return None
+    return tuple(size + pads[axis] + pads[axis + len(of.source)] for axis, size in enumerate(of.source))
+
+
+def _sliced(of: _Operator) -> Shape | None:
+    sizes = list(of.source)
+    columns = [of.integers(index) for index in range(1, len(of.node.inputs))]
+    for start, end, axis, step in zip(*columns, strict=True):
+        size = of.source[axis]
+        stop = None if step < 0 and end < -size else end  # beside the first value
+        sizes[axis] = len(range(*slice(start, stop, step).indices(size)))
+    return tuple(sizes)
+
+
+def _concatenated(of: _Operator) -> Shape | None:
+    parts = [of.shapes[name] for name in of.node.inputs]
+    axis = of.node.attributes["axis"] % len(of.source)
+    joined = sum(part[axis] for part in parts if part is not None)
+    return None if None in parts else (*of.source[:axis], joined, *of.source[axis + 1 :])
+
+
+_SHAPE_OF: dict[str, Callable[[_Operator], Shape | None]] = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu", "Sum"), _elementwise),
+    "Conv": _convolved,
+    **dict.fromkeys(("MaxPool", "AveragePool"), _pooled),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _global_pooled),
+    "Gemm": _gemm,
+    "MatMul": _product,
+    **dict.fromkeys(("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"), _reduced),
+    "Concat": _concatenated,
+    "Flatten": _flattened,
+    "Pad": _padded,
+    "Reshape": _reshaped,
+    "Slice": _sliced,
+    "Squeeze": _squeezed,
+    "Transpose": _transposed,
+    "Unsqueeze": _unsqueezed,
+}
 
 
 def _broadcast(first: Shape, second: Shape | None) -> Shape | None:
