@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def test_timms_networks_get_their_own_mean_and_std(color: str, timm: object) -> 
     with torch.inference_mode():
         # float32 in another order
         assert torch.allclose(predict_logits(network, faces), plain(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["mobilenetv4_conv_small", "test_efficientnet", "test_vit"])
+@pytest.mark.parametrize("classes", [2, 7])
+def test_training_of_a_fresh_timm_network_begins_near_chance(network: str, classes: int, timm: object) -> None:
+    torch.manual_seed(0)
+    made = create_network(f"timm:{network}", NetworkShape(classes=classes)).train()
+    faces = torch.rand(32, 3, 48, 48)
+    labels = torch.arange(32) % classes
+    with torch.inference_mode():
+        loss = nn.functional.cross_entropy(made(faces), labels).item()
+    # Logits that know nothing lose ln(classes) nats, and a quarter of a nat for their spread.
+    assert loss < math.log(classes) + 0.25
 
 
 def test_names_that_timm_does_not_have_are_refused(timm: object) -> None:

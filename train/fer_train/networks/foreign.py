@@ -91,6 +91,11 @@ def _create(name: str, *, classes: int, size: int, color: str, dropout: float, p
         raise CheckpointError(
             f"timm's {name} takes no faces of {size} x {size} ({error}); give another --size"
         ) from error
+    last = network.get_classifier()  # type: ignore[operator]
+    if isinstance(last, nn.Linear):
+        # timm's first values of mobilenets and efficientnets are 1 / sqrt(classes), meant for 1,000 of them: of 7,
+        # logits begin at a standard deviation of 6, and training never recovers.
+        last.reset_parameters()
     return network
 
 
