@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -205,10 +206,12 @@ class Replayed:
         tensor.CopyFrom(numpy_helper.from_array(values, layer.name))
         content = self.model.SerializeToString()
         tensor.CopyFrom(numpy_helper.from_array(before, layer.name))
-        session = open_session(content, source="the changed model").session
-        # The digest is the original's: only what the faces show counts here.
-        report = run_self_test(self.path, loaded=self.loaded._replace(session=session))
-        return [one.name for one in report.checks if not one.passed]
+        with TemporaryDirectory() as folder:
+            changed = Path(folder) / self.path.name
+            changed.write_bytes(content)
+            report = run_self_test(changed)
+        # Only what the faces show counts here.
+        return [one.name for one in report.checks if not one.passed and one.name != "digest"]
 
 
 @click.command()

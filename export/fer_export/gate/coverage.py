@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fer_export.gate.extremes import Sums, faces_at_extremes, layer_outputs, tensor_ranks
+from fer_export.gate.extremes import MOST_FACES, Sums, faces_at_extremes, layer_outputs, tensor_ranks
 from fer_export.gate.golden import candidate_faces, mutated_faces, synthetic_faces
 from fer_export.gate.units import OUTPUT_LAYERS
 from fer_runtime.model.parity import FloatArray, Uint8Array
@@ -26,8 +26,9 @@ from fer_runtime.model.session import open_session
 _BoolArray = npt.NDArray[np.bool_]
 
 FEWEST_GOLDEN_FACES = 12
-# One batch of a self-test. With their answers they are 60 kB of v0's int8 file, which has 450 kB.
-MOST_GOLDEN_FACES = 64
+# One batch of a self-test, and one more for every 4 million weights beyond the first: v0 and v3 have 64, v1 192. With
+# their answers 64 are 60 kB of v0's int8 file, which has 350 kB; v1's has 11 MB.
+GOLDEN_BATCH, MOST_BATCHES, WEIGHTS_A_BATCH = 64, 4, 4_000_000
 _CANDIDATES = 496  # beside the sixteen synthetic faces
 _MORE_CANDIDATES = 1024  # where those leave units out
 
@@ -153,6 +154,12 @@ class _Watched:
         return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
 
 
+def most_golden_faces(fp32: onnx.ModelProto) -> int:
+    """How many golden faces the files of a network may have: large ones have more units and more extremes."""
+    weights = sum(int(np.prod(one.dims)) for one in fp32.graph.initializer if one.data_type == TensorProto.FLOAT)
+    return GOLDEN_BATCH * min(max(-(-weights // WEIGHTS_A_BATCH), 1), MOST_BATCHES)
+
+
 def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Coverage:
     """Choose made-up faces that switch on every unit which labelled faces switch on.
 
@@ -164,7 +171,9 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
     shape = watched.face_shape
     made = synthetic_faces(shape)
     sums = None if labelled is None else Sums(fp32, [(name, axes) for _, name, axes in watched.tensors], labelled)
-    at_extremes = made[:0] if sums is None else faces_at_extremes(sums, made)
+    most = most_golden_faces(fp32)
+    # The others switch on units and exercise connections, as many as in the first batch.
+    at_extremes = made[:0] if sums is None else faces_at_extremes(sums, made, most=MOST_FACES + most - GOLDEN_BATCH)
     faces = np.concatenate([at_extremes, made, candidate_faces(_CANDIDATES, shape=shape)])
     on, values, logits = watched.run(faces)
 
@@ -194,7 +203,7 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
         top = values[output].max() if sums is None else sums.highest_of([(before, axes)]).max()
         pairs.append((values[output], values[name], max(float(top), 0.0)))
     first = list(range(len(at_extremes)))
-    chosen, weights_live, weights_covered = _choose(on, live, pairs, logits.argmax(1), first)
+    chosen, weights_live, weights_covered = _choose(on, live, pairs, logits.argmax(1), first, most)
     golden = faces[chosen]
     return Coverage(
         golden=golden,
@@ -250,6 +259,7 @@ def _choose(
     pairs: Sequence[tuple[FloatArray, FloatArray, float]],
     labels: npt.NDArray[np.int64],
     first: Sequence[int],
+    most: int = GOLDEN_BATCH,
 ) -> tuple[list[int], int, int]:
     """Greedy: after the first, the face that adds most, units first, then connections of hidden linear layers.
 
@@ -258,6 +268,8 @@ def _choose(
 
     Args:
         pairs: of each such layer, its units, its inputs, and the highest unit on labelled faces.
+        first: indices of faces that are chosen in any case.
+        most: faces to choose.
 
     Returns:
         Indices of the chosen faces, connections that any face reaches, and those that the chosen faces reach.
@@ -284,7 +296,7 @@ def _choose(
 
     for face in first:
         take(face)
-    while len(chosen) < MOST_GOLDEN_FACES:
+    while len(chosen) < most:
         gains = (on & (missing > 0)).sum(1).astype(np.float64) * 1e6
         for weight, need, (outputs, inputs) in zip(weights, needed, ends, strict=True):
             gains += weight * ((outputs @ need) * inputs).sum(1)

@@ -23,6 +23,7 @@ from fer_runtime.errors import ParityError
 from fer_runtime.files import replaced_atomically
 from fer_runtime.model.certificate import LOOSEST, Certificate
 from fer_runtime.model.find import Precision
+from fer_runtime.model.integers import integer_checksums
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import content_digest
 from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
@@ -145,7 +146,8 @@ def _only_entry(model: onnx.ModelProto) -> str | None:
 def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> bytes:
     golden = subject.coverage.golden
     metadata = subject.metadata(judged.precision, model, judged.calibration, judged.point)
-    session = open_session(serialize(model, metadata), source="the exported model").session
+    content = serialize(model, metadata)
+    session = open_session(content, source="the exported model").session
     own = run_shuffled(session, golden, batch=subject.batch or len(golden))
     certificate = Certificate(
         faces=golden,
@@ -154,6 +156,9 @@ def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
         model_unfamiliarity=own.unfamiliarity,
         tolerance=REPLAY_TOLERANCES[judged.precision],
         coverage=subject.coverage.to_dict(),
+        integers=integer_checksums(content, _integers(model), golden, batch=subject.batch)
+        if judged.precision == "int8" and judged.quantizer != "onnxruntime"
+        else {},
         labels=subject.original.labels,
         measured={} if judged.parity.comparison is None else judged.parity.comparison.to_dict(),
         made_with={
@@ -167,6 +172,11 @@ def _sealed(subject: Subject, judged: ExportedModel, model: onnx.ModelProto) -> 
     metadata = dataclasses.replace(metadata, verdict=_verdict(subject, judged), certificate=certificate.to_dict())
     digest = content_digest(serialize(model, metadata))
     return serialize(model, dataclasses.replace(metadata, certificate={**metadata.certificate, "digest": digest}))
+
+
+def _integers(model: onnx.ModelProto) -> list[str]:
+    """The uint8 tensors that the layers write, which our quantizer makes equal on every machine."""
+    return [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
 
 
 def _verdict(subject: Subject, judged: ExportedModel) -> dict[str, Any]:

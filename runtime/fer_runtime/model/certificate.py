@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
 from fer_runtime.text import printable
 
 _VERSION = 1
+_CHECKSUM = re.compile("[0-9a-f]{8}")
 # A file may not decide how well it is tested. Twelve faces were the fewest that any of our files carried; 4096 of
 # 48 x 48 unpack to 9 MB.
 MIN_FACES, MAX_FACES = 8, 4096
@@ -32,6 +34,7 @@ LOOSEST = {
 # bits of mantissa: each layer adds rounding of 2^-9 of its values, and the golden faces are chosen to switch on every
 # unit, so they show it more than real faces do. docs/devices.md has the accuracy on labelled faces.
 ARITHMETIC_TOLERANCES = {"bf16": Tolerance(logits=0.15, probabilities=0.05, margin=0.25)}
+MAX_TENSORS = 1024  # that a certificate may name; our int8 files name 4 to 30
 _TIGHTEST = 1e-6  # ten steps of float32 at 1: every machine differs by some
 
 
@@ -48,6 +51,8 @@ class Certificate:
     measured: dict[str, Any] = field(default_factory=dict)  # worst differences from the network at export
     # Units of the network that the faces switch on, of those that labelled faces switch on.
     coverage: dict[str, Any] = field(default_factory=dict)
+    # CRC-32 of each uint8 tensor inside an int8 file for all faces, by the tensor's name; older files have none.
+    integers: dict[str, str] = field(default_factory=dict)
     made_with: dict[str, str] = field(default_factory=dict)  # onnxruntime, provider, machine, its instruction sets
     digest: str = ""  # content_digest of the file
 
@@ -69,6 +74,8 @@ class Certificate:
             "tolerance": asdict(self.tolerance),
             "measured": self.measured,
             "coverage": self.coverage,
+            # A list: the order is the graph's, and JSON objects are sorted.
+            **({"integers": [list(one) for one in self.integers.items()]} if self.integers else {}),
             "labels": list(self.labels),
             "made_with": self.made_with,
             "digest": self.digest,
@@ -104,6 +111,7 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
             tolerance=Tolerance(**values["tolerance"]),
             measured=dict(values["measured"]),
             coverage=dict(values.get("coverage", {})),
+            integers=_integers(values.get("integers", [])),
             # Files of schema 1 know no other labels.
             labels=check_labels(values.get("labels", EXPRESSIONS)),
             made_with=dict(values["made_with"]),
@@ -125,6 +133,16 @@ def parse_certificate(metadata: ModelMetadata, *, source: str) -> Certificate:
             "export the model again with fer-export"
         ) from error
     return certificate
+
+
+def _integers(values: Any) -> dict[str, str]:
+    checksums = dict(values)
+    if len(checksums) > MAX_TENSORS:
+        raise ValueError(f"checksums of {len(checksums):,} tensors, more than {MAX_TENSORS:,}")
+    for name, checksum in checksums.items():
+        if not name or not isinstance(checksum, str) or not _CHECKSUM.fullmatch(checksum):
+            raise ValueError(f"a checksum {checksum!r} of {name!r}")
+    return checksums
 
 
 def tolerance_in(arithmetic: str, precision: str, stated: Tolerance) -> Tolerance:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.certificate import LOOSEST, Certificate, parse_certificate, tolerance_in
+from fer_runtime.model.integers import integer_checksums
 from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.model.onnx_file import content_digest, read_model_bytes
 from fer_runtime.model.parity import (
@@ -91,7 +92,8 @@ def run_self_test(
         strict: a provider that falls back to another is an error.
         any_operator: as for `load_model`.
         trusted: a public key; the file must have a signature of its holder.
-        loaded: what `load_model` gave for the file, which is then not read again: its own session is tested.
+        loaded: what `load_model` gave for the file, which is then not read again: its own session is tested, and that
+            has no inner tensors.
 
     Raises:
         ModelFileError: the file is missing, damaged or not signed by the trusted key, or carries no certificate.
@@ -158,6 +160,8 @@ def run_self_test(
     checks += comparison_checks(worst, tolerance)
     is_fine = arithmetic == "fp32" and metadata.precision in ("fp32", "int8")
     checks += _unfamiliarity_checks(certificate, runs, tolerance, is_fine=is_fine)
+    if certificate.integers and loaded is None and opened.provider == "CPU":
+        checks.append(_integers_check(certificate, opened, threads))
     if metadata.precision in ("fp32", "fp16"):
         # int8 differs from the network on purpose, and its gate measured by how much.
         loosest = LOOSEST[metadata.precision]
@@ -229,6 +233,22 @@ def _unfamiliarity_checks(
             detail=f"max relative difference {worst:.1e} (allowed {allowed:g})",
         )
     ]
+
+
+def _integers_check(certificate: Certificate, opened: LoadedModel, threads: int) -> Check:
+    """Are the tensors between the layers what they were at export, bit by bit?
+
+    In a session of its own: another provider need not keep them, but the CPU's kernels round alike everywhere.
+    """
+    expected = certificate.integers
+    found = integer_checksums(opened.content, list(expected), certificate.faces, threads=threads, batch=opened.batch)
+    differing = [name for name, checksum in expected.items() if found[name] != checksum]
+    return Check(
+        name="integers",
+        passed=not differing,
+        detail=f"{len(differing)} of {len(expected)} tensors between the layers differ"
+        + (f", the first is {differing[0]}" if differing else ""),
+    )
 
 
 def _coverage_text(coverage: dict[str, Any]) -> str:

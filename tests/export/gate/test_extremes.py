@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.export.conftest import Exported
 
 from fer_export.gate import extremes
-from fer_export.gate.extremes import Sums, faces_at_extremes
+from fer_export.gate.extremes import Sums, _Climber, faces_at_extremes
 from fer_export.gate.golden import synthetic_faces
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.inspect import inspect_model
@@ -80,6 +80,24 @@ def test_the_search_reaches_every_extreme_of_a_small_network() -> None:
     found = faces_at_extremes(sums, labelled[:1])
     assert sums.reached(found).any(0).all()
     assert len(found) <= 6
+
+
+def test_a_face_that_is_given_an_extreme_of_its_own_reaches_it() -> None:
+    random = np.random.default_rng(3)
+    labelled = random.integers(0, 256, (200, 2, 2)).astype(np.uint8)
+    sums = Sums(_small_network(random.normal(size=10).astype(np.float32)), [], labelled)
+    own = np.arange(2 * sums.units)
+    climber = _Climber(sums)
+    starts = np.stack([climber.noise(random, (2, 2)) for _ in own])
+    found = climber.climb(starts, np.ones(len(own), bool), random, own=own)
+    assert sums.reached(found)[own, own].all()
+
+
+def test_no_more_extreme_faces_are_kept_than_allowed() -> None:
+    random = np.random.default_rng(3)
+    model = _small_network(random.normal(size=10).astype(np.float32))
+    labelled = random.integers(0, 256, (200, 2, 2)).astype(np.uint8)
+    assert len(faces_at_extremes(Sums(model, [], labelled), labelled[:1], most=2)) == 2
 
 
 def test_networks_that_pytorch_is_not_told_of_are_searched_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.export.conftest import Exported
 from tests.export.moved_weights import Replayed
 
 from fer_runtime.model.find import packaged_models_dir
@@ -15,6 +16,17 @@ _MODELS = sorted(packaged_models_dir().glob("*.onnx"))
 # One live unit in so many, and at least one of each layer.
 _EVERY = {"model_0.onnx": 8, "model_0.int8.onnx": 8, "model_v3.int8.onnx": 2000, "model_v1.int8.onnx": 2000}
 _LAYERS = {"model_0.onnx": 7, "model_0.int8.onnx": 7, "model_v3.int8.onnx": 19, "model_v1.int8.onnx": 24}
+
+
+def test_no_moved_weight_of_a_small_network_is_unnoticed(exported: Exported) -> None:
+    replayed = Replayed(exported.models_dir / "narrow.int8.onnx")
+    chosen = list(replayed.weights(np.random.default_rng(0)))
+    assert len(chosen) > 60
+    noticed = [replayed.replay(layer, place) for layer, place in chosen]
+    # Each moves its unit's integer by a step or more on a golden face, and the last layer's move the logits.
+    assert all(noticed)
+    # Some of them no output shows.
+    assert ["integers"] in noticed
 
 
 @pytest.mark.parametrize("path", [one for one in _MODELS if one.name in _EVERY], ids=lambda path: path.name)

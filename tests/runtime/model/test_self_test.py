@@ -29,6 +29,8 @@ from fer_runtime.cli import main
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.certificate import Certificate, parse_certificate
 from fer_runtime.model.find import find_model
+from fer_runtime.model.integers import integer_checksums
+from fer_runtime.model.load import load_model
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import content_digest
 from fer_runtime.model.parity import Tolerance
@@ -120,6 +122,45 @@ def test_changed_metadata_is_noticed(
 ) -> None:
     changed = _change_metadata(shipped, tmp_path / "a.onnx", change, sealed=False)
     assert {"digest", noticed_by} <= _failures(run_self_test(changed))
+
+
+def _certify_integers(path: Path, target: Path) -> Path:
+    """Write v0's int8 file with one more tensor, which no output depends on, and the checksums of all."""
+    model = onnx.load(find_model("v0", precision="int8"))
+    written = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    step = numpy_helper.from_array(np.array(3, np.float32), "aside_step")
+    model.graph.initializer.append(step)
+    model.graph.node.append(
+        onnx.helper.make_node("QuantizeLinear", [written[0].input[0], "aside_step", written[0].input[2]], ["aside_u8"])
+    )
+    onnx.save(model, path)
+    names = [*(node.output[0] for node in written), "aside_u8"]
+    faces = parse_certificate(load_model(path).metadata, source=str(path)).faces
+    checksums = integer_checksums(path.read_bytes(), names, faces)
+    return _change_metadata(
+        path, target, lambda values: values["certificate"].update(integers=list(checksums.items())), sealed=True
+    )
+
+
+def test_an_integer_that_no_output_shows_is_noticed(tmp_path: Path) -> None:
+    path = _certify_integers(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    report = run_self_test(path)
+    assert report.passed
+    assert str(report.checks[-2]).endswith("0 of 5 tensors between the layers differ")
+    model = onnx.load(path)
+    step = next(one for one in model.graph.initializer if one.name == "aside_step")
+    step.CopyFrom(numpy_helper.from_array(np.array(4, np.float32), "aside_step"))
+    onnx.save(model, path)
+    report = run_self_test(path)
+    assert _failures(report) == {"digest", "integers"}
+    assert str(report.checks[-2]).endswith("1 of 5 tensors between the layers differ, the first is aside_u8")
+
+
+def test_a_session_that_runs_already_is_not_opened_again_for_its_integers(tmp_path: Path) -> None:
+    path = _certify_integers(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    report = run_self_test(path, loaded=load_model(path))
+    assert report.passed
+    assert "integers" not in {check.name for check in report.checks}
 
 
 def test_last_bits_of_another_machine_pass(shipped: Path, tmp_path: Path) -> None:
@@ -243,6 +284,9 @@ def test_something_else_than_a_key_is_named(content: bytes, shipped: Path, tmp_p
         lambda values: values["certificate"].update(model_logits=[[1.0]]),
         lambda values: values["certificate"].pop("tolerance"),
         lambda values: values["certificate"].update(network_logits=[["\x1b" * 5000]]),
+        lambda values: values["certificate"].update(integers=[["relu_u8", 1]]),
+        lambda values: values["certificate"].update(integers=[["relu_u8", "0" * 7]]),
+        lambda values: values["certificate"].update(integers=[[f"relu_{one}", "0" * 8] for one in range(1025)]),
     ],
 )
 def test_a_damaged_certificate_is_our_own_error(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:

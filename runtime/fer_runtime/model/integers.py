@@ -1,0 +1,70 @@
+"""Checksums of the uint8 tensors inside an int8 file.
+
+Logits hide a wrong weight whose effect is rounded away, or cut off by a ReLU, on each golden face. The integers behind
+its own layer show it, and they are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from fer_runtime.errors import ModelFileError
+from fer_runtime.model.parity import Uint8Array
+from fer_runtime.model.session import open_session
+
+_BATCH = 16  # faces of a run, which holds all tensors at once
+# TypeProto of onnx.proto3: a tensor (field 1) of uint8 (field 1: 2).
+_UINT8 = b"\x0a\x02\x08\x02"
+
+
+def integer_checksums(
+    content: bytes, names: Sequence[str], faces: Uint8Array, *, threads: int = 1, batch: int | None = None
+) -> dict[str, str]:
+    """CRC-32 of each tensor's values for all faces, hexadecimal, computed on the CPU.
+
+    Args:
+        content: a model file.
+        names: of uint8 tensors inside the graph, whose first axis counts the faces.
+        faces: uint8, of the model's size and colour.
+        threads: intra-op threads.
+        batch: the file's fixed batch size; None for a dynamic one.
+
+    Raises:
+        ModelFileError: the file does not run, or has no such tensors.
+    """
+    content += _more_outputs(names)
+    session = open_session(content, threads=threads, source="the model with its inner tensors as outputs").session
+    checksums = dict.fromkeys(names, 0)
+    size = batch or _BATCH
+    for start in range(0, len(faces), size):
+        part = faces[start : start + size]
+        filled = part if batch is None else np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
+        try:
+            values = session.run(list(names), {"faces": filled})
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise ModelFileError(f"the model with its inner tensors as outputs does not run: {error}") from error
+        for name, value in zip(names, values, strict=True):
+            checksums[name] = zlib.crc32(np.ascontiguousarray(value[: len(part)]), checksums[name])
+    return {name: f"{value:08x}" for name, value in checksums.items()}
+
+
+def _more_outputs(names: Sequence[str]) -> bytes:
+    """What makes the tensors outputs when it follows a model's bytes: protobuf merges the messages of one field."""
+    values = b"".join(_field(12, _field(1, name.encode()) + _field(2, _UINT8)) for name in names)
+    return _field(7, values)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes, in protobuf's encoding."""
+    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    digits = bytearray()
+    while value >= 0x80:
+        digits.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*digits, value])
