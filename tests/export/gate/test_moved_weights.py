@@ -23,10 +23,9 @@ def test_no_moved_weight_of_a_small_network_is_unnoticed(exported: Exported) -> 
     chosen = list(replayed.weights(np.random.default_rng(0)))
     assert len(chosen) > 60
     noticed = [replayed.replay(layer, place) for layer, place in chosen]
-    # Each moves its unit's integer by a step or more on a golden face, and the last layer's move the logits.
     assert all(noticed)
-    # Some of them no output shows.
-    assert ["integers"] in noticed
+    # The integer that a weight moves by a step shows it, whatever the layers behind it do with that.
+    assert all("integers" in one for (layer, _), one in zip(chosen, noticed, strict=True) if layer.is_rounded)
 
 
 @pytest.mark.parametrize("path", [one for one in _MODELS if one.name in _EVERY], ids=lambda path: path.name)
