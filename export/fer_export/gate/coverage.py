@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fer_export.gate.extremes import MOST_FACES, Sums, faces_at_extremes, layer_outputs, tensor_ranks
+from fer_export.gate.extremes import Sums, faces_at_extremes, layer_outputs, tensor_ranks
 from fer_export.gate.golden import candidate_faces, mutated_faces, synthetic_faces
 from fer_export.gate.units import OUTPUT_LAYERS
 from fer_runtime.model.parity import FloatArray, Uint8Array
@@ -26,9 +26,10 @@ from fer_runtime.model.session import open_session
 _BoolArray = npt.NDArray[np.bool_]
 
 FEWEST_GOLDEN_FACES = 12
-# One batch of a self-test, and one more for every 4 million weights beyond the first: v0 and v3 have 64, v1 192. With
-# their answers 64 are 60 kB of v0's int8 file, which has 350 kB; v1's has 11 MB.
-GOLDEN_BATCH, MOST_BATCHES, WEIGHTS_A_BATCH = 64, 4, 4_000_000
+# Batches of a self-test: one for v0 and v3, four for v1, whose extremes alone take 184. With their answers 64 faces are
+# 60 kB of v0's int8 file, which has 350 kB.
+GOLDEN_BATCH, MOST_BATCHES = 64, 4
+_OTHERS = 24  # at least, beside those that reach extremes: for units, connections and classes
 _CANDIDATES = 496  # beside the sixteen synthetic faces
 _MORE_CANDIDATES = 1024  # where those leave units out
 
@@ -154,12 +155,6 @@ class _Watched:
         return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
 
 
-def most_golden_faces(fp32: onnx.ModelProto) -> int:
-    """How many golden faces the files of a network may have: large ones have more units and more extremes."""
-    weights = sum(int(np.prod(one.dims)) for one in fp32.graph.initializer if one.data_type == TensorProto.FLOAT)
-    return GOLDEN_BATCH * min(max(-(-weights // WEIGHTS_A_BATCH), 1), MOST_BATCHES)
-
-
 def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Coverage:
     """Choose made-up faces that switch on every unit which labelled faces switch on.
 
@@ -171,9 +166,9 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
     shape = watched.face_shape
     made = synthetic_faces(shape)
     sums = None if labelled is None else Sums(fp32, [(name, axes) for _, name, axes in watched.tensors], labelled)
-    most = most_golden_faces(fp32)
-    # The others switch on units and exercise connections, as many as in the first batch.
-    at_extremes = made[:0] if sums is None else faces_at_extremes(sums, made, most=MOST_FACES + most - GOLDEN_BATCH)
+    most = GOLDEN_BATCH * MOST_BATCHES
+    at_extremes = made[:0] if sums is None else faces_at_extremes(sums, made, most=most - _OTHERS)
+    most = GOLDEN_BATCH * -(-(len(at_extremes) + _OTHERS) // GOLDEN_BATCH)
     faces = np.concatenate([at_extremes, made, candidate_faces(_CANDIDATES, shape=shape)])
     on, values, logits = watched.run(faces)
 

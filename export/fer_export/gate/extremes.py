@@ -24,9 +24,6 @@ from fer_runtime.model.session import open_session
 _BoolArray = npt.NDArray[np.bool_]
 
 NEAR = 0.05  # of a sum's range on labelled faces, from its end
-# That the search may add, of 64 golden faces in all. The first 9 hold all extremes of v0, the first 25 those of v3. Of
-# those that are found for v1, 40 hold 96 %; it has 192 golden faces.
-MOST_FACES = 40
 _GRAYS = 4  # of a face that was searched for: two bits a pixel
 _BATCH = 64
 _AT_ONCE = 8  # faces that climb together
@@ -192,13 +189,13 @@ def _held(model: onnx.ModelProto, bounds: dict[str, tuple[float, float]]) -> onn
     return changed
 
 
-def faces_at_extremes(sums: Sums, given: Uint8Array, *, most: int = MOST_FACES) -> Uint8Array:
+def faces_at_extremes(sums: Sums, given: Uint8Array, *, most: int) -> Uint8Array:
     """Few made-up faces that together reach as many extremes as the search finds, uint8.
 
     Args:
         sums: of the network.
         given: made-up faces that may be chosen as well.
-        most: faces.
+        most: how many. The first 9 hold all extremes of v0, the first 25 those of v3, 184 those of v1.
     """
     random = np.random.default_rng(0)
     climber = _climber(sums)

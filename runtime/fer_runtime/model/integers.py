@@ -47,7 +47,7 @@ def integer_checksums(
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelFileError(f"the model with its inner tensors as outputs does not run: {error}") from error
         for name, value in zip(names, values, strict=True):
-            checksums[name] = zlib.crc32(np.ascontiguousarray(value[: len(part)]), checksums[name])
+            checksums[name] = zlib.crc32(value[: len(part)].tobytes(), checksums[name])
     return {name: f"{value:08x}" for name, value in checksums.items()}
 
 
