@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 # Where it is set, each of them would compile this package's modules anew: a sixth of a run of fer-infer.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types layers tables tests test-lowest test-s3 studies fuzz soak arm64 bench results peers readme-table clean
+.PHONY: help demo test lint types layers tables tests test-lowest test-s3 studies fuzz soak arm64 container bench results peers readme-table clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -78,6 +78,10 @@ soak: $(TEST)/.installed ## Hours: kill runs at random moments, read 100,000 dam
 
 arm64: $(TEST)/.installed ## The installed package and every bundled model on emulated arm64 processors
 	@PYTHONPATH=. $(TEST)/bin/python -m tests.arm64 $(ARM64)
+
+# Python's own library is enough, so that a user who owns nothing here can run it.
+container: ## The image of examples/serve, built and run by rootless podman
+	@PYTHONPATH=. $(PYTHON) -m tests.container
 
 bench: $(TEST)/.installed ## Latency of every bundled model on this machine
 	@$(TEST)/bin/fer-bench latency

@@ -138,18 +138,29 @@ def test_the_compose_file_is_read_only() -> None:
     assert (EXAMPLES / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
 
 
-def test_systemd_reads_the_unit(tmp_path: Path) -> None:
+@pytest.fixture
+def unit(tmp_path: Path) -> str:
+    """The unit's path; systemd looks for the program, which is there after an installation."""
+    text = (EXAMPLES / "fer-serve.service").read_text(encoding="utf-8")
+    path = tmp_path / "fer-serve.service"
+    path.write_text(text.replace("/opt/fer-edge/bin/fer-serve", "/bin/true"))
+    return str(path)
+
+
+def test_systemd_reads_the_unit(unit: str) -> None:
+    done = _analyze("verify", "--man=no", unit)
+    assert "fer-serve.service" not in done.stderr, done.stderr
+
+
+def test_systemd_finds_the_unit_hardened(unit: str) -> None:
+    # 1.7 in systemd 252; a service without any setting has 9.6.
+    done = _analyze("security", "--offline=yes", "--no-pager", "--threshold=20", unit)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("needs systemd 250 or later")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     if (analyze := shutil.which("systemd-analyze")) is None:
         pytest.skip("needs systemd-analyze: apt-get install systemd")
-    # It looks for the program, which is there after an installation.
-    text = (
-        (EXAMPLES / "fer-serve.service").read_text(encoding="utf-8").replace("/opt/fer-edge/bin/fer-serve", "/bin/true")
-    )
-    (tmp_path / "fer-serve.service").write_text(text)
-    done = subprocess.run(
-        [analyze, "verify", "--man=no", str(tmp_path / "fer-serve.service")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "fer-serve.service" not in done.stderr, done.stderr
+    return subprocess.run([analyze, *arguments], capture_output=True, text=True, check=False)
