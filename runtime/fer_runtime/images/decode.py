@@ -44,7 +44,7 @@ def decode_here(header: Header) -> Uint8Array | None:
         return None
     if image.ndim == 3 and image.shape[2] == 4:
         image = image[:, :, :3]
-    if image.dtype == np.uint16:
+    if header.is_16_bit and image.dtype == np.uint16:
         image = _to_8_bits(image)
     for name, value in header.transforms:
         image = np.rot90(image, value) if name == b"irot" else np.flip(image, value)

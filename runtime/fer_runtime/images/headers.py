@@ -133,9 +133,17 @@ def _other_parser(content: bytes) -> Callable[[bytes], Header] | None:
 _WITHOUT_SEGMENT = frozenset((0x00, 0x01, *range(0xD0, 0xD9), 0xFF))
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _FRAME = struct.Struct(">BHHB")  # precision, height, width, components
+_LONGEST_SHARED = 4096  # bytes
+# Every byte of the last baseline JPEG up to its pixels, and what they say: width, height, and whether it is plain. The
+# crops of one program share them.
+_shared_head: tuple[bytes, int, int, bool] = (b"\0", 0, 0, False)  # no JPEG begins so
 
 
 def _jpeg(content: bytes) -> Header:
+    global _shared_head
+    head, width, height, is_plain = _shared_head
+    if content.startswith(head):
+        return Header("JPEG", width, height, 6, content, is_plain)
     at, frame = 2, None
     while True:
         # Decoders look for the next marker over whatever is between two segments.
@@ -159,7 +167,11 @@ def _jpeg(content: bytes) -> Header:
     kind, precision, height, width, components = frame
     is_interleaved = content[at + 2] == components
     is_baseline = kind <= 0xC1 and is_interleaved
-    if not is_baseline:
+    is_plain = is_baseline and precision == 8 and components in (1, 3)
+    if is_baseline:
+        if at < _LONGEST_SHARED:
+            _shared_head = (content[: at + 3], width, height, is_plain)
+    else:
         scans = _count_scans(content, at)
         if scans > _MOST_SCANS or scans * width * height > _MOST_SCANNED_PIXELS:
             raise ImageError(
@@ -172,7 +184,7 @@ def _jpeg(content: bytes) -> Header:
         height,
         6 if is_baseline else 10,  # all coefficients of a progressive one are kept until its last scan
         content,
-        is_plain=is_baseline and precision == 8 and components in (1, 3),
+        is_plain,
     )
 
 

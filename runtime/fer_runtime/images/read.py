@@ -17,6 +17,8 @@ from fer_runtime.images.headers import Header, read_header
 MAX_PIXELS = 100_000_000
 _BYTES_PER_PIXEL = 8
 MAX_FILE_BYTES = 512 * 1024 * 1024
+# O_NONBLOCK: opening a FIFO without a writer would wait for ever.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # What OpenCV's wheels decode, except formats that store floats (.hdr, .exr, .pfm).
 IMAGE_SUFFIXES = frozenset(
     (
@@ -48,24 +50,24 @@ def read_bytes(path: Path | str) -> bytes:
         ImageError: it is missing, unreadable, empty, too large, or not a regular file.
     """
     try:
-        # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(path, _OPEN_FLAGS)
     except OSError as error:
         raise ImageError(f"cannot be opened: {error.strerror}") from error
     except ValueError as error:  # a null byte in the name
         raise ImageError(f"cannot be opened: {error}") from error
     try:
         status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError("is a folder; fer_runtime.batch.sources.Inputs lists its images")
+        size = status.st_size
         if not stat.S_ISREG(status.st_mode):
+            if stat.S_ISDIR(status.st_mode):
+                raise ImageError("is a folder; fer_runtime.batch.sources.Inputs lists its images")
             raise ImageError("is not a regular file")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"has {status.st_size} bytes, more than the limit of {MAX_FILE_BYTES}")
+        if size > MAX_FILE_BYTES:
+            raise ImageError(f"has {size} bytes, more than the limit of {MAX_FILE_BYTES}")
         # Plain reads: a file object costs as much as half of a face crop's decoding.
-        content = os.read(descriptor, max(status.st_size + 1, 4096))
+        content = os.read(descriptor, size + 1)
         # The size was wrong: the file is changing, or the system returns it in parts.
-        while len(content) != status.st_size and (more := os.read(descriptor, 1 << 20)):
+        while len(content) != size and (more := os.read(descriptor, 1 << 20)):
             content += more
             if len(content) > MAX_FILE_BYTES:
                 raise ImageError(f"has more bytes than the limit of {MAX_FILE_BYTES}")

@@ -50,6 +50,29 @@ def test_sizes_of_old_and_large_variants_are_read() -> None:
         assert (header.width, header.height) == (53, 37), content
 
 
+def test_what_a_jpeg_shares_with_the_one_before_it_is_all_of_its_head() -> None:
+    first = cv2.imencode(".jpg", _IMAGE[:, :, 0])[1].tobytes()
+    second = cv2.imencode(".jpg", _IMAGE[:, :, 1])[1].tobytes()
+    wider = cv2.imencode(".jpg", np.hstack([_IMAGE, _IMAGE])[:, :, 0])[1].tobytes()
+    progressive = cv2.imencode(".jpg", _IMAGE[:, :, 0], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    precise = bytearray(first)
+    precise[first.index(b"\xff\xc0") + 4] = 12  # bits
+    for content, size, is_plain in (
+        (first, (53, 37), True),
+        (second, (53, 37), True),
+        (wider, (106, 37), True),
+        (progressive, (53, 37), False),
+        (second, (53, 37), True),
+        (bytes(precise), (53, 37), False),
+        (first, (53, 37), True),
+    ):
+        header = read_header(content)
+        assert (header.width, header.height, header.is_plain, header.content) == (*size, is_plain, content)
+    for length in (3, 40, first.index(b"\xff\xda") + 4):
+        with pytest.raises(ImageError, match="its end is missing"):
+            read_header(first[:length])
+
+
 def test_a_png_is_plain_where_it_has_nothing_unusual() -> None:
     gray = rows_of(_IMAGE[:, :, 0])
     assert read_header(make_png(53, 37, gray)).is_plain
