@@ -75,16 +75,21 @@ def find_doubts(
     least = limits.confidence
     found = []
     darkest = DARK_BELOW * FACE_SIZE**2
+    last, is_turned, is_small = None, None, False
     for detection, confidence, is_blurred, level, is_strange in zip(
         detections, confidences, blurred, sums, strange, strict=True
     ):
-        turned = turn(detection.landmarks)
-        _, _, width, height = detection.box
+        if detection is not last:  # crops of one size share theirs
+            last = detection
+            turned = turn(detection.landmarks)
+            is_turned = None if turned is None else turned > TURNED_ABOVE
+            _, _, width, height = detection.box
+            is_small = width < SMALL_BELOW or height < SMALL_BELOW
         found.append(
             _doubts(
                 None if least is None else confidence < least,
-                None if turned is None else turned > TURNED_ABOVE,
-                width < SMALL_BELOW or height < SMALL_BELOW,
+                is_turned,
+                is_small,
                 is_blurred,
                 level < darkest,
                 is_strange,

@@ -20,7 +20,7 @@ from fer_runtime.files import sha256_of
 from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.load import LoadedModel, load_model
-from fer_runtime.quality import REASONS, Doubts, Limits, find_doubts, is_low
+from fer_runtime.quality import REASONS, Limits, find_doubts, is_low
 from fer_runtime.results import ROWS_SCHEMA, Face, ImageResult
 
 if TYPE_CHECKING:
@@ -223,7 +223,23 @@ class Recognizer:
         rows, best = answers.probabilities.tolist(), answers.probabilities.argmax(1).tolist()
         confidences = [row[place] for row, place in zip(rows, best, strict=True)]
         doubts = find_doubts(detections, faces, confidences, answers.unfamiliarity, self._limits)
-        return [self._face(*one) for one in zip(detections, rows, best, doubts, strict=True)]
+        labels, is_uncertain = self.labels, self._is_uncertain
+        return [
+            Face(
+                box=detection.box,
+                detector_score=detection.score,
+                landmarks=detection.landmarks,
+                expression=labels[place],
+                confidence=confidence,
+                probabilities=dict(zip(labels, row)),  # noqa: B905  `_run` has checked their number
+                uncertain=is_uncertain(confidence, reasons),
+                reasons=reasons,
+                not_checked=not_checked,
+            )
+            for detection, row, place, confidence, (reasons, not_checked) in zip(
+                detections, rows, best, confidences, doubts, strict=True
+            )
+        ]
 
     def with_probabilities(self, face: Face, probabilities: FloatArray, best: int) -> Face:
         """The face with other probabilities, such as averages over time; `best` is its label's index."""
@@ -284,19 +300,6 @@ class Recognizer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _face(self, detection: Detection, values: list[float], best: int, doubts: Doubts) -> Face:
-        return Face(
-            box=detection.box,
-            detector_score=detection.score,
-            landmarks=detection.landmarks,
-            expression=self.labels[best],
-            confidence=values[best],
-            probabilities=dict(zip(self.labels, values, strict=True)),
-            uncertain=self._is_uncertain(values[best], doubts.reasons),
-            reasons=doubts.reasons,
-            not_checked=doubts.not_checked,
-        )
 
     def _is_uncertain(self, confidence: float, reasons: Sequence[str]) -> bool | None:
         if self.min_confidence is None:

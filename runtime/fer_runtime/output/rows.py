@@ -61,7 +61,7 @@ class JsonArray:
         return "[]\n" if self._before == "[\n" else "\n]\n"
 
 
-_quoted = json.JSONEncoder().encode  # json.dumps looks at its nine options every time
+_quoted = json.encoder.encode_basestring_ascii  # json.dumps looks at its nine options every time
 
 
 def _face_json(face: Face) -> str:
@@ -70,7 +70,7 @@ def _face_json(face: Face) -> str:
         *face.box,
         "null" if face.detector_score is None else f"{face.detector_score:.6f}",
         _points_json(face) if face.landmarks else "null",
-        _quoted(face.expression),
+        _names_json(face.expression),
         face.confidence,
         *face.probabilities.values(),
         uncertain,
