@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +35,8 @@ def parse_labels(text: str) -> tuple[str, ...]:
     Raises:
         ValueError: they are no labels that a model can have.
     """
+    import csv  # models are read without
+
     rows = list(csv.reader([text], skipinitialspace=True))
     try:
         return check_labels([label.strip() for label in rows[0]] if len(rows) == 1 else [])

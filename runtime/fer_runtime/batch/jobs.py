@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from os import PathLike
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from fer_runtime.images import Uint8Array, decode_image, read_bytes
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import Face, ImageResult
 from fer_runtime.system import available_cpus
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 # Images that go through the model together, at most. A row's last bits depend on the images in its block, so
 # blocks end at the same images in every run: after a number of images, or of pixels. The pixels keep rows coming:
@@ -90,20 +94,22 @@ class JobSummary:
             self.crop_sized += may_be_face_crop(row.width or 0, row.height or 0)
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class _Prepared:
-    """An image that is read, with its faces ready for the model."""
+    """An image that is read, with its faces ready for the model; a plain class, which loads sooner."""
 
-    path: str
-    width: int | None = None
-    height: int | None = None
-    error: str | None = None
-    detections: tuple[Detection, ...] = ()
-    faces: list[Uint8Array] = field(default_factory=list)
-    pixels: Uint8Array | None = None  # kept only where they are drawn on
+    __slots__ = ("detections", "error", "faces", "height", "path", "pixels", "width")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.width: int | None = None
+        self.height: int | None = None
+        self.error: str | None = None
+        self.detections: tuple[Detection, ...] = ()
+        self.faces: list[Uint8Array] = []
+        self.pixels: Uint8Array | None = None  # kept only where they are drawn on
 
 
-_Task = Future[tuple[list[_Prepared], dict[str, float]]]  # images, and seconds by stage
+_Task = Callable[[], tuple[list[_Prepared], dict[str, float]]]  # gives images, and seconds by stage
 OnRow = Callable[["Uint8Array | None", ImageResult], ImageResult]
 
 
@@ -155,7 +161,7 @@ class _Source:
 
     def __init__(self, paths: Iterator[str], must_wait: Callable[[], bool] | None) -> None:
         self._paths = paths
-        self._must_wait = must_wait or (lambda: False)
+        self._must_wait = must_wait
         self.has_ended = False
 
     def chunk(self, size: int, *, waits: bool) -> list[str]:
@@ -164,7 +170,11 @@ class _Source:
         Args:
             waits: wait for the first path.
         """
-        chunk: list[str] = []
+        if self._must_wait is None:
+            chunk = list(islice(self._paths, size))
+            self.has_ended = len(chunk) < size
+            return chunk
+        chunk = []
         while len(chunk) < size and ((waits and not chunk) or not self._must_wait()):
             path = next(self._paths, None)
             if path is None:
@@ -189,7 +199,7 @@ def _recognized(
     submitted = 0
     pending: deque[list[_Task]] = deque()  # the tasks of a block's number of images
     block: list[_Prepared] = []
-    pool = ThreadPoolExecutor(count, thread_name_prefix="fer-read")
+    pool: ThreadPoolExecutor | None = None
     try:
         while True:
             # One more than there are threads: no thread waits, and no more than that is in memory.
@@ -197,18 +207,24 @@ def _recognized(
                 parts = [chunk[start : start + task_size] for start in range(0, len(chunk), task_size)]
                 how = (read, on_row is not None, submitted < isolate_first)
                 submitted += len(chunk)
-                pending.append([pool.submit(_prepare_images, recognizer, part, *how) for part in parts])
+                if pool is None and source.has_ended and len(parts) == 1:
+                    # Nothing to do beside it: one image waits for no thread, nor for the modules that start threads.
+                    pending.append([partial(_prepare_images, recognizer, chunk, *how)])
+                    continue
+                pool = pool or _thread_pool(count)
+                pending.append([pool.submit(_prepare_images, recognizer, part, *how).result for part in parts])
             if not pending:
                 yield from _rows(recognizer, block, summary, on_row)
                 block = []
                 if not source.has_ended:
                     continue
-                pool.shutdown()
+                if pool is not None:
+                    pool.shutdown()
                 return
             done = 0
             busy = 0.0
             for task in pending.popleft():
-                images, seconds = task.result()
+                images, seconds = task()
                 done += len(images)
                 busy += sum(seconds.values())
                 for stage, spent in seconds.items():
@@ -223,7 +239,14 @@ def _recognized(
         # The consumer has gone, or a row could not be written: nothing more is read. The threads are not
         # waited for: one of them may be running this, as the garbage collector that found a generator
         # which nobody closed.
-        pool.shutdown(wait=False, cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _thread_pool(threads: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor  # takes 3 ms to load
+
+    return ThreadPoolExecutor(threads, thread_name_prefix="fer-read")
 
 
 def _rows(

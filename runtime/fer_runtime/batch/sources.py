@@ -8,7 +8,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import chain, islice
 from os import PathLike
@@ -43,14 +42,14 @@ _BYTE_ORDER_MARKS = (
 _COUNTED_SUFFIXES = 100
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class LeftOut:
     """What the folders of a run hold besides the images that are read; hidden files are not counted."""
 
-    suffixes: Counter[str] = field(default_factory=Counter)  # files whose suffix is of no image, in lower case
-    videos: int = 0  # among those files
-    folders: int = 0  # skipped, beside images
-    only_folders: list[str] = field(default_factory=list)  # folders that hold folders and no image, all skipped
+    def __init__(self) -> None:
+        self.suffixes: Counter[str] = Counter()  # files whose suffix is of no image, in lower case
+        self.videos = 0  # among those files
+        self.folders = 0  # skipped, beside images
+        self.only_folders: list[str] = []  # folders that hold folders and no image, all skipped
 
     def add_file(self, path: str) -> None:
         """Count a file that is not read."""
@@ -67,7 +66,6 @@ class LeftOut:
             self.only_folders.append(folder)
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Inputs:
     """The images that paths stand for, found while they are read; iterate once.
 
@@ -76,9 +74,10 @@ class Inputs:
         recursive: also read the folders' subfolders.
     """
 
-    paths: Iterable[str]
-    recursive: bool = False
-    left_out: LeftOut = field(default_factory=LeftOut)
+    def __init__(self, paths: Iterable[str], recursive: bool = False, left_out: LeftOut | None = None) -> None:
+        self.paths = paths
+        self.recursive = recursive
+        self.left_out = LeftOut() if left_out is None else left_out
 
     def __iter__(self) -> Iterator[str]:
         for path in self.paths:

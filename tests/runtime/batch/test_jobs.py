@@ -41,6 +41,16 @@ def test_after_the_last_row_no_thread_is_left(recognizer: Recognizer, picture: b
     assert _reading_threads() == []
 
 
+def test_a_run_over_one_image_starts_no_thread(recognizer: Recognizer, picture: bytes) -> None:
+    def read(path: str) -> bytes:
+        assert threading.current_thread() is threading.main_thread()
+        return picture
+
+    for must_wait in (None, lambda: False):
+        (row,) = recognize_files(recognizer, ["face.png"], workers=2, read=read, must_wait=must_wait)
+        assert (row.error, len(row.faces)) == (None, 1)
+
+
 @pytest.mark.parametrize("paths", ["pics", b"pics", Path("pics")])
 def test_one_path_is_not_taken_for_many(recognizer: Recognizer, paths: Any) -> None:
     # At once, not when the first row is asked for.
