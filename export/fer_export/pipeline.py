@@ -68,7 +68,7 @@ def export_model(
     votes: str | Path | None = None,
     opset: int = DEFAULT_OPSET,
     batch: int | None = None,
-    models_dir: Path = DEFAULT_MODELS_DIR,
+    models_dir: Path = Path(DEFAULT_MODELS_DIR),
     budget: Budget = Budget(),  # noqa: B008 - frozen
     keep_anyway: bool = False,
     replace: bool = False,
@@ -211,7 +211,7 @@ def prepare(
     votes: str | Path | None = None,
     opset: int = DEFAULT_OPSET,
     batch: int | None = None,
-    models_dir: Path = DEFAULT_MODELS_DIR,
+    models_dir: Path = Path(DEFAULT_MODELS_DIR),
     budget: Budget = Budget(),  # noqa: B008 - frozen
     replace: bool = False,
     progress: Callable[[str], None] = lambda text: None,
@@ -279,7 +279,7 @@ def prepare_subject(
     votes: str | Path | None = None,
     opset: int = DEFAULT_OPSET,
     batch: int | None = None,
-    models_dir: Path = DEFAULT_MODELS_DIR,
+    models_dir: Path = Path(DEFAULT_MODELS_DIR),
     budget: Budget = Budget(),  # noqa: B008 - frozen
     temperature: float | None = None,
     progress: Callable[[str], None] = lambda text: None,

@@ -37,7 +37,7 @@ def adopt_model(
     data: Path | None = None,
     votes: str | Path | None = None,
     batch: int | None = None,
-    models_dir: Path = DEFAULT_MODELS_DIR,
+    models_dir: Path = Path(DEFAULT_MODELS_DIR),
     budget: Budget = Budget(),  # noqa: B008 - frozen
     keep_anyway: bool = False,
     replace: bool = False,

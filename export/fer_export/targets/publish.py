@@ -62,7 +62,7 @@ def convert_model(
     *,
     targets: Sequence[str],
     precisions: Sequence[Precision] = (),
-    models_dir: Path = DEFAULT_MODELS_DIR,
+    models_dir: Path = Path(DEFAULT_MODELS_DIR),
     data: Path | None = None,
     budget: Budget = Budget(),  # noqa: B008 - frozen
     replace: bool = False,

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +17,8 @@ from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.video.addresses import PROTOCOLS, is_stream, stream_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fer_runtime.output.destinations import Destinations
 
 _NAMED = 3  # paths in one message
@@ -114,6 +115,8 @@ def find_videos(paths: Sequence[str], camera: int | None, *, samples: bool = Fal
     Raises:
         click.UsageError: there are videos and images, or a camera was given as a path.
     """
+    from pathlib import Path
+
     from fer_runtime.batch.sources import expanded
     from fer_runtime.video.kinds import is_video
 
@@ -159,10 +162,12 @@ def _camera_number(path: str) -> str | None:
 
 def destinations_of(options: ImagesRun | VideosRun) -> Destinations:
     """What the run is to write."""
-    output = None if options.output is None else Path(options.output)
-    contact_sheet = options.contact_sheet if isinstance(options, ImagesRun) else None
+    from pathlib import Path
+
     from fer_runtime.output.destinations import Destinations  # OpenCV takes long to load; --help needs none
 
+    output = None if options.output is None else Path(options.output)
+    contact_sheet = options.contact_sheet if isinstance(options, ImagesRun) else None
     return Destinations(output=output, contact_sheet=contact_sheet, annotate=options.annotate)
 
 

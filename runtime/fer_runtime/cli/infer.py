@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -36,15 +35,15 @@ from fer_runtime.cli.options import (
     VideosRun,
     WatchRun,
 )
-from fer_runtime.command import RegistryChoice, Rule, ShortCommand, option_group, take_options
+from fer_runtime.command import PathlibPath, RegistryChoice, Rule, ShortCommand, option_group, take_options
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, is_model_file
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.targets import TARGETS, target_of
 from fer_runtime.video.addresses import is_stream
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = PathlibPath(file_okay=False)
+_FILE = PathlibPath(dir_okay=False)
 _PART_MULTIPLE = 64  # images: a part is made of whole blocks
 
 
@@ -108,7 +107,7 @@ _RULES = (
     click.option("--samples", is_flag=True, help="Use the photographs that ship with the package."),
     click.option(
         "--watch",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        type=PathlibPath(exists=True, file_okay=False),
         metavar="FOLDER",
         help="Write a row for every image that is in the folder or comes into it, until Ctrl-C. With --output, a new "
         "run continues.",
@@ -401,7 +400,7 @@ def _recognition(given: dict[str, Any]) -> Callable[[], bool]:
         format_name = output_format(options, default=default)
         if len(videos) > 1 and format_name == "srt":
             raise click.UsageError("--format srt takes one video at a time: subtitles belong to one film")
-        refuse_overwriting([str(video) for video in videos if isinstance(video, Path)], options)
+        refuse_overwriting([str(video) for video in videos if not isinstance(video, int)], options)
         _fetch_if_asked(options)
         from fer_runtime.cli.videos import run_on_videos
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fer_runtime.command import RunOptions
 from fer_runtime.model.find import Precision
 from fer_runtime.output.formats import OutputFormat
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class ModelOptions(RunOptions):

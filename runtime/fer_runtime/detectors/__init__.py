@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from fer_runtime.registry import Registry, load
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fer_runtime.images import Uint8Array
 
 Point = tuple[float, float]  # x, y in pixels

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from fer_runtime.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Precision = Literal["fp32", "int8", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -33,7 +35,7 @@ PREFERENCE = {model.name: model.precisions for model in SHIPPED}
 FILE_STEMS = {model.name: model.stem for model in sorted(SHIPPED, key=lambda model: model.name)}
 MODEL_NAMES = tuple(FILE_STEMS)
 
-DEFAULT_MODELS_DIR = Path("models")
+DEFAULT_MODELS_DIR = "models"  # text: `--help` does without pathlib
 
 
 def file_stem(name: str) -> str:
@@ -68,6 +70,8 @@ def model_path(models_dir: Path, name: str, precision: Precision = "fp32") -> Pa
 
 def packaged_models_dir() -> Path:
     """The models inside the installed package; in a checkout, its `models` folder."""
+    from pathlib import Path  # takes 3 ms to load, which --help does without
+
     installed = Path(__file__).parents[1] / "models"
     return installed if installed.is_dir() else Path(__file__).parents[3] / "models"
 
@@ -76,6 +80,8 @@ def is_model_file(model: str | Path | None) -> bool:
     """Whether `--model` has the path of a file, not the name of a model."""
     if model is None or str(model) in FILE_STEMS:
         return False
+    from pathlib import Path
+
     path = Path(model)
     return path.suffix == ".onnx" or path.name != str(model) or os.path.isfile(path)
 
@@ -93,6 +99,8 @@ def available_models(models_dir: Path | str = DEFAULT_MODELS_DIR) -> list[Availa
 
     The package's files of a name are left out where `models_dir` has that name in any precision, as in `find_model`.
     """
+    from pathlib import Path
+
     found: list[AvailableModel] = []
     for folder in dict.fromkeys((Path(models_dir), packaged_models_dir())):
         earlier = {model.name for model in found}
@@ -114,7 +122,7 @@ def _name_of(stem: str) -> str:
 
 
 def find_model(
-    model: str | Path | None = None, *, precision: Precision | None = None, models_dir: Path = DEFAULT_MODELS_DIR
+    model: str | Path | None = None, *, precision: Precision | None = None, models_dir: Path | str = DEFAULT_MODELS_DIR
 ) -> Path:
     """The file that `--model`, `--precision` and `--models-dir` stand for.
 
@@ -127,6 +135,9 @@ def find_model(
     Raises:
         ModelFileError: there is no such file.
     """
+    from pathlib import Path
+
+    models_dir = Path(models_dir)
     if model is not None and is_model_file(model):
         path = Path(model)
         if not os.path.isfile(path):

@@ -17,7 +17,7 @@ class ServerSettings:
 
     models: tuple[str, ...] = ()  # names or files; none: the best that is there
     precision: Precision | None = None
-    models_dir: Path = DEFAULT_MODELS_DIR
+    models_dir: Path = Path(DEFAULT_MODELS_DIR)
     watch: Path | None = None  # folder whose models are served as they come
     detector: str = "auto"
     yunet: Path | None = None

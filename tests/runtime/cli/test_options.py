@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from click import Context
 from click.testing import CliRunner
 
 from fer_runtime.cli import main
@@ -82,3 +87,24 @@ def test_quiet_says_nothing_of_a_run_that_went_well(tmp_path: Path) -> None:
     failed = CliRunner().invoke(main, [str(tmp_path / "none.jpg"), "--quiet", "--output", str(tmp_path / "b.jsonl")])
     assert failed.exit_code == 1
     assert "No such file" in failed.stderr
+
+
+@pytest.mark.parametrize("columns", ["62", "100", "1000", "0", "-5", "wide", None])
+def test_help_is_as_wide_as_click_makes_it(columns: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    width = max(min(shutil.get_terminal_size().columns, 100) - 2, 50)
+    assert Context(main, max_content_width=100).make_formatter().width == width
+    assert main.context_class(main, max_content_width=100).make_formatter().width == width
+
+
+def test_help_loads_none_of_what_is_slow() -> None:
+    code = (
+        "import sys; from fer_runtime.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print([name for name in ('pathlib', 'shutil', 'numpy', 'cv2', 'signal') if name in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, env=environment, text=True)
+    assert run.stdout.splitlines()[-1] == "[]", run.stderr
