@@ -57,7 +57,8 @@ class Sums:
         found = [ends.run(labelled[start : start + _BATCH]) for start in range(0, len(labelled), _BATCH)]
         self.high: FloatArray = np.stack([highest.max(0) for highest, _ in found]).max(0)
         self.low: FloatArray = np.stack([lowest.min(0) for _, lowest in found]).min(0)
-        self.range: FloatArray = np.maximum(self.high - self.low, np.finfo(np.float32).tiny)
+        # A sum that labelled faces never move is reached by any other; float32 holds what is divided by this.
+        self.range: FloatArray = np.maximum(self.high - self.low, np.float32(1e-30))
         self.places = ends.places(labelled[:1])
         self.model = _held(
             model,
