@@ -116,8 +116,8 @@ def latency(
     """
     from fer_bench.engines import ENGINES
     from fer_bench.environment import environment
-    from fer_bench.latency.measure import configurations, measure_latency, without_files
-    from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline, warn_below_roofline
+    from fer_bench.latency.measure import configurations, without_files
+    from fer_bench.latency.roofline import measure_with_peak_rates, rows_with_roofline, warn_below_roofline
     from fer_runtime.system import available_cpus
 
     if sweep_threads:
@@ -135,14 +135,13 @@ def latency(
         say(f"not measured: {reason}", err=True)
     machine = environment()
     say_environment(machine)
-    # Measured before and after, because a busy second lowers the rate.
-    peak_rates = measure_peak_rates()
-    results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=show_progress("turn"))
+    results, unavailable, peak_rates = measure_with_peak_rates(
+        wanted, rounds=rounds, seconds=seconds, progress=show_progress("turn")
+    )
     for missing in unavailable:
         say(f"not measured: {missing.configuration}: {missing.reason}", err=True)
-    if not results:
+    if peak_rates is None:
         raise DataError("nothing was measured; the reasons are above")
-    peak_rates = peak_rates.or_higher(measure_peak_rates())
     say(
         f"peak rate of one thread: {peak_rates.fp32_macs_per_second / 1e9:.0f} GMAC/s fp32, "
         f"{peak_rates.int8_macs_per_second / 1e9:.0f} GMAC/s int8",

@@ -245,6 +245,7 @@ def measure_latency(
     rounds: int = 8,
     seconds: float = 0.4,
     progress: Callable[[int, int], None] | None = None,
+    when_ready: Callable[[], object] = lambda: None,
 ) -> tuple[list[LatencyResult], list[Unavailable]]:
     """Time the configurations in turns.
 
@@ -255,6 +256,7 @@ def measure_latency(
         rounds: turns of each configuration.
         seconds: length of a turn.
         progress: called with (turns done, total).
+        when_ready: called before the first turn, if there is one.
     """
     workers: list[_Worker] = []
     unavailable: list[Unavailable] = []
@@ -267,11 +269,13 @@ def measure_latency(
             if engine is not None and (reason := _refusal(configuration)) is not None:
                 unavailable.append(Unavailable(configuration=configuration, reason=reason))
                 continue
-            worker = _Worker(configuration)
+            worker = _Worker(configuration, turn_seconds=seconds)
             if worker.error is None:
                 workers.append(worker)
             else:
                 unavailable.append(Unavailable(configuration=configuration, reason=worker.error))
+        if workers:
+            when_ready()
         for number in range(rounds):
             # Alternating order, so no configuration always follows the same one.
             for index, worker in enumerate(workers if number % 2 == 0 else reversed(workers)):
@@ -353,7 +357,8 @@ def _difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64])
 class _Worker:
     """The parent's side of fer_bench.latency.worker."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, *, turn_seconds: float = 0.0) -> None:
+        """Start it, and warm it up where it will have turns."""
         self.configuration = configuration
         self.error: str | None = None
         self._rounds: list[dict[str, Any]] = []
@@ -377,6 +382,7 @@ class _Worker:
                 "batch": configuration.batch,
                 "threads": configuration.threads,
                 "face_shape": configuration.face_shape,
+                "turn_seconds": turn_seconds,
             }
         )
         self.error = self._ready.get("error")

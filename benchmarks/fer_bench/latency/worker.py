@@ -1,9 +1,10 @@
 """One configuration in its own process, controlled by lines on standard input.
 
 `python -m fer_bench.latency.worker` reads one JSON object per line and answers with one. The first is the
-configuration. Then `{"seconds": 0.3}` runs a round of timed calls, and `{"faces": FILE, "answers": FILE}` classifies
-the faces of one .npy file one by one and writes the probabilities to another. The process ends with its input. It only
-needs numpy and the engine, so it also runs in environments without fer-edge.
+configuration, whose `turn_seconds` are 0 where no call is timed. Then `{"seconds": 0.3}` runs a round of timed calls,
+and `{"faces": FILE, "answers": FILE}` classifies the faces of one .npy file one by one and writes the probabilities to
+another. The process ends with its input. It only needs numpy and the engine, so it also runs in environments without
+fer-edge.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 from typing import Any
 
-# The warm-up lasts until two of its rounds agree, but no longer than this.
+# The warm-up lasts until two of its rounds agree, but no longer than this. No round is longer than a turn.
 _WARMUP_SECONDS = 3.0
 _WARMUP_ROUND_SECONDS = 0.15
 _WARMUP_AGREEMENT = 0.05
@@ -42,12 +43,12 @@ def timed_runs(run: Callable[[], object], seconds: float, *, clock: Callable[[],
     return samples
 
 
-def _warm_up(run: Callable[[], object]) -> int:
+def _warm_up(run: Callable[[], object], round_seconds: float) -> int:
     """Run until the medians of two rounds differ by less than 5 %; returns the number of runs."""
     runs, previous = 0, 0.0
     started = perf_counter_ns()
     while perf_counter_ns() - started < _WARMUP_SECONDS * 1e9:
-        samples = sorted(timed_runs(run, _WARMUP_ROUND_SECONDS))
+        samples = sorted(timed_runs(run, round_seconds))
         runs += len(samples)
         median = samples[len(samples) // 2]
         if previous and abs(median / previous - 1) < _WARMUP_AGREEMENT:
@@ -118,7 +119,8 @@ def main() -> None:
         answer = infer(faces)
         first = process_time_ns()
         probabilities = np.asarray(answer, np.float64).reshape(configuration["batch"], -1).tolist()
-        warmup_runs = _warm_up(lambda: infer(faces))
+        turn_seconds = configuration["turn_seconds"]
+        warmup_runs = _warm_up(lambda: infer(faces), min(_WARMUP_ROUND_SECONDS, turn_seconds)) if turn_seconds else 0
     except Exception as error:  # any exception means that the engine does not work here
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         answers.write(json.dumps({"error": reason[:300]}) + "\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fer_bench.environment import cpu_name, environment
-from fer_bench.latency.measure import Configuration, measure_latency
-from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline
+from fer_bench.latency.measure import Configuration
+from fer_bench.latency.roofline import measure_peak_rates, measure_with_peak_rates, rows_with_roofline
 from fer_runtime.checksums import CHECKSUM, check_checksum, with_checksum
 from fer_runtime.errors import DataError, FerError
 from fer_runtime.files import write_atomically
@@ -94,9 +94,8 @@ def measure_board(
     failed = {one.file for one in self_tests if not one.passed}
     # What computes something else has no speed.
     right = [one for one in wanted if one.source.name not in failed]
-    rates = measure_peak_rates()
-    results, unavailable = measure_latency(right, rounds=rounds, seconds=seconds, progress=progress)
-    rates = rates.or_higher(measure_peak_rates())
+    results, unavailable, rates = measure_with_peak_rates(right, rounds=rounds, seconds=seconds, progress=progress)
+    rates = rates or measure_peak_rates()
     names = LatencyLine.__dataclass_fields__
     return Board(
         name=name,

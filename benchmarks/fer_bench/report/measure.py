@@ -13,8 +13,13 @@ import numpy.typing as npt
 from fer_bench.accuracy import LabelledImages, compare_pairwise, measure_accuracy
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
-from fer_bench.latency.measure import Configuration, Unavailable, configurations, measure_latency
-from fer_bench.latency.roofline import measure_peak_rates, rows_with_roofline, warn_below_roofline
+from fer_bench.latency.measure import Configuration, Unavailable, configurations
+from fer_bench.latency.roofline import (
+    measure_peak_rates,
+    measure_with_peak_rates,
+    rows_with_roofline,
+    warn_below_roofline,
+)
 from fer_bench.matching import images_for
 from fer_bench.report.data import ENGINE, label_of
 from fer_bench.robustness import (
@@ -116,9 +121,10 @@ def measure_report(
     )
     # A checkpoint's engine has no precision of its own.
     wanted = [one for one in wanted if one.model in {model for model, _ in measured_too}]
-    peak_rates = measure_peak_rates()
-    results, unavailable = measure_latency(wanted, rounds=rounds, seconds=seconds, progress=progress("turn"))
-    peak_rates = peak_rates.or_higher(measure_peak_rates())
+    results, unavailable, peak_rates = measure_with_peak_rates(
+        wanted, rounds=rounds, seconds=seconds, progress=progress("turn")
+    )
+    peak_rates = peak_rates or measure_peak_rates()
     latency = rows_with_roofline(results, wanted, peak_rates)
     warnings = []
     if busy := [one for one in results if one.is_busy]:

@@ -303,7 +303,10 @@ def test_the_command_measures_and_compare_finds_a_slower_build(model: Path, tmp_
     assert CliRunner().invoke(main, ["compare", str(old), str(slower)]).exit_code == 1
 
 
-def test_latency_that_measured_nothing_fails(tmp_path: Path) -> None:
+def test_latency_that_measured_nothing_fails_before_the_processor_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fer_bench.latency.roofline.measure_peak_rates", lambda **_: pytest.fail("it takes seconds"))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"not a model")
     result = CliRunner().invoke(main, ["latency", "--model", str(broken), "--engine", "onnxruntime", "--rounds", "2"])
