@@ -8,6 +8,7 @@ held to the ranges that labelled faces set, as int8 holds them: a sum that needs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -265,14 +266,12 @@ class _Climber:
 
     def __init__(self, sums: Sums) -> None:
         self.sums = sums
-        self.module = OnnxModule(sums.model, [name for name, _ in sums.tensors]).eval()
-        self.low, self.high = torch.from_numpy(sums.low), torch.from_numpy(sums.high)
-        self.range = torch.from_numpy(sums.range)
+        self._module = OnnxModule(sums.model, [name for name, _ in sums.tensors]).eval()
         weights = {node.output[0]: node.input[1] for node in sums.model.graph.node if len(node.input) > 1}
         sizes = {one.name: int(np.prod(one.dims)) for one in sums.model.graph.initializer}
         face = [one.dim_value for one in sums.model.graph.input[0].type.tensor_type.shape.dim][1:]
         with torch.inference_mode():
-            values = self.module(torch.zeros(1, *face))
+            values = self._module(torch.zeros(1, *face))
         self.multiplications = sum(
             sizes.get(weights.get(name, ""), 0) * int(np.prod(value.shape[2:]))
             for (name, _), value in zip(sums.tensors, values, strict=True)
@@ -294,8 +293,9 @@ class _Climber:
         Args:
             own: one of them for each face, which counts more.
         """
-        wanted = torch.from_numpy(np.flatnonzero(missing))
-        weights = torch.ones(1, len(wanted)) if own is None else 1 + _OWN * (wanted == torch.from_numpy(own)[:, None])
+        module, wanted = self._drawing(missing)
+        left = torch.from_numpy(np.flatnonzero(missing))
+        weights = torch.ones(1, len(left)) if own is None else 1 + _OWN * (left == torch.from_numpy(own)[:, None])
         pixels = torch.from_numpy(starts.astype(np.float32) / 255).clamp(0.02, 0.98).requires_grad_()
         optimizer = torch.optim.Adam([pixels], lr=_RATE)
         first, last = _WIDTHS
@@ -303,7 +303,7 @@ class _Climber:
             width = first + (last - first) * step / _STEPS
             # Rounded as the face will be; the gradient passes as if it were not.
             rounded = torch.round(pixels.detach() * (_GRAYS - 1)) / (_GRAYS - 1)
-            shares = self._shares(255 * (pixels + (rounded - pixels).detach()))[:, wanted]
+            shares = _shares(module(255 * (pixels + (rounded - pixels).detach())), wanted)
             optimizer.zero_grad()
             gain = torch.sigmoid((shares - _GOAL) / width) + _FAR * shares.clamp(max=_GOAL)
             (-(weights * gain).sum()).backward()  # type: ignore[no-untyped-call]
@@ -314,14 +314,57 @@ class _Climber:
         faces: Uint8Array = grays.astype(np.uint8)
         return faces
 
-    def _shares(self, faces: torch.Tensor) -> torch.Tensor:
-        highest, lowest = [], []
-        for (_, axes), value in zip(self.sums.tensors, self.module(faces), strict=True):
-            highest.append(value.amax(axes) if axes else value)
-            lowest.append(value.amin(axes) if axes else value)
-        above = (torch.cat(highest, 1) - self.low) / self.range
-        below = (self.high - torch.cat(lowest, 1)) / self.range
-        return torch.cat([above, below], 1)
+    def _drawing(self, missing: _BoolArray) -> tuple[OnnxModule, list[_Wanted]]:
+        """The network up to the tensors of the missing extremes, and those extremes.
+
+        The others draw at nothing. Their gradients would be zeros that take most of a round's time.
+        """
+        sums = self.sums
+        highest, lowest = np.split(missing, 2)
+        wanted, names = [], []
+        for (name, axes), place in zip(sums.tensors, sums.places, strict=True):
+            ends = np.flatnonzero(highest[place]), np.flatnonzero(lowest[place])
+            if not any(len(units) for units in ends):
+                continue
+            names.append(name)
+            above, below = (torch.from_numpy(units) for units in ends)
+            low, high, reach = (torch.from_numpy(one[place]) for one in (sums.low, sums.high, sums.range))
+            wanted.append(_Wanted(axes=axes, above=above, below=below, low=low, high=high, range=reach))
+        if self._module.outputs != tuple(names):
+            self._module = OnnxModule(sums.model, names).eval()
+        return self._module, wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """The extremes of one tensor that faces climb to."""
+
+    axes: tuple[int, ...]  # along which a unit's values lie
+    above: torch.Tensor  # units whose highest sums are missing, int64
+    below: torch.Tensor  # units whose lowest sums are missing, int64
+    low: torch.Tensor  # of each unit on labelled faces, float32
+    high: torch.Tensor
+    range: torch.Tensor
+
+
+def _shares(values: Sequence[torch.Tensor], wanted: Sequence[_Wanted]) -> torch.Tensor:
+    """How far each face drives the wanted sums, (faces, extremes), the highest sums first."""
+    above, below = [], []
+    for value, one in zip(values, wanted, strict=True):
+        if len(one.above):
+            some = _units(value, one.axes, one.above)
+            highest = some.amax(one.axes) if one.axes else some
+            above.append((highest - one.low[one.above]) / one.range[one.above])
+        if len(one.below):
+            some = _units(value, one.axes, one.below)
+            lowest = some.amin(one.axes) if one.axes else some
+            below.append((one.high[one.below] - lowest) / one.range[one.below])
+    return torch.cat([*above, *below], 1)
+
+
+def _units(value: torch.Tensor, axes: tuple[int, ...], units: torch.Tensor) -> torch.Tensor:
+    (axis,) = set(range(1, value.ndim)) - set(axes)
+    return value if len(units) == value.shape[axis] else value.index_select(axis, units)
 
 
 class _Mutator:
