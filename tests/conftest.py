@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.commands import end_servers
 from tests.processes import waits_have_limits
 
 from fer_runtime.detectors.yunet_file import yunet_path
@@ -49,6 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_endless_waits() -> Iterator[None]:
     with waits_have_limits():
         yield
+        end_servers()
 
 
 @pytest.fixture(scope="session")

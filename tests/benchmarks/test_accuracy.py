@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tests.commands import run_python_text
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_bench.accuracy import compare_pairwise, flips_csv, measure_accuracy, read_labelled_images
@@ -107,7 +106,7 @@ def test_the_command_writes_what_it_prints(pictures: Path, model: Path, tmp_path
     output = tmp_path / "accuracy.json"
     script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
     arguments = ["accuracy", "--model", str(model), "--data", str(pictures), "--json", str(output)]
-    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300)
+    run = run_python_text("-c", script, *arguments)
     assert run.returncode == 0, run.stderr
     content = json.loads(output.read_text())
     assert set(content) >= {"environment", "results"}

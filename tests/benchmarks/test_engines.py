@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.commands import run_python_text
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_bench.engines import ENGINES
@@ -108,19 +107,11 @@ def test_an_engine_is_one_module_and_one_entry(tmp_path: Path) -> None:
     path = os.pathsep.join(folder for folder in (str(tmp_path), os.environ.get("PYTHONPATH", "")) if folder)
     environment = dict(os.environ, PYTHONPATH=path, FER_EDGE_PLUGINS="my_engine")
     arguments = ["latency", "--model", str(bands), "--engine", "mine", "--engine", "onnxruntime", "--rounds", "2"]
-    run = subprocess.run(
-        [sys.executable, "-c", script, *arguments, "--seconds", "0.02", "--json", str(output)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = run_python_text("-c", script, *arguments, "--seconds", "0.02", "--json", output, env=environment)
     assert run.returncode == 0, run.stderr
     rows = {row["engine"]: row for row in json.loads(output.read_text())["results"]}
     assert set(rows) == {"mine", "onnxruntime"}
     assert rows["mine"]["max_probability_difference"] == pytest.approx(0, abs=1e-7)  # the same session, float32
-    refused = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300, cwd=tmp_path
-    )
+    refused = run_python_text("-c", script, *arguments, cwd=tmp_path)
     assert refused.returncode == 2
     assert "'mine' is not one of" in refused.stderr

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tests.commands import run_python_text
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_bench.accuracy import measure_accuracy, read_labelled_images
@@ -80,8 +79,7 @@ def test_training_images_alone_tell_nothing(tmp_path: Path) -> None:
 def test_the_commands_print_the_files_labels(data: Path, tmp_path: Path) -> None:
     _model(tmp_path / "models", "mine", THREE, size=64, color="rgb")
     script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
-    command = [sys.executable, "-c", script, "accuracy", "--data", str(data), "--model", "mine"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_python_text("-c", script, "accuracy", "--data", data, "--model", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "10 images of" in done.stdout
     row = next(line for line in done.stdout.splitlines() if line.strip().startswith("müde, sehr"))

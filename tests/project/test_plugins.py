@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.commands import RUNTIME, TRAINING, run_python_text
 from tests.train.images import write_images
 
 from fer_runtime.batch.sources import sample_images
@@ -65,13 +65,11 @@ def negative(faces, generator):
 
 def _run(folder: Path, module: str, *arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+    done = run_python_text(
+        *("-m", module, *arguments),
         cwd=folder,
         env={**os.environ, "FER_EDGE_PLUGINS": "plugin", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        libraries=RUNTIME if module == "fer_runtime" else TRAINING,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done

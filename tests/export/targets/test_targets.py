@@ -20,6 +20,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from tests.commands import RUNTIME, TRAINING, run_python_text
 
 from fer_export.targets.golden_header import golden_header
 from fer_export.targets.publish import convert_model, golden_of, read_source
@@ -330,13 +331,11 @@ def convert(source, precision, path):
 
 def _run(folder: Path, module: str, *arguments: object, code: int = 0, **environment: str) -> str:
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+    done = run_python_text(
+        *("-m", module, *arguments),
         cwd=folder,
         env={**os.environ, "FER_EDGE_PLUGINS": "mine", "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        libraries=RUNTIME if module == "fer_runtime" else TRAINING,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

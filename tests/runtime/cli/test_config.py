@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from tests.commands import run_python_text
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.cli import main
@@ -31,8 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fer_runtime", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return run_python_text("-m", "fer_runtime", *arguments, timeout=60)
 
 
 def test_options_come_from_fer_toml_and_the_command_line_wins(folder: Path) -> None:

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tests.commands import run_python
 from tests.processes import wait_until
 from tests.runtime.tiny_models import band_face, write_band_model
 
@@ -33,8 +34,7 @@ _HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1MiHBMiHEheictmap" + bytes(200)
 
 
 def _infer(*arguments: object, stdin: bytes = b"", cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
-    command = [os.fsencode(one) for one in (sys.executable, "-m", "fer_runtime", *map(str, arguments))]
-    return subprocess.run(command, input=stdin, capture_output=True, timeout=60, cwd=cwd)
+    return run_python("-m", "fer_runtime", *arguments, input=stdin, timeout=60, cwd=cwd)
 
 
 def _rows(run: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tests.commands import run_python
 from tests.processes import started
 from tests.runtime.tiny_models import band_face, write_band_model
 
@@ -37,7 +38,7 @@ def _command(*arguments: object) -> list[str]:
 
 
 def _infer(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(_command(*arguments), input=stdin, capture_output=True, timeout=120)
+    return run_python("-m", "fer_runtime", *arguments, input=stdin, timeout=120)
 
 
 def _stopped(

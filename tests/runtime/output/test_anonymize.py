@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tests.commands import run_python_text
 
 import fer_runtime
 from fer_runtime.detectors import Detector
@@ -99,12 +99,7 @@ def test_a_hidden_face_stays_covered_for_a_second_and_not_beyond_a_cut() -> None
 
 
 def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fer_runtime", "--model", "v0", "--detector", "haar", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_python_text("-m", "fer_runtime", "--model", "v0", "--detector", "haar", *arguments, timeout=120)
 
 
 def test_copies_of_a_folder_have_no_faces_and_no_exif(tmp_path: Path, detectors: list[Detector]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from tests.commands import run_python_text
 from tests.processes import started
 from tests.runtime.video.films import with_times, write_film
 
@@ -210,8 +211,7 @@ def test_the_progress_of_a_film_shows_above_the_rows_on_a_terminal(
 
 
 def _infer(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fer_runtime", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return run_python_text("-m", "fer_runtime", *arguments, timeout=120)
 
 
 def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(video: Path, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tests.commands import TRAINING, run_python_text
 from tests.processes import limited
 from tests.train.images import write_images
 
@@ -23,6 +24,7 @@ _SCRIPT = """
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import torch
 torch.set_default_dtype(torch.float64)
@@ -170,17 +172,18 @@ def _free_port() -> str:
 
 
 def _together(processes: int, *arguments: object, env: dict[str, str]) -> str:
-    """What the processes say, started as torchrun does, without its own process, which loads PyTorch as well."""
+    """What the processes say, started as torchrun does, without its own process."""
     world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     ranks = [
         {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)} for rank in range(processes)
     ]
-    command = [sys.executable, *map(str, arguments)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    started = [subprocess.Popen(command, env=env | world | rank, text=True, **pipes) for rank in ranks]
-    ends = [process.communicate(timeout=900)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * processes, ends
-    return "".join(ends)
+    with ThreadPoolExecutor(processes) as threads:
+        runs = threads.map(
+            lambda rank: run_python_text(*arguments, env=env | world | rank, timeout=900, libraries=TRAINING), ranks
+        )
+        ends = [(run.returncode, run.stdout + run.stderr) for run in runs]
+    assert [code for code, _ in ends] == [0] * processes, ends
+    return "".join(said for _, said in ends)
 
 
 def _launched(processes: int, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,226 @@
+"""Runs of Python that need not load the libraries: forked from a process that has loaded them and done nothing else.
+
+numpy, OpenCV and ONNX Runtime take most of the time of a short run, PyTorch two seconds. `run_python` is
+`subprocess.run([sys.executable, ...], capture_output=True)` without that. The run has a process of its own, with its
+own pipes, folder and environment, imports every module of this project itself, and ends as Python ends.
+
+Tests of the start, of terminals and signals, and of what libraries read when they are loaded start Python itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+RUNTIME = ("numpy", "cv2", "onnxruntime", "click")
+TRAINING = (*RUNTIME, "torch")
+_LONGEST_MESSAGE = 1 << 20
+_starting = threading.Lock()
+_running: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket]] = {}
+
+
+def run_python(
+    *arguments: object,
+    input: bytes = b"",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 300,
+    libraries: Sequence[str] = RUNTIME,
+) -> subprocess.CompletedProcess[bytes]:
+    """What `subprocess.run` gives for `python *arguments`, with `-m MODULE`, `-c PROGRAM` or a script first.
+
+    Args:
+        input: standard input.
+        libraries: loaded before; none of this project's.
+    """
+    command = [str(one) for one in arguments]
+    environment = dict(os.environ if env is None else env)
+    if sys.platform != "linux":
+        return subprocess.run(
+            [sys.executable, *command], input=input, capture_output=True, cwd=cwd, env=environment, timeout=timeout
+        )
+    request = json.dumps({"arguments": command, "cwd": str(cwd or Path.cwd()), "environment": environment}).encode()
+    assert len(request) < _LONGEST_MESSAGE
+    with ExitStack() as stack:
+        answers, theirs = socket.socketpair()
+        stack.enter_context(answers)
+        pipes = [os.pipe() for _ in range(3)]
+        (reading, writing), (output, output_end), (errors, errors_end) = pipes
+        given = reading, output_end, errors_end, theirs.detach()
+        try:
+            socket.send_fds(_server(tuple(libraries)), [request], given)
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
+        readers = stack.enter_context(ThreadPoolExecutor(3))
+        said = [readers.submit(_read_all, descriptor) for descriptor in (output, errors)]
+        readers.submit(_write_all, writing, input)
+        answers.settimeout(timeout)
+        process = int.from_bytes(_received(answers), "little")
+        try:
+            code = int.from_bytes(_received(answers), "little", signed=True)
+        except TimeoutError:
+            os.kill(process, signal.SIGKILL)
+            raise subprocess.TimeoutExpired(command, timeout) from None
+        return subprocess.CompletedProcess(command, code, *(one.result() for one in said))
+
+
+def run_python_text(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The same with texts, as `text=True` gives them."""
+    run = run_python(*arguments, **options)
+    output, errors = (one.decode().replace("\r\n", "\n") for one in (run.stdout, run.stderr))
+    return subprocess.CompletedProcess(run.args, run.returncode, output, errors)
+
+
+def end_servers() -> None:
+    """End the processes that runs are forked from."""
+    while _running:
+        _, (process, requests) = _running.popitem()
+        requests.close()
+        process.wait()
+
+
+def _server(libraries: tuple[str, ...]) -> socket.socket:
+    with _starting:
+        if libraries not in _running:
+            _running[libraries] = _started_server(libraries)
+        return _running[libraries][1]
+
+
+def _started_server(libraries: tuple[str, ...]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Read by libraries when they are loaded; the modules that set them are imported later, in each run.
+    environment = os.environ | {
+        "ORT_DISABLE_TELEMETRY": "1",
+        "OPENCV_LOG_LEVEL": "OFF",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [sys.executable, __file__, str(theirs.fileno()), *libraries]
+    process = subprocess.Popen(
+        command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    theirs.close()
+    return process, ours
+
+
+def _received(answers: socket.socket) -> bytes:
+    found = answers.recv(4)
+    assert len(found) == 4, "the run was not started"
+    return found
+
+
+def _read_all(descriptor: int) -> bytes:
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    with open(descriptor, "wb", 0) as file, suppress(BrokenPipeError):  # where it reads no more
+        while content:
+            content = content[file.write(content) :]
+
+
+# In the process that runs are forked from.
+
+
+def _serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Fork for each request; returns in the forked process, and in this one when there are no more requests."""
+    signal.signal(signal.SIGCHLD, _reap)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, _LONGEST_MESSAGE, 4)
+        if not message:
+            return None
+        waiting = os.fork()
+        if not waiting:
+            requests.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            if _is_the_run(descriptors):
+                request: dict[str, Any] = json.loads(message)
+                return request
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _reap(*_: object) -> None:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _is_the_run(descriptors: Sequence[int]) -> bool:
+    """Fork once more: True in the run, and nothing in the process that waits for it."""
+    process = os.fork()
+    if process:
+        for descriptor in descriptors[:3]:
+            os.close(descriptor)
+        answers = descriptors[3]
+        os.write(answers, process.to_bytes(4, "little"))
+        _, status = os.waitpid(process, 0)
+        os.write(answers, os.waitstatus_to_exitcode(status).to_bytes(4, "little", signed=True))
+        os._exit(0)
+    for place, descriptor in enumerate(descriptors[:3]):
+        os.dup2(descriptor, place)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return True
+
+
+def _run(request: Mapping[str, Any], installed: Sequence[str]) -> None:
+    """Be `python *arguments`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    kind, *arguments = request["arguments"]
+    given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    first = {"-m": os.getcwd(), "-c": ""}.get(kind, os.path.dirname(kind))
+    sys.path[:] = [first, *given, *installed]
+    importlib.invalidate_caches()
+    for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        before = getattr(sys, name)
+        stream = open(  # noqa: SIM115 - open as long as the process
+            descriptor, mode, 1 if name == "stderr" else -1, before.encoding, before.errors, closefd=False
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    if kind == "-m":
+        what, *_ = sys.argv[:] = arguments
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    elif kind != "-c":
+        sys.argv[:] = [kind, *arguments]
+        runpy.run_path(kind, run_name="__main__")
+    else:
+        what, *rest = arguments
+        sys.argv[:] = [kind, *rest]
+        main = ModuleType("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(what, "<string>", "exec"), main.__dict__)
+
+
+def _main() -> None:
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    for library in sys.argv[2:]:
+        importlib.import_module(library)
+    inherited = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    # Without this file's folder and without PYTHONPATH.
+    path = [one for one in sys.path[1:] if one not in inherited]
+    request = _serve(requests)
+    if request is not None:
+        _run(request, path)
+
+
+if __name__ == "__main__":
+    _main()
