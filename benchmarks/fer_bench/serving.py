@@ -260,11 +260,12 @@ def run_bare() -> None:
     batch = int(sys.argv[3])
     content = np.random.default_rng(0).integers(0, 256, (batch, *loaded.metadata.face_shape), np.uint8)
     times: list[float] = []
-    end = perf_counter() + _WARMUP_SECONDS
+    seconds = float(sys.argv[2])
+    end = perf_counter() + min(seconds, _WARMUP_SECONDS)
     while perf_counter() < end:
         session.run(["probabilities"], {"faces": content})
     cpu, started = process_time(), perf_counter()
-    end = started + float(sys.argv[2])
+    end = started + seconds
     while (before := perf_counter()) < end:
         session.run(["probabilities"], {"faces": content})
         times.append(perf_counter() - before)

@@ -1,15 +1,19 @@
 """A small network that has learned made-up faces, and one export of it that many tests look at.
 
-What an export does the same way each time is done once for all tests, and no test depends on how fast int8 runs here.
+What an export does the same way each time is done once for all tests of all processes. No test depends on how fast int8
+runs here.
 """
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -108,8 +112,34 @@ def exported(
 
 
 @pytest.fixture(scope="session")
-def kept() -> Kept:
-    return {}
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return {}
+    # The folder that all processes of this run share.
+    return KeptByAll(tmp_path_factory.getbasetemp().parent / "kept")
+
+
+class KeptByAll(Kept):
+    """What another process of the same run has computed is there as well; of two at the same time, either counts."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        folder.mkdir(exist_ok=True)
+        self._folder = folder
+
+    def __contains__(self, key: object) -> bool:
+        if not super().__contains__(key) and self._file(key).exists():
+            super().__setitem__(key, pickle.loads(self._file(key).read_bytes()))  # type: ignore[index]
+        return super().__contains__(key)
+
+    def __setitem__(self, key: tuple[str, ...], value: Any) -> None:
+        super().__setitem__(key, value)
+        with NamedTemporaryFile(dir=self._folder, delete=False) as file:
+            file.write(pickle.dumps(value))
+        Path(file.name).replace(self._file(key))
+
+    def _file(self, key: object) -> Path:
+        return self._folder / sha256(repr(key).encode()).hexdigest()
 
 
 @contextmanager

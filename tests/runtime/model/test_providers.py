@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from tests.commands import run_python_text
 
 from fer_runtime.errors import ModelFileError, ProviderError
 from fer_runtime.model.auto import choose_provider
@@ -29,7 +29,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _infer(*arguments: object, plugins: Path | None = None) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, (str(plugins or ""), os.environ.get("PYTHONPATH", ""))))
-    return run_python_text("-m", "fer_runtime", *arguments, env={**os.environ, "PYTHONPATH": path})
+    command = [sys.executable, "-m", "fer_runtime", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path})
 
 
 @pytest.mark.parametrize(
