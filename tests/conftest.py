@@ -27,6 +27,7 @@ _LONGEST = (
     "export/test_pipeline.py",
     "train/loop/test_distributed.py",
     "export/test_planted_faults.py",
+    "project/test_hostile_model_files.py",
     "train/test_notebook.py",
     "export/test_own_labels.py",
     "benchmarks/report/test_measure.py",

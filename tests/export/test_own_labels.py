@@ -52,7 +52,7 @@ def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path, monk
         "--name",
         "mine",
         "--model",
-        "v0",
+        "narrow",
         "--data",
         data,
         "--size",
@@ -74,7 +74,7 @@ def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path, monk
     found = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
     assert len(found) == 48
     # PyTorch on the same files: the file's labels are the network's.
-    network = load_checkpoint(tmp_path / "models" / "mine.pth", name="v0").network()
+    network = load_checkpoint(tmp_path / "models" / "mine.pth", name="narrow").network()
     for row in found[::5]:
         face = prepare_face(read_image(row["path"]), size=size, color=color)
         logits = predict_logits(network, torch.from_numpy(face[None]))
