@@ -26,8 +26,8 @@ from fer_runtime.model.session import open_session
 _BoolArray = npt.NDArray[np.bool_]
 
 FEWEST_GOLDEN_FACES = 12
-# Batches of a self-test: one for v0 and v3, four for v1, whose extremes alone take 184. With their answers 64 faces are
-# 60 kB of v0's int8 file, which has 350 kB.
+# Batches of a self-test: one for v0 and v3, three for v1. With their answers 64 faces are 60 kB of v0's int8 file,
+# which has 350 kB.
 GOLDEN_BATCH, MOST_BATCHES = 64, 4
 _OTHERS = 24  # at least, beside those that reach extremes: for units, connections and classes
 _CANDIDATES = 496  # beside the sixteen synthetic faces

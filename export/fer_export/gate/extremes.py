@@ -197,7 +197,7 @@ def faces_at_extremes(sums: Sums, given: Uint8Array, *, most: int) -> Uint8Array
     Args:
         sums: of the network.
         given: made-up faces that may be chosen as well.
-        most: how many. The first 9 hold all extremes of v0, the first 25 those of v3, 184 those of v1.
+        most: how many. The first 9 hold all extremes of v0, the first 25 those of v3; v1 needs more than 104.
     """
     random = np.random.default_rng(0)
     climber = _climber(sums)
