@@ -223,7 +223,7 @@ class Recognizer:
         rows, best = answers.probabilities.tolist(), answers.probabilities.argmax(1).tolist()
         confidences = [row[place] for row, place in zip(rows, best, strict=True)]
         doubts = find_doubts(detections, faces, confidences, answers.unfamiliarity, self._limits)
-        labels, is_uncertain = self.labels, self._is_uncertain
+        labels, min_confidence, is_uncertain = self.labels, self.min_confidence, self._is_uncertain
         return [
             Face(
                 box=detection.box,
@@ -232,7 +232,7 @@ class Recognizer:
                 expression=labels[place],
                 confidence=confidence,
                 probabilities=dict(zip(labels, row)),  # noqa: B905  `_run` has checked their number
-                uncertain=is_uncertain(confidence, reasons),
+                uncertain=None if min_confidence is None else is_uncertain(confidence, reasons),
                 reasons=reasons,
                 not_checked=not_checked,
             )

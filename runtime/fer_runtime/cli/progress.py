@@ -32,8 +32,7 @@ class Progress:
 
     def say(self) -> None:
         """Show how far the run is, unless that was a moment ago."""
-        now = perf_counter()
-        if not self._is_shown or now - self._said < _SECONDS_BETWEEN:
+        if not self._is_shown or (now := perf_counter()) - self._said < _SECONDS_BETWEEN:
             return
         self._said = now
         click.echo(f"\r\x1b[K{self._describe(now - self._started)}", err=True, nl=False)

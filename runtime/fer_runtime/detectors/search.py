@@ -47,9 +47,8 @@ class FaceSearch:
             is_frame: the image is a frame of a video. A frame without a face is not searched again for smaller
                 faces: there are many such frames, and the next one comes soon.
         """
-        height, width = image.shape[:2]
-        if self.detector == "auto" and is_face_crop(width, height):
-            return _whole_image(width, height)
+        if self.detector == "auto" and (whole := _whole_crop(*image.shape[:2])) is not None:
+            return whole
         detector = self._detector()
         found = detector.detect(image)
         if found or is_frame or not isinstance(detector, SearchesAgain):
@@ -69,6 +68,7 @@ class FaceSearch:
 
 
 @lru_cache
-def _whole_image(width: int, height: int) -> tuple[Detection, ...]:
+def _whole_crop(height: int, width: int) -> tuple[Detection, ...] | None:
+    """The whole image as a face, where an image of this size is taken for one."""
     # Crops of a folder have one size, or few: their detection is made once.
-    return (Detection(box=(0, 0, width, height)),)
+    return (Detection(box=(0, 0, width, height)),) if is_face_crop(width, height) else None
