@@ -186,7 +186,7 @@ def _run(request: Mapping[str, Any], installed: Sequence[str]) -> None:
     os.environ.update(request["environment"])
     kind, *arguments = request["arguments"]
     given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
-    first = {"-m": os.getcwd(), "-c": ""}.get(kind, os.path.dirname(kind))
+    first = {"-m": os.getcwd(), "-c": ""}.get(kind, os.path.dirname(os.path.abspath(kind)))
     sys.path[:] = [first, *given, *installed]
     importlib.invalidate_caches()
     for name, descriptor, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
