@@ -93,7 +93,7 @@ def render_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         "| Model | Accuracy, raters | Accuracy, FER2013 | ms per face | Speed-up vs PyTorch |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    default = next(iter(PREFERENCE))
+    default = PREFERENCE[0]
     for name in SHOWN_MODELS:
         row = _row(latency, "onnxruntime", name, SHOWN_PRECISION)
         if row is None:

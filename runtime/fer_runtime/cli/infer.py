@@ -145,9 +145,7 @@ _RULES = (
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
-        help="Precision of a named model. [default: "
-        + ", ".join(f"{order[0]} of {name}" for name, order in PREFERENCE.items())
-        + ", or what is available]",
+        help="Precision of a named model. [default: int8, or what is available]",
     ),
     click.option(
         "--models-dir",

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "int8", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-_DEFAULT_ORDER: tuple[Precision, ...] = ("int8", "fp32", "fp16")
+# Which file is taken where a run names no precision: int8 is as accurate as fp32, and faster.
+PRECISION_ORDER: tuple[Precision, ...] = ("int8", "fp32", "fp16")
 
 
 class ShippedModel(NamedTuple):
@@ -21,17 +22,16 @@ class ShippedModel(NamedTuple):
 
     name: str
     stem: str  # what its file names begin with: those of the first version, so that its users find their files again
-    precisions: tuple[Precision, ...] = _DEFAULT_ORDER  # which file is taken where a run names none, best first
 
 
 # Best first, where a run names no model. v3 is as accurate as v1 in a third of its bytes, and finding the face hides
-# what the smaller ones save. All but v0 are as accurate in int8 as in fp32, and faster.
+# what the smaller ones save.
 SHIPPED = (
     ShippedModel(name="v3", stem="model_v3"),
     ShippedModel(name="v1", stem="model_v1"),
-    ShippedModel(name="v0", stem="model_0", precisions=("fp32", "int8", "fp16")),
+    ShippedModel(name="v0", stem="model_0"),
 )
-PREFERENCE = {model.name: model.precisions for model in SHIPPED}
+PREFERENCE = tuple(model.name for model in SHIPPED)
 FILE_STEMS = {model.name: model.stem for model in sorted(SHIPPED, key=lambda model: model.name)}
 MODEL_NAMES = tuple(FILE_STEMS)
 
@@ -41,10 +41,6 @@ DEFAULT_MODELS_DIR = "models"  # text: `--help` does without pathlib
 def file_stem(name: str) -> str:
     """What the file names of a model begin with: `model_0` for v0, the name itself for a model of your own."""
     return FILE_STEMS.get(name, name)
-
-
-def _precisions(name: str) -> tuple[Precision, ...]:
-    return PREFERENCE.get(name, _DEFAULT_ORDER)
 
 
 def checkpoint_path(models_dir: Path, name: str) -> Path:
@@ -128,7 +124,7 @@ def find_model(
 
     Args:
         model: a name, such as `v0`, or the path of an `.onnx` file; None takes the first of PREFERENCE that is there.
-        precision: of a named model; None takes the first of its PREFERENCE that is there.
+        precision: of a named model; None takes the first of PRECISION_ORDER that is there.
         models_dir: where a named model is looked for first; the installed package comes second, and only for
             a model that `models_dir` has in no precision.
 
@@ -143,24 +139,24 @@ def find_model(
         if not os.path.isfile(path):
             raise ModelFileError(f"no model at {path}; give the path of an .onnx file or one of: {_known(models_dir)}")
         return path
-    names = tuple(PREFERENCE) if model is None else (str(model),)
+    names = PREFERENCE if model is None else (str(model),)
     option = f" --precision {precision}" if precision else ""
     for folder in (models_dir, packaged_models_dir()):
         for name in names:
-            for one in (precision,) if precision else _precisions(name):
+            for one in (precision,) if precision else PRECISION_ORDER:
                 path = model_path(folder, name, one)
                 if os.path.isfile(path):
                     return path
         # One folder's files are of one training: the package's int8 must not answer for somebody's own fp32.
         for name in names:
             if any(os.path.isfile(model_path(folder, name, one)) for one in PRECISIONS):
-                missing = model_path(folder, name, precision or _precisions(name)[0])
+                missing = model_path(folder, name, precision or PRECISION_ORDER[0])
                 raise ModelFileError(
                     f"no model at {missing}, though {folder} has {name} in another precision; "
                     f"write it with: fer-export --model {name}{option}"
                 )
     name = names[-1]
-    missing = model_path(models_dir, name, precision or _precisions(name)[0])
+    missing = model_path(models_dir, name, precision or PRECISION_ORDER[0])
     if name not in FILE_STEMS:
         raise ModelFileError(f"no model named {name}: {missing} is not there; known are: {_known(models_dir)}")
     raise ModelFileError(

@@ -6,13 +6,12 @@ import asyncio
 from pathlib import Path
 
 from fer_runtime.errors import FerError
-from fer_runtime.model.find import PREFERENCE, AvailableModel, available_models
+from fer_runtime.model.find import PRECISION_ORDER, AvailableModel, available_models
 from fer_runtime.server.logs import log, log_exception
 from fer_runtime.server.models import ServedModel, open_model
 from fer_runtime.server.recognition import Recognition
 
 POLL_SECONDS = 1.0
-_ORDER = ("int8", "fp32", "fp16")
 
 _Identity = tuple[str, int, int, int]  # path, inode, bytes, nanoseconds of the last change
 
@@ -73,12 +72,12 @@ class FolderWatch:
 
     def _look(self) -> dict[str, _Identity]:
         best: dict[str, AvailableModel] = {}
+        rank = PRECISION_ORDER.index
         for model in available_models(self._folder):
             if model.path.parent != self._folder:
                 continue  # of the installed package
-            order = PREFERENCE.get(model.name, _ORDER)
             known = best.get(model.name)
-            if known is None or order.index(model.precision) < order.index(known.precision):
+            if known is None or rank(model.precision) < rank(known.precision):
                 best[model.name] = model
         found = {}
         for name, model in best.items():
