@@ -12,7 +12,7 @@ from fer_runtime.model.find import find_model, packaged_models_dir
 
 
 def test_a_folder_without_the_model_leaves_it_to_the_package(tmp_path: Path) -> None:
-    assert find_model("v0", models_dir=tmp_path) == packaged_models_dir() / "model_0.onnx"
+    assert find_model("v0", models_dir=tmp_path) == packaged_models_dir() / "model_0.int8.onnx"
     assert find_model("v0", precision="int8", models_dir=tmp_path) == packaged_models_dir() / "model_0.int8.onnx"
 
 
