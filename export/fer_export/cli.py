@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from fer_export.show import show_export, show_targets
 from fer_runtime.command import (
     FerCommand,
     RegistryChoice,
@@ -32,7 +33,6 @@ from fer_train.networks.choice import NetworkChoice
 if TYPE_CHECKING:
     from fer_export.gate.accuracy import Budget
     from fer_export.gate.report import ExportReport
-    from fer_export.targets.publish import TargetReport
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -504,7 +504,7 @@ def _signed(path: Path | None, refused: type[Any]) -> Iterator[Callable[[ExportR
             key = load_private_key(path)
 
     def show(report: ExportReport) -> None:
-        _show(report)
+        show_export(report)
         for one in report.models if key is not None else ():
             if one.is_published:
                 say(f"signed: {sign_file(one.path, key)}")
@@ -512,7 +512,7 @@ def _signed(path: Path | None, refused: type[Any]) -> Iterator[Callable[[ExportR
     try:
         yield show
     except refused as error:
-        _show(error.report)
+        show_export(error.report)
         raise
 
 
@@ -534,9 +534,9 @@ def _convert(options: TargetRun) -> None:
                 progress=lambda text: say(text, err=True),
             )
     except TargetRefusedError as error:
-        _show_targets(error.reports)
+        show_targets(error.reports)
         raise
-    _show_targets(reports)
+    show_targets(reports)
 
 
 @contextmanager
@@ -553,30 +553,6 @@ def _needs_converter() -> Iterator[None]:
             f"--target {target.name} needs {module}, which is not installed; "
             f"install it with: {target.install_converter}"
         ) from error
-
-
-def _show_targets(reports: Sequence[TargetReport]) -> None:
-    head = ("file", "MB", "max |Δlogit|", "max |Δp|", "other labels", "verdict")
-    rows = [head]
-    for one in reports:
-        say(f"{one.path}")
-        for check in one.checks:
-            say(f"  {check}")
-        if one.replay is None:
-            say(f"  note  {one.target} does not run on this system; --self-test replays the file where it does")
-        worst = None if one.replay is None else one.replay.comparison
-        failed = ", ".join(check.name for check in one.failures)
-        rows.append(
-            (
-                one.path.name,
-                f"{one.target_bytes / 1e6:.2f}",
-                "" if worst is None else f"{worst.max_logit_difference:.1e}",
-                "" if worst is None else f"{worst.max_probability_difference:.1e}",
-                f"{one.flips} of {one.labelled_faces}" if one.labelled_faces else "",
-                f"not published, FAILED: {failed}" if failed else one.outcome,
-            )
-        )
-    say(_aligned(rows))
 
 
 def _site(options: SiteRun) -> None:
@@ -612,86 +588,3 @@ def _budget(text: str) -> Budget:
     except ValueError:
         raise click.BadParameter(f"{text!r} is not three numbers such as 0.5,0.5,2", param_hint="--budget") from None
     return Budget(accuracy=accuracy, macro_f1=macro_f1, recall=recall)
-
-
-def _show(report: ExportReport) -> None:
-    from fer_export.gate.calibration import describe_calibration
-    from fer_export.gate.unfamiliar import describe
-
-    for one in report.models:
-        say(f"{one.path.name}, {one.parity.faces} faces, {one.parity.real_faces} of them real")
-        for check in one.parity.checks:
-            say(f"  {check}")
-        for unproven in one.parity.unproven:
-            say(f"  note  not proven: {unproven}")
-        if one.not_proven:
-            say(f"  note  not proven: {one.not_proven}")
-        if one.precision == "fp16":
-            say(
-                "  note  fp16 halves the file, and is faster on GPUs and ARM cores with 16-bit units; x86 computes it "
-                "in float32, no faster than fp32"
-            )
-    for one in report.models:
-        if one.calibration.faces:
-            threshold = one.calibration.uncertain_below
-            say(
-                f"{one.path.name}: temperature {one.calibration.temperature:.4f}, "
-                + (f"uncertain below {threshold:.3f}; " if threshold is not None else "")
-                + describe_calibration(one.calibration)
-                + f" (labels: {one.calibration.labels})"
-            )
-        if one.point is not None:
-            say(f"{one.path.name}: {describe(one.point)}")
-    if not report.calibration.faces:
-        say("temperature 1: not calibrated, for want of labelled faces (--data)")
-    golden = report.coverage
-    say(
-        f"{len(golden.golden)} golden faces switch on {golden.covered} of {golden.live} live units"
-        + (
-            f" and {golden.weights_covered:,} of {golden.weights_live:,} reachable weights of hidden linear layers"
-            if golden.weights_live
-            else ""
-        )
-        + (
-            f"; they reach {golden.layer_extremes_covered} of {golden.layer_extremes} layers' extremes "
-            f"and {golden.extremes_covered:,} of {golden.extremes:,} units' extremes"
-            if golden.extremes
-            else ""
-        )
-    )
-    say(_table(report))
-
-
-def _table(report: ExportReport) -> str:
-    head = ("file", "MB", "accuracy", "macro-F1", "agrees", "max |Δp|", "p50 ms", "faces/s", "verdict")
-    rows = [head]
-    for one in report.models:
-        failed = ", ".join(check.name for check in one.parity.failures)
-        verdict = f"FAILED: {failed}" if failed else one.outcome
-        rows.append(
-            (
-                one.path.name,
-                f"{one.model_bytes / 1e6:.2f}",
-                "" if one.quality is None else f"{one.quality.accuracy:.2%}",
-                "" if one.quality is None else f"{one.quality.macro_f1:.2%}",
-                "" if one.agreement is None else f"{one.agreement:.2%}",
-                "" if one.difference is None else f"{one.difference:.1e}",
-                f"{one.latency.p50_ms:.3f}",
-                f"{one.throughput.images_per_second:,.0f}",
-                ("" if one.is_published else "not published, ") + verdict,
-            )
-        )
-    return _aligned(rows) + "\np50 at batch 1, faces/s at batch 64, one thread, in turns"
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows under their head, the first and last column to the left."""
-    last = len(rows[0]) - 1
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in (0, last) else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
