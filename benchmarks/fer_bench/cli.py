@@ -15,7 +15,6 @@ from fer_bench.console import (
     data_option,
     engines_option,
     json_option,
-    models_dir_option,
     models_option,
     precisions_option,
     say_environment,
@@ -32,6 +31,7 @@ from fer_bench.report.commands import report, robustness
 from fer_runtime.command import FerGroup, Rule, say
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
+from fer_runtime.shared_options import models_dir_option
 from fer_runtime.text import printable
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import click
 from fer_bench.engines import ENGINES
 from fer_runtime.checksums import with_checksum
 from fer_runtime.command import RegistryChoice, Rule, say
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, is_model_file
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, is_model_file
 
 if TYPE_CHECKING:
     from fer_bench.latency.measure import LatencyResult
@@ -33,13 +33,6 @@ def _available_threads(context: click.Context, parameter: click.Parameter, value
     return value
 
 
-models_dir_option = click.option(
-    "--models-dir",
-    type=FOLDER,
-    default=DEFAULT_MODELS_DIR,
-    show_default=True,
-    help="Folder with models. Its models take precedence over the bundled ones.",
-)
 models_option = click.option(
     "--model",
     "models",

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fer_bench.console import FILE, models_dir_option
+from fer_bench.console import FILE
 from fer_bench.engines import ENGINES
 from fer_runtime.command import FerCommand, RegistryChoice, say
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import PRECISIONS, Precision, is_model_file
+from fer_runtime.shared_options import models_dir_option
 
 if TYPE_CHECKING:
     from fer_bench.diff import Run

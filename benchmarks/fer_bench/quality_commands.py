@@ -13,13 +13,13 @@ from fer_bench.console import (
     PRECISION_RULE,
     data_option,
     json_option,
-    models_dir_option,
     models_option,
     precisions_option,
 )
 from fer_runtime.command import FerCommand, say
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
+from fer_runtime.shared_options import models_dir_option
 
 model_option = click.option("--model", metavar="NAME|FILE", help="Model. [default: that of fer-infer]")
 precision_option = click.option("--precision", type=click.Choice(PRECISIONS), help="Precision of a named model.")

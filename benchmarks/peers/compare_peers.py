@@ -15,7 +15,6 @@ from fer_bench.accuracy import read_labelled_images
 from fer_bench.console import (
     FILE,
     data_option,
-    models_dir_option,
     say_environment,
     show_progress,
     warn_about,
@@ -28,6 +27,7 @@ from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.find import available_models, checkpoint_path
+from fer_runtime.shared_options import models_dir_option
 
 _HERE = Path(__file__).parent
 _CHECKOUT = _HERE.parents[1]

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import click
 
-from fer_bench.console import models_dir_option, say_environment
+from fer_bench.console import say_environment
 from fer_bench.environment import environment
 from fer_runtime.batch.sources import Inputs
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision, find_model, model_path
+from fer_runtime.shared_options import models_dir_option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from fer_bench.console import (
     FILE,
     PRECISION_RULE,
     engines_option,
-    models_dir_option,
     models_option,
     precisions_option,
     say_environment,
@@ -21,6 +20,7 @@ from fer_bench.console import (
 from fer_runtime.command import FerGroup, say
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.model.find import PRECISIONS, Precision
+from fer_runtime.shared_options import models_dir_option
 
 if TYPE_CHECKING:
     from fer_bench.ledger.entries import Board

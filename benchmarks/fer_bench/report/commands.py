@@ -15,7 +15,6 @@ from fer_bench.console import (
     data_option,
     engines_option,
     json_option,
-    models_dir_option,
     models_option,
     precisions_option,
     say_environment,
@@ -24,6 +23,7 @@ from fer_bench.console import (
 )
 from fer_runtime.command import FerCommand, Rule, needs_extra, say
 from fer_runtime.model.find import PRECISIONS, Precision
+from fer_runtime.shared_options import models_dir_option
 from fer_runtime.text import printable
 
 # Copied from robustness.py so that --help does not load OpenCV; a test compares them.

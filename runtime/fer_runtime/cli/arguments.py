@@ -33,14 +33,6 @@ _SCHEME_ADVICE = {
 }
 
 
-def confidence(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
-    """A callback of `--min-confidence`: a probability, or "auto"."""
-    if value is None or value == "auto":
-        return value
-    probability: float = click.FloatRange(0, 1)(value, parameter, context)
-    return probability
-
-
 def output_format(options: RecognizerOptions, *, default: str) -> str:
     """The name of the format that `--format`, or else the suffix of `--output`, asks for.
 

@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 from fer_runtime.cli.arguments import (
-    confidence,
     find_videos,
     has_streams,
     is_printed_as_table,
@@ -37,8 +36,15 @@ from fer_runtime.cli.options import (
 )
 from fer_runtime.command import PathlibPath, RegistryChoice, Rule, ShortCommand, option_group, take_options
 from fer_runtime.detectors import DETECTORS
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE, is_model_file
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, PREFERENCE, is_model_file
 from fer_runtime.output.formats import OUTPUT_FORMATS
+from fer_runtime.shared_options import (
+    detector_option,
+    min_confidence_option,
+    min_face_option,
+    models_dir_option,
+    yunet_option,
+)
 from fer_runtime.targets import TARGETS, target_of
 from fer_runtime.video.addresses import is_stream
 
@@ -147,13 +153,7 @@ _RULES = (
         type=click.Choice(PRECISIONS),
         help="Precision of a named model. [default: int8, or what is available]",
     ),
-    click.option(
-        "--models-dir",
-        type=_FOLDER,
-        default=DEFAULT_MODELS_DIR,
-        show_default=True,
-        help="Folder searched for named models before the installed package.",
-    ),
+    models_dir_option,
     click.option(
         "--provider",
         default="CPU",
@@ -182,29 +182,10 @@ _RULES = (
 )
 @option_group(
     "Face detection",
-    click.option(
-        "--detector",
-        type=RegistryChoice(DETECTORS, "auto"),
-        default="auto",
-        show_default=True,
-        help="auto: an image whose short side is up to 64 pixels is taken as a face; larger images are searched, "
-        "with YuNet if its file is available, else with Haar.",
-    ),
-    click.option("--yunet", type=_FILE, help="YuNet's model file. [default: the one in the cache folder]"),
-    click.option(
-        "--min-face",
-        type=click.IntRange(min=1),
-        default=24,
-        show_default=True,
-        help="Smallest face in pixels. Haar finds none below 1/16 of an image's long side, or 1/64 if it found no "
-        "other.",
-    ),
-    click.option(
-        "--min-confidence",
-        callback=confidence,
-        metavar="P|auto",
-        help="Mark faces below this confidence as uncertain. auto: faces with any reason against their answer.",
-    ),
+    detector_option,
+    yunet_option,
+    min_face_option,
+    min_confidence_option,
 )
 @option_group(
     "Output",

@@ -8,10 +8,15 @@ from typing import Any
 
 import click
 
-from fer_runtime.cli.arguments import confidence
-from fer_runtime.command import FerCommand, RegistryChoice, Rule, needs_extra, option_group
-from fer_runtime.detectors import DETECTORS
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PRECISIONS, PREFERENCE
+from fer_runtime.command import FerCommand, Rule, needs_extra, option_group
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, PREFERENCE
+from fer_runtime.shared_options import (
+    detector_option,
+    min_confidence_option,
+    min_face_option,
+    models_dir_option,
+    yunet_option,
+)
 from fer_runtime.system import available_cpus
 from fer_runtime.video.addresses import is_stream, stream_name
 
@@ -72,13 +77,7 @@ _RULES = (
         help="Serve the models of DIR, and new files as they come. A file is served after its self-test has passed; "
         "until then the one before it is.",
     ),
-    click.option(
-        "--models-dir",
-        type=_FOLDER,
-        default=DEFAULT_MODELS_DIR,
-        show_default=True,
-        help="Folder searched for named models before the installed package.",
-    ),
+    models_dir_option,
     click.option(
         "--provider", default="CPU", show_default=True, help="ONNX Runtime execution provider: CPU, CUDA, CoreML, ..."
     ),
@@ -92,24 +91,10 @@ _RULES = (
 )
 @option_group(
     "Face detection",
-    click.option(
-        "--detector",
-        type=RegistryChoice(DETECTORS, "auto"),
-        default="auto",
-        show_default=True,
-        help="auto: an image whose short side is up to 64 pixels is taken as a face; larger images are searched, "
-        "with YuNet if its file is available, else with Haar.",
-    ),
-    click.option("--yunet", type=_FILE, help="YuNet's model file. [default: the one in the cache folder]"),
-    click.option(
-        "--min-face", type=click.IntRange(min=1), default=24, show_default=True, help="Smallest face in pixels."
-    ),
-    click.option(
-        "--min-confidence",
-        callback=confidence,
-        metavar="P|auto",
-        help="Mark faces below this confidence as uncertain. auto: faces with any reason against their answer.",
-    ),
+    detector_option,
+    yunet_option,
+    min_face_option,
+    min_confidence_option,
 )
 @option_group(
     "Live page",

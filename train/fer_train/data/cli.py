@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.command import FerGroup, RegistryChoice, Rule, is_terminal, say
-from fer_runtime.detectors import DETECTORS
+from fer_runtime.command import FerGroup, Rule, is_terminal, say
 from fer_runtime.errors import FerError
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PREFERENCE
+from fer_runtime.model.find import MODEL_NAMES, PREFERENCE
+from fer_runtime.shared_options import detector_option, min_face_option, models_dir_option, yunet_option
 from fer_runtime.text import counted, printable
 from fer_train.data.label_names import NUMBERINGS, LabelNames, parse_renames
 
@@ -92,22 +92,9 @@ def main() -> None:
     show_default=True,
     help="Pixels of a crop's side at most. Smaller faces keep their own size, so nothing is made up.",
 )
-@click.option(
-    "--detector",
-    type=RegistryChoice(DETECTORS, "auto"),
-    default="auto",
-    show_default=True,
-    help="As for fer-infer. auto: an image whose short side is up to 64 pixels is a face; larger ones are searched, "
-    "with YuNet if its file is available, else with Haar.",
-)
-@click.option("--yunet", type=_FILE, help="YuNet's model file. [default: the one in the cache folder]")
-@click.option(
-    "--min-face",
-    type=click.IntRange(min=1),
-    default=24,
-    show_default=True,
-    help="Smallest face in pixels, as fer-infer.",
-)
+@detector_option
+@yunet_option
+@min_face_option
 @click.option(
     "--max-pixels",
     type=click.IntRange(min=1),
@@ -337,13 +324,7 @@ def split(
     help=f"Exported model whose features tell faces apart: {', '.join(MODEL_NAMES)}, your own, or an .onnx file. "
     f"[default: the first available of {', '.join(PREFERENCE)}]",
 )
-@click.option(
-    "--models-dir",
-    type=_FOLDER,
-    default=DEFAULT_MODELS_DIR,
-    show_default=True,
-    help="Folder searched for named models before the installed package.",
-)
+@models_dir_option
 @click.option(
     "--probabilities",
     type=_FILE,
