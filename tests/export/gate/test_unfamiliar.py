@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from tests.export.conftest import Exported
 
 from fer_export.gate.unfamiliar import unfamiliarity_of
+from fer_export.gate.units import UnitLimits
 from fer_export.unfamiliar.head import LOST, auroc, find_maps, fit_threshold
 from fer_export.unfamiliar.images import FROM_FACES, MADE_UP, strange_images
 from fer_runtime import Recognizer
@@ -54,9 +57,10 @@ def test_every_file_has_the_output_and_its_certificate(exported: Exported) -> No
         own = unfamiliarity_of(model.path.read_bytes(), certificate.faces)
         np.testing.assert_allclose(own, certificate.model_unfamiliarity, rtol=1e-5, atol=1e-4)
         answers.append(unfamiliarity_of(model.path.read_bytes(), load_faces(exported.data, "validation").faces))
-    # The layer is the same; on faces, eight bits move it by some hundredths of its spread. Golden faces go beyond them.
+    # The layer is the same. Eight bits add noise to its units, at most the share of their spread that the gate allows;
+    # how much there is depends on the trained weights, which differ from processor to processor.
     for other in answers[1:]:
-        assert np.corrcoef(answers[0], other)[0, 1] > 0.99
+        assert np.corrcoef(answers[0], other)[0, 1] > 1 / math.hypot(1, UnitLimits().noise)
 
 
 def test_int8_gives_the_same_unfamiliarity_in_the_reference_evaluator_bit_by_bit(exported: Exported) -> None:
