@@ -12,7 +12,7 @@ import click
 
 from fer_bench.engines import ENGINES
 from fer_runtime.checksums import with_checksum
-from fer_runtime.command import RegistryChoice, Rule, say
+from fer_runtime.command import PathlibPath, RegistryChoice, Rule, say
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, is_model_file
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # Engines may round integer arithmetic differently. A larger difference means that an engine computes something else.
 SAME_ANSWER = 0.02
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = PathlibPath(file_okay=False)
+FILE = PathlibPath(dir_okay=False)
 
 
 def _available_threads(context: click.Context, parameter: click.Parameter, value: tuple[int, ...]) -> tuple[int, ...]:

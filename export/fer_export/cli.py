@@ -13,6 +13,7 @@ import click
 from fer_export.show import show_export, show_targets
 from fer_runtime.command import (
     FerCommand,
+    PathlibPath,
     RegistryChoice,
     Rule,
     RunOptions,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from fer_export.gate.accuracy import Budget
     from fer_export.gate.report import ExportReport
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = PathlibPath(file_okay=False)
+_FILE = PathlibPath(dir_okay=False)
 
 
 def _labels(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:

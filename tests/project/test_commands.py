@@ -40,8 +40,7 @@ def test_every_option_is_explained(path: str) -> None:
 def test_an_option_means_the_same_everywhere(option: str) -> None:
     """What was given to one command can be given to the next."""
     meanings = {
-        # Without the name of the class: fer-infer's paths are of one that loads pathlib later.
-        path: {fact: value for fact, value in one.type.to_info_dict().items() if fact != "param_type"}
+        path: one.type.to_info_dict()
         for path, command in COMMANDS.items()
         for one in command.params
         if isinstance(one, click.Option) and option in one.opts

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from fer_runtime.command import (
+    PathlibPath,
     Rule,
     RunOptions,
     ShortCommand,
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from fer_train.pipeline import Trained
     from fer_train.results import TrainingResults
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = PathlibPath(file_okay=False)
+_FILE = PathlibPath(dir_okay=False)
 
 
 class _NetworkOptions(RunOptions):

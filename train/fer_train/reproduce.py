@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from fer_runtime.command import FerCommand, needs_extra, say
+from fer_runtime.command import FerCommand, PathlibPath, needs_extra, say
 from fer_runtime.errors import CheckpointError
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
@@ -200,18 +200,18 @@ def publish(made: Mapping[str, Path], models_dir: Path, *, replace: bool) -> lis
 
 
 @click.command(cls=FerCommand)
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="FER2013's root.  [required]")
+@click.option("--data", type=PathlibPath(file_okay=False), help="FER2013's root.  [required]")
 @click.option("--votes", default=FERPLUS, show_default=True, help="FER+'s votes, or a votes file.")
 @click.option(
     "--work",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathlibPath(file_okay=False),
     default=Path("reproduced"),
     show_default=True,
     help="Where every step keeps its files.",
 )
 @click.option("--only", type=click.Choice([step.name for step in STEPS]), multiple=True, help="Step to make.")
 @click.option("--dry-run", is_flag=True, help="Print the steps and their hours.")
-@click.option("--models-dir", type=click.Path(path_type=Path, file_okay=False), help="Copy the results there.")
+@click.option("--models-dir", type=PathlibPath(file_okay=False), help="Copy the results there.")
 @click.option("--replace", is_flag=True, help="Overwrite other checkpoints in --models-dir.")
 def main(
     data: Path | None,

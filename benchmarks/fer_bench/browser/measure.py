@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_bench.console import json_option, say_environment, show_progress, write_json
-from fer_runtime.command import FerCommand, needs_extra, say
+from fer_runtime.command import FerCommand, PathlibPath, needs_extra, say
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
@@ -284,7 +284,7 @@ def _golden_faces(model: Path) -> list[str]:
 @click.option("--no-face-api", is_flag=True, help="Skip face-api.js, which is fetched with npm.")
 @click.option(
     "--ort-web",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathlibPath(file_okay=False),
     help="Folder of the unpacked npm package onnxruntime-web. [default: fetched once with npm]",
 )
 @json_option

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import click
 
-from fer_runtime.command import FerCommand, Rule, needs_extra, option_group
+from fer_runtime.command import FerCommand, PathlibPath, Rule, needs_extra, option_group
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, PREFERENCE
 from fer_runtime.shared_options import (
     detector_option,
@@ -20,8 +19,6 @@ from fer_runtime.shared_options import (
 from fer_runtime.system import available_cpus
 from fer_runtime.video.addresses import is_stream, stream_name
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
 _LEAST_TOKEN = 16  # characters
 
 
@@ -72,7 +69,7 @@ _RULES = (
     click.option("--precision", type=click.Choice(PRECISIONS), help="Precision of the named models."),
     click.option(
         "--watch",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        type=PathlibPath(exists=True, file_okay=False),
         metavar="DIR",
         help="Serve the models of DIR, and new files as they come. A file is served after its self-test has passed; "
         "until then the one before it is.",

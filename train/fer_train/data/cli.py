@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.command import FerGroup, Rule, is_terminal, say
+from fer_runtime.command import FerGroup, PathlibPath, Rule, is_terminal, say
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import MODEL_NAMES, PREFERENCE
 from fer_runtime.shared_options import detector_option, min_face_option, models_dir_option, yunet_option
@@ -21,8 +21,8 @@ from fer_train.data.label_names import NUMBERINGS, LabelNames, parse_renames
 if TYPE_CHECKING:
     from fer_train.data.crop import CropReport
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = PathlibPath(file_okay=False)
+_FILE = PathlibPath(dir_okay=False)
 _LONGEST_CELL = 1 << 24  # characters; the pixels of a face are one cell
 _NAMED = 10  # images that are named on the terminal; the report names all
 
@@ -155,7 +155,7 @@ def crop(
 
 
 @main.command(name="import")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=PathlibPath())
 @_output
 @click.option(
     "--images", type=_FOLDER, metavar="DIR", help="Folder that a table's paths start from. [default: the table's]"
