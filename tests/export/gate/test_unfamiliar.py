@@ -10,6 +10,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from tests.export.conftest import Exported
 
+from fer_export.gate.golden import candidate_faces
 from fer_export.gate.unfamiliar import unfamiliarity_of
 from fer_export.gate.units import UnitLimits
 from fer_export.unfamiliar.head import LOST, auroc, find_maps, fit_threshold
@@ -17,6 +18,7 @@ from fer_export.unfamiliar.images import FROM_FACES, MADE_UP, strange_images
 from fer_runtime import Recognizer
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.certificate import parse_certificate
+from fer_runtime.model.find import find_model
 from fer_runtime.model.load import load_model
 from fer_runtime.model.self_test import run_self_test
 from fer_train.data.folders import load_faces
@@ -61,6 +63,12 @@ def test_every_file_has_the_output_and_its_certificate(exported: Exported) -> No
     # how much there is depends on the trained weights, which differ from processor to processor.
     for other in answers[1:]:
         assert np.corrcoef(answers[0], other)[0, 1] > 1 / math.hypot(1, UnitLimits().noise)
+
+
+def test_eight_bits_hardly_move_what_ships() -> None:
+    fp32, int8 = (find_model("v0", precision=one).read_bytes() for one in ("fp32", "int8"))
+    faces = candidate_faces(256, shape=(48, 48))
+    assert np.corrcoef(unfamiliarity_of(fp32, faces), unfamiliarity_of(int8, faces))[0, 1] > 0.99
 
 
 def test_int8_gives_the_same_unfamiliarity_in_the_reference_evaluator_bit_by_bit(exported: Exported) -> None:
