@@ -104,6 +104,7 @@ class Recognizer:
         )
         self.provider = opened.provider
         self._file = self.path.absolute()  # the process may change its working folder
+        self._threads = threads
         self._asked = {"threads": threads, "provider": provider, "strict": strict, "any_operator": any_operator}
         self._session: InferenceSession | None = opened.session
         given = {one.name for one in opened.session.get_outputs()}
@@ -125,6 +126,14 @@ class Recognizer:
     def detector_used(self) -> str:
         """The detector that searches images here: "auto" stands for "yunet" or "haar"."""
         return self._search.detector_used
+
+    def runs_at_once(self, cpus: int) -> int:
+        """How many threads may call `answer` at a time on so many CPUs, such that all of them are busy.
+
+        Each call takes `threads` of them. Other execution providers than the CPU divide the work themselves, and
+        some run one call at a time.
+        """
+        return max(1, cpus // self._threads) if self.provider == "CPU" else 1
 
     def predict(
         self, image: Uint8Array | os.PathLike[str] | str | bytes | bytearray | memoryview | IO[bytes]

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import islice
 from os import PathLike
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from fer_runtime.results import Face, ImageResult
 from fer_runtime.system import available_cpus
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 # Images that go through the model together, at most. A row's last bits depend on the images in its block, so
 # blocks end at the same images in every run: after a number of images, or of pixels. The pixels keep rows coming:
@@ -109,7 +109,16 @@ class _Prepared:
         self.pixels: Uint8Array | None = None  # kept only where they are drawn on
 
 
-_Task = Callable[[], tuple[list[_Prepared], dict[str, float]]]  # gives images, and seconds by stage
+_Preparation = tuple[list[_Prepared], dict[str, float]]  # images, and seconds by stage
+
+
+class _Now:
+    """A task that is done when its result is asked for, in that thread: where nothing could be done meanwhile."""
+
+    def __init__(self, prepare: Callable[[], _Preparation]) -> None:
+        self.result = prepare
+
+
 OnRow = Callable[["Uint8Array | None", ImageResult], ImageResult]
 
 
@@ -119,6 +128,7 @@ def recognize_files(
     *,
     summary: JobSummary | None = None,
     workers: int | None = None,
+    model_threads: int | None = None,
     read: Callable[[str], bytes] = read_bytes,
     on_row: OnRow | None = None,
     block_ends: BlockEnds | None = None,
@@ -134,6 +144,8 @@ def recognize_files(
             blocks ahead.
         summary: filled while the rows are taken.
         workers: threads that read, decode and detect; by default one for each CPU that this process may use.
+        model_threads: CPUs for the model, which several blocks go through at a time; by default as many as there are
+            workers, and no more than this process may use. The rows do not depend on it.
         read: a path to the file's content.
         on_row: called with each image (None where it could not be decoded) and its row; returns the row to give.
         block_ends: tells where blocks end, in a run that continues; of a new run by default.
@@ -152,8 +164,15 @@ def recognize_files(
         )
     if block_ends is None:
         block_ends = BlockEnds(keeps_images=on_row is not None)
+    cpus = available_cpus()
+    workers = workers or cpus
+    # Images that are kept to be drawn on wait in no further queue.
+    at_once = 1 if on_row is not None else recognizer.runs_at_once(model_threads or min(workers, cpus))
+    blocks = _Blocks(recognizer, at_once)
     source = _Source(iter(paths), must_wait)
-    return _recognized(recognizer, source, summary or JobSummary(), workers, read, on_row, block_ends, isolate_first)
+    return _recognized(
+        recognizer, source, summary or JobSummary(), workers, read, on_row, block_ends, isolate_first, blocks
+    )
 
 
 class _Source:
@@ -188,34 +207,39 @@ def _recognized(
     recognizer: Recognizer,
     source: _Source,
     summary: JobSummary,
-    workers: int | None,
+    count: int,
     read: Callable[[str], bytes],
     on_row: OnRow | None,
     block_ends: BlockEnds,
     isolate_first: int,
+    blocks: _Blocks,
 ) -> Generator[ImageResult, None, None]:
-    count = workers or available_cpus()
     task_size = _FIRST_TASK
     submitted = 0
-    pending: deque[list[_Task]] = deque()  # the tasks of a block's number of images
+    pending: deque[list[Future[_Preparation] | _Now]] = deque()  # the tasks of a block's number of images
     block: list[_Prepared] = []
     pool: ThreadPoolExecutor | None = None
     try:
         while True:
             # One more than there are threads: no thread waits, and no more than that is in memory.
-            while len(pending) <= count and (chunk := source.chunk(block_ends.size, waits=not (pending or block))):
+            while len(pending) <= count and (
+                chunk := source.chunk(block_ends.size, waits=not (pending or block or blocks))
+            ):
                 parts = [chunk[start : start + task_size] for start in range(0, len(chunk), task_size)]
                 how = (read, on_row is not None, submitted < isolate_first)
                 submitted += len(chunk)
                 if pool is None and source.has_ended and len(parts) == 1:
                     # Nothing to do beside it: one image waits for no thread, nor for the modules that start threads.
-                    pending.append([partial(_prepare_images, recognizer, chunk, *how)])
+                    pending.append([_Now(partial(_prepare_images, recognizer, chunk, *how))])
                     continue
                 pool = pool or _thread_pool(count)
-                pending.append([pool.submit(_prepare_images, recognizer, part, *how).result for part in parts])
+                pending.append([pool.submit(_prepare_images, recognizer, part, *how) for part in parts])
             if not pending:
-                yield from _rows(recognizer, block, summary, on_row)
-                block = []
+                if block:
+                    blocks.add(block, pool)
+                    block = []
+                while blocks:
+                    yield from _rows(blocks.take(), summary, on_row)
                 if not source.has_ended:
                     continue
                 if pool is not None:
@@ -224,7 +248,10 @@ def _recognized(
             done = 0
             busy = 0.0
             for task in pending.popleft():
-                images, seconds = task()
+                while blocks and not isinstance(task, _Now) and not task.done():
+                    if (through := blocks.take_before(task)) is not None:
+                        yield from _rows(through, summary, on_row)
+                images, seconds = task.result()
                 done += len(images)
                 busy += sum(seconds.values())
                 for stage, spent in seconds.items():
@@ -232,8 +259,10 @@ def _recognized(
                 for image in images:
                     block.append(image)
                     if block_ends.after((image.width or 0) * (image.height or 0)):
-                        yield from _rows(recognizer, block, summary, on_row)
+                        blocks.add(block, pool)
                         block = []
+                        while blocks.is_full:
+                            yield from _rows(blocks.take(), summary, on_row)
             task_size = min(BLOCK, max(1, int(_TASK_SECONDS * done / max(busy, 1e-9))))
     finally:
         # The consumer has gone, or a row could not be written: nothing more is read. The threads are not
@@ -243,19 +272,77 @@ def _recognized(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+class _Classified(NamedTuple):
+    """A block behind the model."""
+
+    images: list[_Prepared]
+    rows: list[ImageResult]
+    seconds: float
+
+
+class _Blocks:
+    """Blocks on their way through the model, several at a time; they come out in their order.
+
+    Args:
+        at_once: blocks that go through the model at a time.
+    """
+
+    def __init__(self, recognizer: Recognizer, at_once: int) -> None:
+        self._recognizer = recognizer
+        self._at_once = at_once
+        self._waiting: deque[tuple[list[_Prepared], Future[_Classified] | None]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a block must be taken before the next one is added."""
+        # One more than go at a time, so that no thread waits for rows to be written.
+        return len(self._waiting) > (self._at_once if self._at_once > 1 else 0)
+
+    def add(self, block: list[_Prepared], pool: ThreadPoolExecutor | None) -> None:
+        """Add the next block; a thread of the pool may put it through the model before it is taken."""
+        task = None
+        if pool is not None and self._at_once > 1:
+            task = pool.submit(_classified, self._recognizer, block)
+        self._waiting.append((block, task))
+
+    def take(self) -> _Classified:
+        """The oldest block, behind the model."""
+        block, task = self._waiting.popleft()
+        # What no thread has begun is done here: waiting for the threads, which read ahead, would be slower.
+        if task is None or task.cancel():
+            return _classified(self._recognizer, block)
+        return task.result()
+
+    def take_before(self, preparation: Future[_Preparation]) -> _Classified | None:
+        """The oldest block, or None where images are ready before it is through."""
+        from concurrent.futures import FIRST_COMPLETED, wait
+
+        _, task = self._waiting[0]
+        if task is not None and not task.cancel():
+            either: tuple[Future[Any], ...] = (task, preparation)
+            wait(either, return_when=FIRST_COMPLETED)
+            if not task.done():
+                return None
+        return self.take()
+
+
 def _thread_pool(threads: int) -> ThreadPoolExecutor:
     from concurrent.futures import ThreadPoolExecutor  # takes 3 ms to load
 
-    return ThreadPoolExecutor(threads, thread_name_prefix="fer-read")
+    return ThreadPoolExecutor(threads, thread_name_prefix="fer-run")
 
 
-def _rows(
-    recognizer: Recognizer, block: list[_Prepared], summary: JobSummary, on_row: OnRow | None
-) -> Iterator[ImageResult]:
+def _rows(block: _Classified, summary: JobSummary, on_row: OnRow | None) -> Iterator[ImageResult]:
+    summary.seconds_by_stage["classify"] += block.seconds
+    for row in block.rows:
+        summary.count(row)
     if on_row is None:
-        yield from _classified(recognizer, block, summary)
+        yield from block.rows
         return
-    for image, row in zip(block, _classified(recognizer, block, summary), strict=True):
+    for image, row in zip(block.images, block.rows, strict=True):
         given = on_row(image.pixels, row)
         if given.error is not None and row.error is None:
             summary.failures[given.error] += 1
@@ -324,7 +411,7 @@ def _prepare(
         image.error = _NO_MEMORY
 
 
-def _classified(recognizer: Recognizer, images: list[_Prepared], summary: JobSummary) -> list[ImageResult]:
+def _classified(recognizer: Recognizer, images: list[_Prepared]) -> _Classified:
     started = perf_counter()
     crops = [face for image in images for face in image.faces]
     detections = [detection for image in images for detection in image.detections]
@@ -333,12 +420,12 @@ def _classified(recognizer: Recognizer, images: list[_Prepared], summary: JobSum
     if crops:
         together = np.concatenate(crops).reshape(-1, *recognizer.metadata.face_shape)
         found = recognizer.faces(detections, together, recognizer.answer(together))
-    summary.seconds_by_stage["classify"] += perf_counter() - started
+    seconds = perf_counter() - started
     every_face = iter(found)
     rows = []
     for image in images:
         faces = tuple(islice(every_face, len(image.faces)))
-        row = ImageResult(path=image.path, width=image.width, height=image.height, error=image.error, faces=faces)
-        summary.count(row)
-        rows.append(row)
-    return rows
+        rows.append(
+            ImageResult(path=image.path, width=image.width, height=image.height, error=image.error, faces=faces)
+        )
+    return _Classified(images, rows, seconds)

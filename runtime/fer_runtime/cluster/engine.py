@@ -156,7 +156,9 @@ class PartRecognizer:
     def _rows(self, paths: list[str], summary: JobSummary) -> str:
         write = JsonLines().row
         readers = _REMOTE_READERS if any(map(is_uri, paths)) else 1
-        results = recognize_files(self._recognizer, paths, summary=summary, workers=readers, read=self._read)
+        results = recognize_files(
+            self._recognizer, paths, summary=summary, workers=readers, model_threads=1, read=self._read
+        )
         return "".join([write(result) for result in results])
 
     def _read(self, path: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.runtime.tiny_models import band_face, write_band_model
 from fer_runtime import Recognizer
 from fer_runtime.batch.jobs import BLOCK, JobSummary, recognize_files
 from fer_runtime.batch.sources import Inputs
+from fer_runtime.errors import ModelFileError
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +33,14 @@ def picture() -> bytes:
     return cv2.imencode(".png", band_face(3))[1].tobytes()
 
 
-def _reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("fer-read")]
+def _run_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("fer-run")]
 
 
 def test_after_the_last_row_no_thread_is_left(recognizer: Recognizer, picture: bytes) -> None:
     rows = list(recognize_files(recognizer, ["face.png"] * 200, workers=2, read=lambda path: picture))
     assert len(rows) == 200
-    assert _reading_threads() == []
+    assert _run_threads() == []
 
 
 def test_a_run_over_one_image_starts_no_thread(recognizer: Recognizer, picture: bytes) -> None:
@@ -80,7 +82,7 @@ def test_a_closed_run_reads_no_more_pictures(recognizer: Recognizer, picture: by
     paths = (f"{number}.png" for number in range(100 * BLOCK))
     with closing(recognize_files(recognizer, paths, workers=1, read=read_and_count)) as rows:
         next(rows)
-    for thread in _reading_threads():
+    for thread in _run_threads():
         thread.join(timeout=60)
     # The block of the row that was taken, and the one or two that wait behind it.
     assert BLOCK <= len(read) <= 3 * BLOCK
@@ -113,10 +115,10 @@ def test_a_run_that_is_forgotten_may_be_collected_in_one_of_its_own_threads(
         assert collected.wait(timeout=60)
     finally:
         gc.enable()
-    for thread in _reading_threads():
+    for thread in _run_threads():
         thread.join(timeout=60)
     assert ignored == []
-    assert _reading_threads() == []
+    assert _run_threads() == []
 
 
 def test_small_images_without_a_face_are_counted_apart(recognizer: Recognizer, tmp_path: Path) -> None:
@@ -147,3 +149,63 @@ def test_the_first_images_of_a_resumed_run_are_decoded_in_other_processes(
     resumed = list(recognize_files(recognizer, paths, read=lambda path: picture, isolate_first=BLOCK + 1))
     assert len(apart) == 2 * BLOCK  # by whole blocks
     assert resumed == whole
+
+
+def test_two_blocks_go_through_the_model_at_a_time_and_rows_keep_their_order(
+    recognizer: Recognizer, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [f"{number}.png" for number in range(30 * BLOCK + 3)]
+    expected = list(recognize_files(recognizer, paths, workers=1, read=lambda path: picture))
+    answer, calls, second = Recognizer.answer, itertools.count(), threading.Event()
+
+    def answer_together(self: Recognizer, faces: Any) -> Any:
+        # The main thread must not wait: it adds the blocks.
+        if threading.current_thread() is not threading.main_thread() and next(calls) == 0:
+            assert second.wait(timeout=60)
+        else:
+            second.set()
+        return answer(self, faces)
+
+    monkeypatch.setattr(Recognizer, "answer", answer_together)
+    summary = JobSummary()
+    rows = list(
+        recognize_files(recognizer, paths, workers=2, model_threads=2, read=lambda path: picture, summary=summary)
+    )
+    assert rows == expected
+    assert (summary.images, summary.faces) == (len(paths), len(paths))
+
+
+def test_rows_do_not_wait_for_images_that_are_read_slowly(recognizer: Recognizer, picture: bytes) -> None:
+    has_rows = threading.Event()
+
+    def read(path: str) -> bytes:
+        if path == f"{2 * BLOCK}.png":
+            assert has_rows.wait(timeout=60)
+        return picture
+
+    paths = [f"{number}.png" for number in range(3 * BLOCK)]
+    with closing(recognize_files(recognizer, paths, workers=4, model_threads=4, read=read)) as results:
+        for result in results:
+            if result.path == f"{2 * BLOCK - 1}.png":
+                has_rows.set()
+    assert result.error is None
+
+
+def test_an_error_of_the_model_in_a_thread_ends_the_run(
+    recognizer: Recognizer, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Recognizer, faces: Any) -> Any:
+        raise ModelFileError("cannot be run")
+
+    monkeypatch.setattr(Recognizer, "answer", fail)
+    paths = [f"{number}.png" for number in range(8 * BLOCK)]
+    with pytest.raises(ModelFileError, match="cannot be run"):
+        list(recognize_files(recognizer, paths, workers=2, model_threads=2, read=lambda path: picture))
+
+
+def test_only_the_cpu_runs_several_blocks_at_a_time(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [recognizer.runs_at_once(cpus) for cpus in (1, 2, 8)] == [1, 2, 8]
+    with Recognizer(recognizer.path, threads=4) as four:
+        assert [four.runs_at_once(cpus) for cpus in (1, 4, 8)] == [1, 1, 2]
+    monkeypatch.setattr(recognizer, "provider", "CUDA")
+    assert recognizer.runs_at_once(8) == 1
