@@ -172,7 +172,7 @@ _RULES = (
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="ONNX Runtime threads, capped at the available CPUs.",
+        help="ONNX Runtime threads for one block of images or one frame, capped at the available CPUs.",
     ),
     click.option(
         "--any-operator",
