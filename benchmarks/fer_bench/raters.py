@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fer_bench.accuracy import LabelledImages
 from fer_bench.statistics import Interval, bootstrap_all
+from fer_runtime.errors import DataError
 from fer_runtime.metrics import ConfusionMatrix, per_class_recall
-from fer_train.data.votes import measure_votes, usable
+from fer_train.data.votes import measure_votes, open_votes, strict_majority, usable
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -94,6 +96,24 @@ def measure_raters(
         best_agreement=report.rater_ceiling,
         confusion=report.confusion,
     )
+
+
+def labelled_by_raters(images: LabelledImages, votes: str) -> LabelledImages:
+    """The images of which more than half of the raters name one class, with that class as their label.
+
+    Args:
+        votes: a votes file, or "ferplus".
+
+    Raises:
+        DataError: the votes cannot be read, or no image has such a majority.
+    """
+    counts = open_votes(votes, images.classes).of(images.paths, images.faces, split=images.folder.name)
+    majority = np.where(usable(counts), strict_majority(counts), -1)
+    rated = np.flatnonzero(majority >= 0)
+    if not len(rated):
+        raise DataError(f"no image of {images.folder} has a strict majority of the votes in {votes}")
+    paths = tuple(images.paths[index] for index in rated)
+    return replace(images, paths=paths, faces=images.faces[rated], labels=majority[rated].astype(np.int64))
 
 
 def format_raters(results: Sequence[tuple[str, RatersResult]]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 
 from fer_bench.accuracy import LabelledImages, read_labelled_images
 from fer_bench.console import FILE, FOLDER
+from fer_bench.raters import labelled_by_raters
 from fer_runtime.batch.sources import sample_images
 from fer_runtime.command import FerCommand
 from fer_runtime.detectors import Detection, Detector, create_detector, find_detector, square_crop
@@ -125,12 +126,15 @@ def photograph_ms(detector: Detector, *, runs: int = 30) -> tuple[float, int]:
 @click.option("--yunet", type=FILE, help="YuNet's file, if not in the cache.")
 @click.option("--model", default="v0", show_default=True, help="Model to measure.")
 @click.option("--step", type=click.IntRange(min=1), default=4, show_default=True, help="Use every STEP-th image.")
-def main(data: Path, yunet: Path | None, model: str, step: int) -> None:
+@click.option("--votes", metavar="FILE|ferplus", help="Take the raters' strict majorities as labels.")
+def main(data: Path, yunet: Path | None, model: str, step: int, votes: str | None) -> None:
     """Measure where labelled crops are relative to the detectors' boxes, and the accuracy with other crops."""
     from fer_runtime.detectors import haar
     from fer_runtime.detectors import yunet as yunet_module
 
     read = read_labelled_images(data)
+    if votes is not None:
+        read = labelled_by_raters(read, votes)
     images = replace(read, paths=read.paths[::step], faces=read.faces[::step], labels=read.labels[::step])
     # One thread, because thread_time does not include other threads of OpenCV.
     cv2.setNumThreads(1)

@@ -80,3 +80,24 @@ def test_votes_for_other_images_are_an_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["accuracy", "--model", str(model), "--data", str(data), "--votes", str(votes)])
     assert result.exit_code == 1
     assert "has no row for any" in result.stderr
+
+
+def test_robustness_takes_the_raters_majorities_as_labels(tmp_path: Path) -> None:
+    # The model gets every folder's label right. Raters see happy in "sad", and do not agree on "fear".
+    model, root = write_band_model(tmp_path / "bands.onnx"), write_band_pictures(tmp_path / "validation")
+    votes, output = tmp_path / "votes.csv", tmp_path / "r.json"
+    rows = []
+    for path in sorted(root.rglob("*.png")):
+        seen = {"sad": ("happy", 10), "fear": ("fear", 5)}.get(path.parent.name, (path.parent.name, 6))
+        other = "neutral" if seen[0] != "neutral" else "angry"
+        counts = dict.fromkeys(EXPRESSIONS, 0) | {seen[0]: seen[1], other: 10 - seen[1]}
+        rows.append(",".join([f"validation/{path.relative_to(root).as_posix()}", *map(str, counts.values())]))
+    votes.write_text("\n".join([",".join(["image", *EXPRESSIONS]), *rows]))
+    arguments = ["robustness", "--model", str(model), "--data", str(root), "--condition", "rotation"]
+    result = CliRunner().invoke(main, [*arguments, "--votes", str(votes), "--json", str(output)])
+    assert result.exit_code == 0, result.output
+    assert "12 of 12 images" in result.stdout
+    content = json.loads(output.read_text())
+    assert (content["faces"], content["votes"]) == (12, str(votes))
+    neutral = next(row for row in content["results"] if row["level"] == 0)
+    assert neutral["accuracy"] == pytest.approx(10 / 12)

@@ -48,6 +48,12 @@ _seed = click.option("--seed", default=0, show_default=True, help="Seed of the s
 @models_dir_option
 @data_option
 @click.option(
+    "--votes",
+    metavar="FILE|ferplus",
+    help="Take the strict majority of several raters as the label of each image: a CSV file as for accuracy, or "
+    "ferplus for the bundled votes. Images without a majority are left out.",
+)
+@click.option(
     "--condition",
     "conditions",
     type=click.Choice(CONDITION_NAMES),
@@ -62,6 +68,7 @@ def robustness(
     precisions: tuple[Precision, ...],
     models_dir: Path,
     data: Path,
+    votes: str | None,
     conditions: tuple[str, ...],
     count: int,
     seed: int,
@@ -86,10 +93,12 @@ def robustness(
         conditions=chosen,
         count=count,
         seed=seed,
+        votes=votes,
         progress=show_progress("level"),
         say=lambda text: say(text, err=True),
     )
-    say(printable(f"{measured.faces} of {measured.images} images of {measured.folder}"))
+    labelled = "" if votes is None else ", labelled by the majority of the raters"
+    say(printable(f"{measured.faces} of {measured.images} images of {measured.folder}{labelled}"))
     say(format_robustness(measured.points))
     write_json(
         json_path,
@@ -98,6 +107,7 @@ def robustness(
         data=str(measured.folder),
         faces=measured.faces,
         seed=seed,
+        votes=votes,
     )
 
 

@@ -60,17 +60,26 @@ def measure_robustness_of(
     conditions: Sequence[Condition] = CONDITIONS,
     count: int = DEFAULT_FACES,
     seed: int = DEFAULT_SEED,
+    votes: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> MeasuredRobustness:
     """Measure the robustness of the available models.
 
+    Args:
+        data: labelled images.
+        votes: a votes file, or "ferplus": the strict majorities of the raters are the labels.
+
     Raises:
-        DataError: `data` is not a folder of labelled images.
+        DataError: `data` is not a folder of labelled images, or the votes do not fit it.
         ModelFileError: no model was found.
     """
     files = _model_files(models, precisions, models_dir)
     images, files = images_for(data, files, are_named=bool(models), say=say)
+    if votes is not None:
+        from fer_bench.raters import labelled_by_raters
+
+        images = labelled_by_raters(images, votes)
     return _robustness(images, files, conditions=conditions, count=count, seed=seed, progress=progress)
 
 
