@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,12 +16,32 @@ from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import Face
+from fer_runtime.system import available_cpus
 from fer_runtime.video.addresses import is_stream
 from fer_runtime.video.cuts import CutDetector
 from fer_runtime.video.results import FrameResult, TrackedFace
 from fer_runtime.video.smoothing import Smoother
-from fer_runtime.video.sources import Camera, FrameCounts, FrameSource, Gap, NamedSource, VideoFile, source_name
+from fer_runtime.video.sources import (
+    Camera,
+    FrameCounts,
+    FrameSource,
+    Gap,
+    NamedSource,
+    SourceFrame,
+    VideoFile,
+    source_name,
+)
 from fer_runtime.video.tracking import BoxTracker
+
+# Bytes of the frames that wait for their faces: 40 of 1080p, 10 of 4K.
+_WAITING_BYTES = 1 << 28
+
+
+class _Seen(NamedTuple):
+    """The faces of a frame, which depend on no other frame."""
+
+    faces: tuple[Face, ...]
+    looks: list[Uint8Array]  # their crops, as the tracker compares them
 
 
 class Tracker:
@@ -57,13 +81,16 @@ class Tracker:
         """
         if self._time is not None and not seconds > self._time:
             raise ValueError(f"seconds must rise from frame to frame: {seconds} after {self._time}")
-        detections = self._recognizer.detect(frame, is_frame=True)
-        faces = self._recognizer.classify_detections(frame, detections)
+        return self._follow(frame, _look(self._recognizer, frame), seconds, number=number, path=path)
+
+    def _follow(
+        self, frame: Uint8Array, seen: _Seen, seconds: float, *, number: int | None = None, path: str = ""
+    ) -> FrameResult:
+        """The result of the next frame, whose faces are known."""
         is_cut = self._cuts.is_cut(frame, seconds)
         if is_cut:
             self._boxes.end_tracks()
-        looks = [prepare_face(frame, detection.box, roll=detection.roll) for detection in detections]
-        tracks = self._boxes.update(seconds, [face.box for face in faces], looks)
+        tracks = self._boxes.update(seconds, [face.box for face in seen.faces], seen.looks)
         self._time = seconds
         result = FrameResult(
             path=path,
@@ -71,7 +98,7 @@ class Tracker:
             time=seconds,
             faces=tuple(
                 TrackedFace(track=track, face=self._smooth(track, seconds, face))
-                for track, face in zip(tracks, faces, strict=True)
+                for track, face in zip(tracks, seen.faces, strict=True)
             ),
             is_cut=is_cut,
         )
@@ -123,19 +150,67 @@ def recognize_video(
     name = source_name(source)
     tracker = Tracker(recognizer)
     frames = _open_source(source)
+    # A file waits for nobody: its frames are looked at on all CPUs. A live source's next frame is not there yet.
+    threads = recognizer.runs_at_once(available_cpus()) if isinstance(frames, VideoFile) else 1
     try:
-        for frame in frames.read(every=every, start=start, duration=duration, counts=counts):
-            if isinstance(frame, Gap):
-                on_gap(frame)
+        read = frames.read(every=every, start=start, duration=duration, counts=counts)
+        for one in _looked_at(recognizer, read, threads):
+            if isinstance(one, Gap):
+                on_gap(one)
                 continue
+            frame = one.frame
             counts.processed += 1
-            result = tracker.update(frame.image, frame.time, number=frame.number, path=name)
+            result = tracker._follow(frame.image, one.seen(), frame.time, number=frame.number, path=name)
             result = replace(result, clock=frame.clock)
             if on_frame is not None:
                 on_frame(frame.image, result)
             yield result
     finally:
         frames.close()
+
+
+class _Looked(NamedTuple):
+    """A frame, and what gives its faces."""
+
+    frame: SourceFrame
+    seen: Callable[[], _Seen]
+
+
+def _looked_at(
+    recognizer: Recognizer, read: Iterator[SourceFrame | Gap], threads: int
+) -> Generator[_Looked | Gap, None, None]:
+    """The frames with their faces, in order; those of several frames are looked for at a time."""
+    waiting: deque[_Looked] = deque()
+    pool = None
+    try:
+        for frame in read:
+            if isinstance(frame, Gap):
+                yield frame
+                continue
+            if threads == 1:
+                yield _Looked(frame, partial(_look, recognizer, frame.image))
+                continue
+            pool = pool or ThreadPoolExecutor(threads, thread_name_prefix="fer-video")
+            waiting.append(_Looked(frame, pool.submit(_look, recognizer, frame.image).result))
+            # One more than there are threads, so that none waits while rows are written.
+            if len(waiting) > threads + 1 or len(waiting) * frame.image.nbytes > _WAITING_BYTES:
+                yield waiting.popleft()
+    except Exception:
+        while waiting:
+            yield waiting.popleft()
+        raise
+    else:
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _look(recognizer: Recognizer, frame: Uint8Array) -> _Seen:
+    detections = recognizer.detect(frame, is_frame=True)
+    faces = recognizer.classify_detections(frame, detections)
+    return _Seen(faces, [prepare_face(frame, detection.box, roll=detection.roll) for detection in detections])
 
 
 def _open_source(source: Path | str | int | NamedSource) -> FrameSource:

@@ -197,7 +197,7 @@ class VideoFile:
         by_count = self._stated_frames / self.rate or self._asf_seconds or 0.0
         counts.stated_seconds = by_count if self._stated is None else min(by_count, self._stated)
         times = FrameTimes(self.rate)
-        frame, first_pts = -1, 0.0
+        frame, first_pts, has_frames = -1, 0.0, False
         # grab() decodes without converting to pixels: a frame that is left out costs a fraction.
         while self._capture.grab():
             frame += 1
@@ -215,13 +215,14 @@ class VideoFile:
             if not there or image is None:
                 counts.dropped += 1
                 continue
+            has_frames = True
             yield SourceFrame(number=frame, time=time, image=image)  # type: ignore[arg-type]
-        self._account(times, counts, first_pts)
-        if not counts.processed:
+        self._account(times, counts, first_pts, frames=frame + 1)
+        if not has_frames:
             raise ImageError(f"{self._path} {self._why_no_frame(counts, start)}")
 
-    def _account(self, times: FrameTimes, counts: FrameCounts, first_pts: float) -> None:
-        """Compare what was read to the end with what the file says."""
+    def _account(self, times: FrameTimes, counts: FrameCounts, first_pts: float, *, frames: int) -> None:
+        """Compare what was read to the end, so many frames, with what the file says."""
         counts.missing = times.missing()
         counts.is_cut = self._is_cut
         counts.is_end_known = self._states_length and counts.stated_seconds > 0
@@ -235,10 +236,10 @@ class VideoFile:
         if shown is not None and (self._stated_frames <= shown + 1.5 or shown < 1):
             # MP4 lists every frame; but where only a part of them is shown, the others are left out on purpose.
             # Less than one frame is no such part: then the file's times contradict each other.
-            counts.missing = max(0, self._stated_frames - counts.total)
+            counts.missing = max(0, self._stated_frames - frames)
         elif self._is_avi:
             # AVI lists every frame, too. Times of frames that the recorder left out are no damage.
-            counts.missing = max(0, self._stated_frames - counts.total - (counts.missing or 0))
+            counts.missing = max(0, self._stated_frames - frames - (counts.missing or 0))
 
     def _why_no_frame(self, counts: FrameCounts, start: float) -> str:
         if counts.skipped:

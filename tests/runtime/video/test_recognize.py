@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ from fer_runtime.errors import ImageError
 from fer_runtime.images import read_image
 from fer_runtime.output.annotate import draw_faces
 from fer_runtime.results import Face
+from fer_runtime.video import recognize
 from fer_runtime.video.annotated import annotated_paths
 from fer_runtime.video.jobs import write_video_rows
 from fer_runtime.video.recognize import recognize_video
-from fer_runtime.video.sources import FrameCounts
+from fer_runtime.video.sources import FrameCounts, Gap, SourceFrame
 
 RATE = 20
 
@@ -192,6 +194,64 @@ def test_a_cameras_rows_are_read_while_it_is_watched(monkeypatch: pytest.MonkeyP
             failed = run_on_videos(_options("--camera", "0", "--model", "v0", "--detector", "whole"), [0], "jsonl")
         assert [json.loads(row)["frame"] for row in reader] == [0]
     assert (failed, arrived) == (False, [True])
+
+
+def test_a_films_frames_are_looked_at_on_all_cpus_and_the_results_are_the_same(
+    video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+    detect = Recognizer.detect
+
+    def note_thread(self: Recognizer, *arguments: Any, **options: Any) -> Any:
+        threads.add(threading.get_ident())
+        return detect(self, *arguments, **options)
+
+    monkeypatch.setattr(Recognizer, "detect", note_thread)
+    with Recognizer("v0") as recognizer:
+        monkeypatch.setattr(recognize, "available_cpus", lambda: 1)
+        alone = list(recognize_video(recognizer, video))
+        assert threads == {threading.get_ident()}
+        threads.clear()
+        monkeypatch.setattr(recognize, "available_cpus", lambda: 3)
+        shown: list[int] = []
+        together = list(recognize_video(recognizer, video, on_frame=lambda image, result: shown.append(result.frame)))
+    assert together == alone
+    assert shown == list(range(60))
+    assert len(threads) > 1
+    assert threading.get_ident() not in threads
+
+
+def test_a_film_that_is_stopped_counts_the_frames_that_were_given(video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recognize, "available_cpus", lambda: 3)
+    counts = FrameCounts()
+    with Recognizer("v0", detector="whole") as recognizer:
+        with closing(recognize_video(recognizer, video, counts=counts)) as results:
+            assert [next(results).frame, next(results).frame] == [0, 1]
+        assert counts.processed == 2
+        # Whole: when the file's end is reached, its last frames still wait for their faces, and are not missing.
+        counts = FrameCounts()
+        list(recognize_video(recognizer, video, counts=counts))
+    assert (counts.processed, counts.missing) == (60, 0)
+
+
+def test_frames_before_a_failure_of_the_source_have_their_results() -> None:
+    def read() -> Iterator[SourceFrame]:
+        for number in range(3):
+            yield SourceFrame(number=number, time=float(number), image=np.zeros((48, 48, 3), np.uint8))
+        raise ImageError("is gone")
+
+    given: list[int] = []
+
+    def take_all() -> None:
+        with Recognizer("v0", detector="whole") as recognizer:
+            for one in recognize._looked_at(recognizer, read(), 8):
+                assert not isinstance(one, Gap)
+                given.append(one.frame.number)
+                assert len(one.seen().faces) == 1
+
+    with pytest.raises(ImageError, match="is gone"):
+        take_all()
+    assert given == [0, 1, 2]
 
 
 def test_the_progress_of_a_film_shows_above_the_rows_on_a_terminal(
