@@ -44,7 +44,7 @@ def ledger() -> None:
     \b
     fer-bench ledger add                              measure this machine and append a line
     fer-bench ledger show                             every board, its self-tests and latencies
-    fer-bench ledger compare "Raspberry Pi 5" EPYC    boards side by side
+    fer-bench ledger compare EPYC Xeon                boards side by side
     """
 
 
