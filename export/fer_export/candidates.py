@@ -20,6 +20,7 @@ from fer_export.int8.ranges import observe
 from fer_export.int8.stock import quantize_stock
 from fer_export.unfamiliar.graph import add_output
 from fer_export.unfamiliar.head import OperatingPoint, fit_threshold
+from fer_runtime.errors import first_line
 from fer_runtime.model.find import Precision
 from fer_runtime.model.session import open_session
 from fer_train.data.folders import LabelledFaces
@@ -87,7 +88,3 @@ def quantized_candidate(
     )
     model = quantize_stock(fp32, faces) if unknown else quantize_model(fp32, observe(fp32, faces))
     return make_candidate(subject, "int8", model, quantizer="onnxruntime" if unknown else "fer-edge")
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import torch
 
-from fer_export.candidates import first_line, make_candidate, quantized_candidate
+from fer_export.candidates import make_candidate, quantized_candidate
 from fer_export.fp16 import halve_model
 from fer_export.gate.accuracy import Budget, Int64Array
 from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate
@@ -26,7 +26,7 @@ from fer_export.graph import DEFAULT_OPSET, export_graph
 from fer_export.places import check_places, metadata_of, output_path
 from fer_export.unfamiliar.graph import add_output
 from fer_export.unfamiliar.head import FEWEST_FACES, LEAST_AUROC, fit_head, idle_units
-from fer_runtime.errors import DataError, ModelFileError
+from fer_runtime.errors import DataError, ModelFileError, first_line
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import (
     DEFAULT_MODELS_DIR,

@@ -1,4 +1,7 @@
-"""Errors that the user can put right: each names the thing, the fact and the next step."""
+"""Errors that the user can put right: each names the thing, the fact and the next step.
+
+`first_line` quotes an error of another library inside one of ours.
+"""
 
 from __future__ import annotations
 
@@ -53,3 +56,12 @@ class ClusterError(FerError):
 
 class ServeError(FerError):
     """A service cannot start."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class where it has none.
+
+    For messages that quote an error of another library: onnxruntime's and PyTorch's go on for a page.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_runtime.errors import first_line
 from fer_runtime.model.parity import Check, FloatArray, Outputs, Uint8Array, run_model
 from fer_runtime.model.session import open_session
 
@@ -40,7 +41,7 @@ def batch_checks(content: bytes, faces: Uint8Array, *, precision: str, batches: 
     try:
         alone = run_model(session, faces, batch=1)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        return [Check(name="batch", passed=False, detail=f"a batch of 1 does not run: {_first_line(error)}")]
+        return [Check(name="batch", passed=False, detail=f"a batch of 1 does not run: {first_line(error)}")]
     random = np.random.default_rng(0)
     worst, where, runs = 0.0, "", 0
     orders = [random.permutation(np.resize(random.permutation(len(faces)), size)) for size in batches]
@@ -51,7 +52,7 @@ def batch_checks(content: bytes, faces: Uint8Array, *, precision: str, batches: 
         try:
             together = _run(session, faces[order])
         except Exception as error:
-            detail = f"a batch of {len(order)} does not run: {_first_line(error)}"
+            detail = f"a batch of {len(order)} does not run: {first_line(error)}"
             return [Check(name="batch", passed=False, detail=detail)]
         runs += 1
         found, place = _largest_difference(_rows(alone, order), together)
@@ -164,8 +165,3 @@ def _largest_difference(alone: Outputs, together: Outputs) -> tuple[float, int]:
         by_face = np.maximum(by_face, strange)
     place = int(np.argmax(np.where(np.isfinite(by_face), by_face, np.inf)))
     return float(by_face[place]), place
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

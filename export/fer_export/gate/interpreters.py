@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from fer_runtime.errors import first_line
 from fer_runtime.model.find import Precision
 from fer_runtime.model.parity import Check, Outputs, Uint8Array, run_model
 from fer_runtime.model.session import open_session
@@ -67,8 +68,9 @@ def _reference_check(
             answers: list[Any] = [evaluator.run(names, {"faces": faces}) for _ in range(2)]
         found = [Outputs(logits=np.asarray(one[0]), probabilities=np.asarray(one[1])) for one in answers]
     except Exception as error:  # a Python traceback of any operator
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return Check(name="reference", passed=False, detail=f"ONNX's reference evaluator cannot run it: {reason}")
+        return Check(
+            name="reference", passed=False, detail=f"ONNX's reference evaluator cannot run it: {first_line(error)}"
+        )
     return _check("reference", found, expected, allowed, with_logits=with_logits)
 
 

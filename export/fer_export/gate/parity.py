@@ -17,7 +17,7 @@ from fer_export.gate.interpreters import INTERPRETED_FACES, interpreter_checks
 from fer_export.gate.original import Original
 from fer_export.gate.roundings import rounding_checks
 from fer_export.gate.structure import OPTIONAL, external_data_check, structure_checks
-from fer_runtime.errors import ModelFileError
+from fer_runtime.errors import ModelFileError, first_line
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import OnnxFile, read_onnx
@@ -135,8 +135,9 @@ def check_parity(
         actual = run_shuffled(session, faces, batch=batch or _RUN_BATCH)
         comparison = compare_outputs(reference, actual, margin=FP32_TOLERANCE.margin)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        checks.append(Check(name="batch", passed=False, detail=f"a batch of {batch or _RUN_BATCH} fails: {reason}"))
+        checks.append(
+            Check(name="batch", passed=False, detail=f"a batch of {batch or _RUN_BATCH} fails: {first_line(error)}")
+        )
         return ParityReport(
             checks=tuple(checks), comparison=None, outputs=None, faces=len(faces), real_faces=real_faces
         )
@@ -171,8 +172,7 @@ def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
     try:
         return check()
     except Exception as error:  # onnx's, onnxruntime's and numpy's exceptions share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return [Check(name=name, passed=False, detail=f"cannot be checked: {reason}")]
+        return [Check(name=name, passed=False, detail=f"cannot be checked: {first_line(error)}")]
 
 
 def run_shuffled(session: Any, faces: Uint8Array, *, batch: int = 64) -> Outputs:

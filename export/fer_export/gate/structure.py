@@ -14,6 +14,7 @@ from onnx import AttributeProto, TensorProto, numpy_helper
 
 from fer_export.gate.rows import MORE_RULES, RULES, Array, NotAllowedError, Rows, RowWalk, operator_name
 from fer_export.int8.scales import STEP
+from fer_runtime.errors import first_line
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.model.metadata import METADATA_KEY
 from fer_runtime.model.parity import Check
@@ -151,7 +152,7 @@ def _container_faults(
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker's and shape inference's exceptions share no base class
-        faults.append(f"onnx.checker: {str(error).strip().splitlines()[0]}")
+        faults.append(f"onnx.checker: {first_line(error)}")
     return faults
 
 

@@ -39,7 +39,7 @@ from fer_runtime.cluster.shards import (
 from fer_runtime.cluster.storage import is_uri, open_store, read_uri
 from fer_runtime.command import needs_extra
 from fer_runtime.detectors.yunet_file import cached_yunet
-from fer_runtime.errors import ClusterError, FerError, OutputError
+from fer_runtime.errors import ClusterError, FerError, OutputError, first_line
 from fer_runtime.files import CACHE_VARIABLE
 from fer_runtime.images import read_bytes
 from fer_runtime.model.session import runtime_version
@@ -217,7 +217,7 @@ def connected(address: str | None, *, threads: int = 1) -> Iterator[int]:
                 ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)
         except (OSError, RuntimeError, ValueError) as error:
             raise ClusterError(
-                f"cannot reach a Ray cluster at {address or 'this machine'}: {_first_line(error)}; "
+                f"cannot reach a Ray cluster at {address or 'this machine'}: {first_line(error)}; "
                 "see if `ray status` finds it"
             ) from error
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -426,10 +426,5 @@ def _cause(error: BaseException) -> FerError:
     if ours := [one for one in raised if one.startswith(FerError.__module__ + ".")]:
         # The last one: what it was raised from stands above it.
         return ClusterError(f"{ours[-1].partition(': ')[2]}; shards that are written stay for --resume")
-    reason = next((one for one in raised if "UserCodeException" not in one), _first_line(error))
+    reason = next((one for one in raised if "UserCodeException" not in one), first_line(error))
     return ClusterError(f"the Ray cluster gave up: {reason}; shards that are written stay for --resume")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

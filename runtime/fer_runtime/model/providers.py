@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fer_runtime.errors import ProviderError
+from fer_runtime.errors import ProviderError, first_line
 
 AUTO = "auto"
 _SUFFIX = "ExecutionProvider"
@@ -141,8 +141,7 @@ def _plugin(name: str) -> Plugin:
             return Plugin(module=name, version=version, library=None, problem="it does not tell where its library is")
         return Plugin(module=name, version=version, library=str(path()))
     except Exception as error:  # code of another package
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return Plugin(module=name, version=version, library=None, problem=reason[0])
+        return Plugin(module=name, version=version, library=None, problem=first_line(error))
 
 
 def _version(module: str) -> str:

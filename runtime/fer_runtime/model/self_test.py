@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_runtime.errors import ModelFileError
+from fer_runtime.errors import ModelFileError, first_line
 from fer_runtime.model.certificate import LOOSEST, Certificate, parse_certificate, tolerance_in
 from fer_runtime.model.integers import integer_checksums
 from fer_runtime.model.load import LoadedModel, load_model
@@ -148,8 +148,7 @@ def run_self_test(
         try:
             runs.append(run_model(opened.session, certificate.faces, batch=batch, pads=opened.batch is not None))
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelFileError(f"{path} does not run on {opened.provider}: {reason}") from error
+            raise ModelFileError(f"{path} does not run on {opened.provider}: {first_line(error)}") from error
         if any(values.shape != expected.logits.shape for values in (runs[-1].logits, runs[-1].probabilities)):
             raise ModelFileError(
                 f"{path} gives logits {runs[-1].logits.shape} and probabilities {runs[-1].probabilities.shape}, not "

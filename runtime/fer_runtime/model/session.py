@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fer_runtime.errors import ExtraMissingError, ModelFileError, ProviderError
+from fer_runtime.errors import ExtraMissingError, ModelFileError, ProviderError, first_line
 from fer_runtime.model.providers import (
     Plugin,
     find_plugins,
@@ -131,7 +131,7 @@ def open_session(
         session = _create_session(content, threads, wanted, optimize)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         failure = ModelFileError(
-            f"{name} cannot be loaded by onnxruntime: {_reason(error)}; copy the file again, or give another"
+            f"{name} cannot be loaded by onnxruntime: {first_line(error)}; copy the file again, or give another"
         )
         if wanted == "CPU":
             raise failure from error
@@ -140,7 +140,7 @@ def open_session(
             session = _create_session(content, threads, "CPU", optimize)
         except Exception:
             raise failure from error
-        reason = _reason(error)
+        reason = first_line(error)
     used = _used_provider(session, wanted)
     if strict and used != wanted:
         raise ProviderError(
@@ -215,11 +215,6 @@ def _used_provider(session: InferenceSession, wanted: str) -> str:
     return wanted if provider in parts else "CPU"
 
 
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def available_providers() -> tuple[str, ...]:
     """Providers that are built into the installed onnxruntime, such as "CPU", "CUDA", "CoreML", the fastest first."""
     # A plugin that is registered appears there, too, and is opened in another way.
@@ -246,7 +241,7 @@ def _register(plugin: Plugin) -> PluginProvider:
     try:
         onnxruntime.register_execution_provider_library(plugin.module, plugin.library)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        return PluginProvider(plugin, (), (), (), _reason(error))
+        return PluginProvider(plugin, (), (), (), first_line(error))
     found = onnxruntime.get_ep_devices()
     devices = tuple(one for one in found if one.ep_name not in before and not is_chooser(one.ep_name))
     providers = tuple(dict.fromkeys(short_name(device.ep_name) for device in devices))

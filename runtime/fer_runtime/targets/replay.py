@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fer_runtime.errors import ExtraMissingError, FerError, ModelFileError
+from fer_runtime.errors import ExtraMissingError, FerError, ModelFileError, first_line
 from fer_runtime.model.parity import Check, Outputs, compare_outputs, comparison_checks, softmax, worst_of
 from fer_runtime.model.self_test import SelfTestReport
 from fer_runtime.registry import load as load_code
@@ -34,7 +34,7 @@ def open_target(path: Path, target: Target, sidecar: Sidecar, *, threads: int = 
     except FerError:
         raise
     except Exception as error:  # each runtime has exceptions of its own
-        raise ModelFileError(f"{target.name} cannot load {path}: {_reason(error)}") from error
+        raise ModelFileError(f"{target.name} cannot load {path}: {first_line(error)}") from error
     return run
 
 
@@ -85,7 +85,7 @@ def replay_target(path: Path, target: Target, *, threads: int = 1) -> SelfTestRe
     except FerError:
         raise
     except Exception as error:
-        raise ModelFileError(f"{path} does not run on {target.name}: {_reason(error)}") from error
+        raise ModelFileError(f"{path} does not run on {target.name}: {first_line(error)}") from error
     for found in runs:
         if any(values.shape != expected.logits.shape for values in (found.logits, found.probabilities)):
             raise ModelFileError(
@@ -144,8 +144,3 @@ def _version(target: Target) -> str:
         return version(target.needs)
     except PackageNotFoundError:  # onnxruntime-gpu has no metadata under the name of its module
         return str(getattr(import_module(target.needs), "__version__", "?"))
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

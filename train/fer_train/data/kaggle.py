@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from fer_runtime.errors import DataError, DownloadError
+from fer_runtime.errors import DataError, DownloadError, first_line
 from fer_train.data.folders import split_folder
 
 DATASET = "jonathanoheix/face-expression-recognition-dataset"
@@ -27,9 +27,8 @@ def download_dataset() -> Path:
         root = Path(kagglehub.dataset_download(DATASET))
     # What kagglehub lets through: requests' errors, its own (all OSError or ValueError), damaged archives.
     except (OSError, ValueError, zipfile.BadZipFile, requests.RequestException, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(
-            f"cannot download {DATASET} from Kaggle ({reason}); get the archive from {PAGE}, "
+            f"cannot download {DATASET} from Kaggle ({first_line(error)}); get the archive from {PAGE}, "
             "unpack it to data/ and give: --data data"
         ) from error
     try:

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own docu
 from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from fer_runtime.errors import CheckpointError, DataError, FerError
+from fer_runtime.errors import CheckpointError, DataError, FerError, first_line
 from fer_runtime.files import write_atomically
 from fer_runtime.registry import load
 from fer_train.checkpoints import pack_state, unpack_state
@@ -380,9 +380,8 @@ class Trainer:
         try:
             self._load(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(
-                f"{path} is no state of this training ({reason}); delete it and start again without --resume"
+                f"{path} is no state of this training ({first_line(error)}); delete it and start again without --resume"
             ) from error
 
     def _load(self, state: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fer_runtime.command import needs_extra
-from fer_runtime.errors import CheckpointError, DownloadError
+from fer_runtime.errors import CheckpointError, DownloadError, first_line
 
 
 def load_function(target: str) -> Callable[..., Any]:
@@ -59,9 +59,8 @@ def timm_pretrained(name: str, *, classes: int, size: int, color: str) -> dict[s
     try:
         network = _create(name, classes=classes, size=size, color=color, dropout=0.0, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:  # the hub's errors share no base class of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(
-            f"cannot fetch the weights of timm's {name} ({reason}); fetch model.safetensors of "
+            f"cannot fetch the weights of timm's {name} ({first_line(error)}); fetch model.safetensors of "
             f"https://huggingface.co/timm/{_pretrained_name(name)} where there is a network and give it: --weights "
             "FILE, or start without weights: --weights none"
         ) from error
@@ -132,7 +131,7 @@ def adapted(network: Any, *, source: str, classes: int, size: int, color: str) -
         try:
             shape = _answer(network, count, size)
         except Exception as error:  # whatever a layer raises about an input that it does not take
-            reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = reason or first_line(error)
             continue
         if shape != (2, classes):
             raise CheckpointError(f"{source} gives {list(shape)} for two faces, not logits of shape [2, {classes}]")
