@@ -14,10 +14,12 @@ from fer_runtime.errors import ModelFileError, first_line
 from fer_runtime.model.certificate import LOOSEST, Certificate, parse_certificate, tolerance_in
 from fer_runtime.model.integers import integer_checksums
 from fer_runtime.model.load import LoadedModel, load_model
+from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.onnx_file import content_digest, read_model_bytes
 from fer_runtime.model.parity import (
     Check,
     Comparison,
+    FloatArray,
     Outputs,
     Tolerance,
     compare_outputs,
@@ -101,104 +103,122 @@ def run_self_test(
     content = read_model_bytes(path) if loaded is None else loaded.content
     checks = []
     if trusted is not None:
-        from fer_runtime.model.signature import is_signed_by
-
-        # Before anything of the file is read.
-        if not is_signed_by(content, path, trusted):
-            raise ModelFileError(
-                f"{path} is not signed by the holder of {trusted}, or was changed since; get the file and its .sig anew"
-            )
-        checks.append(Check(name="signature", passed=True, detail=f"by the holder of {trusted}"))
+        checks.append(_signature_check(content, path, trusted))  # before anything of the file is read
     opened = loaded or load_model(
         path, content=content, threads=threads, provider=provider, strict=strict, any_operator=any_operator
     )
     metadata = opened.metadata
     certificate = parse_certificate(metadata, source=str(path))
+    checks += [_digest_check(content, certificate), _labels_check(metadata, certificate)]
 
-    unchanged = content_digest(content) == certificate.digest
-    # In order: the same labels at other logits would be other answers.
-    known = metadata.labels == certificate.labels
-    checks += [
-        Check(
-            name="digest",
-            passed=unchanged,
-            detail=f"graph, weights and metadata are as exported ({certificate.digest[:12]})"
-            if unchanged
-            else "graph, weights or metadata were changed after the export; export or copy the file again",
-        ),
-        Check(
-            name="labels",
-            passed=known,
-            detail=", ".join(metadata.labels) + ("" if known else f"; expected {', '.join(certificate.labels)}"),
-        ),
-    ]
-    expected = Outputs(
-        logits=certificate.model_logits,
-        probabilities=softmax(certificate.model_logits, temperature=metadata.temperature),
-    )
-    network = Outputs(
-        logits=certificate.network_logits,
-        probabilities=softmax(certificate.network_logits, temperature=metadata.temperature),
-    )
+    runs = _replay(opened, certificate, path)
+    exported = _with_probabilities(certificate.model_logits, metadata)
+    network = _with_probabilities(certificate.network_logits, metadata)
     _, arithmetic = split_name(opened.provider)
     tolerance = tolerance_in(arithmetic, metadata.precision, certificate.tolerance)
-    reference = certificate.made_with.get("reference", "PyTorch")
-    runs = []
-    for batch in _BATCHES if opened.batch is None else (opened.batch,):
-        try:
-            runs.append(run_model(opened.session, certificate.faces, batch=batch, pads=opened.batch is not None))
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise ModelFileError(f"{path} does not run on {opened.provider}: {first_line(error)}") from error
-        if any(values.shape != expected.logits.shape for values in (runs[-1].logits, runs[-1].probabilities)):
-            raise ModelFileError(
-                f"{path} gives logits {runs[-1].logits.shape} and probabilities {runs[-1].probabilities.shape}, not "
-                f"{expected.logits.shape}; export the model again with fer-export"
-            )
-    worst = worst_of([compare_outputs(expected, run, margin=tolerance.margin) for run in runs])
+    against_export = worst_of([compare_outputs(exported, run, margin=tolerance.margin) for run in runs])
     against_network = worst_of([compare_outputs(network, run, margin=tolerance.margin) for run in runs])
-    checks += comparison_checks(worst, tolerance)
+    checks += comparison_checks(against_export, tolerance)
     is_fine = arithmetic == "fp32" and metadata.precision in ("fp32", "int8")
     checks += _unfamiliarity_checks(certificate, runs, tolerance, is_fine=is_fine)
     if certificate.integers and loaded is None and opened.provider == "CPU":
         checks.append(_integers_check(certificate, opened, threads))
+    reference = certificate.made_with.get("reference", "PyTorch")
     if metadata.precision in ("fp32", "fp16"):
         # int8 differs from the network on purpose, and its gate measured by how much.
-        loosest = LOOSEST[metadata.precision]
-        failed = against_network.failures(tolerance_in(arithmetic, metadata.precision, loosest))
-        checks.append(
-            Check(
-                name="network",
-                passed=not failed,
-                detail=f"max |Δlogit| from {reference} {against_network.max_logit_difference:.1e}"
-                + (f"; {', '.join(failed)} differ" if failed else ""),
-            )
-        )
+        loosest = tolerance_in(arithmetic, metadata.precision, LOOSEST[metadata.precision])
+        checks.append(_network_check(against_network, loosest, reference))
+    from_network = f"from {reference} max |Δlogit| {against_network.max_logit_difference:.1e}"
+    if metadata.precision == "int8":
+        from_network += f", {_median_difference(network, runs[0]):.1e} in the median"
     checks.append(
         Check(
             name="provider",
             passed=not strict or opened.provider == find_provider(provider),
             detail=f"{opened.provider}, onnxruntime {runtime_version()}, {platform.machine()}; "
-            f"{len(certificate.faces)} golden faces in batches of "
-            + (f"{min(len(certificate.faces), _BATCHES[0])} and 1; " if opened.batch is None else f"{opened.batch}; ")
-            + _coverage_text(certificate.coverage)
-            + f"from {reference} max |Δlogit| {against_network.max_logit_difference:.1e}"
-            + (f", {_usual(network, runs[0]):.1e} in the median" if metadata.precision == "int8" else ""),
+            f"{_batches_text(certificate, opened)}; {_coverage_text(certificate.coverage)}; {from_network}",
         )
     )
-    made = certificate.made_with
     return SelfTestReport(
         path=path,
         model=f"{metadata.name} {metadata.precision}",
         provider=opened.provider,
-        made_with=f"fer-edge {metadata.versions.get('fer-edge', '?')}, onnxruntime {made.get('onnxruntime', '?')} "
-        f"on {made.get('machine', '?')}" + (f" with {instructions}" if (instructions := made.get("cpu_flags")) else ""),
+        made_with=_made_with_text(metadata, certificate),
         checks=tuple(checks),
-        comparison=worst,
+        comparison=against_export,
         network_comparison=against_network,
     )
 
 
-def _usual(expected: Outputs, actual: Outputs) -> float:
+def _signature_check(content: bytes, path: Path, trusted: Path) -> Check:
+    from fer_runtime.model.signature import is_signed_by
+
+    if not is_signed_by(content, path, trusted):
+        raise ModelFileError(
+            f"{path} is not signed by the holder of {trusted}, or was changed since; get the file and its .sig anew"
+        )
+    return Check(name="signature", passed=True, detail=f"by the holder of {trusted}")
+
+
+def _digest_check(content: bytes, certificate: Certificate) -> Check:
+    unchanged = content_digest(content) == certificate.digest
+    return Check(
+        name="digest",
+        passed=unchanged,
+        detail=f"graph, weights and metadata are as exported ({certificate.digest[:12]})"
+        if unchanged
+        else "graph, weights or metadata were changed after the export; export or copy the file again",
+    )
+
+
+def _labels_check(metadata: ModelMetadata, certificate: Certificate) -> Check:
+    # In order: the same labels at other logits would be other answers.
+    known = metadata.labels == certificate.labels
+    return Check(
+        name="labels",
+        passed=known,
+        detail=", ".join(metadata.labels) + ("" if known else f"; expected {', '.join(certificate.labels)}"),
+    )
+
+
+def _with_probabilities(logits: FloatArray, metadata: ModelMetadata) -> Outputs:
+    return Outputs(logits=logits, probabilities=softmax(logits, temperature=metadata.temperature))
+
+
+def _replay(opened: LoadedModel, certificate: Certificate, path: Path) -> list[Outputs]:
+    """The outputs for the golden faces, once for each size of a batch.
+
+    Raises:
+        ModelFileError: the model does not run, or answers in another shape.
+    """
+    shape = certificate.model_logits.shape
+    runs = []
+    for batch in _BATCHES if opened.batch is None else (opened.batch,):
+        try:
+            run = run_model(opened.session, certificate.faces, batch=batch, pads=opened.batch is not None)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise ModelFileError(f"{path} does not run on {opened.provider}: {first_line(error)}") from error
+        if run.logits.shape != shape or run.probabilities.shape != shape:
+            raise ModelFileError(
+                f"{path} gives logits {run.logits.shape} and probabilities {run.probabilities.shape}, not "
+                f"{shape}; export the model again with fer-export"
+            )
+        runs.append(run)
+    return runs
+
+
+def _network_check(difference: Comparison, tolerance: Tolerance, reference: str) -> Check:
+    """Is the file still close to what it was exported from?"""
+    failed = difference.failures(tolerance)
+    return Check(
+        name="network",
+        passed=not failed,
+        detail=f"max |Δlogit| from {reference} {difference.max_logit_difference:.1e}"
+        + (f"; {', '.join(failed)} differ" if failed else ""),
+    )
+
+
+def _median_difference(expected: Outputs, actual: Outputs) -> float:
     """The median of each face's largest |Δlogit|: some golden faces go beyond the range of int8 on purpose."""
     return float(np.median(np.abs(expected.logits.astype(np.float64) - actual.logits).max(1)))
 
@@ -250,11 +270,17 @@ def _integers_check(certificate: Certificate, opened: LoadedModel, threads: int)
     )
 
 
+def _batches_text(certificate: Certificate, opened: LoadedModel) -> str:
+    count = len(certificate.faces)
+    sizes = f"{min(count, _BATCHES[0])} and 1" if opened.batch is None else f"{opened.batch}"
+    return f"{count} golden faces in batches of {sizes}"
+
+
 def _coverage_text(coverage: dict[str, Any]) -> str:
     """Which part of the network the golden faces exercise."""
     live, covered = coverage.get("live"), coverage.get("covered")
     if not isinstance(live, int) or not isinstance(covered, int):
-        return "their coverage is not stated; "
+        return "their coverage is not stated"
     reached = []
     # Older files count the units' extremes alone.
     for what, key in (("layers'", "layer_extremes"), ("units'", "extremes")):
@@ -262,4 +288,14 @@ def _coverage_text(coverage: dict[str, Any]) -> str:
         if isinstance(extremes, int) and isinstance(count, int):
             reached.append(f"{count} of {extremes} {what} extremes")
     units = f"they switch on {covered} of {live} units"
-    return f"{units} and reach {' and '.join(reached)}; " if reached else f"{units}; "
+    return f"{units} and reach {' and '.join(reached)}" if reached else units
+
+
+def _made_with_text(metadata: ModelMetadata, certificate: Certificate) -> str:
+    """What exported the file, and where."""
+    made = certificate.made_with
+    instructions = f" with {made['cpu_flags']}" if made.get("cpu_flags") else ""
+    return (
+        f"fer-edge {metadata.versions.get('fer-edge', '?')}, onnxruntime {made.get('onnxruntime', '?')} "
+        f"on {made.get('machine', '?')}{instructions}"
+    )
