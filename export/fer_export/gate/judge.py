@@ -14,6 +14,7 @@ import onnx
 from fer_export.gate.accuracy import (
     NUMBER_LIMITS,
     Int64Array,
+    Quality,
     budget_checks,
     measure_quality,
     number_checks,
@@ -22,7 +23,7 @@ from fer_export.gate.accuracy import (
 from fer_export.gate.calibration import Calibration, calibration_check, fitted_check
 from fer_export.gate.coverage import Coverage
 from fer_export.gate.golden import SEED, calibration_faces
-from fer_export.gate.parity import as_outputs, check_parity, guarded
+from fer_export.gate.parity import ParityReport, as_outputs, check_parity, guarded
 from fer_export.gate.publish import Subject
 from fer_export.gate.report import ExportedModel
 from fer_export.gate.timing import Timing, speed_check
@@ -57,6 +58,11 @@ class Candidate:
     point: OperatingPoint | None = None  # threshold of its unfamiliarity
     fault: str = ""  # why it could not be given its unfamiliarity
 
+    @property
+    def is_our_int8(self) -> bool:
+        """Every interpreter computes it alike."""
+        return self.precision == "int8" and self.quantizer != "onnxruntime"
+
 
 @np.errstate(invalid="ignore", over="ignore")  # what a broken file computes is told by the checks
 def judge(
@@ -72,12 +78,48 @@ def judge(
 
     Args:
         reference: the fp32 candidate and what the gate found; None for fp32 itself.
+        latency, throughput: of the candidate.
+        fp32_latency: what its speed is measured against.
     """
     precision = candidate.precision
-    # What was judged is what `publish` writes: every check looks at the bytes.
-    model = onnx.load_model_from_string(candidate.content)
-    is_ours = precision == "int8" and candidate.quantizer != "onnxruntime"
-    report = check_parity(
+    report = _check_parity(subject, candidate, reference)
+    outputs = report.outputs
+    checks = [*report.checks, *_unfamiliarity_checks(subject, candidate)]
+    difference, labelled = None, _LabelledJudgement()
+    if outputs is not None:
+        checks += _calibration_checks(subject, candidate, outputs)
+        difference, numbers = _compare_numbers(subject, precision, outputs)
+        checks += numbers
+        labelled = _judge_on_labels(subject, candidate, reference, outputs)
+        checks += labelled.checks
+    if precision == "int8":
+        checks += _integer_checks(subject, candidate, reference)
+        checks.append(speed_check(latency, fp32_latency))
+    return ExportedModel(
+        precision=precision,
+        path=output_path(models_dir, subject.file_name, precision, subject.batch),
+        is_published=False,
+        model_bytes=len(candidate.content),
+        parity=dataclasses.replace(report, checks=tuple(checks), unproven=_unproven(subject, outputs)),
+        quality=labelled.quality,
+        agreement=labelled.agreement,
+        calibration=candidate.calibration,
+        quantizer=candidate.quantizer,
+        point=candidate.point,
+        latency=latency,
+        throughput=throughput,
+        speedup=fp32_latency.undisturbed_ms / latency.undisturbed_ms,
+        difference=difference,
+        not_proven=labelled.not_proven,
+    )
+
+
+def _check_parity(
+    subject: Subject, candidate: Candidate, reference: tuple[Candidate, ExportedModel] | None
+) -> ParityReport:
+    """The checks that need no labels."""
+    precision = candidate.precision
+    return check_parity(
         candidate.content,
         subject.original,
         subject.faces,
@@ -88,73 +130,97 @@ def judge(
         opset=subject.opset if precision != "int8" else max(subject.opset, LOWEST_OPSET),
         precision=precision,
         batch=subject.batch,
-        is_exact=is_ours,
+        is_exact=candidate.is_our_int8,
         float_model=reference[0].model if reference is not None and precision == "fp16" else None,
     )
-    checks = list(report.checks)
+
+
+def _unfamiliarity_checks(subject: Subject, candidate: Candidate) -> list[Check]:
+    checks = []
     head, point = subject.head, candidate.point
     if candidate.fault:
         checks.append(Check(name="unfamiliarity", passed=False, detail=f"cannot be computed: {candidate.fault}"))
     if head is not None and point is not None:
         checks += guarded(
             "unfamiliar",
-            lambda: unfamiliar_checks(candidate.content, head, point, precision=precision, batch=subject.batch),
+            lambda: unfamiliar_checks(
+                candidate.content, head, point, precision=candidate.precision, batch=subject.batch
+            ),
         )
-    quality = agreement = None
-    not_proven = ""
-    outputs = report.outputs
-    if outputs is not None and candidate.calibration.faces and (shared := np.flatnonzero(subject.truth.any(1))).size:
-        fitted = Outputs(logits=outputs.logits[shared], probabilities=outputs.probabilities[shared])
-        shares = subject.truth[shared]
-        checks += guarded("fitted", lambda: [_fitted_check(candidate.content, fitted, shares)])
-    difference = None
-    if outputs is not None:
-        # Made-up faces leave the ranges that real ones set.
-        real = slice(0, subject.real_faces or None)
-        expected = as_outputs(subject.logits[real], subject.calibration.temperature)
-        found = Outputs(logits=outputs.logits[real], probabilities=outputs.probabilities[real])
-        difference = float(np.abs(found.probabilities - expected.probabilities).max(initial=0))
-        if precision != "fp32" and subject.real_faces:
-            checks += number_checks(expected, found, NUMBER_LIMITS[precision], subject.original.program)
-    if outputs is not None and (rated := np.flatnonzero(subject.labels >= 0)).size:
-        truth = subject.labels[rated]
-        quality = measure_quality(outputs.logits[rated], truth, subject.original.labels)
-        if precision == "fp32":
-            checks.append(order_check(outputs.logits[rated], truth, subject.original.labels))
-        elif reference is not None and reference[1].parity.outputs is not None and reference[1].quality is not None:
-            before = reference[1].parity.outputs.logits[rated]
-            agreement = float((outputs.logits[rated].argmax(1) == before.argmax(1)).mean())
-            checks += budget_checks(quality, reference[1].quality, subject.budget) if precision == "int8" else []
-            checks.append(calibration_check(candidate.calibration, reference[0].calibration))
-            if precision == "int8":
-                not_proven = proof_shortfall(quality, subject.budget)
-    if precision == "int8":
-        if reference is not None and subject.real_faces:
-            some = _unit_faces(subject)
-            fp32, limits = reference[0].model, UnitLimits()
-            checks += guarded("units", lambda: [unit_check(free_batch(fp32), free_batch(model), some, limits)])
-            if is_ours:
-                checks += guarded("int8 weights", lambda: [weights_check(fp32, model)])
-        checks += guarded("integers", lambda: [integer_check(candidate.content)])
-        checks.append(speed_check(latency, fp32_latency))
-    unproven = _unproven(subject, outputs)
-    return ExportedModel(
-        precision=precision,
-        path=output_path(models_dir, subject.file_name, precision, subject.batch),
-        is_published=False,
-        model_bytes=len(candidate.content),
-        parity=dataclasses.replace(report, checks=tuple(checks), unproven=unproven),
+    return checks
+
+
+def _calibration_checks(subject: Subject, candidate: Candidate, outputs: Outputs) -> list[Check]:
+    """Is the calibration in the metadata that of these outputs? A file calibrated on no faces has no such check."""
+    shared = np.flatnonzero(subject.truth.any(1))  # the faces that it is fitted on
+    if not candidate.calibration.faces or not shared.size:
+        return []
+    fitted = Outputs(logits=outputs.logits[shared], probabilities=outputs.probabilities[shared])
+    shares = subject.truth[shared]
+    return guarded("fitted", lambda: [_fitted_check(candidate.content, fitted, shares)])
+
+
+def _compare_numbers(subject: Subject, precision: Precision, outputs: Outputs) -> tuple[float, list[Check]]:
+    """The largest |Δp| from the original, and the checks of a file that is not exact, both on real faces.
+
+    Made-up faces leave the ranges that real ones set; they are compared where there are no others.
+    """
+    real = slice(0, subject.real_faces or None)
+    expected = as_outputs(subject.logits[real], subject.calibration.temperature)
+    found = Outputs(logits=outputs.logits[real], probabilities=outputs.probabilities[real])
+    difference = float(np.abs(found.probabilities - expected.probabilities).max(initial=0))
+    if precision == "fp32" or not subject.real_faces:
+        return difference, []
+    return difference, number_checks(expected, found, NUMBER_LIMITS[precision], subject.original.program)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LabelledJudgement:
+    """What labelled faces tell of a file; nothing without them."""
+
+    quality: Quality | None = None
+    agreement: float | None = None  # fraction of the faces that the fp32 file answers alike
+    not_proven: str = ""  # of an int8 file, as `proof_shortfall` says it
+    checks: tuple[Check, ...] = ()
+
+
+def _judge_on_labels(
+    subject: Subject, candidate: Candidate, reference: tuple[Candidate, ExportedModel] | None, outputs: Outputs
+) -> _LabelledJudgement:
+    rated = np.flatnonzero(subject.labels >= 0)
+    if not rated.size:
+        return _LabelledJudgement()
+    logits, labels = outputs.logits[rated], subject.labels[rated]
+    quality = measure_quality(logits, labels, subject.original.labels)
+    if candidate.precision == "fp32":
+        return _LabelledJudgement(quality=quality, checks=(order_check(logits, labels, subject.original.labels),))
+    if reference is None or reference[1].parity.outputs is None or reference[1].quality is None:
+        return _LabelledJudgement(quality=quality)
+    fp32_logits = reference[1].parity.outputs.logits[rated]
+    is_int8 = candidate.precision == "int8"
+    budget = budget_checks(quality, reference[1].quality, subject.budget) if is_int8 else []
+    return _LabelledJudgement(
         quality=quality,
-        agreement=agreement,
-        calibration=candidate.calibration,
-        quantizer=candidate.quantizer,
-        point=candidate.point,
-        latency=latency,
-        throughput=throughput,
-        speedup=fp32_latency.undisturbed_ms / latency.undisturbed_ms,
-        difference=difference,
-        not_proven=not_proven,
+        agreement=float((logits.argmax(1) == fp32_logits.argmax(1)).mean()),
+        not_proven=proof_shortfall(quality, subject.budget) if is_int8 else "",
+        checks=(*budget, calibration_check(candidate.calibration, reference[0].calibration)),
     )
+
+
+def _integer_checks(
+    subject: Subject, candidate: Candidate, reference: tuple[Candidate, ExportedModel] | None
+) -> list[Check]:
+    """The checks of what only an int8 file has: rounded weights, and integers between its layers."""
+    checks: list[Check] = []
+    if reference is not None and subject.real_faces:
+        # What was judged is what `publish` writes, so the bytes are read again.
+        model = onnx.load_model_from_string(candidate.content)
+        faces = _unit_faces(subject)
+        fp32, limits = reference[0].model, UnitLimits()
+        checks += guarded("units", lambda: [unit_check(free_batch(fp32), free_batch(model), faces, limits)])
+        if candidate.is_our_int8:
+            checks += guarded("int8 weights", lambda: [weights_check(fp32, model)])
+    return checks + guarded("integers", lambda: [integer_check(candidate.content)])
 
 
 def _fitted_check(content: bytes, outputs: Outputs, truth: FloatArray) -> Check:
