@@ -11,7 +11,7 @@ from fer_export.gate.calibration import calibrate
 from fer_export.gate.golden import calibration_faces
 from fer_export.gate.judge import Candidate
 from fer_export.gate.parity import run_shuffled
-from fer_export.gate.publish import Subject
+from fer_export.gate.subject import Subject
 from fer_export.gate.unfamiliar import unfamiliarity_of
 from fer_export.graph import fix_batch, serialize, set_temperature
 from fer_export.int8.known import first_unknown

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 
 from fer_export.candidates import make_candidate, quantized_candidate
 from fer_export.fp16 import halve_model
-from fer_export.gate.accuracy import Budget, Int64Array
-from fer_export.gate.calibration import NOT_CALIBRATED, Calibration, calibrate
-from fer_export.gate.coverage import cover_units
+from fer_export.gate.accuracy import Budget
+from fer_export.gate.calibration import Calibration
 from fer_export.gate.judge import Candidate, judge
-from fer_export.gate.original import Original, original_of
-from fer_export.gate.publish import REPLAY_TOLERANCES, Subject, publish
+from fer_export.gate.original import original_of
+from fer_export.gate.publish import REPLAY_TOLERANCES, publish
 from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report
+from fer_export.gate.subject import Subject, prepare_subject
 from fer_export.gate.timing import measure_in_turns
 from fer_export.graph import DEFAULT_OPSET, export_graph
-from fer_export.places import check_places, metadata_of, output_path
-from fer_export.unfamiliar.graph import add_output
-from fer_export.unfamiliar.head import FEWEST_FACES, LEAST_AUROC, fit_head, idle_units
+from fer_export.places import check_places, output_path
 from fer_runtime.errors import DataError, ModelFileError, first_line
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import (
     DEFAULT_MODELS_DIR,
-    PRECISIONS,
     Precision,
     checkpoint_path,
-    model_path,
     parity_path,
 )
-from fer_runtime.model.parity import FloatArray
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
 from fer_train.data.dataset import load_splits, load_validation
-from fer_train.data.folders import LabelledFaces
 
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
 
@@ -266,132 +258,6 @@ def prepare(
         budget=budget,
         progress=progress,
     )
-
-
-def prepare_subject(
-    original: Original,
-    make_graph: Callable[[Calibration], onnx.ModelProto],
-    *,
-    sha256: str,
-    file_name: str,
-    train: LabelledFaces | None = None,
-    validation: LabelledFaces | None = None,
-    votes: str | Path | None = None,
-    opset: int = DEFAULT_OPSET,
-    batch: int | None = None,
-    models_dir: Path = Path(DEFAULT_MODELS_DIR),
-    budget: Budget = Budget(),  # noqa: B008 - frozen
-    temperature: float | None = None,
-    progress: Callable[[str], None] = lambda text: None,
-) -> tuple[Subject, onnx.ModelProto]:
-    """Everything that the files of one run are judged by, and their float32 graph.
-
-    Args:
-        original: what they are held against.
-        make_graph: the float32 graph, with the temperature of a calibration.
-        sha256: of the checkpoint or the adopted file.
-        file_name: what the files are called.
-        train: faces that set the ranges of int8.
-        validation: labelled faces.
-        temperature: where it is not to be fitted.
-        votes, opset, batch, models_dir, budget, progress: as for `export_model`.
-    """
-    judged_labels, truth, labels_from = _labels(validation, votes, len(original.labels))
-    labelled = np.zeros((0, *original.face_shape), np.uint8) if validation is None else validation.faces
-    labelled_logits = original.logits(labelled)
-    if temperature is not None:
-        calibration = dataclasses.replace(NOT_CALIBRATED, temperature=temperature)
-    else:
-        calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, file_name)
-    progress(f"exporting at opset {opset}")
-    fp32 = make_graph(calibration)
-    head = None
-    if validation is not None and not original.is_foreign:
-        progress("fitting unfamiliarity")
-        # The threshold is fitted on faces that the layer has not seen.
-        known, others = (train.faces, labelled) if train is not None else (labelled[::2], labelled[1::2])
-        head = fit_head(fp32, known, others, uncertain_below=calibration.uncertain_below)
-        if head is None:
-            progress(
-                f"no output unfamiliarity: it needs {FEWEST_FACES} labelled faces of each split, maps before a linear "
-                f"layer, and an AUROC of {LEAST_AUROC} against made-up images"
-            )
-    progress("choosing golden faces")
-    complete = fp32 if head is None else add_output(fp32, head, "fp32")
-    coverage = cover_units(complete, labelled if len(labelled) else None)
-    if head is not None:
-        on_made_up = idle_units(fp32, head.maps, [coverage.made_up])
-        head = dataclasses.replace(head, idle=tuple(unit for unit in head.idle if unit in set(on_made_up)))
-    faces = np.concatenate([labelled, coverage.made_up])
-    subject = Subject(
-        name=original.name,
-        file_name=file_name,
-        original=original,
-        checkpoint_sha256=sha256,
-        opset=opset,
-        calibration=calibration,
-        coverage=coverage,
-        faces=faces,
-        logits=np.concatenate([labelled_logits, original.logits(coverage.made_up)]),
-        labels=judged_labels,
-        truth=truth,
-        labels_from=labels_from,
-        train=train,
-        validation=validation,
-        budget=budget,
-        batch=batch,
-        head=head,
-    )
-    return subject, fp32
-
-
-def _labels(
-    validation: LabelledFaces | None, votes: str | Path | None, classes: int
-) -> tuple[Int64Array, FloatArray, str]:
-    """What counts as right, and where it comes from.
-
-    Returns:
-        labels for the accuracy, int64 (faces,), -1 for a face that counts for nothing; shares for the calibration,
-        float32 (faces, classes), zeros for such a face.
-    """
-    if votes is not None and validation is None:
-        raise DataError("--votes holds labels of the faces of --data; give the dataset's root, too: --data DIR")
-    if validation is None:
-        return np.zeros(0, np.int64), np.zeros((0, classes), np.float32), ""
-    if votes is None:
-        shares = np.eye(len(validation.classes), dtype=np.float32)[validation.labels]
-        return validation.labels, shares, "class folders"
-    from fer_train.data.votes import distributions, open_votes, strict_majority, usable
-
-    source = open_votes(votes, validation.classes)
-    found = source.of(validation.paths, validation.small_gray(), split=validation.folder.name)
-    majority = strict_majority(found)
-    if not (majority >= 0).any():
-        raise DataError(f"{votes} has no strict majority for any validation image; give the votes of this dataset")
-    shares = np.where(usable(found)[:, None], distributions(found), 0).astype(np.float32)
-    return majority, shares, f"votes {Path(votes).name}: shares of the raters, their strict majority for the accuracy"
-
-
-def _calibration(
-    logits: FloatArray, truth: FloatArray, labels_from: str, sha256: str, models_dir: Path, name: str
-) -> Calibration:
-    """Fitted on labelled faces; without them, that of a published file of the same weights, or none."""
-    rated = truth.any(1)
-    if rated.any():
-        return calibrate(logits[rated], truth[rated], labels_from=labels_from)
-    for precision in PRECISIONS:
-        said = metadata_of(model_path(models_dir, name, precision))
-        if said is None or said.checkpoint_sha256 != sha256 or not said.calibration.get("faces"):
-            continue
-        known = {
-            field.name: said.calibration[field.name]
-            for field in dataclasses.fields(Calibration)
-            if field.name in said.calibration
-        }
-        if isinstance(interval := known.get("precision_interval"), list):
-            known["precision_interval"] = tuple(interval)
-        return Calibration(temperature=said.temperature, uncertain_below=said.uncertain_below, **known)
-    return NOT_CALIBRATED
 
 
 def _exported(trained: Checkpoint, calibration: Calibration, opset: int) -> onnx.ModelProto:

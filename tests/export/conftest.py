@@ -24,6 +24,7 @@ from tests.export import narrow as narrow  # registers it
 from tests.train.images import write_images
 
 from fer_export import pipeline
+from fer_export.gate import subject
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.coverage import cover_units
 from fer_export.gate.report import ExportReport
@@ -179,8 +180,8 @@ def exporting_once(kept: Kept) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "export_graph", export)
-        patch.setattr(pipeline, "cover_units", once(cover_units))
-        patch.setattr(pipeline, "fit_head", once(fit_head))
+        patch.setattr(subject, "cover_units", once(cover_units))
+        patch.setattr(subject, "fit_head", once(fit_head))
         patch.setattr(pipeline, "measure_in_turns", timed)
         yield
 

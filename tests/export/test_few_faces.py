@@ -15,8 +15,8 @@ from tests.train.images import write_images
 
 from fer_export.candidates import make_candidate
 from fer_export.gate.judge import Candidate, judge
-from fer_export.gate.publish import Subject
 from fer_export.gate.report import ExportedModel
+from fer_export.gate.subject import Subject
 from fer_export.gate.timing import Timing
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe

@@ -22,11 +22,11 @@ from tests.export.adopt.faults import (
 from fer_export.candidates import make_candidate
 from fer_export.gate.golden import candidate_faces
 from fer_export.gate.original import original_of
+from fer_export.gate.subject import prepare_subject
 from fer_export.graph import export_graph
 from fer_export.int8.known import first_unknown
 from fer_export.int8.optimized import integer_check
 from fer_export.int8.stock import quantize_stock
-from fer_export.pipeline import prepare_subject
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint

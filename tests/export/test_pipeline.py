@@ -17,6 +17,7 @@ from tests.export.conftest import Exported
 
 from fer_export import candidates, pipeline
 from fer_export.gate import publish as publishing
+from fer_export.gate import subject
 from fer_export.gate.accuracy import Budget, Quality, budget_checks, proof_shortfall
 from fer_export.gate.calibration import fit_temperature
 from fer_export.gate.coverage import cover_units
@@ -96,8 +97,8 @@ def test_the_report_on_disk_holds_every_check(exported: Exported) -> None:
 
 
 def test_equal_exports_give_equal_files(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "cover_units", cover_units)  # again, and not what the first export computed
-    monkeypatch.setattr(pipeline, "fit_head", fit_head)
+    monkeypatch.setattr(subject, "cover_units", cover_units)  # again, and not what the first export computed
+    monkeypatch.setattr(subject, "fit_head", fit_head)
     shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     export_model(
         "narrow",

@@ -36,8 +36,8 @@ from fer_export.gate import batches, parity, publish
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.batches import batch_checks
 from fer_export.gate.judge import Candidate, judge
-from fer_export.gate.publish import Subject
 from fer_export.gate.report import ExportedModel
+from fer_export.gate.subject import Subject
 from fer_export.gate.timing import Timing
 from fer_export.graph import serialize
 from fer_export.int8.quantize import quantize_model

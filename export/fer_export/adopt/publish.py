@@ -15,8 +15,9 @@ from fer_export.canonical import OPSET
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.publish import REPLAY_TOLERANCES
 from fer_export.gate.report import ExportReport
+from fer_export.gate.subject import prepare_subject
 from fer_export.graph import set_temperature
-from fer_export.pipeline import one_thread, prepare_subject, publish_files
+from fer_export.pipeline import one_thread, publish_files
 from fer_export.places import check_places, output_path
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision

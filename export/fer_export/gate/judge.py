@@ -24,8 +24,8 @@ from fer_export.gate.calibration import Calibration, calibration_check, fitted_c
 from fer_export.gate.coverage import Coverage
 from fer_export.gate.golden import SEED, calibration_faces
 from fer_export.gate.parity import ParityReport, as_outputs, check_parity, guarded
-from fer_export.gate.publish import Subject
 from fer_export.gate.report import ExportedModel
+from fer_export.gate.subject import Subject
 from fer_export.gate.timing import Timing, speed_check
 from fer_export.gate.unfamiliar import unfamiliar_checks
 from fer_export.gate.units import UnitLimits, unit_check

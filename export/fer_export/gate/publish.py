@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
 
-from fer_export.gate.accuracy import Budget, Int64Array
-from fer_export.gate.calibration import Calibration
-from fer_export.gate.coverage import Coverage
 from fer_export.gate.golden import CALIBRATION_FACES, SEED
-from fer_export.gate.original import Original
 from fer_export.gate.parity import run_shuffled
-from fer_export.gate.report import ExportedModel, tool_versions
+from fer_export.gate.report import ExportedModel
+from fer_export.gate.subject import Subject
 from fer_export.graph import serialize
 from fer_export.int8.gptq import PAIR_LIMIT, WEIGHT_LIMIT
-from fer_export.unfamiliar.head import Head, OperatingPoint
 from fer_runtime.errors import ParityError
 from fer_runtime.files import replaced_atomically
 from fer_runtime.model.certificate import LOOSEST, Certificate
 from fer_runtime.model.find import Precision
 from fer_runtime.model.integers import integer_checksums
-from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import content_digest
-from fer_runtime.model.parity import FloatArray, Tolerance, Uint8Array
+from fer_runtime.model.parity import Tolerance
 from fer_runtime.model.self_test import run_self_test
 from fer_runtime.model.session import open_session, runtime_version
 from fer_runtime.system import instruction_sets
-from fer_train.data.folders import LabelledFaces
 
 # How far a replay of the golden faces may lie from the file's own answers at export. Float32 is added in another order
 # on another machine: up to 1e-5 was measured. Integers came out equal on AVX2, AVX-512 VNNI, AMX and emulated ARM
@@ -48,57 +42,6 @@ QUANTIZERS = {
     "fer-edge": "fer-edge",
     "onnxruntime": f"onnxruntime {runtime_version()} quantize_static",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What all files of one export share."""
-
-    name: str  # of the network
-    file_name: str  # what the files are called, the network's name or one of its trainer's own
-    original: Original
-    checkpoint_sha256: str
-    opset: int
-    calibration: Calibration  # of the network, and of files that are not calibrated on their own
-    coverage: Coverage
-    faces: Uint8Array  # for the gate: labelled ones first, then made-up ones
-    logits: FloatArray  # the original's for `faces`
-    labels: Int64Array  # of the first faces, -1 where the raters have no majority
-    truth: FloatArray  # (labelled faces, classes), shares of the raters that name a class, or labels as 0 and 1
-    labels_from: str  # "class folders" or the votes file
-    train: LabelledFaces | None
-    validation: LabelledFaces | None
-    head: Head | None = None  # the layer that computes unfamiliarity; None: the files have no such output
-    batch: int | None = None  # fixed batch size of the files
-    budget: Budget = field(default_factory=Budget)
-
-    @property
-    def real_faces(self) -> int:
-        return len(self.labels)
-
-    def metadata(
-        self,
-        precision: Precision,
-        model: onnx.ModelProto,
-        calibration: Calibration,
-        point: OperatingPoint | None = None,
-    ) -> ModelMetadata:
-        """A file's metadata before it is judged."""
-        return ModelMetadata(
-            name=self.name,
-            labels=self.original.labels,
-            precision=precision,
-            opset=model.opset_import[0].version,
-            temperature=calibration.temperature,
-            uncertain_below=calibration.uncertain_below,
-            checkpoint_sha256=self.checkpoint_sha256,
-            size=self.original.size,
-            color=self.original.color,
-            training=self.original.training,
-            calibration=calibration.to_dict(),
-            quality={} if point is None else point.to_dict(),
-            versions=tool_versions(),
-        )
 
 
 def publish(subject: Subject, judged: ExportedModel, model: onnx.ModelProto, content: bytes) -> ExportedModel:

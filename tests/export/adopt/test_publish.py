@@ -26,8 +26,8 @@ from fer_export.adopt.read import adopt_file
 from fer_export.candidates import make_candidate
 from fer_export.cli import main
 from fer_export.gate.report import ExportRefusedError
+from fer_export.gate.subject import prepare_subject
 from fer_export.graph import set_temperature
-from fer_export.pipeline import prepare_subject
 from fer_runtime import Recognizer
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
