@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,9 +32,6 @@ from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
 from fer_runtime.text import printable
-
-if TYPE_CHECKING:
-    from fer_bench.statistics import Interval
 
 
 @click.group("fer-bench", cls=FerGroup)
@@ -118,6 +114,7 @@ def latency(
     from fer_bench.environment import environment
     from fer_bench.latency.measure import configurations, without_files
     from fer_bench.latency.roofline import measure_with_peak_rates, rows_with_roofline, warn_below_roofline
+    from fer_bench.latency.tables import cold_start_table, latency_table
     from fer_runtime.system import available_cpus
 
     if sweep_threads:
@@ -148,8 +145,8 @@ def latency(
         err=True,
     )
     rows = rows_with_roofline(results, wanted, peak_rates)
-    _latency_table(rows)
-    _cold_start_table(rows)
+    say(latency_table(rows))
+    say(f"\n{cold_start_table(rows)}")
     warn_about(results)
     if warning := warn_below_roofline(rows):
         say(f"warning: {warning}", err=True)
@@ -184,10 +181,10 @@ def accuracy(
     of votes, and the agreement with a random rater.
     """
     from fer_bench import accuracy as measure
+    from fer_bench.accuracy_tables import accuracy_table, class_table, comparison_line
     from fer_bench.environment import environment
     from fer_bench.latency.measure import configurations
     from fer_bench.matching import images_for
-    from fer_bench.statistics import say_p
     from fer_runtime.recognizer import Recognizer
 
     files = configurations(
@@ -216,29 +213,12 @@ def accuracy(
             results.append(measure.measure_accuracy(recognizer, images))
         show(number, len(files))
     say(printable(f"{len(images.labels)} images of {images.folder}"))
-    say(f"{'model':12} {'accuracy':>22} {'macro-F1':>22} {'calibration error':>22}")
+    say(accuracy_table(results))
     for result in results:
-        say(
-            f"{result.model + ' ' + result.precision:12} {_percent(result.accuracy):>22} "
-            f"{_percent(result.macro_f1):>22} {_percent(result.expected_calibration_error):>22}"
-        )
-    for result in results:
-        name = f"{result.model} {result.precision}:"
-        say(f"\n{name:10} {'recall':>20} {'precision':>20}   predicted as")
-        shown = [printable(name, limit=16) for name in classes]
-        wide = max(8, *map(len, shown))
-        say(f"{'':{wide + 43}}   " + " ".join(f"{name:>8}" for name in shown))
-        for index, name in enumerate(classes):
-            recall, precision = _percent(result.per_class_recall[name]), _percent(result.per_class_precision[name])
-            cells = zip(result.confusion[index], shown, strict=True)
-            counts = " ".join(f"{count:{max(8, len(head))}}" for count, head in cells)
-            say(f"  {shown[index]:{wide}} {recall:>20} {precision:>20}   {counts}")
+        say(f"\n{class_table(result)}")
     comparisons = measure.compare_pairwise(results, images.labels)
     for pair in comparisons:
-        say(
-            f"\n{pair.first} and {pair.second}: {pair.changed} predictions differ; only the first is correct on "
-            f"{pair.only_first_right}, only the second on {pair.only_second_right}; McNemar p {say_p(pair.p_value)}"
-        )
+        say(f"\n{comparison_line(pair)}")
     rated = []
     if votes_of_images is not None:
         rated = [measure_raters(result.probabilities, votes_of_images, classes) for result in results]
@@ -352,38 +332,3 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
         raise DataError(f"{old} and {new} have no configuration in common; measure the same configurations twice")
     if any(change.is_regression for change in changes):
         sys.exit(1)
-
-
-def _latency_table(rows: list[dict[str, Any]]) -> None:
-    say(
-        f"{'engine':14} {'model':14} {'batch':>5} {'threads':>7} {'p50 ms':>8} {'p95':>8} {'p99':>8} {'min':>8} "
-        f"{'images/s':>9} {'CPU ms':>8} {'x roofline':>10} {'MB':>6} {'peak MB':>8}"
-    )
-    for row in sorted(rows, key=lambda one: (one["model"], one["batch"], one["threads"], one["p50_ms"])):
-        times = "" if row["times_roofline"] is None else f"{row['times_roofline']:.1f}"
-        say(
-            f"{row['engine']:14} {row['model'] + ' ' + row['precision']:14} {row['batch']:5} {row['threads']:7} "
-            f"{row['p50_ms']:8.3f} {row['p95_ms']:8.3f} {row['p99_ms']:8.3f} {row['min_ms']:8.3f} "
-            f"{row['images_per_second']:9.0f} {row['cpu_ms']:8.3f} {times:>10} {row['model_bytes'] / 1e6:6.2f} "
-            f"{row['peak_mb']:8.0f}"
-        )
-
-
-def _cold_start_table(rows: list[dict[str, Any]]) -> None:
-    """CPU time from process start to the first answer, by stage, for each engine and model file."""
-    stages = {"python_ms": "Python", "numpy_ms": "numpy", "engine_ms": "engine", "model_ms": "model"}
-    stages["first_run_ms"] = "first run"
-    say(f"\n{'cold start, CPU ms':29} " + " ".join(f"{name:>9}" for name in stages.values()) + f" {'total':>9}")
-    seen = set()
-    for row in sorted(rows, key=lambda one: (one["model"], one["batch"], one["threads"], one["p50_ms"])):
-        key = (row["engine"], row["model"], row["precision"])
-        if key in seen:
-            continue
-        seen.add(key)
-        times = [row["cold_start_cpu_ms"][stage] for stage in stages]
-        name = f"{row['engine']:14} {row['model']} {row['precision']}"
-        say(f"{name:29} " + " ".join(f"{time:9.0f}" for time in (*times, sum(times))))
-
-
-def _percent(interval: Interval) -> str:
-    return f"{interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}]"
