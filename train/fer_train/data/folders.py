@@ -6,7 +6,7 @@ import hashlib
 import os
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -185,51 +185,20 @@ def load_class_folders(
     """
     names = class_folders(folder)
     # Macs store "müde" as letters and accents apart; the same label must be the same text everywhere.
-    place = {unicodedata.normalize("NFC", name): name for name in names}
-    found = {label: names[name] for label, name in sorted(place.items())}
+    folder_of = {unicodedata.normalize("NFC", name): name for name in names}
+    images_of = {label: names[name] for label, name in sorted(folder_of.items())}
     if classes is None:
-        if len(found) < 2:
-            raise DataError(f"{folder} holds {len(found)} class folders; at least two are needed")
-        try:
-            classes = check_labels(tuple(found))
-        except ValueError as error:
-            raise DataError(f"the class folders of {folder} are no labels of a model: {error}") from error
-    missing = [name for name in classes if name not in found]
-    unexpected = [name for name in found if name not in classes]
-    if missing or unexpected:
-        facts = [f"lacks the class folder {', '.join(missing)}"] if missing else []
-        facts += [f"has an unexpected class folder {', '.join(unexpected)}"] if unexpected else []
-        raise DataError(f"{folder} {' and '.join(facts)}; the classes are: {', '.join(classes)}")
-    if empty := [name for name in classes if not found[name]]:
-        raise DataError(f"the class folder {folder / empty[0]} holds no image; every class needs some")
-    files = [(f"{place[name]}/{path}", label) for label, name in enumerate(classes) for path in found[name]]
+        classes = _classes_of(folder, images_of)
+    _check_classes(folder, images_of, classes)
+    label_of = {f"{folder_of[name]}/{path}": label for label, name in enumerate(classes) for path in images_of[name]}
 
-    unreadable: dict[str, str] = {}  # path to reason
-    digests: dict[str, str] = {}
-    for path, _ in files:
-        try:
-            digests[path] = hashlib.sha256(read_bytes(folder / path)).hexdigest()
-        except ImageError as error:
-            unreadable[path] = str(error)
+    digests, unreadable = _file_digests(folder, label_of)
     paths = tuple(digests)
-    key = hashlib.sha256(f"{_CACHE_VERSION} {size}{'' if color == 'gray' else color}\n".encode())
-    for path, digest in digests.items():
-        key.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
-    fingerprint = key.hexdigest()
-    cached = cache_folder() / "faces" / f"{fingerprint}.npz"
-    shape = (size, size) if color == "gray" else (size, size, 3)
-    stored = _read_cache(cached, (len(paths), *shape))
-    if stored is None:
-        stored, undecodable = _decode(folder, paths, size, color, progress)
-        unreadable |= undecodable
-        if not undecodable:
-            # A cache that cannot be written costs time, not the run.
-            with suppress(OutputError), replaced_atomically(cached) as partial, partial.open("wb") as file:
-                np.savez(file, faces=stored[0], resized=np.int64(stored[1]))
+    fingerprint = _fingerprint(digests, size, color)
+    (faces, resized), undecodable = _decode_once(folder, paths, fingerprint, size, color, progress)
+    unreadable |= undecodable
     if unreadable and not skip_unreadable:
         raise UnreadableError({str(folder / path): reason for path, reason in unreadable.items()})
-    faces, resized = stored
-    label_of = dict(files)
     labelled = LabelledFaces(
         faces=faces,
         labels=np.array([label_of[path] for path in paths], dtype=np.int64),
@@ -246,6 +215,48 @@ def load_class_folders(
         if gone := [name for name, count in labelled.counts.items() if not count]:
             raise DataError(f"no image in the class folder {folder / gone[0]} can be read; every class needs some")
     return labelled
+
+
+def _classes_of(folder: Path, images_of: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The names of the class folders, as labels of a model."""
+    if len(images_of) < 2:
+        raise DataError(f"{folder} holds {len(images_of)} class folders; at least two are needed")
+    try:
+        return check_labels(tuple(images_of))
+    except ValueError as error:
+        raise DataError(f"the class folders of {folder} are no labels of a model: {error}") from error
+
+
+def _check_classes(folder: Path, images_of: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:
+    """Raise a DataError where a class has no folder or no image, or a folder is of no class."""
+    missing = [name for name in classes if name not in images_of]
+    unexpected = [name for name in images_of if name not in classes]
+    if missing or unexpected:
+        facts = [f"lacks the class folder {', '.join(missing)}"] if missing else []
+        facts += [f"has an unexpected class folder {', '.join(unexpected)}"] if unexpected else []
+        raise DataError(f"{folder} {' and '.join(facts)}; the classes are: {', '.join(classes)}")
+    if empty := [name for name in classes if not images_of[name]]:
+        raise DataError(f"the class folder {folder / empty[0]} holds no image; every class needs some")
+
+
+def _file_digests(folder: Path, paths: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """SHA-256 of each file that can be read, and the reasons of the others, by path."""
+    digests: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
+    for path in paths:
+        try:
+            digests[path] = hashlib.sha256(read_bytes(folder / path)).hexdigest()
+        except ImageError as error:
+            unreadable[path] = str(error)
+    return digests, unreadable
+
+
+def _fingerprint(digests: Mapping[str, str], size: int, color: str) -> str:
+    """SHA-256 over all paths and files, and over what they are decoded to."""
+    key = hashlib.sha256(f"{_CACHE_VERSION} {size}{'' if color == 'gray' else color}\n".encode())
+    for path, digest in digests.items():
+        key.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
+    return key.hexdigest()
 
 
 def class_folders(folder: Path) -> dict[str, list[str]]:
@@ -279,6 +290,28 @@ def class_weights(counts: Sequence[float], *, power: float = 0.5) -> list[float]
     """Loss weight per class, (total / (classes * count)) ** power; 0 weighs all alike, 1 in full proportion."""
     total = sum(counts)
     return [float((total / (len(counts) * count)) ** power) for count in counts]
+
+
+def _decode_once(
+    folder: Path,
+    paths: Sequence[str],
+    fingerprint: str,
+    size: int,
+    color: str,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[tuple[Uint8Array, int], dict[str, str]]:
+    """What `_decode` returns, from the cache where these files were decoded before."""
+    cached = cache_folder() / "faces" / f"{fingerprint}.npz"
+    shape = (size, size) if color == "gray" else (size, size, 3)
+    stored = _read_cache(cached, (len(paths), *shape))
+    if stored is not None:
+        return stored, {}
+    decoded, unreadable = _decode(folder, paths, size, color, progress)
+    if not unreadable:
+        # A cache that cannot be written costs time, not the run.
+        with suppress(OutputError), replaced_atomically(cached) as partial, partial.open("wb") as file:
+            np.savez(file, faces=decoded[0], resized=np.int64(decoded[1]))
+    return decoded, unreadable
 
 
 def _read_cache(path: Path, shape: tuple[int, ...]) -> tuple[Uint8Array, int] | None:
