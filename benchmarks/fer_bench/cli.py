@@ -260,7 +260,7 @@ def tracks(runs: int) -> None:
     multiple=True,
     default=(1, 8, 64),
     show_default=True,
-    help="Connections that send a request when they have their answer. May be repeated.",
+    help="Parallel connections; each sends its next request after an answer. May be repeated.",
 )
 @click.option(
     "--faces",
@@ -268,10 +268,10 @@ def tracks(runs: int) -> None:
     multiple=True,
     default=(1, 32),
     show_default=True,
-    help="Faces of a request. May be repeated.",
+    help="Faces per request. May be repeated.",
 )
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Of one load.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Of everything, in turns.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds per load.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Turns per service and load.")
 @json_option
 def serve(
     model: str | None,
@@ -303,7 +303,9 @@ def serve(
 @main.command()
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
-@click.option("--tolerance", type=float, default=0.07, show_default=True, help="Fraction of time that may be added.")
+@click.option(
+    "--tolerance", type=float, default=0.07, show_default=True, help="Slowdown that is still noise, as a fraction."
+)
 def compare(old: Path, new: Path, tolerance: float) -> None:
     """Compare two files of `fer-bench latency --json`; exit 1 if a configuration became slower beyond noise."""
     from fer_bench.latency.compare import compare_results, read_latency

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 @click.option(
     "--detector",
     type=RegistryChoice(DETECTORS),
-    help="How faces are found. [default: as fer-infer does]",
+    help="How to find faces. {entries} [default: as fer-infer does]",
 )
 @click.option("--yunet", type=FILE, help="YuNet's file. [default: the one that fer-infer --fetch-yunet stored]")
-@click.option("--save", type=FILE, metavar="FILE", help="Write what A saw to FILE (.json), to be A or B elsewhere.")
+@click.option(
+    "--save", type=FILE, metavar="FILE", help="Write the results of A to FILE (.json), to compare with elsewhere."
+)
 @click.option("--sheet", type=FILE, metavar="FILE", help="Write an image of the changed faces, .jpg or .png.")
 def diff(
     runs: tuple[str, ...],
@@ -42,7 +44,7 @@ def diff(
     """Find the faces that get another label from B than from A, and the stage that did it.
 
     A and B are a model (v3, v3:fp32 or FILE.onnx), run here over the images of FOLDER, or a run that --save wrote on
-    another machine or with another version. @ENGINE behind a model runs its graph in another engine of `fer-bench
+    another machine or with another version. @ENGINE after a model runs its graph in another engine of `fer-bench
     latency`. Labels of the images are not needed. Exits 1 if any answer differs.
 
     \b

@@ -40,7 +40,9 @@ yunet_option = click.option(
 @models_dir_option
 @data_option
 @votes_option
-@click.option("--faces", "count", type=click.IntRange(min=100), default=1000, show_default=True, help="Sample's size.")
+@click.option(
+    "--faces", "count", type=click.IntRange(min=100), default=1000, show_default=True, help="Faces to degrade."
+)
 @yunet_option
 def reasons(
     model: str | None,

@@ -192,8 +192,8 @@ _RULES = (
     click.option(
         "--model",
         type=_ModelChoice(),
-        help="Network, where the checkpoint does not say it: it is of another program, or of a function of yours. "
-        "[default: what the checkpoint says] With --site and --target an exported model: a name, also of your own, or "
+        help="Network of the checkpoint, needed only for a checkpoint of another program or of a function of yours. "
+        "{entries} [default: what the checkpoint says] With --site and --target: an exported model, by its name or as "
         "an .onnx file.",
     ),
     click.option(
@@ -254,8 +254,8 @@ _RULES = (
         "--data",
         type=_FOLDER,
         help="Labelled faces: a folder with images/train and images/validation, or with train and validation. "
-        "Without validation, they are the share of train that the training held out. "
-        "They fit the temperature and judge int8. Without them, synthetic faces are compared.",
+        "Without validation, the share of train that the training held out is used. "
+        "They fit the temperature and judge int8. Without --data, synthetic faces are compared.",
     ),
     click.option(
         "--votes",
@@ -273,7 +273,7 @@ _RULES = (
     click.option(
         "--keep-anyway",
         is_flag=True,
-        help="Publish an int8 or fp16 file that fails its gate. Its metadata says so. fp32 is not published then.",
+        help="Publish an int8 or fp16 file even if it fails its gate. Its metadata says so. Never for fp32.",
     ),
     click.option(
         "--sign",
@@ -302,26 +302,26 @@ _RULES = (
         "pixel_range",
         callback=_range,
         metavar="BLACK..WHITE",
-        help="Numbers that it takes for black and white, such as 0..255, 0..1 or -1..1. [default with --mean or --std: "
-        "0..1]",
+        help="Numbers that it expects for black and white, such as 0..255, 0..1 or -1..1. [default with --mean or "
+        "--std: 0..1]",
     ),
     click.option(
         "--mean",
         callback=_numbers,
         metavar="A[,B,C]",
-        help="Subtracted from these numbers, in the order of the channels.",
+        help="Mean to subtract from the numbers of --range: one, or one per channel in the order of --input.",
     ),
-    click.option("--std", callback=_numbers, metavar="A[,B,C]", help="Divides them afterwards."),
+    click.option("--std", callback=_numbers, metavar="A[,B,C]", help="Standard deviation to divide by after --mean."),
     click.option(
         "--layout",
         type=click.Choice(("nchw", "nhwc")),
-        help="Order of its dimensions, where its shape does not tell.",
+        help="Order of its input's dimensions, if its shape is ambiguous.",
     ),
-    click.option("--scores", metavar="NAME", help="Output with the scores, if it has several."),
+    click.option("--scores", metavar="NAME", help="Name of the output with the scores, if it has several."),
     click.option(
         "--temperature",
         type=click.FloatRange(1e-3, 1e3),
-        help="Divides its logits before the softmax. [default: 1, or fitted to --data]",
+        help="Number to divide its logits by before the softmax. [default: 1, or fitted to --data]",
     ),
 )
 @option_group(
@@ -336,8 +336,8 @@ _RULES = (
         "targets",
         type=RegistryChoice(TARGETS),
         multiple=True,
-        help="Convert an exported model for another runtime. The files are published only if that runtime replays the "
-        "golden faces, and with --data loses no more than --budget. May be given several times.",
+        help="Convert an exported model for another runtime. {entries} The files are published only if that runtime "
+        "replays the golden faces, and with --data loses no more than --budget. May be given several times.",
     ),
 )
 @option_group(
@@ -358,7 +358,7 @@ _RULES = (
     click.option(
         "--yunet",
         type=_FILE,
-        help="YuNet's file, which finds faces in the page. Without it the page has a frame for one face.",
+        help="YuNet's file, with which the page finds faces. Without it you place a frame on one face.",
     ),
 )
 def main(**given: Any) -> None:

@@ -101,6 +101,9 @@ class PathlibPath(click.Path):
         return Path(value)
 
 
+ENTRIES = "{entries}"  # in the help of an option with a RegistryChoice: where its entries are explained
+
+
 class RegistryChoice(click.Choice[str]):
     """A choice among the entries of a registry, and names beside them; entries may be added until it is used."""
 
@@ -530,7 +533,8 @@ class FerCommand(_FerBase):
         for one in self.get_params(ctx):
             if isinstance(one, click.Option) and (record := one.get_help_record(ctx)) is not None:
                 if isinstance(one.type, RegistryChoice):
-                    record = (record[0], f"{one.type.describe()} {record[1]}".strip())
+                    told = record[1] if ENTRIES in record[1] else f"{ENTRIES} {record[1]}"
+                    record = (record[0], told.replace(ENTRIES, one.type.describe()).strip())
                 groups.setdefault(getattr(one, "group", ""), []).append(record)
         ungrouped = groups.pop("", [])
         for title, records in (*groups.items(), ("Other options" if groups else "Options", ungrouped)):

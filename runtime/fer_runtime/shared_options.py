@@ -29,7 +29,8 @@ detector_option = click.option(
     type=RegistryChoice(DETECTORS, "auto"),
     default="auto",
     show_default=True,
-    help="auto: an image whose short side is up to 64 pixels is taken as a face; larger images are searched, "
+    help="How to find faces. {entries} auto: an image whose short side is up to 64 pixels is taken as a face; larger "
+    "images are searched, "
     "with YuNet if its file is available, else with Haar.",
 )
 yunet_option = click.option(

@@ -122,14 +122,14 @@ _RULES = (
     click.option(
         "--model",
         type=NetworkChoice(),
-        help="Network to train, also one of timm's (extra `timm`), or a function of yours that takes `classes` and "
-        "gives a torch.nn.Module. [default: that of the checkpoint of --weights]",
+        help="Network to train. {entries} timm:NAME: a network of timm (extra `timm`). MODULE:FUNCTION: a function of "
+        "yours that takes `classes` and returns a torch.nn.Module. [default: that of the checkpoint of --weights]",
     ),
     click.option(
         "--name",
         callback=own_name,
         metavar="NAME",
-        help="What to call the result: NAME.pth, NAME_results.json. [default: as the network's files, model_v3.pth]",
+        help="Name of the result: NAME.pth, NAME_results.json. [default: that of the network's files, model_v3.pth]",
     ),
     click.option(
         "--data",
@@ -178,24 +178,24 @@ _RULES = (
         type=click.Choice(tuple(RECIPES)),
         default="first",
         show_default=True,
-        help="Settings: first, those of the project's first version; best, those of the shipped models; finetune, for "
-        "few images of your own and --weights of a model that knows faces.",
+        help="Set of settings. first: those of the project's first version; best: those of the shipped models; "
+        "finetune: for few images of your own, with --weights of a trained model.",
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs. [default: the recipe's]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="Faces per step. [default: the recipe's]"),
     click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate. [default: the recipe's]"),
     click.option(
         "--drop",
-        help="Training images to leave out: duplicates, conflicts, near, or a csv with a column image, such as "
-        "label_errors.csv of fer-data audit; several are separated by commas. none leaves nothing out. Nothing is "
-        "deleted. [default: the recipe's]",
+        help="Training images to leave out, separated by commas: duplicates (copies), conflicts (copies under two "
+        "labels), near (near-duplicates), none, or a csv with a column image, such as label_errors.csv of fer-data "
+        "audit. Nothing is deleted. [default: the recipe's]",
     ),
     click.option(
         "--set",
         "given_settings",
         multiple=True,
         metavar="NAME=VALUE",
-        help="Any other setting of the recipe, such as augmentation=light or ema_decay=0. docs/training.md lists them.",
+        help="Any other setting of the recipe, such as augmentation=light or ema_decay=0. An unknown NAME lists all.",
     ),
     click.option(
         "--seed", default=0, show_default=True, help="Seed of the first weights, order, augmentation and dropout."
@@ -222,12 +222,12 @@ _RULES = (
         help="Folder for the checkpoint, the results and the plots.",
     ),
     click.option("--resume", is_flag=True, help="Continue a stopped run from its last finished epoch."),
-    click.option("--finish", is_flag=True, help="Stop here: write the best epoch so far of a stopped run."),
+    click.option("--finish", is_flag=True, help="Train no further: make the best epoch of a stopped run the result."),
     click.option(
         "--replace", is_flag=True, help="Overwrite a finished checkpoint of the same name, and drop a stopped run."
     ),
     click.option("--no-plots", is_flag=True, help="Do not draw the curves and the confusion matrix."),
-    click.option("--safetensors", is_flag=True, help="Write the checkpoint in that format, too: NAME.safetensors."),
+    click.option("--safetensors", is_flag=True, help="Also write the weights as NAME.safetensors."),
 )
 @option_group(
     "Other runs",

@@ -10,14 +10,14 @@ import click
 from fer_bench.console import (
     FILE,
     PRECISION_RULE,
-    engines_option,
     models_option,
     precisions_option,
     say_environment,
     show_progress,
     threads_option,
 )
-from fer_runtime.command import FerGroup, say
+from fer_bench.engines import ENGINES
+from fer_runtime.command import FerGroup, RegistryChoice, say
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
@@ -32,14 +32,14 @@ ledger_option = click.option(
     type=FILE,
     default=_LEDGER,
     show_default=True,
-    help="The file; the default is that of a clone.",
+    help="File of the measurements; the default is that of a clone.",
 )
 boards_argument = click.argument("boards", nargs=-1, metavar="[BOARD]...")
 
 
 @click.group("ledger", cls=FerGroup)
 def ledger() -> None:
-    """Which board runs which engine how fast, and computes the right thing.
+    """Compare boards: how fast they run each engine, and whether their results are right.
 
     \b
     fer-bench ledger add                              measure this machine and append a line
@@ -54,7 +54,14 @@ def ledger() -> None:
 @models_option
 @precisions_option
 @models_dir_option
-@engines_option
+@click.option(
+    "--engine",
+    "engines",
+    type=RegistryChoice(ENGINES),
+    multiple=True,
+    help="Engine. May be repeated. [default: ONNX Runtime, OpenVINO and the files of fer-export --target beside the "
+    "models]",
+)
 @threads_option
 @click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns per configuration.")
 @click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
@@ -72,10 +79,8 @@ def add(
     """Measure this machine and append one JSON line.
 
     Replays the certificate of each model file, then times each engine that is installed, one face per call. A file
-    that fails its self-test is not timed. Without --engine: ONNX Runtime, OpenVINO and the files of fer-export --target
-    that are beside the models. Exits 1 if a self-test failed; the line is written all the same.
+    that fails its self-test is not timed. Exits 1 if a self-test failed; the line is still written.
     """
-    from fer_bench.engines import ENGINES
     from fer_bench.latency.measure import configurations, without_files
     from fer_bench.ledger.entries import append_board, board_name, measure_board, read_ledger
     from fer_bench.ledger.entries import show as show_text

@@ -193,7 +193,8 @@ _RULES = (
         "--format",
         "format_name",
         type=RegistryChoice(OUTPUT_FORMATS),
-        help="[default: by the suffix of --output; else table on a terminal, jsonl elsewhere]",
+        help="Format of the rows. {entries} [default: by the suffix of --output; else table on a terminal, jsonl "
+        "elsewhere]",
     ),
     click.option(
         "--output",
@@ -266,9 +267,7 @@ _RULES = (
         metavar="ADDRESS",
         help="Running cluster, host:port or auto. [default: start Ray on this machine]",
     ),
-    click.option(
-        "--workers", type=click.IntRange(min=1), help="Recognizers at a time. [default: the CPUs of the cluster]"
-    ),
+    click.option("--workers", type=click.IntRange(min=1), help="Parallel workers. [default: the CPUs of the cluster]"),
     click.option(
         "--part-size",
         type=click.IntRange(min=_PART_MULTIPLE),
@@ -291,10 +290,12 @@ _RULES = (
         metavar="KEY",
         help="With --self-test: the model must be signed by the holder of this public key (extra `sign`).",
     ),
-    click.option("--devices", is_flag=True, help="List the execution providers here, and the wheels for others."),
+    click.option(
+        "--devices", is_flag=True, help="List the execution providers of this machine, and how to get others."
+    ),
     click.option("--list-models", is_flag=True, help="List the models that --model finds by name."),
     click.option(
-        "--fetch-yunet", is_flag=True, help="Download YuNet (233 kB, MIT) to the cache folder: more faces, faster."
+        "--fetch-yunet", is_flag=True, help="Download the detector YuNet (233 kB, MIT): more faces than Haar, faster."
     ),
 )
 def main(**given: Any) -> None:

@@ -130,7 +130,7 @@ _RULES = (
     click.option(
         "--workers",
         type=click.IntRange(min=1),
-        help="Images decoded, and batches computed, at a time. [default: the CPUs]",
+        help="Images decoded, and batches computed, in parallel. [default: the CPUs]",
     ),
     click.option(
         "--max-body",
@@ -155,7 +155,11 @@ _RULES = (
         help="Requests in progress; further ones get status 503.",
     ),
     click.option(
-        "--timeout", type=click.FloatRange(min=0.1), default=30.0, show_default=True, help="Seconds of a request."
+        "--timeout",
+        type=click.FloatRange(min=0.1),
+        default=30.0,
+        show_default=True,
+        help="Seconds that a request may take.",
     ),
     click.option(
         "--batch-wait",

@@ -32,12 +32,12 @@ _rename = click.option(
     "renames",
     multiple=True,
     metavar="OLD=NEW",
-    help="Name of a label. May be repeated; an empty NEW leaves the label's images out.",
+    help="Rename a label. May be repeated; an empty NEW leaves the label's images out.",
 )
 _numbers = click.option(
     "--numbers",
     type=click.Choice(tuple(NUMBERINGS)),
-    help="The data set whose numbers the labels are. Sets number differently, so numbers alone are refused.",
+    help="Data set that the numbers come from, if the labels are numbers. Data sets number differently.",
 )
 _drop = click.option(
     "--drop",
@@ -83,14 +83,14 @@ def main() -> None:
     type=click.Choice(["largest", "all", "one"]),
     default="largest",
     show_default=True,
-    help="Of a photo with several faces: the largest, all, or none of them (one).",
+    help="Faces to take from a photo with several. one: leave out such photos.",
 )
 @click.option(
     "--size",
     type=click.IntRange(32, 1024),
     default=192,
     show_default=True,
-    help="Pixels of a crop's side at most. Smaller faces keep their own size, so nothing is made up.",
+    help="Largest side of a crop in pixels. Smaller faces keep their size; nothing is enlarged.",
 )
 @detector_option
 @yunet_option
@@ -245,7 +245,7 @@ def import_(
     show_default=True,
     help="Share for a test split, which fer-train never chooses by.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the choice.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the random split.")
 @click.option(
     "--group",
     metavar="REGEX|COLUMN",
