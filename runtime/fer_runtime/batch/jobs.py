@@ -162,17 +162,22 @@ def recognize_files(
             f"paths must be a list of image files, not {paths!r}; for a folder: "
             f"recognize_files(recognizer, Inputs([{os.fspath(paths)!r}])), from fer_runtime.batch.sources import Inputs"
         )
-    if block_ends is None:
-        block_ends = BlockEnds(keeps_images=on_row is not None)
     cpus = available_cpus()
     workers = workers or cpus
-    # Images that are kept to be drawn on wait in no further queue.
-    at_once = 1 if on_row is not None else recognizer.runs_at_once(model_threads or min(workers, cpus))
-    blocks = _Blocks(recognizer, at_once)
-    source = _Source(iter(paths), must_wait)
-    return _recognized(
-        recognizer, source, summary or JobSummary(), workers, read, on_row, block_ends, isolate_first, blocks
+    keeps_images = on_row is not None
+    ends = block_ends or BlockEnds(keeps_images=keeps_images)
+    reading = _Reading(
+        recognizer,
+        _Source(iter(paths), must_wait),
+        read,
+        workers=workers,
+        chunk_size=ends.size,
+        keeps_images=keeps_images,
+        isolate_first=isolate_first,
     )
+    # Images that are kept to be drawn on wait in no further queue.
+    at_once = 1 if keeps_images else recognizer.runs_at_once(model_threads or min(workers, cpus))
+    return _rows_of(reading, _Blocks(recognizer, at_once), ends, summary or JobSummary(), on_row)
 
 
 class _Source:
@@ -203,51 +208,26 @@ class _Source:
         return chunk
 
 
-def _recognized(
-    recognizer: Recognizer,
-    source: _Source,
-    summary: JobSummary,
-    count: int,
-    read: Callable[[str], bytes],
-    on_row: OnRow | None,
-    block_ends: BlockEnds,
-    isolate_first: int,
-    blocks: _Blocks,
+def _rows_of(
+    reading: _Reading, blocks: _Blocks, ends: BlockEnds, summary: JobSummary, on_row: OnRow | None
 ) -> Generator[ImageResult, None, None]:
-    task_size = _FIRST_TASK
-    submitted = 0
-    pending: deque[list[Future[_Preparation] | _Now]] = deque()  # the tasks of a block's number of images
     block: list[_Prepared] = []
-    pool: ThreadPoolExecutor | None = None
     try:
         while True:
-            # One more than there are threads: no thread waits, and no more than that is in memory.
-            while len(pending) <= count and (
-                chunk := source.chunk(block_ends.size, waits=not (pending or block or blocks))
-            ):
-                parts = [chunk[start : start + task_size] for start in range(0, len(chunk), task_size)]
-                how = (read, on_row is not None, submitted < isolate_first)
-                submitted += len(chunk)
-                if pool is None and source.has_ended and len(parts) == 1:
-                    # Nothing to do beside it: one image waits for no thread, nor for the modules that start threads.
-                    pending.append([_Now(partial(_prepare_images, recognizer, chunk, *how))])
-                    continue
-                pool = pool or _thread_pool(count)
-                pending.append([pool.submit(_prepare_images, recognizer, part, *how) for part in parts])
-            if not pending:
+            reading.read_ahead(waits=not (block or blocks))
+            if not reading:
                 if block:
-                    blocks.add(block, pool)
+                    blocks.add(block, reading.pool)
                     block = []
                 while blocks:
                     yield from _rows(blocks.take(), summary, on_row)
-                if not source.has_ended:
+                if not reading.has_ended:
                     continue
-                if pool is not None:
-                    pool.shutdown()
+                reading.close(waits=True)
                 return
-            done = 0
-            busy = 0.0
-            for task in pending.popleft():
+            done, busy = 0, 0.0
+            for task in reading.take():
+                # Rows do not wait for images that take long to read.
                 while blocks and not isinstance(task, _Now) and not task.done():
                     if (through := blocks.take_before(task)) is not None:
                         yield from _rows(through, summary, on_row)
@@ -258,18 +238,107 @@ def _recognized(
                     summary.seconds_by_stage[stage] += spent
                 for image in images:
                     block.append(image)
-                    if block_ends.after((image.width or 0) * (image.height or 0)):
-                        blocks.add(block, pool)
+                    if ends.after((image.width or 0) * (image.height or 0)):
+                        blocks.add(block, reading.pool)
                         block = []
                         while blocks.is_full:
                             yield from _rows(blocks.take(), summary, on_row)
-            task_size = min(BLOCK, max(1, int(_TASK_SECONDS * done / max(busy, 1e-9))))
+            reading.fit_tasks(done, busy)
     finally:
         # The consumer has gone, or a row could not be written: nothing more is read. The threads are not
         # waited for: one of them may be running this, as the garbage collector that found a generator
         # which nobody closed.
-        if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+        reading.close(waits=False)
+
+
+class _Reading:
+    """Images on their way through reading, decoding and detection, in chunks of several tasks, a little ahead.
+
+    Args:
+        read: a path to the file's content.
+        workers: threads.
+        chunk_size: images.
+        keeps_images: the pixels are kept.
+        isolate_first: images at the beginning that are decoded in processes of their own.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        source: _Source,
+        read: Callable[[str], bytes],
+        *,
+        workers: int,
+        chunk_size: int,
+        keeps_images: bool,
+        isolate_first: int,
+    ) -> None:
+        self.pool: ThreadPoolExecutor | None = None  # from the second task on
+        self._recognizer = recognizer
+        self._source = source
+        self._read = read
+        self._workers = workers
+        self._chunk_size = chunk_size
+        self._keeps_images = keeps_images
+        self._isolate_first = isolate_first
+        self._task_size = _FIRST_TASK
+        self._submitted = 0  # images
+        self._chunks: deque[list[Future[_Preparation] | _Now]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is no further path."""
+        return self._source.has_ended
+
+    def read_ahead(self, *, waits: bool) -> None:
+        """Begin with as many chunks as there are threads, and one more: no thread waits, and memory stays flat.
+
+        Args:
+            waits: wait for a path where there is nothing to do.
+        """
+        while len(self._chunks) <= self._workers and (
+            chunk := self._source.chunk(self._chunk_size, waits=waits and not self._chunks)
+        ):
+            is_isolated = self._submitted < self._isolate_first
+            self._submitted += len(chunk)
+            size = self._task_size
+            tasks = [
+                partial(
+                    _prepare_images,
+                    self._recognizer,
+                    chunk[start : start + size],
+                    self._read,
+                    keeps_images=self._keeps_images,
+                    is_isolated=is_isolated,
+                )
+                for start in range(0, len(chunk), size)
+            ]
+            if self.pool is None and self.has_ended and len(tasks) == 1:
+                # Nothing to do beside it: one image waits for no thread, nor for the modules that start threads.
+                self._chunks.append([_Now(tasks[0])])
+                continue
+            self.pool = self.pool or _thread_pool(self._workers)
+            self._chunks.append([self.pool.submit(task) for task in tasks])
+
+    def take(self) -> list[Future[_Preparation] | _Now]:
+        """The tasks of the oldest chunk."""
+        return self._chunks.popleft()
+
+    def fit_tasks(self, images: int, seconds: float) -> None:
+        """Choose how many images the next tasks have, by the time that so many took."""
+        self._task_size = min(BLOCK, max(1, int(_TASK_SECONDS * images / max(seconds, 1e-9))))
+
+    def close(self, *, waits: bool) -> None:
+        """Begin with no further image.
+
+        Args:
+            waits: until no thread is left.
+        """
+        if self.pool is not None:
+            self.pool.shutdown(wait=waits, cancel_futures=True)
 
 
 class _Classified(NamedTuple):
@@ -351,7 +420,7 @@ def _rows(block: _Classified, summary: JobSummary, on_row: OnRow | None) -> Iter
 
 
 def _prepare_images(
-    recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes], keeps_images: bool, is_isolated: bool
+    recognizer: Recognizer, paths: list[str], read: Callable[[str], bytes], *, keeps_images: bool, is_isolated: bool
 ) -> tuple[list[_Prepared], dict[str, float]]:
     seconds = dict.fromkeys(("read", "decode", "detect"), 0.0)
     images: list[_Prepared] = []
