@@ -20,8 +20,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Modules of some ten seconds and more, in tests/. `make test` gives each module to one of two processes: the long ones
-# come first, so that none is left over at the end, when the other process has nothing more to do.
+# Modules of some ten seconds and more, in tests/. `make test` gives each module to one of three processes: long ones
+# come first, so that none is left over at the end, when the others have nothing more to do.
 _LONGEST = (
     "runtime/cluster/test_engine.py",
     "export/test_pipeline.py",

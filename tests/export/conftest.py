@@ -6,6 +6,8 @@ runs here.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +53,15 @@ class Exported:
     data: Path
     checkpoint: Path
     report: ExportReport
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_once() -> Iterator[None]:
+    """PyTorch's exporter compiles its five hundred operators for each export: more than half of a small one's time."""
+    onnxscript_apis = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
+        yield
 
 
 @pytest.fixture(scope="session")
