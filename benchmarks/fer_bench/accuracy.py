@@ -144,7 +144,7 @@ def labelled_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
         if find_split(folder, TRAIN) is not None:
             raise DataError(
                 f"{folder} has no folder validation or test, and accuracy on images that a model has learned from "
-                "tells nothing; split the images with: fer-data split"
+                "says nothing; split the images with: fer-data split"
             )
         root = folder
     try:
@@ -186,7 +186,7 @@ def read_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> L
             paths.append(f"{name}/{path.name}")
             indices.append(classes.index(unicodedata.normalize("NFC", name)))
     if not faces:
-        raise DataError(f"{root} has no readable image")
+        raise DataError(f"{root} has no readable image; --data takes a folder with one folder for each label")
     return LabelledImages(
         folder=root,
         paths=tuple(paths),

@@ -29,7 +29,7 @@ def _available_threads(context: click.Context, parameter: click.Parameter, value
     from fer_runtime.system import available_cpus
 
     if max(value) > available_cpus():
-        raise click.BadParameter(f"this process may use {available_cpus()} CPUs", context, parameter)
+        raise click.BadParameter(f"at most {available_cpus()}, the CPUs that this process may use", context, parameter)
     return value
 
 

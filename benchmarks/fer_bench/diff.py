@@ -200,7 +200,7 @@ def load_run(path: Path) -> Run:
         reason = error.strerror if isinstance(error, OSError) else error
         reason = f"{reason} is missing" if isinstance(error, KeyError) else reason
         raise DataError(
-            f"{path} is no run that fer-bench diff --save wrote ({printable(reason, limit=200)}); save it again"
+            f"{path} is not a run that fer-bench diff --save wrote ({printable(reason, limit=200)}); save it again"
         ) from error
 
 
@@ -210,9 +210,9 @@ def _seen_image(values: Any) -> SeenImage:
     if not parts or ".." in parts or path.startswith("/"):
         raise ValueError("an image outside the folder")
     if not isinstance(error, (str, type(None))) or not isinstance(digest, (str, type(None))):
-        raise TypeError("an error or digest that is no text")
+        raise TypeError("an error or digest that is not text")
     if (error is None) == (digest is None):
-        raise ValueError("an image that was read and was not")
+        raise ValueError("an image that is both read and not read")
     return SeenImage(path=path, error=error, pixels_sha256=digest, faces=tuple(map(_seen_face, values["faces"])))
 
 
@@ -220,11 +220,11 @@ def _seen_face(values: Any) -> SeenFace:
     box, digest, label, probabilities = (values[name] for name in ("box", "crop_sha256", "label", "probabilities"))
     x, y, width, height = box
     if not all(type(side) is int for side in box) or width < 1 or height < 1:
-        raise ValueError("a box that is none")
+        raise ValueError("an invalid box")
     if not isinstance(digest, str) or len(probabilities) < 2:
         raise ValueError("a face without digest or probabilities")
     if not all(type(share) in (int, float) and 0 <= share <= 1 for share in probabilities.values()):
-        raise ValueError("a probability that is none")
+        raise ValueError("an invalid probability")
     if label not in probabilities:
         raise ValueError("a label without a probability")
     return SeenFace(

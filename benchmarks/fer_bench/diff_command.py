@@ -64,7 +64,7 @@ def diff(
     if len(sides) not in (1, 2) or not folder.is_dir():
         raise click.UsageError("give A, B and a folder, or A and a folder with --save FILE")
     if len(sides) == 1 and save is None:
-        raise click.UsageError("one run is compared with nothing; give B, or --save FILE")
+        raise click.UsageError("there is nothing to compare with; give B, or --save FILE")
     observed = [_run(side, folder, models_dir, detector, yunet) for side in sides]
     if save is not None:
         work.save_run(observed[0], save)

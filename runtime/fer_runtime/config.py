@@ -36,10 +36,10 @@ def read_settings(command: click.Command, path: str, *, with_arguments: bool) ->
     tables = _parse(path)
     for name in tables:
         if name not in COMMANDS:
-            raise click.UsageError(f"{path}: [{name}] is no command; expected {', '.join(COMMANDS)}")
+            raise click.UsageError(f"{path}: there is no command [{name}]; expected one of {', '.join(COMMANDS)}")
     table = tables.get(str(command.name), {})
     if not isinstance(table, dict):
-        raise click.UsageError(f"{path}: {command.name} is no table; write [{command.name}] above its options")
+        raise click.UsageError(f"{path}: {command.name} must be a table; write [{command.name}] above its options")
     return _settings(command, table, f"{path}: [{command.name}]", with_arguments)
 
 
@@ -93,10 +93,10 @@ def _parse(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > _MAX_BYTES:
-                raise click.UsageError(f"{path} is too large for a file of settings")
+                raise click.UsageError(f"{path} is too large for a settings file")
             tables: dict[str, Any] = tomllib.load(file)
             return tables
     except OSError as error:
         raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
-        raise click.UsageError(f"{path} is no TOML: {error}") from error
+        raise click.UsageError(f"{path} is not valid TOML: {error}") from error

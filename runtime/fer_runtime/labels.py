@@ -21,9 +21,9 @@ def check_labels(labels: Any) -> tuple[str, ...]:
         raise ValueError(f"labels must be a list of {MIN_LABELS} to {MAX_LABELS}")
     for label in labels:
         if not isinstance(label, str) or not 1 <= len(label) <= _MAX_CHARACTERS or label != label.strip():
-            raise ValueError(f"a label is no printable text of 1 to {_MAX_CHARACTERS} characters")
+            raise ValueError(f"a label must be a printable text of 1 to {_MAX_CHARACTERS} characters")
         if printable(label) != label:
-            raise ValueError(f"a label is no printable text: {printable(label)!r}")
+            raise ValueError(f"a label must be a printable text, got {printable(label)!r}")
     if len(set(labels)) < len(labels):
         raise ValueError(f"the label {next(one for one in labels if labels.count(one) > 1)!r} occurs twice")
     return tuple(labels)

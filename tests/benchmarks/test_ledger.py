@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from fer_bench.cli import main
 from fer_bench.latency.roofline import PeakRates
+from fer_runtime.system import available_cpus
 
 MODELS = Path(__file__).parents[2] / "models"
 _QUICK = ["--engine", "onnxruntime", "--rounds", "2", "--seconds", "0.02"]
@@ -74,7 +75,7 @@ def test_another_file_is_no_ledger_and_stays_as_it_is(tmp_path: Path, content: s
     path.write_text(content)
     done = CliRunner().invoke(main, ["ledger", "add", "--ledger", str(path), "--models-dir", str(MODELS), *_QUICK])
     assert done.exit_code == 1
-    assert "line 1 is no ledger" in done.output
+    assert "line 1 is not a ledger" in done.output
     assert path.read_text() == content
 
 
@@ -93,4 +94,6 @@ def test_a_figure_that_is_no_positive_number_is_named(tmp_path: Path, value: obj
 def test_more_threads_than_cpus_are_refused(command: tuple[str, ...]) -> None:
     done = CliRunner().invoke(main, [*command, "--threads", "1", "--threads", "100000"])
     assert done.exit_code == 2
-    assert "Invalid value for '--threads': this process may use" in done.output
+    assert (
+        f"Invalid value for '--threads': at most {available_cpus()}, the CPUs that this process may use" in done.output
+    )

@@ -230,7 +230,12 @@ _REFUSED: dict[str, tuple[int, int | str, Write, str]] = {
         "Slice n0 cuts",
     ),
     "the first face": (13, "N", lambda g: g.n("Gather", "x", g.c(0, np.int64), axis=0), "Gather n0 picks faces"),
-    "faces as channels": (13, "N", lambda g: g.n("Transpose", "x", perm=[1, 0, 2, 3]), "is no result of the input"),
+    "faces as channels": (
+        13,
+        "N",
+        lambda g: g.n("Transpose", "x", perm=[1, 0, 2, 3]),
+        "is not computed from the input",
+    ),
     "a batch of two": (13, 2, lambda g: g.n("Reshape", "x", g.i(4, 72)), r"Reshape n0 to \(4, 72\) does not keep"),
     "the batch lost": (13, 1, lambda g: g.n("Reshape", "x", g.i(144)), r"Reshape n0 to \(144\) does not keep"),
     "all dimensions squeezed": (11, 1, lambda g: g.n("Squeeze", "x"), "Squeeze n0 names no axes"),

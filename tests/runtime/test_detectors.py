@@ -166,7 +166,7 @@ def test_a_yunet_file_that_is_given_is_never_replaced_by_haar_in_silence(tmp_pat
 
 
 def test_a_file_that_is_no_yunet_is_refused() -> None:
-    with pytest.raises(ModelFileError, match="no YuNet face detector"):
+    with pytest.raises(ModelFileError, match="is not a YuNet face detector"):
         YuNetDetector(CHECKOUT / "models" / "model_0.onnx")
     with pytest.raises(ModelFileError, match="download one with: fer-infer --fetch-yunet"):
         YuNetDetector(CHECKOUT / "none.onnx")

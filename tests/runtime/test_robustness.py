@@ -161,7 +161,7 @@ def test_a_run_opens_no_network_and_writes_nothing_but_its_output(tmp_path: Path
 
 
 def test_a_provider_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(ProviderError, match=r"no execution provider Abacus here; it has: .*CPU.*leave --provider out"):
+    with pytest.raises(ProviderError, match=r"no execution provider Abacus here; it has: .*CPU.*leave out --provider"):
         find_provider("Abacus")
     if "TensorRT" not in available_providers():
         with pytest.raises(ProviderError, match="comes with onnxruntime-gpu, in an environment"):

@@ -63,7 +63,7 @@ def test_folders_that_are_no_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds 1 class folders; at least two"):
         load_splits(tmp_path / "one")
     write_own_images(tmp_path / "odd" / "train", ("a", "b\u202egnp"), 3)
-    with pytest.raises(DataError, match=r"no labels of a model: a label is no printable text: 'b\\\\u202egnp'"):
+    with pytest.raises(DataError, match=r"cannot be labels: a label must be a printable text, got 'b\\\\u202egnp'"):
         load_splits(tmp_path / "odd")
     write_own_images(tmp_path / "few" / "train", TWO, 1)
     with pytest.raises(DataError, match="one to learn from and one to choose by"):

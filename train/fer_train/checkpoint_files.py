@@ -109,7 +109,7 @@ def _opened_zip(file: io.RawIOBase) -> zipfile.ZipFile:
         return zipfile.ZipFile(file)
     # zipfile decodes names as UTF-8; a version above 6.3 is a RuntimeError.
     except (UnicodeDecodeError, RuntimeError) as error:
-        raise UnreadableError(f"it is no zip file that can be read ({printable(error, limit=200)})") from error
+        raise UnreadableError(f"its zip structure cannot be read ({printable(error, limit=200)})") from error
 
 
 class _BoundedFile(io.RawIOBase):

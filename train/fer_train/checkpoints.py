@@ -615,5 +615,5 @@ def unpack_state(content: bytes, *, source: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises a dozen types for damaged files
         raise CheckpointError(f"cannot read {source}: it is damaged, or no state of a training; {advice}") from error
     if not isinstance(state, dict) or not isinstance(state.get("identity"), dict):
-        raise CheckpointError(f"{source} is no state of a training; {advice}")
+        raise CheckpointError(f"{source} is not a state of a training; {advice}")
     return state

@@ -352,13 +352,13 @@ def _storage(identity: Any) -> StorageReference:
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or not 0 <= value < 1 << 48:
-        raise RefusedPickleError("a size or stride in it is no size")
+        raise RefusedPickleError("a size or stride in it is invalid")
     return value
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple) or len(values) > 16:
-        raise RefusedPickleError("the shape of a tensor in it is no shape")
+        raise RefusedPickleError("the shape of a tensor in it is invalid")
     return tuple(_whole(value) for value in values)
 
 

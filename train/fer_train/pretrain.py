@@ -63,7 +63,7 @@ def pretrain(
         DataError: fewer than two classes, an empty one, or an image that cannot be decoded.
     """
     if find_architecture(name).weights == "none":
-        raise DataError(f"--pretrain makes weights for v1 alone, not for {name}")
+        raise DataError(f"--pretrain makes weights only for v1, not for {name}")
     device = device or torch.device("cpu")
     path = models_dir / f"{file_stem(name)}_pretrained.pth"
     resume_path = path.with_suffix(".resume.pth")

@@ -101,8 +101,10 @@ class Recipe:
         """
         name, equals, value = text.partition("=")
         types = {field.name: str(field.type) for field in fields(self)}
-        if not equals or name not in types:
-            raise ValueError(f"{text} is none of these, with =VALUE behind it: {', '.join(types)}")
+        if name not in types:
+            raise ValueError(f"unknown setting {name!r}; expected NAME=VALUE with NAME one of: {', '.join(types)}")
+        if not equals:
+            raise ValueError(f"setting {name} has no value; expected {name}=VALUE")
         typed: Any
         try:
             if types[name].startswith("tuple"):
@@ -110,7 +112,9 @@ class Recipe:
             else:
                 typed = {"int": int, "float": float, "str": str}[types[name]](value)
         except ValueError:
-            raise ValueError(f"{text}: {name} takes {types[name]}, such as {getattr(self, name)}") from None
+            raise ValueError(
+                f"{name} must be of type {types[name]}, such as {getattr(self, name)}, not {value}"
+            ) from None
         return replace(self, **{name: typed})
 
     def __post_init__(self) -> None:
@@ -121,7 +125,7 @@ class Recipe:
             if not holds(value := getattr(self, name)):
                 raise ValueError(f"{name} must be {said}, not {value}")
         if unknown := [kind for kind in self.drop if kind not in _DROPS]:
-            raise ValueError(f"drop must be of {', '.join(_DROPS)}, not {', '.join(unknown)}")
+            raise ValueError(f"drop must be one of {', '.join(_DROPS)}, not {', '.join(unknown)}")
         if self.teacher_views == "images" and self.small_until:
             raise ValueError("teacher_views=images needs images of the teachers' size: set small_until=0")
 

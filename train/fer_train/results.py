@@ -125,7 +125,7 @@ def read_results(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the results {path}: {error}") from error
     if not isinstance(content, dict) or "test_acc" not in content:
-        raise DataError(f"{path} is not a results file of fer-train")
+        raise DataError(f"{path} is not a results file of fer-train; train again, or copy the file again")
     return content
 
 

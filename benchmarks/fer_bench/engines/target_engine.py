@@ -18,7 +18,7 @@ def load(source: Path, *, model: str, threads: int, batch: int) -> Run:
     """Run a target's file. ncnn and ExecuTorch take one face at a time."""
     target = target_of(source)
     if target is None:
-        raise ModelFileError(f"{source} is no file of fer-export --target")
+        raise ModelFileError(f"{source} is not a file of fer-export --target")
     sidecar, _ = read_sidecar(source, target)
     run_all = open_target(source, target, sidecar, threads=threads)
 

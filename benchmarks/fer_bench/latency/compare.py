@@ -47,10 +47,10 @@ def read_latency(path: Path) -> dict[str, Any]:
         check_checksum(content)
         flags = content["environment"].get("cpu_flags", [])
         if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
-            raise ValueError("cpu_flags is no list of texts")
+            raise ValueError("cpu_flags is not a list of texts")
         results = content.get("results")
         if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
-            raise ValueError("results is no list of configurations")
+            raise ValueError("results is not a list of configurations")
         for one in results:
             _check_result(one)
     except (OSError, ValueError) as error:
@@ -68,7 +68,7 @@ def _check_result(result: dict[str, Any]) -> None:
             raise ValueError(f"a configuration has no {key}")
     rounds, controls = result.get("round_p50_ms"), result.get("round_control_ms")
     if not _are_times([result.get("p50_ms")]) or not _are_times(rounds):
-        raise ValueError("a configuration has no rounds, or times that are no positive numbers")
+        raise ValueError("a configuration has no rounds, or times that are not positive numbers")
     if controls and not (_are_times(controls) and rounds and len(controls) == len(rounds)):
         raise ValueError("round_control_ms does not fit round_p50_ms")
 

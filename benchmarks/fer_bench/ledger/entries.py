@@ -172,7 +172,8 @@ def read_ledger(path: Path) -> list[Board]:
         reason = error.strerror if isinstance(error, OSError) else error
         place = f", line {number}" if number else ""
         raise DataError(
-            f"{path}{place} is no ledger of fer-bench ({reason}); add a board with: fer-bench ledger add --ledger FILE"
+            f"{path}{place} is not a ledger of fer-bench ({reason}); add a board with: fer-bench ledger add "
+            "--ledger FILE"
         ) from error
     return boards
 
@@ -186,22 +187,22 @@ def _parse(line: str) -> Board:
     if not isinstance(values["name"], str) or not isinstance(values["machine"], dict):
         raise ValueError("it has no name or no machine")
     if not all(isinstance(flag, str) for flag in values["machine"].get("cpu_flags") or []):
-        raise ValueError("its machine has cpu_flags that are no texts")
+        raise ValueError("its machine has cpu_flags that are not texts")
     latencies = tuple(LatencyLine(**one) for one in values["latencies"])
     for one in latencies:
         if not all(isinstance(getattr(one, key), str) for key in _TEXTS):
-            raise ValueError("an engine, model or precision is no text")
+            raise ValueError("an engine, model or precision is not text")
         numbers = [getattr(one, key) for key in _NUMBERS]
         numbers += [] if one.times_roofline is None else [one.times_roofline]
         if not all(type(value) in (int, float) and 0 < value < 1e12 for value in numbers):
             raise ValueError("a latency has numbers that are not positive")
         if not type(one.batch) is type(one.threads) is int or not isinstance(one.is_busy, bool):
-            raise ValueError("a latency has a batch, threads or busyness that is none")
+            raise ValueError("a latency has an invalid batch, threads or busyness")
     self_tests = tuple(SelfTestLine(**one | {"failed": tuple(map(str, one["failed"]))}) for one in values["self_tests"])
     if not all(isinstance(one.passed, bool) and isinstance(one.file, str) for one in self_tests):
         raise ValueError("a self-test has no verdict")
     if not all(one.difference is None or type(one.difference) in (int, float) for one in self_tests):
-        raise ValueError("a self-test has a difference that is no number")
+        raise ValueError("a self-test has a difference that is not a number")
     return Board(
         name=values["name"],
         machine=values["machine"],

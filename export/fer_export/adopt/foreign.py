@@ -142,7 +142,7 @@ def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, 
     difference = float((np.abs(found - foreign.scores(chosen)) / (1 + np.abs(found))).max())
     if not difference <= _AGREEMENT:
         raise ModelFileError(
-            f"{source} means one thing to ONNX Runtime and another to ONNX's reference evaluator: relative |Δlogit| "
+            f"{source}: ONNX Runtime and ONNX's reference evaluator compute different results: relative |Δlogit| "
             f"{difference:.1e} (allowed {_AGREEMENT:g})"
         )
 

@@ -59,7 +59,9 @@ def parse_input(text: str) -> tuple[str, int]:
     """
     found = re.fullmatch(r"(gray|rgb|bgr)(\d{1,4})", text.strip().lower())
     if found is None or not MIN_SIZE <= int(found[2]) <= MAX_SIZE:
-        raise ValueError(f"{text!r} is no colour and size such as gray64, rgb112 or bgr224 ({MIN_SIZE} to {MAX_SIZE})")
+        raise ValueError(
+            f"{text!r} is not a colour and size such as gray64, rgb112 or bgr224 ({MIN_SIZE} to {MAX_SIZE})"
+        )
     return found[1], int(found[2])
 
 

@@ -133,7 +133,7 @@ def _input_shape(file: OnnxFile, faces: FaceInput, source: str) -> Any:
         raise ModelFileError(f"{source} takes {value.dtype}; float32 and uint8 can be adopted")
     plain = (faces.low, faces.high, faces.mean, faces.std) == (0.0, 255.0, (0.0,), (1.0,))
     if value.dtype == "uint8" and not plain:
-        raise ModelFileError(f"{source} takes uint8, which is --range 0..255 without mean and std")
+        raise ModelFileError(f"{source} takes uint8, so it needs --range 0..255 without --mean and --std")
     if len(value.shape) != 4:
         raise ModelFileError(
             f"{source} takes {printable(value.name, limit=40)} of shape {_shown(value.shape)}; an image has four "
@@ -225,7 +225,7 @@ def _labels(given: Sequence[str] | None, file: OnnxFile, count: int, source: str
             )
         notes.append(f"labels from the file's metadata entry {key}: {', '.join(given)}")
     if len(given) != count:
-        raise ModelFileError(f"{source} has {count} scores, and {len(given)} labels are named: {', '.join(given)}")
+        raise ModelFileError(f"{source} has {count} scores, but {len(given)} labels are named: {', '.join(given)}")
     return tuple(given), notes
 
 

@@ -202,7 +202,7 @@ class Writer:
         for name in outputs:
             ours = self.alias.get(name)
             if ours is None or ours == self.input.name or ours in renamed:
-                raise ModelFileError(f"{source}: the output {printable(name, limit=60)} is no result of the input")
+                raise ModelFileError(f"{source}: the output {printable(name, limit=60)} is not computed from the input")
             renamed[ours] = name
         needed, kept = set(renamed), []
         for node in reversed(self.nodes):

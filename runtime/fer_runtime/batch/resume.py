@@ -66,26 +66,26 @@ def parse_row(line: bytes) -> dict[str, Any]:
     try:
         sizes, error = (row["width"], row["height"]), row["error"]
         if not isinstance(row["path"], str) or not isinstance(error, (str, type(None))):
-            raise ValueError("a path or reason that is no text")
+            raise ValueError("a path or reason that is not text")
         if not all(size is None or (type(size) is int and size > 0) for size in sizes):
             raise ValueError("an image of no size")
         for face in row["faces"]:
             _check_face(Face.from_dict(face))
     except (KeyError, TypeError, AttributeError) as unlike:
-        raise ValueError(f"no row of fer-infer: {unlike!r}") from unlike
+        raise ValueError(f"not a row of fer-infer: {unlike!r}") from unlike
     return dict(row)
 
 
 def _check_face(face: Face) -> None:
     numbers = [face.confidence, *face.probabilities.values()]
     if len(face.box) != 4 or not all(type(side) is int for side in face.box) or min(face.box[2:]) < 1:
-        raise ValueError("a box that is none")
+        raise ValueError("an invalid box")
     if not all(type(share) in (int, float) and 0 <= share <= 1 for share in numbers):
-        raise ValueError("a probability that is none")
+        raise ValueError("an invalid probability")
     if face.probabilities.get(face.expression) != face.confidence:
         raise ValueError("another confidence than the label's probability")
     if not all(isinstance(text, str) for text in (*face.probabilities, *face.reasons, *face.not_checked)):
-        raise ValueError("a label or reason that is no text")
+        raise ValueError("a label or reason that is not text")
 
 
 def check_settings(rows: Path, before: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
@@ -101,14 +101,14 @@ def check_settings(rows: Path, before: Mapping[str, Any] | None, settings: Mappi
     """
     if before is None:
         raise OutputError(
-            f"the rows in {rows} are not of a run that --resume can continue; remove that file to start again"
+            f"the rows in {rows} do not come from a run that --resume can continue; remove that file to start again"
         )
     differing = [key for key in settings if before.get(key) != settings[key]]
     if differing:
         changed = "; ".join(f"{key} was {before.get(key)}, is {settings[key]}" for key in differing)
         raise OutputError(
-            f"the rows in {rows} were made with other settings ({changed}); give the same, or remove that file to "
-            "start again"
+            f"the rows in {rows} were made with other settings ({changed}); give the same settings, or remove that "
+            "file to start again"
         )
 
 

@@ -18,7 +18,7 @@ from fer_runtime.untrusted_json import parse_json
 
 # Other models differ by more in some face of a block; batches of another size, as `--annotate` has them, by less.
 _TOLERANCE = 1e-3
-_WAY_OUT = "give another --output, or leave --resume out to replace it"
+_WAY_OUT = "give another --output, or leave out --resume to replace it"
 
 
 def check_whole(
@@ -62,14 +62,14 @@ def _read_rows(output: Path) -> tuple[list[dict[str, Any]], Finished]:
                 row = parse_json(line)
                 failed += row["error"] is not None
                 if not isinstance(row["path"], str):
-                    raise TypeError("a path that is no text")
+                    raise TypeError("a path that is not text")
                 rows, size = rows + 1, size + len(line)
                 if rows <= BLOCK:
                     first.append(row)
     except OSError as error:
         raise OutputError(f"cannot read {output}: {error.strerror}; {_WAY_OUT}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{output} exists, and holds no JSON Lines of fer-infer; {_WAY_OUT}") from error
+        raise OutputError(f"{output} exists, but holds no JSON Lines of fer-infer; {_WAY_OUT}") from error
     return first, Finished(rows=rows, failed=failed, size=size)
 
 

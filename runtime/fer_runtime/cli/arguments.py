@@ -44,7 +44,7 @@ def output_format(options: RecognizerOptions, *, default: str) -> str:
     if None not in (options.format_name, by_suffix) and options.format_name != by_suffix:
         raise click.UsageError(
             f"--output {options.output} is named for {by_suffix}, but --format says {options.format_name}; "
-            "give another name, or leave --format out"
+            "give another name, or leave out --format"
         )
     name = options.format_name or by_suffix or default
     if not options.writes(OUTPUT_FORMATS[name]):
@@ -117,7 +117,7 @@ def find_videos(paths: Sequence[str], camera: int | None, *, samples: bool = Fal
     for path in paths:
         number = _camera_number(path)
         if number is not None:
-            raise click.UsageError(f"{path} is no file of images; to watch a camera, give --camera {number}")
+            raise click.UsageError(f"{path} is not an image file; to watch a camera, give --camera {number}")
         if path == "-":
             others = True
             continue

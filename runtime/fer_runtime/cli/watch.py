@@ -94,7 +94,7 @@ def _refuse_damaged(rows: Path, finished: Finished) -> None:
         file.seek(finished.size)
         if file.readline().endswith(b"\n"):
             raise OutputError(
-                f"row {finished.rows + 1} in {rows} is damaged; mend or remove that line, or give another --output"
+                f"row {finished.rows + 1} in {rows} is damaged; repair or remove that line, or give another --output"
             )
 
 

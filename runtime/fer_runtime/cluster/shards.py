@@ -94,7 +94,8 @@ def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume:
     if changed:
         differences = printable("; ".join(changed), limit=500)
         raise OutputError(
-            f"the shards in {output} were made with other settings ({differences}); give the same, or another folder"
+            f"the shards in {output} were made with other settings ({differences}); give the same settings, or another "
+            "folder"
         )
     return plan
 
@@ -144,11 +145,11 @@ def add_summary(total: JobSummary, text: str | bytes, *, name: str = "the counts
         counts = [part[name] for name in _COUNTS]
         failures, stages = part["failures"], part["seconds_by_stage"]
         if not all(type(count) is int and count >= 0 for count in (*counts, *failures.values())):
-            raise ValueError("a count that is none")
+            raise ValueError("an invalid count")
         if not all(type(seconds) in (int, float) and seconds >= 0 for seconds in stages.values()):
-            raise ValueError("a time that is none")
+            raise ValueError("an invalid time")
         if not stages.keys() <= total.seconds_by_stage.keys():
-            raise ValueError("a stage that is none")
+            raise ValueError("an invalid stage")
         # Checked before anything is added: damaged counts add nothing.
         for name, count in zip(_COUNTS, counts, strict=True):
             setattr(total, name, getattr(total, name) + count)

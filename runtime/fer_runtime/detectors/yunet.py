@@ -58,7 +58,7 @@ class YuNetDetector:
         wanted = [f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in _STRIDES]
         if not set(wanted) <= outputs:
             raise ModelFileError(
-                f"{path} is no YuNet face detector: it has the outputs {', '.join(sorted(outputs))}; {ADVICE}"
+                f"{path} is not a YuNet face detector: it has the outputs {', '.join(sorted(outputs))}; {ADVICE}"
             )
         self._outputs = wanted
         height, width = self._input.shape[2:]

@@ -221,7 +221,9 @@ def _png(content: bytes) -> Header:
             raise ImageError(DAMAGED)
         end = at + 12 + length
         if end > size:
-            raise ImageError(f"{_CUT_SHORT}: its {name.decode()} chunk of {length} bytes goes on behind the file's end")
+            raise ImageError(
+                f"{_CUT_SHORT}: its {name.decode()} chunk of {length} bytes reaches beyond the end of the file"
+            )
         if name in _PNG_CHUNKS:
             kept.append(content[at:end])
             if not (names and names[-1] == name == b"IDAT"):
@@ -317,7 +319,7 @@ def _pam(content: bytes) -> Header:
     for name, digits in re.findall(_PAM_LINE, head):
         values[name] = max(values[name], int(digits))
     if values[b"DEPTH"] > 4:
-        raise ImageError(f"is a PAM image of {values[b'DEPTH']} channels, of which at most 4 are read")
+        raise ImageError(f"is a PAM image of {values[b'DEPTH']} channels; at most 4 can be read")
     is_16_bit = values[b"MAXVAL"] > 255
     return Header("PAM", values[b"WIDTH"], values[b"HEIGHT"], 16 if is_16_bit else 8, content, is_16_bit=is_16_bit)
 
@@ -346,7 +348,9 @@ def _tiff(content: bytes) -> Header:
     if tags.get(339) == 3:
         raise ImageError(f"is a TIFF that {_FLOAT}")
     if bits > 16:
-        raise ImageError(f"is a TIFF of {bits} bits a sample, which is not read; convert it to 8 or 16 bits first")
+        raise ImageError(
+            f"is a TIFF with {bits} bits per sample, which cannot be read; convert it to 8 or 16 bits first"
+        )
     channels, height = max(tags.get(277, 1), 3), tags.get(257, 0)
     # The rows of a strip are in memory twice more: as they are in the file, and unpacked. Without the tag all rows are.
     strip = min(1.0, tags.get(278, height) / max(height, 1))

@@ -60,7 +60,7 @@ def read_bytes(path: Path | str) -> bytes:
         size = status.st_size
         if not stat.S_ISREG(status.st_mode):
             if stat.S_ISDIR(status.st_mode):
-                raise ImageError("is a folder; fer_runtime.batch.sources.Inputs lists its images")
+                raise ImageError("is a folder; list its images with fer_runtime.find_images")
             raise ImageError("is not a regular file")
         if size > MAX_FILE_BYTES:
             raise ImageError(f"has {size} bytes, more than the limit of {MAX_FILE_BYTES}")

@@ -105,7 +105,9 @@ def choose_provider(
             passed[name] = loaded
     if not passed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise ModelFileError(f"no provider here computes what was trained with {path}: {reasons}")
+        raise ModelFileError(
+            f"no provider here computes what was trained with {path}: {reasons}; export the model again with fer-export"
+        )
     speeds = _faces_per_second(passed, path, batch)
     choice = Choice(
         provider=max(speeds, key=lambda name: speeds[name]),

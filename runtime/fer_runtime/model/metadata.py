@@ -71,7 +71,7 @@ def parse_metadata(text: str | None, *, source: str) -> ModelMetadata:
     try:
         values = parse_json(text)
         if not isinstance(values, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         schema = _integer(values, "schema", 1, 1 << 31)
         if schema > SCHEMA_VERSION:
             raise ModelFileError(
@@ -104,21 +104,21 @@ def parse_metadata(text: str | None, *, source: str) -> ModelMetadata:
 
 def _color(value: Any) -> str:
     if value not in COLORS:
-        raise ValueError(f"color is none of {', '.join(COLORS)}")
+        raise ValueError(f"color must be one of {', '.join(COLORS)}")
     return str(value)
 
 
 def _text(values: dict[str, Any], key: str, shortest: int, longest: int, default: str | None = None) -> str:
     value = values.get(key, default)
     if not isinstance(value, str) or not shortest <= len(value) <= longest or not value.isprintable():
-        raise ValueError(f"{key} is no printable text of {shortest} to {longest} characters")
+        raise ValueError(f"{key} must be a printable text of {shortest} to {longest} characters")
     return value
 
 
 def _integer(values: dict[str, Any], key: str, lowest: int, highest: int) -> int:
     value = values.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-        raise ValueError(f"{key} is no whole number from {lowest} to {highest}")
+        raise ValueError(f"{key} must be a whole number from {lowest} to {highest}")
     return value
 
 
@@ -148,11 +148,11 @@ def _quality(value: dict[str, Any]) -> dict[str, Any]:
 def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
     value = values.get(key, {})
     if not isinstance(value, dict):
-        raise ValueError(f"{key} is no object")
+        raise ValueError(f"{key} is not an object")
     return value
 
 
 def _texts(value: dict[str, Any], key: str) -> dict[str, str]:
     if not all(isinstance(one, str) for one in value.values()):
-        raise ValueError(f"{key} holds something else than texts")
+        raise ValueError(f"{key} must hold only texts")
     return value

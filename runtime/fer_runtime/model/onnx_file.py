@@ -160,7 +160,7 @@ def read_model_bytes(path: Path, *, advice: str = "write one with: fer-export --
     try:
         size = path.stat().st_size
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise ModelFileError(f"{path} is no regular file; {advice}")
+            raise ModelFileError(f"{path} is not a regular file; {advice}")
         if size > MAX_FILE_BYTES:
             raise ModelFileError(f"{path} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} of any model; {advice}")
         return path.read_bytes()
@@ -293,7 +293,7 @@ class _Reader:
         message = self.group(content)
         kinds = self.group(_bytes(message[2][0]))
         if 1 not in kinds:
-            raise ValueError(f"{_name(message, 1)!r} is no tensor")
+            raise ValueError(f"{_name(message, 1)!r} is not a tensor")
         tensor = self.group(_bytes(kinds[1][0]))
         sizes: list[int | str] = []
         for dimension in self.group(_bytes(tensor.get(2, [memoryview(b"")])[0])).get(1, []):

@@ -55,7 +55,10 @@ def split_name(name: str) -> tuple[str, str]:
     known = next((kinds for one, kinds in ARITHMETICS.items() if one.lower() == provider.lower()), ("fp32",))
     arithmetic = arithmetic.lower() if colon else "fp32"
     if arithmetic not in known:
-        raise ProviderError(f"provider {provider} computes in {', '.join(known)}, not in {arithmetic or 'nothing'}")
+        raise ProviderError(
+            f"provider {provider} computes in {', '.join(known)}, not in {arithmetic or 'nothing'}; "
+            f"give --provider {provider}"
+        )
     return provider, arithmetic
 
 
@@ -104,7 +107,7 @@ def match_provider(name: str, there: Sequence[str]) -> str | None:
 def missing_provider(name: str, there: Sequence[str], version: str) -> ProviderError:
     """What to say where `name` is not among `there`."""
     fact = f"onnxruntime {version} has no execution provider {name} here; it has: {', '.join(there)}"
-    return ProviderError(f"{fact}; {how_to_get(name)}, or leave --provider out (fer-infer --devices lists them)")
+    return ProviderError(f"{fact}; {how_to_get(name)}, or leave out --provider (fer-infer --devices lists them)")
 
 
 def how_to_get(name: str) -> str:

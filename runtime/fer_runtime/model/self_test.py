@@ -197,7 +197,9 @@ def _replay(opened: LoadedModel, certificate: Certificate, path: Path) -> list[O
         try:
             run = run_model(opened.session, certificate.faces, batch=batch, pads=opened.batch is not None)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise ModelFileError(f"{path} does not run on {opened.provider}: {first_line(error)}") from error
+            raise ModelFileError(
+                f"{path} does not run on {opened.provider}: {first_line(error)}; choose another --provider"
+            ) from error
         if run.logits.shape != shape or run.probabilities.shape != shape:
             raise ModelFileError(
                 f"{path} gives logits {run.logits.shape} and probabilities {run.probabilities.shape}, not "

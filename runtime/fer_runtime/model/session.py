@@ -144,8 +144,8 @@ def open_session(
     used = _used_provider(session, wanted)
     if strict and used != wanted:
         raise ProviderError(
-            f"onnxruntime fell back from {wanted} to {used}: {reason}; install what {wanted} needs, or leave --strict "
-            "away"
+            f"onnxruntime fell back from {wanted} to {used}: {reason}; install what {wanted} needs, or leave out "
+            "--strict"
         )
     return OpenedSession(session, used)
 

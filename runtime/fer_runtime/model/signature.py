@@ -36,7 +36,7 @@ def load_private_key(path: Path) -> Any:
     try:
         key = load_pem_private_key(_read(path, advice), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ModelFileError(f"{path} holds no Ed25519 private key without a password; {advice}") from error
+        raise ModelFileError(f"{path} is not an Ed25519 private key without a password; {advice}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ModelFileError(f"{path} holds a key of another kind than Ed25519; {advice}")
     return key
@@ -72,7 +72,7 @@ def is_signed_by(content: bytes, path: Path, trusted: Path) -> bool:
     try:
         key = load_pem_public_key(_read(trusted, advice))
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ModelFileError(f"{trusted} holds no Ed25519 public key; {advice}") from error
+        raise ModelFileError(f"{trusted} is not an Ed25519 public key; {advice}") from error
     if not isinstance(key, Ed25519PublicKey):
         raise ModelFileError(f"{trusted} holds a key of another kind than Ed25519; {advice}")
     signature = _read(signature_path(path), "ask whoever made the file for it, or sign the file: fer-export --sign KEY")

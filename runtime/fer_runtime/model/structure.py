@@ -78,7 +78,7 @@ def check_work(file: OnnxFile, *, source: str) -> None:
         if shape is None or shape[1:] != value.shape[1:]:
             computed = "an unknown shape" if shape is None else f"the shape {list(shape)}"
             raise ModelFileError(
-                f"{source} states the shape {list(value.shape)} for {value.name!r}, and computes {computed} for one "
+                f"{source} states the shape {list(value.shape)} for {value.name!r}, but computes {computed} for one "
                 "face; export the model again with fer-export"
             )
     macs = count_macs(file, shapes)

@@ -97,7 +97,7 @@ def encode_image(path: Path, image: Uint8Array) -> bytes:
     if _encoded(suffix, np.zeros((1, 1, 3), np.uint8)) is None:
         raise OutputError(f"cannot write an image to {path}; end its name in .jpg or .png")
     height, width = image.shape[:2]
-    raise OutputError(f"a {suffix} file does not hold {width} x {height} pixels")
+    raise OutputError(f"a {suffix} file cannot hold {width} x {height} pixels")
 
 
 def _encoded(suffix: str, image: Uint8Array) -> bytes | None:

@@ -224,7 +224,7 @@ class PartialFile:
             settings: dict[str, Any] | None = record["settings"]
             return settings
         raise OutputError(
-            f"{taken} exists, and no run of fer-infer wrote it; give another --output, or remove that file"
+            f"{taken} exists, but no run of fer-infer wrote it; give another --output, or remove that file"
         )
 
     def _settings_content(self) -> bytes:

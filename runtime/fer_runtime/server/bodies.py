@@ -173,7 +173,7 @@ class _Parts:
         _, options = parse_options_header(self._disposition)
         if b"filename" not in options and not self._type.startswith((b"image/", b"application/octet-stream")):
             raise RequestError(
-                400, "field", "a form field is no file; options go into the address: ?min_confidence=0.5"
+                400, "field", "a form field is not a file; options go into the address: ?min_confidence=0.5"
             )
         self._name = options.get(b"filename", b"").decode("utf-8", "replace")[-_MAX_NAME:]
         self._content = bytearray()

@@ -182,7 +182,9 @@ def open_model(path: Path, settings: ServerSettings) -> ServedModel:
     model = ServedModel(served_name(path), path, settings)
     if not model.report.passed:
         failed = "; ".join(f"{check.name}: {check.detail}" for check in model.report.checks if not check.passed)
-        raise ModelFileError(f"{path} fails its self-test here and is not served ({failed})")
+        raise ModelFileError(
+            f"{path} fails its self-test here and is not served ({failed}); export the model again with fer-export"
+        )
     return model
 
 

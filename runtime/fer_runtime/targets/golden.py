@@ -100,7 +100,9 @@ def read_file(path: Path, *, needed_by: Path) -> bytes:
     """The bytes of a file that belongs to another one."""
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ModelFileError(f"{path} has more than {_MAX_FILE_BYTES >> 20} MiB, so it is no model of fer-export")
+            raise ModelFileError(
+                f"{path} has more than {_MAX_FILE_BYTES >> 20} MiB, so it is not from fer-export; convert it again"
+            )
         return path.read_bytes()
     except OSError as error:
         raise ModelFileError(

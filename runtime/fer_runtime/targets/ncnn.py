@@ -43,7 +43,9 @@ def load(path: Path, settings: Mapping[str, Any], *, threads: int) -> Run:
             extractor.input(settings["input"], ncnn.Mat(plane))
             answers = [extractor.extract(settings[name]) for name in ("logits", "probabilities")]
             if any(code for code, _ in answers):
-                raise ModelFileError(f"ncnn {ncnn.__version__} cannot run {path}")
+                raise ModelFileError(
+                    f"ncnn {ncnn.__version__} cannot run {path}; convert the model again with fer-export"
+                )
             logits, shares = (np.array(answer) for _, answer in answers)
         return logits, shares
 

@@ -18,6 +18,8 @@ from fer_runtime.targets.sidecar import Sidecar, changed_files, read_sidecar
 if TYPE_CHECKING:
     from fer_runtime.targets import Run
 
+_AGAIN = "convert the model again with fer-export"
+
 
 def open_target(path: Path, target: Target, sidecar: Sidecar, *, threads: int = 1) -> Run:
     """A target's file in its own runtime.
@@ -34,7 +36,7 @@ def open_target(path: Path, target: Target, sidecar: Sidecar, *, threads: int = 
     except FerError:
         raise
     except Exception as error:  # each runtime has exceptions of its own
-        raise ModelFileError(f"{target.name} cannot load {path}: {first_line(error)}") from error
+        raise ModelFileError(f"{target.name} cannot load {path}: {first_line(error)}; {_AGAIN}") from error
     return run
 
 
@@ -85,7 +87,7 @@ def replay_target(path: Path, target: Target, *, threads: int = 1) -> SelfTestRe
     except FerError:
         raise
     except Exception as error:
-        raise ModelFileError(f"{path} does not run on {target.name}: {first_line(error)}") from error
+        raise ModelFileError(f"{path} does not run on {target.name}: {first_line(error)}; {_AGAIN}") from error
     for found in runs:
         if any(values.shape != expected.logits.shape for values in (found.logits, found.probabilities)):
             raise ModelFileError(

@@ -61,13 +61,13 @@ def read_sidecar(path: Path, target: Target) -> tuple[Sidecar, bool]:
     try:
         values = parse_json(content)
         if not isinstance(values, dict) or values.get("schema") != SIDECAR_SCHEMA:
-            raise ValueError(f"it has not schema {SIDECAR_SCHEMA}")
+            raise ValueError(f"its schema is not {SIDECAR_SCHEMA}")
         if values.get("target") != target.name:
-            raise ValueError(f"it is of the target {values.get('target')!r}, not {target.name}")
+            raise ValueError(f"it is for the target {values.get('target')!r}, not {target.name}")
         files = values["sha256"]
         names = [*files, values["golden"]] if isinstance(files, dict) else []
         if not 2 <= len(names) <= _MOST_FILES or any(not _is_file_name(name) for name in names):
-            raise ValueError("sha256 is no object with the names of files in this folder")
+            raise ValueError("sha256 is not an object with the names of files in this folder")
         digest = values.pop("digest", "")
         sidecar = Sidecar(
             target=target.name,
@@ -105,5 +105,5 @@ def _is_file_name(name: Any) -> bool:
 def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
     value = values.get(key, {})
     if not isinstance(value, dict):
-        raise ValueError(f"{key} is no object")
+        raise ValueError(f"{key} is not an object")
     return value

@@ -112,7 +112,7 @@ class AnnotatedVideo:
             if not self._writer.isOpened():
                 raise OutputError(
                     f"cannot write {self._path}: this OpenCV writes no MP4 of {size[0]} x {size[1]} pixels; leave "
-                    "--annotate away"
+                    "out --annotate"
                 )
             self._start = result.time
         place = round((result.time - self._start) * self._rate)

@@ -132,11 +132,11 @@ def open_capture(path: Path) -> cv2.VideoCapture:
             # OpenCV does not say why it cannot open a file.
             os.close(os.open(path, os.O_RDONLY))
     except FileNotFoundError:
-        raise ImageError(f"no video at {path}") from None
+        raise ImageError(f"no video at {path}; give the path of a file") from None
     except (OSError, ValueError) as error:
         raise ImageError(f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{path} is no regular file")
+        raise ImageError(f"{path} is not a regular file")
     if not status.st_size:
         raise ImageError(f"{path} is empty (0 bytes)")
     # FFmpeg alone: another backend takes "film%02d.mp4" for a pattern of image files.

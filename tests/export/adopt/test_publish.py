@@ -71,7 +71,7 @@ def test_a_file_like_ferplus_becomes_a_model_with_a_certificate(tmp_path: Path) 
         (["--input", "gray64", "--range", "1..1"], "two different numbers"),
         (["--input", "gray64", "--mean", "a"], "is not one number, or three"),
         (["--input", "gray64", "--std", "0"], "std must be positive, got 0"),
-        (["--input", "round64", "--range", "0..1"], "no colour and size"),
+        (["--input", "round64", "--range", "0..1"], "is not a colour and size"),
         (["--input", "gray64", "--range", "0..1", "--model", "v0"], "--adopt does not use --model"),
         (["--input", "gray64", "--range", "0..1", "--temperature", "2", "--data", "."], "fitted to --data"),
     ],

@@ -96,7 +96,7 @@ def test_a_file_of_bytes_gets_bytes(tmp_path: Path) -> None:
     expected = _logits(model.SerializeToString(), {"Input3": faces.transpose(0, 3, 1, 2)}, x)
     found = _logits(adopted.graph.SerializeToString(), {"faces": faces}, "logits")
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)  # of values up to 255
-    with pytest.raises(ModelFileError, match=r"takes uint8, which is --range 0\.\.255"):
+    with pytest.raises(ModelFileError, match=r"takes uint8, so it needs --range 0\.\.255"):
         _adopted(model, tmp_path, FaceInput(color="rgb", size=32), labels=("a", "b", "c"))
 
 
@@ -131,7 +131,7 @@ def test_colour_and_size_are_read(text: str, expected: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize("text", ["64", "gray", "gray8", "gray1024", "rgba64", "gray64x64", ""])
 def test_another_colour_or_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no colour and size"):
+    with pytest.raises(ValueError, match="is not a colour and size"):
         parse_input(text)
 
 
@@ -298,7 +298,7 @@ def test_one_channel_is_not_three(tmp_path: Path) -> None:
 
 
 def test_labels_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="has 8 scores, and 7 labels are named"):
+    with pytest.raises(ModelFileError, match="has 8 scores, but 7 labels are named"):
         _adopted(ferplus_like(), tmp_path, GRAY, labels=EXPRESSIONS)
     with pytest.raises(ModelFileError, match="has 8 scores and no labels in its metadata"):
         _adopted(ferplus_like(), tmp_path, GRAY)

@@ -563,7 +563,7 @@ def test_another_site_is_not_overwritten(ort_web: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_is_not_taken_for_a_face_detector(ort_web: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="no YuNet"):
+    with pytest.raises(ModelFileError, match="is not a YuNet face detector"):
         write_site(tmp_path, model=MODELS / "model_0.onnx", ort_web=ort_web, yunet=MODELS / "model_0.onnx")
     assert list(tmp_path.iterdir()) == []
 

@@ -67,7 +67,7 @@ def test_a_folder_in_the_list_says_what_lists_its_pictures(
     (tmp_path / "deep" / "face.png").write_bytes(picture)
     (row,) = recognize_files(recognizer, [str(tmp_path)])
     assert row.error is not None
-    assert "fer_runtime.batch.sources.Inputs lists its images" in row.error
+    assert "list its images with fer_runtime.find_images" in row.error
     (row,) = recognize_files(recognizer, Inputs([str(tmp_path)], recursive=True))
     assert (row.path, row.error) == (str(tmp_path / "deep" / "face.png"), None)
 

@@ -61,15 +61,15 @@ def test_a_named_file_takes_the_place_of_fer_toml_and_may_hold_paths(folder: Pat
     ("text", "said"),
     [
         ("[fer-infer]\nthread = 2", "[fer-infer] thread: no such option"),
-        ("[fer-infr]\nthreads = 2", "[fer-infr] is no command"),
+        ("[fer-infr]\nthreads = 2", "there is no command [fer-infr]"),
         ("[fer-infer]\nthreads = 0", "0 is not in the range x>=1. (from fer.toml)"),
         ('[fer-infer]\nquiet = "yes"', "expected true or false"),
         ("[fer-infer]\nthreads = true", "expected a text or a number"),
         ("[fer-infer]\nname = [[1]]", "or a list of them"),
         ('[fer-infer]\npaths = ["rtsp://host/"]', "only in a file that --config names"),
-        ("fer-infer = 3", "is no table"),
-        ("[fer-infer", "is no TOML"),
-        ("[fer-infer]\nmodel = '\udcff'", "is no TOML"),
+        ("fer-infer = 3", "fer-infer must be a table"),
+        ("[fer-infer", "is not valid TOML"),
+        ("[fer-infer]\nmodel = '\udcff'", "is not valid TOML"),
     ],
 )
 def test_a_wrong_file_is_a_usage_error(folder: Path, text: str, said: str) -> None:

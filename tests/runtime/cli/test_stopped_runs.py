@@ -338,7 +338,7 @@ def test_a_copy_that_cannot_be_written_is_its_own_rows_matter(model: Path, tmp_p
         "0001": "it would overwrite a file that is not an annotated copy; give --annotate another folder",
         "nnnn": None,
         "pppp": "File name too long",
-        "wide": "a .jpg file does not hold 66000 x 8 pixels",
+        "wide": "a .jpg file cannot hold 66000 x 8 pixels",
         "qqqq": "File name too long",
     }
     assert len(rows["pppp"]["faces"]) == 1  # its result is not lost

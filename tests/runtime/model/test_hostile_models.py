@@ -132,7 +132,7 @@ GRAPHS: dict[str, tuple[Change, str]] = {
             model.graph.node[-1].output.__setitem__(0, "x"),
             _append(model, "Transpose", ["x"], ["probabilities"]),  # type: ignore[func-returns-value]
         ),
-        "for 'probabilities', and computes the shape [7, 1]",
+        "for 'probabilities', but computes the shape [7, 1]",
     ),
     "outputs": (lambda model: model.graph.output.pop(), "not faces uint8 (batch, 48, 48) to logits"),
     "no graph": (lambda model: model.ClearField("graph"), "has no"),
@@ -183,7 +183,7 @@ def test_many_fields_are_refused() -> None:
 
 
 def test_a_device_is_no_model() -> None:
-    with pytest.raises(ModelFileError, match="/dev/zero is no regular file"):
+    with pytest.raises(ModelFileError, match="/dev/zero is not a regular file"):
         inspect_model(Path("/dev/zero"))
 
 
@@ -232,25 +232,25 @@ METADATA: dict[str, tuple[dict[str, Any] | str, str]] = {
     "deep": ('{"schema": 1, "training": ' + _deep(100_000) + "}", "nested too deeply"),
     "400 digits": ('{"schema": 1, "temperature": ' + "9" * 400 + "}", "is too large"),
     "exponent": ('{"schema": 1, "temperature": 1e999}', "is too large"),
-    "NaN": ('{"schema": 1, "temperature": NaN}', "NaN is no JSON number"),
+    "NaN": ('{"schema": 1, "temperature": NaN}', "NaN is not a JSON number"),
     "twice": ('{"schema": 1, "schema": 1}', "a key occurs twice"),
-    "no object": ("[1]", "it is no object"),
-    "schema": ({"schema": "1"}, "schema is no whole number"),
-    "schema true": ({"schema": True}, "schema is no whole number"),
+    "no object": ("[1]", "it is not an object"),
+    "schema": ({"schema": "1"}, "schema must be a whole number"),
+    "schema true": ({"schema": True}, "schema must be a whole number"),
     "temperature 0": ({"temperature": 0}, "temperature must be a number from 0.001 to 1000, got 0"),
     "temperature -1": ({"temperature": -1}, "temperature must be"),
     "temperature text": ({"temperature": "1"}, "temperature must be"),
     "happy": ({"expressions": ["happy"] * 7}, "the label 'happy' occurs twice"),
-    "lists": ({"expressions": [[one] for one in EXPRESSIONS]}, "a label is no printable text"),
+    "lists": ({"expressions": [[one] for one in EXPRESSIONS]}, "a label must be a printable text"),
     "text": ({"expressions": "abcdefg"}, "labels must be a list"),
-    "escape": ({"expressions": ["\x1b[2J", *EXPRESSIONS[1:]]}, "a label is no printable text"),
-    "blank": ({"expressions": [" ", *EXPRESSIONS[1:]]}, "a label is no printable text"),
-    "name": ({"name": "v0\n  verdict passed"}, "name is no printable text"),
-    "precision": ({"precision": ["int8"]}, "precision is no printable text"),
-    "opset": ({"opset": 1.5}, "opset is no whole number"),
+    "escape": ({"expressions": ["\x1b[2J", *EXPRESSIONS[1:]]}, "a label must be a printable text"),
+    "blank": ({"expressions": [" ", *EXPRESSIONS[1:]]}, "a label must be a printable text"),
+    "name": ({"name": "v0\n  verdict passed"}, "name must be a printable text"),
+    "precision": ({"precision": ["int8"]}, "precision must be a printable text"),
+    "opset": ({"opset": 1.5}, "opset must be a whole number"),
     "threshold": ({"uncertain_below": 2}, "uncertain_below must be a number from 0 to 1"),
-    "verdict": ({"verdict": "passed"}, "verdict is no object"),
-    "versions": ({"versions": {"torch": ["2"]}}, "versions holds something else than texts"),
+    "verdict": ({"verdict": "passed"}, "verdict is not an object"),
+    "versions": ({"versions": {"torch": ["2"]}}, "versions must hold only texts"),
 }
 
 

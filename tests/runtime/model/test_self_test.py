@@ -266,9 +266,9 @@ def test_a_signature_says_who_made_the_file(shipped: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"])
 def test_something_else_than_a_key_is_named(content: bytes, shipped: Path, tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(content)
-    with pytest.raises(ModelFileError, match="holds no Ed25519 private key"):
+    with pytest.raises(ModelFileError, match="is not an Ed25519 private key"):
         load_private_key(tmp_path / "key")
-    with pytest.raises(ModelFileError, match="holds no Ed25519 public key"):
+    with pytest.raises(ModelFileError, match="is not an Ed25519 public key"):
         run_self_test(shipped, trusted=tmp_path / "key")
     ec = generate_private_key(SECP256R1())
     (tmp_path / "ec").write_bytes(ec.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -201,7 +201,7 @@ def test_reasons_are_the_true_ones(tmp_path: Path) -> None:
         "x" * 300 + ".mp4": "cannot be opened: File name too long",
         "nul\0.mp4": "cannot be opened: embedded null byte",
         "empty.mp4": r"is empty \(0 bytes\)",
-        "folder.mp4": "is no regular file",
+        "folder.mp4": "is not a regular file",
         "text.mp4": "cannot be opened as a video: damaged",
     }
     (tmp_path / "empty.mp4").touch()
@@ -209,7 +209,7 @@ def test_reasons_are_the_true_ones(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no film")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.mp4")
-        reasons["pipe.mp4"] = "is no regular file"
+        reasons["pipe.mp4"] = "is not a regular file"
     for name, reason in reasons.items():
         with pytest.raises(ImageError, match=reason):
             VideoFile(tmp_path / name)

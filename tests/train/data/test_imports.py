@@ -74,7 +74,7 @@ def test_fer2013_with_its_own_label_order(fer2013: Path, tmp_path: Path) -> None
     assert _images(output) == set(expected)
     for path, number in expected.items():
         assert np.array_equal(read_image(output / path), _face(number))
-    assert "fer2013.csv, row 15: has 3 pixels, which are no square" in run.output
+    assert "fer2013.csv, row 15: has 3 pixels, which do not form a square" in run.output
     assert "fer2013.csv, row 16: has no label" in run.output
     assert "14 images, 2 cannot be used" in run.output
     rows = list(csv.DictReader((output / "images.csv").open(newline="")))
@@ -122,7 +122,7 @@ def test_votes_of_other_rows_are_refused(fer2013: Path, tmp_path: Path) -> None:
     file = fer2013.parent / "fer2013new.csv"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:-1]))
-    assert "has 15 rows and the images are more" in _import(fer2013, tmp_path / "data").output
+    assert "has 15 rows, fewer than the images" in _import(fer2013, tmp_path / "data").output
     file.write_text("".join([*lines, lines[-1]]))
     assert "has more rows than the 16 images" in _import(fer2013, tmp_path / "data").output
 
@@ -267,8 +267,8 @@ def test_labels_and_paths_of_a_hostile_table_stay_inside(tmp_path: Path) -> None
         (b"", "is empty"),
         (b"a,b\n1,2\n", "neither a header that is known nor a path and a label"),
         (b"a.jpg 0 10 20 30 40 0.9 6\n", "neither a header that is known nor a path and a label"),  # as ExpW's list
-        (b"path,size\na.jpg,2\n", "name the one of the labels: --label-column"),
-        (b"label,size\nhappy,2\n", "name the one of the paths: --path-column"),
+        (b"path,size\na.jpg,2\n", "name the column of labels with --label-column"),
+        (b"label,size\nhappy,2\n", "name the column of paths with --path-column"),
         (b"path,label\n", "has no rows"),
         (b"path,label\ngone.jpg,happy\n", "none of the first 1 images .* --images DIR"),
         (b"path,label\n\xff\xfe\xfa,happy\n", "is damaged or no text"),

@@ -155,7 +155,7 @@ def test_votes_move_with_their_images(source: Path, tmp_path: Path) -> None:
     ("group", "message"),
     [
         (r"(", "neither a column .* nor a regular expression"),
-        (r"person\d", "tells the person of no image; .* such as s00_0.png"),
+        (r"person\d", "matches no image; .* such as s00_0.png"),
         (r"s", r"no image of calm would be in validation: it has 1 person;"),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_state_of_other_settings_is_refused(images: Path, tmp_path: Path) -> N
     for key, value in (("network", {}), ("history", {"epochs": [1]}), ("optimizer", 3), ("dropout", None)):
         state.write_bytes(pack_state({**content, key: value}))
         same = Trainer(create_network("v0"), *faces, one, device=cpu, seed=0, identity={"seed": 0})
-        with pytest.raises(CheckpointError, match="is no state of this training"):
+        with pytest.raises(CheckpointError, match="is not a state of this training"):
             same.run(resume_path=state, resume=True)
 
 

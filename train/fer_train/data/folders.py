@@ -224,7 +224,7 @@ def _classes_of(folder: Path, images_of: Mapping[str, Sequence[str]]) -> tuple[s
     try:
         return check_labels(tuple(images_of))
     except ValueError as error:
-        raise DataError(f"the class folders of {folder} are no labels of a model: {error}") from error
+        raise DataError(f"the class folders of {folder} cannot be labels: {error}") from error
 
 
 def _check_classes(folder: Path, images_of: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:

@@ -327,7 +327,7 @@ def face_from_pixels(text: str) -> Uint8Array:
         raise ImageError("its pixels are not numbers") from None
     side = round(len(values) ** 0.5)
     if not len(values) or side * side != len(values):
-        raise ImageError(f"has {len(values)} pixels, which are no square")
+        raise ImageError(f"has {len(values)} pixels, which do not form a square")
     if values.min() < 0 or values.max() > 255:
         raise ImageError("has pixels outside 0 to 255")
     return values.astype(np.uint8).reshape(side, side)
@@ -371,7 +371,7 @@ def _votes_file(table: Table, options: ImportOptions, report: ImportReport) -> P
     if options.votes is not None:
         if table.pixels is None:
             raise DataError(
-                f"--votes takes FER+'s {_FERPLUS_FILE}, whose rows are those of fer2013.csv, a table of pixels"
+                f"--votes (FER+'s {_FERPLUS_FILE}) works only for fer2013.csv, a table of pixels; leave it out"
             )
         return options.votes
     beside = table.file.parent / _FERPLUS_FILE
@@ -409,7 +409,7 @@ class _VotesWriter:
         row = next(self._rows, None)
         self._count += 1
         if row is None:
-            raise DataError(f"{self._file} has {self._count - 1} rows and the images are more; both must be whole")
+            raise DataError(f"{self._file} has {self._count - 1} rows, fewer than the images; copy both files again")
         try:
             votes = [sum(int(row[place]) for place in places) for places in self._places.values()]
         except (IndexError, ValueError):
@@ -421,5 +421,5 @@ class _VotesWriter:
 
     def finish(self) -> str:
         if next(self._rows, None) is not None:
-            raise DataError(f"{self._file} has more rows than the {self._count} images; both must be whole")
+            raise DataError(f"{self._file} has more rows than the {self._count} images; copy both files again")
         return self._text.getvalue()

@@ -144,8 +144,8 @@ def _persons(
     without = [image.name for image in images if not persons.get(image.name)]
     if len(without) == len(images):
         raise DataError(
-            f"--group {group} tells the person of no image; it is searched in the path below the class folder, such as "
-            f"{printable(images[0].below, limit=80)}, or names a column of {' or '.join(_TABLES)}"
+            f"--group {group} matches no image; give a pattern in the path below the class folder, such as "
+            f"{printable(images[0].below, limit=80)}, or a column of {' or '.join(_TABLES)}"
         )
     if without:
         shown = ", ".join(printable(path, limit=80) for path in without[:_NAMED])

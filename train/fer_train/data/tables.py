@@ -131,8 +131,8 @@ def read_table(file: Path, given: Columns) -> Table:
     label = find(given.label, _LABEL_COLUMNS, "--label-column")
     split = find(given.split, _SPLIT_COLUMNS, "--split-column")
     if label is None or (path is None and pixels is None):
-        lacking = "labels: --label-column" if label is None else "paths: --path-column"
-        raise DataError(f"{file} has the columns {_shown(names)}; name the one of the {lacking} NAME")
+        lacking = "labels with --label-column" if label is None else "paths with --path-column"
+        raise DataError(f"{file} has the columns {_shown(names)}; name the column of {lacking} NAME")
     return _table(file, tuple(names), True, delimiter, path=path, label=label, split=split, pixels=pixels)
 
 

@@ -98,7 +98,7 @@ class ExportedTeacher(nn.Module):
             self._recognizer.size, self._recognizer.color, faces
         )
         if fault:
-            raise ModelFileError(f"{file} is no teacher for {', '.join(faces.classes)}: {fault}")
+            raise ModelFileError(f"{file} cannot be a teacher for {', '.join(faces.classes)}: {fault}")
         self._order = [labels.index(label) for label in faces.classes]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _load(path: Path, faces: LabelledFaces, device: torch.device) -> nn.Module:
             continue
         fault = label_difference(faces.classes, checkpoint.expressions)
         if fault := fault or _other_faces(checkpoint.size, checkpoint.color, faces):
-            raise CheckpointError(f"{path} is no teacher for {', '.join(faces.classes)}: {fault}")
+            raise CheckpointError(f"{path} cannot be a teacher for {', '.join(faces.classes)}: {fault}")
         network = in_label_order(checkpoint, faces.classes).network()
         return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
     raise errors[0]

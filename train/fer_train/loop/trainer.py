@@ -181,8 +181,8 @@ class Trainer:
             loss, accuracy = self._train_epoch(epoch, progress)
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"the loss of epoch {epoch} is {loss}: it has diverged; start anew with a lower --lr "
-                    f"than {self.recipe.lr:g}, or without the --set that did it"
+                    f"the loss of epoch {epoch} is {loss}: it has diverged; start again with a lower --lr "
+                    f"than {self.recipe.lr:g}, or without the --set that caused it"
                 )
             network = self.average.module if self.average is not None else self.network
             evaluation = self.evaluate(network)
@@ -381,7 +381,8 @@ class Trainer:
             self._load(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise CheckpointError(
-                f"{path} is no state of this training ({first_line(error)}); delete it and start again without --resume"
+                f"{path} is not a state of this training ({first_line(error)}); delete it and start again without "
+                "--resume"
             ) from error
 
     def _load(self, state: dict[str, Any]) -> None:

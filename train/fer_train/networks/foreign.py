@@ -35,7 +35,7 @@ def load_function(target: str) -> Callable[..., Any]:
     except AttributeError as error:
         raise CheckpointError(f"{module} has no {attribute}; give --model {module}:FUNCTION") from error
     if not callable(function):
-        raise CheckpointError(f"{target} is no function that makes a network")
+        raise CheckpointError(f"{target} is not a function; give one that returns a torch.nn.Module")
     made: Callable[..., Any] = function
     return made
 
@@ -123,7 +123,7 @@ def adapted(network: Any, *, source: str, classes: int, size: int, color: str) -
         CheckpointError: it is no network, or does not give a logit per class for such faces.
     """
     if not isinstance(network, nn.Module):
-        raise CheckpointError(f"{source} gives a {type(network).__name__}, not a torch.nn.Module")
+        raise CheckpointError(f"{source} returns a {type(network).__name__}, not a torch.nn.Module")
     if next(network.parameters(), torch.empty(0)).is_meta:
         return network  # asked for its shapes alone
     planes, reason = None, ""

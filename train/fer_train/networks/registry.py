@@ -60,7 +60,7 @@ def _call(build: Any, wanted: dict[str, Any], name: str) -> Any:
     taken = {one.name for one in parameters}
     if not takes_all and "classes" not in taken and wanted["classes"] != FER2013.classes:
         raise CheckpointError(
-            f"the function of {name} takes no argument `classes`, and makes networks of one number alone"
+            f"the function of {name} takes no argument `classes`, so it cannot make a network for these classes; add it"
         )
     return build(**{key: value for key, value in wanted.items() if takes_all or key in taken})
 
