@@ -118,7 +118,7 @@ def recognize_files(
     if isinstance(paths, (str, bytes, PathLike)):
         raise ValueError(
             f"paths must be a list of image files, not {paths!r}; for a folder: "
-            f"recognize_files(recognizer, find_images({os.fspath(paths)!r})), from fer_runtime import find_images"
+            f"recognize_files(recognizer, find_images({os.fsdecode(paths)!r})), from fer_runtime import find_images"
         )
     cpus = available_cpus()
     workers = workers or cpus

@@ -56,7 +56,7 @@ def test_a_run_over_one_image_starts_no_thread(recognizer: Recognizer, picture: 
 @pytest.mark.parametrize("paths", ["pics", b"pics", Path("pics")])
 def test_one_path_is_not_taken_for_many(recognizer: Recognizer, paths: Any) -> None:
     # At once, not when the first row is asked for.
-    with pytest.raises(ValueError, match=r"for a folder: recognize_files\(recognizer, Inputs\(\[b?'pics'\]\)\)"):
+    with pytest.raises(ValueError, match=r"for a folder: recognize_files\(recognizer, find_images\('pics'\)\)"):
         recognize_files(recognizer, paths)
 
 
