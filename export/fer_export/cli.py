@@ -576,7 +576,7 @@ def _site(options: SiteRun) -> None:
     say(f"{options.site}  {path.name}, {written.site_bytes / 1e6:.1f} MB, {finder}")
     if options.serve:
         with create_server(options.site) as server:
-            say(f"http://127.0.0.1:{server.server_address[1]}/  Ctrl-C ends it")
+            say(f"http://127.0.0.1:{server.server_address[1]}/  stop with Ctrl-C")
             with suppress(KeyboardInterrupt):
                 server.serve_forever()
 

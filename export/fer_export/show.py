@@ -42,7 +42,7 @@ def show_export(report: ExportReport) -> None:
         if one.point is not None:
             say(f"{one.path.name}: {describe(one.point)}")
     if not report.calibration.faces:
-        say("temperature 1: not calibrated, for want of labelled faces (--data)")
+        say("temperature 1: not calibrated; labelled faces (--data) calibrate it")
     golden = report.coverage
     say(
         f"{len(golden.golden)} golden faces switch on {golden.covered} of {golden.live} live units"

@@ -436,7 +436,7 @@ def _audit(options: AuditRun) -> None:
     splits = {"train": read.train, "validation": read.validation}
     found = audit_faces(splits)
     say(found.to_text())
-    say("fer-train --audit is now: fer-data audit DATA; the old spelling leaves with the next version", err=True)
+    say("fer-train --audit is now: fer-data audit DATA; the next version removes the old spelling", err=True)
     for path in write_audit(found, options.audit, splits):
         say(path)
 

@@ -89,8 +89,8 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
         )
     if summary.without_face and detector == "haar" and not quiet:
         click.echo(
-            "  Haar's cascade sees frontal faces, and small ones only where it finds no larger; YuNet finds more, once "
-            "it is there: fer-infer --fetch-yunet",
+            "  Haar's cascade finds frontal faces, and small ones only if it finds no larger; YuNet finds more: "
+            "fer-infer --fetch-yunet",
             err=True,
         )
     if left_out.folders and not quiet:

@@ -296,7 +296,7 @@ def split(
     if report.dropped:
         say(f"left out         {counted(report.dropped, 'image')} by --drop")
     if report.there:
-        say(f"were there       {counted(report.there, 'image')}")
+        say(f"already there    {counted(report.there, 'image')}")
     say(printable(output / SPLIT_FILE))
 
 
@@ -426,7 +426,7 @@ def _print_crops(report: CropReport) -> None:
     for kind, count in sorted(by_reason.items(), key=lambda one: -one[1]):
         say(f"  {count} x {printable(kind)}")
     if report.reasons and report.detector == "haar":
-        _say("faces were searched with Haar's cascade; YuNet finds more, once it is there: fer-infer --fetch-yunet")
+        _say("faces were searched with Haar's cascade; YuNet finds more: fer-infer --fetch-yunet")
     if report.copies:
         images = sum(map(len, report.copies))
         conflicts = sum(len({label for _, label in group}) > 1 for group in report.copies)
