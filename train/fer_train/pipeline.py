@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fer_runtime.errors import CheckpointError, DataError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.files import sha256_of
 from fer_runtime.metrics import confusion_matrix
 from fer_runtime.model.find import checkpoint_path, file_stem, results_path
-from fer_train.checkpoints import Checkpoint, load_start, save_checkpoint
+from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.dataset import load_splits
 from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.dropping import without_named
@@ -26,14 +26,10 @@ from fer_train.data.votes import open_votes, usable
 from fer_train.loop.distill import load_teachers
 from fer_train.loop.distributed import ALONE, World, from_writer, one_per_machine_first
 from fer_train.loop.trainer import Progress, Trainer
-from fer_train.networks.architectures import find_architecture, is_timm
-from fer_train.networks.pretrained import imagenet_weights
-from fer_train.networks.registry import NetworkShape, create_network, last_layer
+from fer_train.networks.registry import NetworkShape, create_network
 from fer_train.recipes import Recipe
 from fer_train.results import TrainingResults, tool_versions, write_results
-
-# How the names of the layers behind the features begin, in every network of ours.
-_LAST_LAYERS = ("fc.", "fc_layer.4.")
+from fer_train.starting_weights import start_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +132,7 @@ def train_model(
     torch.manual_seed(seed)  # the fresh weights
     shape = NetworkShape(classes=len(train.classes), size=size, color=color)
     network = create_network(network_name, shape, dropout=recipe.dropout)
-    one_per_machine_first(lambda: _start_from(network, network_name, weights, train.classes, shape), world)
+    one_per_machine_first(lambda: start_from(network, network_name, weights, train.classes, shape), world)
     identity = {
         "model": network_name,
         "recipe": json.dumps(trained_with(recipe), sort_keys=True),
@@ -270,64 +266,6 @@ def load_training_faces(
             f"{', '.join([*drop, *map(str, drop_files)]) or 'none'}); add some, or leave out fewer with --drop"
         )
     return TrainingFaces(whole=whole, train=train, validation=validation, note=splits.note)
-
-
-def _start_from(network: nn.Module, name: str, weights: str, classes: Sequence[str], shape: NetworkShape) -> None:
-    """Load the weights that the training starts from.
-
-    Every layer but the last must fit. Of the last one, the rows of labels that the file has, too, are kept by name.
-    """
-    if weights == "none":
-        return
-    labels: tuple[str, ...] = ()
-    if weights == "imagenet":
-        state = _imagenet_weights(name, shape)
-    else:
-        start = load_start(Path(weights), name=name)
-        state, labels = (start.state_dict, start.expressions) if isinstance(start, Checkpoint) else (start, ())
-    own = network.state_dict()
-    last = last_layer(name, shape)
-    known = [label for label in classes if label in labels]
-    fresh: set[str] = set()  # of the layers behind the features
-    if known and all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in last):
-        for key in last:
-            rows = own[key].clone()
-            rows[[classes.index(label) for label in known]] = state[key][[labels.index(label) for label in known]]
-            state = {**state, key: rows}
-    elif labels:
-        fresh = set(last)
-    elif any(key not in state or state[key].shape != own[key].shape for key in last):
-        # Weights that do not say of what their classes are: all layers behind the features are of no use.
-        fresh = {*last, *(key for key in (*state, *own) if key.startswith(_LAST_LAYERS))}
-    state = {key: value for key, value in state.items() if key not in fresh}
-    state = {key: _in_gray(value, own[key]) if key in own else value for key, value in state.items()}
-    unfit = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
-    # Counters of BatchNorm came later than some files that are about.
-    missing = [key for key in own if key not in state and key not in fresh and "num_batches" not in key]
-    if unfit or missing:
-        fault = f"{unfit[0]} is unknown or has another shape" if unfit else f"{missing[0]} is missing"
-        raise CheckpointError(
-            f"the weights in {weights} do not fit {name}: {fault}; every layer but the last must be there, for "
-            f"{shape.color} faces of {shape.size} x {shape.size}"
-        )
-    network.load_state_dict(state, strict=False)
-
-
-def _imagenet_weights(name: str, shape: NetworkShape) -> dict[str, Tensor]:
-    if is_timm(name):
-        from fer_train.networks.foreign import timm_pretrained
-
-        return timm_pretrained(name.partition(":")[2], classes=shape.classes, size=shape.size, color=shape.color)
-    if find_architecture(name).weights != "imagenet":
-        raise CheckpointError(f"there are no ImageNet weights for {name}; give --weights none or a file")
-    return imagenet_weights()
-
-
-def _in_gray(weights: Tensor, own: Tensor) -> Tensor:
-    """Weights of a first layer over three colours, summed for one that takes gray faces alone."""
-    if weights.ndim == 4 and (weights.shape[1], own.shape[1:2]) == (3, (1,)) and weights.shape[2:] == own.shape[2:]:
-        return weights.sum(1, keepdim=True)
-    return weights
 
 
 def data_summary(whole: LabelledFaces, train: LabelledFaces, validation: LabelledFaces) -> dict[str, Any]:
