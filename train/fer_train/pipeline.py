@@ -29,7 +29,7 @@ from fer_train.loop.trainer import Progress, Trainer
 from fer_train.networks.registry import NetworkShape, create_network
 from fer_train.recipes import Recipe
 from fer_train.results import TrainingResults, tool_versions, write_results
-from fer_train.starting_weights import start_from
+from fer_train.starting_weights import start_from, weights_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,8 @@ def train_model(
         DownloadError: the ImageNet weights are not there and cannot be fetched.
     """
     device = device or torch.device("cpu")
-    for path in [*teachers, *([] if weights in ("none", "imagenet") else [Path(weights)])]:
+    start = weights_file(weights)
+    for path in [*teachers, *([] if start is None else [start])]:
         if not path.is_file():  # said before the images are decoded
             raise CheckpointError(f"no file at {path}; train one, or give another")
     file_name = name or network_name
@@ -128,19 +129,11 @@ def train_model(
         color=color,
         seed=seed,
     )
-    whole, train, validation = faces.whole, faces.train, faces.validation
+    train, validation = faces.train, faces.validation
     torch.manual_seed(seed)  # the fresh weights
     shape = NetworkShape(classes=len(train.classes), size=size, color=color)
     network = create_network(network_name, shape, dropout=recipe.dropout)
     one_per_machine_first(lambda: start_from(network, network_name, weights, train.classes, shape), world)
-    identity = {
-        "model": network_name,
-        "recipe": json.dumps(trained_with(recipe), sort_keys=True),
-        "seed": seed,
-        "data": train.fingerprint + validation.fingerprint,  # which covers size and colour
-        "starting weights": weights if weights in ("none", "imagenet") else sha256_of(Path(weights)),
-        "teachers": json.dumps([sha256_of(path) for path in teachers]),
-    }
     trainer = Trainer(
         network,
         train,
@@ -150,8 +143,8 @@ def train_model(
         seed=seed,
         teachers=load_teachers(teachers, train, device, views=recipe.teacher_views) if teachers else None,
         world=world,
-        identity=identity,
-        starts_trained=weights not in ("none", "imagenet"),
+        identity=_identity(network_name, recipe, faces, weights=weights, teachers=teachers, seed=seed),
+        starts_trained=start is not None,
     )
     trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
 
@@ -162,11 +155,7 @@ def train_model(
         recipe=recipe_name,
         settings={
             **recipe.to_dict(),
-            "weights": weights if weights in ("none", "imagenet") else Path(weights).name,
-            "teachers": [path.name for path in teachers],
-            **({"teachers_sha256": [sha256_of(path) for path in teachers]} if teachers else {}),
-            "votes": None if votes is None else Path(votes).name,
-            **({"drop_files_sha256": [sha256_of(path) for path in drop_files]} if drop_files else {}),
+            **_settings_from_files(weights, teachers, votes, drop_files),
             "device": device.type,
             "threads": torch.get_num_threads(),
             "processes": world.size,
@@ -175,9 +164,9 @@ def train_model(
         history=trainer.history,
         expressions=train.classes,
         confusion=confusion_matrix(validation.labels, predictions, classes=len(validation.classes)),
-        accuracy_without_duplicates=accuracy_of_unseen(whole, validation, predictions),
+        accuracy_without_duplicates=accuracy_of_unseen(faces.whole, validation, predictions),
         votes=reached.votes,
-        data=data_summary(whole, train, validation),
+        data=data_summary(faces.whole, train, validation),
         versions=tool_versions(),
     )
     trained = Trained(
@@ -193,6 +182,41 @@ def train_model(
         # Last: a run killed before this line finishes its files with --resume.
         resume_path.unlink(missing_ok=True)
     return trained
+
+
+def _identity(
+    network_name: str,
+    recipe: Recipe,
+    faces: TrainingFaces,
+    *,
+    weights: str,
+    teachers: Sequence[Path],
+    seed: int,
+) -> dict[str, Any]:
+    """What a run must have in common with the killed run that it continues; stored in the resume file."""
+    start = weights_file(weights)
+    return {
+        "model": network_name,
+        "recipe": json.dumps(trained_with(recipe), sort_keys=True),
+        "seed": seed,
+        "data": faces.train.fingerprint + faces.validation.fingerprint,  # which covers size and colour
+        "starting weights": weights if start is None else sha256_of(start),
+        "teachers": json.dumps([sha256_of(path) for path in teachers]),
+    }
+
+
+def _settings_from_files(
+    weights: str, teachers: Sequence[Path], votes: str | Path | None, drop_files: Sequence[Path]
+) -> dict[str, Any]:
+    """The files of a run as its results name them: without their folders, and by checksum where the content counts."""
+    start = weights_file(weights)
+    return {
+        "weights": weights if start is None else start.name,
+        "teachers": [path.name for path in teachers],
+        **({"teachers_sha256": [sha256_of(path) for path in teachers]} if teachers else {}),
+        "votes": None if votes is None else Path(votes).name,
+        **({"drop_files_sha256": [sha256_of(path) for path in drop_files]} if drop_files else {}),
+    }
 
 
 def trained_with(recipe: Recipe) -> dict[str, Any]:

@@ -17,10 +17,24 @@ from fer_train.networks.registry import NetworkShape, last_layer
 _LAST_LAYERS = ("fc.", "fc_layer.4.")
 
 
+def weights_file(weights: str) -> Path | None:
+    """The file that `--weights` names; None for "none" and "imagenet"."""
+    return None if weights in ("none", "imagenet") else Path(weights)
+
+
 def start_from(network: nn.Module, name: str, weights: str, classes: Sequence[str], shape: NetworkShape) -> None:
     """Load the weights that the training starts from.
 
     Every layer but the last must fit. Of the last one, the rows of labels that the file has, too, are kept by name.
+
+    Args:
+        network: of that name and shape, with fresh weights.
+        weights: "none", "imagenet", or the path of a weights file.
+        classes: labels in the order of the network's logits.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit, or there are no ImageNet weights for the network.
+        DownloadError: the ImageNet weights are not there and cannot be fetched.
     """
     if weights == "none":
         return
