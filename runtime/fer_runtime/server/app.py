@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -51,42 +51,34 @@ def create_app(
         live: what /live shows.
         tasks: started with the application, and cancelled at its end.
     """
-    metrics = recognition.metrics
     budget = BodyBudget(recognition.settings.max_body)
-    metrics.body_bytes.set_function(lambda: budget.used)
+    recognition.metrics.body_bytes.set_function(lambda: budget.used)
+    routes = _routes(recognition, budget)
+    if live is not None:
+        routes += live.routes()
+    app = Starlette(
+        routes=routes, lifespan=_running_beside(tasks), exception_handlers=_exception_handlers(recognition.metrics)
+    )
+    guard = Guard(app, recognition, _route_namer(routes), ENDLESS if live is not None else frozenset())
+    guard.express = Express(recognition, budget, guard.check)
+    return guard
+
+
+def _routes(recognition: Recognition, budget: BodyBudget) -> list[Route]:
     images = ImagesApi(recognition, budget)
+    state = _StateApi(recognition)
     protocol = InferenceProtocol(recognition, budget)
-
-    async def health_live(request: Request) -> Response:
-        return JSONResponse({"live": True})
-
-    async def health_ready(request: Request) -> Response:
-        """The self-test of every model that is served."""
-        passed = {}
-        for model in recognition.models:
-            failed = await model.checked(recognition.computers)
-            metrics.self_tests.labels(model.name, "failed" if failed else "passed").inc()
-            passed[model.name] = {"passed": not failed, "failed_checks": failed}
-        ready = bool(passed) and all(one["passed"] for one in passed.values())
-        return JSONResponse({"ready": ready, "models": passed}, 200 if ready else 503)
-
-    async def show_metrics(request: Request) -> Response:
-        return Response(metrics.to_text(), headers={"Content-Type": CONTENT_TYPE})
-
-    async def openapi(request: Request) -> Response:
-        return JSONResponse(describe_api(recognition.settings))
-
-    routes = [
+    return [
         Route("/v1/images", images.images, methods=["POST"]),
         Route("/v1/crops", images.crops, methods=["POST"]),
         Route("/v1/models", images.models, methods=["GET"]),
-        Route("/health/live", health_live, methods=["GET"]),
-        Route("/health/ready", health_ready, methods=["GET"]),
-        Route("/metrics", show_metrics, methods=["GET"]),
-        Route("/openapi.json", openapi, methods=["GET"]),
+        Route("/health/live", state.live, methods=["GET"]),
+        Route("/health/ready", state.ready, methods=["GET"]),
+        Route("/metrics", state.metrics, methods=["GET"]),
+        Route("/openapi.json", state.openapi, methods=["GET"]),
         Route("/v2", protocol.server, methods=["GET"]),
-        Route("/v2/health/live", health_live, methods=["GET"]),
-        Route("/v2/health/ready", health_ready, methods=["GET"]),
+        Route("/v2/health/live", state.live, methods=["GET"]),
+        Route("/v2/health/ready", state.ready, methods=["GET"]),
         Route("/v2/repository/index", protocol.index, methods=["POST"]),
         *(
             Route(f"/v2/models/{{name}}{version}{what}", handler, methods=[method])
@@ -99,8 +91,35 @@ def create_app(
         ),
     ]
 
-    if live is not None:
-        routes += live.routes()
+
+class _StateApi:
+    """What the service tells of itself: health, metrics, and the description of its addresses."""
+
+    def __init__(self, recognition: Recognition) -> None:
+        self._recognition = recognition
+
+    async def live(self, request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """The self-test of every model that is served."""
+        passed = {}
+        for model in self._recognition.models:
+            failed = await model.checked(self._recognition.computers)
+            self._recognition.metrics.self_tests.labels(model.name, "failed" if failed else "passed").inc()
+            passed[model.name] = {"passed": not failed, "failed_checks": failed}
+        ready = bool(passed) and all(one["passed"] for one in passed.values())
+        return JSONResponse({"ready": ready, "models": passed}, 200 if ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._recognition.metrics.to_text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(describe_api(self._recognition.settings))
+
+
+def _exception_handlers(metrics: Metrics) -> dict[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    """The answers to requests that fail, by the class of the exception."""
 
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestError)
@@ -123,6 +142,14 @@ def create_app(
         # A fault of ours; starlette raises it again, and the guard logs it.
         return JSONResponse({"error": FAULT}, 500)
 
+    return {RequestError: refuse, HTTPException: refuse_route, ClientDisconnect: note_closed, Exception: fail}
+
+
+def _running_beside(
+    tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]],
+) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """The application's lifespan, for which the tasks run."""
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         running = [asyncio.ensure_future(task()) for task in tasks]
@@ -132,16 +159,11 @@ def create_app(
         for one in running:
             one.cancel()
 
-    app = Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        exception_handlers={
-            RequestError: refuse,
-            HTTPException: refuse_route,
-            ClientDisconnect: note_closed,
-            Exception: fail,
-        },
-    )
+    return lifespan
+
+
+def _route_namer(routes: Sequence[Route]) -> Callable[[Scope], str]:
+    """A function that gives the template of the route that answered, for the metrics."""
     # Of the addresses of one handler, the first.
     templates = {route.endpoint: route.path for route in reversed(routes)}
 
@@ -150,9 +172,7 @@ def create_app(
         endpoint = scope.get("endpoint")
         return "other" if endpoint is None else templates.get(endpoint, "other")
 
-    guard = Guard(app, recognition, route_of, ENDLESS if live is not None else frozenset())
-    guard.express = Express(recognition, budget, guard.check)
-    return guard
+    return route_of
 
 
 def _note_end(task: asyncio.Future[None]) -> None:
