@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -45,12 +45,12 @@ def run_on_images(options: ImagesRun, format_name: str) -> bool:
 def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: ExitStack) -> bool:
     destinations = destinations_of(options)
     existing = destinations.existing()
-    partial = None
+    rows_file = None
     if destinations.output is not None and not (options.resume and _is_complete(destinations.output)):
-        partial = PartialFile(destinations.output)  # from here on no other run writes these rows
-        stack.callback(partial.close)
+        rows_file = PartialFile(destinations.output)  # from here on no other run writes these rows
+        stack.callback(rows_file.close)
         if not options.resume:
-            partial.refuse_unfinished()
+            rows_file.refuse_unfinished()
     given = GivenPaths(options.paths, null_separated=options.null_separated)
     shipped = sample_images() if options.samples else []
     listed: Iterable[str] = chain(given, shipped)
@@ -61,14 +61,14 @@ def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: Ex
         listed = list(listed)
         destinations.check_listed(listed)
     job = _Job(
-        recognizer,
-        Inputs(listed, recursive=options.recursive),
-        given.read,
-        given.must_wait,
-        _Extras.of(recognizer, destinations, options),
+        recognizer=recognizer,
+        inputs=Inputs(listed, recursive=options.recursive),
+        read=given.read,
+        must_wait=given.must_wait,
+        extras=_Extras.of(recognizer, destinations, options),
         quiet=options.quiet,
     )
-    if destinations.output is not None and partial is None:
+    if destinations.output is not None and rows_file is None:
         failed = job.check_complete(destinations.output)
     else:
         # Not among the rows, where these go to the terminal themselves.
@@ -79,7 +79,7 @@ def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: Ex
             total = sum(1 for _ in Inputs(chain(GivenPaths(options.paths), shipped), options.recursive))
         failed = job.write_rows(
             OUTPUT_FORMATS[format_name],
-            partial,
+            rows_file,
             existing,
             resume=options.resume,
             is_resumable=OUTPUT_FORMATS[format_name].is_resumable and options.random_count is None,
@@ -117,6 +117,10 @@ class _Extras(NamedTuple):
             sheet = SheetOfFaces(destinations.contact_sheet, ContactSheet(labels), truth)
         return cls(copies, sheet)
 
+    @property
+    def need_images(self) -> bool:
+        return self.copies is not None or self.sheet is not None
+
     def add(self, image: Uint8Array | None, row: ImageResult) -> ImageResult:
         """Take one image and its row; the row that is to be written."""
         if self.sheet is not None:
@@ -151,10 +155,12 @@ class _Extras(NamedTuple):
 
 
 class _Job(NamedTuple):
+    """A run over images, ready to write its rows."""
+
     recognizer: Recognizer
     inputs: Inputs
-    read: Callable[[str], bytes]
-    must_wait: Callable[[], bool]
+    read: Callable[[str], bytes]  # of one of the inputs
+    must_wait: Callable[[], bool]  # whether the next path is still to come on standard input
     extras: _Extras
     quiet: bool
 
@@ -174,7 +180,7 @@ class _Job(NamedTuple):
     def write_rows(
         self,
         output_format: OutputFormat,
-        partial: PartialFile | None,
+        rows_file: PartialFile | None,
         existing: Sequence[ExistingFile],
         *,
         resume: bool,
@@ -182,21 +188,21 @@ class _Job(NamedTuple):
         total: int | None,
         shows_progress: bool,
     ) -> bool:
-        """Write all rows; whether any image failed or was missed, now or in the run that is continued."""
+        """Write all rows; whether any image failed or was missed, now or in the run that is continued.
+
+        Args:
+            rows_file: where they are collected; None writes them to standard output.
+            existing: files that the run writes, so that none of them is taken for an image.
+            resume: continue the rows in `rows_file`.
+            is_resumable: a later run can continue these rows.
+            total: images of the run, for the progress; None where they were not counted.
+        """
         recognizer, extras = self.recognizer, self.extras
         rows = output_format.create(recognizer.labels)
-        has_extras = extras.copies is not None or extras.sheet is not None
         finished, paths = Finished(), guarded(self.inputs, existing)
-        if partial is not None:
+        if rows_file is not None:
             settings = recognizer.settings() | extras.settings() if is_resumable else None
-            if resume and partial.size:
-                check_settings(partial.path, partial.settings, settings or {})
-                finished = finished_rows(partial.path, BlockEnds(keeps_images=has_extras))
-            if resume and not self.quiet:
-                click.echo(f"{counted(finished.rows, 'row')} from the run before", err=True)
-            extras.replay(partial.path, finished, self.read)
-            paths = paths_left(paths, partial.path, finished)
-            partial.start(finished.size, settings)
+            finished, paths = self._continue(rows_file, paths, settings, resume=resume)
         summary = JobSummary()
         written = JobSummary(seconds_by_stage=summary.seconds_by_stage)  # the rows that reach the output
         started = perf_counter()
@@ -205,49 +211,63 @@ class _Job(NamedTuple):
             paths,
             summary=summary,
             read=self.read,
-            on_row=extras.add if has_extras else None,
-            block_ends=BlockEnds(keeps_images=has_extras, images=finished.rows),
+            on_row=extras.add if extras.need_images else None,
+            block_ends=BlockEnds(keeps_images=extras.need_images, images=finished.rows),
             isolate_first=_SUSPECTS if resume else 0,
             # In a file, blocks end where --resume finds them again.
-            must_wait=self.must_wait if partial is None else None,
+            must_wait=self.must_wait if rows_file is None else None,
         )
         progress = Progress(
             images_done(written, None if total is None else total - finished.rows), is_shown=shows_progress
         )
-
-        def say() -> None:
-            say_summary(
-                written,
-                left_out=self.inputs.left_out,
-                seconds=perf_counter() - started,
-                detector=recognizer.detector_used,
-                quiet=self.quiet,
-            )
-
-        def write(result: ImageResult) -> None:
-            sink.write(rows.row(result), count=lambda: written.count(result))
-
         try:
             with (
                 closing(results),
                 progress,
-                opened_sink(partial, frame=output_format.create_frame(), resumable=is_resumable) as sink,
+                opened_sink(rows_file, frame=output_format.create_frame(), resumable=is_resumable) as sink,
             ):
                 if not finished.rows:
                     sink.write(rows.header())
                 for result in results:
                     writing = perf_counter()
-                    write(result)
+                    sink.write(rows.row(result), count=partial(written.count, result))
                     if written.images == summary.images:  # the last row of its block: the next one may take a while
                         sink.flush()
                     summary.seconds_by_stage["write"] += perf_counter() - writing
                     progress.say()
         except KeyboardInterrupt:
-            say()
+            self._say_summary(written, started)
             raise
-        say()
+        self._say_summary(written, started)
         was_empty = not (written.images or finished.rows)
         return was_empty or bool(written.failed or finished.failed or self.inputs.left_out.only_folders)
+
+    def _continue(
+        self, rows_file: PartialFile, paths: Iterable[str], settings: dict[str, Any] | None, *, resume: bool
+    ) -> tuple[Finished, Iterator[str]]:
+        """Make the file ready for the next row.
+
+        Returns:
+            the rows of an earlier run that stay in it, and the paths that have none.
+        """
+        finished = Finished()
+        if resume and rows_file.size:
+            check_settings(rows_file.path, rows_file.settings, settings or {})
+            finished = finished_rows(rows_file.path, BlockEnds(keeps_images=self.extras.need_images))
+        if resume and not self.quiet:
+            click.echo(f"{counted(finished.rows, 'row')} from the run before", err=True)
+        self.extras.replay(rows_file.path, finished, self.read)
+        rows_file.start(finished.size, settings)
+        return finished, paths_left(paths, rows_file.path, finished)
+
+    def _say_summary(self, written: JobSummary, started: float) -> None:
+        say_summary(
+            written,
+            left_out=self.inputs.left_out,
+            seconds=perf_counter() - started,
+            detector=self.recognizer.detector_used,
+            quiet=self.quiet,
+        )
 
 
 def _class_folder(path: str, labels: Sequence[str]) -> str | None:
