@@ -33,6 +33,7 @@ from fer_runtime.model.find import (
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
 from fer_train.data.dataset import load_splits, load_validation
+from fer_train.data.folders import LabelledFaces
 
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
 
@@ -134,12 +135,7 @@ def publish_files(
         ExportRefusedError: a file failed its gate; the others are published.
         OutputError: a file cannot be written.
     """
-    candidates = [make_candidate(subject, "fp32", fp32)]
-    for precision in wanted:
-        if precision == "fp16":
-            candidates.append(make_candidate(subject, "fp16", halve_model(fp32)))
-        if precision == "int8" and subject.train is not None:
-            candidates.append(quantized_candidate(subject, fp32, subject.train, progress))
+    candidates = _make_candidates(subject, fp32, wanted, progress)
     progress("measuring speed")
     named = {str(one.precision): one.content for one in candidates}
     latency = measure_in_turns(named, subject.faces, batch=subject.batch or _LATENCY_BATCH)
@@ -171,25 +167,63 @@ def publish_files(
         path=parity_path(models_dir, subject.file_name),
     )
     write_report(report, subject.checkpoint_sha256)
-    refused = [one for one in models if not one.is_published]
-    may_be_kept = bool(refused) and all(one.precision != "fp32" for one in refused)
-    if refused:
-        raise ExportRefusedError(
-            "; ".join(
-                f"{one.path} is not published: "
-                + ", ".join(f"{check.name} ({check.detail})" for check in one.parity.failures)
-                for one in refused
-            )
-            + f"; the whole report is {report.path}"
-            + (", and --keep-anyway publishes the file with this verdict inside" if may_be_kept else "")
-            + (
-                "; the float32 file passes: publish it with --precision fp32"
-                if may_be_kept and "fp32" not in wanted
-                else ""
-            ),
-            report,
-        )
+    if any(not one.is_published for one in models):
+        raise _refusal(report, wanted)
     return report
+
+
+def _make_candidates(
+    subject: Subject, fp32: onnx.ModelProto, wanted: Sequence[Precision], progress: Callable[[str], None]
+) -> list[Candidate]:
+    """The files to judge: fp32 first, wanted or not, since the others are held against it."""
+    candidates = [make_candidate(subject, "fp32", fp32)]
+    for precision in wanted:
+        if precision == "fp16":
+            candidates.append(make_candidate(subject, "fp16", halve_model(fp32)))
+        if precision == "int8" and subject.train is not None:
+            candidates.append(quantized_candidate(subject, fp32, subject.train, progress))
+    return candidates
+
+
+def _refusal(report: ExportReport, wanted: Sequence[Precision]) -> ExportRefusedError:
+    """The error that names the files that are not published, the checks that failed, and what to do."""
+    refused = [one for one in report.models if not one.is_published]
+    may_be_kept = all(one.precision != "fp32" for one in refused)
+    return ExportRefusedError(
+        "; ".join(
+            f"{one.path} is not published: "
+            + ", ".join(f"{check.name} ({check.detail})" for check in one.parity.failures)
+            for one in refused
+        )
+        + f"; the whole report is {report.path}"
+        + (", and --keep-anyway publishes the file with this verdict inside" if may_be_kept else "")
+        + (
+            "; the float32 file passes: publish it with --precision fp32"
+            if may_be_kept and "fp32" not in wanted
+            else ""
+        ),
+        report,
+    )
+
+
+def load_labelled_faces(
+    data: Path,
+    wanted: Sequence[Precision],
+    *,
+    size: int,
+    color: str,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[LabelledFaces | None, LabelledFaces]:
+    """The faces that set the ranges of int8, None where that is not wanted, and those that the files are judged by.
+
+    Arguments and errors are those of `load_splits`.
+    """
+    how: dict[str, Any] = {"seed": seed, "classes": classes, "size": size, "color": color}
+    if "int8" not in wanted:
+        return None, load_validation(data, **how)
+    splits = load_splits(data, **how)
+    return splits.train, splits.validation
 
 
 def prepare(
@@ -228,17 +262,14 @@ def prepare(
     if data is not None:
         # The seed of the training: where a share of train was held out, it is that share again.
         seed = trained.training.get("seed")
-        how: dict[str, Any] = {
-            "seed": seed if isinstance(seed, int) else 0,
-            "classes": trained.expressions,
-            "size": trained.size,
-            "color": trained.color,
-        }
-        if "int8" in wanted:
-            splits = load_splits(data, **how)
-            train, validation = splits.train, splits.validation
-        else:
-            validation = load_validation(data, **how)
+        train, validation = load_labelled_faces(
+            data,
+            wanted,
+            seed=seed if isinstance(seed, int) else 0,
+            classes=trained.expressions,
+            size=trained.size,
+            color=trained.color,
+        )
     progress(f"{source}  {name}, " + (f"{len(validation)} labelled faces" if validation else "no labelled faces"))
     if loaded.place:
         progress(f"weights found at {loaded.place}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,10 @@ from fer_export.gate.publish import REPLAY_TOLERANCES
 from fer_export.gate.report import ExportReport
 from fer_export.gate.subject import prepare_subject
 from fer_export.graph import set_temperature
-from fer_export.pipeline import one_thread, publish_files
+from fer_export.pipeline import load_labelled_faces, one_thread, publish_files
 from fer_export.places import check_places, output_path
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision
-from fer_train.data.dataset import load_splits, load_validation
 from fer_train.data.folders import LabelledFaces
 
 
@@ -76,12 +74,7 @@ def adopt_model(
         progress(note)
     validation = train = None
     if data is not None:
-        how: dict[str, Any] = {"size": faces.size, "color": adopted.original.color}
-        if "int8" in wanted:
-            splits = load_splits(data, **how)
-            train, validation = splits.train, splits.validation
-        else:
-            validation = load_validation(data, **how)
+        train, validation = load_labelled_faces(data, wanted, size=faces.size, color=adopted.original.color)
         validation = _with_labels(validation, adopted.original.labels, data)
         progress(f"{path}  {len(validation)} labelled faces")
     subject, fp32 = prepare_subject(
