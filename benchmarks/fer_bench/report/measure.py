@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.accuracy import LabelledImages, compare_pairwise, measure_accuracy
+from fer_bench.accuracy import AccuracyResult, LabelledImages, compare_pairwise, measure_accuracy
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
-from fer_bench.latency.measure import Configuration, Unavailable, configurations
+from fer_bench.latency.measure import Configuration, LatencyResult, Unavailable, configurations
 from fer_bench.latency.roofline import (
     measure_peak_rates,
     measure_with_peak_rates,
@@ -115,53 +115,26 @@ def measure_report(
         ModelFileError: no model was found.
     """
     images, files = images_for(data, _model_files(models, precisions, models_dir), are_named=bool(models), say=say)
-    measured_too = {(one.model, one.precision) for one in files}
     machine = environment()
 
     say(f"latency of {len(files)} model files")
-    # One face per call on every engine; batches, as for a folder of images, on ONNX Runtime only.
-    wanted = configurations(
-        models=models,
-        precisions=precisions,
-        engines=tuple(dict.fromkeys((ENGINE, *engines))),
-        models_dir=models_dir,
-    ) + configurations(
-        models=models, precisions=precisions, engines=(ENGINE,), batches=(THROUGHPUT_BATCH,), models_dir=models_dir
+    wanted = _latency_configurations(
+        models, precisions, models_dir, engines, measured_models={one.model for one in files}
     )
-    # A checkpoint's engine has no precision of its own.
-    wanted = [one for one in wanted if one.model in {model for model, _ in measured_too}]
     results, unavailable, peak_rates = measure_with_peak_rates(
         wanted, rounds=rounds, seconds=seconds, progress=progress("turn")
     )
     peak_rates = peak_rates or measure_peak_rates()
     latency = rows_with_roofline(results, wanted, peak_rates)
-    warnings = []
-    if busy := [one for one in results if one.is_busy]:
-        named = [f"{label_of(one.model, one.precision)} on {one.engine}, batch {one.batch}" for one in busy]
-        listed = "; ".join(named) if len(named) <= 4 else f"{len(named)} of {len(results)} configurations"
-        warnings.append(f"the machine was busy during some measurements ({listed}), so their times are less reliable.")
-    if warning := warn_below_roofline(latency):
-        warnings.append(f"{warning}.")
-    if images.unreadable:
-        warnings.append(f"{len(images.unreadable)} images could not be read and are not counted.")
 
     say(f"accuracy on {len(images.labels)} images of {images.folder}")
-    accuracy, measured = [], []
+    measured = []
     show = progress("model")
     for number, one in enumerate(files, 1):
         with Recognizer(one.source) as recognizer:
-            result = measure_accuracy(recognizer, images)
-        measured.append(result)
-        # A file given by its path is named by its path, as in the latency rows.
-        accuracy.append(
-            result.to_dict()
-            | {
-                "model": one.model,
-                "precision": one.precision,
-                "reliability": reliability_bins(result.probabilities.max(1), result.predictions == images.labels),
-            }
-        )
+            measured.append(measure_accuracy(recognizer, images))
         show(number, len(files))
+    accuracy = [_accuracy_row(file, result, images) for file, result in zip(files, measured, strict=True)]
 
     curves = _robustness(
         images, files, conditions=CONDITIONS, count=count, seed=seed, progress=progress("level"), say=say
@@ -175,8 +148,57 @@ def measure_report(
         "comparisons": [pair.to_dict() for pair in compare_pairwise(measured, images.labels)],
         "latency": latency,
         "robustness": [point.to_dict() for point in curves.points],
-        "warnings": warnings,
+        "warnings": _warnings(results, latency, images),
         "not_measured": _say_unavailable(unavailable),
+    }
+
+
+def _latency_configurations(
+    models: Sequence[str],
+    precisions: Sequence[Precision],
+    models_dir: Path,
+    engines: Sequence[str],
+    *,
+    measured_models: Collection[str],
+) -> list[Configuration]:
+    """One face per call on every engine; batches, as for a folder of images, on ONNX Runtime only.
+
+    Args:
+        measured_models: models whose accuracy is measured; the others are left out here, too. By name, because the
+            engine of a checkpoint has no precision of its own.
+    """
+    single = configurations(
+        models=models,
+        precisions=precisions,
+        engines=tuple(dict.fromkeys((ENGINE, *engines))),
+        models_dir=models_dir,
+    )
+    batches = configurations(
+        models=models, precisions=precisions, engines=(ENGINE,), batches=(THROUGHPUT_BATCH,), models_dir=models_dir
+    )
+    return [one for one in single + batches if one.model in measured_models]
+
+
+def _warnings(results: Sequence[LatencyResult], latency: list[dict[str, Any]], images: LabelledImages) -> list[str]:
+    """Why a figure of the report may not be a property of the model, a sentence each."""
+    warnings = []
+    if busy := [one for one in results if one.is_busy]:
+        named = [f"{label_of(one.model, one.precision)} on {one.engine}, batch {one.batch}" for one in busy]
+        listed = "; ".join(named) if len(named) <= 4 else f"{len(named)} of {len(results)} configurations"
+        warnings.append(f"the machine was busy during some measurements ({listed}), so their times are less reliable.")
+    if warning := warn_below_roofline(latency):
+        warnings.append(f"{warning}.")
+    if images.unreadable:
+        warnings.append(f"{len(images.unreadable)} images could not be read and are not counted.")
+    return warnings
+
+
+def _accuracy_row(file: Configuration, result: AccuracyResult, images: LabelledImages) -> dict[str, Any]:
+    # A file given by its path is named by its path, as in the latency rows.
+    return result.to_dict() | {
+        "model": file.model,
+        "precision": file.precision,
+        "reliability": reliability_bins(result.probabilities.max(1), result.predictions == images.labels),
     }
 
 
