@@ -17,6 +17,8 @@ from fer_runtime.text import counted, printable
 from fer_train.data.audit import Audit, audit_faces, copies_of, write_audit
 from fer_train.data.folders import LabelledFaces
 from fer_train.data.label_errors import (
+    Float64Array,
+    Int64Array,
     LabelError,
     errors_csv,
     find_label_errors,
@@ -107,20 +109,8 @@ def audit_folder(
             chances = read_probabilities(probabilities, classes, paths)
         else:
             assert path is not None
-            from fer_runtime.model.features import features_of
-
             notes.append(f"features by {path}")
-            faces = np.stack([one.face for one in read if one.face is not None])
-            groups = _groups(small_faces(read), [one.sha256 for one in read])
-            counts = Counter(label for label, _ in set(zip(labels.tolist(), groups, strict=True)))
-            if few := [classes[label] for label in range(len(classes)) if counts[label] < 2]:
-                raise DataError(
-                    f"{printable(few[0])} has fewer than two different images, too few to judge labels; add some, or "
-                    "give --no-label-errors"
-                )
-            chances = out_of_fold_probabilities(
-                features_of(path, faces, progress=progress), labels, groups, classes=len(classes)
-            )
+            chances = _probabilities_from_features(path, read, labels, classes, progress)
         errors = find_label_errors(chances, labels, classes, paths)
     return FolderAudit(
         audit=audit_faces(splits),
@@ -129,6 +119,31 @@ def audit_folder(
         unreadable=[(one.image.name, one.reason) for one in whole if one.reason],
         notes=notes,
     )
+
+
+def _probabilities_from_features(
+    model: Path,
+    read: Sequence[ReadImage],
+    labels: Int64Array,
+    classes: Sequence[str],
+    progress: Callable[[int], None],
+) -> Float64Array:
+    """`out_of_fold_probabilities` from the features that a model gives these images.
+
+    Raises:
+        DataError: a class has too few different images.
+    """
+    from fer_runtime.model.features import features_of
+
+    faces = np.stack([one.face for one in read if one.face is not None])
+    groups = _groups(small_faces(read), [one.sha256 for one in read])
+    counts = Counter(label for label, _ in set(zip(labels.tolist(), groups, strict=True)))
+    if few := [classes[label] for label in range(len(classes)) if counts[label] < 2]:
+        raise DataError(
+            f"{printable(few[0])} has fewer than two different images, too few to judge labels; add some, or "
+            "give --no-label-errors"
+        )
+    return out_of_fold_probabilities(features_of(model, faces, progress=progress), labels, groups, classes=len(classes))
 
 
 def write_report(found: FolderAudit, folder: Path) -> tuple[Path, Path]:
