@@ -126,21 +126,9 @@ def import_images(
     rows: list[dict[str, str]] = []
     voters = _VotesWriter(votes, names) if votes is not None else None
 
-    def work(one: _Candidate) -> tuple[_Candidate, bytes | None, str]:
-        if one.reason:
-            return one, None, one.reason
-        try:
-            content = one.read()
-            image = decode_image(content)
-        except (ImageError, MemoryError) as error:
-            return one, None, str(error) or "needs more memory than there is"
-        if one.suffix == ".png" and not content.startswith(b"\x89PNG"):
-            content = encode_image(Path("image.png"), image)
-        return one, content, ""
-
     with Writing() as writing:
         placing = Placing(output, writing.write)
-        for done, (one, content, reason) in enumerate(in_threads(work, candidates), start=1):
+        for done, (one, content, reason) in enumerate(in_threads(_read_candidate, candidates), start=1):
             progress(done)
             path, name = "", names.name(one.label) if one.label else ""
             if content is not None:
@@ -152,11 +140,7 @@ def import_images(
                 report.reasons[reason] += 1
             if voters is not None:
                 voters.add(path)
-            given = (path, name, one.split, csv_text(one.source), csv_text(reason))
-            rows.append(
-                dict(zip(_OWN_COLUMNS, given, strict=True))
-                | {key: csv_text(text) for key, text in one.others.items() if key not in _OWN_COLUMNS}
-            )
+            rows.append(_row(one, path, name, reason))
     report.there = placing.there
     if not rows:
         raise DataError(f"{source} has no rows; give the whole data set")
@@ -167,6 +151,27 @@ def import_images(
         write_rows(output / VOTES_FILE, merged_rows(output / VOTES_FILE, votes_rows))
         report.files.append(output / VOTES_FILE)
     return report
+
+
+def _read_candidate(one: _Candidate) -> tuple[_Candidate, bytes | None, str]:
+    """The content to write, or None and the reason why there is none."""
+    if one.reason:
+        return one, None, one.reason
+    try:
+        content = one.read()
+        image = decode_image(content)
+    except (ImageError, MemoryError) as error:
+        return one, None, str(error) or "needs more memory than there is"
+    if one.suffix == ".png" and not content.startswith(b"\x89PNG"):
+        content = encode_image(Path("image.png"), image)
+    return one, content, ""
+
+
+def _row(one: _Candidate, path: str, label: str, reason: str) -> dict[str, str]:
+    """The row of images.csv, with the columns of the data set's own table behind ours."""
+    given = (path, label, one.split, csv_text(one.source), csv_text(reason))
+    others = {key: csv_text(text) for key, text in one.others.items() if key not in _OWN_COLUMNS}
+    return dict(zip(_OWN_COLUMNS, given, strict=True)) | others
 
 
 def _known_file(source: Path, report: ImportReport) -> Path:
