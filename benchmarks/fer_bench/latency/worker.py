@@ -89,6 +89,73 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _start(configuration: dict[str, Any]) -> tuple[Callable[[Any], Any], Any, dict[str, Any]]:
+    """Load the engine and its model, and warm it up.
+
+    Returns:
+        the function that classifies, the faces that are timed, and the first answer to the process that measures.
+    """
+    start = process_time_ns()
+    import numpy as np
+
+    numpy_imported = process_time_ns()
+    # Squares, not noise: models answer nearly the same to any noise, so an engine that mixes up rows or faces would
+    # pass.
+    size, *channels = configuration.get("face_shape", (48, 48))[1:]
+    squares = np.random.default_rng(0).integers(0, 256, (configuration["batch"], 12, 12, *channels), np.uint8)
+    side = -(-size // 12)
+    faces = np.ascontiguousarray(squares.repeat(side, 1).repeat(side, 2)[:, :size, :size])
+    module, _, function = configuration["code"].partition(":")
+    load = getattr(import_module(module), function)
+    engine_imported = process_time_ns()
+    infer = load(
+        Path(configuration["source"]),
+        model=configuration["model"],
+        threads=configuration["threads"],
+        batch=configuration["batch"],
+    )
+    loaded = process_time_ns()
+    answer = infer(faces)
+    first = process_time_ns()
+    probabilities = np.asarray(answer, np.float64).reshape(configuration["batch"], -1).tolist()
+    turn_seconds = configuration["turn_seconds"]
+    warmup_runs = _warm_up(lambda: infer(faces), min(_WARMUP_ROUND_SECONDS, turn_seconds)) if turn_seconds else 0
+    ready = {
+        "cold_start_cpu": {
+            "python_ms": start / 1e6,
+            "numpy_ms": (numpy_imported - start) / 1e6,
+            "engine_ms": (engine_imported - numpy_imported) / 1e6,
+            "model_ms": (loaded - engine_imported) / 1e6,
+            "first_run_ms": (first - loaded) / 1e6,
+        },
+        "warmup_runs": warmup_runs,
+        "probabilities": probabilities,
+    }
+    return infer, faces, ready
+
+
+def _timed_round(run: Callable[[], object], seconds: float, control: Callable[[], float]) -> dict[str, Any]:
+    """Times of consecutive runs, and of the control product before and after them."""
+    before = control()
+    cpu, wall = process_time_ns(), perf_counter_ns()
+    samples = timed_runs(run, seconds)
+    cpu, wall = process_time_ns() - cpu, perf_counter_ns() - wall
+    return {
+        "samples_ns": samples,
+        "cpu_ns": cpu,
+        "wall_ns": wall,
+        "control_ns": (before + control()) / 2,
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def _classify(infer: Callable[[Any], Any], faces: str, answers: str) -> None:
+    """Write the probabilities of the faces in one .npy file, classified one by one, to another."""
+    import numpy as np
+
+    np.save(answers, np.stack([np.asarray(infer(face[np.newaxis])).reshape(-1) for face in np.load(faces)]))
+
+
 def main() -> None:
     """Serve rounds until standard input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
@@ -96,68 +163,21 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     configuration: dict[str, Any] = json.loads(sys.stdin.readline())
     try:
-        start = process_time_ns()
-        import numpy as np
-
-        numpy_imported = process_time_ns()
-        # Squares, not noise: models answer nearly the same to any noise, so an engine that mixes up rows or faces
-        # would pass.
-        size, *channels = configuration.get("face_shape", (48, 48))[1:]
-        squares = np.random.default_rng(0).integers(0, 256, (configuration["batch"], 12, 12, *channels), np.uint8)
-        side = -(-size // 12)
-        faces = np.ascontiguousarray(squares.repeat(side, 1).repeat(side, 2)[:, :size, :size])
-        module, _, function = configuration["code"].partition(":")
-        load = getattr(import_module(module), function)
-        engine_imported = process_time_ns()
-        infer = load(
-            Path(configuration["source"]),
-            model=configuration["model"],
-            threads=configuration["threads"],
-            batch=configuration["batch"],
-        )
-        loaded = process_time_ns()
-        answer = infer(faces)
-        first = process_time_ns()
-        probabilities = np.asarray(answer, np.float64).reshape(configuration["batch"], -1).tolist()
-        turn_seconds = configuration["turn_seconds"]
-        warmup_runs = _warm_up(lambda: infer(faces), min(_WARMUP_ROUND_SECONDS, turn_seconds)) if turn_seconds else 0
+        infer, faces, ready = _start(configuration)
     except Exception as error:  # any exception means that the engine does not work here
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         answers.write(json.dumps({"error": reason[:300]}) + "\n")
         return
-    cold = {
-        "python_ms": start / 1e6,
-        "numpy_ms": (numpy_imported - start) / 1e6,
-        "engine_ms": (engine_imported - numpy_imported) / 1e6,
-        "model_ms": (loaded - engine_imported) / 1e6,
-        "first_run_ms": (first - loaded) / 1e6,
-    }
-    ready = {"cold_start_cpu": cold, "warmup_runs": warmup_runs, "probabilities": probabilities}
     answers.write(json.dumps(ready) + "\n")
     control = _control()
     for line in sys.stdin:
         question = json.loads(line)
         if "faces" in question:
-            found = [np.asarray(infer(face[np.newaxis])).reshape(-1) for face in np.load(question["faces"])]
-            np.save(question["answers"], np.stack(found))
+            _classify(infer, question["faces"], question["answers"])
             answers.write("{}\n")
-            continue
-        before = control()
-        cpu, wall = process_time_ns(), perf_counter_ns()
-        samples = timed_runs(lambda: infer(faces), question["seconds"])
-        cpu, wall = process_time_ns() - cpu, perf_counter_ns() - wall
-        answers.write(
-            json.dumps(
-                {
-                    "samples_ns": samples,
-                    "cpu_ns": cpu,
-                    "wall_ns": wall,
-                    "control_ns": (before + control()) / 2,
-                    "peak_bytes": _peak_bytes(),
-                }
-            )
-            + "\n"
-        )
+        else:
+            answer = _timed_round(lambda: infer(faces), question["seconds"], control)
+            answers.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":
