@@ -89,10 +89,7 @@ class Guard:
         try:
             self.check(scope["headers"], scope["path"], scope["query_string"])
             if is_work:
-                if self._recognition.active >= self._settings.max_requests:
-                    raise RequestError(503, "queue", "too many requests in progress; try again")
-                self._recognition.active += 1
-                self._metrics.in_progress.inc()
+                self._admit()
                 admitted = True
             if scope["path"] in self._endless:
 
@@ -118,18 +115,35 @@ class Guard:
             if admitted:
                 self._recognition.active -= 1
                 self._metrics.in_progress.dec()
-            # The connection notes it, too. A viewer of the live page leaves it in no other way.
-            closed = facts.pop("closed", None)
-            if closed is not None and scope["path"] not in self._endless:
-                status = closed
-                self._metrics.refused.labels("closed").inc()
-            route = self._route_of(scope)
-            seconds = perf_counter() - started
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.seconds.labels(route).observe(seconds)
-            log(
-                "request", method=scope["method"][:16], route=route, status=status, ms=round(1000 * seconds, 2), **facts
-            )
+            self._note(scope, status, perf_counter() - started)
+
+    def _admit(self) -> None:
+        """Count a request among those in progress.
+
+        Raises:
+            RequestError: there are as many as there may be.
+        """
+        if self._recognition.active >= self._settings.max_requests:
+            raise RequestError(503, "queue", "too many requests in progress; try again")
+        self._recognition.active += 1
+        self._metrics.in_progress.inc()
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request that has ended, and log it.
+
+        Args:
+            status: of its answer; 0 where it had none.
+        """
+        facts = scope["fer"]
+        # The connection notes it, too. A viewer of the live page leaves it in no other way.
+        closed = facts.pop("closed", None)
+        if closed is not None and scope["path"] not in self._endless:
+            status = closed
+            self._metrics.refused.labels("closed").inc()
+        route = self._route_of(scope)
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        log("request", method=scope["method"][:16], route=route, status=status, ms=round(1000 * seconds, 2), **facts)
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, at most for the time limit.
