@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -110,13 +110,14 @@ def check_parity(
     """
     if precision == "fp16" and float_model is None:
         raise ValueError("a fp16 file is judged by its float graph; give float_model")
+    without_run = ParityReport(checks=(), comparison=None, faces=len(faces), real_faces=real_faces)
     try:
         file = read_onnx(content, source="the exported model")
     except ModelFileError:
         # The reader refuses weights outside the file; here that is a fault of the export with a check of its own.
         if (outside := external_data_check(content)) is None:
             raise
-        return ParityReport(checks=(outside,), comparison=None, faces=len(faces), real_faces=real_faces)
+        return replace(without_run, checks=(outside,))
     labels, face_shape = original.labels, original.face_shape
     checks = structure_checks(
         content, face_shape=face_shape, classes=len(labels), batch=batch, foreign=original.is_foreign
@@ -125,7 +126,7 @@ def check_parity(
         session = open_session(content, source="the exported model").session
     except ModelFileError as error:
         checks.append(Check(name="load", passed=False, detail=str(error)))
-        return ParityReport(checks=tuple(checks), comparison=None, faces=len(faces), real_faces=real_faces)
+        return replace(without_run, checks=tuple(checks))
     checks += [
         _contract_check(session, face_shape, len(labels), batch),
         *metadata_checks(file, original, temperature=temperature, opset=opset, precision=precision),
@@ -138,9 +139,7 @@ def check_parity(
         checks.append(
             Check(name="batch", passed=False, detail=f"a batch of {batch or _RUN_BATCH} fails: {first_line(error)}")
         )
-        return ParityReport(
-            checks=tuple(checks), comparison=None, outputs=None, faces=len(faces), real_faces=real_faces
-        )
+        return replace(without_run, checks=tuple(checks))
     compared = comparison_checks(comparison, FP32_TOLERANCE)
     checks += compared if precision == "fp32" else [check for check in compared if check.name == "finite"]
     if float_model is not None and precision == "fp16":
@@ -162,9 +161,7 @@ def check_parity(
         "interpreters",
         lambda: interpreter_checks(content, some, precision=precision, batch=batch, is_exact=is_exact),
     )
-    return ParityReport(
-        checks=tuple(checks), comparison=comparison, outputs=actual, faces=len(faces), real_faces=real_faces
-    )
+    return replace(without_run, checks=tuple(checks), comparison=comparison, outputs=actual)
 
 
 def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
