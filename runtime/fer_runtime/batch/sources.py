@@ -204,7 +204,7 @@ class GivenPaths:
                     yield path
                 else:
                     # What a list names is taken literally: it was written by a program.
-                    for paths in _path_blocks(stream, head, null_separated=self._null_separated):
+                    for paths in path_blocks(stream, head, null_separated=self._null_separated):
                         for number, listed in enumerate(paths, 1):
                             self._list = stream if number == len(paths) else None
                             yield listed
@@ -246,10 +246,11 @@ def _first_bytes(stream: BufferedReader) -> bytes:
     return head
 
 
-def paths_from_list(stream: BufferedReader, head: bytes = b"", *, null_separated: bool = False) -> Iterator[str]:
-    """Paths of a list, one per line, or separated by NUL bytes (`find -print0`) where it begins with such a path.
+def path_blocks(stream: BufferedReader, head: bytes = b"", *, null_separated: bool = False) -> Iterator[list[str]]:
+    """The paths of a list, as many at a time as have arrived.
 
-    Text in UTF-32 must begin with its byte-order mark, as PowerShell writes it.
+    They are one per line, or separated by NUL bytes (`find -print0`) where the list begins with such a path. Text in
+    UTF-32 must begin with its byte-order mark, as PowerShell writes it.
 
     Args:
         stream: read as paths are taken, so that a list of any length costs no memory.
@@ -259,11 +260,6 @@ def paths_from_list(stream: BufferedReader, head: bytes = b"", *, null_separated
     Raises:
         InputError: an entry is too long for a path, so that this is not a list.
     """
-    return chain.from_iterable(_path_blocks(stream, head, null_separated=null_separated))
-
-
-def _path_blocks(stream: BufferedReader, head: bytes, *, null_separated: bool) -> Iterator[list[str]]:
-    """The paths of a list, as many at a time as have arrived."""
     head = head or _first_bytes(stream)
     mark, encoding = next(((mark, name) for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), (b"", "utf-8"))
     if not mark and not null_separated:

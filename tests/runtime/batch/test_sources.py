@@ -6,12 +6,13 @@ import codecs
 import io
 import os
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fer_runtime.batch.sources import GivenPaths, Inputs, expanded, paths_from_list
+from fer_runtime.batch.sources import GivenPaths, Inputs, expanded, path_blocks
 from fer_runtime.errors import ImageError, InputError
 
 
@@ -39,7 +40,7 @@ def _stream(content: bytes, *, at_once: int, repeats: bool = False) -> Any:
 
 
 def _listed(content: bytes, *, at_once: int = 1 << 16, null: bool = False) -> list[str]:
-    return list(paths_from_list(_stream(content, at_once=at_once), null_separated=null))
+    return list(chain.from_iterable(path_blocks(_stream(content, at_once=at_once), null_separated=null)))
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 1 << 16])
@@ -74,7 +75,7 @@ def test_nul_separates_paths_that_hold_line_ends(at_once: int) -> None:
 def test_an_endless_stream_that_is_no_list_ends_with_an_error(content: bytes) -> None:
     # An entry without an end, or entries that are all empty. Encoded text repeats without its line end.
     stream = _stream(content * 1000, at_once=1 << 16, repeats=True)
-    found = paths_from_list(stream, null_separated=content == b"\0")
+    found = chain.from_iterable(path_blocks(stream, null_separated=content == b"\0"))
     if content == b"ab\0":
         assert [next(found) for _ in range(10_000)] == ["ab"] * 10_000  # a list may be endless
     else:

@@ -82,11 +82,6 @@ def last_layer(name: str, shape: NetworkShape = FER2013) -> tuple[str, ...]:
     return tuple(key for key, sizes in state_shapes(name, shape).items() if other.get(key) != sizes)
 
 
-def count_parameters(network: nn.Module) -> int:
-    """Learned values, without BatchNorm's running statistics."""
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
 def to_network_input(faces: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Faces as the network takes them: uint8 to float32 (batch, 3, size, size), (faces / 255 - mean) / std.
 
