@@ -291,6 +291,7 @@ def _stage(face: SeenFace, twin: SeenFace, *, same_pixels: bool) -> str:
 
 
 def counted_faces(image: SeenImage) -> str:
+    """ "no face", "1 face", "2 faces"."""
     return "no face" if not image.faces else f"{len(image.faces)} face{'s' if len(image.faces) > 1 else ''}"
 
 

@@ -57,6 +57,7 @@ def _check_replaceable(path: Path, sha256: str, source: Path) -> None:
 
 
 def metadata_of(path: Path) -> ModelMetadata | None:
+    """The metadata of a model file; None where there is no file, or none of ours."""
     try:
         file, _ = read_onnx_file(path)
         return parse_metadata(file.metadata.get(METADATA_KEY), source=str(path))

@@ -121,7 +121,7 @@ class RegistryChoice(click.Choice[str]):
         """Ignored: the registry has them."""
 
     def describe(self) -> str:
-        """What the entries are, for `--help`: their field `help`, where they have one."""
+        """One text for `--help` from the entries' field `help`; "" where none has one."""
         helps = [f"{name}: {entry.help}" for name, entry in self._registry.items() if getattr(entry, "help", "")]
         return "; ".join(helps) + ("." if helps else "")
 
@@ -476,7 +476,7 @@ class _Context(click.Context):
 
 
 class _FerBase(click.Command):
-    """What commands and groups share."""
+    """Base of commands and groups: -h, the width of --help, one `Error:` line."""
 
     context_class = _Context
 

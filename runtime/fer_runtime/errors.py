@@ -15,7 +15,7 @@ class ImageError(FerError):
 
 
 class InputError(FerError):
-    """What should name images names none: a list that is no list, or an object store that cannot be listed."""
+    """The images of a run cannot be listed: standard input is no list, or an object store does not answer."""
 
 
 class ModelFileError(FerError):

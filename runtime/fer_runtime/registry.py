@@ -19,7 +19,7 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """What the command line calls it."""
+        """The name on the command line."""
         ...
 
 

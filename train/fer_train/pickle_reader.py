@@ -324,7 +324,7 @@ def _known_global(module: str, attribute: str) -> _Global:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What a class or function gives for its arguments."""
+    """The stored value that a call stands for; no class or function of the file is called."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple):
         return Ignored()
     name = function.name

@@ -16,7 +16,7 @@ REWRITES: dict[str, Rewrite] = {}
 
 
 class RefusedError(Exception):
-    """What an operator does that has no other form; the message continues its name."""
+    """An operator cannot be written in another form; the message continues its name ("has ...", "computes ...")."""
 
 
 class Batch:

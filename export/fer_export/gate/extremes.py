@@ -161,6 +161,7 @@ def layer_outputs(model: onnx.ModelProto) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def tensor_ranks(model: onnx.ModelProto) -> dict[str, int]:
+    """Number of dimensions of each tensor whose shape can be inferred, by name."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
     return {one.name: len(one.type.tensor_type.shape.dim) for one in (*inferred.value_info, *inferred.output)}
 

@@ -36,6 +36,7 @@ _Attributes = dict[str, Callable[[Any], bool]]  # allowed ones, with what their 
 
 
 def operator_name(node: onnx.NodeProto) -> str:
+    """ONNX's name of the operator, after its domain where that is not ONNX's own."""
     return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
 
 

@@ -89,7 +89,7 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
 
 
 def quantized_scales(int8: onnx.ModelProto) -> dict[str, tuple[float, int]]:
-    """What a step of each uint8 tensor behind a QuantizeLinear stands for in the float network, and its zero point."""
+    """The float network's value of one step, and the zero point, of each uint8 tensor behind a QuantizeLinear."""
     constants = {one.name: numpy_helper.to_array(one) for one in int8.graph.initializer}
     found: dict[str, tuple[float, int]] = {}
     ours: set[str] = set()  # that count steps, with the scale 1

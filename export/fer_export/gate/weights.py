@@ -101,7 +101,7 @@ def _zero_points(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> list[str]:
 
 
 def _steps(int8: onnx.ModelProto, weights: str) -> float:
-    """What a layer's output step is, over its input's: its scales count in these."""
+    """The step of a layer's output divided by that of its input: the unit in which its scales count."""
     found = quantized_scales(int8)
     producers = {node.output[0]: node for node in int8.graph.node}
     (layer,) = [node for node in int8.graph.node if len(node.input) > 1 and node.input[1] == weights]

@@ -91,7 +91,7 @@ def observe(model: onnx.ModelProto, faces: Uint8Array) -> Observations:
 
 
 def _layer_rows(node: onnx.NodeProto, values: FloatArray, random: np.random.Generator) -> FloatArray:
-    """What a layer multiplies its weights with, float32 (rows, inputs): of a convolution, some of its patches."""
+    """The inputs of a layer, float32 (rows, inputs): of a convolution, some of its patches, one per row."""
     if node.op_type == "Gemm":
         return values
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}

@@ -41,7 +41,7 @@ def short_scales(scales: _Array, sums: _Array) -> _Array:
 
 
 def plan_steps(model: onnx.ModelProto, ranges: dict[str, ActivationRange]) -> dict[str, float]:
-    """What a step of each tensor in and behind a sum stands for; the others take their range's own.
+    """The float value of one step of each tensor in and behind a sum, by name; the others take their range's own.
 
     Args:
         model: the float graph.

@@ -30,7 +30,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """What a converter has to say about the file that it wrote."""
+    """Facts about the file that a converter wrote."""
 
     preprocessing: str  # for people: what has to be done with a face before the file takes it
     versions: Mapping[str, str]  # of the packages that converted

@@ -124,7 +124,11 @@ def _maps(tensor: str, shapes: dict[str, tuple[int, ...]], flat: str | None) -> 
 
 
 def features_of(fp32: onnx.ModelProto, maps: Maps, faces: Uint8Array) -> tuple[FloatArray, FloatArray]:
-    """What the model has of faces of its size: float32 (faces, features), and its confidences, float32 (faces,)."""
+    """The maps as features, float32 (faces, features), and the highest probabilities, float32 (faces,).
+
+    Args:
+        faces: uint8, in the size and colour of the model.
+    """
     shown = onnx.ModelProto()
     shown.CopyFrom(fp32)
     shown.graph.output.append(helper.make_tensor_value_info(maps.tensor, TensorProto.FLOAT, None))

@@ -43,7 +43,7 @@ _COUNTED_SUFFIXES = 100
 
 
 class LeftOut:
-    """What the folders of a run hold besides the images that are read; hidden files are not counted."""
+    """Counts of the files and folders of a run that are not read; hidden ones are not counted."""
 
     def __init__(self) -> None:
         self.suffixes: Counter[str] = Counter()  # files whose suffix is of no image, in lower case
@@ -211,7 +211,7 @@ class GivenPaths:
                     self._list = None
 
     def must_wait(self) -> bool:
-        """Whether the next path is one that the program at the other end of standard input has not written yet."""
+        """Whether the next path has not arrived on standard input yet."""
         if self._list is None or sys.platform == "win32":  # which waits for sockets alone
             return False
         import select

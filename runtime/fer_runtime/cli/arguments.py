@@ -153,7 +153,7 @@ def _camera_number(path: str) -> str | None:
 
 
 def destinations_of(options: ImagesRun | VideosRun) -> Destinations:
-    """What the run is to write."""
+    """The output files and folders of a run."""
     from pathlib import Path
 
     from fer_runtime.output.destinations import Destinations  # OpenCV takes long to load; --help needs none

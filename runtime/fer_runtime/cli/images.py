@@ -1,4 +1,4 @@
-"""What `fer-infer` does with images and folders: a row each, pictures of faces on request, a summary on stderr."""
+"""`fer-infer` over images and folders: a row each, annotated copies on request, and a summary on stderr."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def run_on_watched(options: WatchRun, format_name: str) -> bool:
 
 
 class _Before(NamedTuple):
-    """What an earlier run has left."""
+    """The rows of an earlier run in the output."""
 
     finished: Finished = Finished()
     last_written: float = 0.0  # seconds since 1970
@@ -102,7 +102,7 @@ def _refuse_damaged(rows: Path, finished: Finished) -> None:
 def _opened(
     output: Path | None, recognizer: Recognizer, format_name: str, *, quiet: bool
 ) -> Iterator[tuple[Sink, _Before]]:
-    """Where the rows go, and the rows of an earlier run that are there."""
+    """Open the output; gives the sink for rows, and the rows of an earlier run."""
     if output is None:
         with opened_sink(None, frame=OUTPUT_FORMATS[format_name].create_frame(), by_row=True) as sink:
             yield sink, _Before()

@@ -65,7 +65,7 @@ _COUNT_READERS = 16  # an object store answers each after some 20 ms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecognizerRecipe:
-    """What an actor needs to make the driver's recognizer again, on a machine that may lack its files."""
+    """Everything from which an actor makes the driver's recognizer again, on a machine that may lack its files."""
 
     model_name: str  # the file's name, for messages
     model: bytes
@@ -91,7 +91,7 @@ def pack_recognizer(recognizer: Recognizer, *, yunet: Path | None = None, **opti
 
 
 def settings_of(recognizer: Recognizer) -> dict[str, Any]:
-    """What the rows depend on besides the images, with the versions that must agree on all machines."""
+    """The recognizer's settings, with the versions that must agree on all machines."""
     import cv2
 
     versions = {"fer-edge": __version__, "onnxruntime": runtime_version(), "opencv": cv2.__version__}
@@ -404,7 +404,7 @@ def rows_in_order(
 
 
 def _remove_leftovers(output: str) -> None:
-    """What killed actors were writing, under temporary names; nobody writes any more."""
+    """Remove the temporary files of actors that were killed; called when no actor writes any more."""
     if is_uri(output):
         return
     for folder in (Path(output), Path(output, "_job", "counts")):

@@ -39,22 +39,22 @@ DEFAULT_MODELS_DIR = "models"  # text: `--help` does without pathlib
 
 
 def file_stem(name: str) -> str:
-    """What the file names of a model begin with: `model_0` for v0, the name itself for a model of your own."""
+    """The common start of a model's file names: `model_0` for v0, the name itself for a model of your own."""
     return FILE_STEMS.get(name, name)
 
 
 def checkpoint_path(models_dir: Path, name: str) -> Path:
-    """Trained weights, `model_0.pth`."""
+    """The path of trained weights, `model_0.pth`."""
     return models_dir / f"{file_stem(name)}.pth"
 
 
 def results_path(models_dir: Path, name: str) -> Path:
-    """What training measured, `model_0_results.json`."""
+    """The path of training's results, `model_0_results.json`."""
     return models_dir / f"{file_stem(name)}_results.json"
 
 
 def parity_path(models_dir: Path, name: str) -> Path:
-    """What the export compared, `model_0.parity.json`."""
+    """The path of the export's report, `model_0.parity.json`."""
     return models_dir / f"{file_stem(name)}.parity.json"
 
 

@@ -52,7 +52,10 @@ def integer_checksums(
 
 
 def _more_outputs(names: Sequence[str]) -> bytes:
-    """What makes the tensors outputs when it follows a model's bytes: protobuf merges the messages of one field."""
+    """Bytes that, appended to a model's, make the uint8 tensors `names` outputs of its graph.
+
+    Protobuf merges two messages of one field, so nothing before them has to be parsed.
+    """
     values = b"".join(_field(12, _field(1, name.encode()) + _field(2, _UINT8)) for name in names)
     return _field(7, values)
 

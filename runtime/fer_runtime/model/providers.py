@@ -100,18 +100,18 @@ def provider_options(provider: str, arithmetic: str, *, threads: int) -> dict[st
 
 
 def match_provider(name: str, there: Sequence[str]) -> str | None:
-    """That one of `there` which is spelled like `name`, in any case."""
+    """The entry of `there` that equals `name`, upper and lower case aside; None if there is none."""
     return next((one for one in there if one.lower() == name.lower()), None)
 
 
 def missing_provider(name: str, there: Sequence[str], version: str) -> ProviderError:
-    """What to say where `name` is not among `there`."""
+    """The error for a provider that is not among `there`, with the way to get it."""
     fact = f"onnxruntime {version} has no execution provider {name} here; it has: {', '.join(there)}"
     return ProviderError(f"{fact}; {how_to_get(name)}, or leave out --provider (fer-infer --devices lists them)")
 
 
 def how_to_get(name: str) -> str:
-    """Which wheel brings the provider `name`."""
+    """The package to install for the provider `name`, as part of a sentence."""
     if plugin := _by_name(PLUGIN_WHEELS, name):
         return f"install its plugin beside onnxruntime: pip install {plugin}"
     if distribution := _by_name(DISTRIBUTIONS, name):

@@ -25,18 +25,18 @@ _MOST_BARS = 12  # of a face; of more labels, the most probable are drawn
 
 
 def draw_faces(image: Uint8Array, faces: Sequence[Face], *, numbers: Sequence[int] = ()) -> Uint8Array:
-    """A copy of the picture with its faces drawn in; lines and letters grow with the picture.
+    """A copy of the image with its faces drawn in; lines and letters grow with the image.
 
     Args:
         image: uint8 (height, width, 3) in BGR, or (height, width).
-        faces: as `Recognizer.predict` gives them for this picture.
+        faces: as `Recognizer.predict` gives them for this image.
         numbers: the tracks of the faces, written before their expressions.
 
     Returns:
-        uint8 (height, width, 3), or larger: a small picture is enlarged until letters can be read.
+        uint8 (height, width, 3), or larger: a small image is enlarged until letters can be read.
     """
     drawn = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
-    # In a small picture no letter fits a face, so what is enlarged is the picture.
+    # In a small image no letter fits a face, so the image itself is enlarged.
     factor = max(1, min(-(-_READABLE_SIDE // min(drawn.shape[:2])), _ENLARGED_SIDE // max(drawn.shape[:2])))
     if factor > 1:
         drawn = cv2.resize(drawn, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
@@ -59,7 +59,7 @@ def draw_faces(image: Uint8Array, faces: Sequence[Face], *, numbers: Sequence[in
 
 
 def _eyes(face: Face, box: _Box, factor: int) -> _Box:
-    """Where the eyes of a face are: about its landmarks, or the upper half of its box."""
+    """The box around the eyes of a face, by its landmarks; without those, the upper half of its box."""
     x, y, width, height = box
     if len(face.landmarks) < 2:
         return x, y, width, height // 2
@@ -132,7 +132,7 @@ def _draw_box(
     line = max(1, round(2 * unit))
     cv2.rectangle(image, (x, y), (x + width, y + height), color, line, cv2.LINE_AA)
     title = f"{number}{drawn_label(face.expression, labels)} {face.confidence:.0%}{'?' if face.uncertain else ''}"
-    # As wide as the box where that can be read, never wider than the picture.
+    # As wide as the box where that can be read, never wider than the image.
     fitting = min(max(width / (cv2.getTextSize(title, _FONT, 1, 2)[0][0] + 12), 0.42 * unit), 0.9 * unit)
     # Smaller letters where larger ones would cover somebody's eyes.
     for scale in (fitting, 0.75 * fitting, 0.5 * fitting):

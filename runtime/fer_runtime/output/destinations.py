@@ -44,7 +44,7 @@ class ExistingFile(NamedTuple):
 
 
 class Destinations(NamedTuple):
-    """What a run was told to write.
+    """The files and folders that a run writes; None for those that were not asked for.
 
     Args:
         output: the file of rows.

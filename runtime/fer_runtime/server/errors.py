@@ -23,7 +23,7 @@ class RequestError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What the answer needs besides its body."""
+        """HTTP headers of the answer, by its status."""
         if self.status == 503:
             return {"Retry-After": str(self.retry)}
         if self.status == 401:

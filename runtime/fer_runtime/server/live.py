@@ -1,4 +1,4 @@
-"""/live: one page with the annotated picture of a camera or a stream, for a device without a screen.
+"""/live: one page with the annotated frames of a camera or a stream, for a device without a screen.
 
 The camera is opened when somebody opens the page, and closed when the last one has left.
 """
@@ -33,7 +33,7 @@ from fer_runtime.video.sources import Camera, Gap
 ENDLESS = frozenset(("/live/video", "/live/events"))
 _WEB = Path(__file__).parent / "web"
 _MAX_VIEWERS = 8
-_LONGEST_SIDE = 1280  # pixels of the picture that is sent
+_LONGEST_SIDE = 1280  # pixels of the frames that are sent
 _QUALITY = 80  # of its JPEG, percent
 _AGAIN_SECONDS = 3.0  # before a source that ended is opened again
 _KEPT_SECONDS = 5.0  # that the camera stays on after the last viewer has left, for a page that is loaded again
@@ -44,7 +44,7 @@ _POLICY = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'sel
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What is shown: a picture, and what the page says about it."""
+    """The newest annotated frame, and what the page says about it."""
 
     number: int
     jpeg: bytes | None

@@ -30,7 +30,7 @@ _NO_MEMORY = "needs more memory than there is"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """What a request may ask for besides the service's own settings."""
+    """What one request may set for itself."""
 
     model: ServedModel
     search: FaceSearch | None = None  # None: the service's own

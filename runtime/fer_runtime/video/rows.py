@@ -65,6 +65,7 @@ def is_per_segment(format_name: str, segments: bool) -> bool:
 
 
 def frame_row(result: FrameResult, labels: Sequence[str], format_name: str) -> str:
+    """The row of a frame: a line of JSON, or a line of CSV per face and one without a face where there is none."""
     if format_name == "jsonl":
         return json.dumps(_rounded(result.to_dict())) + "\n"
     return "".join(
@@ -112,6 +113,7 @@ def gap_row(name: str, gap: Gap, labels: Sequence[str], format_name: str, *, seg
 
 
 def segment_row(segment: Segment, format_name: str, number: int) -> str:
+    """The row of a segment; `number` counts subtitles from 1."""
     if format_name == "srt":
         return to_srt(segment, number)
     if format_name == "jsonl":

@@ -28,7 +28,7 @@ _LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE = 0.5, 0.02
 
 @dataclass(slots=True)
 class FrameCounts:
-    """What became of every frame."""
+    """How many frames were processed, left out, lost; and what the file says of its length."""
 
     processed: int = 0
     skipped: int = 0  # left out by `every`, or before `start`
@@ -148,7 +148,7 @@ def open_capture(path: Path) -> cv2.VideoCapture:
 
 
 def _why_not_opened(path: Path) -> str:
-    """What kind of file it is, where that is the reason."""
+    """The reason why OpenCV did not open the file, as the end of a sentence that begins with its path."""
     try:
         with path.open("rb") as file:
             content = file.read(_SEARCHED_BYTES)

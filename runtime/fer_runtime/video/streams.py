@@ -188,7 +188,10 @@ class _Source(ABC):
         return 0.0 if self._started is None else monotonic() - self._started
 
     def _patience(self, end: float) -> float | None:
-        """How long `read` waits: the end is known with the first frame, so until then it looks now and then."""
+        """The most seconds that `read` waits for news before it looks at the time; None: no limit.
+
+        The end of a stretch is known with the first frame, so until then it looks every few seconds.
+        """
         if not self.is_live or end == float("inf"):
             return None
         return 5.0 if self._started is None else max(0.0, end - self._now())

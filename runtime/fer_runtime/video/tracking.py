@@ -47,13 +47,13 @@ class _Track:
     look: Uint8Array | None = None  # the face's crop, blurred
 
     def expected(self, time: float) -> tuple[float, float]:
-        """Where the face is by now if it went on as before."""
+        """The centre at `time` if the face moves on at its speed, in pixels."""
         passed = time - self.time
         x, y = self.speed or (0.0, 0.0)
         return self.center[0] + x * passed, self.center[1] + y * passed
 
     def cost(self, center: tuple[float, float], side: float, time: float, absent: float) -> float:
-        """How badly a box fits: 0 for the expected one, some 1 at the end of the reach, infinite beyond.
+        """The cost of giving a box to this track: 0 where expected, about 1 at the end of the reach, infinite beyond.
 
         Args:
             absent: for how much of the longest gap the face has been hidden, 0 to 1.

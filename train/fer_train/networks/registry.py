@@ -21,7 +21,7 @@ _EVALUATION_BATCH = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkShape:
-    """What a network is made for; FER2013's labels and faces by default."""
+    """Classes and faces of a network; those of FER2013 by default."""
 
     classes: int = len(EXPRESSIONS)
     size: int = FACE_SIZE  # pixels, side of the faces
