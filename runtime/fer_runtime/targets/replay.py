@@ -7,12 +7,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fer_runtime.errors import ExtraMissingError, FerError, ModelFileError, first_line
-from fer_runtime.model.parity import Check, Outputs, compare_outputs, comparison_checks, softmax, worst_of
+from fer_runtime.model.metadata import ModelMetadata
+from fer_runtime.model.parity import Check, Outputs, Uint8Array, compare_outputs, comparison_checks, softmax, worst_of
 from fer_runtime.model.self_test import SelfTestReport
 from fer_runtime.registry import load as load_code
 from fer_runtime.targets import Target
-from fer_runtime.targets.golden import read_file, read_golden, tolerance_of
+from fer_runtime.targets.golden import Golden, read_file, read_golden, tolerance_of
 from fer_runtime.targets.sidecar import Sidecar, changed_files, read_sidecar
 
 if TYPE_CHECKING:
@@ -56,44 +59,14 @@ def replay_target(path: Path, target: Target, *, threads: int = 1) -> SelfTestRe
     changed = changed_files(path.parent, sidecar, needed_by=path)
     golden = read_golden(read_file(path.parent / sidecar.golden, needed_by=path), source=str(path))
     metadata = sidecar.metadata
-    same_labels = metadata.labels == golden.labels
-    same_temperature = abs(metadata.temperature / golden.temperature - 1) < 1e-6
     faults = [f"{name} was changed" for name in changed]
     faults += [] if is_as_written else [f"{target.sidecar_path(path).name} was changed"]
     faults += [f"{path.name} is not among its files"] if path.name not in sidecar.sha256 else []
-    checks = [
-        Check(
-            name="digest",
-            passed=not faults,
-            detail=f"{'; '.join(faults)} after the conversion; convert or copy the model again"
-            if faults
-            else f"{len(sidecar.sha256)} files are as converted",
-        ),
-        Check(
-            name="labels",
-            passed=same_labels and same_temperature,
-            detail=", ".join(metadata.labels)
-            + ("" if same_labels else f"; the golden faces are labelled {', '.join(golden.labels)}")
-            + ("" if same_temperature else f"; temperature {metadata.temperature}, not {golden.temperature}"),
-        ),
-    ]
-    run = open_target(path, target, sidecar, threads=threads)
+    checks = [_digest_check(faults, sidecar), _labels_check(metadata, golden)]
     expected = golden.expected(metadata.precision)
     network = golden.expected("fp32")
     tolerance = tolerance_of(metadata.precision)
-    try:
-        # All golden faces at once, and one by one: kernels differ between the two.
-        runs = [run(golden.faces), _alone(run, golden.faces)]
-    except FerError:
-        raise
-    except Exception as error:
-        raise ModelFileError(f"{path} does not run on {target.name}: {first_line(error)}; {_AGAIN}") from error
-    for found in runs:
-        if any(values.shape != expected.logits.shape for values in (found.logits, found.probabilities)):
-            raise ModelFileError(
-                f"{path} gives logits {found.logits.shape} and probabilities {found.probabilities.shape}, not "
-                f"{expected.logits.shape}; convert the model again with fer-export"
-            )
+    runs = _replay(open_target(path, target, sidecar, threads=threads), golden, path, target, expected.logits.shape)
     worst = worst_of([compare_outputs(expected, found, margin=tolerance.margin) for found in runs])
     against_network = worst_of([compare_outputs(network, found, margin=tolerance.margin) for found in runs])
     checks += comparison_checks(worst, tolerance)
@@ -117,6 +90,52 @@ def replay_target(path: Path, target: Target, *, threads: int = 1) -> SelfTestRe
     )
 
 
+def _digest_check(faults: list[str], sidecar: Sidecar) -> Check:
+    return Check(
+        name="digest",
+        passed=not faults,
+        detail=f"{'; '.join(faults)} after the conversion; convert or copy the model again"
+        if faults
+        else f"{len(sidecar.sha256)} files are as converted",
+    )
+
+
+def _labels_check(metadata: ModelMetadata, golden: Golden) -> Check:
+    same_labels = metadata.labels == golden.labels
+    same_temperature = abs(metadata.temperature / golden.temperature - 1) < 1e-6
+    return Check(
+        name="labels",
+        passed=same_labels and same_temperature,
+        detail=", ".join(metadata.labels)
+        + ("" if same_labels else f"; the golden faces are labelled {', '.join(golden.labels)}")
+        + ("" if same_temperature else f"; temperature {metadata.temperature}, not {golden.temperature}"),
+    )
+
+
+def _replay(run: Run, golden: Golden, path: Path, target: Target, shape: tuple[int, ...]) -> list[Outputs]:
+    """The outputs for all golden faces at once, and one by one: kernels differ between the two.
+
+    Args:
+        shape: of the expected logits, (faces, classes).
+
+    Raises:
+        ModelFileError: the runtime cannot run the file, or answers in another shape.
+    """
+    try:
+        runs = [run(golden.faces), _alone(run, golden.faces)]
+    except FerError:
+        raise
+    except Exception as error:
+        raise ModelFileError(f"{path} does not run on {target.name}: {first_line(error)}; {_AGAIN}") from error
+    for found in runs:
+        if found.logits.shape != shape or found.probabilities.shape != shape:
+            raise ModelFileError(
+                f"{path} gives logits {found.logits.shape} and probabilities {found.probabilities.shape}, not "
+                f"{shape}; {_AGAIN}"
+            )
+    return runs
+
+
 def _softmax_check(found: Outputs, temperature: float, precision: str) -> Check:
     """Do the probabilities follow from the file's own logits? This finds a wrong temperature."""
     difference = float(abs(softmax(found.logits, temperature=temperature) - found.probabilities).max(initial=0))
@@ -129,10 +148,9 @@ def _softmax_check(found: Outputs, temperature: float, precision: str) -> Check:
     )
 
 
-def _alone(run: Run, faces: object) -> Outputs:
-    import numpy as np
-
-    found = [run(face[np.newaxis]) for face in np.asarray(faces)]
+def _alone(run: Run, faces: Uint8Array) -> Outputs:
+    """The outputs of faces that are run one by one."""
+    found = [run(face[np.newaxis]) for face in faces]
     return Outputs(
         logits=np.concatenate([one.logits for one in found]),
         probabilities=np.concatenate([one.probabilities for one in found]),
