@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fer_runtime.files import write_atomically
 from fer_runtime.output.annotate import write_image
 from fer_runtime.text import printable
+from fer_train.data.disjoint_sets import DisjointSets
 from fer_train.data.folders import LabelledFaces, Uint8Array
 
 FloatArray = npt.NDArray[np.float32]
@@ -158,21 +159,14 @@ def near_copies(faces: Uint8Array, file_sha256: Sequence[str]) -> list[tuple[lis
 
 def copies_of(faces: Uint8Array, file_sha256: Sequence[str]) -> list[list[int]]:
     """Indices of images that are the same, or nearly: the groups of two and more."""
-    parent = list(range(len(faces)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
     same = [*_copies(file_sha256), *([*one, *other] for one, other in near_copies(faces, file_sha256))]
+    sets = DisjointSets(len(faces))
     for indices in same:
         for index in indices:
-            parent[root(index)] = root(indices[0])
+            sets.join(index, indices[0])
     groups: dict[int, list[int]] = defaultdict(list)
     for index in range(len(faces)):
-        groups[root(index)].append(index)
+        groups[sets.root(index)].append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 

@@ -20,6 +20,7 @@ from fer_runtime.files import write_atomically
 from fer_runtime.images import read_bytes
 from fer_runtime.text import counted, csv_text, printable
 from fer_train.data.audit import copies_of
+from fer_train.data.disjoint_sets import DisjointSets
 from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE
 from fer_train.data.placing import Writing
 from fer_train.data.reading import ReadImage, read_images, small_faces
@@ -174,23 +175,16 @@ def _column(root: Path, column: str) -> dict[str, str] | None:
 
 def _groups(read: Sequence[ReadImage], person_of: Mapping[str, str], report: SplitReport) -> list[int]:
     """A number for each image: equal for images of one person, and for copies."""
-    parent = list(range(len(read)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
+    sets = DisjointSets(len(read))
     first: dict[str, int] = {}
     for index, one in enumerate(read):
         if person := person_of.get(one.image.name):
-            parent[root(index)] = root(first.setdefault(person, index))
+            sets.join(index, first.setdefault(person, index))
     for copies in copies_of(small_faces(read), [one.sha256 for one in read]):
         report.copies += len(copies) - 1
         for index in copies[1:]:
-            parent[root(index)] = root(copies[0])
-    return [root(index) for index in range(len(read))]
+            sets.join(index, copies[0])
+    return [sets.root(index) for index in range(len(read))]
 
 
 def _choose(read: Sequence[ReadImage], groups: Sequence[int], options: SplitOptions, report: SplitReport) -> list[str]:
