@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import cv2
 import numpy as np
 
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.colors import drawn_label, label_colors
+from fer_runtime.output.thumbnail import square_thumbnail
 from fer_runtime.results import Face
 
 _COLUMNS = 12
@@ -20,7 +20,7 @@ _CAPTION = 48
 _GAP = 8
 _HEADER = 40
 _TALLEST = 60_000  # pixels of a page: a JPEG holds 65,500
-_INK, _PAPER, _WRONG = (40, 36, 32), (250, 250, 250), (40, 40, 210)
+_INK, _PAPER, _WRONG = (40, 36, 32), 250, (40, 40, 210)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
@@ -62,7 +62,8 @@ class ContactSheet:
         if face.reasons:
             more = f" +{len(face.reasons) - 1}" if len(face.reasons) > 1 else ""
             caption += f"\n{face.reasons[0].replace('_', ' ')}{more}"
-        group.append((_thumbnail(patch), caption, true is not None and true != face.expression))
+        is_wrong = true is not None and true != face.expression
+        group.append((square_thumbnail(patch, _FACE, paper=_PAPER), caption, is_wrong))
 
     def draw(self) -> Uint8Array:
         """The page, uint8 (height, width, 3) in BGR."""
@@ -97,16 +98,3 @@ class ContactSheet:
             top += rows[name] * (_FACE + _CAPTION)
         cv2.putText(page, left, (_GAP, top + 23), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
         return page
-
-
-def _thumbnail(patch: Uint8Array) -> Uint8Array:
-    # Whole and undistorted: the longer side fills the square, the rest is paper.
-    scale = _FACE / max(patch.shape[:2])
-    size = (max(1, round(patch.shape[1] * scale)), max(1, round(patch.shape[0] * scale)))
-    small: Any = cv2.resize(patch, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    if small.ndim == 2:
-        small = cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)
-    square = np.full((_FACE, _FACE, 3), _PAPER, np.uint8)
-    top, left = (_FACE - size[1]) // 2, (_FACE - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = small
-    return square

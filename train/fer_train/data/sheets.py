@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 
 from fer_runtime.images import Uint8Array
+from fer_runtime.output.thumbnail import square_thumbnail
 from fer_runtime.text import printable
 
 _COLUMNS, _ROWS = 12, 20
@@ -39,7 +39,7 @@ def draw_sheet(title: str, images: Sequence[Uint8Array], captions: Sequence[str]
     cv2.putText(page, printable(title, limit=60), (_GAP, 26), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = _GAP + number % columns * (_SIDE + _GAP), _HEADER + number // columns * (_SIDE + _CAPTION)
-        page[y : y + _SIDE, x : x + _SIDE] = _square(image)
+        page[y : y + _SIDE, x : x + _SIDE] = square_thumbnail(image, _SIDE, paper=_PAPER)
         for line, text in enumerate(caption.split("\n")[:2]):
             place = (x, y + _SIDE + 12 + 13 * line)
             cv2.putText(page, _shown(text), place, _FONT, 0.36, _INK, 1, cv2.LINE_AA)
@@ -50,16 +50,3 @@ def _shown(text: str) -> str:
     """A caption's line; OpenCV draws nothing but ASCII."""
     text = printable(text)
     return text if len(text) <= _CHARACTERS else f"{text[: _CHARACTERS - 2]}.."
-
-
-def _square(image: Uint8Array) -> Any:
-    """The image whole and undistorted on a square of paper."""
-    scale = _SIDE / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    small: Any = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    if small.ndim == 2:
-        small = cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)
-    square = np.full((_SIDE, _SIDE, 3), _PAPER, np.uint8)
-    top, left = (_SIDE - size[1]) // 2, (_SIDE - size[0]) // 2
-    square[top : top + size[1], left : left + size[0]] = small
-    return square
