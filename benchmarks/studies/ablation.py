@@ -1,4 +1,4 @@
-"""Ablation of the best recipe: `python -m studies.ablation` trains v0 without each ingredient.
+"""Ablation of the best recipe: `python -m benchmarks.studies.ablation` trains v0 without each ingredient.
 
 All runs have the same images, epochs and seed, so each row differs from the first by one change.
 """

@@ -1,4 +1,4 @@
-"""A minimal loop over images, the baseline for `fer-infer`: `python -m studies.bare_loop MODEL < list`.
+"""A minimal loop over images, the baseline for `fer-infer`: `python -m benchmarks.studies.bare_loop MODEL < list`.
 
 One thread decodes, the main thread runs the model in batches. It does not search for faces, check files or write rows,
 so its time is that of reading, decoding and the model alone. The folder study compares fer-infer with it.

@@ -1,4 +1,4 @@
-"""Where FER2013's crops lie around the boxes of the face detectors: `python -m studies.crop`.
+"""Where FER2013's crops lie around the boxes of the face detectors: `python -m benchmarks.studies.crop`.
 
 The two figures of each detector's `_CROP` come from the first table. The second table shows the accuracy with other
 crops, the third the time of a photograph.

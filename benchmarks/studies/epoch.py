@@ -1,4 +1,4 @@
-"""Time of an epoch in `fer-train` next to a notebook's loop: `python -m studies.epoch --data data`."""
+"""Time of an epoch in `fer-train` next to a notebook's loop: `python -m benchmarks.studies.epoch --data data`."""
 
 from __future__ import annotations
 

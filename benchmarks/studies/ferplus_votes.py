@@ -1,6 +1,6 @@
 """Write the FER+ votes that ship with fer_train, and test them on altered copies of FER2013.
 
-python -m studies.ferplus_votes --data data --votes ferplus.csv.gz
+python -m benchmarks.studies.ferplus_votes --data data --votes ferplus.csv.gz
 
 The votes file has a row per image: its path, then votes for the seven expressions, contempt, unknown and not_a_face.
 """

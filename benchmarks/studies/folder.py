@@ -1,4 +1,4 @@
-"""Overhead of `fer-infer` on crops, next to a minimal loop: `python -m studies.folder data/images/train`."""
+"""Overhead of `fer-infer` on crops, next to a minimal loop: `python -m benchmarks.studies.folder data/images/train`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def measure_folder(
 ) -> FolderRates:
     """Run the loop and the command alternately, `rounds` times, on one thread each."""
     file = find_model(model, precision=precision, models_dir=models_dir)
-    bare = [sys.executable, "-m", "studies.bare_loop", str(file)]
+    bare = [sys.executable, str(Path(__file__).with_name("bare_loop.py")), str(file)]
     bare_s, command_s = [], []
     for _ in range(rounds):
         bare_s.append(_cpu_seconds(bare, paths))

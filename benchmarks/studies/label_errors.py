@@ -1,6 +1,6 @@
 """How many planted label errors `fer-data audit` finds, and what FER+'s raters say of the images that it doubts.
 
-python -m studies.label_errors --data data --split train --model v3
+python -m benchmarks.studies.label_errors --data data --split train --model v3
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`models/README.md`: what each file is and how good, with every figure from the results files.
 
-`python -m studies.model_cards` writes it, `--check` fails when it is stale.
+`python -m benchmarks.studies.model_cards` writes it, `--check` fails when it is stale.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def main(models_dir: Path, check: bool) -> None:
         write_atomically(page, text)
         click.echo(page)
     elif not page.is_file() or page.read_text(encoding="utf-8") != text:
-        click.echo(f"{page} is stale; write it with: python -m studies.model_cards", err=True)
+        click.echo(f"{page} is stale; write it with: python -m benchmarks.studies.model_cards", err=True)
         sys.exit(1)
 
 

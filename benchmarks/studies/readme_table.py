@@ -1,4 +1,4 @@
-"""README's table from the results files: `python -m studies.readme_table` writes it, `--check` compares it."""
+"""README's table from the results files: `python -m benchmarks.studies.readme_table` writes or checks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overhead of a Ray cluster over the local engine: `python -m studies.scale data/images/train`."""
+"""Overhead of a Ray cluster over the local engine: `python -m benchmarks.studies.scale data/images/train`."""
 
 from __future__ import annotations
 
