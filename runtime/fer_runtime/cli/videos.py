@@ -36,60 +36,90 @@ def run_on_videos(options: VideosRun, videos: Sequence[Path | int], format_name:
 
 def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int], format_name: str) -> bool:
     output = None if options.output is None else Path(options.output)
-    segments, start, duration = options.segments, options.start, options.duration
     copies = [None] * len(videos) if options.annotate is None else annotated_paths(options.annotate, videos)
     failed = False
     # A row per frame is progress enough where it can be seen; a stretch may last as long as the film.
     rows_are_seen = output is None and is_terminal(sys.stdout)
-    is_seen_itself = rows_are_seen and not is_per_segment(format_name, segments)
+    is_seen_itself = rows_are_seen and not is_per_segment(format_name, options.segments)
     shows_progress = is_terminal(sys.stderr) and not (options.quiet or is_seen_itself)
     # A camera's answer is about now, and a film takes minutes: who reads the rows need not wait for others.
     output_format = OUTPUT_FORMATS[format_name]
     format_name = output_format.rows_of or format_name
     with opened_sink(output, frame=output_format.create_frame(), by_row=True) as sink:
-        write = sink.write
-        write_video_header(write, recognizer.labels, format_name=format_name, segments=segments)
+        write_video_header(sink.write, recognizer.labels, format_name=format_name, segments=options.segments)
         for video, copy in zip(videos, copies, strict=True):
-            started, summary = perf_counter(), VideoSummary()
-            progress = Progress(_video_done(video, summary, start, duration), is_shown=shows_progress)
             if len(videos) > 1:
-                write_video_heading(write, video, format_name=format_name)
-            try:
-                with progress:
-                    write_video_rows(
-                        recognizer,
-                        video,
-                        _after_clearing(progress, write) if rows_are_seen else write,
-                        format_name=format_name,
-                        segments=segments,
-                        annotate=copy,
-                        anonymize=options.anonymize,
-                        every=options.every,
-                        start=start,
-                        duration=duration,
-                        summary=summary,
-                        on_result=progress.say,
-                    )
-            except ImageError as error:
-                # The rows of the other videos are not lost for it.
-                if summary.counts.processed and not options.quiet:
-                    say_video_summary(video, summary, perf_counter() - started)
-                click.echo(f"Error: {printable(error)}", err=True)
-                write_failed_row(
-                    write, recognizer.labels, video, str(error), format_name=format_name, segments=segments
-                )
-                failed = True
-                continue
-            except KeyboardInterrupt:
-                if not options.quiet:
-                    say_video_summary(video, summary, perf_counter() - started)
-                raise
-            if not options.quiet:
-                say_video_summary(video, summary, perf_counter() - started)
-            _warn_of_missing_frames(video, summary.counts)
+                write_video_heading(sink.write, video, format_name=format_name)
+            failed |= _write_rows_of(
+                recognizer,
+                options,
+                video,
+                sink.write,
+                format_name,
+                copy,
+                shows_progress=shows_progress,
+                rows_are_seen=rows_are_seen,
+            )
         if options.anonymize is not None:
             click.echo("copies have no sound and no metadata; faces that were not found are not covered", err=True)
     return failed
+
+
+def _write_rows_of(
+    recognizer: Recognizer,
+    options: VideosRun,
+    video: Path | int,
+    write: Callable[[str], object],
+    format_name: str,
+    copy: Path | None,
+    *,
+    shows_progress: bool,
+    rows_are_seen: bool,
+) -> bool:
+    """Write the rows of one video, and say what became of it; whether it failed.
+
+    Args:
+        copy: of the video, annotated; None for none.
+        rows_are_seen: on the terminal that shows the progress.
+    """
+    started, summary = perf_counter(), VideoSummary()
+
+    def say_summary() -> None:
+        if not options.quiet:
+            say_video_summary(video, summary, perf_counter() - started)
+
+    progress = Progress(_video_done(video, summary, options.start, options.duration), is_shown=shows_progress)
+    try:
+        with progress:
+            write_video_rows(
+                recognizer,
+                video,
+                _after_clearing(progress, write) if rows_are_seen else write,
+                format_name=format_name,
+                segments=options.segments,
+                annotate=copy,
+                anonymize=options.anonymize,
+                every=options.every,
+                start=options.start,
+                duration=options.duration,
+                summary=summary,
+                on_result=progress.say,
+            )
+    except ImageError as error:
+        # The rows of the other videos are not lost for it.
+        if summary.counts.processed:
+            say_summary()
+        click.echo(f"Error: {printable(error)}", err=True)
+        write_failed_row(
+            write, recognizer.labels, video, str(error), format_name=format_name, segments=options.segments
+        )
+        return True
+    except KeyboardInterrupt:
+        say_summary()
+        raise
+    say_summary()
+    _warn_of_missing_frames(video, summary.counts)
+    return False
 
 
 def say_video_summary(video: Path | int | NamedSource, summary: VideoSummary, seconds: float) -> None:
