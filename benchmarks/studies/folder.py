@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -44,7 +45,7 @@ class FolderRates:
 def measure_folder(
     paths: Sequence[str], model: str, precision: Precision, models_dir: Path, rounds: int
 ) -> FolderRates:
-    """Run the loop and the command alternately, `rounds` times, on one thread each."""
+    """Run the loop and the command alternately, `rounds` times, on the CPUs that this process may use."""
     file = find_model(model, precision=precision, models_dir=models_dir)
     bare = [sys.executable, str(Path(__file__).with_name("bare_loop.py")), str(file)]
     bare_s, command_s = [], []
@@ -55,6 +56,20 @@ def measure_folder(
             command = [sys.executable, "-m", "fer_runtime", "-", "--model", str(file), "--threads", "1"]
             command_s.append(_cpu_seconds([*command, "--format", "jsonl", "--output", output], paths))
     return FolderRates(model=model, precision=precision, bare_cpu_s=tuple(bare_s), command_cpu_s=tuple(command_s))
+
+
+@contextmanager
+def _one_cpu() -> Iterator[None]:
+    """This process and those that it starts use one CPU: two of one core would each count the other's time."""
+    if not hasattr(os, "sched_setaffinity"):  # only on Linux
+        yield
+        return
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 def _cpu_seconds(command: Sequence[str], paths: Sequence[str]) -> float:
@@ -84,7 +99,7 @@ def main(
     precisions: tuple[Precision, ...],
     models_dir: Path,
 ) -> None:
-    """Measure the command next to a loop that only decodes and classifies, both on one thread."""
+    """Measure the command next to a loop that only decodes and classifies, both on one CPU."""
     paths = [os.fsdecode(path) for path in islice(Inputs([folder], recursive=True), images)]
     say_environment(environment())
     click.echo(f"{len(paths):,} images, images a second of CPU time, start included, medians of {rounds} rounds")
@@ -93,7 +108,8 @@ def main(
         for precision in precisions:
             if not model_path(models_dir, model, precision).is_file():
                 continue  # v1's fp32 is not in the repository
-            rates = measure_folder(paths, model, precision, models_dir, rounds)
+            with _one_cpu():
+                rates = measure_folder(paths, model, precision, models_dir, rounds)
             bare, command = (len(paths) / statistics.median(s) for s in (rates.bare_cpu_s, rates.command_cpu_s))
             click.echo(f"{model:5}  {precision:9}  {bare:10,.0f} {command:10,.0f}  {rates.ratio:.2f}")
 
