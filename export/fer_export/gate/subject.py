@@ -116,15 +116,7 @@ def prepare_subject(
     fp32 = make_graph(calibration)
     head = None
     if validation is not None and not original.is_foreign:
-        progress("fitting unfamiliarity")
-        # The threshold is fitted on faces that the layer has not seen.
-        known, others = (train.faces, labelled) if train is not None else (labelled[::2], labelled[1::2])
-        head = fit_head(fp32, known, others, uncertain_below=calibration.uncertain_below)
-        if head is None:
-            progress(
-                f"no output unfamiliarity: it needs {FEWEST_FACES} labelled faces of each split, maps before a linear "
-                f"layer, and an AUROC of {LEAST_AUROC} against made-up images"
-            )
+        head = _fit_unfamiliarity(fp32, labelled, train, calibration, progress)
     progress("choosing golden faces")
     complete = fp32 if head is None else add_output(fp32, head, "fp32")
     coverage = cover_units(complete, labelled if len(labelled) else None)
@@ -152,6 +144,26 @@ def prepare_subject(
         head=head,
     )
     return subject, fp32
+
+
+def _fit_unfamiliarity(
+    fp32: onnx.ModelProto,
+    labelled: Uint8Array,
+    train: LabelledFaces | None,
+    calibration: Calibration,
+    progress: Callable[[str], None],
+) -> Head | None:
+    """The layer that computes unfamiliarity; None where it cannot be fitted, which `progress` is told."""
+    progress("fitting unfamiliarity")
+    # The threshold is fitted on faces that the layer has not seen.
+    known, others = (train.faces, labelled) if train is not None else (labelled[::2], labelled[1::2])
+    head = fit_head(fp32, known, others, uncertain_below=calibration.uncertain_below)
+    if head is None:
+        progress(
+            f"no output unfamiliarity: it needs {FEWEST_FACES} labelled faces of each split, maps before a linear "
+            f"layer, and an AUROC of {LEAST_AUROC} against made-up images"
+        )
+    return head
 
 
 def _labels(
