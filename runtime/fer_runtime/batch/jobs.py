@@ -92,6 +92,7 @@ def recognize_files(
     block_ends: BlockEnds | None = None,
     isolate_first: int = 0,
     must_wait: Callable[[], bool] | None = None,
+    whole_blocks: bool = False,
 ) -> Generator[ImageResult, None, None]:
     """One row for every path, in order; an image that fails has its row with the reason.
 
@@ -110,7 +111,8 @@ def recognize_files(
         isolate_first: images at the beginning that are decoded in processes of their own whatever their format. A run
             that was killed may have been killed by one of the images that it was decoding.
         must_wait: tells whether the next path is not there yet, as in a list that a program writes slowly. Then the
-            rows of the paths so far are made first, in a shorter block. By default rows wait for whole blocks.
+            rows of the paths so far are made first, in a shorter block. By default it is there.
+        whole_blocks: nevertheless the rows wait for whole blocks, which end where a run that continues finds them.
 
     Raises:
         ValueError: `paths` is one path, whose letters would be taken for paths.
@@ -126,7 +128,7 @@ def recognize_files(
     ends = block_ends or BlockEnds(keeps_images=keeps_images)
     reading = Reading(
         recognizer,
-        Source(iter(paths), must_wait),
+        Source(iter(paths), must_wait, whole_chunks=whole_blocks),
         read,
         workers=workers,
         chunk_size=ends.size,
@@ -144,9 +146,9 @@ def _rows_of(
     block: list[Prepared] = []
     try:
         while True:
-            reading.read_ahead(waits=not (block or blocks))
+            reading.read_ahead(waits=not blocks and (reading.whole_chunks or not block))
             if not reading:
-                if block:
+                if block and (reading.has_ended or not reading.whole_chunks):
                     blocks.add(block, reading.pool)
                     block = []
                 while blocks:

@@ -53,30 +53,43 @@ class Now:
 
 
 class Source:
-    """The paths of a run, in chunks."""
+    """The paths of a run, in chunks.
 
-    def __init__(self, paths: Iterator[str], must_wait: Callable[[], bool] | None) -> None:
+    Args:
+        must_wait: tells whether the next path is not there yet; None: it always is.
+        whole_chunks: only the last chunk may have fewer paths than asked for.
+    """
+
+    def __init__(
+        self, paths: Iterator[str], must_wait: Callable[[], bool] | None = None, *, whole_chunks: bool = False
+    ) -> None:
+        self.whole_chunks = whole_chunks or must_wait is None
+        self.has_ended = False
         self._paths = paths
         self._must_wait = must_wait
-        self.has_ended = False
+        self._next: list[str] = []  # paths of the next chunk, when not all of them are there
 
     def chunk(self, size: int, *, waits: bool) -> list[str]:
         """The next paths, at most `size`; fewer at the end, or where the next one is not there yet.
 
         Args:
-            waits: wait for the first path.
+            waits: wait for the first path, or for all of a whole chunk.
         """
         if self._must_wait is None:
             chunk = list(islice(self._paths, size))
             self.has_ended = len(chunk) < size
             return chunk
-        chunk = []
-        while len(chunk) < size and ((waits and not chunk) or not self._must_wait()):
+        while len(self._next) < size and not self.has_ended:
+            if not (waits and (self.whole_chunks or not self._next)) and self._must_wait():
+                if self.whole_chunks:
+                    return []
+                break
             path = next(self._paths, None)
             if path is None:
                 self.has_ended = True
-                break
-            chunk.append(path)
+            else:
+                self._next.append(path)
+        chunk, self._next = self._next, []
         return chunk
 
 
@@ -121,6 +134,11 @@ class Reading:
     def has_ended(self) -> bool:
         """Whether there is no further path."""
         return self._source.has_ended
+
+    @property
+    def whole_chunks(self) -> bool:
+        """Whether only the last chunk may be a short one."""
+        return self._source.whole_chunks
 
     def read_ahead(self, *, waits: bool) -> None:
         """Begin with as many chunks as there are threads, and one more: no thread waits, and memory stays flat.

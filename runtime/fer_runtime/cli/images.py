@@ -214,8 +214,9 @@ class _Job(NamedTuple):
             on_row=extras.add if extras.need_images else None,
             block_ends=BlockEnds(keeps_images=extras.need_images, images=finished.rows),
             isolate_first=_SUSPECTS if resume else 0,
+            must_wait=self.must_wait,
             # In a file, blocks end where --resume finds them again.
-            must_wait=self.must_wait if rows_file is None else None,
+            whole_blocks=rows_file is not None,
         )
         progress = Progress(
             images_done(written, None if total is None else total - finished.rows), is_shown=shows_progress

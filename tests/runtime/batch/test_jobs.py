@@ -209,3 +209,36 @@ def test_only_the_cpu_runs_several_blocks_at_a_time(recognizer: Recognizer, monk
         assert [four.runs_at_once(cpus) for cpus in (1, 4, 8)] == [1, 1, 2]
     monkeypatch.setattr(recognizer, "provider", "CUDA")
     assert recognizer.runs_at_once(8) == 1
+
+
+@pytest.mark.parametrize(("whole_blocks", "expected"), [(False, 2 * BLOCK + 5), (True, 2 * BLOCK)])
+def test_rows_do_not_wait_for_paths_that_are_not_there_yet(
+    recognizer: Recognizer, picture: bytes, whole_blocks: bool, expected: int
+) -> None:
+    sent: list[str] = []
+    given: list[str] = []
+
+    def paths() -> Iterator[str]:
+        for number in range(3 * BLOCK + 1):
+            assert not must_wait(), "the next path is asked for before the rows of the others are out"
+            sent.append(f"{number}.png")
+            yield sent[-1]
+
+    def must_wait() -> bool:
+        return len(sent) == 2 * BLOCK + 5 and len(given) < expected
+
+    with closing(
+        recognize_files(
+            recognizer,
+            paths(),
+            workers=2,
+            model_threads=2,
+            read=lambda path: picture,
+            must_wait=must_wait,
+            whole_blocks=whole_blocks,
+        )
+    ) as results:
+        for result in results:
+            given.append(result.path)
+    assert given == sent
+    assert len(given) == 3 * BLOCK + 1
