@@ -79,14 +79,14 @@ class Tracker:
         Raises:
             ValueError: `seconds` is not later, or the frame is of another shape or dtype.
         """
-        if self._time is not None and not seconds > self._time:
-            raise ValueError(f"seconds must rise from frame to frame: {seconds} after {self._time}")
         return self._follow(frame, _look(self._recognizer, frame), seconds, number=number, path=path)
 
     def _follow(
         self, frame: Uint8Array, seen: _Seen, seconds: float, *, number: int | None = None, path: str = ""
     ) -> FrameResult:
         """The result of the next frame, whose faces are known."""
+        if self._time is not None and not seconds > self._time:
+            raise ValueError(f"seconds must rise from frame to frame: {seconds} after {self._time}")
         is_cut = self._cuts.is_cut(frame, seconds)
         if is_cut:
             self._boxes.end_tracks()

@@ -254,6 +254,24 @@ def test_frames_before_a_failure_of_the_source_have_their_results() -> None:
     assert given == [0, 1, 2]
 
 
+def test_a_source_whose_seconds_do_not_rise_is_an_error() -> None:
+    class Stuck:
+        name = "stuck"
+
+        def read(self, **_: object) -> Iterator[SourceFrame]:
+            for number in range(2):
+                yield SourceFrame(number=number, time=1.0, image=np.zeros((48, 48, 3), np.uint8))
+
+        def close(self) -> None:
+            pass
+
+    with (
+        Recognizer("v0", detector="whole") as recognizer,
+        pytest.raises(ValueError, match=r"seconds must rise from frame to frame: 1\.0 after 1\.0"),
+    ):
+        list(recognize_video(recognizer, Stuck()))
+
+
 def test_the_progress_of_a_film_shows_above_the_rows_on_a_terminal(
     video: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
