@@ -156,12 +156,18 @@ def test_two_blocks_go_through_the_model_at_a_time_and_rows_keep_their_order(
 ) -> None:
     paths = [f"{number}.png" for number in range(30 * BLOCK + 3)]
     expected = list(recognize_files(recognizer, paths, workers=1, read=lambda path: picture))
-    answer, calls, second = Recognizer.answer, itertools.count(), threading.Event()
+    answer, calls = Recognizer.answer, itertools.count()
+    first, second, overlapped = threading.Event(), threading.Event(), threading.Event()
 
     def answer_together(self: Recognizer, faces: Any) -> Any:
-        # The main thread must not wait: it adds the blocks.
-        if threading.current_thread() is not threading.main_thread() and next(calls) == 0:
+        if threading.current_thread() is threading.main_thread():
+            # It takes a block that no thread has begun, and adds the next ones: it lets them begin, and does not wait.
+            if first.wait(timeout=0.2):
+                second.set()
+        elif next(calls) == 0:
+            first.set()
             assert second.wait(timeout=60)
+            overlapped.set()
         else:
             second.set()
         return answer(self, faces)
@@ -172,6 +178,7 @@ def test_two_blocks_go_through_the_model_at_a_time_and_rows_keep_their_order(
         recognize_files(recognizer, paths, workers=2, model_threads=2, read=lambda path: picture, summary=summary)
     )
     assert rows == expected
+    assert overlapped.is_set()
     assert (summary.images, summary.faces) == (len(paths), len(paths))
 
 
