@@ -179,10 +179,10 @@ def take_options(kind: type[_Run]) -> _Run:
     context = click.get_current_context()
     command = context.command
     used = kind.names()
-    unused = [one for one in command.params if one.name not in used and _is_given(context, one)]
+    unused = [parameter for parameter in command.params if parameter.name not in used and _is_given(context, parameter)]
     if unused:
         runs = getattr(command, "runs", ())
-        hints = [_hint(one, [run for run in runs if run is not kind]) for one in unused]
+        hints = [_hint(parameter, [run for run in runs if run is not kind]) for parameter in unused]
         hint = "; ".join(filter(None, hints))
         raise click.UsageError(
             f"{kind.title} does not use {_labels(context, unused)}; "
@@ -214,13 +214,13 @@ def _label(parameter: click.Parameter) -> str:
 def _labels(context: click.Context, parameters: Sequence[click.Parameter]) -> str:
     """Options by their names, arguments by their values."""
     labels = []
-    for one in parameters:
-        if isinstance(one, click.Option):
-            labels.append(_label(one))
+    for parameter in parameters:
+        if isinstance(parameter, click.Option):
+            labels.append(_label(parameter))
         else:
-            value = context.params[str(one.name)]
+            value = context.params[str(parameter.name)]
             values = value if isinstance(value, tuple) else [value]
-            labels.extend(stream_name(one) if is_stream(one) else str(one) for one in values)
+            labels.extend(stream_name(value) if is_stream(value) else str(value) for value in values)
     return ", ".join(labels)
 
 
@@ -228,7 +228,7 @@ def _check_rules(context: click.Context, rules: Sequence[Rule]) -> None:
     for rule in rules:
         if not rule.when(context.params):
             continue
-        options = {str(one.name): one for one in context.command.params}
+        options = {str(parameter.name): parameter for parameter in context.command.params}
         if given := [options[name] for name in rule.options if _is_given(context, options[name])]:
             raise click.UsageError(f"{_labels(context, given)}: {rule.because}", context)
 
@@ -530,12 +530,12 @@ class FerCommand(_FerBase):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options by their groups, those without a group last."""
         groups: dict[str, list[tuple[str, str]]] = {}
-        for one in self.get_params(ctx):
-            if isinstance(one, click.Option) and (record := one.get_help_record(ctx)) is not None:
-                if isinstance(one.type, RegistryChoice):
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
+                if isinstance(parameter.type, RegistryChoice):
                     told = record[1] if ENTRIES in record[1] else f"{ENTRIES} {record[1]}"
-                    record = (record[0], told.replace(ENTRIES, one.type.describe()).strip())
-                groups.setdefault(getattr(one, "group", ""), []).append(record)
+                    record = (record[0], told.replace(ENTRIES, parameter.type.describe()).strip())
+                groups.setdefault(getattr(parameter, "group", ""), []).append(record)
         ungrouped = groups.pop("", [])
         for title, records in (*groups.items(), ("Other options" if groups else "Options", ungrouped)):
             with formatter.section(title):

@@ -78,11 +78,11 @@ def _checked(parameter: click.Parameter, value: Any, where: str) -> Any:
     is_flag = isinstance(parameter, click.Option) and parameter.is_flag
     takes_many = parameter.nargs != 1 or bool(getattr(parameter, "multiple", False))
     values = value if takes_many and isinstance(value, list) else [value]
-    for one in values:
-        if isinstance(one, bool) != is_flag or not isinstance(one, (bool, int, float, str)):
+    for given in values:
+        if isinstance(given, bool) != is_flag or not isinstance(given, (bool, int, float, str)):
             kind = "true or false" if is_flag else "a text or a number"
-            raise click.UsageError(f"{where} = {one!r}: expected {kind}{', or a list of them' if takes_many else ''}")
-    return [str(one) for one in values] if takes_many else value
+            raise click.UsageError(f"{where} = {given!r}: expected {kind}{', or a list of them' if takes_many else ''}")
+    return [str(given) for given in values] if takes_many else value
 
 
 def _parse(path: str) -> dict[str, Any]:

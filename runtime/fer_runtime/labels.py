@@ -25,7 +25,7 @@ def check_labels(labels: Any) -> tuple[str, ...]:
         if printable(label) != label:
             raise ValueError(f"a label must be a printable text, got {printable(label)!r}")
     if len(set(labels)) < len(labels):
-        raise ValueError(f"the label {next(one for one in labels if labels.count(one) > 1)!r} occurs twice")
+        raise ValueError(f"the label {next(label for label in labels if labels.count(label) > 1)!r} occurs twice")
     return tuple(labels)
 
 

@@ -57,7 +57,7 @@ class JsonLines(io.TextIOBase):
         if _is_json_object(line):  # fer-serve's own log
             self._stream.write(line + "\n")
             return
-        prefix = next((one for one in _LEVELS if line.startswith(one)), "")
+        prefix = next((level for level in _LEVELS if line.startswith(level)), "")
         clock = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         values = {"time": clock, "level": _LEVELS.get(prefix, "info"), "message": line[len(prefix) :]}
         self._stream.write(json.dumps(values) + "\n")

@@ -153,7 +153,7 @@ def _blurred(planes: Uint8Array, sums: Sequence[int], squares: Sequence[int]) ->
             doubted.append(index)
     found = [False] * len(planes)
     if doubted:
-        low = _sharpness(planes[doubted], [sums[one] for one in doubted], [squares[one] for one in doubted])
+        low = _sharpness(planes[doubted], [sums[index] for index in doubted], [squares[index] for index in doubted])
         for index, is_blurred in zip(doubted, (low < BLURRED_BELOW).tolist(), strict=True):
             found[index] = is_blurred
     return found

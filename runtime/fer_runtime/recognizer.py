@@ -107,7 +107,7 @@ class Recognizer:
         self._threads = threads
         self._asked = {"threads": threads, "provider": provider, "strict": strict, "any_operator": any_operator}
         self._session: InferenceSession | None = opened.session
-        given = {one.name for one in opened.session.get_outputs()}
+        given = {output.name for output in opened.session.get_outputs()}
         self._outputs = [name for name in ("probabilities", "unfamiliarity") if name in given]
         self.metadata = opened.metadata
         self.labels = opened.metadata.labels  # in the order of the probabilities

@@ -32,10 +32,10 @@ def printable(text: object, *, limit: int | None = None) -> str:
     import unicodedata  # most text of a run is ASCII
 
     return "".join(
-        one
-        if one in _JOINERS or unicodedata.category(one) not in _UNPRINTABLE
-        else one.encode("unicode_escape", "surrogatepass").decode()
-        for one in text
+        character
+        if character in _JOINERS or unicodedata.category(character) not in _UNPRINTABLE
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
     )
 
 
@@ -61,7 +61,7 @@ def markdown_text(text: object, *, limit: int | None = None) -> str:
     """`printable` text for a cell or line of Markdown: no further cell, link, code or HTML element begins in it."""
     text = printable(text, limit=limit).replace("&", "&amp;").replace("<", "&lt;")
     # A backslash before one of them would be read as the escape, and ours as an ordinary backslash.
-    return "".join(f"\\{one}" if one in "\\|[`" else one for one in text)
+    return "".join(f"\\{character}" if character in "\\|[`" else character for character in text)
 
 
 def counted(count: int, noun: str) -> str:

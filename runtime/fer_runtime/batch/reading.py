@@ -247,7 +247,7 @@ def _prepare(
         image.height, image.width = pixels.shape[:2]
         image.pixels = pixels if keeps_images else None
         image.detections = recognizer.detect(pixels)
-        image.faces = [recognizer.prepare(pixels, one) for one in image.detections]
+        image.faces = [recognizer.prepare(pixels, detection) for detection in image.detections]
         seconds["detect"] += perf_counter() - decoded_at
     except ImageError as error:
         image.error = str(error)

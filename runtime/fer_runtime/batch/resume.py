@@ -128,11 +128,11 @@ def paths_left(paths: Iterable[str], rows: Path, finished: Finished) -> Iterator
             return
         if expected != path:
             known = Counter(chain((expected,), done))
-            for one in chain((path,), remaining):
-                if known[one]:
-                    known[one] -= 1
+            for other in chain((path,), remaining):
+                if known[other]:
+                    known[other] -= 1
                 else:
-                    yield one
+                    yield other
             return
 
 

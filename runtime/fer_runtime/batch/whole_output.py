@@ -73,12 +73,12 @@ def _read_rows(output: Path) -> tuple[list[dict[str, Any]], Finished]:
     return first, Finished(rows=rows, failed=failed, size=size)
 
 
-def _is_like(one: Any, other: Any) -> bool:
+def _is_like(value: Any, other: Any) -> bool:
     """Whether two rows are the same but for the last bits of their floats."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_is_like(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_is_like, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= _TOLERANCE
-    return bool(one == other)
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(_is_like(value[key], other[key]) for key in value)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_is_like, value, other))
+    if isinstance(value, float) and isinstance(other, float):
+        return abs(value - other) <= _TOLERANCE
+    return bool(value == other)

@@ -27,7 +27,7 @@ _DEVICE = "/dev/video"
 _SCHEME_ADVICE = {
     "ftp": "files are not downloaded; download it first, and give the file",
     **dict.fromkeys(
-        ("rtmp", "srt", "rtp", "mms"), "streams are read from " + ", ".join(f"{one}://" for one in PROTOCOLS)
+        ("rtmp", "srt", "rtp", "mms"), "streams are read from " + ", ".join(f"{protocol}://" for protocol in PROTOCOLS)
     ),
     "file": "give the path alone, without file://",
 }
@@ -40,7 +40,7 @@ def output_format(options: RecognizerOptions, *, default: str) -> str:
         click.UsageError: they ask for two formats, or for one that this kind of run does not write.
     """
     suffix = os.path.splitext((options.output or "").rstrip("/"))[1].lower()
-    by_suffix = next((one.name for one in OUTPUT_FORMATS.values() if suffix in one.suffixes), None)
+    by_suffix = next((entry.name for entry in OUTPUT_FORMATS.values() if suffix in entry.suffixes), None)
     if None not in (options.format_name, by_suffix) and options.format_name != by_suffix:
         raise click.UsageError(
             f"--output {options.output} is named for {by_suffix}, but --format says {options.format_name}; "
@@ -48,7 +48,7 @@ def output_format(options: RecognizerOptions, *, default: str) -> str:
         )
     name = options.format_name or by_suffix or default
     if not options.writes(OUTPUT_FORMATS[name]):
-        written = ", ".join(one.name for one in OUTPUT_FORMATS.values() if options.writes(one))
+        written = ", ".join(entry.name for entry in OUTPUT_FORMATS.values() if options.writes(entry))
         raise click.UsageError(f"{options.title} does not write --format {name}; choose from: {written}")
     return name
 

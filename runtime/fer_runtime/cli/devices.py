@@ -18,13 +18,13 @@ def list_devices(options: DevicesRun) -> bool:
     for provider in available_providers():
         there.add(provider)
         click.echo(_line(provider, "built in", ""))
-    for one in register_plugins():
-        source = f"{one.plugin.module} {one.plugin.version}".strip()
-        for provider in one.providers:
+    for registered in register_plugins():
+        source = f"{registered.plugin.module} {registered.plugin.version}".strip()
+        for provider in registered.providers:
             there.add(provider)
-            click.echo(_line(provider, source, ", ".join(one.kinds)))
-        if one.problem is not None:
-            click.echo(_line("-", source, one.problem))
+            click.echo(_line(provider, source, ", ".join(registered.kinds)))
+        if registered.problem is not None:
+            click.echo(_line("-", source, registered.problem))
     for provider in (*PLUGIN_WHEELS, *DISTRIBUTIONS):
         if provider not in there:
             click.echo(_line(provider, "not here", how_to_get(provider)))
@@ -32,6 +32,6 @@ def list_devices(options: DevicesRun) -> bool:
 
 
 def _line(provider: str, source: str, note: str) -> str:
-    others = [one for one in ARITHMETICS.get(provider, ()) if one != "fp32"]
-    names = provider + "".join(f", {provider}:{one}" for one in others)
+    others = [arithmetic for arithmetic in ARITHMETICS.get(provider, ()) if arithmetic != "fp32"]
+    names = provider + "".join(f", {provider}:{arithmetic}" for arithmetic in others)
     return printable(f"  {names:26}  {source:30}  {note}").rstrip()

@@ -388,7 +388,7 @@ def _recognition(given: dict[str, Any]) -> Callable[[], bool]:
     options = take_options(ImagesRun)
     format_name = output_format(options, default=default)
     if options.resume and not OUTPUT_FORMATS[format_name].is_resumable:
-        resumable = ", ".join(one.name for one in OUTPUT_FORMATS.values() if one.is_resumable)
+        resumable = ", ".join(entry.name for entry in OUTPUT_FORMATS.values() if entry.is_resumable)
         raise click.UsageError(f"--resume continues a run of --format {resumable}")
     refuse_overwriting(paths, options)
     _fetch_if_asked(options)

@@ -94,7 +94,7 @@ def _write_rows(
             thread.start()
         answers: list[BaseException | bool] = []
         try:
-            while len(answers) < len(threads) and not any(isinstance(one, BaseException) for one in answers):
+            while len(answers) < len(threads) and not any(isinstance(given, BaseException) for given in answers):
                 # Not without end: a signal that the system gives to another thread would not interrupt it.
                 with suppress(queue.Empty):
                     answers.append(ended.get(timeout=1.0))

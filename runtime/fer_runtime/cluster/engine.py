@@ -423,8 +423,8 @@ def _cause(error: BaseException) -> FerError:
         inner = getattr(inner, "cause", None) or inner.__cause__
     # An exception that was raised in an actor arrives as its traceback; Ray's own advice comes after it.
     raised = re.findall(r"^(\w[\w.]*(?:Error|Exception): .+)$", text, flags=re.MULTILINE)
-    if ours := [one for one in raised if one.startswith(FerError.__module__ + ".")]:
+    if ours := [line for line in raised if line.startswith(FerError.__module__ + ".")]:
         # The last one: what it was raised from stands above it.
         return ClusterError(f"{ours[-1].partition(': ')[2]}; shards that are written stay for --resume")
-    reason = next((one for one in raised if "UserCodeException" not in one), first_line(error))
+    reason = next((line for line in raised if "UserCodeException" not in line), first_line(error))
     return ClusterError(f"the Ray cluster gave up: {reason}; shards that are written stay for --resume")

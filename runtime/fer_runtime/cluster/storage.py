@@ -75,7 +75,7 @@ class RemoteFolders:
             raise _not_listed(uri, error) from error
         folders: list[str] = []
         files = 0
-        for entry in sorted(entries, key=lambda one: one.base_name):
+        for entry in sorted(entries, key=lambda info: info.base_name):
             if entry.path.rstrip("/") == folder:
                 raise InputError(f"cannot list {uri}: it holds keys with an empty folder name (//); {_EMPTY_NAME}")
             if entry.base_name.startswith("."):
@@ -172,7 +172,7 @@ class _RemoteStore:
 
         try:
             filesystem, path = _located(self.uri)
-            return {one.base_name for one in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))}
+            return {entry.base_name for entry in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))}
         except OSError as error:
             raise OutputError(f"cannot read {self.uri}: {_reason(error)}; choose another place") from error
 

@@ -83,9 +83,9 @@ def _apart(boxes: Sequence[Sequence[int]]) -> list[Sequence[int]]:
     return kept
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> float:
+def _shared(box: Sequence[int], other: Sequence[int]) -> float:
     """The area that two boxes have in common, as a share of the smaller one."""
-    (x, y, width, height), (left, top, across, down) = one, other
+    (x, y, width, height), (left, top, across, down) = box, other
     shared_x = min(x + width, left + across) - max(x, left)
     shared_y = min(y + height, top + down) - max(y, top)
     if shared_x <= 0 or shared_y <= 0:

@@ -54,7 +54,7 @@ class YuNetDetector:
         # YuNet enlarges feature maps, which no classifier does.
         check_operators(file, source=str(path), allowed=OPERATORS | {"Resize"}, advice=ADVICE)
         self._session = open_session(content, threads=threads, source=str(path)).session
-        (self._input, *_), outputs = self._session.get_inputs(), {one.name for one in self._session.get_outputs()}
+        (self._input, *_), outputs = self._session.get_inputs(), {output.name for output in self._session.get_outputs()}
         wanted = [f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in _STRIDES]
         if not set(wanted) <= outputs:
             raise ModelFileError(
@@ -101,7 +101,7 @@ class YuNetDetector:
         padded[0, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
         answers = dict(zip(self._outputs, self._session.run(self._outputs, {self._input.name: padded}), strict=True))
         parts = [_decode(answers, stride, columns) for stride in _STRIDES]
-        boxes, scores, landmarks = (np.concatenate(one) for one in zip(*parts, strict=True))
+        boxes, scores, landmarks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         best = np.argsort(-scores, kind="stable")[:_CANDIDATES]
         kept = best[_suppress(boxes[best])]
         return boxes[kept] / shrink, scores[kept], landmarks[kept] / shrink

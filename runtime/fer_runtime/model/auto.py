@@ -73,7 +73,7 @@ def choose_provider(
     """
     content = read_model_bytes(path) if content is None else content
     plugins = register_plugins()
-    providers = [*available_providers(), *(one for plugin in plugins for one in plugin.providers)]
+    providers = [*available_providers(), *(provider for plugin in plugins for provider in plugin.providers)]
     candidates = [
         full_name(provider, arithmetic)
         for provider in dict.fromkeys(providers)
@@ -160,7 +160,11 @@ def _read_cache() -> dict[str, Any]:
         answers = parse_json(_cache_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {key: one for key, one in answers.items() if isinstance(one, dict)} if isinstance(answers, dict) else {}
+    return (
+        {key: choice for key, choice in answers.items() if isinstance(choice, dict)}
+        if isinstance(answers, dict)
+        else {}
+    )
 
 
 def _write_cache(key: str, choice: Choice) -> None:

@@ -75,7 +75,7 @@ class Certificate:
             "measured": self.measured,
             "coverage": self.coverage,
             # A list: the order is the graph's, and JSON objects are sorted.
-            **({"integers": [list(one) for one in self.integers.items()]} if self.integers else {}),
+            **({"integers": [list(entry) for entry in self.integers.items()]} if self.integers else {}),
             "labels": list(self.labels),
             "made_with": self.made_with,
             "digest": self.digest,

@@ -143,13 +143,13 @@ def find_model(
     option = f" --precision {precision}" if precision else ""
     for folder in (models_dir, packaged_models_dir()):
         for name in names:
-            for one in (precision,) if precision else PRECISION_ORDER:
-                path = model_path(folder, name, one)
+            for wanted in (precision,) if precision else PRECISION_ORDER:
+                path = model_path(folder, name, wanted)
                 if os.path.isfile(path):
                     return path
         # One folder's files are of one training: the package's int8 must not answer for somebody's own fp32.
         for name in names:
-            if any(os.path.isfile(model_path(folder, name, one)) for one in PRECISIONS):
+            if any(os.path.isfile(model_path(folder, name, other)) for other in PRECISIONS):
                 missing = model_path(folder, name, precision or PRECISION_ORDER[0])
                 raise ModelFileError(
                     f"no model at {missing}, though {folder} has {name} in another precision; "

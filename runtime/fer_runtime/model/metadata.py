@@ -153,6 +153,6 @@ def _object(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _texts(value: dict[str, Any], key: str) -> dict[str, str]:
-    if not all(isinstance(one, str) for one in value.values()):
+    if not all(isinstance(text, str) for text in value.values()):
         raise ValueError(f"{key} must hold only texts")
     return value

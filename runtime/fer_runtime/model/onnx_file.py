@@ -112,19 +112,19 @@ def read_onnx(
     try:
         model = reader.group(memoryview(content))
         graph = reader.group(_bytes(model[7][0]))
-        opsets = [reader.group(_bytes(one)) for one in model.get(8, [])]
-        tensors = [reader.tensor(_bytes(one)) for one in graph.get(5, [])]
-        inputs = tuple(reader.value(_bytes(one)) for one in graph.get(11, []))
-        outputs = tuple(reader.value(_bytes(one)) for one in graph.get(12, []))
-        nodes = tuple(reader.node(_bytes(one)) for one in graph.get(1, []))
-        _check_unique("constants", (one.name for one in tensors))
-        _check_unique("inputs", (one.name for one in inputs))
-        _check_unique("outputs", (one.name for one in outputs))
+        opsets = [reader.group(_bytes(field)) for field in model.get(8, [])]
+        tensors = [reader.tensor(_bytes(field)) for field in graph.get(5, [])]
+        inputs = tuple(reader.value(_bytes(field)) for field in graph.get(11, []))
+        outputs = tuple(reader.value(_bytes(field)) for field in graph.get(12, []))
+        nodes = tuple(reader.node(_bytes(field)) for field in graph.get(1, []))
+        _check_unique("constants", (tensor.name for tensor in tensors))
+        _check_unique("inputs", (value.name for value in inputs))
+        _check_unique("outputs", (value.name for value in outputs))
         _check_unique("results of operators", (name for node in nodes for name in node.outputs if name))
         return OnnxFile(
             ir_version=int(model.get(1, [0])[0]),
             producer=f"{_text(model, 2)} {_text(model, 3)}".strip(),
-            opsets={_text(one, 1): int(one.get(2, [0])[0]) for one in opsets},
+            opsets={_text(opset, 1): int(opset.get(2, [0])[0]) for opset in opsets},
             inputs=inputs,
             outputs=outputs,
             nodes=nodes,
@@ -272,17 +272,17 @@ class _Reader:
                 continue
             position = 0
             while position < len(value):
-                one, position = _varint(value, position)
-                found.append(one)
+                number, position = _varint(value, position)
+                found.append(number)
                 self._left -= 1
                 if self._left < 0:
                     raise ValueError(f"it has more than {MAX_FIELDS:,} fields")
-        return [one - (1 << 64) if one >= 1 << 63 else one for one in found]
+        return [number - (1 << 64) if number >= 1 << 63 else number for number in found]
 
     def metadata(self, model: _Message) -> dict[str, str]:
         entries: dict[str, str] = {}
-        for one in model.get(_METADATA_PROPS, []):
-            entry = self.group(_bytes(one))
+        for field in model.get(_METADATA_PROPS, []):
+            entry = self.group(_bytes(field))
             key = _text(entry, 1)
             if key in entries:
                 raise ValueError(f"its metadata has two entries {key!r}")
@@ -306,14 +306,14 @@ class _Reader:
 
     def node(self, content: memoryview) -> Node:
         message = self.group(content)
-        groups = [self.group(_bytes(one)) for one in message.get(5, [])]
+        groups = [self.group(_bytes(field)) for field in message.get(5, [])]
         return Node(
             op_type=_name(message, 4),
             domain=_name(message, 7),
-            inputs=tuple(_decoded(one) for one in message.get(1, [])),
-            outputs=tuple(_decoded(one) for one in message.get(2, [])),
-            attributes={_name(one, 1): self.attribute(one) for one in groups},
-            has_subgraph=any(6 in one or 11 in one for one in groups),
+            inputs=tuple(_decoded(field) for field in message.get(1, [])),
+            outputs=tuple(_decoded(field) for field in message.get(2, [])),
+            attributes={_name(group, 1): self.attribute(group) for group in groups},
+            has_subgraph=any(6 in group or 11 in group for group in groups),
         )
 
     def attribute(self, message: _Message) -> Any:
@@ -346,7 +346,9 @@ class _Reader:
         if raw is not None and item_bytes and len(raw) != size * item_bytes:
             raise ValueError(f"{name!r} has {size} values and {len(raw)} bytes")
         stored = sum(
-            1 if isinstance(one, int) else len(one) for key in (4, 5, 6, 7, 9, 10, 11) for one in message.get(key, [])
+            1 if isinstance(field, int) else len(field)
+            for key in (4, 5, 6, 7, 9, 10, 11)
+            for field in message.get(key, [])
         )
         if size > 8 * stored:
             raise ValueError(f"{name!r} has {size} values and {stored} bytes")

@@ -100,12 +100,12 @@ def worst_of(comparisons: Sequence[Comparison]) -> Comparison:
     return Comparison(
         faces=comparisons[0].faces,
         # numpy's max keeps a NaN, Python's loses it.
-        max_logit_difference=float(np.max([one.max_logit_difference for one in comparisons])),
-        max_relative_difference=float(np.max([one.max_relative_difference for one in comparisons])),
-        max_probability_difference=float(np.max([one.max_probability_difference for one in comparisons])),
-        top1_flips=max(one.top1_flips for one in comparisons),
-        top1_flips_beyond_margin=max(one.top1_flips_beyond_margin for one in comparisons),
-        not_finite=max(one.not_finite for one in comparisons),
+        max_logit_difference=float(np.max([comparison.max_logit_difference for comparison in comparisons])),
+        max_relative_difference=float(np.max([comparison.max_relative_difference for comparison in comparisons])),
+        max_probability_difference=float(np.max([comparison.max_probability_difference for comparison in comparisons])),
+        top1_flips=max(comparison.top1_flips for comparison in comparisons),
+        top1_flips_beyond_margin=max(comparison.top1_flips_beyond_margin for comparison in comparisons),
+        not_finite=max(comparison.not_finite for comparison in comparisons),
     )
 
 
@@ -116,7 +116,7 @@ def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64, 
         pads: fill the last batch up with its first face, for a model of a fixed batch size.
     """
     names = ["logits", "probabilities"]
-    names += [one.name for one in session.get_outputs() if one.name == "unfamiliarity"]
+    names += [output.name for output in session.get_outputs() if output.name == "unfamiliarity"]
     found: list[list[FloatArray]] = [[] for _ in names]
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]

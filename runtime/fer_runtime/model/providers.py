@@ -52,7 +52,9 @@ def split_name(name: str) -> tuple[str, str]:
     provider, colon, arithmetic = name.partition(":")
     if provider.lower().endswith(_SUFFIX.lower()):
         provider = provider[: -len(_SUFFIX)]
-    known = next((kinds for one, kinds in ARITHMETICS.items() if one.lower() == provider.lower()), ("fp32",))
+    known = next(
+        (kinds for known_name, kinds in ARITHMETICS.items() if known_name.lower() == provider.lower()), ("fp32",)
+    )
     arithmetic = arithmetic.lower() if colon else "fp32"
     if arithmetic not in known:
         raise ProviderError(
@@ -101,7 +103,7 @@ def provider_options(provider: str, arithmetic: str, *, threads: int) -> dict[st
 
 def match_provider(name: str, there: Sequence[str]) -> str | None:
     """The entry of `there` that equals `name`, upper and lower case aside; None if there is none."""
-    return next((one for one in there if one.lower() == name.lower()), None)
+    return next((entry for entry in there if entry.lower() == name.lower()), None)
 
 
 def missing_provider(name: str, there: Sequence[str], version: str) -> ProviderError:
@@ -127,8 +129,8 @@ def find_plugins() -> list[Plugin]:
     """The plugin packages that are installed, by module name."""
     import pkgutil
 
-    modules = {one.name for one in pkgutil.iter_modules()}
-    names = sorted(one for one in modules if one.startswith(_PLUGIN_PREFIX) or one in _OTHER_PLUGINS)
+    modules = {module.name for module in pkgutil.iter_modules()}
+    names = sorted(name for name in modules if name.startswith(_PLUGIN_PREFIX) or name in _OTHER_PLUGINS)
     return [_plugin(name) for name in names]
 
 

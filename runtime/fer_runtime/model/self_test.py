@@ -68,7 +68,7 @@ class SelfTestReport:
         verdict = (
             "This machine computes what was trained."
             if self.passed
-            else "Do not trust this file here: " + "; ".join(one.name for one in self.checks if not one.passed)
+            else "Do not trust this file here: " + "; ".join(check.name for check in self.checks if not check.passed)
         )
         lines = [f"{self.path}  {self.model}, exported with {self.made_with}"]
         lines = [*lines, *(f"  {check}" for check in self.checks), verdict]
@@ -234,14 +234,14 @@ def _unfamiliarity_checks(
         is_fine: it is computed in float32 or in integers.
     """
     expected, found = certificate.model_unfamiliarity, [run.unfamiliarity for run in runs]
-    if expected is None and not any(one is not None for one in found):
+    if expected is None and not any(values is not None for values in found):
         return []
-    if expected is None or any(one is None or one.shape != expected.shape for one in found):
+    if expected is None or any(values is None or values.shape != expected.shape for values in found):
         return [Check(name="unfamiliarity", passed=False, detail="the graph and its certificate disagree about it")]
     worst = max(
-        float((np.abs(one.astype(np.float64) - expected) / (1 + np.abs(expected))).max())
-        for one in found
-        if one is not None
+        float((np.abs(values.astype(np.float64) - expected) / (1 + np.abs(expected))).max())
+        for values in found
+        if values is not None
     )
     # Float32 rounds it by 2.3e-6 in v0, as it rounds the logits. Coarser numbers add up over thousands of products, ten
     # times as many as a logit has.

@@ -158,7 +158,10 @@ def _create_session(content: bytes, threads: int, wanted: str, optimize: bool = 
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if provider not in available_providers():
         devices = [
-            device for one in register_plugins() for device in one.devices if short_name(device.ep_name) == provider
+            device
+            for plugin in register_plugins()
+            for device in plugin.devices
+            if short_name(device.ep_name) == provider
         ]
         # One device: a session over several of them is not what a self-test of one has tested.
         options.add_provider_for_devices(devices[:1], settings)
@@ -166,7 +169,10 @@ def _create_session(content: bytes, threads: int, wanted: str, optimize: bool = 
     return onnxruntime.InferenceSession(
         content,
         options,
-        [(f"{one}ExecutionProvider", settings if one == provider else {}) for one in dict.fromkeys((provider, "CPU"))],
+        [
+            (f"{name}ExecutionProvider", settings if name == provider else {})
+            for name in dict.fromkeys((provider, "CPU"))
+        ],
         # Its own fallback says so on standard output, among the rows.
         enable_fallback=0,
     )
@@ -243,7 +249,7 @@ def _register(plugin: Plugin) -> PluginProvider:
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         return PluginProvider(plugin, (), (), (), first_line(error))
     found = onnxruntime.get_ep_devices()
-    devices = tuple(one for one in found if one.ep_name not in before and not is_chooser(one.ep_name))
+    devices = tuple(device for device in found if device.ep_name not in before and not is_chooser(device.ep_name))
     providers = tuple(dict.fromkeys(short_name(device.ep_name) for device in devices))
     kinds = tuple(dict.fromkeys(device.device.type.name for device in devices))
     return PluginProvider(plugin, providers, devices, kinds, None if devices else "it offers no device on this machine")
@@ -262,7 +268,7 @@ def find_provider(name: str) -> str:
     found = match_provider(provider, there)
     if found is None:
         plugins = register_plugins()
-        there = (*there, *(one for plugin in plugins for one in plugin.providers))
+        there = (*there, *(provider for plugin in plugins for provider in plugin.providers))
         found = match_provider(provider, there)
     if found is None:
         for plugin in plugins:

@@ -222,5 +222,5 @@ def _windows(node: Node, sizes: Shape, kernel: list[int]) -> list[int]:
     ]
     # auto_pad SAME rounds up, as ceil_mode does; what is known of the size is a bound then.
     if node.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or node.attributes.get("ceil_mode"):
-        found = [max(one, -(-size // stride)) for one, size, stride in zip(found, sizes, strides, strict=True)]
+        found = [max(bound, -(-size // stride)) for bound, size, stride in zip(found, sizes, strides, strict=True)]
     return found

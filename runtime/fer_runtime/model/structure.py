@@ -94,8 +94,8 @@ def check_contract(file: OnnxFile, metadata: ModelMetadata, *, source: str) -> N
         ModelFileError: with what the file takes and gives.
     """
     constants = file.tensors.keys()
-    inputs = {one.name: (one.dtype, one.shape[1:]) for one in file.inputs if one.name not in constants}
-    outputs = {one.name: (one.dtype, one.shape[1:]) for one in file.outputs}
+    inputs = {value.name: (value.dtype, value.shape[1:]) for value in file.inputs if value.name not in constants}
+    outputs = {value.name: (value.dtype, value.shape[1:]) for value in file.outputs}
     wanted = dict.fromkeys(("logits", "probabilities"), ("float32", (len(metadata.labels),)))
     strange = outputs.get("unfamiliarity", ("float32", ()))
     fits = wanted.items() <= outputs.items() and strange == ("float32", ())

@@ -52,7 +52,7 @@ def draw_faces(image: Uint8Array, faces: Sequence[Face], *, numbers: Sequence[in
         title = _draw_box(drawn, face, box, unit, number, hidden=eyes, taken=taken[len(boxes) :], boxes=boxes)
         taken.append(title)
     # The largest first: where there is no room for all panels, it keeps its own.
-    for face, box in sorted(zip(faces, boxes, strict=True), key=lambda one: -one[1][2]):
+    for face, box in sorted(zip(faces, boxes, strict=True), key=lambda pair: -pair[1][2]):
         if not _draw_panel(drawn, face, box, unit, taken, eyes):
             _draw_strip(drawn, face, box, unit, [*taken[len(boxes) :], *eyes])
     return drawn  # type: ignore[return-value]
@@ -147,10 +147,10 @@ def _draw_box(
             for place in (left, right)
             if 0 <= top <= image.shape[0] - down
         ]
-        others = [one for one in boxes if one != box]
+        others = [other for other in boxes if other != box]
         covered = ([*hidden, *taken, *others], [*hidden, *taken])
         free = next(
-            (one for forbidden in covered for one in places if _is_free(one, image.shape, forbidden)),
+            (place for forbidden in covered for place in places if _is_free(place, image.shape, forbidden)),
             None,
         )
         if free is not None:
@@ -204,7 +204,7 @@ def _draw_panel(
         if panel is None and fills:
             # A crop: in its corner, small enough to leave the eyes free.
             corner = (x + width - size[0] - gap, y + gap, *size)
-            panel = corner if _is_free(corner, image.shape, [one for one in taken if one != box]) else None
+            panel = corner if _is_free(corner, image.shape, [other for other in taken if other != box]) else None
         if panel is not None:
             break
     line = None
@@ -238,7 +238,7 @@ def _place_beside(box: _Box, size: tuple[int, int], gap: int, shape: tuple[int, 
         (x + width + gap, y + height - down),
         (x - gap - across, y + height - down),
     )
-    return next((one for left, top in places if _is_free(one := (left, top, *size), shape, taken)), None)
+    return next((place for left, top in places if _is_free(place := (left, top, *size), shape, taken)), None)
 
 
 def _place_away(
@@ -262,7 +262,7 @@ def _place_away(
         return (right - left) ** 2 + (bottom - top) ** 2
 
     for place in sorted(places, key=distance):
-        if _is_free(place, shape, taken) and not any(cv2.clipLine(one, *ends(place))[0] for one in eyes):
+        if _is_free(place, shape, taken) and not any(cv2.clipLine(eye, *ends(place))[0] for eye in eyes):
             return place, ends(place)
     return None, None
 
@@ -289,7 +289,7 @@ def _bars(face: Face) -> dict[str, float]:
     """The probabilities that are drawn: all of them in the order of the labels, or the largest of many."""
     if len(face.probabilities) <= _MOST_BARS:
         return face.probabilities
-    return dict(sorted(face.probabilities.items(), key=lambda one: -one[1])[:_MOST_BARS])
+    return dict(sorted(face.probabilities.items(), key=lambda entry: -entry[1])[:_MOST_BARS])
 
 
 def _is_free(box: _Box, shape: tuple[int, ...], taken: list[_Box]) -> bool:

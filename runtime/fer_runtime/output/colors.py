@@ -46,7 +46,9 @@ def _hue(number: int) -> Color:
 def drawn_label(label: str, labels: Sequence[str]) -> str:
     """A label in the letters that OpenCV's fonts have, which are ASCII: "müde" as "mude", "疲れ" as "label 3"."""
     if not label.isascii():
-        plain = "".join(one for one in unicodedata.normalize("NFKD", label) if not unicodedata.combining(one))
+        plain = "".join(
+            character for character in unicodedata.normalize("NFKD", label) if not unicodedata.combining(character)
+        )
         plain = plain.replace("ß", "ss")
         number = list(labels).index(label) + 1 if label in labels else "?"
         label = plain if plain.isascii() else f"label {number}"

@@ -108,7 +108,7 @@ class _StateApi:
             failed = await model.checked(self._recognition.computers)
             self._recognition.metrics.self_tests.labels(model.name, "failed" if failed else "passed").inc()
             passed[model.name] = {"passed": not failed, "failed_checks": failed}
-        ready = bool(passed) and all(one["passed"] for one in passed.values())
+        ready = bool(passed) and all(outcome["passed"] for outcome in passed.values())
         return JSONResponse({"ready": ready, "models": passed}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
@@ -153,11 +153,11 @@ def _running_beside(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         running = [asyncio.ensure_future(task()) for task in tasks]
-        for one in running:
-            one.add_done_callback(_note_end)
+        for future in running:
+            future.add_done_callback(_note_end)
         yield
-        for one in running:
-            one.cancel()
+        for future in running:
+            future.cancel()
 
     return lifespan
 

@@ -60,7 +60,7 @@ class ServedModel:
         self.labels = self.metadata.labels
         self.sha256 = hashlib.sha256(self._loaded.content).hexdigest()
         self.face_shape = self.metadata.face_shape
-        self.outputs = tuple(one.name for one in self._loaded.session.get_outputs())
+        self.outputs = tuple(output.name for output in self._loaded.session.get_outputs())
         self.report = self._self_test()
         self.failed_checks = _failed(self.report)  # of the latest self-test
         self._checked_at = monotonic()

@@ -168,9 +168,9 @@ def _with_references(value: Any) -> Any:
     """The schema with its references to `$defs` pointing to `components`."""
     if isinstance(value, dict):
         return {
-            key: one.replace("#/$defs/", "#/components/schemas/")
-            if key == "$ref" and isinstance(one, str)
-            else _with_references(one)
-            for key, one in value.items()
+            key: part.replace("#/$defs/", "#/components/schemas/")
+            if key == "$ref" and isinstance(part, str)
+            else _with_references(part)
+            for key, part in value.items()
         }
-    return [_with_references(one) for one in value] if isinstance(value, list) else value
+    return [_with_references(part) for part in value] if isinstance(value, list) else value

@@ -169,14 +169,14 @@ def parse_plan(head: bytes, model: ServedModel) -> Plan:
     binary_default = _parameters(values).get("binary_data_output", False)
     known = set(model.outputs)
     outputs = []
-    for one in _objects(values, "outputs") if "outputs" in values else [{"name": name} for name in model.outputs]:
-        parameters = _parameters(one)
-        if one.get("name") not in known:
+    for wanted in _objects(values, "outputs") if "outputs" in values else [{"name": name} for name in model.outputs]:
+        parameters = _parameters(wanted)
+        if wanted.get("name") not in known:
             raise _refused(f"the model's outputs are {', '.join(model.outputs)}")
         if set(parameters) - {"binary_data"}:
             raise _refused("an output takes the parameter binary_data only")
-        outputs.append(_Output(name=one["name"], is_binary=bool(parameters.get("binary_data", binary_default))))
-    if len({one.name for one in outputs}) < len(outputs):
+        outputs.append(_Output(name=wanted["name"], is_binary=bool(parameters.get("binary_data", binary_default))))
+    if len({output.name for output in outputs}) < len(outputs):
         raise _refused("an output is asked for twice")
     identity = values.get("id")
     if identity is not None and (not isinstance(identity, str) or len(identity) > 200):
@@ -188,7 +188,7 @@ def _pixels(given: dict[str, Any], model: ServedModel) -> tuple[tuple[int, ...],
     """The shape of the faces, and the faces unless they are behind the JSON."""
     shape: Any = given.get("shape")
     wanted = ", ".join(map(str, ("faces", *model.face_shape)))
-    is_shape = isinstance(shape, list) and all(type(one) is int for one in shape)
+    is_shape = isinstance(shape, list) and all(type(size) is int for size in shape)
     if not is_shape or tuple(shape[1:]) != model.face_shape or not 1 <= shape[0] <= MAX_FACES:
         raise _refused(f"the shape must be [{wanted}] with 1 to {MAX_FACES} faces")
     count = math.prod(shape)
@@ -213,14 +213,14 @@ def answer(plan: Plan, answers: dict[str, Any], model: ServedModel) -> tuple[byt
     described, tensors = [], []
     for output in plan.outputs:
         values = answers[output.name]
-        one: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(values.shape)}
+        entry: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(values.shape)}
         if output.is_binary:
             content = _little_endian(values)
-            one["parameters"] = {"binary_data_size": len(content)}
+            entry["parameters"] = {"binary_data_size": len(content)}
             tensors.append(content)
         else:
-            one["data"] = values.reshape(-1).tolist()
-        described.append(one)
+            entry["data"] = values.reshape(-1).tolist()
+        described.append(entry)
     head: dict[str, Any] = {"model_name": model.name, "model_version": _VERSION, "outputs": described}
     if plan.id is not None:
         head["id"] = plan.id
@@ -237,7 +237,7 @@ def _little_endian(values: Any) -> bytes:
 
 def _objects(values: dict[str, Any], key: str, *, exactly: int | None = None) -> list[dict[str, Any]]:
     listed = values.get(key)
-    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed) or len(listed) > 100:
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed) or len(listed) > 100:
         raise _refused(f"{key} must be a list of objects")
     if exactly is not None and len(listed) != exactly:
         raise _refused(f"there must be {exactly} of {key}: {_INPUT}")

@@ -180,7 +180,7 @@ class Recognition:
             image.height, image.width = pixels.shape[:2]
             search = options.search or options.model.recognizer
             image.detections = search.detect(pixels)
-            image.faces = [options.model.recognizer.prepare(pixels, one) for one in image.detections]
+            image.faces = [options.model.recognizer.prepare(pixels, detection) for detection in image.detections]
             image.seconds["detect"] = perf_counter() - decoded
         except ImageError as error:
             image.error = str(error)

@@ -43,7 +43,9 @@ class Golden:
             "temperature": np.array(self.temperature, np.float64),
             "precisions": np.array(list(LOOSEST)),
             # |Δlogit| / (1 + |logit|), |Δp|, and the margin between the best two logits under which top-1 may change.
-            "tolerances": np.array([[one.logits, one.probabilities, one.margin] for one in LOOSEST.values()]),
+            "tolerances": np.array(
+                [[tolerance.logits, tolerance.probabilities, tolerance.margin] for tolerance in LOOSEST.values()]
+            ),
         }
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -68,7 +70,7 @@ def read_golden(content: bytes, *, source: str) -> Golden:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(one.file_size for one in archive.infolist()) > _MAX_BYTES:
+            if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
                 raise ValueError(f"more than {_MAX_BYTES >> 20} MiB")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             golden = Golden(

@@ -37,7 +37,7 @@ def load(path: Path, settings: Mapping[str, Any], *, threads: int) -> Run:
         if batch not in requests:
             model = core.read_model(str(path))
             model.reshape(
-                {"faces": [batch, *(one.get_length() for one in list(model.input("faces").partial_shape)[1:])]}
+                {"faces": [batch, *(size.get_length() for size in list(model.input("faces").partial_shape)[1:])]}
             )
             requests[batch] = core.compile_model(model, "CPU", properties).create_infer_request()
         return requests[batch]

@@ -152,8 +152,8 @@ def _alone(run: Run, faces: Uint8Array) -> Outputs:
     """The outputs of faces that are run one by one."""
     found = [run(face[np.newaxis]) for face in faces]
     return Outputs(
-        logits=np.concatenate([one.logits for one in found]),
-        probabilities=np.concatenate([one.probabilities for one in found]),
+        logits=np.concatenate([outputs.logits for outputs in found]),
+        probabilities=np.concatenate([outputs.probabilities for outputs in found]),
     )
 
 

@@ -110,7 +110,7 @@ class Tracker:
         values, best = smoother.update(seconds, np.array(list(face.probabilities.values()), np.float32))
         self._smoothers[track] = (seconds, smoother)
         if len(self._smoothers) > 256:  # of faces long gone
-            self._smoothers = {key: one for key, one in self._smoothers.items() if seconds - one[0] < 10}
+            self._smoothers = {key: entry for key, entry in self._smoothers.items() if seconds - entry[0] < 10}
         return self._recognizer.with_probabilities(face, values, best)
 
 
@@ -154,13 +154,13 @@ def recognize_video(
     threads = recognizer.runs_at_once(available_cpus()) if isinstance(frames, VideoFile) else 1
     try:
         read = frames.read(every=every, start=start, duration=duration, counts=counts)
-        for one in _looked_at(recognizer, read, threads):
-            if isinstance(one, Gap):
-                on_gap(one)
+        for looked in _looked_at(recognizer, read, threads):
+            if isinstance(looked, Gap):
+                on_gap(looked)
                 continue
-            frame = one.frame
+            frame = looked.frame
             counts.processed += 1
-            result = tracker._follow(frame.image, one.seen(), frame.time, number=frame.number, path=name)
+            result = tracker._follow(frame.image, looked.seen(), frame.time, number=frame.number, path=name)
             result = replace(result, clock=frame.clock)
             if on_frame is not None:
                 on_frame(frame.image, result)

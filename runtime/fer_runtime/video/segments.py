@@ -56,7 +56,7 @@ class SegmentBuilder:
         self._pace.add(time)
         self._extend(time)
         longest = self._pace.longest_gap(self._max_gap)
-        ended = [one for one in self._open.values() if result.is_cut or time - one.seen > longest]
+        ended = [entry for entry in self._open.values() if result.is_cut or time - entry.seen > longest]
         for gone in ended:
             # An entry that stayed would be one more for each face of a film without end.
             del self._open[gone.segment.track]
@@ -101,9 +101,9 @@ class SegmentBuilder:
         """Let the faces of the last frame stay until `time`, but no longer than until its next frame was due."""
         if self._last is not None:
             due = self._last + self._pace.interval if self._pace.interval else time
-            for one in self._open.values():
-                if one.seen == self._last:
-                    one.segment = replace(one.segment, end=min(time, due))
+            for entry in self._open.values():
+                if entry.seen == self._last:
+                    entry.segment = replace(entry.segment, end=min(time, due))
         if not is_end:
             self._last = time
 
@@ -116,4 +116,4 @@ class _Open:
 
 
 def _in_order(segments: list[_Open]) -> list[Segment]:
-    return sorted((one.segment for one in segments), key=lambda one: (one.start, one.track))
+    return sorted((entry.segment for entry in segments), key=lambda segment: (segment.start, segment.track))

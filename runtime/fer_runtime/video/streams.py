@@ -356,7 +356,7 @@ class Stream(_Source):
         on_message: Callable[[str], object] = lambda text: None,
     ) -> None:
         if not is_stream(address):
-            raise ValueError(f"not the address of a stream ({', '.join(f'{one}://' for one in PROTOCOLS)})")
+            raise ValueError(f"not the address of a stream ({', '.join(f'{protocol}://' for protocol in PROTOCOLS)})")
         _import_av()
         super().__init__(
             stream_name(address) if name is None else name,
