@@ -256,7 +256,7 @@ def _read_legacy(file: _BoundedFile) -> tuple[Any, _Legacy]:
     keys = read_pickle(file)
     if not isinstance(system, dict) or not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UnreadableError("it is damaged")
-    sizes = {one.storage.key: one.storage for one in _tensors_in(content) if one.storage is not None}
+    sizes = {tensor.storage.key: tensor.storage for tensor in _tensors_in(content) if tensor.storage is not None}
     places: dict[str, int] = {}
     place = file.tell()
     for key in keys:
@@ -341,7 +341,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _item_bytes(dtype: str) -> int:
     sizes = {"bool": 1, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16}
-    return sizes.get(dtype) or int("".join(one for one in dtype if one.isdigit())) // 8
+    return sizes.get(dtype) or int("".join(character for character in dtype if character.isdigit())) // 8
 
 
 def _extent(tensor: StoredTensor) -> tuple[int, int]:

@@ -197,7 +197,7 @@ def load_start(path: Path, *, name: str) -> Checkpoint | dict[str, Tensor]:
             tensors = _tensors_by_name(content if inner is None else inner)
             if not tensors:
                 raise CheckpointError(f"{path} holds no state dict; --weights takes a file of fer-train --pretrain")
-            stated = sum(math.prod(one.shape) for one in tensors.values())
+            stated = sum(math.prod(tensor.shape) for tensor in tensors.values())
             if stated > path.stat().st_size:  # a byte for each value is the least that any type takes
                 raise CheckpointError(f"{path} states {stated:,} values, more than it has bytes; copy it again")
             return _read_all(tensors, file, path)
@@ -305,7 +305,7 @@ def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
     try:
         mean, std = (_number(content[key], key) for key in ("mean", "std"))
         expressions = content["expressions"]
-        if not isinstance(expressions, list) or not all(isinstance(one, str) for one in expressions):
+        if not isinstance(expressions, list) or not all(isinstance(name, str) for name in expressions):
             raise TypeError("expressions is not a list of texts")
         check_labels(expressions)
         size, color = content.get("size", FACE_SIZE), content.get("color", "gray")
@@ -352,9 +352,9 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("its training summary has a key that is not a text")
-        return {key: _plain(one, depth + 1) for key, one in value.items()}
+        return {key: _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one, depth + 1) for one in value]
+        return [_plain(item, depth + 1) for item in value]
     if value is None or isinstance(value, (bool, str)):
         return value
     if (isinstance(value, int) and abs(value) < 1 << 63) or (isinstance(value, float) and math.isfinite(value)):
@@ -387,11 +387,11 @@ def _groups(content: Any, path: Path) -> Iterator[_Group]:
             if tensors := _tensors_by_name(value):
                 yield _Group(place, tensors)
             if depth < _MAX_DEPTH:
-                inner = [(key, one) for key, one in value.items() if isinstance(one, (dict, list, StoredModule))]
-                waiting += [(f"{place}/{key}".strip("/"), one, depth + 1) for key, one in inner]
+                inner = [(key, held) for key, held in value.items() if isinstance(held, (dict, list, StoredModule))]
+                waiting += [(f"{place}/{key}".strip("/"), held, depth + 1) for key, held in inner]
         elif isinstance(value, list) and depth < _MAX_DEPTH:
-            inner = [(str(key), one) for key, one in enumerate(value) if isinstance(one, (dict, StoredModule))]
-            waiting += [(f"{place}/{key}".strip("/"), one, depth + 1) for key, one in inner]
+            inner = [(str(key), held) for key, held in enumerate(value) if isinstance(held, (dict, StoredModule))]
+            waiting += [(f"{place}/{key}".strip("/"), held, depth + 1) for key, held in inner]
 
 
 def _module_tensors(module: StoredModule, path: Path) -> dict[str, StoredTensor]:
@@ -403,19 +403,19 @@ def _module_tensors(module: StoredModule, path: Path) -> dict[str, StoredTensor]
     found: dict[str, StoredTensor] = {}
     open_modules: list[int] = []
 
-    def visit(one: StoredModule, prefix: str) -> None:
-        if id(one) in open_modules or len(open_modules) > 50:
+    def visit(current: StoredModule, prefix: str) -> None:
+        if id(current) in open_modules or len(open_modules) > 50:
             raise CheckpointError(f"{path}: the module {_shown(prefix.rstrip('.') or 'of the file')} holds itself")
-        open_modules.append(id(one))
-        dropped = one.attributes.get("_non_persistent_buffers_set")
+        open_modules.append(id(current))
+        dropped = current.attributes.get("_non_persistent_buffers_set")
         for kind in ("_parameters", "_buffers"):
-            values = one.attributes.get(kind)
+            values = current.attributes.get(kind)
             for key, value in values.items() if isinstance(values, dict) else ():
                 if isinstance(value, StoredTensor) and not (isinstance(dropped, list) and key in dropped):
                     found[f"{prefix}{key}"] = value
         if len(found) > _MAX_TENSORS:
             raise CheckpointError(f"{path}: the module in it holds more than {_MAX_TENSORS:,} tensors")
-        modules = one.attributes.get("_modules")
+        modules = current.attributes.get("_modules")
         for key, value in modules.items() if isinstance(modules, dict) else ():
             if isinstance(value, StoredModule):
                 visits[0] += 1
@@ -437,14 +437,14 @@ def _weights_of(content: Any, path: Path, name: str, shape: NetworkShape) -> tup
         OtherNetworkError: its weights are of another network.
     """
     groups = list(_groups(content, path))
-    found = [one for group in groups for one in _candidates(group, name, shape)]
+    found = [candidate for group in groups for candidate in _candidates(group, name, shape)]
     # The same tensors under two names are one network.
     distinct: dict[tuple[int, ...], tuple[str, dict[str, StoredTensor]]] = {}
     for place, tensors in found:
-        distinct.setdefault(tuple(id(one) for one in tensors.values()), (place, tensors))
+        distinct.setdefault(tuple(id(tensor) for tensor in tensors.values()), (place, tensors))
     found = list(distinct.values())
     if len(found) > 1:
-        found = [one for one in found if any(word in one[0].lower() for word in _AVERAGED)] or found
+        found = [candidate for candidate in found if any(word in candidate[0].lower() for word in _AVERAGED)] or found
     if len(found) > 1:
         places = " and at ".join(_shown(place or "its top") for place, _ in found[:5])
         raise CheckpointError(
@@ -491,7 +491,7 @@ def _shown(name: str, limit: int = 100) -> str:
 
 
 def _said_place(place: str, prefix: str) -> str:
-    return _shown(", ".join(one for one in (place, prefix and f"prefix {prefix}") if one), 200)
+    return _shown(", ".join(part for part in (place, prefix and f"prefix {prefix}") if part), 200)
 
 
 def _is_counter(key: str) -> bool:
@@ -520,14 +520,14 @@ def _refuse_other(groups: Sequence[_Group], path: Path, name: str, shape: Networ
         tensors = _unwrapped(group.tensors)
         for prefix in _prefixes(tensors, wanted) or [""]:
             own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            best = max(best, (len(own.keys() & wanted.keys()), own), key=lambda one: one[0])
+            best = max(best, (len(own.keys() & wanted.keys()), own), key=lambda candidate: candidate[0])
     differences = _differences(best[1], wanted)
     others = [
-        other for other in ARCHITECTURES if other != name and any(_candidates(one, other, shape) for one in groups)
+        other for other in ARCHITECTURES if other != name and any(_candidates(group, other, shape) for group in groups)
     ]
     if others:
         advice = f"it is a checkpoint of {others[0]}: use --model {others[0]}"
-    elif all(" has shape " in one for one in differences):
+    elif all(" has shape " in difference for difference in differences):
         advice = (
             f"{name} has {shape.classes} classes here; if the file has others, name them in its order with --labels"
         )
@@ -546,7 +546,7 @@ def _with_counters(state: dict[str, Tensor], name: str, shape: NetworkShape) -> 
 
 def _tensors_by_name(content: Any) -> dict[str, StoredTensor]:
     values = content.items() if isinstance(content, dict) else ()
-    return {key: one for key, one in values if isinstance(key, str) and isinstance(one, StoredTensor)}
+    return {key: value for key, value in values if isinstance(key, str) and isinstance(value, StoredTensor)}
 
 
 def _read_all(tensors: Mapping[str, StoredTensor], file: CheckpointFile, path: Path) -> dict[str, Tensor]:

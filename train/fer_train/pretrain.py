@@ -71,7 +71,7 @@ def pretrain(
         from_writer(lambda: refuse_to_replace(path, resume_path, resume=resume, replace=replace), world)
     folder = images / "train" if (images / "train").is_dir() else images
     whole = load_class_folders(folder)
-    if few := [f"{one} has {count}" for one, count in whole.counts.items() if count < 2]:
+    if few := [f"{name} has {count}" for name, count in whole.counts.items() if count < 2]:
         raise DataError(
             f"every class needs 2 images, one to learn and one to choose by; in {folder} {', '.join(few)}: add some, "
             "or remove the folder"

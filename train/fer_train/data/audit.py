@@ -126,20 +126,20 @@ def audit_faces(splits: Mapping[str, LabelledFaces]) -> Audit:
     def group(indices: Sequence[int]) -> Group:
         return Group(paths=tuple(paths[i] for i in indices), labels=tuple(labels[i] for i in indices))
 
-    def pair(one: list[int], other: list[int]) -> Group:
+    def pair(copies: list[int], others: list[int]) -> Group:
         # Of all copies, the two that say the most come first: under two labels, or else in both splits.
         first = max(
-            itertools.product(one, other),
+            itertools.product(copies, others),
             key=lambda two: (labels[two[0]] != labels[two[1]], split_of[two[0]] != split_of[two[1]]),
         )
-        return group((*first, *(index for index in (*one, *other) if index not in first)))
+        return group((*first, *(index for index in (*copies, *others) if index not in first)))
 
     # One of each group of equal images is enough to compare.
     distinct = np.array([copies[0] for copies in _shown_copies(faces, digests)], dtype=np.int64)
     return Audit(
         counts={split: part.counts for split, part in splits.items()},
         exact=tuple(group(copies) for copies in _copies(digests) if len(copies) > 1),
-        near=tuple(pair(one, other) for one, other in near_copies(faces, digests)),
+        near=tuple(pair(copies, others) for copies, others in near_copies(faces, digests)),
         blank=tuple(paths[i] for i in np.flatnonzero(_is_blank(faces))),
         strange=tuple(paths[distinct[i]] for i in strangest(faces[distinct])[:_STRANGEST]),
     )
@@ -154,12 +154,12 @@ def near_copies(faces: Uint8Array, file_sha256: Sequence[str]) -> list[tuple[lis
     """
     groups = _shown_copies(faces, file_sha256)
     distinct = np.array([copies[0] for copies in groups], dtype=np.int64)
-    return [(groups[one], groups[other]) for one, other in near_pairs(faces[distinct])]
+    return [(groups[index], groups[other]) for index, other in near_pairs(faces[distinct])]
 
 
 def copies_of(faces: Uint8Array, file_sha256: Sequence[str]) -> list[list[int]]:
     """Indices of images that are the same, or nearly: the groups of two and more."""
-    same = [*_copies(file_sha256), *([*one, *other] for one, other in near_copies(faces, file_sha256))]
+    same = [*_copies(file_sha256), *([*copies, *others] for copies, others in near_copies(faces, file_sha256))]
     sets = DisjointSets(len(faces))
     for indices in same:
         for index in indices:

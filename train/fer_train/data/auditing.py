@@ -49,7 +49,7 @@ class FolderAudit:
             return []
         images = sum(map(len, self.splits.values()))
         lines = [f"label errors     {len(self.errors)} suspected, {len(self.errors) / images:.1%} of the images"]
-        pairs = Counter((one.label, one.suggested) for one in self.errors)
+        pairs = Counter((error.label, error.suggested) for error in self.errors)
         for (label, suggested), count in pairs.most_common(_PAIRS_SHOWN):
             lines.append(f"  {count} x {printable(label, limit=40)}, perhaps {printable(suggested, limit=40)}")
         if len(pairs) > _PAIRS_SHOWN:
@@ -88,15 +88,15 @@ def audit_folder(
         metadata = load_model(path).metadata
         size, color = metadata.size, metadata.color
     whole = read_images(source.images, size=size, color=color, progress=progress)
-    read = [one for one in whole if not one.reason]
+    read = [entry for entry in whole if not entry.reason]
     if not read:
         raise DataError(f"{source.root} has no image that can be read; repair or replace them")
-    classes = tuple(sorted({one.image.label for one in read}))
+    classes = tuple(sorted({entry.image.label for entry in read}))
     # Split by split, as `audit_faces` numbers them.
-    read.sort(key=lambda one: (TRAIN, VALIDATION, TEST).index(one.image.split))
+    read.sort(key=lambda entry: (TRAIN, VALIDATION, TEST).index(entry.image.split))
     splits = {
-        split: _labelled([one for one in read if one.image.split == split], classes)
-        for split in dict.fromkeys(one.image.split for one in read)
+        split: _labelled([entry for entry in read if entry.image.split == split], classes)
+        for split in dict.fromkeys(entry.image.split for entry in read)
     }
     notes = [not_read(source)] if source.ignored else []
     errors: list[LabelError] | None = None
@@ -104,7 +104,7 @@ def audit_folder(
         if len(classes) < 2:
             raise DataError(f"{source.root} has one class; label errors need two, or give --no-label-errors")
         labels = np.concatenate([part.labels for part in splits.values()])
-        paths = [one.image.name for one in read]
+        paths = [entry.image.name for entry in read]
         if probabilities is not None:
             chances = read_probabilities(probabilities, classes, paths)
         else:
@@ -116,7 +116,7 @@ def audit_folder(
         audit=audit_faces(splits),
         splits=splits,
         errors=errors,
-        unreadable=[(one.image.name, one.reason) for one in whole if one.reason],
+        unreadable=[(entry.image.name, entry.reason) for entry in whole if entry.reason],
         notes=notes,
     )
 
@@ -135,8 +135,8 @@ def _probabilities_from_features(
     """
     from fer_runtime.model.features import features_of
 
-    faces = np.stack([one.face for one in read if one.face is not None])
-    groups = _groups(small_faces(read), [one.sha256 for one in read])
+    faces = np.stack([entry.face for entry in read if entry.face is not None])
+    groups = _groups(small_faces(read), [entry.sha256 for entry in read])
     counts = Counter(label for label, _ in set(zip(labels.tolist(), groups, strict=True)))
     if few := [classes[label] for label in range(len(classes)) if counts[label] < 2]:
         raise DataError(
@@ -166,18 +166,18 @@ def write_label_errors(found: FolderAudit, folder: Path) -> tuple[Path, ...]:
     title = f"{len(found.errors)} suspected label errors" + (
         f", the first {len(shown)}" if len(shown) < len(found.errors) else ""
     )
-    captions = [f"{one.label}\nor {one.suggested}?" for one in shown]
-    write_image(sheet, draw_sheet(title, [faces[one.image] for one in shown], captions))
+    captions = [f"{error.label}\nor {error.suggested}?" for error in shown]
+    write_image(sheet, draw_sheet(title, [faces[error.image] for error in shown], captions))
     return table, sheet
 
 
 def _labelled(read: Sequence[ReadImage], classes: tuple[str, ...]) -> LabelledFaces:
     return LabelledFaces(
         faces=small_faces(read),
-        labels=np.array([classes.index(one.image.label) for one in read], np.int64),
+        labels=np.array([classes.index(entry.image.label) for entry in read], np.int64),
         classes=classes,
-        paths=tuple(str(PurePosixPath(one.image.label) / one.image.below) for one in read),
-        file_sha256=tuple(one.sha256 for one in read),
+        paths=tuple(str(PurePosixPath(entry.image.label) / entry.image.below) for entry in read),
+        file_sha256=tuple(entry.sha256 for entry in read),
         fingerprint="",
     )
 

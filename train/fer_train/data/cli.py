@@ -423,7 +423,7 @@ def _print_crops(report: CropReport) -> None:
     for reason, sources in report.reasons.items():
         kind = reason.partition(":")[0]
         by_reason[kind] = by_reason.get(kind, 0) + len(sources)
-    for kind, count in sorted(by_reason.items(), key=lambda one: -one[1]):
+    for kind, count in sorted(by_reason.items(), key=lambda entry: -entry[1]):
         say(f"  {count} x {printable(kind)}")
     if report.reasons and report.detector == "haar":
         _say("faces were searched with Haar's cascade; YuNet finds more: fer-infer --fetch-yunet")

@@ -136,7 +136,7 @@ def crop_photos(
             if cut.was_done:
                 report.before += 1
                 continue
-            rows.add([_placed(one, placing, names) for one in _single(cut)])
+            rows.add([_placed(found, placing, names) for found in _single(cut)])
         _finish(output, rows.all(), report)
         _carry_columns(source.root / IMAGES_FILE, output / IMAGES_FILE, rows.all())
     return report
@@ -150,8 +150,8 @@ def _single(cut: _Cut) -> Iterator[tuple[_Cut, tuple[Detection, bytes] | None]]:
         yield cut, crop
 
 
-def _placed(one: tuple[_Cut, tuple[Detection, bytes] | None], placing: Placing, names: LabelNames) -> dict[str, str]:
-    cut, crop = one
+def _placed(found: tuple[_Cut, tuple[Detection, bytes] | None], placing: Placing, names: LabelNames) -> dict[str, str]:
+    cut, crop = found
     image = cut.image
     row = dict.fromkeys(_COLUMNS, "") | {
         "label": names.name(image.label),
@@ -185,18 +185,22 @@ def _cut_out(image: SourceImage, search: FaceSearch, options: CropOptions, done:
             return _Cut(image, sha256, was_done=True)
         pixels = decode_image(content, max_pixels=options.max_pixels)
         found = search.detect(pixels)
-        large = [one for one in found if min(one.box[2:]) >= options.min_face]
+        large = [detection for detection in found if min(detection.box[2:]) >= options.min_face]
         if not found:
             return _Cut(image, sha256, NO_FACE)
         if not large:
-            side = max(min(one.box[2:]) for one in found)
+            side = max(min(detection.box[2:]) for detection in found)
             return _Cut(image, sha256, f"{_TOO_SMALL}: the largest face has {side} pixels")
-        if options.faces == "one" and len(large) > 1:
-            return _Cut(image, sha256, f"{len(large)} faces", len(large))
+        large_faces = len(large)
+        if options.faces == "one" and large_faces > 1:
+            return _Cut(image, sha256, f"{large_faces} faces", large_faces)
         if options.faces != "all":
-            large = [max(large, key=lambda one: one.box[2] * one.box[3])]
-        crops = tuple((one, encode_image(Path("face.png"), cut_face(pixels, one, size=options.size))) for one in large)
-        return _Cut(image, sha256, "", len([one for one in found if min(one.box[2:]) >= options.min_face]), crops)
+            large = [max(large, key=lambda detection: detection.box[2] * detection.box[3])]
+        crops = tuple(
+            (detection, encode_image(Path("face.png"), cut_face(pixels, detection, size=options.size)))
+            for detection in large
+        )
+        return _Cut(image, sha256, "", large_faces, crops)
     except ImageError as error:
         # A file that could not be opened has no digest; it is tried again, and has its row already.
         return _Cut(image, sha256, str(error), was_done=(_source(image), sha256) in done)

@@ -50,9 +50,9 @@ def _near(train: LabelledFaces, validation: LabelledFaces) -> set[int]:
     faces = np.concatenate([train.small_gray(), validation.small_gray()])
     labels = np.concatenate([train.labels, validation.labels])
     unwanted: set[int] = set()
-    for one, other in near_copies(faces, (*train.file_sha256, *validation.file_sha256)):
-        has_conflict = len(set(labels[[*one, *other]].tolist())) > 1
-        for side, opposite in ((one, other), (other, one)):
+    for copies, others in near_copies(faces, (*train.file_sha256, *validation.file_sha256)):
+        has_conflict = len(set(labels[[*copies, *others]].tolist())) > 1
+        for side, opposite in ((copies, others), (others, copies)):
             if has_conflict or max(opposite) >= len(train):
                 unwanted.update(index for index in side if index < len(train))
     return unwanted

@@ -128,19 +128,21 @@ def import_images(
 
     with Writing() as writing:
         placing = Placing(output, writing.write)
-        for done, (one, content, reason) in enumerate(in_threads(_read_candidate, candidates), start=1):
+        for done, (candidate, content, reason) in enumerate(in_threads(_read_candidate, candidates), start=1):
             progress(done)
-            path, name = "", names.name(one.label) if one.label else ""
+            path, name = "", names.name(candidate.label) if candidate.label else ""
             if content is not None:
-                path = placing.place(f"{one.split}/{name}{one.folder}", one.stem, one.suffix, content)
-                report.counts.setdefault(one.split, Counter())[name] += 1
+                path = placing.place(
+                    f"{candidate.split}/{name}{candidate.folder}", candidate.stem, candidate.suffix, content
+                )
+                report.counts.setdefault(candidate.split, Counter())[name] += 1
             elif reason != _LEFT_OUT:
-                report.problems.append((one.source, reason))
+                report.problems.append((candidate.source, reason))
             if reason:
                 report.reasons[reason] += 1
             if voters is not None:
                 voters.add(path)
-            rows.append(_row(one, path, name, reason))
+            rows.append(_row(candidate, path, name, reason))
     report.there = placing.there
     if not rows:
         raise DataError(f"{source} has no rows; give the whole data set")
@@ -153,24 +155,24 @@ def import_images(
     return report
 
 
-def _read_candidate(one: _Candidate) -> tuple[_Candidate, bytes | None, str]:
+def _read_candidate(candidate: _Candidate) -> tuple[_Candidate, bytes | None, str]:
     """The content to write, or None and the reason why there is none."""
-    if one.reason:
-        return one, None, one.reason
+    if candidate.reason:
+        return candidate, None, candidate.reason
     try:
-        content = one.read()
+        content = candidate.read()
         image = decode_image(content)
     except (ImageError, MemoryError) as error:
-        return one, None, str(error) or "needs more memory than there is"
-    if one.suffix == ".png" and not content.startswith(b"\x89PNG"):
+        return candidate, None, str(error) or "needs more memory than there is"
+    if candidate.suffix == ".png" and not content.startswith(b"\x89PNG"):
         content = encode_image(Path("image.png"), image)
-    return one, content, ""
+    return candidate, content, ""
 
 
-def _row(one: _Candidate, path: str, label: str, reason: str) -> dict[str, str]:
+def _row(candidate: _Candidate, path: str, label: str, reason: str) -> dict[str, str]:
     """The row of images.csv, with the columns of the data set's own table behind ours."""
-    given = (path, label, one.split, csv_text(one.source), csv_text(reason))
-    others = {key: csv_text(text) for key, text in one.others.items() if key not in _OWN_COLUMNS}
+    given = (path, label, candidate.split, csv_text(candidate.source), csv_text(reason))
+    others = {key: csv_text(text) for key, text in candidate.others.items() if key not in _OWN_COLUMNS}
     return dict(zip(_OWN_COLUMNS, given, strict=True)) | others
 
 

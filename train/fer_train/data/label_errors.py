@@ -146,9 +146,9 @@ def errors_csv(errors: Sequence[LabelError]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for one in errors:
-        shown = (csv_text(one.label), csv_text(one.suggested))
-        writer.writerow([one.image, *shown, f"{one.label_probability:.4f}", f"{one.suggested_probability:.4f}"])
+    for error in errors:
+        shown = (csv_text(error.label), csv_text(error.suggested))
+        writer.writerow([error.image, *shown, f"{error.label_probability:.4f}", f"{error.suggested_probability:.4f}"])
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 

@@ -51,8 +51,8 @@ class Writing:
     ) -> None:
         self._pool.shutdown(cancel_futures=error is not None)
         if error is None:
-            for one in self._waiting:
-                one.result()
+            for written in self._waiting:
+                written.result()
 
 
 class Placing:

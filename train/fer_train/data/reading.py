@@ -52,13 +52,13 @@ def read_images(
             return ReadImage(image, None, None, "", "needs more memory than there is")
 
     found = []
-    for done, one in enumerate(in_threads(read, images), start=1):
+    for done, entry in enumerate(in_threads(read, images), start=1):
         progress(done)
-        found.append(one)
+        found.append(entry)
     return found
 
 
 def small_faces(read: Sequence[ReadImage]) -> Uint8Array:
     """The small faces of images that could be read, (images, 48, 48)."""
-    faces = [one.small for one in read if one.small is not None]
+    faces = [entry.small for entry in read if entry.small is not None]
     return np.stack(faces) if faces else np.zeros((0, 48, 48), np.uint8)

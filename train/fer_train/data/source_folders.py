@@ -71,7 +71,7 @@ def read_source(root: Path) -> Source:
     splits = [name for name in names if split_named(name)]
     places = [base, *(base / name for name in splits)]
     if splits:
-        images = [one for name in splits for one in _images(base / name, split_named(name) or TRAIN)]
+        images = [image for name in splits for image in _images(base / name, split_named(name) or TRAIN)]
     else:
         images = list(_images(base, TRAIN))
     if not images:

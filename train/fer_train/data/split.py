@@ -82,8 +82,8 @@ def split_images(
         )
     person_of = _persons(source, images, options.group, report)
     whole = read_images(images, progress=progress)
-    report.unreadable = [(one.image.name, one.reason) for one in whole if one.reason]
-    read = [one for one in whole if not one.reason]
+    report.unreadable = [(entry.image.name, entry.reason) for entry in whole if entry.reason]
+    read = [entry for entry in whole if not entry.reason]
     if not read:
         raise DataError(f"{source.root} has no image that can be read; repair or replace them")
     groups = _groups(read, person_of, report)
@@ -177,10 +177,10 @@ def _groups(read: Sequence[ReadImage], person_of: Mapping[str, str], report: Spl
     """A number for each image: equal for images of one person, and for copies."""
     sets = DisjointSets(len(read))
     first: dict[str, int] = {}
-    for index, one in enumerate(read):
-        if person := person_of.get(one.image.name):
+    for index, entry in enumerate(read):
+        if person := person_of.get(entry.image.name):
             sets.join(index, first.setdefault(person, index))
-    for copies in copies_of(small_faces(read), [one.sha256 for one in read]):
+    for copies in copies_of(small_faces(read), [entry.sha256 for entry in read]):
         report.copies += len(copies) - 1
         for index in copies[1:]:
             sets.join(index, copies[0])
@@ -189,15 +189,15 @@ def _groups(read: Sequence[ReadImage], person_of: Mapping[str, str], report: Spl
 
 def _choose(read: Sequence[ReadImage], groups: Sequence[int], options: SplitOptions, report: SplitReport) -> list[str]:
     """The split of each image."""
-    labels = sorted({one.image.label for one in read})
+    labels = sorted({entry.image.label for entry in read})
     number = {label: index for index, label in enumerate(labels)}
     # A group with an image of the source's own test split belongs there.
-    fixed = {group for one, group in zip(read, groups, strict=True) if one.image.split == TEST}
+    fixed = {group for entry, group in zip(read, groups, strict=True) if entry.image.split == TEST}
     if fixed:
         if options.test:
             raise DataError("the source has a test split, which stays as it is; leave --test out")
         report.notes.append("the source's test split stays as it is")
-        moved = sum(group in fixed and one.image.split != TEST for one, group in zip(read, groups, strict=True))
+        moved = sum(group in fixed and entry.image.split != TEST for entry, group in zip(read, groups, strict=True))
         if moved:
             report.notes.append(
                 f"{counted(moved, 'image')} of train or validation go to test, where the same person or a copy is"
@@ -205,9 +205,9 @@ def _choose(read: Sequence[ReadImage], groups: Sequence[int], options: SplitOpti
     free = sorted(set(groups) - fixed)
     place = {group: index for index, group in enumerate(free)}
     counts = np.zeros((len(free), len(labels)), np.int64)
-    for one, group in zip(read, groups, strict=True):
+    for entry, group in zip(read, groups, strict=True):
         if group in place:
-            counts[place[group], number[one.image.label]] += 1
+            counts[place[group], number[entry.image.label]] += 1
     names = (TRAIN, VALIDATION, TEST) if options.test else (TRAIN, VALIDATION)
     shares = [1 - options.validation - options.test, options.validation, options.test][: len(names)]
     chosen = stratified(counts, shares, seed=options.seed) if len(free) else np.zeros(0, np.int64)
@@ -224,10 +224,10 @@ def _check(
     """Count, and stop where a class would be missing from train or validation."""
     persons: dict[str, set[int]] = defaultdict(set)
     of_label: dict[str, set[int]] = defaultdict(set)
-    for one, split, group in zip(read, chosen, groups, strict=True):
-        report.counts.setdefault(split, Counter())[one.image.label] += 1
+    for entry, split, group in zip(read, chosen, groups, strict=True):
+        report.counts.setdefault(split, Counter())[entry.image.label] += 1
         persons[split].add(group)
-        of_label[one.image.label].add(group)
+        of_label[entry.image.label].add(group)
     report.groups = {split: len(found) for split, found in persons.items()}
     who = "person" if options.group is not None else "different image"
     for split in (TRAIN, VALIDATION):
@@ -252,19 +252,19 @@ def _write(
         raise OutputError(f"{output} is the source itself; choose another --output")
     planned: dict[str, ReadImage] = {}
     taken: set[str] = set()
-    for one, split in zip(read, chosen, strict=True):
-        wanted, number = PurePosixPath(f"{split}/{one.image.label}/{one.image.below}"), 2
+    for entry, split in zip(read, chosen, strict=True):
+        wanted, number = PurePosixPath(f"{split}/{entry.image.label}/{entry.image.below}"), 2
         name = wanted
         # Two images of one name, of the source's train and validation.
         while str(name).casefold() in taken:
             name, number = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}"), number + 1
         taken.add(str(name).casefold())
-        planned[str(name)] = one
+        planned[str(name)] = entry
     _refuse_others(output, planned)
     with Writing() as writing:
-        for path, one in planned.items():
+        for path, entry in planned.items():
             file = output / path
-            content = read_bytes(one.image.path)
+            content = read_bytes(entry.image.path)
             if not os.path.lexists(file):
                 writing.write(file, content)
                 report.written += 1
@@ -275,11 +275,13 @@ def _write(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "label", "split", "source", "group"])
-    for (path, one), group in zip(planned.items(), groups, strict=True):
-        person = person_of.get(one.image.name) or f"#{group}"
-        writer.writerow([path, one.image.label, path.partition("/")[0], one.image.name, csv_text(person)])
+    for (path, entry), group in zip(planned.items(), groups, strict=True):
+        person = person_of.get(entry.image.name) or f"#{group}"
+        writer.writerow([path, entry.image.label, path.partition("/")[0], entry.image.name, csv_text(person)])
     write_atomically(output / SPLIT_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
-    _write_votes(source.root / VOTES_FILE, output / VOTES_FILE, {one.image.name: path for path, one in planned.items()})
+    _write_votes(
+        source.root / VOTES_FILE, output / VOTES_FILE, {entry.image.name: path for path, entry in planned.items()}
+    )
 
 
 def _write_votes(file: Path, output: Path, moved: Mapping[str, str]) -> None:

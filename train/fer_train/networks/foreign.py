@@ -166,7 +166,7 @@ class _Normalize:
             images = images.expand(-1, self.planes, -1, -1)
         if set(self.mean) == {0.0} and set(self.std) == {1.0}:
             return images
-        mean, std = (torch.tensor(one, device=images.device)[:, None, None] for one in (self.mean, self.std))
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 
 
@@ -178,7 +178,7 @@ def _mean_and_std(network: nn.Module, planes: int) -> tuple[Sequence[float], Seq
         value = config.get(key) if isinstance(config, dict) else None
         value = getattr(network, key, None) if value is None else value
         values = [default] if not isinstance(value, (int, float, list, tuple)) else value
-        values = [float(values)] if isinstance(values, (int, float)) else [float(one) for one in values]
+        values = [float(values)] if isinstance(values, (int, float)) else [float(number) for number in values]
         # A gray face is its mean over the colours.
         found.append(values if len(values) == planes else [sum(values) / len(values)] * planes)
     return found[0], found[1]

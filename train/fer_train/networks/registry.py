@@ -56,8 +56,8 @@ def create_network(name: str, shape: NetworkShape = FER2013, *, dropout: float =
 def _call(build: Any, wanted: dict[str, Any], name: str) -> Any:
     """`build` called with those of the arguments that it takes."""
     parameters = inspect.signature(build).parameters.values()
-    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters)
-    taken = {one.name for one in parameters}
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    taken = {parameter.name for parameter in parameters}
     if not takes_all and "classes" not in taken and wanted["classes"] != FER2013.classes:
         raise CheckpointError(
             f"the function of {name} takes no argument `classes`, so it cannot make a network for these classes; add it"
