@@ -23,7 +23,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
     folded = onnx.ModelProto()
     folded.CopyFrom(model)
     graph = folded.graph
-    constants = {one.name: one for one in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
@@ -42,7 +42,7 @@ def fold_affine(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type in ("Unsqueeze", "Transpose") and not arithmetic:
             moves.append(node)
         elif node.op_type in _ARITHMETIC:
-            other = next((one for one in node.input if one != name), "")
+            other = next((source for source in node.input if source != name), "")
             value = _per_channel(constants.get(other))
             if value is None or (node.op_type == "Div" and node.input[0] != name):
                 return folded
@@ -82,7 +82,7 @@ def _fold(
     constants: dict[str, onnx.TensorProto],
 ) -> None:
     weights = numpy_helper.to_array(constants[layer.input[1]]) if layer.input[1] in constants else None
-    groups = next((one.i for one in layer.attribute if one.name == "group"), 1)
+    groups = next((attribute.i for attribute in layer.attribute if attribute.name == "group"), 1)
     if not arithmetic or weights is None or weights.dtype != np.float32 or groups != 1 or not (factor != 0).all():
         return
     channels = weights.shape[1]
@@ -114,7 +114,7 @@ def _fold(
         before = shifted
     layer.input[0] = before
     used = {name for node in graph.node for name in node.input}
-    for tensor in [one for one in graph.initializer if one.name not in used]:
+    for tensor in [constant for constant in graph.initializer if constant.name not in used]:
         graph.initializer.remove(tensor)
 
 

@@ -486,7 +486,7 @@ def _network(model: str | None) -> str | None:
 
 
 def _parameter(name: str) -> click.Parameter:
-    return next(one for one in click.get_current_context().command.params if one.name == name)
+    return next(parameter for parameter in click.get_current_context().command.params if parameter.name == name)
 
 
 @contextmanager
@@ -506,9 +506,9 @@ def _signed(path: Path | None, refused: type[Any]) -> Iterator[Callable[[ExportR
 
     def show(report: ExportReport) -> None:
         show_export(report)
-        for one in report.models if key is not None else ():
-            if one.is_published:
-                say(f"signed: {sign_file(one.path, key)}")
+        for model in report.models if key is not None else ():
+            if model.is_published:
+                say(f"signed: {sign_file(model.path, key)}")
 
     try:
         yield show
@@ -547,7 +547,7 @@ def _needs_converter() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        target = next((one for one in TARGETS.values() if module in one.converters), None)
+        target = next((target for target in TARGETS.values() if module in target.converters), None)
         if target is None:
             raise
         raise ExtraMissingError(

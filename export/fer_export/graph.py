@@ -125,7 +125,7 @@ def export_graph(checkpoint: Checkpoint, *, temperature: float = 1.0, opset: int
     model: onnx.ModelProto = program.model_proto
     _strip_notes(model)
     if is_foreign:
-        outputs = [one.name for one in model.graph.output]
+        outputs = [output.name for output in model.graph.output]
         model = fold_affine(canonical_graph(model, shape, outputs=outputs, source=checkpoint.name, written_opset=opset))
     return model
 
@@ -153,7 +153,7 @@ def set_temperature(model: onnx.ModelProto, temperature: float) -> onnx.ModelPro
         graph.node.insert(list(graph.node).index(softmax), divisor)
         graph.initializer.add().CopyFrom(numpy_helper.from_array(np.array(temperature, np.float32), "temperature"))
         return changed
-    constant = next(one for one in graph.initializer if one.name == divisor.input[1])
+    constant = next(tensor for tensor in graph.initializer if tensor.name == divisor.input[1])
     constant.CopyFrom(numpy_helper.from_array(np.full(tuple(constant.dims), temperature, np.float32), divisor.input[1]))
     return changed
 

@@ -93,7 +93,7 @@ def export_model(
         ExportRefusedError: a file failed its gate; the others are published.
         OutputError: a file cannot be written, or one of another checkpoint stands in its place.
     """
-    wanted = [one for one in REPLAY_TOLERANCES if one in precisions]
+    wanted = [precision for precision in REPLAY_TOLERANCES if precision in precisions]
     subject, fp32 = prepare(
         name,
         own_name=own_name,
@@ -137,27 +137,27 @@ def publish_files(
     """
     candidates = _make_candidates(subject, fp32, wanted, progress)
     progress("measuring speed")
-    named = {str(one.precision): one.content for one in candidates}
+    named = {str(candidate.precision): candidate.content for candidate in candidates}
     latency = measure_in_turns(named, subject.faces, batch=subject.batch or _LATENCY_BATCH)
     throughput = measure_in_turns(named, subject.faces, batch=subject.batch or _THROUGHPUT_BATCH, rounds=15)
 
     models: list[ExportedModel] = []
     reference: tuple[Candidate, ExportedModel] | None = None
-    for one in candidates:
-        progress(f"checking {one.precision}")
-        timings = latency[one.precision], throughput[one.precision], latency["fp32"]
-        judged = judge(subject, one, reference, models_dir, *timings)
-        if one.precision == "fp32":
-            reference = one, judged
-        if one.precision in wanted:
+    for candidate in candidates:
+        progress(f"checking {candidate.precision}")
+        timings = latency[candidate.precision], throughput[candidate.precision], latency["fp32"]
+        judged = judge(subject, candidate, reference, models_dir, *timings)
+        if candidate.precision == "fp32":
+            reference = candidate, judged
+        if candidate.precision in wanted:
             # A float file that computes something else is no model of the network at all.
-            may_stand = judged.parity.passed or (keep_anyway and one.precision != "fp32")
+            may_stand = judged.parity.passed or (keep_anyway and candidate.precision != "fp32")
             if may_stand:
-                judged = publish(subject, judged, one.model, one.content)
+                judged = publish(subject, judged, candidate.model, candidate.content)
             models.append(judged)
         elif not judged.parity.passed:
             models.append(judged)
-        if one.precision == "fp32" and not judged.parity.passed:
+        if candidate.precision == "fp32" and not judged.parity.passed:
             break
     report = ExportReport(
         name=subject.name,
@@ -167,7 +167,7 @@ def publish_files(
         path=parity_path(models_dir, subject.file_name),
     )
     write_report(report, subject.checkpoint_sha256)
-    if any(not one.is_published for one in models):
+    if any(not model.is_published for model in models):
         raise _refusal(report, wanted)
     return report
 
@@ -187,13 +187,13 @@ def _make_candidates(
 
 def _refusal(report: ExportReport, wanted: Sequence[Precision]) -> ExportRefusedError:
     """The error that names the files that are not published, the checks that failed, and what to do."""
-    refused = [one for one in report.models if not one.is_published]
-    may_be_kept = all(one.precision != "fp32" for one in refused)
+    refused = [model for model in report.models if not model.is_published]
+    may_be_kept = all(model.precision != "fp32" for model in refused)
     return ExportRefusedError(
         "; ".join(
-            f"{one.path} is not published: "
-            + ", ".join(f"{check.name} ({check.detail})" for check in one.parity.failures)
-            for one in refused
+            f"{model.path} is not published: "
+            + ", ".join(f"{check.name} ({check.detail})" for check in model.parity.failures)
+            for model in refused
         )
         + f"; the whole report is {report.path}"
         + (", and --keep-anyway publishes the file with this verdict inside" if may_be_kept else "")
@@ -257,7 +257,9 @@ def prepare(
     # As class folders are numbered, whose labels the file is judged by.
     trained = in_label_order(loaded, sorted(loaded.expressions))
     sha256 = sha256_of(source)
-    check_places([output_path(models_dir, files, one, batch) for one in wanted], sha256, source, replace=replace)
+    check_places(
+        [output_path(models_dir, files, precision, batch) for precision in wanted], sha256, source, replace=replace
+    )
     validation = train = None
     if data is not None:
         # The seed of the training: where a share of train was held out, it is that share again.

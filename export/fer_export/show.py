@@ -17,30 +17,30 @@ def show_export(report: ExportReport) -> None:
     from fer_export.gate.calibration import describe_calibration
     from fer_export.gate.unfamiliar import describe
 
-    for one in report.models:
-        say(f"{one.path.name}, {one.parity.faces} faces, {one.parity.real_faces} of them real")
-        for check in one.parity.checks:
+    for model in report.models:
+        say(f"{model.path.name}, {model.parity.faces} faces, {model.parity.real_faces} of them real")
+        for check in model.parity.checks:
             say(f"  {check}")
-        for unproven in one.parity.unproven:
+        for unproven in model.parity.unproven:
             say(f"  note  not proven: {unproven}")
-        if one.not_proven:
-            say(f"  note  not proven: {one.not_proven}")
-        if one.precision == "fp16":
+        if model.not_proven:
+            say(f"  note  not proven: {model.not_proven}")
+        if model.precision == "fp16":
             say(
                 "  note  fp16 halves the file, and is faster on GPUs and ARM cores with 16-bit units; x86 computes it "
                 "in float32, no faster than fp32"
             )
-    for one in report.models:
-        if one.calibration.faces:
-            threshold = one.calibration.uncertain_below
+    for model in report.models:
+        if model.calibration.faces:
+            threshold = model.calibration.uncertain_below
             say(
-                f"{one.path.name}: temperature {one.calibration.temperature:.4f}, "
+                f"{model.path.name}: temperature {model.calibration.temperature:.4f}, "
                 + (f"uncertain below {threshold:.3f}; " if threshold is not None else "")
-                + describe_calibration(one.calibration)
-                + f" (labels: {one.calibration.labels})"
+                + describe_calibration(model.calibration)
+                + f" (labels: {model.calibration.labels})"
             )
-        if one.point is not None:
-            say(f"{one.path.name}: {describe(one.point)}")
+        if model.point is not None:
+            say(f"{model.path.name}: {describe(model.point)}")
     if not report.calibration.faces:
         say("temperature 1: not calibrated; labelled faces (--data) calibrate it")
     golden = report.coverage
@@ -65,22 +65,22 @@ def show_targets(reports: Sequence[TargetReport]) -> None:
     """The checks of each converted file, and the table."""
     head = ("file", "MB", "max |Δlogit|", "max |Δp|", "other labels", "verdict")
     rows = [head]
-    for one in reports:
-        say(f"{one.path}")
-        for check in one.checks:
+    for report in reports:
+        say(f"{report.path}")
+        for check in report.checks:
             say(f"  {check}")
-        if one.replay is None:
-            say(f"  note  {one.target} does not run on this system; --self-test replays the file where it does")
-        worst = None if one.replay is None else one.replay.comparison
-        failed = ", ".join(check.name for check in one.failures)
+        if report.replay is None:
+            say(f"  note  {report.target} does not run on this system; --self-test replays the file where it does")
+        worst = None if report.replay is None else report.replay.comparison
+        failed = ", ".join(check.name for check in report.failures)
         rows.append(
             (
-                one.path.name,
-                f"{one.target_bytes / 1e6:.2f}",
+                report.path.name,
+                f"{report.target_bytes / 1e6:.2f}",
                 "" if worst is None else f"{worst.max_logit_difference:.1e}",
                 "" if worst is None else f"{worst.max_probability_difference:.1e}",
-                f"{one.flips} of {one.labelled_faces}" if one.labelled_faces else "",
-                f"not published, FAILED: {failed}" if failed else one.outcome,
+                f"{report.flips} of {report.labelled_faces}" if report.labelled_faces else "",
+                f"not published, FAILED: {failed}" if failed else report.outcome,
             )
         )
     say(_aligned(rows))
@@ -89,20 +89,20 @@ def show_targets(reports: Sequence[TargetReport]) -> None:
 def _table(report: ExportReport) -> str:
     head = ("file", "MB", "accuracy", "macro-F1", "agrees", "max |Δp|", "p50 ms", "faces/s", "verdict")
     rows = [head]
-    for one in report.models:
-        failed = ", ".join(check.name for check in one.parity.failures)
-        verdict = f"FAILED: {failed}" if failed else one.outcome
+    for model in report.models:
+        failed = ", ".join(check.name for check in model.parity.failures)
+        verdict = f"FAILED: {failed}" if failed else model.outcome
         rows.append(
             (
-                one.path.name,
-                f"{one.model_bytes / 1e6:.2f}",
-                "" if one.quality is None else f"{one.quality.accuracy:.2%}",
-                "" if one.quality is None else f"{one.quality.macro_f1:.2%}",
-                "" if one.agreement is None else f"{one.agreement:.2%}",
-                "" if one.difference is None else f"{one.difference:.1e}",
-                f"{one.latency.p50_ms:.3f}",
-                f"{one.throughput.images_per_second:,.0f}",
-                ("" if one.is_published else "not published, ") + verdict,
+                model.path.name,
+                f"{model.model_bytes / 1e6:.2f}",
+                "" if model.quality is None else f"{model.quality.accuracy:.2%}",
+                "" if model.quality is None else f"{model.quality.macro_f1:.2%}",
+                "" if model.agreement is None else f"{model.agreement:.2%}",
+                "" if model.difference is None else f"{model.difference:.1e}",
+                f"{model.latency.p50_ms:.3f}",
+                f"{model.throughput.images_per_second:,.0f}",
+                ("" if model.is_published else "not published, ") + verdict,
             )
         )
     return _aligned(rows) + "\np50 at batch 1, faces/s at batch 64, one thread, in turns"

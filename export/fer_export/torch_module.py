@@ -33,12 +33,12 @@ class OnnxModule(nn.Module):
             raise ModelFileError(f"the graph has {', '.join(unknown)}, which this conversion does not know")
         self.names: dict[str, str] = {}  # of buffers; names of ONNX have points
         self.shapes: dict[str, list[int]] = {}  # constants that are arguments, not tensors
-        for number, one in enumerate(model.graph.initializer):
-            values = numpy_helper.to_array(one)
+        for number, tensor in enumerate(model.graph.initializer):
+            values = numpy_helper.to_array(tensor)
             if values.dtype == np.int64:
-                self.shapes[one.name] = values.reshape(-1).tolist()
+                self.shapes[tensor.name] = values.reshape(-1).tolist()
             else:
-                self.names[one.name] = f"constant_{number}"
+                self.names[tensor.name] = f"constant_{number}"
                 self.register_buffer(f"constant_{number}", torch.from_numpy(values.copy()))
 
     def forward(self, faces: Tensor) -> tuple[Tensor, ...]:
@@ -62,7 +62,7 @@ def _needed_nodes(model: onnx.ModelProto, outputs: Sequence[str]) -> list[onnx.N
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _conv(values: list[Any], attributes: dict[str, Any]) -> Tensor:

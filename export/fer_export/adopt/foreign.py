@@ -36,7 +36,7 @@ class ForeignFile:
         count: int,
     ) -> None:
         self.faces, self.row, self.input, self.logits, self.count = faces, row, input, logits, count
-        self.outputs = [one.name for one in model.graph.output]
+        self.outputs = [output.name for output in model.graph.output]
         if logits not in self.outputs:  # behind a softmax: shown, and otherwise left as it is
             model = _with_output(model, logits)
             content = model.SerializeToString()

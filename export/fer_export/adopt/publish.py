@@ -64,8 +64,8 @@ def adopt_model(
             "int8 needs labelled faces to set its ranges and to measure what it loses; give the dataset's root: "
             f"fer-export --adopt {path} --precision int8 --data DIR"
         )
-    wanted = [one for one in REPLAY_TOLERANCES if one in precisions]
-    places = [output_path(models_dir, name, one, batch) for one in wanted]
+    wanted = [precision for precision in REPLAY_TOLERANCES if precision in precisions]
+    places = [output_path(models_dir, name, precision, batch) for precision in wanted]
     if any(place.exists() and place.samefile(path) for place in places if path.exists()):
         raise OutputError(f"{path} would be replaced by its own adoption; choose another --name or --models-dir")
     adopted = adopt_file(path, name=name, faces=faces, labels=labels, scores=scores)

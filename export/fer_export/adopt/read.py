@@ -84,7 +84,7 @@ def adopt_file(
     logits_name, softmax_name = _logits_of(file, output, source)
     row = _row_of(shape, faces, source)
     core = canonical_graph(model, row.shape, outputs=[logits_name], source=source, batch=row.batch)
-    count = math.prod(one.dim_value for one in core.graph.output[0].type.tensor_type.shape.dim[1:])
+    count = math.prod(dimension.dim_value for dimension in core.graph.output[0].type.tensor_type.shape.dim[1:])
     names, notes = _labels(labels, file, count, source)
     graph = fold_affine(wrapped_graph(core, faces, row, count))
     check_work(read_onnx(graph.SerializeToString(), source=source), source=source)
@@ -154,11 +154,11 @@ def _row_of(value: Any, faces: FaceInput, source: str) -> Row:
     for layout, place in (("nchw", 0), ("nhwc", 2)):
         sizes = [size for axis, size in enumerate(rest) if axis != place]
         count = rest[place]
-        may_be = [one for one in channels if not isinstance(count, int) or count == one]
+        may_be = [number for number in channels if not isinstance(count, int) or count == number]
         if may_be and all(not isinstance(size, int) or size == faces.size for size in sizes):
             fits.append((layout, may_be[0]))
     if faces.layout is not None:
-        fits = [one for one in fits if one[0] == faces.layout]
+        fits = [fit for fit in fits if fit[0] == faces.layout]
     if not fits:
         wanted = f"{faces.color}{faces.size}" + (f" in {faces.layout.upper()}" if faces.layout else "")
         raise ModelFileError(

@@ -120,7 +120,7 @@ def _normalized(wrapping: _Wrapping, faces: FaceInput, row: Row) -> str:
 def _add_outputs(wrapping: _Wrapping, output: onnx.ValueInfoProto, count: int) -> None:
     """Call the classifier's scores logits, in one row per face, and add their softmax."""
     scores = wrapping.theirs(output.name)
-    if [one.dim_value for one in output.type.tensor_type.shape.dim[1:]] == [count]:
+    if [dimension.dim_value for dimension in output.type.tensor_type.shape.dim[1:]] == [count]:
         wrapping.rename(scores, "logits")
     else:
         wrapping.emit("Reshape", [scores, wrapping.constant("scores", np.array([0, count]))], "logits")

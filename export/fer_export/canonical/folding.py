@@ -74,7 +74,7 @@ def fold(writer: Writer, node: onnx.NodeProto, given: list[Array | None], attrib
     elif kind == "Range":
         if not 0 <= (values[1] - values[0]) // values[2] <= MAX_VALUES:
             raise RefusedError("makes too large a constant")
-        found = np.arange(*(one.item() for one in values)).astype(values[0].dtype)
+        found = np.arange(*(bound.item() for bound in values)).astype(values[0].dtype)
     elif kind == "ConstantOfShape":
         shape = [int(size) for size in values[0]]
         if min(shape, default=1) < 0 or math.prod(shape) > MAX_VALUES:
@@ -124,7 +124,9 @@ def cuts_of(
         starts, ends, axes, steps = attributes["starts"], attributes["ends"], attributes.get("axes"), None
     else:
         starts, ends, axes, steps = (
-            None if len(values) <= place or values[place] is None else [int(one) for one in values[place].reshape(-1)]
+            None
+            if len(values) <= place or values[place] is None
+            else [int(number) for number in values[place].reshape(-1)]
             for place in range(4)
         )
     found = []

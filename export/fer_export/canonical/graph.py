@@ -46,7 +46,7 @@ def canonical_graph(
     Raises:
         ModelFileError: an operator, or what it does, has no such form.
     """
-    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if opset < LOWEST_OPSET:
         raise ModelFileError(f"{source} has opset {opset}; opset {LOWEST_OPSET} and above can be read")
     writer = Writer(model, row, opset, batch)

@@ -50,7 +50,7 @@ def _window(
             max((-(-size[axis] // strides[axis]) - 1) * strides[axis] + reach[axis] - size[axis], 0)
             for axis in range(axes)
         ]
-        small, large = [one // 2 for one in total], [one - one // 2 for one in total]
+        small, large = [pad // 2 for pad in total], [pad - pad // 2 for pad in total]
         pads = [*small, *large] if mode == b"SAME_UPPER" else [*large, *small]
     elif mode == b"VALID":
         pads = [0] * 2 * axes
@@ -113,7 +113,7 @@ def write_batch_normalization(
     factor = scale / np.sqrt(variance + attributes.get("epsilon", 1e-5))
     shift = bias - mean * factor
     row = writer.input_row(inputs[0])
-    if not all(one.shape == row[:1] for one in (scale, bias, mean, variance)):
+    if not all(parameter.shape == row[:1] for parameter in (scale, bias, mean, variance)):
         raise RefusedError("has parameters of another shape than its channels")
     made = writer.producer(inputs[0])
     if made is not None and made.op_type in ("Conv", "Gemm"):
@@ -131,7 +131,7 @@ def write_batch_normalization(
 
 def scale_layer(writer: Writer, layer: onnx.NodeProto, factor: Array, shift: Array, output: str) -> None:
     """Put a factor and a shift for each output into the weights of the last node, a Conv or Gemm."""
-    attributes = {one.name: helper.get_attribute_value(one) for one in layer.attribute}
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in layer.attribute}
     weights = writer.constants[layer.input[1]].astype(np.float64)
     axis = 1 if layer.op_type == "Gemm" and not attributes.get("transB") else 0
     bias = writer.constants[layer.input[2]].astype(np.float64) if len(layer.input) > 2 else np.zeros(len(factor))
@@ -173,7 +173,7 @@ def write_pool(writer: Writer, node: onnx.NodeProto, inputs: list[str], attribut
         included = attributes.get("count_include_pad", 0)
         if grown and included:
             raise RefusedError("has ceil_mode = 1 and counts its padding")
-        if any(one != 1 for one in kept.pop("dilations")):
+        if any(dilation != 1 for dilation in kept.pop("dilations")):
             raise RefusedError("has dilations")
         kept["count_include_pad"] = included
     elif attributes.get("storage_order"):

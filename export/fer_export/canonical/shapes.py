@@ -150,7 +150,7 @@ def write_concat(writer: Writer, node: onnx.NodeProto, inputs: list[str], attrib
     if not any(fixed):
         writer.emit("Concat", [writer.name_of(name) for name in inputs], node.output[0], axis=axis)
         return
-    moving = [place for place, one in enumerate(fixed) if not one]
+    moving = [place for place, is_fixed in enumerate(fixed) if not is_fixed]
     if moving != list(range(moving[0], moving[-1] + 1)):
         raise RefusedError("joins constants between faces")
     name = node.output[0]
@@ -160,8 +160,8 @@ def write_concat(writer: Writer, node: onnx.NodeProto, inputs: list[str], attrib
     pads = np.zeros(2 * (len(rows[0]) + 1), np.int64)
     pads[axis], pads[axis + len(rows[0]) + 1] = sum(sizes[: moving[0]]), sum(sizes[moving[-1] + 1 :])
     parts = [
-        _repeated_row(writer, one) if is_fixed else np.zeros(row, np.float32)
-        for one, is_fixed, row in zip(inputs, fixed, rows, strict=True)
+        _repeated_row(writer, source) if is_fixed else np.zeros(row, np.float32)
+        for source, is_fixed, row in zip(inputs, fixed, rows, strict=True)
     ]
     padded = writer.emit(
         "Pad", [core, writer.constant(f"{name}_pads", pads)], writer.new_name(f"{name}_padded"), mode="constant"
@@ -232,12 +232,14 @@ def write_gather(writer: Writer, node: onnx.NodeProto, inputs: list[str], attrib
     if axis == 0 or picked.ndim > 1 or not 1 <= picked.size <= _MOST_PIECES:
         raise RefusedError("picks faces of a batch" if axis == 0 else "picks too many values one by one")
     size, name = writer.row_of(ours)[axis - 1], node.output[0]
-    found = [int(one) % size for one in picked.reshape(-1)]
+    found = [int(index) % size for index in picked.reshape(-1)]
     target = writer.new_name(f"{name}_picked")
     if found == list(range(found[0], found[0] + len(found))):
         cut = writer.sliced(ours, [(found[0], found[-1] + 1, axis, 1)], target)
     else:
-        parts = [writer.sliced(ours, [(one, one + 1, axis, 1)], writer.new_name(f"{name}_{one}")) for one in found]
+        parts = [
+            writer.sliced(ours, [(index, index + 1, axis, 1)], writer.new_name(f"{name}_{index}")) for index in found
+        ]
         cut = writer.emit("Concat", parts, target, axis=axis)
     if picked.ndim:
         writer.transposed(cut, order, name)

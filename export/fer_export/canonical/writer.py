@@ -62,7 +62,7 @@ class Writer:
         Raises:
             RefusedError, NotAllowedError: it has no form that answers each face by itself.
         """
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         inputs = list(node.input)
         while inputs and not inputs[-1]:
             inputs.pop()
@@ -194,7 +194,7 @@ class Writer:
             return None
         if inputs[place] not in self.values:
             raise RefusedError("computes a shape from the faces")
-        return [int(one) for one in self.values[inputs[place]].reshape(-1)]
+        return [int(number) for number in self.values[inputs[place]].reshape(-1)]
 
     def model(self, outputs: Sequence[str], source: str, opset: int) -> onnx.ModelProto:
         """The finished model: what its outputs do not need is left out."""

@@ -112,10 +112,10 @@ def fixed_batch_checks(content: bytes, faces: Uint8Array, *, precision: str, bat
 
 
 def _joined(parts: Sequence[Outputs]) -> Outputs:
-    strange = [one.unfamiliarity for one in parts if one.unfamiliarity is not None]
+    strange = [part.unfamiliarity for part in parts if part.unfamiliarity is not None]
     return Outputs(
-        logits=np.concatenate([one.logits for one in parts]),
-        probabilities=np.concatenate([one.probabilities for one in parts]),
+        logits=np.concatenate([part.logits for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts]),
         unfamiliarity=np.concatenate(strange) if len(strange) == len(parts) else None,
     )
 
@@ -148,7 +148,7 @@ def _equal(left: Outputs, right: Outputs) -> bool:
     pairs = [(left.logits, right.logits), (left.probabilities, right.probabilities)]
     if left.unfamiliarity is not None and right.unfamiliarity is not None:
         pairs.append((left.unfamiliarity, right.unfamiliarity))
-    return all(np.array_equal(one, other) for one, other in pairs)
+    return all(np.array_equal(values, other) for values, other in pairs)
 
 
 def _largest_difference(alone: Outputs, together: Outputs) -> tuple[float, int]:

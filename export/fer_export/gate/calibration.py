@@ -114,7 +114,7 @@ def fitted_check(
     confidences = outputs.probabilities.max(1)
     threshold, _, _ = reject_threshold(confidences, correct)
     kept, wanted = (
-        float((confidences >= (np.inf if one is None else one)).mean()) for one in (uncertain_below, threshold)
+        float((confidences >= (np.inf if limit is None else limit)).mean()) for limit in (uncertain_below, threshold)
     )
     faults = []
     # A float file's were fitted on the network's logits, some roundings away. Written as "not <=" so that NaN counts.

@@ -102,8 +102,8 @@ class _Watched:
         ] + [(name, name, axes) for name, axes in _layers_without_relu(model)]
         self.on_names = [self._highest(watched, name, axes) for name, _, axes in self.tensors]
         faces = model.graph.input[0].type.tensor_type.shape.dim
-        self.face_shape = tuple(one.dim_value for one in faces[1:])
-        self.ends = list(dict.fromkeys(one for index, name in self.linear for one in (self.tensors[index][0], name)))
+        self.face_shape = tuple(dimension.dim_value for dimension in faces[1:])
+        self.ends = list(dict.fromkeys(end for index, name in self.linear for end in (self.tensors[index][0], name)))
         for name in self.ends:
             watched.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
         self.session = open_session(watched.SerializeToString(), source="the float model").session
@@ -129,7 +129,7 @@ class _Watched:
         for start in range(0, len(faces), _BATCH):
             found = self.session.run(names, {"faces": faces[start : start + _BATCH]})
             count = len(self.on_names)
-            units.append(np.concatenate([one > 0 for one in found[:count]], axis=1))
+            units.append(np.concatenate([highest > 0 for highest in found[:count]], axis=1))
             values.append(found[count:-1])
             logits.append(found[-1])
         ends = {name: np.concatenate([part[index] for part in values]) for index, name in enumerate(self.ends)}
@@ -150,7 +150,7 @@ class _Watched:
     def places(self) -> list[slice]:
         """Columns of each tensor's units."""
         face = synthetic_faces(self.face_shape)[:1]
-        sizes = [one.shape[-1] for one in self.session.run(self.on_names, {"faces": face})]
+        sizes = [highest.shape[-1] for highest in self.session.run(self.on_names, {"faces": face})]
         ends = np.cumsum(sizes)
         return [slice(int(end - size), int(end)) for size, end in zip(sizes, ends, strict=True)]
 
@@ -176,7 +176,7 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
         nonlocal faces, on, values, logits
         found = watched.run(more)
         faces, on = np.concatenate([faces, more]), np.concatenate([on, found[0]])
-        values = {name: np.concatenate([one, found[1][name]]) for name, one in values.items()}
+        values = {name: np.concatenate([part, found[1][name]]) for name, part in values.items()}
         logits = np.concatenate([logits, found[2]])
 
     if not on.any(0).all():
@@ -280,7 +280,7 @@ def _choose(
     ends = [(units.astype(np.float32), inputs.astype(np.float32)) for units, inputs in ends]
     needed = [(units.T @ inputs > 0).astype(np.float32) for units, inputs in ends]
     weights = [1.0] * len(pairs) + [_WELL] * len(pairs)
-    everything = int(sum(one.sum() for one in needed[: len(pairs)]))
+    everything = int(sum(need.sum() for need in needed[: len(pairs)]))
 
     def take(face: int) -> None:
         nonlocal missing
@@ -302,7 +302,7 @@ def _choose(
         if gains[best] == 0 and not new_label[best] and len(chosen) >= FEWEST_GOLDEN_FACES:
             break
         take(best)
-    left = int(sum(one.sum() for one in needed[: len(pairs)]))
+    left = int(sum(need.sum() for need in needed[: len(pairs)]))
     return chosen, everything, everything - left
 
 

@@ -80,7 +80,7 @@ class Sums:
 
     def highest_of(self, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> FloatArray:
         """The highest sums of some of the tensors on labelled faces, (units,)."""
-        return np.concatenate([self.high[self.places[self.tensors.index(one)]] for one in tensors])
+        return np.concatenate([self.high[self.places[self.tensors.index(tensor)]] for tensor in tensors])
 
     def reached(self, faces: Uint8Array) -> _BoolArray:
         """Which extremes each face reaches: (faces, 2 * units), the highest sums first."""
@@ -99,8 +99,8 @@ class Sums:
     def layers_reached(self, faces: Uint8Array) -> int:
         """How many of the 2 * layers extremes of whole layers, over all their units, some face reaches."""
         found = [self._ends.run(faces[start : start + _BATCH]) for start in range(0, len(faces), _BATCH)]
-        highest = np.concatenate([one for one, _ in found]).max(0)
-        lowest = np.concatenate([one for _, one in found]).min(0)
+        highest = np.concatenate([high for high, _ in found]).max(0)
+        lowest = np.concatenate([low for _, low in found]).min(0)
         count = 0
         for place in self.places:
             top, bottom = float(self.high[place].max()), float(self.low[place].min())
@@ -131,7 +131,7 @@ class _Ends:
     def places(self, face: Uint8Array) -> list[slice]:
         """Columns of each tensor's units."""
         found = self.session.run(self.names, {"faces": face})
-        ends = np.cumsum([one.shape[1] for one in found[: len(found) // 2]]).tolist()
+        ends = np.cumsum([highest.shape[1] for highest in found[: len(found) // 2]]).tolist()
         return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
@@ -148,7 +148,7 @@ def _reduced(model: onnx.ModelProto, name: str, axes: tuple[int, ...], operator:
 
 def layer_outputs(model: onnx.ModelProto) -> list[tuple[str, tuple[int, ...]]]:
     """Outputs of convolutions and linear layers, with all their axes but the faces' and the units'."""
-    constants = {one.name for one in model.graph.initializer}
+    constants = {tensor.name for tensor in model.graph.initializer}
     ranks = tensor_ranks(model)
     found = []
     for node in model.graph.node:
@@ -163,7 +163,7 @@ def layer_outputs(model: onnx.ModelProto) -> list[tuple[str, tuple[int, ...]]]:
 def tensor_ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Number of dimensions of each tensor whose shape can be inferred, by name."""
     inferred = onnx.shape_inference.infer_shapes(model).graph
-    return {one.name: len(one.type.tensor_type.shape.dim) for one in (*inferred.value_info, *inferred.output)}
+    return {value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.value_info, *inferred.output)}
 
 
 def _held(model: onnx.ModelProto, bounds: dict[str, tuple[float, float]]) -> onnx.ModelProto:
@@ -171,7 +171,7 @@ def _held(model: onnx.ModelProto, bounds: dict[str, tuple[float, float]]) -> onn
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     graph = changed.graph
-    outputs = {one.name for one in graph.output}
+    outputs = {output.name for output in graph.output}
     nodes = list(graph.node)
     for name, ends in bounds.items():
         readers = [node for node in nodes if name in node.input]
@@ -215,7 +215,7 @@ def faces_at_extremes(sums: Sums, given: Uint8Array, *, most: int) -> Uint8Array
         if chosen:
             # Half of the faces start where an extreme that is missing is nearest.
             some = random.permutation(np.flatnonzero(missing))[: _AT_ONCE // 2]
-            starts[: len(some)] = [pool[int(shares[:, one].argmax())] for one in some]
+            starts[: len(some)] = [pool[int(shares[:, extreme].argmax())] for extreme in some]
         more = climber.climb(np.stack(starts), missing, random)
         pool, shares = np.concatenate([pool, more]), np.concatenate([shares, sums.shares(more)])
         reached = shares >= 1 - NEAR
@@ -236,7 +236,7 @@ def faces_at_extremes(sums: Sums, given: Uint8Array, *, most: int) -> Uint8Array
         if not len(left) or idle == _PATIENCE:
             break
         own = np.resize(random.permutation(left), _AT_ONCE)
-        starts = [pool[int(shares[:, one].argmax())] for one in own]
+        starts = [pool[int(shares[:, extreme].argmax())] for extreme in own]
         more = climber.climb(np.stack(starts), shares.max(0) < 1 - NEAR, random, own=own)
         reached_more = sums.shares(more)
         idle = 0 if (reached_more[:, left] >= 1 - NEAR).any() else idle + 1
@@ -269,8 +269,8 @@ class _Climber:
         self.sums = sums
         self._module = OnnxModule(sums.model, [name for name, _ in sums.tensors]).eval()
         weights = {node.output[0]: node.input[1] for node in sums.model.graph.node if len(node.input) > 1}
-        sizes = {one.name: int(np.prod(one.dims)) for one in sums.model.graph.initializer}
-        face = [one.dim_value for one in sums.model.graph.input[0].type.tensor_type.shape.dim][1:]
+        sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in sums.model.graph.initializer}
+        face = [dimension.dim_value for dimension in sums.model.graph.input[0].type.tensor_type.shape.dim][1:]
         with torch.inference_mode():
             values = self._module(torch.zeros(1, *face))
         self.multiplications = sum(
@@ -329,7 +329,7 @@ class _Climber:
                 continue
             names.append(name)
             above, below = (torch.from_numpy(units) for units in ends)
-            low, high, reach = (torch.from_numpy(one[place]) for one in (sums.low, sums.high, sums.range))
+            low, high, reach = (torch.from_numpy(ends[place]) for ends in (sums.low, sums.high, sums.range))
             wanted.append(_Wanted(axes=axes, above=above, below=below, low=low, high=high, range=reach))
         if self._module.outputs != tuple(names):
             self._module = OnnxModule(sums.model, names).eval()
@@ -351,15 +351,15 @@ class _Wanted:
 def _shares(values: Sequence[torch.Tensor], wanted: Sequence[_Wanted]) -> torch.Tensor:
     """How far each face drives the wanted sums, (faces, extremes), the highest sums first."""
     above, below = [], []
-    for value, one in zip(values, wanted, strict=True):
-        if len(one.above):
-            some = _units(value, one.axes, one.above)
-            highest = some.amax(one.axes) if one.axes else some
-            above.append((highest - one.low[one.above]) / one.range[one.above])
-        if len(one.below):
-            some = _units(value, one.axes, one.below)
-            lowest = some.amin(one.axes) if one.axes else some
-            below.append((one.high[one.below] - lowest) / one.range[one.below])
+    for value, extremes in zip(values, wanted, strict=True):
+        if len(extremes.above):
+            some = _units(value, extremes.axes, extremes.above)
+            highest = some.amax(extremes.axes) if extremes.axes else some
+            above.append((highest - extremes.low[extremes.above]) / extremes.range[extremes.above])
+        if len(extremes.below):
+            some = _units(value, extremes.axes, extremes.below)
+            lowest = some.amin(extremes.axes) if extremes.axes else some
+            below.append((extremes.high[extremes.below] - lowest) / extremes.range[extremes.below])
     return torch.cat([*above, *below], 1)
 
 

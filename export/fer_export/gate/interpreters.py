@@ -66,7 +66,7 @@ def _reference_check(
         # graph makes of its numbers is compared below.
         with np.errstate(all="ignore"):
             answers: list[Any] = [evaluator.run(names, {"faces": faces}) for _ in range(2)]
-        found = [Outputs(logits=np.asarray(one[0]), probabilities=np.asarray(one[1])) for one in answers]
+        found = [Outputs(logits=np.asarray(answer[0]), probabilities=np.asarray(answer[1])) for answer in answers]
     except Exception as error:  # a Python traceback of any operator
         return Check(
             name="reference", passed=False, detail=f"ONNX's reference evaluator cannot run it: {first_line(error)}"
@@ -77,13 +77,15 @@ def _reference_check(
 def _check(name: str, found: list[Outputs], expected: Outputs, allowed: float, *, with_logits: bool) -> Check:
     who = "without the optimizer" if name == "unoptimized" else "ONNX's reference evaluator"
     shapes = expected.logits.shape, expected.probabilities.shape
-    if any((one.logits.shape, one.probabilities.shape) != shapes for one in found):
+    if any((outputs.logits.shape, outputs.probabilities.shape) != shapes for outputs in found):
         return Check(name=name, passed=False, detail=f"{who} answers with shape {found[0].logits.shape}")
     with np.errstate(all="ignore"):  # NaN fails below
-        shares = max(float(np.abs(one.probabilities - expected.probabilities).max(initial=0)) for one in found)
+        shares = max(float(np.abs(outputs.probabilities - expected.probabilities).max(initial=0)) for outputs in found)
         scale = 1 + np.abs(expected.logits)
-        logits = max(float((np.abs(one.logits - expected.logits) / scale).max(initial=0)) for one in found)
-    repeats = all(np.array_equal(getattr(found[0], one), getattr(found[1], one)) for one in ("logits", "probabilities"))
+        logits = max(float((np.abs(outputs.logits - expected.logits) / scale).max(initial=0)) for outputs in found)
+    repeats = all(
+        np.array_equal(getattr(found[0], name), getattr(found[1], name)) for name in ("logits", "probabilities")
+    )
     return Check(
         name=name,
         # Written as "<=" so that NaN fails.

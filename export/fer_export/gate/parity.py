@@ -196,8 +196,8 @@ def _contract_check(session: Any, face_shape: tuple[int, ...], classes: int, bat
     """Inputs and outputs as every program that reads our files expects them."""
     first: int | str = "*" if batch is None else batch
     found = {
-        one.name: (one.type, tuple("*" if isinstance(size, str) or size is None else size for size in one.shape))
-        for one in (*session.get_inputs(), *session.get_outputs())
+        value.name: (value.type, tuple("*" if isinstance(size, str) or size is None else size for size in value.shape))
+        for value in (*session.get_inputs(), *session.get_outputs())
     }
     wanted: dict[str, tuple[str, tuple[int | str, ...]]] = {
         "faces": ("tensor(uint8)", (first, *face_shape)),

@@ -118,7 +118,7 @@ def write_report(report: ExportReport, checkpoint_sha256: str) -> None:
             files = dict(before["files"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    files |= {one.precision: one.to_dict() for one in report.models}
+    files |= {model.precision: model.to_dict() for model in report.models}
     content = {
         "model": report.name,
         "checkpoint_sha256": checkpoint_sha256,

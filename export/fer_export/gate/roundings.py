@@ -115,7 +115,7 @@ def rounded(fp32: onnx.ModelProto) -> onnx.ModelProto:
     """The float graph up to logits, with constants that have 11 significant bits."""
     model = _up_to_logits(fp32)
     read = {name for node in model.graph.node for name in node.input}
-    kept = [one for one in model.graph.initializer if one.name in read]
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
     del model.graph.initializer[:]
     for tensor in kept:
         if tensor.data_type == TensorProto.FLOAT:
@@ -131,9 +131,9 @@ def perturbed(fp32: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     random = np.random.default_rng(seed)
     inferred = onnx.shape_inference.infer_shapes(model)
     floats = {
-        one.name
-        for one in (*inferred.graph.value_info, *inferred.graph.output)
-        if one.type.tensor_type.elem_type == TensorProto.FLOAT
+        value.name
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
     nodes = list(model.graph.node)
     del model.graph.node[:]
@@ -164,7 +164,7 @@ def perturbed(fp32: onnx.ModelProto, seed: int) -> onnx.ModelProto:
 def graph_check(fp32: onnx.ModelProto, fp16: onnx.ModelProto) -> Check:
     """Compare operators and constants up to the logits, one by one and exactly."""
     faults = list(_differences(_up_to_logits(fp32), _up_to_logits(fp16)))
-    constants = sum(one.data_type == TensorProto.FLOAT16 for one in fp16.graph.initializer)
+    constants = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in fp16.graph.initializer)
     return Check(
         name="fp16 graph",
         passed=not faults,
@@ -175,11 +175,11 @@ def graph_check(fp32: onnx.ModelProto, fp16: onnx.ModelProto) -> Check:
 def _differences(fp32: onnx.ModelProto, fp16: onnx.ModelProto) -> Iterator[str]:
     expected, found = _operators(fp32), _operators(fp16)
     cast = ("Cast", "", ("logits_fp16",), ("logits",), (("to", TensorProto.FLOAT),))
-    expected = [_halved(one) for one in expected] + [cast]
+    expected = [_halved(operator) for operator in expected] + [cast]
     if expected != found:
-        wrong = next((one for one, other in zip(found, expected, strict=False) if one != other), None)
+        wrong = next((operator for operator, other in zip(found, expected, strict=False) if operator != other), None)
         yield f"operator {wrong[0]} differs" if wrong else f"{len(found)} operators, not {len(expected)}"
-    held = {one.name: numpy_helper.to_array(one) for one in fp16.graph.initializer}
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in fp16.graph.initializer}
     for tensor in fp32.graph.initializer:
         values = numpy_helper.to_array(tensor)
         wanted = _half(values) if values.dtype == np.float32 else values
@@ -201,8 +201,13 @@ def _operators(model: onnx.ModelProto) -> list[_Operator]:
             tuple(node.input),
             tuple(node.output),
             tuple(
-                (one.name, one.i if one.type == onnx.AttributeProto.INT else one.SerializeToString(deterministic=True))
-                for one in sorted(node.attribute, key=lambda one: one.name)
+                (
+                    attribute.name,
+                    attribute.i
+                    if attribute.type == onnx.AttributeProto.INT
+                    else attribute.SerializeToString(deterministic=True),
+                )
+                for attribute in sorted(node.attribute, key=lambda attribute: attribute.name)
             ),
         )
         for node in model.graph.node
@@ -214,7 +219,13 @@ def _halved(operator: _Operator) -> _Operator:
     name, domain, inputs, outputs, attributes = operator
     if name == "Cast" and inputs == ("faces",):
         attributes = (("to", TensorProto.FLOAT16),)
-    return name, domain, inputs, tuple("logits_fp16" if one == "logits" else one for one in outputs), attributes
+    return (
+        name,
+        domain,
+        inputs,
+        tuple("logits_fp16" if output == "logits" else output for output in outputs),
+        attributes,
+    )
 
 
 def _up_to_logits(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -231,10 +242,10 @@ def _up_to_logits(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [node for node in part.graph.node if needed.intersection(node.output)]
     del part.graph.node[:]
     part.graph.node.extend(kept)
-    outputs = [one for one in part.graph.output if one.name == "logits"]
+    outputs = [output for output in part.graph.output if output.name == "logits"]
     del part.graph.output[:]
     part.graph.output.extend(outputs)
-    constants = [one for one in part.graph.initializer if one.name in needed]
+    constants = [tensor for tensor in part.graph.initializer if tensor.name in needed]
     del part.graph.initializer[:]
     part.graph.initializer.extend(constants)
     del part.graph.value_info[:]

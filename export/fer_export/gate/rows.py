@@ -64,7 +64,7 @@ class RowWalk:
             NotAllowedError: the node may mix rows.
         """
         rule, allowed = self.rules[operator_name(node)]
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         for name, value in attributes.items():
             if name not in allowed or not allowed[name](value):
                 shown = value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -225,10 +225,10 @@ def _softmax(graph: RowWalk, node: onnx.NodeProto, attributes: dict[str, Any]) -
 def _concat(graph: RowWalk, node: onnx.NodeProto, attributes: dict[str, Any]) -> State:
     rows = [graph.rows(node, index) for index in range(len(node.input))]
     axis = attributes["axis"] % (len(rows[0]) + 1)
-    if axis == 0 or any(len(one) != len(rows[0]) for one in rows):
+    if axis == 0 or any(len(row) != len(rows[0]) for row in rows):
         raise NotAllowedError(f"Concat {node.name} joins along the faces")
     joined = list(rows[0])
-    joined[axis - 1] = sum(one[axis - 1] for one in rows)
+    joined[axis - 1] = sum(row[axis - 1] for row in rows)
     return Rows(tuple(joined))
 
 
@@ -261,7 +261,7 @@ def _anything(value: Any) -> bool:
 
 
 def _ones(value: Any) -> bool:
-    return all(one == 1 for one in value)
+    return all(number == 1 for number in value)
 
 
 _WINDOW: _Attributes = {

@@ -29,7 +29,7 @@ def external_data_check(content: bytes) -> Check | None:
         model = onnx.load_model_from_string(content)
     except DecodeError:
         return None
-    outside = [one.name for one in _tensors(model.graph) if _is_external(one)]
+    outside = [tensor.name for tensor in _tensors(model.graph) if _is_external(tensor)]
     return Check(name="container", passed=False, detail=f"external data for {outside[0]}") if outside else None
 
 
@@ -65,7 +65,9 @@ def structure_checks(
     used = {operator_name(node) for node in model.graph.node}
     unknown = sorted(used - set(rules))
     try:
-        graph = RowWalk({one.name: numpy_helper.to_array(one) for one in model.graph.initializer}, batch, rules)
+        graph = RowWalk(
+            {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}, batch, rules
+        )
         graph.states["faces"] = Rows(face_shape)
         if not unknown:
             for node in model.graph.node:
@@ -73,7 +75,7 @@ def structure_checks(
             for name in _OUTPUTS:
                 if graph.states.get(name) != Rows((classes,)):
                     raise NotAllowedError(f"{name} is not one row of {classes} values per face")
-            if any(one.name == OPTIONAL for one in model.graph.output) and graph.states.get(OPTIONAL) != Rows(()):
+            if any(output.name == OPTIONAL for output in model.graph.output) and graph.states.get(OPTIONAL) != Rows(()):
                 raise NotAllowedError(f"{OPTIONAL} is not one value per face")
         wrong = graph.wrong_attributes
     except NotAllowedError as error:
@@ -122,9 +124,9 @@ def _container_faults(
     model: onnx.ModelProto, face_shape: tuple[int, ...], classes: int, batch: int | None
 ) -> list[str]:
     faults: list[str] = []
-    domains = [one.domain for one in model.opset_import]
+    domains = [opset.domain for opset in model.opset_import]
     if domains != [""]:
-        faults.append(f"operator sets {', '.join(repr(one) for one in domains)}; only ONNX's own is allowed")
+        faults.append(f"operator sets {', '.join(repr(domain) for domain in domains)}; only ONNX's own is allowed")
     if len(model.functions):
         faults.append(f"{len(model.functions)} local functions")
     if len(model.training_info):
@@ -140,12 +142,12 @@ def _container_faults(
                 faults.append(f"{node.op_type} {node.name} holds a subgraph")
             if attribute.ref_attr_name:
                 faults.append(f"{node.op_type} {node.name} refers to an attribute of a function")
-    names = [one.name for one in graph.initializer]
+    names = [tensor.name for tensor in graph.initializer]
     produced = [name for node in graph.node for name in node.output if name]
-    every = [one.name for one in graph.input] + names + produced
+    every = [value.name for value in graph.input] + names + produced
     if twice := [name for name in set(every) if every.count(name) > 1][:1]:
         faults.append(f"{twice[0]} is defined twice")
-    used = {name for node in graph.node for name in node.input} | {one.name for one in graph.output}
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
     if idle := [name for name in [*names, *produced] if name not in used]:
         faults.append(f"{idle[0]} is used by nothing")
     faults += _interface_faults(graph, face_shape, classes, batch)
@@ -165,9 +167,9 @@ def _interface_faults(
         "probabilities": (TensorProto.FLOAT, (classes,)),
         OPTIONAL: (TensorProto.FLOAT, ()),
     }
-    outputs = [one.name for one in graph.output]
-    if [one.name for one in graph.input] != ["faces"] or outputs not in (list(_OUTPUTS), [*_OUTPUTS, OPTIONAL]):
-        names = [*(one.name for one in graph.input), *outputs]
+    outputs = [output.name for output in graph.output]
+    if [value.name for value in graph.input] != ["faces"] or outputs not in (list(_OUTPUTS), [*_OUTPUTS, OPTIONAL]):
+        names = [*(value.name for value in graph.input), *outputs]
         return [f"inputs and outputs are {', '.join(names)}; they must be faces, logits, probabilities ({OPTIONAL})"]
     faults = []
     for value in (*graph.input, *graph.output):
@@ -178,21 +180,21 @@ def _interface_faults(
         fits = first is not None and (
             first.dim_value == batch if batch is not None else first.HasField("dim_param") and bool(first.dim_param)
         )
-        if tensor.elem_type != kind or tuple(one.dim_value for one in dimensions[1:]) != row or not fits:
-            sizes = ", ".join(one.dim_param or str(one.dim_value) for one in dimensions)
+        if tensor.elem_type != kind or tuple(dimension.dim_value for dimension in dimensions[1:]) != row or not fits:
+            sizes = ", ".join(dimension.dim_param or str(dimension.dim_value) for dimension in dimensions)
             faults.append(f"{value.name} is {TensorProto.DataType.Name(tensor.elem_type).lower()} ({sizes})")
     return faults
 
 
 def _bad_constants(model: onnx.ModelProto) -> list[str]:
-    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     bad = [f"{name} has values that are not finite" for name, value in constants.items() if not _is_finite(value)]
     for node in model.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             scale = constants.get(node.input[1])
             if scale is None or not (scale > 0).all():
                 bad.append(f"the scale of {node.name} is not positive")
-        if node.op_type == "QuantizeLinear" and any(one.key == STEP for one in node.metadata_props):
+        if node.op_type == "QuantizeLinear" and any(entry.key == STEP for entry in node.metadata_props):
             # Ours, which every runtime rounds alike: some round before they add the zero point, others after.
             zero = constants.get(node.input[2])
             if zero is None or (zero % 2).any():

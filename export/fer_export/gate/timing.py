@@ -124,7 +124,7 @@ def _is_close_call(milliseconds: list[float]) -> bool:
     if not milliseconds:
         return False
     first, *others = milliseconds
-    return any(abs(one / first - 1) < _CLOSE_CALL for one in others)
+    return any(abs(time / first - 1) < _CLOSE_CALL for time in others)
 
 
 def speed_check(own: Timing, reference: Timing) -> Check:

@@ -48,7 +48,7 @@ def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> s
             model = separate_layer(model, OUTPUT)
         except ParityError as error:
             return str(error)
-    held = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = head.weights
     if is_int8:
         read = {name for node in model.graph.node if node.output[0] == f"{OUTPUT}_float" for name in node.input}
@@ -65,10 +65,10 @@ def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> s
     )
     for what, fitted, name, ends, stands_for in parts:
         constants = [held.get(f"{OUTPUT}_{name}{end}") for end in ("", *(ends if is_int8 else ()))]
-        if any(one is None for one in constants):
+        if any(constant is None for constant in constants):
             return f"the file does not hold its {fitted.size} {what}"
-        own, *steps = (np.asarray(one, np.float64) for one in constants)
-        if own.shape != fitted.shape or any(one.size not in (1, fitted.shape[-1]) for one in steps):
+        own, *steps = (np.asarray(constant, np.float64) for constant in constants)
+        if own.shape != fitted.shape or any(scale.size not in (1, fitted.shape[-1]) for scale in steps):
             return f"the file does not hold its {fitted.size} {what}"
         allowed: Any = 0.0
         if is_int8:

@@ -53,7 +53,7 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
     there = {name for node in int8.graph.node for name in node.output}
     # onnxruntime's quantizer leaves what is no layer in float where that is faster.
     is_stock = any(name.endswith(_STOCK_SUFFIX) for name in there)
-    constants = {one.name for one in fp32.graph.initializer}
+    constants = {tensor.name for tensor in fp32.graph.initializer}
     pairs: dict[str, str] = {}
     missing: list[str] = []
     for node in fp32.graph.node:
@@ -71,7 +71,9 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
             following = consumers.get(output, [])
         if is_stock:
             before = node.output[0]
-            twin = next((one + _STOCK_SUFFIX for one in (output, before) if one + _STOCK_SUFFIX in there), None)
+            twin = next(
+                (tensor + _STOCK_SUFFIX for tensor in (output, before) if tensor + _STOCK_SUFFIX in there), None
+            )
             if twin is not None and is_layer:
                 pairs[twin.removesuffix(_STOCK_SUFFIX)] = twin
             elif is_layer:
@@ -90,12 +92,12 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
 
 def quantized_scales(int8: onnx.ModelProto) -> dict[str, tuple[float, int]]:
     """The float network's value of one step, and the zero point, of each uint8 tensor behind a QuantizeLinear."""
-    constants = {one.name: numpy_helper.to_array(one) for one in int8.graph.initializer}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
     found: dict[str, tuple[float, int]] = {}
     ours: set[str] = set()  # that count steps, with the scale 1
     for node in int8.graph.node:
         if node.op_type == "QuantizeLinear":
-            steps = [float(one.value) for one in node.metadata_props if one.key == STEP]
+            steps = [float(entry.value) for entry in node.metadata_props if entry.key == STEP]
             scale = steps[0] if steps else float(constants[node.input[1]])
             found[node.output[0]] = scale, int(constants[node.input[2]])
             ours |= {node.output[0]} if steps else set()
@@ -125,7 +127,7 @@ def unit_check(fp32: onnx.ModelProto, int8: onnx.ModelProto, faces: Uint8Array, 
         detail = f"{missing[0]} of the float graph has no counterpart in the int8 graph"
         return Check(name="units", passed=False, detail=detail)
     # The logits are the last layer's units, in float in both graphs.
-    last = ["logits"] if any(one.name == "logits" for one in int8.graph.output) else []
+    last = ["logits"] if any(output.name == "logits" for output in int8.graph.output) else []
     names, twins = [*pairs, *last], [*pairs.values(), *last]
     steps = [*(scales[twin][0] for twin in pairs.values()), *(0.0 for _ in last)]
     scales["logits"] = 1.0, 0
@@ -202,7 +204,7 @@ def _verdict(
 def _showing(model: onnx.ModelProto, names: list[str], kind: int) -> bytes:
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
-    known = {one.name for one in shown.graph.output}
+    known = {output.name for output in shown.graph.output}
     for name in names:
         if name not in known:
             shown.graph.output.append(helper.make_tensor_value_info(name, kind, None))

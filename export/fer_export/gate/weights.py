@@ -38,8 +38,8 @@ def weights_check(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> Check:
     int8 = separate_layer(int8, _SCORE)
     worst, error, count, place = 0.0, 0.0, 0, ""
     faults = _zero_points(fp32, int8)
-    floats = {one.name: numpy_helper.to_array(one) for one in fp32.graph.initializer}
-    held = {one.name: numpy_helper.to_array(one) for one in int8.graph.initializer}
+    floats = {tensor.name: numpy_helper.to_array(tensor) for tensor in fp32.graph.initializer}
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
     layers = {node.input[1]: node for node in fp32.graph.node if node.op_type in ("Conv", "Gemm")}
     readers = {node.input[0]: node for node in int8.graph.node if node.op_type == "DequantizeLinear"}
     maps = _flattened(fp32)
@@ -59,7 +59,7 @@ def weights_check(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> Check:
         given = floats[name].astype(np.float64)
         if shared is not None and name in (shared.weights, shared.next_weights):
             # Units left out are those that gate/units.py finds idle.
-            is_transposed = any(one.name == "transB" and one.i for one in node.attribute)
+            is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             given = shared.kept(given, axis=int(is_transposed == (name == shared.next_weights)))
         expected = _expected(given, node, own.shape, maps.get(node.input[0]))
         if expected is None:
@@ -90,7 +90,7 @@ def weights_check(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> Check:
 
 def _zero_points(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> list[str]:
     """Tensors behind a ReLU whose zero point is not 0: uint8 cuts off there in the ReLU's place."""
-    held = {one.name: numpy_helper.to_array(one) for one in int8.graph.initializer}
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.graph.initializer}
     written = {node.output[0]: node for node in int8.graph.node if node.op_type == "QuantizeLinear"}
     names = [f"{node.output[0]}_u8" for node in fp32.graph.node if node.op_type == "Relu"]
     return [
@@ -117,7 +117,7 @@ def _steps(int8: onnx.ModelProto, weights: str) -> float:
 def _flattened(fp32: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Channels, height and width of the maps that a tensor of one row per face was flattened from."""
     inferred = onnx.shape_inference.infer_shapes(fp32).graph.value_info
-    shapes = {one.name: tuple(size.dim_value for size in one.type.tensor_type.shape.dim[1:]) for one in inferred}
+    shapes = {value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim[1:]) for value in inferred}
     reshapes = [node for node in fp32.graph.node if node.op_type in ("Reshape", "Flatten")]
     return {node.output[0]: shapes[node.input[0]] for node in reshapes if len(shapes.get(node.input[0], ())) == 3}
 
@@ -130,7 +130,7 @@ def _expected(
     Args:
         maps: that a linear layer's input was flattened from; the integers have their channels last.
     """
-    attributes: dict[str, Any] = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    attributes: dict[str, Any] = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if node.op_type == "Conv":
         if weights.shape == shape:
             return weights

@@ -22,7 +22,7 @@ def first_unknown(model: onnx.ModelProto) -> str:
 class _Reader:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
-        self.constants = {one.name: numpy_helper.to_array(one) for one in self.graph.initializer}
+        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer}
         self.producers = {name: node for node in self.graph.node for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = {}
         for node in self.graph.node:
@@ -31,11 +31,11 @@ class _Reader:
         self.planes: str = self.graph.input[0].name
 
     def first_unknown(self) -> str:
-        face = [one.dim_value for one in self.graph.input[0].type.tensor_type.shape.dim[1:]]
+        face = [dimension.dim_value for dimension in self.graph.input[0].type.tensor_type.shape.dim[1:]]
         if len(face) != 2 or face[0] % _BLOCK:
             return f"faces of shape ({', '.join(map(str, face))})"
         for node in self.graph.node:
-            attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+            attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
             check = getattr(self, f"_{node.op_type.lower()}", None)
             reason = check(node, attributes) if check is not None else "the operator"
             if reason:
@@ -110,7 +110,7 @@ class _Reader:
 
     def _reshape(self, node: onnx.NodeProto, _: dict[str, Any]) -> str:
         following = self.readers.get(node.output[0], [])
-        if len(self.constants[node.input[1]]) != 2 or [one.op_type for one in following] != ["Gemm"]:
+        if len(self.constants[node.input[1]]) != 2 or [reader.op_type for reader in following] != ["Gemm"]:
             return "another use than before a linear layer"
         return self._reads_integers(node, 0)
 

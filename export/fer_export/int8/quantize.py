@@ -41,12 +41,12 @@ class _Quantizer:
         self.ranges = observations.ranges
         self.inputs = observations.inputs
         self.offset = 0.0  # what the graph subtracts from the pixels
-        self.initializers = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+        self.initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
-        self.outputs = {one.name for one in model.graph.output}
+        self.outputs = {output.name for output in model.graph.output}
         self.steps = plan_steps(model, self.ranges)
         self.writer = GraphWriter()
         self.quantized: dict[str, QuantizedTensor] = {}
@@ -106,7 +106,9 @@ class _Quantizer:
     def _layer(self, node: onnx.NodeProto, input_step: float, output_step: float) -> IntegerLayer:
         """The integer parameters of a Conv or Gemm, in the float model's layout with the outputs first."""
         weights = self.initializers[node.input[1]]
-        if node.op_type == "Gemm" and not any(one.name == "transB" and one.i for one in node.attribute):
+        if node.op_type == "Gemm" and not any(
+            attribute.name == "transB" and attribute.i for attribute in node.attribute
+        ):
             weights = weights.T
         bias = self.initializers[node.input[2]] if len(node.input) > 2 else np.zeros(len(weights), np.float32)
         flat = weights.reshape(len(weights), -1)
@@ -145,7 +147,7 @@ class _Quantizer:
         return weights if node.input[0] == self.planes else weights.transpose(0, 3, 1, 2)
 
     def _conv(self, node: onnx.NodeProto) -> None:
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         if node.input[0] == self.planes:
             self._first_conv(node, attributes)
             return
@@ -218,13 +220,13 @@ class _Quantizer:
         following = self.consumers.get(output, [])
         if len(following) != 1 or following[0].op_type != "MaxPool":
             return None
-        attributes = {one.name: helper.get_attribute_value(one) for one in following[0].attribute}
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in following[0].attribute}
         plain = attributes["kernel_shape"] == [2, 2] and attributes["strides"] == [2, 2]
         return following[0] if plain and not any(attributes.get("pads", [])) else None
 
     def _maxpool(self, node: onnx.NodeProto) -> None:
         source = self.quantized[node.input[0]]
-        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         kept = {key: attributes[key] for key in ("kernel_shape", "pads", "strides") if key in attributes}
         name = self.writer.node("MaxPool", [source.name], f"{node.output[0]}_u8", **kept)
         self.quantized[node.output[0]] = QuantizedTensor(name, source.step, source.zero_point)

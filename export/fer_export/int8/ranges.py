@@ -94,7 +94,7 @@ def _layer_rows(node: onnx.NodeProto, values: FloatArray, random: np.random.Gene
     """The inputs of a layer, float32 (rows, inputs): of a convolution, some of its patches, one per row."""
     if node.op_type == "Gemm":
         return values
-    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     patches: FloatArray = (
         torch.nn.functional.unfold(
             torch.from_numpy(values),

@@ -59,7 +59,7 @@ def plan_steps(model: onnx.ModelProto, ranges: dict[str, ActivationRange]) -> di
             continue
         output = behind_relu(node.output[0], consumers)
         whole = steps.setdefault(output, ranges[output].step)
-        for name in dict.fromkeys(_quantized_source(one, producers) for one in node.input):
+        for name in dict.fromkeys(_quantized_source(source, producers) for source in node.input):
             if name in ranges:
                 parts = max(int(np.ceil(ranges[name].step / whole * SUM_PARTS)), 1)
                 steps.setdefault(name, whole * parts / SUM_PARTS)

@@ -48,7 +48,7 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.nodes = model.graph.node
         self.producers = {output: node for node in self.nodes for output in node.output}
-        self.constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
         return [node for node in self.nodes if tensor in node.input]
@@ -104,7 +104,7 @@ def share_layer(model: onnx.ModelProto, name: str, idle: Collection[int] = ()) -
     signs = held[f"{name}_signs"]
     held[f"{name}_signs"] = np.concatenate([np.zeros((own, 1), np.int8), signs])[order]
     layer.metadata_props.add(key=UNITS, value=" ".join(str(unit) if unit < own else f"u{unit - own}" for unit in order))
-    (step,) = [one.value for one in graph.producers[f"{name}_units_u8"].metadata_props if one.key == STEP]
+    (step,) = [entry.value for entry in graph.producers[f"{name}_units_u8"].metadata_props if entry.key == STEP]
     layer.metadata_props.add(key=_SCORE_STEP, value=step)
     graph.producers[f"{name}_score"].input[0] = following.input[0]
     _write(model, held, without=_separate_nodes(name))
@@ -146,25 +146,26 @@ def find_shared(model: onnx.ModelProto, name: str) -> SharedLayer | None:
     Raises:
         ParityError: the graph says something of its units that cannot be.
     """
-    said = [node for node in model.graph.node if any(one.key == UNITS for one in node.metadata_props)]
+    said = [node for node in model.graph.node if any(entry.key == UNITS for entry in node.metadata_props)]
     if not said:
         return None
     graph = _Graph(model)
     try:
         (layer,) = said
-        entries = {one.key: one.value for one in layer.metadata_props}
+        entries = {entry.key: entry.value for entry in layer.metadata_props}
         names = entries[UNITS].split()
         (written,) = graph.readers(layer.output[0])
         (read,) = graph.readers(written.output[0])
-        (following,) = [one for one in graph.readers(read.output[0]) if one.output[0] != f"{name}_score"]
+        (following,) = [node for node in graph.readers(read.output[0]) if node.output[0] != f"{name}_score"]
         found = SharedLayer(
             weights=graph.source(layer.input[1]),
             next_weights=graph.source(following.input[1]),
             output=written.output[0],
-            places=tuple(place for place, one in enumerate(names) if not one.startswith("u")),
-            units=tuple(int(one) for one in names if not one.startswith("u")),
+            places=tuple(place for place, unit in enumerate(names) if not unit.startswith("u")),
+            units=tuple(int(unit) for unit in names if not unit.startswith("u")),
             score_places=tuple(
-                place for _, place in sorted((int(one[1:]), place) for place, one in enumerate(names) if one[0] == "u")
+                place
+                for _, place in sorted((int(unit[1:]), place) for place, unit in enumerate(names) if unit[0] == "u")
             ),
             score_step=float(entries[_SCORE_STEP]),
         )
@@ -172,7 +173,7 @@ def find_shared(model: onnx.ModelProto, name: str) -> SharedLayer | None:
         raise ParityError(f"the layer shared with {name} cannot be read: {error}") from error
     wanted = {f"u{unit}" for unit in range(len(found.score_places))} | {str(unit) for unit in found.units}
     sizes = {graph.constants[found.weights + end].shape[-1] for end in _PARAMETERS}
-    next_rows = {len(graph.constants[one]) for one in (found.next_weights, f"{name}_signs")}
+    next_rows = {len(graph.constants[constant]) for constant in (found.next_weights, f"{name}_signs")}
     if set(names) != wanted or len(wanted) != len(names) or sizes | next_rows != {len(names)}:
         raise ParityError(f"the layer shared with {name} does not have the {len(names)} units that it names")
     own, score = list(found.places), list(found.score_places)
@@ -220,7 +221,7 @@ def separate_layer(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     node("QuantizeLinear", [f"{name}_hidden", f"{units}_scale", f"{units}_zero"], units)
     nodes[-1].metadata_props.add(key=STEP, value=repr(shared.score_step))
     node("DequantizeLinear", [units, f"{units}_scale", f"{units}_zero"], f"{units}_float")
-    place = next(index for index, one in enumerate(graph.nodes) if one.output[0] == f"{name}_score")
+    place = next(index for index, other in enumerate(graph.nodes) if other.output[0] == f"{name}_score")
     graph.nodes[place].input[0] = f"{units}_float"
     everything = [*graph.nodes[:place], *nodes, *graph.nodes[place:]]
     del separate.graph.node[:]
@@ -234,6 +235,6 @@ def _write(model: onnx.ModelProto, held: dict[str, _Array], without: Collection[
     kept = [node for node in model.graph.node if node.output[0] not in without]
     del model.graph.node[:]
     model.graph.node.extend(kept)
-    used = {one for node in model.graph.node for one in node.input}
+    used = {source for node in model.graph.node for source in node.input}
     del model.graph.initializer[:]
-    model.graph.initializer.extend(numpy_helper.from_array(one, key) for key, one in held.items() if key in used)
+    model.graph.initializer.extend(numpy_helper.from_array(values, key) for key, values in held.items() if key in used)

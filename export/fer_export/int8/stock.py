@@ -87,7 +87,7 @@ def _kept_in_float(model: onnx.ModelProto) -> list[str]:
     """
     nodes = list(model.graph.node)
     last = next(place for place, node in enumerate(nodes) if "logits" in node.output)
-    constants = {one.name for one in model.graph.initializer}
+    constants = {tensor.name for tensor in model.graph.initializer}
     normalizes = any(node.op_type == "LayerNormalization" for node in nodes)
     kept = nodes[last + 1 :]
     kept += [node for node in nodes if node.op_type == "MatMul" and node.input[1] not in constants]
@@ -123,5 +123,5 @@ def _tidy(quantized: onnx.ModelProto, model: onnx.ModelProto) -> None:
         node.name = node.name or f"{node.op_type}_{number}"
         node.doc_string = ""
     used = {name for node in graph.node for name in node.input}
-    for tensor in [one for one in graph.initializer if one.name not in used]:
+    for tensor in [constant for constant in graph.initializer if constant.name not in used]:
         graph.initializer.remove(tensor)

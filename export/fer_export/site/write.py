@@ -102,7 +102,7 @@ def write_site(
     entries: dict[str, bytes] = {"model.onnx": content, "LICENSES.txt": _NOTICE.encode()}
     if yunet is not None:
         facts, entries["face_detection_yunet.onnx"] = read_onnx_file(yunet, advice=ADVICE)
-        if not {"cls_8", "bbox_32"} <= {one.name for one in facts.outputs}:
+        if not {"cls_8", "bbox_32"} <= {output.name for output in facts.outputs}:
             raise ModelFileError(f"{yunet} is not a YuNet face detector; give face_detection_yunet_2023mar.onnx")
     entries |= _ort_files(ort_web)
     samples = files("fer_runtime") / "samples"

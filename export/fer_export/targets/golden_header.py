@@ -84,6 +84,9 @@ def _c_string(text: str) -> str:
     quoted = json.dumps(text, ensure_ascii=False)[1:-1]
     return (
         '"'
-        + "".join(one if one.isascii() else "".join(f"\\{byte:03o}" for byte in one.encode()) for one in quoted)
+        + "".join(
+            character if character.isascii() else "".join(f"\\{byte:03o}" for byte in character.encode())
+            for character in quoted
+        )
         + '"'
     )

@@ -24,7 +24,7 @@ def convert(source: Source, precision: Precision, path: Path) -> Converted:
 
 def required_operators(model: onnx.ModelProto) -> str:
     """Operators by domain and opset, as `build.sh --include_ops_by_config` of ONNX Runtime reads them."""
-    opsets = {one.domain or "ai.onnx": one.version for one in model.opset_import}
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     by_domain: dict[str, set[str]] = {}
     for node in model.graph.node:
         by_domain.setdefault(node.domain or "ai.onnx", set()).add(node.op_type)

@@ -99,11 +99,12 @@ def convert_model(
             reports.append(
                 _convert(source, target, precision, models_dir=models_dir, data=data, budget=budget, replace=replace)
             )
-    if refused := [one for one in reports if one.failures]:
+    if refused := [report for report in reports if report.failures]:
         raise TargetRefusedError(
             "; ".join(
-                f"{one.path} is not published: " + ", ".join(f"{check.name} ({check.detail})" for check in one.failures)
-                for one in refused
+                f"{report.path} is not published: "
+                + ", ".join(f"{check.name} ({check.detail})" for check in report.failures)
+                for report in refused
             ),
             reports,
         )
@@ -154,16 +155,16 @@ def _convert(
             folder = Path(name)
             made = target.path(folder, base)
             converted: Converted = load_code(target.convert)(source, precision, made)
-            files = sorted(one for one in folder.iterdir() if one.is_file())
+            files = sorted(file for file in folder.iterdir() if file.is_file())
             (folder / golden_name).write_bytes(golden.to_bytes())
             header = (folder / golden_name).with_suffix(".h")
             header.write_text(golden_header(golden, name=source.path.name), encoding="utf-8")
-            written = sum(one.stat().st_size for one in files)
+            written = sum(file.stat().st_size for file in files)
             sidecar = Sidecar(
                 target=target.name,
                 metadata=dataclasses.replace(source.metadata, precision=precision, certificate={}),
                 golden=golden_name,
-                sha256={one.name: _sha256(one) for one in (*files, folder / golden_name)},
+                sha256={file.name: _sha256(file) for file in (*files, folder / golden_name)},
                 preprocessing=converted.preprocessing,
                 settings=converted.settings,
                 versions={**tool_versions(), **converted.versions},
@@ -177,8 +178,8 @@ def _convert(
                 sealed = dataclasses.replace(sidecar, verdict=_verdict(report))
                 place.write_text(sealed.to_json(), encoding="utf-8")
                 # The sidecar is last: until then a killed run leaves files whose digests do not fit.
-                for one in (*files, folder / golden_name, header, place):
-                    one.replace(models_dir / one.name)
+                for file in (*files, folder / golden_name, header, place):
+                    file.replace(models_dir / file.name)
     except OSError as error:
         raise OutputError(f"cannot write to {models_dir}: {error.strerror or error}; choose another folder") from error
     return report

@@ -101,8 +101,8 @@ def find_maps(fp32: onnx.ModelProto) -> Maps | None:
     produced = {node.output[0]: node for node in fp32.graph.node}
     inferred = onnx.shape_inference.infer_shapes(fp32)
     shapes = {
-        one.name: tuple(size.dim_value for size in one.type.tensor_type.shape.dim[1:])
-        for one in inferred.graph.value_info
+        value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim[1:])
+        for value in inferred.graph.value_info
     }
     linear = next((node for node in fp32.graph.node if node.op_type == "Gemm"), None)
     if linear is None:
@@ -222,7 +222,9 @@ def _like(images: Uint8Array, faces: Uint8Array) -> Uint8Array:
     """Gray images of 48 x 48 in the size and colour of `faces`."""
     side = faces.shape[1]
     if side != FACE_SIZE:
-        resized = [np.asarray(cv2.resize(one, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8) for one in images]
+        resized = [
+            np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8) for image in images
+        ]
         images = np.stack(resized)
     return images if faces.ndim == 3 else np.repeat(images[..., None], 3, axis=-1)
 
