@@ -99,10 +99,10 @@ class AccuracyResult:
             "macro_f1_interval": self.macro_f1.to_list(),
             "expected_calibration_error": self.expected_calibration_error.value,
             "expected_calibration_error_interval": self.expected_calibration_error.to_list(),
-            "per_class_recall": {name: one.value for name, one in recall.items()},
-            "per_class_recall_interval": {name: one.to_list() for name, one in recall.items()},
-            "per_class_precision": {name: one.value for name, one in precision.items()},
-            "per_class_precision_interval": {name: one.to_list() for name, one in precision.items()},
+            "per_class_recall": {name: interval.value for name, interval in recall.items()},
+            "per_class_recall_interval": {name: interval.to_list() for name, interval in recall.items()},
+            "per_class_precision": {name: interval.value for name, interval in precision.items()},
+            "per_class_precision_interval": {name: interval.to_list() for name, interval in precision.items()},
             "confusion": self.confusion.tolist(),
         }
 

@@ -208,8 +208,8 @@ def accuracy(
     say_environment(machine)
     results = []
     show = show_progress("model")
-    for number, one in enumerate(files, 1):
-        with Recognizer(one.source) as recognizer:
+    for number, file in enumerate(files, 1):
+        with Recognizer(file.source) as recognizer:
             results.append(measure.measure_accuracy(recognizer, images))
         show(number, len(files))
     say(printable(f"{len(images.labels)} images of {images.folder}"))
@@ -297,7 +297,7 @@ def serve(
     path = find_model(model, precision=precision, models_dir=models_dir)
     results = measure_serving(path, clients=clients, faces=faces, seconds=seconds, rounds=rounds)
     say(serving_table(results))
-    write_json(json_path, machine, [one.to_dict() for one in results])
+    write_json(json_path, machine, [result.to_dict() for result in results])
 
 
 @main.command()
@@ -319,7 +319,7 @@ def compare(old: Path, new: Path, tolerance: float) -> None:
     if machines[0] != machines[1]:
         say(f"warning: measured on different processors, {machines[0]} and {machines[1]}", err=True)
     for path, content in ((old, before), (new, after)):
-        if busy := sum(bool(one.get("is_busy")) for one in content["results"]):
+        if busy := sum(bool(result.get("is_busy")) for result in content["results"]):
             say(
                 f"warning: the machine was busy during {busy} of {len(content['results'])} configurations of {path}; "
                 "measure again on an idle machine before you trust a regression",

@@ -108,7 +108,7 @@ def answers_of(recognizer: Recognizer, engine: str, *, model: str, models_dir: P
     entry, said = ENGINES[engine], recognizer.metadata
     if not entry.is_installed:
         raise DataError(f"the engine {engine} needs {entry.needs}: {entry.install}")
-    precisions = [one for one in PRECISIONS if one == said.precision]
+    precisions = [precision for precision in PRECISIONS if precision == said.precision]
     source = configurations(models=(model,), precisions=precisions, engines=(engine,), models_dir=models_dir)[0].source
     try:
         run = load(entry.code)(source, model=said.name, threads=1, batch=1)
@@ -192,7 +192,7 @@ def load_run(path: Path) -> Run:
         if values["format"] != _FORMAT:
             raise ValueError("of another format")
         check_checksum(values)
-        images = {str(one["path"]): _seen_image(one) for one in values["images"]}
+        images = {str(image["path"]): _seen_image(image) for image in values["images"]}
         if len(images) < len(values["images"]):
             raise ValueError("an image occurs twice")
         return Run(name=str(values["name"]), machine=str(values["machine"]), images=images)
@@ -247,27 +247,27 @@ def compare_runs(first: Run, second: Run) -> list[Change]:
     changes: list[Change] = []
     for name in shared:
         changes += _compare_images(first.images[name], second.images[name])
-    return sorted(changes, key=lambda one: (one.margin_before is None, one.margin_before or 0.0, one.path))
+    return sorted(changes, key=lambda change: (change.margin_before is None, change.margin_before or 0.0, change.path))
 
 
-def _compare_images(one: SeenImage, other: SeenImage) -> list[Change]:
-    if (one.error is None) != (other.error is None):
-        said = [image.error or counted_faces(image) for image in (one, other)]
-        return [Change(path=one.path, stage="reading", before=said[0], after=said[1])]
-    same_pixels = one.pixels_sha256 == other.pixels_sha256
+def _compare_images(first: SeenImage, second: SeenImage) -> list[Change]:
+    if (first.error is None) != (second.error is None):
+        said = [image.error or counted_faces(image) for image in (first, second)]
+        return [Change(path=first.path, stage="reading", before=said[0], after=said[1])]
+    same_pixels = first.pixels_sha256 == second.pixels_sha256
     changes = []
-    left = list(other.faces)
-    for face in one.faces:
+    left = list(second.faces)
+    for face in first.faces:
         twin = max(left, key=lambda candidate: _overlap(face.box, candidate.box), default=None)
         if twin is None or _overlap(face.box, twin.box) < _SAME_PLACE:
             stage = "detecting" if same_pixels else "reading"
-            changes.append(Change(path=one.path, stage=stage, before=face.label, after="no face", box=face.box))
+            changes.append(Change(path=first.path, stage=stage, before=face.label, after="no face", box=face.box))
             continue
         left.remove(twin)
         if face.label != twin.label:
             changes.append(
                 Change(
-                    path=one.path,
+                    path=first.path,
                     stage=_stage(face, twin, same_pixels=same_pixels),
                     before=face.label,
                     after=twin.label,
@@ -277,7 +277,7 @@ def _compare_images(one: SeenImage, other: SeenImage) -> list[Change]:
                 )
             )
     stage = "detecting" if same_pixels else "reading"
-    changes += [Change(path=one.path, stage=stage, before="no face", after=face.label, box=face.box) for face in left]
+    changes += [Change(path=first.path, stage=stage, before="no face", after=face.label, box=face.box) for face in left]
     return changes
 
 
@@ -295,8 +295,8 @@ def counted_faces(image: SeenImage) -> str:
     return "no face" if not image.faces else f"{len(image.faces)} face{'s' if len(image.faces) > 1 else ''}"
 
 
-def _overlap(one: _Box, other: _Box) -> float:
-    (x, y, width, height), (left, top, across, down) = one, other
+def _overlap(box: _Box, other: _Box) -> float:
+    (x, y, width, height), (left, top, across, down) = box, other
     shared = max(0, min(x + width, left + across) - max(x, left)) * max(0, min(y + height, top + down) - max(y, top))
     return shared / (width * height + across * down - shared)
 

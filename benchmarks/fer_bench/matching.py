@@ -30,17 +30,17 @@ def images_for(
     folder, found = labelled_folder(data)
     labels: tuple[str, ...] | None = None
     kept = []
-    for one in files:
-        own = labels_of(one.source)
+    for file in files:
+        own = labels_of(file.source)
         # A folder may lack a label; all models must have the same ones.
         difference = (
             label_difference(found, own) if not set(found) <= set(own) else label_difference(labels or own, own)
         )
         if not difference:
             labels = labels or own
-            kept.append(one)
+            kept.append(file)
             continue
-        fact = f"{one.model} {one.precision} has other labels than {folder}: {difference}"
+        fact = f"{file.model} {file.precision} has other labels than {folder}: {difference}"
         if are_named:
             raise DataError(f"{fact}; measure models of the same labels together")
         say(f"not measured: {fact}")

@@ -136,8 +136,8 @@ def unfamiliar(
         models=models, precisions=precisions or PRECISIONS, engines=("onnxruntime",), models_dir=models_dir
     )
     results = []
-    for one in files:
-        with Recognizer(one.source) as recognizer:
+    for file in files:
+        with Recognizer(file.source) as recognizer:
             found, lost = work.measure(recognizer, kinds, real)
             said = recognizer.metadata
         results += found
@@ -150,4 +150,4 @@ def unfamiliar(
                 f"{said.quality.get('lost', 0):.1%} on faces that its threshold was not fitted on"
             )
     say(work.format_results(results))
-    console.write_json(json_path, machine, [one.to_dict() for one in results])
+    console.write_json(json_path, machine, [result.to_dict() for result in results])

@@ -41,8 +41,8 @@ class RatersResult:
             "majority_images": self.majority_images,
             "vote_entropy": self.vote_entropy,
             "best_agreement": self.best_agreement,
-            "per_class_recall": {name: one.value for name, one in self.per_class_recall.items()},
-            "per_class_recall_interval": {name: one.to_list() for name, one in self.per_class_recall.items()},
+            "per_class_recall": {name: interval.value for name, interval in self.per_class_recall.items()},
+            "per_class_recall_interval": {name: interval.to_list() for name, interval in self.per_class_recall.items()},
             "confusion": self.confusion.tolist(),
         }
         for name in ("majority_accuracy", "mean_recall", "plurality_accuracy", "cross_entropy", "agreement"):
@@ -69,14 +69,14 @@ def measure_raters(
     probabilities, votes = probabilities[rated], votes[rated]
 
     def figures(chosen: npt.NDArray[np.int64]) -> list[float]:
-        one = measure_votes(probabilities[chosen], votes[chosen])
-        recalls = per_class_recall(one.confusion, classes)
+        measured = measure_votes(probabilities[chosen], votes[chosen])
+        recalls = per_class_recall(measured.confusion, classes)
         overall = (
-            one.majority_accuracy,
-            one.mean_recall,
-            one.plurality_accuracy,
-            one.cross_entropy,
-            one.rater_agreement,
+            measured.majority_accuracy,
+            measured.mean_recall,
+            measured.plurality_accuracy,
+            measured.cross_entropy,
+            measured.rater_agreement,
         )
         return [*overall, *(recalls[name] for name in classes)]
 
@@ -128,15 +128,15 @@ def format_raters(results: Sequence[tuple[str, RatersResult]]) -> str:
         f"raters' votes: {first.images} images, {first.majority_images} of them with a strict majority",
         f"{'model':12}" + "".join(f" {head:>21}" for head in heads),
     ]
-    for name, one in results:
-        shares = (one.majority_accuracy, one.mean_recall, one.plurality_accuracy)
-        cells = [_percent(share) for share in shares] + [_nats(one.cross_entropy), _percent(one.agreement)]
+    for name, result in results:
+        shares = (result.majority_accuracy, result.mean_recall, result.plurality_accuracy)
+        cells = [_percent(share) for share in shares] + [_nats(result.cross_entropy), _percent(result.agreement)]
         lines.append(f"{name:12}" + "".join(f" {cell:>21}" for cell in cells))
     best = ("", "", "", f"{first.vote_entropy:.3f}", f"{first.best_agreement:.1%}")
     lines.append(f"{'(best)':12}" + "".join(f" {cell:>21}" for cell in best))
     lines.append("\n" + f"{'recall':12}" + "".join(f" {name:>21}" for name, _ in results))
     for expression in first.per_class_recall:
-        cells = [_percent(one.per_class_recall[expression]) for _, one in results]
+        cells = [_percent(result.per_class_recall[expression]) for _, result in results]
         lines.append(f"{expression:12}" + "".join(f" {cell:>21}" for cell in cells))
     return "\n".join(lines)
 

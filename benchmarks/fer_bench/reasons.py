@@ -67,7 +67,7 @@ def find_thresholds(classify: Classify, faces: Uint8Array, labels: Int64Array) -
     before = _accuracy(classify, faces, labels)
     found = []
     for reason, (name, good, bad, measure, used) in _SEARCHES.items():
-        condition = next(one for one in CONDITIONS if one.name == name)
+        condition = next(condition for condition in CONDITIONS if condition.name == name)
         level = _level_of_loss(classify, faces, labels, condition, before - LOSS, good, bad)
         values = measure(degrade_faces(faces, condition, level), level)
         clean = measure(faces, good)
@@ -126,7 +126,7 @@ def _turn(detector: YuNetDetector, face: Uint8Array) -> float:
     large = cv2.resize(face, (_ENLARGED, _ENLARGED), interpolation=cv2.INTER_CUBIC)
     framed = cv2.copyMakeBorder(large, _BORDER, _BORDER, _BORDER, _BORDER, cv2.BORDER_REPLICATE)
     found = detector.detect(np.asarray(framed, np.uint8))
-    best = max(found, key=lambda one: one.score or 0, default=None)
+    best = max(found, key=lambda detection: detection.score or 0, default=None)
     turned = None if best is None else quality.turn(best.landmarks)
     return -1.0 if turned is None else turned
 
@@ -137,9 +137,9 @@ def format_thresholds(thresholds: list[Threshold]) -> str:
         f"{'reason':8} {'condition':>10} {'level':>7} {'measure':>8} {'in use':>7} {'caught there':>12} {'clean':>6}"
     ]
     lines += [
-        f"{one.reason:8} {one.condition:>10} {one.level:7.2f} {one.measure:8.2f} {one.used:7.2f} {one.caught:12.0%} "
-        f"{one.lost:6.1%}"
-        for one in thresholds
+        f"{threshold.reason:8} {threshold.condition:>10} {threshold.level:7.2f} {threshold.measure:8.2f} "
+        f"{threshold.used:7.2f} {threshold.caught:12.0%} {threshold.lost:6.1%}"
+        for threshold in thresholds
     ]
     return "\n".join(lines)
 

@@ -131,7 +131,7 @@ def _jpeg(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8
     """Compress as JPEG of quality `level` and decode."""
     stored = [cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, int(level)])[1] for face in faces]
     flag = cv2.IMREAD_GRAYSCALE if faces.ndim == 3 else cv2.IMREAD_COLOR
-    return np.stack([np.asarray(cv2.imdecode(one, flag), np.uint8) for one in stored])
+    return np.stack([np.asarray(cv2.imdecode(jpeg, flag), np.uint8) for jpeg in stored])
 
 
 def _size(faces: Uint8Array, level: float, random: np.random.Generator) -> Uint8Array:
@@ -227,8 +227,8 @@ def sample_indices(labels: Int64Array, count: int, *, seed: int = DEFAULT_SEED) 
     quotas = np.floor(shares).astype(int)
     quotas[np.argsort(quotas - shares, kind="stable")[: count - quotas.sum()]] += 1
     chosen = [
-        random.choice(np.flatnonzero(labels == one), quota, replace=False)
-        for one, quota in zip(classes, quotas, strict=True)
+        random.choice(np.flatnonzero(labels == label), quota, replace=False)
+        for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen)).astype(np.int64)
 

@@ -97,15 +97,15 @@ def measure_serving(
 
 def _median(results: Sequence[ServingResult]) -> ServingResult:
     values = {
-        name: statistics.median(getattr(one, name) for one in results)
+        name: statistics.median(getattr(result, name) for result in results)
         if name not in ("service", "errors", "refused", "requests", "clients", "faces", "memory_growth_mb")
         else getattr(results[0], name)
         for name in asdict(results[0])
     }
-    values["requests"] = sum(one.requests for one in results)
-    values["errors"] = sum(one.errors for one in results)
-    values["refused"] = sum(one.refused for one in results)
-    values["memory_growth_mb"] = max(one.memory_growth_mb for one in results)
+    values["requests"] = sum(result.requests for result in results)
+    values["errors"] = sum(result.errors for result in results)
+    values["refused"] = sum(result.refused for result in results)
+    values["memory_growth_mb"] = max(result.memory_growth_mb for result in results)
     return ServingResult(**values)
 
 
@@ -409,18 +409,18 @@ def _retry_after(head: bytes) -> float:
 def serving_table(results: Sequence[ServingResult]) -> str:
     """The results for a terminal, beside the bare model's rate."""
     bare = next(
-        (one.faces_per_cpu_second for one in results if one.service == "bare model" and one.faces == BATCH),
+        (result.faces_per_cpu_second for result in results if result.service == "bare model" and result.faces == BATCH),
         float("nan"),
     )
     lines = [
         f"{'service':10} {'clients':>7} {'faces':>5} {'requests/s':>10} {'faces/s':>8} {'of CPU':>8} {'of bare':>7} "
         f"{'p50 ms':>8} {'p99 ms':>8} {'errors':>6} {'refused':>7} {'MB':>5} {'grown':>6}"
     ]
-    for one in sorted(results, key=lambda one: (one.faces, one.clients, one.service)):
+    for result in sorted(results, key=lambda result: (result.faces, result.clients, result.service)):
         lines.append(
-            f"{one.service:10} {one.clients:7} {one.faces:5} {one.requests_per_second:10.0f} "
-            f"{one.faces_per_second:8.0f} {one.faces_per_cpu_second:8.0f} {one.faces_per_cpu_second / bare:7.0%} "
-            f"{one.p50_ms:8.2f} {one.p99_ms:8.2f} {one.errors:6} {one.refused:7} {one.memory_mb:5.0f} "
-            f"{one.memory_growth_mb:6.1f}"
+            f"{result.service:10} {result.clients:7} {result.faces:5} {result.requests_per_second:10.0f} "
+            f"{result.faces_per_second:8.0f} {result.faces_per_cpu_second:8.0f} "
+            f"{result.faces_per_cpu_second / bare:7.0%} {result.p50_ms:8.2f} {result.p99_ms:8.2f} "
+            f"{result.errors:6} {result.refused:7} {result.memory_mb:5.0f} {result.memory_growth_mb:6.1f}"
         )
     return "\n".join(lines)

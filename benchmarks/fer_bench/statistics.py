@@ -74,8 +74,8 @@ def bootstrap_all(
     drawn = [statistics(random.integers(0, count, count)) for _ in range(resamples)]
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return [
-        Interval(value=float(one[0]), low=float(one[1]), high=float(one[2]))
-        for one in zip(values, low, high, strict=True)
+        Interval(value=float(value), low=float(lowest), high=float(highest))
+        for value, lowest, highest in zip(values, low, high, strict=True)
     ]
 
 

@@ -120,8 +120,8 @@ def keeps_ids(tracker: FollowsBoxes, people: Sequence[Person], rate: float, rand
         found = tracker.update(time, [boxes[place] for place in order])
         for place, number in zip(order, found, strict=True):
             numbers[seen[place]].add(number)
-    everyone = [number for one in numbers for number in one]
-    return all(len(one) == 1 for one in numbers) and len(everyone) == len(set(everyone))
+    everyone = [number for given in numbers for number in given]
+    return all(len(given) == 1 for given in numbers) and len(everyone) == len(set(everyone))
 
 
 def count_kept(create: Callable[[], FollowsBoxes], scene: str, rate: float, *, runs: int = 20) -> int:

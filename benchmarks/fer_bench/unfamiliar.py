@@ -163,7 +163,7 @@ def measure(
     least = metadata.uncertain_below if metadata.uncertain_below is not None else 0.0
 
     def answers(images: Iterable[Uint8Array]) -> tuple[FloatArray, FloatArray | None]:
-        faces = np.stack([prepare_face(one, size=recognizer.size, color=recognizer.color) for one in images])
+        faces = np.stack([prepare_face(image, size=recognizer.size, color=recognizer.color) for image in images])
         found = recognizer.answer(faces)
         return found.probabilities.max(1), found.unfamiliarity
 
@@ -202,10 +202,10 @@ def _auroc(real: FloatArray, strange: FloatArray) -> float:
 def format_results(results: list[Result]) -> str:
     """The table that `fer-bench unfamiliar` prints."""
     lines = [f"{'model':12} {'images':14} {'count':>6} {'AUROC':>7} {'sure before':>12} {'sure now':>9}  95 % interval"]
-    for one in results:
-        auroc = "" if one.auroc is None else f"{one.auroc:.4f}"
+    for result in results:
+        auroc = "" if result.auroc is None else f"{result.auroc:.4f}"
         lines.append(
-            f"{one.model + ' ' + one.precision:12} {one.kind:14} {one.images:6} {auroc:>7} {one.sure_before:12.1%} "
-            f"{one.sure:9.1%}  {one.sure_low:.1%} to {one.sure_high:.1%}"
+            f"{result.model + ' ' + result.precision:12} {result.kind:14} {result.images:6} {auroc:>7} "
+            f"{result.sure_before:12.1%} {result.sure:9.1%}  {result.sure_low:.1%} to {result.sure_high:.1%}"
         )
     return "\n".join(lines)

@@ -121,7 +121,9 @@ def main(
         f"{'start CPU s':>12} {'peak MB':>8} {'install MB':>11}"
     )
     for result in results:
-        configuration = next(one for one in wanted if one.key == (result.engine, result.model, result.precision, 1, 1))
+        configuration = next(
+            candidate for candidate in wanted if candidate.key == (result.engine, result.model, result.precision, 1, 1)
+        )
         probabilities = classify_in_worker(configuration, images.faces)
         accuracy = _share(probabilities.argmax(1) == images.labels)
         start = sum(result.cold_start_cpu_ms.values()) / 1000
@@ -179,9 +181,9 @@ def _configurations(models_dir: Path, names: Sequence[str]) -> list[Configuratio
 
 def _configurations_of(peer: Peer, models_dir: Path) -> list[Configuration]:
     if peer.name == "fer-edge":
-        return [_configuration(peer, one.name, one.precision, one.path) for one in available_models(models_dir)]
+        return [_configuration(peer, model.name, model.precision, model.path) for model in available_models(models_dir)]
     if peer.name == "torch":
-        names = dict.fromkeys(one.name for one in available_models(models_dir))
+        names = dict.fromkeys(model.name for model in available_models(models_dir))
         checkpoints = {name: checkpoint_path(models_dir, name) for name in names}
         return [_configuration(peer, name, "fp32", path) for name, path in checkpoints.items() if path.is_file()]
     source = peer.environment  # weights are inside the package, or downloaded

@@ -24,7 +24,7 @@ def load_rmn(source: Path, *, model: str, threads: int, batch: int) -> Any:
 
     def classify(face: Any) -> Mapping[str, float]:
         _, _, shares = network.detect_emotion_for_single_face_image(face)
-        return {name: share for one in shares for name, share in one.items()}
+        return {name: share for by_label in shares for name, share in by_label.items()}
 
     return _one_by_one(classify)
 

@@ -169,7 +169,7 @@ def main(data: Path, epochs: int, seed: int, threads: int, teachers: tuple[Path,
     for row in run_ablation(data, output, epochs=epochs, seed=seed, teachers=teachers):
         rows.append(row)
         click.echo(f"{row.name}: {row.accuracy:.1%}, macro-F1 {row.macro_f1:.1%}", err=True)
-        write_atomically(output / "ablation.json", json.dumps([asdict(one) for one in rows], indent=1) + "\n")
+        write_atomically(output / "ablation.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     click.echo(ablation_table(rows))
 
 

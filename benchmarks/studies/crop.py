@@ -85,7 +85,7 @@ def find_boxes(
     for index, face in enumerate(faces):
         detections = detector.detect(enlarge(face))
         if detections:
-            found[index] = detector_box(max(detections, key=lambda one: one.box[2]), crop)
+            found[index] = detector_box(max(detections, key=lambda detection: detection.box[2]), crop)
     return found
 
 
@@ -110,7 +110,7 @@ def measure_sides(
 
 def photograph_ms(detector: Detector, *, runs: int = 30) -> tuple[float, int]:
     """Median CPU milliseconds of one search of a 1920 x 1080 photograph by this thread, and the faces in it."""
-    path = next(one for one in sample_images() if "group" in one)
+    path = next(path for path in sample_images() if "group" in path)
     enlarged: Any = cv2.resize(read_image(path), (1920, 1080), interpolation=cv2.INTER_CUBIC)
     faces = len(detector.detect(enlarged))
     times = []
@@ -153,7 +153,7 @@ def main(data: Path, yunet: Path | None, model: str, step: int, votes: str | Non
                 click.echo(f"  {title:6} {middle:5.2f} [{low:.2f}, {high:.2f}]")
             accuracies = measure_sides(recognizer, images, boxes, crop)
             click.echo("  crop, times the runtime's  " + "".join(f"{side:>7g}" for side in SIDES))
-            click.echo("  accuracy, %                " + "".join(f"{100 * one:>7.1f}" for one in accuracies))
+            click.echo("  accuracy, %                " + "".join(f"{100 * accuracy:>7.1f}" for accuracy in accuracies))
             own = recognizer.classify(images.faces[list(boxes)]).argmax(1) == images.labels[list(boxes)]
             click.echo(f"  the images' own squares  {100 * own.mean():>7.1f}")
             milliseconds, faces = photograph_ms(detector)

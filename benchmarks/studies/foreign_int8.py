@@ -83,9 +83,11 @@ def main() -> None:
             )
         except ExportRefusedError as error:
             report = error.report
-        for one in report.models:
-            print(f"{network} {one.precision} {one.outcome} {one.quantizer} {time.perf_counter() - started:.0f} s")
-            for check in one.parity.checks:
+        for model in report.models:
+            print(
+                f"{network} {model.precision} {model.outcome} {model.quantizer} {time.perf_counter() - started:.0f} s"
+            )
+            for check in model.parity.checks:
                 print(f"  {check}", flush=True)
 
 

@@ -50,7 +50,7 @@ def main(data: Path, split: str, model: str, count: int | None, seed: int) -> No
     for title, given in (("labels as they are", whole.labels), ("with planted errors", labels)):
         chances = out_of_fold_probabilities(features, given, groups, classes=len(EXPRESSIONS), seed=seed)
         found = find_label_errors(chances, given, EXPRESSIONS, paths)
-        doubted = np.array([int(one.image) for one in found])
+        doubted = np.array([int(error.image) for error in found])
         # An error by the raters: fewer than two of ten chose the label.
         refuted = votes[np.arange(len(given)), given] < 0.2 * votes.sum(1)
         click.echo(

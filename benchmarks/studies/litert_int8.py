@@ -58,8 +58,8 @@ def run_file(path: Path, faces: Any) -> Outputs:
     runner = interpreter.get_signature_runner()
     answers = [runner(args_0=face[None]) for face in faces]
     return Outputs(
-        logits=np.concatenate([one["output_0"] for one in answers]),
-        probabilities=np.concatenate([one["output_1"] for one in answers]),
+        logits=np.concatenate([answer["output_0"] for answer in answers]),
+        probabilities=np.concatenate([answer["output_1"] for answer in answers]),
     )
 
 

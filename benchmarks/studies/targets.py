@@ -46,26 +46,28 @@ def converted(model: str, targets: Sequence[str], *, data: Path, models_dir: Pat
 
 def timed(models: Sequence[str], targets: Sequence[str], models_dir: Path) -> list[LatencyResult]:
     """ONNX Runtime and the targets' files that were published, in turns."""
-    engines = ["onnxruntime", *(one.name for one in ENGINES.values() if one.target in targets)]
+    engines = ["onnxruntime", *(engine.name for engine in ENGINES.values() if engine.target in targets)]
     wanted = configurations(models=models, engines=engines, models_dir=models_dir)
     results, missing = measure_latency(wanted)
-    for one in missing:
-        print(f"not measured: {one.configuration}: {one.reason}", flush=True)
+    for unavailable in missing:
+        print(f"not measured: {unavailable.configuration}: {unavailable.reason}", flush=True)
     return results
 
 
 def table(reports: dict[str, list[TargetReport]], results: Sequence[LatencyResult]) -> list[str]:
     """Markdown: a row for each file; ONNX Runtime's own rows have no difference."""
-    times = {(one.model, ENGINES[one.engine].target or one.engine, one.precision): one for one in results}
+    times = {
+        (result.model, ENGINES[result.engine].target or result.engine, result.precision): result for result in results
+    }
     lines = [
         "| model | target | MB | max \\|Δlogit\\| | other labels | verdict | p50 ms | min ms | faces/s at the p50 |",
         "|---|---|---:|---:|---:|---|---:|---:|---:|",
     ]
     for model, found in reports.items():
-        for precision in dict.fromkeys(one.precision for one in found):
-            if one := times.get((model, "onnxruntime", precision)):
+        for precision in dict.fromkeys(report.precision for report in found):
+            if result := times.get((model, "onnxruntime", precision)):
                 lines.append(
-                    f"| {model} {precision} | onnxruntime | {one.model_bytes / 1e6:.2f} | | | | {_speed(one)} |"
+                    f"| {model} {precision} | onnxruntime | {result.model_bytes / 1e6:.2f} | | | | {_speed(result)} |"
                 )
         for report in found:
             difference = "" if report.replay is None else f"{report.replay.comparison.max_logit_difference:.1e}"
@@ -103,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     models, targets = options.model or MODELS, options.target or list(TARGETS)
     for name in list(targets):
-        missing = [one for one in (TARGETS[name].needs, *TARGETS[name].converters) if find_spec(one) is None]
+        missing = [module for module in (TARGETS[name].needs, *TARGETS[name].converters) if find_spec(module) is None]
         if missing:
             print(f"{name} is left out: {', '.join(missing)} not installed", flush=True)
             targets.remove(name)

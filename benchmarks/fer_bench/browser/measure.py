@@ -202,14 +202,14 @@ def _result(
 ) -> BrowserResult:
     from fer_bench.statistics import percentiles  # loads numpy, which --help does without
 
-    single = percentiles([time for one in rounds for time in one])
+    single = percentiles([time for times in rounds for time in times])
     return BrowserResult(
         name=name,
         p50_ms=single.p50,
         p95_ms=single.p95,
         min_ms=single.minimum,
         runs=sum(map(len, rounds)),
-        round_p50_ms=tuple(median(one) for one in rounds),
+        round_p50_ms=tuple(median(times) for times in rounds),
         cold_ms=median(time for time, _ in cold),
         transferred_bytes=round(median(size for _, size in cold)),
         probabilities=first,
@@ -314,7 +314,7 @@ def browser(
         ]
     else:
         found = configurations(models=(model,), engines=("onnxruntime",), models_dir=models_dir)
-        models = [(f"{one.model} {one.precision}", one.source) for one in found]
+        models = [(f"{file.model} {file.precision}", file.source) for file in found]
     machine = environment()
     say_environment(machine)
     version, results = measure_browser(
@@ -326,14 +326,14 @@ def browser(
         progress=show_progress("turn"),
     )
     say(version, err=True)
-    theirs = next((one for one in results if one.name.startswith(FACE_API)), None)
+    theirs = next((result for result in results if result.name.startswith(FACE_API)), None)
     say(f"{'in the tab':20} {'p50 ms':>8} {'p95':>8} {'min':>8} {'speed-up':>8} {'first visit ms':>15} {'MB':>6}")
-    for one in results:
-        speed_up = f"{theirs.p50_ms / one.p50_ms:.1f} x" if theirs is not None and theirs is not one else ""
+    for result in results:
+        speed_up = f"{theirs.p50_ms / result.p50_ms:.1f} x" if theirs is not None and theirs is not result else ""
         say(
-            f"{one.name:20} {one.p50_ms:8.3f} {one.p95_ms:8.3f} {one.min_ms:8.3f} {speed_up:>8} "
-            f"{one.cold_ms:15.0f} {one.transferred_bytes / 1e6:6.2f}"
+            f"{result.name:20} {result.p50_ms:8.3f} {result.p95_ms:8.3f} {result.min_ms:8.3f} {speed_up:>8} "
+            f"{result.cold_ms:15.0f} {result.transferred_bytes / 1e6:6.2f}"
         )
-    if (spread := max(one.spread for one in results)) > BUSY_SPREAD:
+    if (spread := max(result.spread for result in results)) > BUSY_SPREAD:
         say(f"warning: the machine was busy: the rounds of one tab differ by up to {spread:.0%}", err=True)
-    write_json(json_path, machine | {"browser": version}, [one.to_dict() for one in results])
+    write_json(json_path, machine | {"browser": version}, [result.to_dict() for result in results])

@@ -35,7 +35,7 @@ def _compile(source: Path, *, threads: int, batch: int, arithmetic: str) -> Run:
     }
     core = openvino.Core()
     network = core.read_model(str(source))
-    network.reshape({"faces": [batch, *(one.get_length() for one in list(network.input("faces").partial_shape)[1:])]})
+    network.reshape({"faces": [batch, *(size.get_length() for size in list(network.input("faces").partial_shape)[1:])]})
     compiled = core.compile_model(network, "CPU", settings)
     request = compiled.create_infer_request()
 

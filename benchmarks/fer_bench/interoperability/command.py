@@ -73,14 +73,14 @@ def read_with(reader: str, path: Path) -> Reading:
 
 def table(readings: Sequence[Reading]) -> str:
     """A Markdown table: a row for each program, a column for each file; long reasons below it."""
-    files = list(dict.fromkeys(one.file for one in readings))
+    files = list(dict.fromkeys(reading.file for reading in readings))
     lines = [f"| program | {' | '.join(map(markdown_text, files))} |", "|---|" + "---:|" * len(files)]
     notes: list[str] = []
-    for reader in dict.fromkeys(one.reader for one in readings):
+    for reader in dict.fromkeys(reading.reader for reading in readings):
         cells = []
-        for one in (one for one in readings if one.reader == reader):
-            text = str(one)
-            if one.error is not None:
+        for reading in (reading for reading in readings if reading.reader == reader):
+            text = str(reading)
+            if reading.error is not None:
                 if text not in notes:
                     notes.append(text)
                 text = f"no ({notes.index(text) + 1})"
@@ -122,8 +122,8 @@ def interoperability(
         fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
     readings = []
     for reader in READERS:
-        for one in files:
-            readings.append(read_with(reader, one.source))
-            say(f"{reader}: {one.source.name}: {readings[-1]}", err=True)
+        for file in files:
+            readings.append(read_with(reader, file.source))
+            say(f"{reader}: {file.source.name}: {readings[-1]}", err=True)
     say(table(readings))
-    write_json(json_path, environment(), [asdict(one) for one in readings])
+    write_json(json_path, environment(), [asdict(reading) for reading in readings])

@@ -49,10 +49,10 @@ def read_latency(path: Path) -> dict[str, Any]:
         if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
             raise ValueError("cpu_flags is not a list of texts")
         results = content.get("results")
-        if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
+        if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
             raise ValueError("results is not a list of configurations")
-        for one in results:
-            _check_result(one)
+        for result in results:
+            _check_result(result)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
@@ -77,7 +77,7 @@ def _are_times(values: Any) -> bool:
     return (
         isinstance(values, list)
         and 0 < len(values) <= 1_000_000
-        and all(isinstance(one, (int, float)) and not isinstance(one, bool) and 1e-9 < one < 1e9 for one in values)
+        and all(isinstance(time, (int, float)) and not isinstance(time, bool) and 1e-9 < time < 1e9 for time in values)
     )
 
 
@@ -95,15 +95,15 @@ def compare_results(
         old, new: the `results` of two files of `fer-bench latency --json`.
         tolerance: fraction of time that may be added.
     """
-    before = {tuple(one[key] for key in KEY): one for one in old}
-    after = {tuple(one[key] for key in KEY): one for one in new}
+    before = {tuple(result[key] for key in KEY): result for result in old}
+    after = {tuple(result[key] for key in KEY): result for result in new}
     changes = []
     for key in before.keys() & after.keys():
-        ratio = ratio_interval(*(_quiet(one[key]["round_p50_ms"]) for one in (before, after)))
+        ratio = ratio_interval(*(_quiet(results[key]["round_p50_ms"]) for results in (before, after)))
         core_ratio = None
-        if all(one[key].get("round_control_ms") for one in (before, after)):
+        if all(results[key].get("round_control_ms") for results in (before, after)):
             # All rounds, because a disturbed product can err to either side.
-            core_ratio = ratio_interval(*(_in_core_speed(one[key]) for one in (before, after)))
+            core_ratio = ratio_interval(*(_in_core_speed(results[key]) for results in (before, after)))
         changes.append(
             Change(
                 name=_name(key),

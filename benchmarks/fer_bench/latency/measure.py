@@ -170,7 +170,7 @@ def configurations(
             ]
     if not found:
         name = next((model for model in models if not is_model_file(model)), "v0")
-        targets = [target for target in dict.fromkeys(ENGINES[one].target for one in engines) if target]
+        targets = [target for target in dict.fromkeys(ENGINES[name].target for name in engines) if target]
         raise ModelFileError(
             f"no model {', '.join(models) or 'file'} in {models_dir} with the chosen engine and precision; "
             f"write one with: fer-export --model {name}" + "".join(f" --target {target}" for target in targets)
@@ -185,16 +185,16 @@ def _target_files(target: Target, files: Mapping[str, Path], precisions: Sequenc
     precision, path = next(iter(files.items()))
     stem = path.name.removesuffix(".onnx").removesuffix(f".{precision}")
     found = {
-        one: target.path(path.parent, stem if one in ("fp32", "file") else f"{stem}.{one}")
-        for one in precisions
-        if one == "file" or one in target.precisions
+        wanted: target.path(path.parent, stem if wanted in ("fp32", "file") else f"{stem}.{wanted}")
+        for wanted in precisions
+        if wanted == "file" or wanted in target.precisions
     }
-    return {one: file for one, file in found.items() if file.is_file()}
+    return {wanted: file for wanted, file in found.items() if file.is_file()}
 
 
 def without_files(engines: Sequence[str], found: Sequence[Configuration]) -> list[str]:
     """Why chosen engines have nothing to run: no file of theirs is beside the models."""
-    missing = [name for name in engines if all(one.engine != name for one in found)]
+    missing = [name for name in engines if all(configuration.engine != name for configuration in found)]
     return [
         f"{name}: there is no file of it; write one beside the model with: fer-export --target {ENGINES[name].target}"
         if ENGINES[name].source == "target"
@@ -325,7 +325,7 @@ def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.fl
         and (other.configuration.model, other.configuration.precision) == (mine.model, mine.precision)
     ]
     # Of the same batch size if possible: an engine may be right about the first face only.
-    other = max(same, key=lambda one: one.configuration.batch == mine.batch, default=None)
+    other = max(same, key=lambda candidate: candidate.configuration.batch == mine.batch, default=None)
     if other is None or mine.engine == "onnxruntime" or mine.code:
         return None
     engine = ENGINES.get(mine.engine)
@@ -416,12 +416,12 @@ class _Worker:
     def result(self, reference: npt.NDArray[np.float64] | None) -> LatencyResult:
         """Summarize the timed rounds; `reference` are the expected probabilities."""
         configuration = self.configuration
-        by_round = [np.asarray(one["samples_ns"], np.float64) / 1e6 for one in self._rounds]
+        by_round = [np.asarray(timed["samples_ns"], np.float64) / 1e6 for timed in self._rounds]
         samples = np.concatenate(by_round)
         found = percentiles(samples)
-        medians = [percentiles(one).p50 for one in by_round]
+        medians = [percentiles(times).p50 for times in by_round]
         spread = (max(medians) - min(medians)) / float(np.median(medians))
-        cpu, wall = (sum(one[key] for one in self._rounds) for key in ("cpu_ns", "wall_ns"))
+        cpu, wall = (sum(timed[key] for timed in self._rounds) for key in ("cpu_ns", "wall_ns"))
         return LatencyResult(
             engine=configuration.engine,
             model=configuration.model,
@@ -437,11 +437,11 @@ class _Worker:
             runs=len(samples),
             warmup_runs=self._ready["warmup_runs"],
             round_p50_ms=tuple(medians),
-            round_control_ms=tuple(one["control_ns"] / 1e6 for one in self._rounds),
+            round_control_ms=tuple(timed["control_ns"] / 1e6 for timed in self._rounds),
             spread=spread,
             cpu_share=cpu / wall,
             is_busy=spread > BUSY_SPREAD or cpu < _BUSY_CPU_SHARE * wall,
-            peak_mb=max(one["peak_bytes"] for one in self._rounds) / 1e6,
+            peak_mb=max(timed["peak_bytes"] for timed in self._rounds) / 1e6,
             model_bytes=_model_bytes(configuration),
             max_probability_difference=None if reference is None else _difference(self.probabilities, reference),
             cold_start_cpu_ms=self._ready["cold_start_cpu"],

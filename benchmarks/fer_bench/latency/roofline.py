@@ -136,7 +136,11 @@ def rows_with_roofline(
 
     The roofline is the longer of two times: all multiplications at the peak rate, and reading all weights once.
     """
-    paths = {(one.model, one.precision): one.source for one in wanted if one.source.suffix == ".onnx"}
+    paths = {
+        (configuration.model, configuration.precision): configuration.source
+        for configuration in wanted
+        if configuration.source.suffix == ".onnx"
+    }
     works = {key: measure_work(path) for key, path in paths.items()}
     rows = []
     for result in results:

@@ -107,7 +107,7 @@ def add(
     append_board(path, measured)
     say(show_text([measured]))
     say(path, err=True)
-    if failed := [one.file for one in measured.self_tests if not one.passed]:
+    if failed := [test.file for test in measured.self_tests if not test.passed]:
         raise DataError(f"the self-test failed for {', '.join(failed)}; the reasons are above and in {path}")
 
 
@@ -138,6 +138,6 @@ def compare(path: Path, boards: tuple[str, ...]) -> None:
 
 def _chosen(found: list[Board], names: tuple[str, ...], path: Path) -> list[Board]:
     for name in names:
-        if all(name.lower() not in one.name.lower() for one in found):
-            raise DataError(f"{path} has no board {name}; it has {', '.join(one.name for one in found) or 'none'}")
-    return [one for one in found if not names or any(name.lower() in one.name.lower() for name in names)]
+        if all(name.lower() not in board.name.lower() for board in found):
+            raise DataError(f"{path} has no board {name}; it has {', '.join(board.name for board in found) or 'none'}")
+    return [board for board in found if not names or any(name.lower() in board.name.lower() for name in names)]

@@ -89,11 +89,11 @@ def measure_board(
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Board:
     """Replay the certificates of the configurations' model files, then time the configurations in turns."""
-    files = {one.source: one for one in wanted if one.source.suffix == ".onnx"}
-    self_tests = tuple(_self_test(path, one) for path, one in files.items())
-    failed = {one.file for one in self_tests if not one.passed}
+    files = {configuration.source: configuration for configuration in wanted if configuration.source.suffix == ".onnx"}
+    self_tests = tuple(_self_test(path, configuration) for path, configuration in files.items())
+    failed = {test.file for test in self_tests if not test.passed}
     # What computes something else has no speed.
-    right = [one for one in wanted if one.source.name not in failed]
+    right = [configuration for configuration in wanted if configuration.source.name not in failed]
     results, unavailable, rates = measure_with_peak_rates(right, rounds=rounds, seconds=seconds, progress=progress)
     rates = rates or measure_peak_rates()
     names = LatencyLine.__dataclass_fields__
@@ -105,7 +105,7 @@ def measure_board(
         latencies=tuple(
             LatencyLine(**{key: row[key] for key in names}) for row in rows_with_roofline(results, right, rates)
         ),
-        not_measured=tuple(f"{one.configuration}: {one.reason}" for one in unavailable),
+        not_measured=tuple(f"{missing.configuration}: {missing.reason}" for missing in unavailable),
     )
 
 
@@ -188,20 +188,22 @@ def _parse(line: str) -> Board:
         raise ValueError("it has no name or no machine")
     if not all(isinstance(flag, str) for flag in values["machine"].get("cpu_flags") or []):
         raise ValueError("its machine has cpu_flags that are not texts")
-    latencies = tuple(LatencyLine(**one) for one in values["latencies"])
-    for one in latencies:
-        if not all(isinstance(getattr(one, key), str) for key in _TEXTS):
+    latencies = tuple(LatencyLine(**fields) for fields in values["latencies"])
+    for latency in latencies:
+        if not all(isinstance(getattr(latency, key), str) for key in _TEXTS):
             raise ValueError("an engine, model or precision is not text")
-        numbers = [getattr(one, key) for key in _NUMBERS]
-        numbers += [] if one.times_roofline is None else [one.times_roofline]
+        numbers = [getattr(latency, key) for key in _NUMBERS]
+        numbers += [] if latency.times_roofline is None else [latency.times_roofline]
         if not all(type(value) in (int, float) and 0 < value < 1e12 for value in numbers):
             raise ValueError("a latency has numbers that are not positive")
-        if not type(one.batch) is type(one.threads) is int or not isinstance(one.is_busy, bool):
+        if not type(latency.batch) is type(latency.threads) is int or not isinstance(latency.is_busy, bool):
             raise ValueError("a latency has an invalid batch, threads or busyness")
-    self_tests = tuple(SelfTestLine(**one | {"failed": tuple(map(str, one["failed"]))}) for one in values["self_tests"])
-    if not all(isinstance(one.passed, bool) and isinstance(one.file, str) for one in self_tests):
+    self_tests = tuple(
+        SelfTestLine(**fields | {"failed": tuple(map(str, fields["failed"]))}) for fields in values["self_tests"]
+    )
+    if not all(isinstance(test.passed, bool) and isinstance(test.file, str) for test in self_tests):
         raise ValueError("a self-test has no verdict")
-    if not all(one.difference is None or type(one.difference) in (int, float) for one in self_tests):
+    if not all(test.difference is None or type(test.difference) in (int, float) for test in self_tests):
         raise ValueError("a self-test has a difference that is not a number")
     return Board(
         name=values["name"],
@@ -240,12 +242,14 @@ def show(boards: Sequence[Board]) -> str:
             "| engine | model | batch | threads | p50 ms | min ms | faces/s | x roofline |",
             "|---|---|---:|---:|---:|---:|---:|---:|",
         ]
-        for one in sorted(board.latencies, key=lambda one: (one.model, one.batch, one.threads, one.p50_ms)):
-            times = "" if one.times_roofline is None else f"{one.times_roofline:.1f}"
+        for latency in sorted(
+            board.latencies, key=lambda latency: (latency.model, latency.batch, latency.threads, latency.p50_ms)
+        ):
+            times = "" if latency.times_roofline is None else f"{latency.times_roofline:.1f}"
             parts.append(
-                f"| {_name(one.engine)} | {_name(f'{one.model} {one.precision}')} | {one.batch} | {one.threads} | "
-                f"{one.p50_ms:.3f}{' (busy)' if one.is_busy else ''} | {one.min_ms:.3f} | "
-                f"{one.images_per_second:.0f} | {times} |"
+                f"| {_name(latency.engine)} | {_name(f'{latency.model} {latency.precision}')} | "
+                f"{latency.batch} | {latency.threads} | {latency.p50_ms:.3f}{' (busy)' if latency.is_busy else ''} | "
+                f"{latency.min_ms:.3f} | {latency.images_per_second:.0f} | {times} |"
             )
         parts += ["", *(f"not measured: {markdown_text(text, limit=500)}" for text in board.not_measured), ""]
     return "\n".join(parts).rstrip()
@@ -254,7 +258,7 @@ def show(boards: Sequence[Board]) -> str:
 def compare(boards: Sequence[Board]) -> str:
     """A Markdown table: a row for each configuration, p50 in ms and the multiple of the roofline for each board."""
     names = [f"{board.name} ({str(board.machine.get('date'))[:10]})" for board in boards]
-    keys = sorted({one.key for board in boards for one in board.latencies}, key=lambda key: (key[1:], key[0]))
+    keys = sorted({latency.key for board in boards for latency in board.latencies}, key=lambda key: (key[1:], key[0]))
     lines = [
         f"| engine | model | batch | threads | {' | '.join(map(_name, names))} |",
         "|---|---|---:|---:|" + "---:|" * len(boards),
@@ -263,7 +267,7 @@ def compare(boards: Sequence[Board]) -> str:
         engine, model, precision, batch, threads = key
         cells = []
         for board in boards:
-            found = [one for one in board.latencies if one.key == key]
+            found = [latency for latency in board.latencies if latency.key == key]
             cells.append(_cell(found[-1]) if found else "")
         lines.append(
             f"| {_name(engine)} | {_name(f'{model} {precision}')} | {batch} | {threads} | {' | '.join(cells)} |"
@@ -275,6 +279,6 @@ def _name(text: str) -> str:
     return markdown_text(text, limit=200)
 
 
-def _cell(one: LatencyLine) -> str:
-    times = "" if one.times_roofline is None else f" ({one.times_roofline:.1f} x roofline)"
-    return f"{one.p50_ms:.3f}{times}" + (", busy" if one.is_busy else "")
+def _cell(latency: LatencyLine) -> str:
+    times = "" if latency.times_roofline is None else f" ({latency.times_roofline:.1f} x roofline)"
+    return f"{latency.p50_ms:.3f}{times}" + (", busy" if latency.is_busy else "")

@@ -84,7 +84,7 @@ def robustness(
 
     machine = environment()
     say_environment(machine)
-    chosen = [one for one in CONDITIONS if not conditions or one.name in conditions]
+    chosen = [condition for condition in CONDITIONS if not conditions or condition.name in conditions]
     measured = measure_robustness_of(
         data,
         models=models,

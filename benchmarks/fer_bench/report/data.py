@@ -177,8 +177,8 @@ def parse_report(content: Mapping[str, Any], *, source: str) -> ReportData:
                 for row in content["latency"]
                 if row["engine"] == ENGINE
             },
-            warnings=tuple(str(one) for one in content.get("warnings", ())),
-            not_measured=tuple(str(one) for one in content.get("not_measured", ())),
+            warnings=tuple(str(text) for text in content.get("warnings", ())),
+            not_measured=tuple(str(text) for text in content.get("not_measured", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -233,7 +233,7 @@ def _accuracy_row(row: Mapping[str, Any]) -> AccuracyRow:
         confusion=confusion,
         labels=labels,
         per_class_recall={str(name): float(value) for name, value in row["per_class_recall"].items()},
-        reliability=tuple(ReliabilityBin(**one) for one in row.get("reliability", ())),
+        reliability=tuple(ReliabilityBin(**fields) for fields in row.get("reliability", ())),
     )
 
 
@@ -249,7 +249,7 @@ def _latency_row(row: Mapping[str, Any]) -> LatencyRow:
         p95_ms=float(row["p95_ms"]),
         p99_ms=float(row["p99_ms"]),
         images_per_second=float(row["images_per_second"]),
-        samples_ms=tuple(float(one) for one in row.get("histogram_ms", ())),
+        samples_ms=tuple(float(time) for time in row.get("histogram_ms", ())),
         times_roofline=row.get("times_roofline"),
         cold_start_ms=sum(row["cold_start_cpu_ms"].values()) if "cold_start_cpu_ms" in row else None,
         peak_mb=row.get("peak_mb"),

@@ -119,7 +119,7 @@ def measure_report(
 
     say(f"latency of {len(files)} model files")
     wanted = _latency_configurations(
-        models, precisions, models_dir, engines, measured_models={one.model for one in files}
+        models, precisions, models_dir, engines, measured_models={file.model for file in files}
     )
     results, unavailable, peak_rates = measure_with_peak_rates(
         wanted, rounds=rounds, seconds=seconds, progress=progress("turn")
@@ -130,8 +130,8 @@ def measure_report(
     say(f"accuracy on {len(images.labels)} images of {images.folder}")
     measured = []
     show = progress("model")
-    for number, one in enumerate(files, 1):
-        with Recognizer(one.source) as recognizer:
+    for number, model_file in enumerate(files, 1):
+        with Recognizer(model_file.source) as recognizer:
             measured.append(measure_accuracy(recognizer, images))
         show(number, len(files))
     accuracy = [_accuracy_row(file, result, images) for file, result in zip(files, measured, strict=True)]
@@ -176,14 +176,16 @@ def _latency_configurations(
     batches = configurations(
         models=models, precisions=precisions, engines=(ENGINE,), batches=(THROUGHPUT_BATCH,), models_dir=models_dir
     )
-    return [one for one in single + batches if one.model in measured_models]
+    return [configuration for configuration in single + batches if configuration.model in measured_models]
 
 
 def _warnings(results: Sequence[LatencyResult], latency: list[dict[str, Any]], images: LabelledImages) -> list[str]:
     """Why a figure of the report may not be a property of the model, a sentence each."""
     warnings = []
-    if busy := [one for one in results if one.is_busy]:
-        named = [f"{label_of(one.model, one.precision)} on {one.engine}, batch {one.batch}" for one in busy]
+    if busy := [result for result in results if result.is_busy]:
+        named = [
+            f"{label_of(result.model, result.precision)} on {result.engine}, batch {result.batch}" for result in busy
+        ]
         listed = "; ".join(named) if len(named) <= 4 else f"{len(named)} of {len(results)} configurations"
         warnings.append(f"the machine was busy during some measurements ({listed}), so their times are less reliable.")
     if warning := warn_below_roofline(latency):
@@ -215,8 +217,8 @@ def reliability_bins(
     """
     which = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
     found = []
-    for one in range(bins):
-        inside = which == one
+    for index in range(bins):
+        inside = which == index
         if inside.any():
             found.append(
                 {
@@ -231,9 +233,9 @@ def reliability_bins(
 def _say_unavailable(unavailable: Sequence[Unavailable]) -> list[str]:
     """One line per engine and reason, with its models."""
     models: dict[tuple[str, str], list[str]] = {}
-    for one in unavailable:
-        label = label_of(one.configuration.model, one.configuration.precision)
-        found = models.setdefault((one.configuration.engine, one.reason), [])
+    for missing in unavailable:
+        label = label_of(missing.configuration.model, missing.configuration.precision)
+        found = models.setdefault((missing.configuration.engine, missing.reason), [])
         if label not in found:
             found.append(label)
     return [f"{engine} ({', '.join(found)}): {reason}" for (engine, reason), found in models.items()]
@@ -262,7 +264,7 @@ def _robustness(
     say(f"robustness on {len(chosen)} of them")
     # Nothing is timed here, so all CPUs are used.
     threads = available_cpus()
-    recognizers = {(one.model, one.precision): Recognizer(one.source, threads=threads) for one in files}
+    recognizers = {(file.model, file.precision): Recognizer(file.source, threads=threads) for file in files}
     points = measure_robustness(
         {key: _classify_by_name(recognizer, images.classes) for key, recognizer in recognizers.items()},
         images.faces[chosen],

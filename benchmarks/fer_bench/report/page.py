@@ -93,7 +93,7 @@ def _header(report: ReportData, verdict: Verdict | None) -> str:
             f"the best (McNemar's p of {SIGNIFICANT_P:g} or more). Accuracy is measured on "
             f"{report.accuracy[0].images:,} labelled images ({escape(report.data)}); guessing gives 14%.</p>"
         )
-    parts += [f'<p class="warning"><strong>Warning:</strong> {escape(one)}</p>' for one in report.warnings]
+    parts += [f'<p class="warning"><strong>Warning:</strong> {escape(warning)}</p>' for warning in report.warnings]
     return "".join(parts) + "</header>"
 
 
@@ -113,7 +113,7 @@ def _card(kicker: str, candidate: Candidate, text: str, *, pick: bool) -> str:
 def _table(report: ReportData, verdict: Verdict | None) -> str:
     if not report.accuracy:
         return ""
-    front = {one.label for one in pareto_front(report.candidates)}
+    front = {candidate.label for candidate in pareto_front(report.candidates)}
     heads = (
         "Model",
         "Accuracy",
@@ -129,7 +129,7 @@ def _table(report: ReportData, verdict: Verdict | None) -> str:
         "Cold start ms",
     )
     rows = []
-    for row in sorted(report.accuracy, key=lambda one: (-one.accuracy, one.label)):
+    for row in sorted(report.accuracy, key=lambda row: (-row.accuracy, row.label)):
         latency, fastest = report.headline_latency(row.label), report.best_throughput(row.label)
         tags = '<span class="tag">recommended</span>' if verdict and row.label == verdict.pick.label else ""
         tags += '<span class="tag front">front</span>' if row.label in front else ""
@@ -152,7 +152,7 @@ def _table(report: ReportData, verdict: Verdict | None) -> str:
         )
         kind = ' class="pick"' if verdict and row.label == verdict.pick.label else ""
         rows.append(f'<tr{kind}><th scope="row">{escape(row.label)}{tags}</th>{filled}</tr>')
-    head = "".join(f'<th scope="col">{escape(one)}</th>' for one in heads)
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in heads)
     return (
         '<section><h2>All models</h2><table class="wrap"><caption>Times: one face per call, one thread, ONNX '
         "Runtime. <em>× roofline</em>: median time over the time of the model's arithmetic alone at this core's "
@@ -173,7 +173,7 @@ def _pairs(report: ReportData) -> str:
         cells = (pair.changed, pair.only_first_right, pair.only_second_right, p_value)
         filled = "".join(f'<td data-label="{head}">{cell}</td>' for head, cell in zip(heads[1:], cells, strict=True))
         rows.append(f'<tr><th scope="row">{escape(pair.first)} – {escape(pair.second)}</th>{filled}</tr>')
-    head = "".join(f'<th scope="col">{one}</th>' for one in heads)
+    head = "".join(f'<th scope="col">{title}</th>' for title in heads)
     return (
         "<details><summary>Paired comparison of models</summary>"
         f'<table class="wrap even"><caption>A small p means that the difference is unlikely to be chance. '
@@ -187,8 +187,9 @@ def _tradeoff(report: ReportData) -> str:
     if not candidates:
         return ""
     described = "; ".join(
-        f"{one.label} {one.accuracy:.1%} in {say_ms(one.p50_ms)} ms, {say_megabytes(one.megabytes)} MB"
-        for one in candidates
+        f"{candidate.label} {candidate.accuracy:.1%} in {say_ms(candidate.p50_ms)} ms, "
+        f"{say_megabytes(candidate.megabytes)} MB"
+        for candidate in candidates
     )
     plots = _wide_and_narrow(
         partial(draw_tradeoff, candidates),
@@ -235,7 +236,7 @@ def _engines(report: ReportData) -> str:
         cells = []
         for label in labels:
             base = report.headline_latency(label)
-            row = next((one for one in rows if one.engine == engine and one.label == label), None)
+            row = next((other for other in rows if other.engine == engine and other.label == label), None)
             ratio = f"<small>{say_ratio(row.p50_ms / base.p50_ms)}×</small>" if row and base else ""
             text = f"{say_ms(row.p50_ms)} {ratio}" if row else "–"
             if row and (row.difference or 0) > SAME_ANSWER:
@@ -247,7 +248,7 @@ def _engines(report: ReportData) -> str:
     head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
     note = " <em>Different answers</em>: the engine does not compute this model, so its time does not count."
     note = note if has_other_answers else ""
-    missing = "".join(f"<li>{escape(one)}</li>" for one in report.not_measured)
+    missing = "".join(f"<li>{escape(text)}</li>" for text in report.not_measured)
     more = f'<p class="note">Not measured here:</p><ul class="note">{missing}</ul>' if missing else ""
     return (
         f"<section><h2>Engines</h2><p>{_say_peers(report, rows)}</p>"
@@ -314,8 +315,8 @@ def _reliability(report: ReportData) -> str:
             key=f"reliability{index}",
             title=f"Reliability of {row.label}",
             description="; ".join(
-                f"confidence {one.confidence:.0%}, accuracy {one.accuracy:.0%} on {one.faces} faces"
-                for one in row.reliability
+                f"confidence {bar.confidence:.0%}, accuracy {bar.accuracy:.0%} on {bar.faces} faces"
+                for bar in row.reliability
             ),
         )
         error = row.calibration_error
@@ -387,7 +388,9 @@ def _reach_table(by_model: dict[tuple[str, str], list[RobustnessPoint]]) -> str:
     for (model, precision), points in by_model.items():
         reference = clean_accuracy(points)
         if reference is not None:
-            reaches = {one.condition: (one.below, one.above) for one in find_reaches(points, reference=reference)}
+            reaches = {
+                reach.condition: (reach.below, reach.above) for reach in find_reaches(points, reference=reference)
+            }
             columns.append((label_of(model, precision), reaches))
     if not columns:
         return ""
@@ -438,7 +441,7 @@ def _environment(report: ReportData) -> str:
             )
             continue
         if isinstance(value, dict):
-            text = ", ".join(f"{name} {one}" for name, one in value.items())
+            text = ", ".join(f"{name} {entry}" for name, entry in value.items())
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         facts.append((key.replace("_", " "), text))

@@ -195,11 +195,11 @@ def draw_tradeoff(points: Sequence[Candidate], *, theme: Theme, width: int = 760
     return figure
 
 
-def _faster_and_better(one: Candidate, other: Candidate) -> bool:
+def _faster_and_better(candidate: Candidate, other: Candidate) -> bool:
     return (
-        one.p50_ms <= other.p50_ms
-        and one.accuracy >= other.accuracy
-        and (one.p50_ms, one.accuracy) != (other.p50_ms, other.accuracy)
+        candidate.p50_ms <= other.p50_ms
+        and candidate.accuracy >= other.accuracy
+        and (candidate.p50_ms, candidate.accuracy) != (other.p50_ms, other.accuracy)
     )
 
 
@@ -220,7 +220,7 @@ def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narr
         ends = [axes.transData.transform((point.p50_ms, value))[1] for value in (point.low, point.high)]
         bars[point.label] = Bbox.from_extents(x - 1, ends[0], x + 1, ends[1])
     placed: list[Bbox] = []
-    for point in sorted(points, key=lambda one: one.accuracy):
+    for point in sorted(points, key=lambda candidate: candidate.accuracy):
         x, y = places[point.label]
         figures = f"{point.accuracy:.1%} · {say_ms(point.p50_ms)} ms · {say_megabytes(point.megabytes)} MB"
         label = axes.annotate(
@@ -244,12 +244,12 @@ def _place_labels(axes: Axes, points: Sequence[Candidate], theme: Theme, *, narr
             box = Bbox.from_bounds(left, y + lift * line - extent.height / 2, extent.width, extent.height)
             others = [name for name in places if name != point.label]
             cost = abs(lift) + (0.5 if on_right != prefers_right else 0)
-            cost += 100 * sum(box.overlaps(one) for one in placed)
+            cost += 100 * sum(box.overlaps(other) for other in placed)
             cost += 100 * (box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1)
             cost += 30 * sum(box.overlaps(marks[name]) for name in others)
             cost += 2 * sum(box.overlaps(bars[name]) for name in others)
             choices.append((cost, lift, on_right, box))
-        _, lift, on_right, box = min(choices, key=lambda one: one[0])
+        _, lift, on_right, box = min(choices, key=lambda choice: choice[0])
         placed.append(box)
         label.set_position((aside if on_right else -aside, lift * line))
         label.set_horizontalalignment("left" if on_right else "right")
@@ -327,14 +327,19 @@ def draw_reliability(
     axes: Axes = figure.add_subplot()
     color = model_color(theme, model, [model])
     axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=(0, (2, 3)))
-    most = max((one.faces for one in bins), default=1)
+    most = max((group.faces for group in bins), default=1)
     # A bin with few faces is noise and would make the line jump.
-    steady = [one for one in bins if one.faces >= _STEADY_BIN]
-    axes.plot([one.confidence for one in steady], [one.accuracy for one in steady], color=color, zorder=2)
+    steady = [group for group in bins if group.faces >= _STEADY_BIN]
+    axes.plot(
+        [group.confidence for group in steady],
+        [group.accuracy for group in steady],
+        color=color,
+        zorder=2,
+    )
     axes.scatter(
-        [one.confidence for one in bins],
-        [one.accuracy for one in bins],
-        s=[16 + 150 * one.faces / most for one in bins],
+        [group.confidence for group in bins],
+        [group.accuracy for group in bins],
+        s=[16 + 150 * group.faces / most for group in bins],
         color=color,
         alpha=0.7,
         edgecolor=theme.paper,
@@ -468,10 +473,10 @@ def robustness_panels(points: Sequence[RobustnessPoint], *, classes: int) -> lis
                 label=label_of(model, precision),
                 model=model,
                 precision=precision,
-                x=tuple(one.level for one in mine),
-                y=tuple(one.accuracy for one in mine),
-                low=tuple(one.low for one in mine),
-                high=tuple(one.high for one in mine),
+                x=tuple(point.level for point in mine),
+                y=tuple(point.accuracy for point in mine),
+                low=tuple(point.low for point in mine),
+                high=tuple(point.high for point in mine),
             )
             curves += [curve] if mine else []
         if curves:

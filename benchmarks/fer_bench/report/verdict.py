@@ -39,11 +39,11 @@ class Verdict:
 
 def pareto_front(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates on the Pareto front of accuracy, time and size."""
-    return [one for one in candidates if not any(_beats(other, one) for other in candidates)]
+    return [candidate for candidate in candidates if not any(_beats(other, candidate) for other in candidates)]
 
 
-def _beats(one: Candidate, other: Candidate) -> bool:
-    mine = (one.accuracy, -one.p50_ms, -one.megabytes)
+def _beats(candidate: Candidate, other: Candidate) -> bool:
+    mine = (candidate.accuracy, -candidate.p50_ms, -candidate.megabytes)
     theirs = (other.accuracy, -other.p50_ms, -other.megabytes)
     return mine != theirs and all(a >= b for a, b in zip(mine, theirs, strict=True))
 
@@ -63,14 +63,18 @@ def decide(candidates: Sequence[Candidate], p_values: PValues | None = None) -> 
     """
     if not candidates:
         raise ValueError("no candidates to choose from")
-    in_time = [one for one in candidates if one.p50_ms <= REAL_TIME_MS]
+    in_time = [candidate for candidate in candidates if candidate.p50_ms <= REAL_TIME_MS]
     eligible = in_time or list(candidates)
-    best = max(eligible, key=lambda one: one.accuracy)
+    best = max(eligible, key=lambda candidate: candidate.accuracy)
     # A difference within the sampling error is not worth a slower model.
-    as_good = (one for one in eligible if _is_as_good(one, best, p_values or {}))
-    pick = min(as_good, key=lambda one: (one.p50_ms, one.megabytes))
-    leaner = [one for one in candidates if one.p50_ms < pick.p50_ms and one.megabytes <= pick.megabytes]
-    lean = min(leaner, key=lambda one: (one.megabytes, one.p50_ms)) if leaner else None
+    as_good = (candidate for candidate in eligible if _is_as_good(candidate, best, p_values or {}))
+    pick = min(as_good, key=lambda candidate: (candidate.p50_ms, candidate.megabytes))
+    leaner = [
+        candidate
+        for candidate in candidates
+        if candidate.p50_ms < pick.p50_ms and candidate.megabytes <= pick.megabytes
+    ]
+    lean = min(leaner, key=lambda candidate: (candidate.megabytes, candidate.p50_ms)) if leaner else None
     reason = (
         f"Accuracy {pick.accuracy:.1%}, {say_ms(pick.p50_ms)} ms per face on one thread, "
         f"file size {say_megabytes(pick.megabytes)} MB."
@@ -87,10 +91,10 @@ def decide(candidates: Sequence[Candidate], p_values: PValues | None = None) -> 
     )
 
 
-def _is_as_good(one: Candidate, best: Candidate, p_values: PValues) -> bool:
-    p_value = p_values.get(frozenset((one.label, best.label)))
+def _is_as_good(candidate: Candidate, best: Candidate, p_values: PValues) -> bool:
+    p_value = p_values.get(frozenset((candidate.label, best.label)))
     # The paired test is more sensitive than two intervals, because models share most of their errors.
-    return one == best or (one.accuracy >= best.low if p_value is None else p_value >= SIGNIFICANT_P)
+    return candidate == best or (candidate.accuracy >= best.low if p_value is None else p_value >= SIGNIFICANT_P)
 
 
 def _pick_reason(pick: Candidate, best: Candidate, count: int) -> str:
