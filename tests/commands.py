@@ -46,7 +46,7 @@ def run_python(
         input: standard input.
         libraries: loaded before; none of this project's.
     """
-    command = [str(one) for one in arguments]
+    command = [str(argument) for argument in arguments]
     environment = dict(os.environ if env is None else env)
     if sys.platform != "linux":
         return subprocess.run(
@@ -75,13 +75,13 @@ def run_python(
         except TimeoutError:
             os.kill(process, signal.SIGKILL)
             raise subprocess.TimeoutExpired(command, timeout) from None
-        return subprocess.CompletedProcess(command, code, *(one.result() for one in said))
+        return subprocess.CompletedProcess(command, code, *(reading.result() for reading in said))
 
 
 def run_python_text(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """The same with texts, as `text=True` gives them."""
     run = run_python(*arguments, **options)
-    output, errors = (one.decode().replace("\r\n", "\n") for one in (run.stdout, run.stderr))
+    output, errors = (content.decode().replace("\r\n", "\n") for content in (run.stdout, run.stderr))
     return subprocess.CompletedProcess(run.args, run.returncode, output, errors)
 
 
@@ -185,7 +185,7 @@ def _run(request: Mapping[str, Any], installed: Sequence[str]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     kind, *arguments = request["arguments"]
-    given = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    given = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     first = {"-m": os.getcwd(), "-c": ""}.get(kind, os.path.dirname(os.path.abspath(kind)))
     sys.path[:] = [first, *given, *installed]
     importlib.invalidate_caches()
@@ -214,9 +214,9 @@ def _main() -> None:
     requests = socket.socket(fileno=int(sys.argv[1]))
     for library in sys.argv[2:]:
         importlib.import_module(library)
-    inherited = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    inherited = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     # Without this file's folder and without PYTHONPATH.
-    path = [one for one in sys.path[1:] if one not in inherited]
+    path = [folder for folder in sys.path[1:] if folder not in inherited]
     request = _serve(requests)
     if request is not None:
         _run(request, path)

@@ -48,7 +48,9 @@ def main(cache: Path, short: bool) -> None:
         cpus = CPUS[1:2] if short else CPUS
         shipped = "*.int8.onnx" if short else "*.onnx"
         replays = {cpu: _replays(machine, cpu, shipped, files) for cpu in cpus}
-        failures = [f"{cpu}: {one['path']}" for cpu, reports in replays.items() for one in reports if not one["passed"]]
+        failures = [
+            f"{cpu}: {report['path']}" for cpu, reports in replays.items() for report in reports if not report["passed"]
+        ]
         click.echo("\n".join(_table(replays)))
         if not short:
             for what, failure in _commands(machine, CPUS[1], folder):
@@ -72,10 +74,12 @@ def _table(replays: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     yield f"| file | {' | '.join(replays)} |"
     yield "|---|" + "---:|" * len(replays)
     # A processor on which the replay ended early has fewer.
-    for reports in zip(*([one for one in found if "model" in one] for found in replays.values()), strict=False):
+    for reports in zip(
+        *([report for report in found if "model" in report] for found in replays.values()), strict=False
+    ):
         cells = [
-            f"{one['against_export']['max_logit_difference']:.1e}" + ("" if one["passed"] else ", FAILED")
-            for one in reports
+            f"{report['against_export']['max_logit_difference']:.1e}" + ("" if report["passed"] else ", FAILED")
+            for report in reports
         ]
         yield f"| {Path(reports[0]['path']).name} | {' | '.join(cells)} |"
 
@@ -170,9 +174,9 @@ def _served(machine: Machine, cpu: str) -> str:
 def _free_port() -> int:
     import socket
 
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def _unpack(deb: bytes, folder: Path, *, only: str | None = None) -> None:
         start = place + 60
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(deb[start : start + size])) as archive:
-                members = [one for one in archive.getmembers() if only is None or one.name == only]
+                members = [member for member in archive.getmembers() if only is None or member.name == only]
                 archive.extractall(folder, members=members, filter="tar")
             return
         place = start + size + size % 2

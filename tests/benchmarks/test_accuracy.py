@@ -73,7 +73,7 @@ def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_p
     assert pair.p_value == pytest.approx(2 / 2**8)
     # Of three, every two: the second and the third are one model, which agrees with itself.
     pairs = compare_pairwise([*results, results[1]], found.labels)
-    assert [(one.first, one.second, one.changed) for one in pairs] == [
+    assert [(pair.first, pair.second, pair.changed) for pair in pairs] == [
         ("v0 fp32", "v1 int8", 8),
         ("v0 fp32", "v1 int8", 8),
         ("v1 int8", "v1 int8", 0),

@@ -52,7 +52,7 @@ def test_a_targets_file_is_timed_only_if_it_computes_its_certificate(tmp_path: P
         models=["v0"], precisions=["fp32"], engines=["onnxruntime", "ort-format", "ncnn"], models_dir=tmp_path
     )
     # No file of ncnn is there.
-    assert [one.engine for one in wanted] == ["onnxruntime", "ort-format"]
+    assert [configuration.engine for configuration in wanted] == ["onnxruntime", "ort-format"]
     (_, timed), unavailable = measure_latency(wanted, rounds=2, seconds=0.02)
     assert not unavailable
     assert timed.max_probability_difference is not None
@@ -64,7 +64,7 @@ def test_a_targets_file_is_timed_only_if_it_computes_its_certificate(tmp_path: P
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     results, (refused,) = measure_latency(wanted, rounds=2, seconds=0.02)
-    assert [one.engine for one in results] == ["onnxruntime"]
+    assert [result.engine for result in results] == ["onnxruntime"]
     assert "self-test" in refused.reason
     assert "digest" in refused.reason
 

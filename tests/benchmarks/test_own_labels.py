@@ -57,7 +57,7 @@ def test_models_of_other_labels_are_left_out_or_refused(data: Path, tmp_path: Pa
     files = configurations(models=("mine", "turned", "other"), engines=("onnxruntime",), models_dir=tmp_path)
     said: list[str] = []
     images, kept = images_for(data, files, are_named=False, say=said.append)
-    assert [one.model for one in kept] == ["mine", "turned"]
+    assert [file.model for file in kept] == ["mine", "turned"]
     assert images.classes == THREE
     (note,) = said
     assert "other fp32 has other labels" in note
@@ -86,24 +86,24 @@ def test_the_commands_print_the_files_labels(data: Path, tmp_path: Path) -> None
     assert row.split()[-3:] == ["0", "3", "0"]
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda one: one.name)
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
 def test_faces_in_colour_are_degraded_as_gray_ones_are(condition: object) -> None:
     """Three equal planes: the same as the gray face, but for JPEG's colours and its rounding."""
     gray = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (96, 96), np.uint8), (0, 0), 3)[None]
     colour = np.repeat(gray[..., None], 3, 3)
-    one = next(one for one in CONDITIONS if one is condition)
-    if one.name == "noise":  # which is another one in every plane
-        assert degrade_faces(colour, one, one.levels[-1]).shape == colour.shape  # type: ignore[arg-type]
+    degradation = next(known for known in CONDITIONS if known is condition)
+    if degradation.name == "noise":  # which is another one in every plane
+        assert degrade_faces(colour, degradation, degradation.levels[-1]).shape == colour.shape  # type: ignore[arg-type]
         return
-    expected = degrade_faces(gray, one, one.levels[-1]).astype(int)  # type: ignore[arg-type]
-    found = degrade_faces(colour, one, one.levels[-1]).astype(int)  # type: ignore[arg-type]
+    expected = degrade_faces(gray, degradation, degradation.levels[-1]).astype(int)  # type: ignore[arg-type]
+    found = degrade_faces(colour, degradation, degradation.levels[-1]).astype(int)  # type: ignore[arg-type]
     assert np.abs(found - expected[..., None]).max() <= 2
 
 
 def test_robustness_is_measured_in_the_models_size_and_colour(data: Path, tmp_path: Path) -> None:
     _model(tmp_path, "small", THREE)
     _model(tmp_path, "large", THREE[::-1], size=96, color="rgb")
-    chosen = [one for one in CONDITIONS if one.name == "rotation"]
+    chosen = [condition for condition in CONDITIONS if condition.name == "rotation"]
     found = measure_robustness_of(data, models=("small", "large"), models_dir=tmp_path, conditions=chosen, count=100)
     neutral = {point.model: point.accuracy for point in found.points if point.level == chosen[0].neutral}
     # By name: the second model takes the upper band for engaged, so that it is right about the middle band and the odd

@@ -48,8 +48,8 @@ def test_figures_are_those_worked_by_hand() -> None:
     assert found.cross_entropy.value == pytest.approx(by_hand, rel=1e-5)  # float32 probabilities
     assert found.per_class_recall["angry"].value == 1
     assert found.per_class_recall["happy"].value == 0
-    for one in (found.majority_accuracy, found.agreement, found.cross_entropy):
-        assert one.low <= one.value <= one.high
+    for interval in (found.majority_accuracy, found.agreement, found.cross_entropy):
+        assert interval.low <= interval.value <= interval.high
 
 
 def test_the_command_prints_and_stores_both_yardsticks(tmp_path: Path) -> None:

@@ -37,22 +37,26 @@ def faces() -> np.ndarray:
     """Smooth random faces, uint8 (5, 48, 48)."""
     random = np.random.default_rng(7)
     small = random.integers(0, 256, (5, 9, 9), np.uint8)
-    return np.stack([cv2.resize(one, (48, 48), interpolation=cv2.INTER_CUBIC) for one in small])
+    return np.stack([cv2.resize(face, (48, 48), interpolation=cv2.INTER_CUBIC) for face in small])
 
 
-@pytest.mark.parametrize("condition", [one for one in CONDITIONS if one.neutral is not None], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "condition",
+    [condition for condition in CONDITIONS if condition.neutral is not None],
+    ids=lambda condition: condition.name,
+)
 def test_the_neutral_level_leaves_faces_as_they_are(condition: object, faces: np.ndarray) -> None:
-    one = BY_NAME[condition.name]  # type: ignore[attr-defined]
-    assert one.neutral in one.levels
-    assert np.array_equal(degrade_faces(faces, one, one.neutral or 0), faces)
+    degradation = BY_NAME[condition.name]  # type: ignore[attr-defined]
+    assert degradation.neutral in degradation.levels
+    assert np.array_equal(degrade_faces(faces, degradation, degradation.neutral or 0), faces)
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda one: one.name)
+@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
 def test_every_other_level_changes_them_and_keeps_their_shape(condition: object, faces: np.ndarray) -> None:
-    one = BY_NAME[condition.name]  # type: ignore[attr-defined]
-    for level in one.levels:
-        if level != one.neutral:
-            degraded = degrade_faces(faces, one, level)
+    degradation = BY_NAME[condition.name]  # type: ignore[attr-defined]
+    for level in degradation.levels:
+        if level != degradation.neutral:
+            degraded = degrade_faces(faces, degradation, level)
             assert degraded.shape == faces.shape
             assert degraded.dtype == np.uint8
             assert not np.array_equal(degraded, faces)
@@ -118,7 +122,9 @@ def test_a_small_face_loses_what_its_pixels_cannot_hold() -> None:
 
 def test_lower_jpeg_quality_strays_further(faces: np.ndarray) -> None:
     levels = BY_NAME["jpeg_quality"].levels
-    errors = [np.abs(degrade_faces(faces, BY_NAME["jpeg_quality"], one).astype(int) - faces).mean() for one in levels]
+    errors = [
+        np.abs(degrade_faces(faces, BY_NAME["jpeg_quality"], level).astype(int) - faces).mean() for level in levels
+    ]
     assert list(levels) == sorted(levels, reverse=True)
     assert errors == sorted(errors)
 

@@ -27,12 +27,12 @@ time.sleep(100)
 def test_every_service_answers_every_load() -> None:
     pytest.importorskip("starlette", reason="needs the extra serve: pip install 'fer-edge[serve]'")
     results = measure_serving(find_model("v0"), clients=(3,), faces=(1, 2), seconds=0.3, rounds=2)
-    assert {one.service for one in results} == {"bare model", "plain", "fer-serve"}
-    for one in results:
-        assert one.errors == 0
-        assert one.requests >= 2 * one.clients  # each client has an answer in each round
-        assert 0 < one.p50_ms <= one.p99_ms
-        assert one.faces_per_second == pytest.approx(one.requests_per_second * one.faces, rel=0.5)
+    assert {result.service for result in results} == {"bare model", "plain", "fer-serve"}
+    for result in results:
+        assert result.errors == 0
+        assert result.requests >= 2 * result.clients  # each client has an answer in each round
+        assert 0 < result.p50_ms <= result.p99_ms
+        assert result.faces_per_second == pytest.approx(result.requests_per_second * result.faces, rel=0.5)
     lines = serving_table(results).splitlines()
     assert len(lines) == 1 + 2 + 2 * 2
     # The bare model's rate of single faces is held against its rate in batches, as the services' are.

@@ -160,7 +160,9 @@ def _checks(base: str, options: list[str]) -> Iterator[tuple[str, str]]:
     yield f"{DOCKERFILE.relative_to(CHECKOUT)} is built on {base} ({seconds:.0f} s with what podman kept)", failure
     if failure:
         return
-    sizes = [int(podman("image", "inspect", "-f", "{{.Size}}", one, check=True).stdout) / 1e6 for one in (IMAGE, base)]
+    sizes = [
+        int(podman("image", "inspect", "-f", "{{.Size}}", image, check=True).stdout) / 1e6 for image in (IMAGE, base)
+    ]
     yield f"image: {sizes[0]:.0f} MB, of which its base: {sizes[1]:.0f} MB", ""
     done = podman("run", "--rm", *options, *_RESTRICTIONS, IMAGE)
     refused = done.returncode == 2 and "Error: " in done.stderr and "--token" in done.stderr
@@ -223,7 +225,7 @@ def _facts(name: str, address: str, token: str) -> Iterator[tuple[str, str]]:
 
 def _same_faces(answer: Any, rows: str) -> bool:
     (image,) = answer["images"]
-    (row,) = [one for one in json.loads(rows) if Path(one["path"]).name == SAMPLE.name]
+    (row,) = [row for row in json.loads(rows) if Path(row["path"]).name == SAMPLE.name]
     return bool(image["faces"]) and bool(image["faces"] == row["faces"])
 
 

@@ -176,8 +176,8 @@ def exporting_once(kept: Kept) -> Iterator[None]:
     def timed(models: Mapping[str, bytes], faces: object, *, batch: int = 1, rounds: int = 1) -> dict[str, Timing]:
         milliseconds = {name: 1.0 if name == "int8" else 2.0 for name in models}
         return {
-            name: Timing(batch=batch, undisturbed_ms=one, p50_ms=one, runs=rounds, turns_ms=(one,) * rounds)
-            for name, one in milliseconds.items()
+            name: Timing(batch=batch, undisturbed_ms=time, p50_ms=time, runs=rounds, turns_ms=(time,) * rounds)
+            for name, time in milliseconds.items()
         }
 
     def export(checkpoint: Checkpoint, *, temperature: float, opset: int) -> onnx.ModelProto:
@@ -200,7 +200,7 @@ def exporting_once(kept: Kept) -> Iterator[None]:
 def digest(value: object) -> str:
     """The same for equal values."""
     if isinstance(value, Checkpoint):
-        weights = sum(float(one.double().sum()) for one in value.state_dict.values())
+        weights = sum(float(tensor.double().sum()) for tensor in value.state_dict.values())
         return f"{value.name} {weights!r} {value.mean} {value.std}"
     if isinstance(value, onnx.ModelProto):
         return sha256(value.SerializeToString(deterministic=True)).hexdigest()

@@ -27,13 +27,13 @@ Lie = Callable[[ModelMetadata], ModelMetadata]
 
 
 def _values(model: Model, end: str) -> np.ndarray:
-    (tensor,) = [one for one in model.graph.initializer if one.name.endswith(end)]
+    (tensor,) = [constant for constant in model.graph.initializer if constant.name.endswith(end)]
     values: np.ndarray = numpy_helper.to_array(tensor).copy()
     return values
 
 
 def _put(model: Model, end: str, values: np.ndarray) -> None:
-    (tensor,) = [one for one in model.graph.initializer if one.name.endswith(end)]
+    (tensor,) = [constant for constant in model.graph.initializer if constant.name.endswith(end)]
     before = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(values.astype(before.dtype), tensor.name))
 
@@ -338,7 +338,7 @@ def average_for_maximum(model: Model) -> None:
     pool = _node(model, "MaxPool", 1)
     pool.op_type = "AveragePool"
     for name in ("storage_order", "dilations"):
-        for attribute in [one for one in pool.attribute if one.name == name]:
+        for attribute in [kept for kept in pool.attribute if kept.name == name]:
             pool.attribute.remove(attribute)
 
 
@@ -424,7 +424,7 @@ def another_answer_at_each_call(model: Model) -> None:
 
 def weights_cut_off(model: Model) -> None:
     """Bits dropped in place of rounding to the nearest: one step of the last bit at most."""
-    float32 = {one.name: one for one in model.graph.initializer if one.data_type == TensorProto.FLOAT16}
+    float32 = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     for tensor in float32.values():
         values = numpy_helper.to_array(tensor)
         if values.ndim > 1:
@@ -457,11 +457,11 @@ def training_mode_before_the_last_layer(model: Model) -> None:
 
 
 def _is_half(model: Model) -> bool:
-    return any(one.data_type == TensorProto.FLOAT16 for one in model.graph.initializer)
+    return any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
 
 
 def _put_half(model: Model, name: str) -> None:
-    (tensor,) = [one for one in model.graph.initializer if one.name == name]
+    (tensor,) = [constant for constant in model.graph.initializer if constant.name == name]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name))
 
 
@@ -760,7 +760,7 @@ def the_network_reads_unfamiliarity(model: Model) -> None:
 
 def units_exchanged(model: Model) -> None:
     """The file names two of its units the other way round."""
-    (entry,) = [one for node in model.graph.node for one in node.metadata_props if one.key == UNITS]
+    (entry,) = [prop for node in model.graph.node for prop in node.metadata_props if prop.key == UNITS]
     names = entry.value.split()
     first, second = [place for place, name in enumerate(names) if not name.startswith("u")][:2]
     names[first], names[second] = names[second], names[first]
@@ -775,13 +775,13 @@ def live_units_left_out(model: Model) -> None:
         _resize(model, shared.weights + end, lambda values: values[..., kept])
     for name in (shared.next_weights, "unfamiliarity_signs"):
         _resize(model, name, lambda values: values[kept])
-    (entry,) = [one for node in model.graph.node for one in node.metadata_props if one.key == UNITS]
+    (entry,) = [prop for node in model.graph.node for prop in node.metadata_props if prop.key == UNITS]
     names = entry.value.split()
     entry.value = " ".join(names[place] for place in kept)
 
 
 def _resize(model: Model, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    (tensor,) = [one for one in model.graph.initializer if one.name == name]
+    (tensor,) = [constant for constant in model.graph.initializer if constant.name == name]
     values = np.ascontiguousarray(change(numpy_helper.to_array(tensor)))
     tensor.CopyFrom(numpy_helper.from_array(values, name))
 
@@ -804,7 +804,7 @@ def unfamiliarity_with_a_column(model: Model) -> None:
             if name == "unfamiliarity_score":
                 node.output[index] = "unfamiliarity"
     model.graph.output[2].type.tensor_type.shape.dim.add().dim_value = 1
-    (tensor,) = [one for one in model.graph.initializer if one.name == "unfamiliarity_shape"]
+    (tensor,) = [constant for constant in model.graph.initializer if constant.name == "unfamiliarity_shape"]
     model.graph.initializer.remove(tensor)
 
 
@@ -819,10 +819,10 @@ def no_unfamiliarity(model: Model) -> None:
         removed = [node for node in model.graph.node if gone.intersection(node.output)]
         del model.graph.node[:]
         model.graph.node.extend(kept)
-        used = {name for node in kept for name in node.input} | {one.name for one in model.graph.output}
+        used = {name for node in kept for name in node.input} | {output.name for output in model.graph.output}
         gone = {name for node in removed for name in node.input} - used
     used = {name for node in model.graph.node for name in node.input}
-    kept_tensors = [one for one in model.graph.initializer if one.name in used]
+    kept_tensors = [constant for constant in model.graph.initializer if constant.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept_tensors)
 

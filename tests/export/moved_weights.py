@@ -53,7 +53,7 @@ class Replayed:
         self.loaded = load_model(path)
         self.faces = parse_certificate(self.loaded.metadata, source=str(path)).faces
         self.model = onnx.load_from_string(self.loaded.content)
-        self.tensors = {one.name: one for one in self.model.graph.initializer}
+        self.tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.producers = {node.output[0]: node for node in self.model.graph.node}
         self.written = quantized_scales(self.model)
         self.shared = find_shared(self.model, "unfamiliarity")
@@ -63,15 +63,15 @@ class Replayed:
         found = [node for node in self.model.graph.node if node.op_type in ("Conv", "Gemm")]
         sources = [node.input[0] for node in found]
         sources = [
-            self.producers[one].input[0] if self._is_int8(node) else one
-            for one, node in zip(sources, found, strict=True)
+            self.producers[source].input[0] if self._is_int8(node) else source
+            for source, node in zip(sources, found, strict=True)
         ]
         outputs = [self._behind(node.output[0]) for node in found]
         largest, moving = self._largest(list(dict.fromkeys([*sources, *outputs])))
         layers = []
         for node, source, output in zip(found, sources, outputs, strict=True):
             weights = self.producers[node.input[1]].input[0] if self._is_int8(node) else node.input[1]
-            is_transposed = any(one.name == "transB" and one.i for one in node.attribute)
+            is_transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
             axis = 1 if node.op_type == "Gemm" and not is_transposed else 0
             units = self.tensors[weights].dims[axis]
             scale: np.ndarray = np.ones(units)
@@ -85,7 +85,7 @@ class Replayed:
             elif self.shared is not None and output == "unfamiliarity_score":
                 step = 1 / self.shared.score_step
             # The first layer's weights hold the 1/255 of the pixels besides.
-            is_first = not any(one.op_type in ("Conv", "Gemm") for one in self._before(source))
+            is_first = not any(node.op_type in ("Conv", "Gemm") for node in self._before(source))
             layers.append(
                 Layer(
                     name=weights,
@@ -132,7 +132,7 @@ class Replayed:
         shown = onnx.ModelProto()
         shown.CopyFrom(self.model)
         inferred = onnx.shape_inference.infer_shapes(shown).graph
-        kinds = {one.name: one.type.tensor_type.elem_type for one in inferred.value_info}
+        kinds = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
         shown.graph.output.extend(
             helper.make_tensor_value_info(name, kinds[name], None) for name in names if name in kinds
         )
@@ -211,7 +211,7 @@ class Replayed:
             changed.write_bytes(content)
             report = run_self_test(changed)
         # Only what the faces show counts here.
-        return [one.name for one in report.checks if not one.passed and one.name != "digest"]
+        return [check.name for check in report.checks if not check.passed and check.name != "digest"]
 
 
 @click.command()

@@ -85,7 +85,7 @@ def found_by(name: str, precision: Precision, **how: Any) -> list[str]:
     try:
         export_model(name, precisions=(precision,), **how)
     except ExportRefusedError as refused:
-        return [check.name for one in refused.report.models for check in one.parity.failures]
+        return [check.name for model in refused.report.models for check in model.parity.failures]
     except FerError as error:
         return [f"{type(error).__name__}: {error}"]
     return []

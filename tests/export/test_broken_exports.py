@@ -23,7 +23,7 @@ Breakage = Callable[[onnx.ModelProto, ModelMetadata], ModelMetadata]
 
 
 def _change(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    tensor = next(one for one in model.graph.initializer if one.name.endswith(name))
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(name))
     tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), tensor.name))
 
 

@@ -114,7 +114,7 @@ def _batch_normalization(g: Graph, x: str, channels: int, **attributes: Any) -> 
         np.linspace(-0.5, 0.5, channels),
         np.linspace(0.5, 2, channels),
     )
-    return str(g.n("BatchNormalization", x, *(g.c(one) for one in numbers), **attributes))
+    return str(g.n("BatchNormalization", x, *(g.c(number) for number in numbers), **attributes))
 
 
 _FORMS: dict[str, tuple[int, Write]] = {
@@ -216,7 +216,7 @@ def test_a_fixed_batch_of_one_becomes_any(form: str) -> None:
     model = graph.model(output)
     written = canonical_graph(model, _ROW, outputs=[output], source="file", batch=1)
     x = np.random.default_rng(1).normal(0, 1, (5, *_ROW)).astype(np.float32)
-    expected = np.concatenate([_run(model, one[None]) for one in x])
+    expected = np.concatenate([_run(model, row[None]) for row in x])
     assert np.allclose(_run(written, x), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -48,7 +48,7 @@ def _weight_bytes(path: Path) -> int:
     """Of the network; the layers of `unfamiliarity` stay float32 in fp16, and share a layer of it in int8."""
     model = onnx.load(path)
     shared = find_shared(model, "unfamiliarity")
-    bytes_of = {one.name: numpy_helper.to_array(one).nbytes for one in model.graph.initializer}
+    bytes_of = {tensor.name: numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer}
     total = sum(count for name, count in bytes_of.items() if not name.startswith("unfamiliarity"))
     if shared is not None:
         units = len(shared.places), len(shared.score_places)
@@ -58,9 +58,9 @@ def _weight_bytes(path: Path) -> int:
 
 def test_three_precisions_are_published_and_say_what_they_are(exported: Exported) -> None:
     assert _models(exported.models_dir) == ["narrow.fp16.onnx", "narrow.int8.onnx", "narrow.onnx"]
-    facts = {one.precision: inspect_model(one.path) for one in exported.report.models}
+    facts = {model.precision: inspect_model(model.path) for model in exported.report.models}
     assert {name: fact.arithmetic for name, fact in facts.items()} == {"fp32": "fp32", "fp16": "fp16", "int8": "int8"}
-    sizes = {one.precision: _weight_bytes(one.path) for one in exported.report.models}
+    sizes = {model.precision: _weight_bytes(model.path) for model in exported.report.models}
     assert sizes["int8"] < 0.35 * sizes["fp32"]
     assert sizes["fp16"] < 0.55 * sizes["fp32"]
     for name, fact in facts.items():
@@ -71,18 +71,18 @@ def test_three_precisions_are_published_and_say_what_they_are(exported: Exported
 
 def test_each_file_is_calibrated_on_its_own_answers(exported: Exported) -> None:
     faces = load_faces(exported.data, "validation")
-    for one in exported.report.models:
-        said = inspect_model(one.path).metadata
+    for model in exported.report.models:
+        said = inspect_model(model.path).metadata
         assert said is not None
         assert said.calibration["faces"] == 84
-        logits = run_model(open_session(one.path).session, faces.faces).logits
+        logits = run_model(open_session(model.path).session, faces.faces).logits
         # fp32's was fitted on PyTorch's logits, some roundings away.
         assert said.temperature == pytest.approx(fit_temperature(logits, faces.labels), rel=1e-3)
 
 
 def test_every_published_file_passes_its_own_replay(exported: Exported) -> None:
-    for one in exported.report.models:
-        assert run_self_test(one.path).passed
+    for model in exported.report.models:
+        assert run_self_test(model.path).passed
 
 
 def test_the_report_on_disk_holds_every_check(exported: Exported) -> None:
@@ -120,7 +120,7 @@ def test_int8_beyond_its_budget_is_refused_and_nothing_is_left(exported: Exporte
     ) as refused:
         export_model("narrow", precisions=("int8",), data=exported.data, models_dir=tmp_path, budget=impossible)
     assert _models(tmp_path) == []
-    assert [one.is_published for one in refused.value.report.models] == [False]
+    assert [model.is_published for model in refused.value.report.models] == [False]
     assert json.loads((tmp_path / "narrow.parity.json").read_text())["files"]["int8"]["passed"] is False
 
 
@@ -253,7 +253,7 @@ def test_killed_before_the_rename_the_file_before_stands(
         pass
 
     def kill(path: Path) -> None:
-        left.update({one.name: one.read_bytes() for one in tmp_path.iterdir()})
+        left.update({file.name: file.read_bytes() for file in tmp_path.iterdir()})
         raise Killed
 
     monkeypatch.setattr(publishing, "run_self_test", kill)
@@ -305,27 +305,27 @@ def test_one_face_of_few_is_within_the_budget() -> None:
         per_class_recall=dict.fromkeys(names, 20 / 22),
         per_class_faces=counts,
     )
-    one = dataclasses.replace(
+    one_less = dataclasses.replace(
         before, accuracy=39 / 44, macro_f1=0.886, per_class_recall={"bored": 20 / 22, "engaged": 19 / 22}
     )
-    two = dataclasses.replace(
+    two_less = dataclasses.replace(
         before, accuracy=38 / 44, macro_f1=0.863, per_class_recall={"bored": 19 / 22, "engaged": 19 / 22}
     )
-    assert {check.name: check.passed for check in budget_checks(one, before, Budget())} == {
+    assert {check.name: check.passed for check in budget_checks(one_less, before, Budget())} == {
         "accuracy": True,
         "macro-F1": True,
         "recall": True,
     }
-    assert not all(check.passed for check in budget_checks(two, before, Budget()))
+    assert not all(check.passed for check in budget_checks(two_less, before, Budget()))
     # A negative budget asks for a gain: no face lost is not enough, and one face less still less.
     gain = Budget(accuracy=-1, macro_f1=-1)
-    for same_or_less in (before, one):
+    for same_or_less in (before, one_less):
         assert [check.passed for check in budget_checks(same_or_less, before, gain)][:2] == [False, False]
     # Of many faces the budget alone decides: 5 of 1,000 faces, and macro-F1 on its own.
     many = dataclasses.replace(before, faces=1000, accuracy=0.9)
     few_points = dataclasses.replace(many, macro_f1=many.macro_f1 - 0.006)
     assert [check.passed for check in budget_checks(few_points, many, Budget())][:2] == [True, False]
-    assert proof_shortfall(one, Budget())  # and nothing is proven by so few
+    assert proof_shortfall(one_less, Budget())  # and nothing is proven by so few
 
 
 def test_few_faces_prove_nothing() -> None:
@@ -389,10 +389,10 @@ def test_a_fixed_batch_larger_than_what_the_interpreters_run(exported: Exported,
         budget=Budget(accuracy=5, macro_f1=5, recall=20),
         batch=50,
     )
-    for one in report.models:
-        assert one.is_published, one.parity.failures
-        assert {"batch", "repeat", "unoptimized"} <= {check.name for check in one.parity.checks}
-        assert run_self_test(one.path).passed
+    for model in report.models:
+        assert model.is_published, model.parity.failures
+        assert {"batch", "repeat", "unoptimized"} <= {check.name for check in model.parity.checks}
+        assert run_self_test(model.path).passed
 
 
 def test_votes_are_the_labels_where_they_are_given(exported: Exported, tmp_path: Path) -> None:
@@ -408,11 +408,11 @@ def test_votes_are_the_labels_where_they_are_given(exported: Exported, tmp_path:
     report = export_model(
         "narrow", checkpoint=exported.checkpoint, data=exported.data, votes=tmp_path / "votes.csv", models_dir=tmp_path
     )
-    (one,) = report.models
-    assert one.quality is not None
-    assert one.quality.faces == 63  # those with a strict majority
-    assert one.calibration.faces == 84  # the raters' shares, of all
-    said = inspect_model(one.path).metadata
+    (published,) = report.models
+    assert published.quality is not None
+    assert published.quality.faces == 63  # those with a strict majority
+    assert published.calibration.faces == 84  # the raters' shares, of all
+    said = inspect_model(published.path).metadata
     assert said is not None
     assert said.calibration["labels"].startswith("votes votes.csv: shares of the raters")
     assert said.verdict["labels"] == said.calibration["labels"]

@@ -113,7 +113,9 @@ _CASES = [
 
 
 @pytest.mark.parametrize(
-    ("fault", "precision", "found_by"), _CASES, ids=[f"{fault.__name__}-{one}-{by}" for fault, one, by in _CASES]
+    ("fault", "precision", "found_by"),
+    _CASES,
+    ids=[f"{fault.__name__}-{precision}-{by}" for fault, precision, by in _CASES],
 )
 def test_a_planted_fault_is_found(bench: Bench, fault: Fault, precision: Precision, found_by: str) -> None:
     candidate = bench.candidates[precision]

@@ -32,18 +32,18 @@ COMMANDS = dict(all_commands())
 def test_every_option_is_explained(path: str) -> None:
     command = COMMANDS[path]
     assert command.help
-    options = [one for one in command.params if isinstance(one, click.Option)]
-    assert [one.name for one in options if not one.help] == []
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option.name for option in options if not option.help] == []
 
 
 @pytest.mark.parametrize("option", ["--models-dir", "--precision", "--seed"])
 def test_an_option_means_the_same_everywhere(option: str) -> None:
     """What was given to one command can be given to the next."""
     meanings = {
-        path: one.type.to_info_dict()
+        path: parameter.type.to_info_dict()
         for path, command in COMMANDS.items()
-        for one in command.params
-        if isinstance(one, click.Option) and option in one.opts
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and option in parameter.opts
     }
     first = next(iter(meanings.values()))
     assert {path: meaning for path, meaning in meanings.items() if meaning != first} == {}

@@ -60,7 +60,7 @@ def test_the_readme_shows_what_the_samples_give() -> None:
 
 
 def test_every_direct_dependency_is_pinned() -> None:
-    names = {re.split(r"[^\w.-]", one)[0] for one in requires("fer-edge") or ()} - {"fer-edge"}
+    names = {re.split(r"[^\w.-]", requirement)[0] for requirement in requires("fer-edge") or ()} - {"fer-edge"}
     constraints = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8")
     pinned = set(re.findall(r"^([\w.-]+)==[\w.]+(?: ; .+)?$", constraints, flags=re.MULTILINE))
     assert names

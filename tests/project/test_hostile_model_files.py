@@ -120,11 +120,11 @@ def _escapes(model: onnx.ModelProto) -> None:
     model.opset_import.append(helper.make_opsetid(text, 1))
     model.graph.output.append(helper.make_tensor_value_info(text, TensorProto.FLOAT, [text, 7]))
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(3, np.float32), text))
-    helper.set_model_props(model, {text: text, **{one.key: one.value for one in model.metadata_props}})
+    helper.set_model_props(model, {text: text, **{entry.key: entry.value for entry in model.metadata_props}})
 
 
 def _entries(model: onnx.ModelProto) -> None:
-    model.metadata_props.extend(onnx.StringStringEntryProto(key=str(one), value="") for one in range(1_000_000))
+    model.metadata_props.extend(onnx.StringStringEntryProto(key=str(number), value="") for number in range(1_000_000))
 
 
 def _long_entry(model: onnx.ModelProto) -> None:
@@ -162,7 +162,7 @@ def _bomb(model: onnx.ModelProto) -> None:
     packed = base64.b64encode(zlib.compress(bytes(1 << 28), 9)).decode()
     said["certificate"] = {
         "faces": {"shape": [4096, 48, 48], "zlib_base64": packed},
-        "network_logits": [[1e400 if one else 0.0] * 7 for one in range(2)],
+        "network_logits": [[1e400 if face else 0.0] * 7 for face in range(2)],
         "model_logits": [[0.0] * 7] * 4096,
         "tolerance": {"logits": 1, "probabilities": 1, "margin": 1},
         "measured": {},

@@ -85,8 +85,8 @@ def test_the_base_install_needs_four_packages_and_a_fifth_on_python_3_10(wheel: 
 @pytest.mark.parametrize(("chosen", "needed"), [("", "onnxruntime"), ("onnxruntime-gpu", "onnxruntime-gpu")])
 def test_the_install_needs_one_onnxruntime_which_may_be_chosen(chosen: str, needed: str) -> None:
     done = _metadata(chosen)
-    dependencies = [re.split(r"[^\w-]", one)[0] for one in json.loads(done.stdout)["dependencies"]]
-    assert [one for one in dependencies if one.startswith("onnxruntime")] == [needed]
+    dependencies = [re.split(r"[^\w-]", requirement)[0] for requirement in json.loads(done.stdout)["dependencies"]]
+    assert [name for name in dependencies if name.startswith("onnxruntime")] == [needed]
 
 
 def test_an_unknown_onnxruntime_is_refused() -> None:

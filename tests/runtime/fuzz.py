@@ -34,7 +34,7 @@ def picture_seeds() -> list[bytes]:
     small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY)
     seeds = [
-        cv2.imencode(suffix, one)[1].tobytes()
+        cv2.imencode(suffix, picture)[1].tobytes()
         for suffix, pictures in (
             (".jpg", (small, gray)),
             (".png", (small, gray)),
@@ -44,7 +44,7 @@ def picture_seeds() -> list[bytes]:
             (".ppm", (small,)),
             (".pgm", (gray,)),
         )
-        for one in pictures
+        for picture in pictures
     ]
     alpha = np.dstack([small, gray])
     return [*seeds, cv2.imencode(".png", alpha)[1].tobytes(), cv2.imencode(".png", gray.astype(np.uint16))[1].tobytes()]

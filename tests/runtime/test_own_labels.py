@@ -124,7 +124,7 @@ def test_every_label_has_a_colour_of_its_own_and_known_ones_keep_theirs() -> Non
     assert {label: eight[label] for label in EXPRESSIONS} == known
     for labels in (TWO, ODD, (*EXPRESSIONS, "contempt"), THOUSAND[:24]):
         colors = [np.array(color) for color in label_colors(labels).values()]
-        nearest = min(np.abs(one - other).sum() for place, one in enumerate(colors) for other in colors[:place])
+        nearest = min(np.abs(color - other).sum() for place, color in enumerate(colors) for other in colors[:place])
         assert nearest >= 30
     lightness = [0.114 * blue + 0.587 * green + 0.299 * red for blue, green, red in label_colors(THOUSAND).values()]
     assert min(lightness) > 80  # dark letters are read on all of them

@@ -55,8 +55,8 @@ def test_a_turned_head_is_told_from_its_landmarks() -> None:
         None,
         Limits(),
     )
-    assert ["turned" in one.reasons for one in seen] == [False, False, True, True]
-    assert all("turned" not in one.not_checked for one in seen)
+    assert ["turned" in doubt.reasons for doubt in seen] == [False, False, True, True]
+    assert all("turned" not in doubt.not_checked for doubt in seen)
 
 
 def test_a_rolled_head_is_not_turned() -> None:
@@ -81,7 +81,7 @@ def test_blurred_and_dark_faces_are_told_and_sharp_ones_not(portrait: np.ndarray
     doubts = find_doubts(
         [Detection(box=(0, 0, 99, 99))] * 3, np.stack([sharp, blurred, dark]), [0.9] * 3, None, Limits(confidence=0.5)
     )
-    assert [one.reasons for one in doubts] == [(), ("blurred",), ("dark",)]
+    assert [doubt.reasons for doubt in doubts] == [(), ("blurred",), ("dark",)]
 
 
 def test_sharpness_does_not_change_with_the_light_nor_with_the_size(portrait: np.ndarray) -> None:
@@ -104,7 +104,7 @@ def test_the_models_own_limits_decide(portrait: np.ndarray) -> None:
         scores,
         Limits(confidence=0.5, unfamiliarity=1.0),
     )
-    assert [one.reasons for one in doubts] == [
+    assert [doubt.reasons for doubt in doubts] == [
         (),
         ("low_confidence", "unfamiliar"),
         ("unfamiliar",),
@@ -198,6 +198,6 @@ def test_measures_and_reasons_are_those_of_float64() -> None:
         for start in range(0, len(planes), batch):
             some = planes[start : start + batch]
             found = find_doubts([detection] * len(some), some, [1.0] * len(some), None, Limits())
-            reasons += [one.reasons for one in found]
-        assert ["blurred" in one for one in reasons] == blurred.tolist()
-        assert ["dark" in one for one in reasons] == dark.tolist()
+            reasons += [doubt.reasons for doubt in found]
+        assert ["blurred" in given for given in reasons] == blurred.tolist()
+        assert ["dark" in given for given in reasons] == dark.tolist()

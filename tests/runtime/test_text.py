@@ -57,7 +57,7 @@ HOSTILE = (
 
 
 def _assert_one_harmless_line(text: str) -> None:
-    assert not any(ord(one) < 32 or 127 <= ord(one) < 160 for one in text), ascii(text)
+    assert not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in text), ascii(text)
     assert not set(text) & set("\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\ufeff")
     text.encode()  # a lone surrogate would stop here
 
@@ -151,8 +151,8 @@ def test_every_command_prints_through_say_or_printable() -> None:
     """Only lines that the program itself writes over, with a carriage return, go to the terminal as they are."""
     for package in ("train/fer_train", "export/fer_export", "benchmarks/fer_bench"):
         for path in sorted((CHECKOUT / package).rglob("*.py")):
-            raw = [one for one in path.read_text().splitlines() if "click.echo(" in one and "\\r" not in one]
-            assert all("printable(" in one for one in raw), (path, raw)
+            raw = [line for line in path.read_text().splitlines() if "click.echo(" in line and "\\r" not in line]
+            assert all("printable(" in line for line in raw), (path, raw)
 
 
 def _said_by_a_command(text: str, *, usage: bool) -> str:
@@ -165,13 +165,13 @@ def _said_by_a_command(text: str, *, usage: bool) -> str:
     return next(line for line in result.output.splitlines() if line.startswith("Error: "))
 
 
-@pytest.mark.parametrize("text", [one for one in HOSTILE if not one.startswith("-")], ids=ascii)
+@pytest.mark.parametrize("text", [text for text in HOSTILE if not text.startswith("-")], ids=ascii)
 def test_an_error_is_one_harmless_line(text: str) -> None:
     assert _said_by_a_command(text, usage=False) == f"Error: cannot read {printable(text)}"
     assert _said_by_a_command(text, usage=True) == f"Error: not {printable(text)}"
 
 
-@pytest.mark.parametrize("text", [one for one in HOSTILE if "\udcff" not in one], ids=ascii)
+@pytest.mark.parametrize("text", [text for text in HOSTILE if "\udcff" not in text], ids=ascii)
 def test_inspect_forges_no_line(text: str, tmp_path: Path) -> None:
     model = onnx.load(write_band_model(tmp_path / "a.onnx", metadata=""))
     honest = inspect_model(tmp_path / "a.onnx").to_text()

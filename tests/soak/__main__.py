@@ -49,7 +49,7 @@ def _killed_runs(names: list[str], kills: int, seed: int, end: float, save: Path
                     if kind.outcome.kills >= kills:
                         del kinds[name]
                     if save is not None:
-                        write_atomically(save, json.dumps({n: asdict(one) for n, one in outcomes.items()}))
+                        write_atomically(save, json.dumps({n: asdict(outcome) for n, outcome in outcomes.items()}))
     return outcomes
 
 

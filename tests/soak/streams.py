@@ -79,7 +79,7 @@ def _watch(minutes: float, rows: Path) -> dict[str, Any]:
         "frames with two rows": len(frames) - len(set(frames)),
         "gaps": len(gaps),
         **counts,
-        "MiB": [round(one, 1) for one in memory],
+        "MiB": [round(size, 1) for size in memory],
         "summary": said[-1].strip() if said else "",
     }
 

@@ -31,8 +31,8 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
     changed = BEST.with_setting(text)
     assert getattr(changed, name) == value
     assert type(getattr(changed, name)) is type(value)
-    others = {key: one for key, one in BEST.to_dict().items() if key != name}
-    assert {key: one for key, one in changed.to_dict().items() if key != name} == others
+    others = {key: value for key, value in BEST.to_dict().items() if key != name}
+    assert {key: value for key, value in changed.to_dict().items() if key != name} == others
 
 
 @pytest.mark.parametrize(

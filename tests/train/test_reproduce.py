@@ -92,12 +92,12 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
     assert [line.split(",")[0] for line in said] == ["v0: done", "v0-labels: done", "v1: done"]
     # Each began where its step says, with its own settings, and names its teachers.
     settings = {name: json.loads(results_path(folder, name).read_text())["settings"] for name, folder in made.items()}
-    assert {name: one["weights"] for name, one in settings.items()} == {
+    assert {name: setting["weights"] for name, setting in settings.items()} == {
         "v0": "none",
         "v0-labels": "model_0.pth",
         "v1": "none",
     }
-    assert {name: one["lr"] for name, one in settings.items()} == {"v0": 1e-3, "v0-labels": 2e-3, "v1": 1e-3}
+    assert {name: setting["lr"] for name, setting in settings.items()} == {"v0": 1e-3, "v0-labels": 2e-3, "v1": 1e-3}
     assert settings["v1"]["teachers"] == ["v0-labels.pth"]
     # Other votes: v0 learns from them, the next two from it.
     votes.write_text(votes.read_text().replace(",8,", ",9,"))

@@ -58,7 +58,7 @@ def test_what_is_timed_is_an_answer() -> None:
     # onnxruntime-web's WebAssembly and the model make almost all of a visit, each fetched once.
     files = 14_239_897 + MODEL.stat().st_size
     assert files < ours.transferred_bytes < files + 300_000
-    for one in (ours, theirs):
-        assert 0 < one.min_ms <= one.p50_ms <= one.p95_ms < one.cold_ms
-        assert one.runs > 2
-        assert len(one.round_p50_ms) == 2
+    for result in (ours, theirs):
+        assert 0 < result.min_ms <= result.p50_ms <= result.p95_ms < result.cold_ms
+        assert result.runs > 2
+        assert len(result.round_p50_ms) == 2

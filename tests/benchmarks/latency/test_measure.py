@@ -93,7 +93,7 @@ def test_zeros_that_a_file_adds_are_not_counted() -> None:
     # 3 x 16, 16 x 32 and 32 x 64 filters of 3 x 3 at 48 x 48, 24 x 24 and 12 x 12 places (the export adds up the three
     # equal channels of a gray face, so 1 x 16), then 2304 x 128 and 128 x 7, and the layers of `unfamiliarity`.
     by_hand = 9 * (1 * 16 * 48**2 + 16 * 32 * 24**2 + 32 * 64 * 12**2) + 2304 * 128 + 128 * 7
-    shapes = {one.name: one.dims for one in onnx.load(models / "model_0.onnx").graph.initializer}
+    shapes = {tensor.name: tensor.dims for tensor in onnx.load(models / "model_0.onnx").graph.initializer}
     units = shapes["unfamiliarity_weights"][1]
     by_hand += 2304 * units + (units if units > 1 else 0)
     assert {row["precision"]: row["macs"] for row in rows} == {"fp32": by_hand, "int8": by_hand}
@@ -147,7 +147,7 @@ def test_a_crashed_engine_is_named_and_the_others_are_measured(
     )
     assert [result.engine for result in results] == ["onnxruntime"]
     assert len(results[0].round_p50_ms) == 3
-    assert [(one.configuration.engine, one.reason) for one in unavailable] == [
+    assert [(missing.configuration.engine, missing.reason) for missing in unavailable] == [
         ("crashing", "its process was killed by SIGFPE")
     ]
 
@@ -178,8 +178,8 @@ def test_the_model_that_was_asked_for_is_the_one_to_write(tmp_path: Path, monkey
 
 
 def _results(rounds: list[float], **changes: object) -> list[dict[str, object]]:
-    one = {"engine": "onnxruntime", "model": "v0", "precision": "fp32", "batch": 1, "threads": 1}
-    return [one | {"p50_ms": sorted(rounds)[len(rounds) // 2], "round_p50_ms": rounds} | changes]
+    result = {"engine": "onnxruntime", "model": "v0", "precision": "fp32", "batch": 1, "threads": 1}
+    return [result | {"p50_ms": sorted(rounds)[len(rounds) // 2], "round_p50_ms": rounds} | changes]
 
 
 def test_twenty_per_cent_slower_is_a_regression_and_noise_is_not() -> None:
@@ -264,7 +264,7 @@ def test_the_roofline_is_arithmetic_or_reading_whichever_is_longer(model: Path) 
     results, _ = measure_latency(wanted, rounds=2, seconds=0.02)
     slow = PeakRates(fp32_macs_per_second=1e6, int8_macs_per_second=1e6)
     quick = PeakRates(fp32_macs_per_second=1e30, int8_macs_per_second=1e30)
-    (by_arithmetic,), (by_reading,) = (rows_with_roofline(results, wanted, one) for one in (slow, quick))
+    (by_arithmetic,), (by_reading,) = (rows_with_roofline(results, wanted, rates) for rates in (slow, quick))
     # The band model multiplies 48 * 48 pixels with 7 columns of float32.
     assert by_arithmetic["macs"] == 48 * 48 * 7
     assert by_arithmetic["weight_bytes"] == 48 * 48 * 7 * 4
@@ -297,7 +297,7 @@ def test_the_command_measures_and_compare_finds_a_slower_build(model: Path, tmp_
     (row,) = content["results"]
     assert len(row["round_p50_ms"]) == 8
     # The same measurement with every round a hundred times as slow: more than any busy machine makes of it.
-    row["round_p50_ms"] = [100 * one for one in row["round_p50_ms"]]
+    row["round_p50_ms"] = [100 * time for time in row["round_p50_ms"]]
     slower.write_text(json.dumps(content))
     assert CliRunner().invoke(main, ["compare", str(old), str(old)]).exit_code == 0
     assert CliRunner().invoke(main, ["compare", str(old), str(slower)]).exit_code == 1

@@ -105,8 +105,8 @@ def test_reliability_bins_add_up_to_the_calibration_error() -> None:
     confidences = np.array([0.9, 0.9, 0.5, 0.5, 0.5, 0.5])
     correct = np.array([True, False, True, True, True, False])
     bins = reliability_bins(confidences, correct)
-    assert [(one["accuracy"], one["faces"]) for one in bins] == [(0.75, 4), (0.5, 2)]
-    error = sum(one["faces"] * abs(one["confidence"] - one["accuracy"]) for one in bins) / 6
+    assert [(row["accuracy"], row["faces"]) for row in bins] == [(0.75, 4), (0.5, 2)]
+    error = sum(row["faces"] * abs(row["confidence"] - row["accuracy"]) for row in bins) / 6
     assert error == pytest.approx((4 * 0.25 + 2 * 0.4) / 6)
     assert error == pytest.approx(expected_calibration_error(confidences, correct))
 
@@ -123,18 +123,18 @@ def made_up_report(**changes: Any) -> dict[str, Any]:
     """What `fer-bench report --json` writes, for four model files, with made-up figures."""
     random = np.random.default_rng(0)
     accuracy, latency, robustness = [], [], []
-    for one in (SMALL, SMALL8, LARGE, LARGE8):
+    for wanted in (SMALL, SMALL8, LARGE, LARGE8):
         confusion = np.full((7, 7), 10)
-        np.fill_diagonal(confusion, round(60 * one.accuracy / (1 - one.accuracy)))
+        np.fill_diagonal(confusion, round(60 * wanted.accuracy / (1 - wanted.accuracy)))
         share = float(np.trace(confusion) / confusion.sum())
         accuracy.append(
             {
-                "model": one.model,
-                "precision": one.precision,
+                "model": wanted.model,
+                "precision": wanted.precision,
                 "images": int(confusion.sum()),
-                "accuracy": one.accuracy,
-                "accuracy_interval": [one.low, one.high],
-                "macro_f1": one.accuracy - 0.03,
+                "accuracy": wanted.accuracy,
+                "accuracy_interval": [wanted.low, wanted.high],
+                "macro_f1": wanted.accuracy - 0.03,
                 "expected_calibration_error": 0.021,
                 "confusion": confusion.tolist(),
                 "per_class_recall": dict.fromkeys(EXPRESSIONS, share),
@@ -142,35 +142,35 @@ def made_up_report(**changes: Any) -> dict[str, Any]:
             }
         )
         for engine, factor, batch in (("onnxruntime", 1.0, 1), ("onnxruntime", 20.0, 32), ("torch", 5.0, 1)):
-            samples = np.sort(one.p50_ms * factor * (1 + random.gamma(1.5, 0.05, 200)))
+            samples = np.sort(wanted.p50_ms * factor * (1 + random.gamma(1.5, 0.05, 200)))
             p50, p95, p99 = np.percentile(samples, [50, 95, 99])
             latency.append(
                 {
                     "engine": engine,
-                    "model": one.model,
-                    "precision": one.precision,
+                    "model": wanted.model,
+                    "precision": wanted.precision,
                     "batch": batch,
                     "threads": 1,
                     "min_ms": samples[0],
-                    "p50_ms": one.p50_ms * factor,
+                    "p50_ms": wanted.p50_ms * factor,
                     "p95_ms": max(p95, p50),
                     "p99_ms": p99,
-                    "images_per_second": 1000 * batch / (one.p50_ms * factor),
+                    "images_per_second": 1000 * batch / (wanted.p50_ms * factor),
                     "histogram_ms": samples.tolist(),
                     "times_roofline": 1.6,
                     "cold_start_cpu_ms": {"python_ms": 12.0, "load_ms": 80.0},
                     "peak_mb": 80.0,
-                    "model_bytes": round(one.megabytes * 1e6),
+                    "model_bytes": round(wanted.megabytes * 1e6),
                 }
             )
         for condition in CONDITIONS:
             for rank, level in enumerate(condition.levels):
-                right = round(1000 * one.accuracy * (1 - 0.08 * rank))
+                right = round(1000 * wanted.accuracy * (1 - 0.08 * rank))
                 low, high = wilson_interval(right, 1000)
                 robustness.append(
                     {
-                        "model": one.model,
-                        "precision": one.precision,
+                        "model": wanted.model,
+                        "precision": wanted.precision,
                         "condition": condition.name,
                         "level": level,
                         "accuracy": right / 1000,
@@ -324,11 +324,11 @@ def test_no_label_covers_another_or_another_models_point(points: list[Candidate]
         figure = draw_tradeoff(points, theme=theme, width=width)
         figure.draw_without_rendering()
         (axes,) = figure.axes
-        labels = [one for one in axes.texts if "MB" in one.get_text()]
-        boxes = {one.get_text().split(" · ")[0].split("\n")[0]: one.get_window_extent() for one in labels}
-        assert set(boxes) == {one.label for one in points}
-        for one in points:
-            box, others = boxes[one.label], [other for other in points if other != one]
+        labels = [text for text in axes.texts if "MB" in text.get_text()]
+        boxes = {label.get_text().split(" · ")[0].split("\n")[0]: label.get_window_extent() for label in labels}
+        assert set(boxes) == {point.label for point in points}
+        for point in points:
+            box, others = boxes[point.label], [other for other in points if other != point]
             assert not any(box.overlaps(boxes[other.label]) for other in others)
             centres = [axes.transData.transform((other.p50_ms, other.accuracy)) for other in others]
             assert not any(box.contains(x, y) for x, y in centres)
@@ -425,8 +425,8 @@ def test_the_command_wants_pictures_or_a_file(arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with launched() as one:
-        yield one
+    with launched() as browser:
+        yield browser
 
 
 # The element that reaches furthest to the right, beyond the window's edge.
@@ -465,9 +465,9 @@ def test_the_browser_would_see_a_request_and_an_error(browser: Browser, page: st
     with visiting(browser, file.as_uri(), width=400) as visit:
         pass
     assert visit.requests == ["http://127.0.0.1:9/pixel.png"]
-    assert any("none is not defined" in one for one in visit.complaints)
+    assert any("none is not defined" in complaint for complaint in visit.complaints)
     # With the policy the same page asks for nothing, and says so in the console.
     file.write_text(page.replace("<main>", f"<main>{leaky}"))
     with visiting(browser, file.as_uri(), width=400) as guarded:
         pass
-    assert any("Content Security Policy" in one for one in guarded.complaints)
+    assert any("Content Security Policy" in complaint for complaint in guarded.complaints)

@@ -49,7 +49,7 @@ class Bench:
 
 
 def _initializer(model: onnx.ModelProto, node: onnx.NodeProto, place: int) -> onnx.TensorProto:
-    found: onnx.TensorProto = next(one for one in model.graph.initializer if one.name == node.input[place])
+    found: onnx.TensorProto = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[place])
     return found
 
 

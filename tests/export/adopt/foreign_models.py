@@ -46,7 +46,10 @@ class Builder:
         """Args: lists_constants: also as inputs, as files before IR version 4 do."""
         inputs = [helper.make_tensor_value_info("Input3", kind, shape)]
         if lists_constants:
-            inputs += [helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)) for one in self.constants]
+            inputs += [
+                helper.make_tensor_value_info(constant.name, constant.data_type, list(constant.dims))
+                for constant in self.constants
+            ]
         graph = helper.make_graph(
             self.nodes,
             "foreign",
@@ -106,7 +109,7 @@ def mobilefacenet_like(size: int = 112, *, softmax: bool = True) -> onnx.ModelPr
             random.normal(0, 0.2, wide),
             random.uniform(0.5, 1.5, wide),
         )
-        names = [build.constant(f"{name}.bn{place}", one.astype(np.float32)) for place, one in enumerate(numbers)]
+        names = [build.constant(f"{name}.bn{place}", number.astype(np.float32)) for place, number in enumerate(numbers)]
         return build.node("BatchNormalization", [x, *names], epsilon=1e-5)
 
     def prelu(x: str, name: str, wide: int) -> str:

@@ -125,7 +125,7 @@ def labelled(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _balanced(model: onnx.ModelProto, logits: np.ndarray) -> onnx.ModelProto:
     """The file with a bias that makes all its labels equally likely, as a trained one's are."""
-    bias = next(one for one in model.graph.initializer if one.name == "head.bias")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     change_values(bias, lambda values: values - logits.mean(0))
     return model
 

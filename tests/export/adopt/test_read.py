@@ -38,7 +38,7 @@ def test_a_file_like_ferplus_is_any_batch_of_gray_faces(tmp_path: Path) -> None:
     # As its own program would run it: one face of 0 to 255 after the other.
     output = model.graph.output[0].name
     pixels = faces.astype(np.float32)[:, None]
-    expected = np.concatenate([_logits(model.SerializeToString(), {"Input3": one[None]}, output) for one in pixels])
+    expected = np.concatenate([_logits(model.SerializeToString(), {"Input3": image[None]}, output) for image in pixels])
     found = _logits(adopted.graph.SerializeToString(), {"faces": faces}, "logits")
     assert found.shape == (7, 8)
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from fer_export.gate.parity import as_outputs
 @pytest.mark.parametrize("faces", [1, 13, 65, 400])
 def test_the_number_that_chance_explains_is_the_binomial_quantile(faces: int) -> None:
     def at_most(count: int) -> float:
-        return sum(math.comb(faces, one) * 0.014**one * 0.986 ** (faces - one) for one in range(count + 1))
+        return sum(math.comb(faces, wrong) * 0.014**wrong * 0.986 ** (faces - wrong) for wrong in range(count + 1))
 
     most = most_by_chance(faces, 0.014)
     assert at_most(most) >= 0.99

@@ -35,7 +35,7 @@ def _with_outputs(model: onnx.ModelProto, names: list[str], kind: int) -> bytes:
 def _values(model: onnx.ModelProto, names: list[str], faces: Uint8Array) -> list[FloatArray]:
     """Tensors of a float model, maxima over all positions, each (faces, channels)."""
     session = open_session(_with_outputs(model, names, TensorProto.FLOAT)).session
-    return [one.reshape(*one.shape[:2], -1).max(2) for one in session.run(names, {"faces": faces})]
+    return [values.reshape(*values.shape[:2], -1).max(2) for values in session.run(names, {"faces": faces})]
 
 
 def test_units_that_real_faces_switch_on_are_switched_on_by_golden_faces(exported: Exported) -> None:
@@ -63,8 +63,10 @@ def test_golden_faces_reach_the_extremes_of_the_sums(exported: Exported) -> None
     def ends(faces: Uint8Array) -> tuple[FloatArray, FloatArray]:
         hidden = [name for name in sums if name != "logits"]
         session = open_session(_with_outputs(model, hidden, TensorProto.FLOAT)).session
-        rows = [one.reshape(*one.shape[:2], -1) for one in session.run(sums, {"faces": faces})]
-        return np.concatenate([one.max((0, 2)) for one in rows]), np.concatenate([one.min((0, 2)) for one in rows])
+        rows = [values.reshape(*values.shape[:2], -1) for values in session.run(sums, {"faces": faces})]
+        return np.concatenate([values.max((0, 2)) for values in rows]), np.concatenate(
+            [values.min((0, 2)) for values in rows]
+        )
 
     (highest, lowest), (golden_highest, golden_lowest) = ends(labelled), ends(found.golden)
     near = 0.05 * (highest - lowest)
@@ -140,7 +142,7 @@ def test_a_weight_of_any_live_unit_cannot_move_unnoticed(exported: Exported, pre
     path = exported.models_dir / ("narrow.onnx" if precision == "fp32" else "narrow.int8.onnx")
     model, certificate = onnx.load(path), _certificate(path)
     assert not _noticed(model, certificate)
-    constants = {one.name: one for one in model.graph.initializer}
+    constants = {constant.name: constant for constant in model.graph.initializer}
     unnoticed, tried = [], 0
     shared = find_shared(model, "unfamiliarity")
     assert (shared is not None) == (precision == "int8")

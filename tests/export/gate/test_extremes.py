@@ -123,13 +123,13 @@ def _accumulators(path: Path, faces: Uint8Array) -> list[FloatArray]:
     """The highest and lowest sum of each unit of an int8 file's layers, each (units, 2), in steps of the output."""
     model = onnx.load(path)
     layers = [node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
-    shown = {one.name for one in model.graph.output}
+    shown = {output.name for output in model.graph.output}
     for name in layers:
         if name not in shown:
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     session = open_session(model.SerializeToString(), source="the int8 file").session
-    found = [one.reshape(*one.shape[:2], -1) for one in session.run(layers, {"faces": faces})]
-    return [np.stack([one.max((0, 2)), one.min((0, 2))], 1) for one in found]
+    found = [values.reshape(*values.shape[:2], -1) for values in session.run(layers, {"faces": faces})]
+    return [np.stack([sums.max((0, 2)), sums.min((0, 2))], 1) for sums in found]
 
 
 def test_the_accumulators_of_the_int8_file_reach_their_extremes(exported: Exported) -> None:

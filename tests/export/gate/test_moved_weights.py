@@ -25,10 +25,10 @@ def test_no_moved_weight_of_a_small_network_is_unnoticed(exported: Exported) -> 
     noticed = [replayed.replay(layer, place) for layer, place in chosen]
     assert all(noticed)
     # The integer that a weight moves by a step shows it, whatever the layers behind it do with that.
-    assert all("integers" in one for (layer, _), one in zip(chosen, noticed, strict=True) if layer.is_rounded)
+    assert all("integers" in failed for (layer, _), failed in zip(chosen, noticed, strict=True) if layer.is_rounded)
 
 
-@pytest.mark.parametrize("path", [one for one in _MODELS if one.name in _EVERY], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in _MODELS if path.name in _EVERY], ids=lambda path: path.name)
 def test_a_moved_weight_of_any_layer_fails_the_replay(path: Path) -> None:
     replayed = Replayed(path)
     # The hidden units of `unfamiliarity` may be in a layer of the network.

@@ -99,7 +99,7 @@ def test_operators_and_weights_are_compared_one_by_one(fp32: onnx.ModelProto, fa
 
 def test_a_single_step_of_a_single_weight_is_named(fp32: onnx.ModelProto) -> None:
     changed = halve_model(fp32)
-    tensor = next(one for one in changed.graph.initializer if one.name.endswith("fc_layer.4.weight"))
+    tensor = next(tensor for tensor in changed.graph.initializer if tensor.name.endswith("fc_layer.4.weight"))
     values = numpy_helper.to_array(tensor).copy()
     values[0, 0] = np.nextafter(values[0, 0], np.float16(1))
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))

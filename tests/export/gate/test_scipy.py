@@ -45,7 +45,9 @@ def test_risk_and_coverage_are_counted_on_faces_that_did_not_fit_the_threshold()
         own = _temperature(logits[fitted::2], labels[fitted::2])
         confidences = softmax(logits[fitted::2], temperature=own).max(1)
         grid = np.arange(1, 1001) / 1000
-        threshold = next(one for one in grid if right[fitted::2][confidences >= one].mean() >= TARGET_PRECISION)
+        threshold = next(
+            confidence for confidence in grid if right[fitted::2][confidences >= confidence].mean() >= TARGET_PRECISION
+        )
         kept[1 - fitted :: 2] = softmax(logits[1 - fitted :: 2], temperature=own).max(1) >= threshold
     found = calibrate(logits, labels)
     # Temperatures are rounded to four digits, which may move a face across a threshold.

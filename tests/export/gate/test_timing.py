@@ -50,6 +50,6 @@ def test_a_close_call_is_measured_longer(narrow_graph: onnx.ModelProto, monkeypa
         monkeypatch.setattr(timing, "_is_close_call", lambda milliseconds, answer=is_close: answer)
         measured = measure_in_turns(models, textures(2), batch=2, rounds=2)
         # Of a turn's 1 to 50 runs, as many as fit its slice.
-        assert all(one.runs % (2 * repeats) == 0 for one in measured.values())
-        assert all(0 < one.undisturbed_ms <= one.p50_ms for one in measured.values())
+        assert all(result.runs % (2 * repeats) == 0 for result in measured.values())
+        assert all(0 < result.undisturbed_ms <= result.p50_ms for result in measured.values())
     assert not timing._is_close_call([1.0])

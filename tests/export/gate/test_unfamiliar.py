@@ -66,7 +66,7 @@ def test_every_file_has_the_output_and_its_certificate(exported: Exported) -> No
 
 
 def test_eight_bits_hardly_move_what_ships() -> None:
-    fp32, int8 = (find_model("v0", precision=one).read_bytes() for one in ("fp32", "int8"))
+    fp32, int8 = (find_model("v0", precision=precision).read_bytes() for precision in ("fp32", "int8"))
     faces = candidate_faces(256, shape=(48, 48))
     assert np.corrcoef(unfamiliarity_of(fp32, faces), unfamiliarity_of(int8, faces))[0, 1] > 0.99
 
@@ -91,10 +91,10 @@ def test_the_recognizer_names_noise_and_not_the_faces(exported: Exported) -> Non
 
 
 def test_self_test_finds_another_unfamiliarity(exported: Exported) -> None:
-    (model,) = [one for one in exported.report.models if one.precision == "fp32"]
+    (model,) = [published for published in exported.report.models if published.precision == "fp32"]
     loaded = load_model(model.path)
     changed = onnx.load_model_from_string(loaded.content)
-    (weights,) = [one for one in changed.graph.initializer if one.name == "unfamiliarity_weights"]
+    (weights,) = [tensor for tensor in changed.graph.initializer if tensor.name == "unfamiliarity_weights"]
     values = onnx.numpy_helper.to_array(weights).copy()
     values[:, 0] *= 1.5  # of one unit: a single weight may read what no golden face switches on
     weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
@@ -106,7 +106,7 @@ def test_self_test_finds_another_unfamiliarity(exported: Exported) -> None:
 
 
 def test_an_output_of_another_shape_is_refused(exported: Exported) -> None:
-    (model,) = [one for one in exported.report.models if one.precision == "fp32"]
+    (model,) = [published for published in exported.report.models if published.precision == "fp32"]
     changed = onnx.load_model_from_string(model.path.read_bytes())
     changed.graph.output[2].type.tensor_type.shape.dim.add().dim_value = 1
     other = model.path.with_name("shape.onnx")

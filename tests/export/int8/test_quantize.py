@@ -119,7 +119,7 @@ def _worst_sums(rows: Any) -> tuple[int, int]:
 def test_no_two_neighbouring_products_leave_16_bits(exported: Exported) -> None:
     """AVX2 without VNNI adds two products of uint8 and int8 in int16 (vpmaddubsw) and cuts off what is beyond."""
     model = onnx.load(exported.models_dir / "narrow.int8.onnx")
-    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     behind = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
     assert len(layers) == 6  # the network's five, one with the units of `unfamiliarity`, and its last
@@ -151,7 +151,7 @@ def test_equal_neighbours_of_a_score_do_not_leave_16_bits(
         scales=quantized_scales(model),
         name="score",
     )
-    constants = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name in ("score_weights", "score_signs"):
         smallest, largest = _worst_sums(constants[name].T.astype(np.int64))
         assert -32768 <= smallest < 0 < largest <= 32767
@@ -168,7 +168,7 @@ def test_integers_equal_the_same_graph_in_float(int8_graph: onnx.ModelProto) -> 
 def test_pixels_flow_into_the_first_convolution_unquantized(int8_graph: onnx.ModelProto) -> None:
     first = int8_graph.graph.node[0]
     assert (first.op_type, first.input[0]) == ("Reshape", "faces")
-    scale = next(one for one in int8_graph.graph.initializer if one.name == "planes_scale")
+    scale = next(tensor for tensor in int8_graph.graph.initializer if tensor.name == "planes_scale")
     assert numpy_helper.to_array(scale) == 1.0
     assert "Cast" not in {node.op_type for node in int8_graph.graph.node}
 

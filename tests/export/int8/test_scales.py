@@ -81,7 +81,7 @@ def test_no_sum_ends_at_half_a_step() -> None:
     for output, terms in (("on", ("a", "b")), ("second", ("c", "on"))):
         parts = [steps[term] / steps[output] * SUM_PARTS for term in terms]
         assert np.allclose(parts, np.rint(parts))
-        left, right = (np.rint(one) * values for one in parts)
+        left, right = (np.rint(part) * values for part in parts)
         sums = (left[:, None] + right) / SUM_PARTS
         assert np.abs(sums - np.floor(sums) - 0.5).min() > 0.9 / (2 * SUM_PARTS)
 

@@ -83,7 +83,7 @@ def test_onnxruntime_runs_one_product_less(scored: onnx.ModelProto) -> None:
     model = _copy(scored)
     share_layer(model, "score")
     before, after = (
-        sum(node.op_type == "QGemm" for node in optimized_nodes(one.SerializeToString())) for one in (scored, model)
+        sum(node.op_type == "QGemm" for node in optimized_nodes(graph.SerializeToString())) for graph in (scored, model)
     )
     assert (before, after) == (4, 3)
     assert integer_check(model.SerializeToString()).passed
@@ -104,11 +104,11 @@ def test_a_shared_layer_comes_apart_again(scored: onnx.ModelProto) -> None:
     separate = separate_layer(model, "score")
     for expected, found in zip(_run(scored), _run(separate), strict=True):
         np.testing.assert_array_equal(found, expected)
-    tensors = {one.name: numpy_helper.to_array(one) for one in scored.graph.initializer}
-    for one in separate.graph.initializer:
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in scored.graph.initializer}
+    for tensor in separate.graph.initializer:
         # The written step of a tensor may be a constant of another name.
-        if one.name in tensors:
-            np.testing.assert_array_equal(numpy_helper.to_array(one), tensors[one.name])
+        if tensor.name in tensors:
+            np.testing.assert_array_equal(numpy_helper.to_array(tensor), tensors[tensor.name])
     assert quantized_scales(separate) == quantized_scales(scored)
 
 
@@ -138,7 +138,7 @@ def _exchange(text: str) -> str:
 def test_units_that_cannot_be_are_refused(scored: onnx.ModelProto, change: Callable[[str], str]) -> None:
     model = _copy(scored)
     share_layer(model, "score")
-    (entry,) = [one for node in model.graph.node for one in node.metadata_props if one.key == UNITS]
+    (entry,) = [prop for node in model.graph.node for prop in node.metadata_props if prop.key == UNITS]
     entry.value = change(entry.value)
     with pytest.raises(ParityError, match="score"):
         find_shared(model, "score")

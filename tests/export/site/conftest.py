@@ -26,8 +26,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         "--use-fake-ui-for-media-stream",
         f"--use-file-for-fake-video-capture={film}",
     ]
-    with launched(*flags) as one:
-        yield one
+    with launched(*flags) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")

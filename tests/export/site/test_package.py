@@ -206,7 +206,7 @@ def test_a_bundle_takes_webgpu_for_a_file_that_passes_on_it_and_for_no_other(
     shutil.copytree(bundle, tmp_path, dirs_exist_ok=True)
     right = exported.models_dir / "narrow.onnx"
     model = onnx.load(right)
-    (bias,) = [one for one in model.graph.initializer if one.name.endswith("conv_block_1.0.bias")]
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith("conv_block_1.0.bias")]
     values = onnx.numpy_helper.to_array(bias).copy()
     values[0] += 0.5
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
@@ -223,7 +223,9 @@ def test_a_bundle_takes_webgpu_for_a_file_that_passes_on_it_and_for_no_other(
             pytest.skip("this Chromium has no WebGPU adapter, not even SwiftShader")
         for _ in range(2):  # the first time limit may end while shaders are compiled, which are kept
             found = page.evaluate("load('right.onnx')")
-            is_late = [one["reason"] for one in found["refused"] if one["reason"].startswith("no answer in")]
+            is_late = [
+                refusal["reason"] for refusal in found["refused"] if refusal["reason"].startswith("no answer in")
+            ]
             if not is_late:
                 break
         else:
@@ -231,7 +233,7 @@ def test_a_bundle_takes_webgpu_for_a_file_that_passes_on_it_and_for_no_other(
         assert (found["backend"], found["refused"], found["test"]["passed"]) == ("webgpu", [], True)
         found = page.evaluate("load('wrong.onnx')")
         assert (found["backend"], found["test"]["passed"]) == ("wasm", False)
-        assert [one["backend"] for one in found["refused"]] == ["webgpu"]
+        assert [refusal["backend"] for refusal in found["refused"]] == ["webgpu"]
 
 
 def _accessible(page: Visit, tools: Path, combinations: list[tuple[int, str]]) -> None:
@@ -243,7 +245,7 @@ def _accessible(page: Visit, tools: Path, combinations: list[tuple[int, str]]) -
             "axe.run().then((all) => all.violations.map((one) => "
             "[one.impact, one.id, one.nodes.map((node) => node.html)]))"
         )
-        assert [one for one in found if one[0] in ("serious", "critical")] == [], (width, scheme)
+        assert [violation for violation in found if violation[0] in ("serious", "critical")] == [], (width, scheme)
 
 
 def test_the_cameras_element_names_the_expression(browser: Browser, bundle: Path, tools: Path) -> None:

@@ -92,5 +92,5 @@ def test_idle_connections_do_not_make_threads_without_end(folder: Path) -> None:
             connection.close()
             assert threading.active_count() - before <= _MOST_CONNECTIONS
         finally:
-            for one in idle:
-                one.close()
+            for opened in idle:
+                opened.close()

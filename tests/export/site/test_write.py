@@ -123,7 +123,7 @@ def test_samples_get_the_python_runtimes_faces(browser: Browser, site: str, yune
         page.evaluate(f"document.querySelector('.samples img[src$=\"{name}\"]').click()")
         page.wait_for("fer.answers.length")
         answers = page.evaluate("fer.answers")
-    assert [one["expression"] for one in answers] == [one.expression for one in expected]
+    assert [answer["expression"] for answer in answers] == [face.expression for face in expected]
     for answer, face in zip(answers, expected, strict=True):
         # Chromium's JPEG decoder and its shrinking differ from OpenCV's by a gray level; a box by a pixel.
         here = [answer["box"][side] for side in ("x", "y", "width", "height")]
@@ -416,7 +416,7 @@ def test_nothing_is_complained_about_and_nothing_comes_from_elsewhere(
         assert page.evaluate("getComputedStyle(document.getElementById('framing')).display") == "none"
         text = page.evaluate("document.body.innerText")
     assert page.complaints == []
-    assert [one for one in page.requests if not one.startswith((site, f"blob:{site}"))] == []
+    assert [request for request in page.requests if not request.startswith((site, f"blob:{site}"))] == []
     assert "Nothing is uploaded" in text
     assert "An expression is not a feeling" in text
 
@@ -559,7 +559,7 @@ def test_another_site_is_not_overwritten(ort_web: Path, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("mine")
     with pytest.raises(OutputError, match="another site"):
         write_site(tmp_path, model=MODELS / "model_0.onnx", ort_web=ort_web)
-    assert [one.name for one in tmp_path.iterdir()] == ["index.html"]
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 def test_a_model_is_not_taken_for_a_face_detector(ort_web: Path, tmp_path: Path) -> None:

@@ -72,23 +72,23 @@ def copied(converted: Callable[[str], Path], tmp_path: Path) -> Callable[[str], 
 
 def _weights(name: str) -> FloatArray:
     model = onnx.load(MODELS / "model_0.onnx")
-    found: FloatArray = numpy_helper.to_array(next(one for one in model.graph.initializer if one.name == name))
+    found: FloatArray = numpy_helper.to_array(next(tensor for tensor in model.graph.initializer if tensor.name == name))
     return found
 
 
 def _exchange(path: Path, old: FloatArray, new: FloatArray) -> None:
     """Exchange values in whichever file of the conversion holds them."""
-    files = [one for one in path.parent.iterdir() if one.suffix not in (".onnx", ".npz", ".h", ".json")]
-    if sum(one.read_bytes().count(old.tobytes()) for one in files) == 1:
+    files = [file for file in path.parent.iterdir() if file.suffix not in (".onnx", ".npz", ".h", ".json")]
+    if sum(file.read_bytes().count(old.tobytes()) for file in files) == 1:
         pairs = [(old.tobytes(), new.tobytes())]
     else:  # in another order: value by value
         pairs = [(before.tobytes(), after.tobytes()) for before, after in zip(old.ravel(), new.ravel(), strict=True)]
     for before, after in pairs:
         changed = 0
-        for one in files:
-            content = one.read_bytes()
+        for file in files:
+            content = file.read_bytes()
             changed += content.count(before)
-            one.write_bytes(content.replace(before, after))
+            file.write_bytes(content.replace(before, after))
         assert changed == 1 if len(pairs) == 1 else changed  # four bytes may occur twice by chance
 
 
@@ -96,7 +96,7 @@ def _reseal(path: Path, name: str, **changes: object) -> None:
     """Make the sidecar fit files that were changed, as a wrong conversion would have written it."""
     target = TARGETS[name]
     sidecar, _ = read_sidecar(path, target)
-    sha256 = {one: hashlib.sha256((path.parent / one).read_bytes()).hexdigest() for one in sidecar.sha256}
+    sha256 = {name: hashlib.sha256((path.parent / name).read_bytes()).hexdigest() for name in sidecar.sha256}
     sidecar = dataclasses.replace(sidecar, sha256=sha256, **changes)  # type: ignore[arg-type]
     target.sidecar_path(path).write_text(sidecar.to_json())
 
@@ -184,7 +184,7 @@ class _CoreMl(ModuleType):
         self.models = SimpleNamespace(MLModel=self.open)
 
     def convert(self, traced: Any, *, inputs: Any, outputs: Any, convert_to: str) -> Any:
-        assert [one.name for one in (*inputs, *outputs)] == ["faces", "logits", "probabilities"]
+        assert [value.name for value in (*inputs, *outputs)] == ["faces", "logits", "probabilities"]
         return SimpleNamespace(save=traced.save)
 
     def open(self, path: str, *, compute_units: str) -> Any:
@@ -347,7 +347,7 @@ def test_a_target_is_one_module_and_one_entry_and_a_wrong_converter_publishes_no
     shutil.copy(MODELS / "model_0.onnx", tmp_path / "models")
     refused = _run(tmp_path, "fer_export", "--model", "v0", "--target", "mine", code=1, BROKEN="1")
     assert "model_0.mine is not published: logits" in refused
-    assert [one.name for one in (tmp_path / "models").iterdir()] == ["model_0.onnx"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["model_0.onnx"]
     said = _run(tmp_path, "fer_export", "--model", "v0", "--target", "mine")
     assert "passed" in said
     assert "mine: my board" in " ".join(_run(tmp_path, "fer_export", "--help").split())

@@ -111,7 +111,11 @@ def test_every_command_takes_a_config_and_a_log_format(folder: Path) -> None:
 
     from fer_runtime.config import COMMANDS
 
-    scripts = {one.name: one for one in distribution("fer-edge").entry_points if one.group == "console_scripts"}
+    scripts = {
+        entry_point.name: entry_point
+        for entry_point in distribution("fer-edge").entry_points
+        if entry_point.group == "console_scripts"
+    }
     for name in COMMANDS:
         if name in scripts:
             assert scripts[name].load().name == name

@@ -113,7 +113,7 @@ def test_what_cannot_be_meant_is_a_usage_error_without_the_password(arguments: t
 
     from fer_runtime.cli import main
 
-    given = [f"rtsp://admin:{_SECRET}@host/x" if one == "ADDRESS" else one for one in arguments]
+    given = [f"rtsp://admin:{_SECRET}@host/x" if argument == "ADDRESS" else argument for argument in arguments]
     result = CliRunner().invoke(main, given)
     assert result.exit_code == 2
     assert _SECRET not in result.output

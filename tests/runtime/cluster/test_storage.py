@@ -84,8 +84,8 @@ def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch:
         assert list(private.iterdir()) == []
         paths = json.dumps(["1.png", "missing.png"])
         (given,) = actor(pa.table({"part": [0], "paths": [paths]})).to_pylist()
-        one, missing = (json.loads(line) for line in given["rows"].splitlines())
-        assert one["faces"][0]["expression"] == recognizer.metadata.labels[4]
+        read, missing = (json.loads(line) for line in given["rows"].splitlines())
+        assert read["faces"][0]["expression"] == recognizer.metadata.labels[4]
         assert missing["error"] == "cannot be opened: No such file or directory"
         assert json.loads(given["summary"])["images"] == 2
 

@@ -241,7 +241,7 @@ METADATA: dict[str, tuple[dict[str, Any] | str, str]] = {
     "temperature -1": ({"temperature": -1}, "temperature must be"),
     "temperature text": ({"temperature": "1"}, "temperature must be"),
     "happy": ({"expressions": ["happy"] * 7}, "the label 'happy' occurs twice"),
-    "lists": ({"expressions": [[one] for one in EXPRESSIONS]}, "a label must be a printable text"),
+    "lists": ({"expressions": [[expression] for expression in EXPRESSIONS]}, "a label must be a printable text"),
     "text": ({"expressions": "abcdefg"}, "labels must be a list"),
     "escape": ({"expressions": ["\x1b[2J", *EXPRESSIONS[1:]]}, "a label must be a printable text"),
     "blank": ({"expressions": [" ", *EXPRESSIONS[1:]]}, "a label must be a printable text"),

@@ -19,7 +19,7 @@ from fer_runtime.model.inspect import inspect_model
 
 def _unfamiliarity(path: Path) -> tuple[int, int]:
     """Weights and biases of the layers behind the output `unfamiliarity`; the first version's had no hidden units."""
-    shapes = {one.name: one.dims for one in onnx.load(path).graph.initializer}
+    shapes = {tensor.name: tensor.dims for tensor in onnx.load(path).graph.initializer}
     inputs, units = shapes["unfamiliarity_weights"]
     assert inputs == 2304
     return (2304, 0) if units == 1 else (2304 * units + units, units)
@@ -43,7 +43,9 @@ def test_int8_counts_the_zeros_that_it_multiplies() -> None:
     # Two rows of four columns at once: 4 x 3 kernels over 4 columns to 8 x 16 results, at 24 x 12 places.
     first = 24 * 12 * 128 * 4 * 3 * 4
     # The hidden layer holds the units that faces switch on and those of `unfamiliarity`; two layers read them all.
-    (shared,) = [one for one in onnx.load(path).graph.initializer if one.dims[:1] == [2304] and len(one.dims) == 2]
+    (shared,) = [
+        tensor for tensor in onnx.load(path).graph.initializer if tensor.dims[:1] == [2304] and len(tensor.dims) == 2
+    ]
     hidden = shared.dims[1]
     assert 32 < hidden < 128 + 32
     assert facts.macs == first + 24 * 24 * 32 * 9 * 16 + 12 * 12 * 64 * 9 * 32 + 2304 * hidden + hidden * 7 + hidden

@@ -32,14 +32,14 @@ def test_shipped_files_read_as_the_onnx_package_reads_them(path: Path) -> None:
                 value = value.decode()
             assert ours.attributes[attribute.name] == (pytest.approx(value) if isinstance(value, float) else value)
     assert {name: tensor.shape for name, tensor in file.tensors.items()} == {
-        one.name: tuple(one.dims) for one in graph.initializer
+        constant.name: tuple(constant.dims) for constant in graph.initializer
     }
     assert {name: tensor.dtype for name, tensor in file.tensors.items()} == {
-        one.name: numpy_helper.to_array(one).dtype.name for one in graph.initializer
+        constant.name: numpy_helper.to_array(constant).dtype.name for constant in graph.initializer
     }
-    for one in graph.initializer:
-        if one.data_type == onnx.TensorProto.INT64:
-            assert file.tensors[one.name].integers == tuple(numpy_helper.to_array(one).ravel())
+    for constant in graph.initializer:
+        if constant.data_type == onnx.TensorProto.INT64:
+            assert file.tensors[constant.name].integers == tuple(numpy_helper.to_array(constant).ravel())
     assert file.opsets[""] == model.opset_import[0].version
     assert file.metadata == {entry.key: entry.value for entry in model.metadata_props}
     assert file.inputs[0].shape == ("batch", 48, 48)
@@ -84,12 +84,12 @@ def test_the_digest_covers_weights_and_metadata_and_not_their_order(tmp_path: Pa
     digest = content_digest(content)
     model = onnx.load_from_string(content)
     model.metadata_props.add(key="a", value="1")
-    one = content_digest(model.SerializeToString())
+    with_one_entry = content_digest(model.SerializeToString())
     model.metadata_props.insert(0, onnx.StringStringEntryProto(key="b", value="2"))
-    two = content_digest(model.SerializeToString())
+    with_two_entries = content_digest(model.SerializeToString())
     model.metadata_props.reverse()
-    assert content_digest(model.SerializeToString()) == two
-    assert len({digest, one, two}) == 3
+    assert content_digest(model.SerializeToString()) == with_two_entries
+    assert len({digest, with_one_entry, with_two_entries}) == 3
     changed = bytearray(content)
     changed[content.index(b"weights") + 40] ^= 1
     assert content_digest(bytes(changed)) != digest

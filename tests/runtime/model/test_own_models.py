@@ -23,8 +23,8 @@ def test_a_model_of_ones_own_is_found_by_its_name(tmp_path: Path) -> None:
 
 def test_a_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert [is_model_file(one) for one in ("mine.onnx", "./mine", tmp_path / "mine")] == [True] * 3
-    assert [is_model_file(one) for one in ("mine", "v0", "my.model", None)] == [False] * 4
+    assert [is_model_file(name) for name in ("mine.onnx", "./mine", tmp_path / "mine")] == [True] * 3
+    assert [is_model_file(name) for name in ("mine", "v0", "my.model", None)] == [False] * 4
     (tmp_path / "mine").touch()
     (tmp_path / "v0").touch()
     assert is_model_file("mine")

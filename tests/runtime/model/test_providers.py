@@ -138,8 +138,8 @@ def test_a_model_that_no_provider_computes_right_is_refused(cache: Path, tmp_pat
     from onnx import numpy_helper
 
     model = onnx.load(find_model("v0"))
-    scales = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT]
-    largest = max(scales, key=lambda one: numpy_helper.to_array(one).size)
+    scales = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    largest = max(scales, key=lambda weights: numpy_helper.to_array(weights).size)
     changed = numpy_helper.from_array(numpy_helper.to_array(largest) * 1.5, largest.name)
     largest.CopyFrom(changed)
     onnx.save(model, tmp_path / "changed.onnx")
@@ -156,7 +156,7 @@ def test_another_arithmetic_widens_the_tolerance_of_float_files_alone() -> None:
 
 
 def _is_here(provider: str) -> bool:
-    return provider in (*available_providers(), *(name for one in register_plugins() for name in one.providers))
+    return provider in (*available_providers(), *(name for plugin in register_plugins() for name in plugin.providers))
 
 
 _NEEDS_OPENVINO = pytest.mark.skipif(
@@ -168,7 +168,7 @@ _NEEDS_OPENVINO = pytest.mark.skipif(
 @_NEEDS_OPENVINO
 def test_a_plugins_own_choice_among_its_devices_is_no_provider() -> None:
     # onnxruntime-ep-openvino offers "OpenVINOExecutionProvider.AUTO", which computes in bf16 without our settings.
-    assert not [name for one in register_plugins() for name in one.providers if "." in name]
+    assert not [name for plugin in register_plugins() for name in plugin.providers if "." in name]
     assert not [name for name in available_providers() if "." in name]
 
 

@@ -50,7 +50,7 @@ def _failures(report: SelfTestReport) -> set[str]:
 def _change_metadata(path: Path, target: Path, change: Callable[[dict[str, Any]], None], *, sealed: bool) -> Path:
     """Write `path` with changed metadata; `sealed` computes the digest anew, as a thorough forger would."""
     model = onnx.load(path)
-    entry = next(one for one in model.metadata_props if one.key == METADATA_KEY)
+    entry = next(prop for prop in model.metadata_props if prop.key == METADATA_KEY)
     values = json.loads(entry.value)
     change(values)
     entry.value = json.dumps(values, sort_keys=True)
@@ -70,7 +70,7 @@ def test_shipped_files_compute_here_what_was_trained(shipped: Path) -> None:
 
 def test_a_weight_changed_by_one_percent_is_noticed(shipped: Path, tmp_path: Path) -> None:
     model = onnx.load(shipped)
-    tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+    tensor = max(model.graph.initializer, key=lambda constant: len(constant.raw_data))
     values = numpy_helper.to_array(tensor).copy()
     largest = np.unravel_index(np.abs(values.astype(np.float64)).argmax(), values.shape)
     values[largest] = values[largest] * 0.99
@@ -81,7 +81,7 @@ def test_a_weight_changed_by_one_percent_is_noticed(shipped: Path, tmp_path: Pat
 
 def test_an_exchanged_layer_is_noticed_by_its_numbers_even_with_a_new_digest(shipped: Path, tmp_path: Path) -> None:
     model = onnx.load(shipped)
-    tensor = next(one for one in model.graph.initializer if one.name.endswith("fc_layer.4.weight"))
+    tensor = next(constant for constant in model.graph.initializer if constant.name.endswith("fc_layer.4.weight"))
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(tensor)[::-1]), tensor.name))
     onnx.save(model, tmp_path / "a.onnx")
     resealed = _change_metadata(tmp_path / "a.onnx", tmp_path / "b.onnx", lambda values: None, sealed=True)
@@ -148,7 +148,7 @@ def test_an_integer_that_no_output_shows_is_noticed(tmp_path: Path) -> None:
     assert report.passed
     assert str(report.checks[-2]).endswith("0 of 5 tensors between the layers differ")
     model = onnx.load(path)
-    step = next(one for one in model.graph.initializer if one.name == "aside_step")
+    step = next(tensor for tensor in model.graph.initializer if tensor.name == "aside_step")
     step.CopyFrom(numpy_helper.from_array(np.array(4, np.float32), "aside_step"))
     onnx.save(model, path)
     report = run_self_test(path)
@@ -286,7 +286,7 @@ def test_something_else_than_a_key_is_named(content: bytes, shipped: Path, tmp_p
         lambda values: values["certificate"].update(network_logits=[["\x1b" * 5000]]),
         lambda values: values["certificate"].update(integers=[["relu_u8", 1]]),
         lambda values: values["certificate"].update(integers=[["relu_u8", "0" * 7]]),
-        lambda values: values["certificate"].update(integers=[[f"relu_{one}", "0" * 8] for one in range(1025)]),
+        lambda values: values["certificate"].update(integers=[[f"relu_{number}", "0" * 8] for number in range(1025)]),
     ],
 )
 def test_a_damaged_certificate_is_our_own_error(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_bars_are_drawn_in_the_free_part_of_the_picture_with_a_line_to_their_fac
     # Three panels of seven bars each, whose empty part is gray.
     gray = (drawn == (70, 66, 62)).all(2).astype(np.uint8)
     count, _, statistics, _ = cv2.connectedComponentsWithStats(gray)
-    assert sum(int(one[cv2.CC_STAT_AREA]) > 30 for one in statistics[1:count]) == 21
+    assert sum(int(row[cv2.CC_STAT_AREA]) > 30 for row in statistics[1:count]) == 21
 
 
 def test_a_face_shows_its_reasons() -> None:

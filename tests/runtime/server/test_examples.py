@@ -74,7 +74,7 @@ def test_the_three_lines_of_a_stranger_work(tmp_path: Path) -> None:
     lines = r"^(pip install .*'\.\[serve\]').*\n(fer-serve)\b.*\n(curl -F image=@photo.jpg \S+)"
     found = [match.groups() for page in pages if (match := re.search(lines, page, flags=re.MULTILINE))]
     assert found, "no page has the three lines"
-    assert len({one[1:] for one in found}) == 1, "the pages differ"
+    assert len({lines[1:] for lines in found}) == 1, "the pages differ"
     _, start, ask = found[0]
     # What the extra brings is here already.
     site = tmp_path / "site"

@@ -261,8 +261,8 @@ def test_nobody_waits_for_a_batch_that_fails() -> None:
     def note(*values: Any) -> None:
         raise ZeroDivisionError  # what only counts must keep nobody waiting
 
-    failed, cancelled, one, all_of_them = run_batcher(run, use, note)
+    failed, cancelled, single, all_of_them = run_batcher(run, use, note)
     assert isinstance(failed, MemoryError)
     assert isinstance(cancelled, asyncio.CancelledError)
-    assert one["sums"] == [FACES[4].sum()]
+    assert single["sums"] == [FACES[4].sum()]
     assert list(all_of_them["sums"]) == [face.sum() for face in FACES]

@@ -273,7 +273,9 @@ def test_a_model_that_fails_its_self_test_is_not_served(tmp_path: Path) -> None:
     from fer_runtime.model.find import find_model
 
     model = onnx.load(find_model("v0", precision="fp32"))
-    weights = next(one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT and one.dims)
+    weights = next(
+        tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT and tensor.dims
+    )
     weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 1.5, weights.name))
     onnx.save(model, tmp_path / "mine.onnx")
     refused = CliRunner().invoke(main, ["--port", "0", "--model", str(tmp_path / "mine.onnx")])

@@ -88,7 +88,7 @@ def test_the_page_shows_the_faces_and_that_the_camera_is_on(service: Service) ->
             assert visit.evaluate(f"show({doubted}).textContent") == "3: sad 40 %low confidence, small"
             assert visit.evaluate("document.documentElement.scrollWidth <= innerWidth")
             assert visit.complaints == []
-            assert [one for one in visit.requests if not one.startswith(f"{address}/")] == []
+            assert [request for request in visit.requests if not request.startswith(f"{address}/")] == []
     assert was(service, "on") == 1  # one camera for both
     # The camera is closed a moment after the last one has left.
     deadline = time.monotonic() + 60

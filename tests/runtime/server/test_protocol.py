@@ -29,7 +29,7 @@ def expected() -> dict[str, np.ndarray]:
     """The bare session's answers, face by face: batches change the last digits of float32."""
     session = open_session(find_model("v0")).session
     answers = [session.run(["logits", "probabilities"], {"faces": face[None]}) for face in FACES]
-    logits, probabilities = (np.concatenate(one) for one in zip(*answers, strict=True))
+    logits, probabilities = (np.concatenate(outputs) for outputs in zip(*answers, strict=True))
     return {"logits": logits, "probabilities": probabilities}
 
 
@@ -46,7 +46,7 @@ def close(given: Any, wanted: np.ndarray) -> bool:
 def test_json_gives_what_the_session_gives(service: Service, expected: dict[str, np.ndarray]) -> None:
     answer = service.ask("POST", INFER, request_of(FACES[:3], id="seven")).json
     assert (answer["model_name"], answer["model_version"], answer["id"]) == ("v0", "1", "seven")
-    outputs = {one["name"]: one for one in answer["outputs"]}
+    outputs = {output["name"]: output for output in answer["outputs"]}
     assert {"logits", "probabilities"} <= set(outputs)
     for name, wanted in expected.items():
         assert outputs[name]["shape"] == [3, 7]
@@ -89,7 +89,7 @@ def test_the_model_describes_itself(service: Service) -> None:
     assert service.ask("GET", "/v2").json["extensions"] == ["binary_tensor_data"]
     described = service.ask("GET", "/v2/models/v3").json
     assert described["inputs"] == [{"name": "faces", "datatype": "UINT8", "shape": [-1, 48, 48]}]
-    outputs = {one["name"]: one["shape"] for one in described["outputs"]}
+    outputs = {output["name"]: output["shape"] for output in described["outputs"]}
     assert outputs["probabilities"] == [-1, 7]
     assert service.ask("GET", "/v2/models/v3/versions/1/ready").json == {"name": "v3", "ready": True}
     for path in ("/v2/models/mine", "/v2/models/v3/versions/2", "/v2/models/mine/ready"):

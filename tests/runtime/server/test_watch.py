@@ -39,7 +39,7 @@ def wait_for(condition: object, service: Service) -> None:
 def test_a_new_file_goes_live_after_its_self_test_and_no_request_is_lost(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
-    first, second = (find_model("v0", precision=one).read_bytes() for one in ("fp32", "int8"))
+    first, second = (find_model("v0", precision=precision).read_bytes() for precision in ("fp32", "int8"))
     with serving(tmp_path / "empty", "--watch", str(folder)) as service:
         assert service.ask("GET", "/health/ready").status == 503
         assert service.ask("POST", "/v1/images", b"x").status == 503

@@ -50,7 +50,7 @@ def write_video(path: Path, *, frames: int, size: tuple[int, int] = (640, 360)) 
     """Two portraits that move towards each other and back, without touching."""
     faces = []
     for name, (x, y, width, height) in (("eileen", (120, 30, 210, 210)), ("grace", (110, 60, 300, 300))):
-        sample = next(one for one in sample_images() if name in one)
+        sample = next(path for path in sample_images() if name in path)
         faces.append(cv2.resize(read_image(sample)[y : y + height, x : x + width], (150, 150)))
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), RATE, size)
     for frame in range(frames):
@@ -244,10 +244,10 @@ def test_frames_before_a_failure_of_the_source_have_their_results() -> None:
 
     def take_all() -> None:
         with Recognizer("v0", detector="whole") as recognizer:
-            for one in recognize._looked_at(recognizer, read(), 8):
-                assert not isinstance(one, Gap)
-                given.append(one.frame.number)
-                assert len(one.seen().faces) == 1
+            for looked in recognize._looked_at(recognizer, read(), 8):
+                assert not isinstance(looked, Gap)
+                given.append(looked.frame.number)
+                assert len(looked.seen().faces) == 1
 
     with pytest.raises(ImageError, match="is gone"):
         take_all()
@@ -321,7 +321,9 @@ def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(vi
     subtitles = _infer(video, "--every", 3, "--format", "srt").stdout
     assert len(re.findall(r"^\d\d:\d\d:\d\d,\d{3} --> ", subtitles, re.MULTILINE)) == len(segments)
     said = re.findall(r"^face (\d+): (\w+)", subtitles, re.MULTILINE)
-    assert [(int(track), label) for track, label in said] == [(one["track"], one["expression"]) for one in segments]
+    assert [(int(track), label) for track, label in said] == [
+        (segment["track"], segment["expression"]) for segment in segments
+    ]
 
 
 def test_the_table_of_frames_says_which_faces_are_uncertain(video: Path) -> None:

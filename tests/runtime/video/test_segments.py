@@ -35,7 +35,10 @@ def test_an_expression_lasts_until_the_next_one() -> None:
     (ended,) = builder.add(_frame(2.0, (1, "angry"), (2, "sad")))
     assert (ended.track, ended.start, ended.end, ended.expression) == (1, 0.0, 2.0, "happy")
     assert ended.confidence == pytest.approx((0.5 + 0.6) / 2)
-    assert [(one.track, one.start, one.end) for one in builder.finish(2.5)] == [(2, 1.0, 2.5), (1, 2.0, 2.5)]
+    assert [(segment.track, segment.start, segment.end) for segment in builder.finish(2.5)] == [
+        (2, 1.0, 2.5),
+        (1, 2.0, 2.5),
+    ]
 
 
 def test_a_face_that_goes_stays_until_its_next_frame_was_due() -> None:
@@ -82,7 +85,7 @@ def test_a_cut_ends_every_segment_at_once() -> None:
     builder.add(_frame(0.0, (1, "happy"), (2, "sad")))
     builder.add(_frame(0.1, (1, "happy")))
     ended = builder.add(_frame(0.2, (3, "happy"), is_cut=True))
-    assert [(one.track, one.end) for one in ended] == [(1, 0.2), (2, 0.1)]
+    assert [(segment.track, segment.end) for segment in ended] == [(1, 0.2), (2, 0.1)]
 
 
 def test_segments_keep_nothing_of_faces_that_are_gone() -> None:

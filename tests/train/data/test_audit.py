@@ -113,7 +113,7 @@ def test_the_odd_one_out_is_the_strangest() -> None:
     random = np.random.default_rng(0)
     # Eight hundred blurred patterns have their coarse structure in common; unblurred noise has another.
     smooth = [cv2.GaussianBlur(random.random((48, 48)).astype(np.float32), (0, 0), 4) for _ in range(800)]
-    faces = [cv2.normalize(one, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8) for one in smooth]  # type: ignore[call-overload]
+    faces = [cv2.normalize(pattern, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8) for pattern in smooth]  # type: ignore[call-overload]
     faces.append(random.integers(0, 256, (48, 48), np.uint8))
     assert strangest(np.stack(faces))[0] == 800
 

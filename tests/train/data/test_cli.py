@@ -37,7 +37,7 @@ def test_all_four_commands_run_where_pytorch_is_not_installed(tmp_path: Path) ->
         ("audit", "data", "--output", "audit", "--model", "v0"),
     )
     program = f"import os, sys\nos.chdir({str(tmp_path)!r})\nfrom fer_train.data.cli import main\n"
-    program += "".join(f"main({list(one)!r}, standalone_mode=False)\n" for one in commands)
+    program += "".join(f"main({list(command)!r}, standalone_mode=False)\n" for command in commands)
     printed = run_without_extras(program + "print('torch' in sys.modules, 'onnx' in sys.modules)")
     assert printed.splitlines()[-1] == "False False"
     assert "4 photos, 12 faces, 0 without a crop" in printed

@@ -97,7 +97,7 @@ def test_training_sees_what_inference_sees(cropped: tuple[Path, Result], photos:
         if not row["image"]:
             continue
         photo = read_image(photos / source.removeprefix("train/"))
-        box = max((one.box for one in HaarDetector().detect(photo)), key=lambda box: box[2])
+        box = max((detection.box for detection in HaarDetector().detect(photo)), key=lambda box: box[2])
         assert box == tuple(int(row[name]) for name in ("x", "y", "width", "height"))
         crop = read_image(output / row["image"])
         assert crop.ndim == (2 if source == "train/calm/one.png" else 3)

@@ -47,7 +47,7 @@ def test_what_looks_the_same_stays_out_of_validation_and_of_contradictions() -> 
 
     def split(*images: tuple[str, int, Uint8Array]) -> LabelledFaces:
         return dataclasses.replace(
-            _faces(*((content, label) for content, label, _ in images)), faces=np.stack([one[2] for one in images])
+            _faces(*((content, label) for content, label, _ in images)), faces=np.stack([image[2] for image in images])
         )
 
     # a looks like one of validation; b twice under one label; c under two, with a copy of its first file; d alone.

@@ -39,7 +39,9 @@ def test_confident_learning_answers_as_cleanlab() -> None:
     off_diagonal = np.flatnonzero((confident >= 0) & (confident != labels))
     assert (len(off_diagonal), off_diagonal.sum()) == (82, 17331)
     # Ranked by self-confidence.
-    found = [int(one.image) for one in find_label_errors(probabilities, labels, CLASSES, list(map(str, range(count))))]
+    found = [
+        int(error.image) for error in find_label_errors(probabilities, labels, CLASSES, list(map(str, range(count))))
+    ]
     assert found[:10] == [61, 129, 380, 41, 148, 229, 348, 194, 277, 236]
     assert (len(found), sum(found)) == (81, 16954)
 
@@ -60,7 +62,9 @@ def test_planted_errors_are_found_with_the_label_that_they_had() -> None:
     labels[planted] = (labels[planted] + 1) % 3
     probabilities = out_of_fold_probabilities(features, labels, range(len(labels)), classes=3)
     found = find_label_errors(probabilities, labels, CLASSES[:3], list(map(str, range(len(labels)))))
-    right = [one for one in found if int(one.image) in planted and one.suggested == CLASSES[true[int(one.image)]]]
+    right = [
+        error for error in found if int(error.image) in planted and error.suggested == CLASSES[true[int(error.image)]]
+    ]
     # Classes that far apart: nearly all of the planted errors, and little else.
     assert len(right) > 0.9 * len(planted)
     assert len(right) > 0.6 * len(found)

@@ -61,12 +61,12 @@ def test_the_loss_is_that_of_both_labels_by_their_shares(tmp_path: Path, monkeyp
     assert batch.partners is not None
     logits = torch.randn(len(batch.indices), 7, generator=Generator().manual_seed(1))
 
-    labels, others = (torch.from_numpy(faces[0].labels)[one] for one in (batch.indices, batch.partners))
+    labels, others = (torch.from_numpy(faces[0].labels)[indices] for indices in (batch.indices, batch.partners))
     weights = run._weights
-    by_label = [F.cross_entropy(logits, one, weight=weights, reduction="none") for one in (labels, others)]
+    by_label = [F.cross_entropy(logits, targets, weight=weights, reduction="none") for targets in (labels, others)]
     hard = (batch.own * by_label[0] + (1 - batch.own) * by_label[1]).sum()
     hard /= (batch.own * weights[labels] + (1 - batch.own) * weights[others]).sum()
-    answers = [F.softmax(teacher[one] / 2, 1) for one in (batch.indices, batch.partners)]
+    answers = [F.softmax(teacher[indices] / 2, 1) for indices in (batch.indices, batch.partners)]
     aim = batch.own[:, None] * answers[0] + (1 - batch.own[:, None]) * answers[1]
     soft = F.kl_div(F.log_softmax(logits / 2, 1), aim, reduction="batchmean")
     assert float(run._loss(logits, batch)) == pytest.approx(float(0.75 * hard + 0.25 * 4 * soft), rel=1e-5)

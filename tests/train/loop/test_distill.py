@@ -78,7 +78,7 @@ def test_student_and_teacher_see_the_same_augmented_and_mixed_images(
     run = Trainer(network, *faces, recipe, device=CPU, seed=0, teachers=ImageAnswers([teacher]))
     run._train_epoch(1, _Quiet())
     assert len(teacher.seen) == len(seen) == 6  # 168 faces in batches of 32
-    assert all(torch.equal(one, other) for one, other in zip(teacher.seen, seen, strict=True))
+    assert all(torch.equal(images, other) for images, other in zip(teacher.seen, seen, strict=True))
     whole = torch.from_numpy(faces[0].faces).float() / 255
     assert not any((whole == plane).all((1, 2)).any() for plane in teacher.seen[0][:, 0])
 
@@ -164,7 +164,7 @@ def test_an_exported_model_that_cannot_teach_is_named(
     faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path
 ) -> None:
     model = onnx.load("models/model_0.onnx")
-    entry = next(one for one in model.metadata_props if one.key == METADATA_KEY)
+    entry = next(prop for prop in model.metadata_props if prop.key == METADATA_KEY)
     entry.value = entry.value.replace('"surprise"', '"contempt"')
     onnx.save(model, tmp_path / "other.onnx")
     (tmp_path / "damaged.onnx").write_bytes(b"no model")

@@ -47,9 +47,9 @@ def test_a_block_trains_as_its_four_modules_do(size: int, layout: torch.memory_f
         # Sums of at most 5 x 8 x 8 x 27 products in float64; its epsilon is 2e-16.
         torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(fused_of_input, of_input, rtol=1e-9, atol=1e-9)
-    for (name, one), other in zip(plain.named_parameters(), fused.parameters(), strict=True):
-        assert one.grad is not None
-        torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9, msg=name)
+    for (name, parameter), other in zip(plain.named_parameters(), fused.parameters(), strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-9, atol=1e-9, msg=name)
     for buffer, of_fused in zip(plain.buffers(), fused.buffers(), strict=True):
         torch.testing.assert_close(of_fused, buffer)
     plain.eval()

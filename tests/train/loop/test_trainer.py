@@ -133,9 +133,9 @@ def test_a_state_of_other_settings_is_refused(images: Path, tmp_path: Path) -> N
     faces = load_faces(images, "train"), load_faces(images, "validation")
     state = tmp_path / "state.resume.pth"
     cpu = torch.device("cpu")
-    one = TINY.overridden(epochs=1)
-    Trainer(create_network("v0"), *faces, one, device=cpu, seed=0, identity={"seed": 0}).run(resume_path=state)
-    other = Trainer(create_network("v0"), *faces, one, device=cpu, seed=1, identity={"seed": 1})
+    recipe = TINY.overridden(epochs=1)
+    Trainer(create_network("v0"), *faces, recipe, device=cpu, seed=0, identity={"seed": 0}).run(resume_path=state)
+    other = Trainer(create_network("v0"), *faces, recipe, device=cpu, seed=1, identity={"seed": 1})
     with pytest.raises(CheckpointError, match="another seed"):
         other.run(resume_path=state, resume=True)
     whole = state.read_bytes()
@@ -147,7 +147,7 @@ def test_a_state_of_other_settings_is_refused(images: Path, tmp_path: Path) -> N
     content = unpack_state(whole, source=state)
     for key, value in (("network", {}), ("history", {"epochs": [1]}), ("optimizer", 3), ("dropout", None)):
         state.write_bytes(pack_state({**content, key: value}))
-        same = Trainer(create_network("v0"), *faces, one, device=cpu, seed=0, identity={"seed": 0})
+        same = Trainer(create_network("v0"), *faces, recipe, device=cpu, seed=0, identity={"seed": 0})
         with pytest.raises(CheckpointError, match="is not a state of this training"):
             same.run(resume_path=state, resume=True)
 
