@@ -197,17 +197,17 @@ def _run(request: Mapping[str, Any], installed: Sequence[str]) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     if kind == "-m":
-        what, *_ = sys.argv[:] = arguments
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
+        module, *_ = sys.argv[:] = arguments
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     elif kind != "-c":
         sys.argv[:] = [kind, *arguments]
         runpy.run_path(kind, run_name="__main__")
     else:
-        what, *rest = arguments
+        code, *rest = arguments
         sys.argv[:] = [kind, *rest]
         main = ModuleType("__main__")
         sys.modules["__main__"] = main
-        exec(compile(what, "<string>", "exec"), main.__dict__)
+        exec(compile(code, "<string>", "exec"), main.__dict__)
 
 
 def _main() -> None:

@@ -110,7 +110,9 @@ def main(
                 continue  # v1's fp32 is not in the repository
             with _one_cpu():
                 rates = measure_folder(paths, model, precision, models_dir, rounds)
-            bare, command = (len(paths) / statistics.median(s) for s in (rates.bare_cpu_s, rates.command_cpu_s))
+            bare, command = (
+                len(paths) / statistics.median(seconds) for seconds in (rates.bare_cpu_s, rates.command_cpu_s)
+            )
             click.echo(f"{model:5}  {precision:9}  {bare:10,.0f} {command:10,.0f}  {rates.ratio:.2f}")
 
 

@@ -76,14 +76,14 @@ def main() -> None:
         shutil.copy(source, folder)
         (report,) = convert_model("v0", targets=["litert"], models_dir=folder)
         expected = run_model(load_model(source).session, validation.faces)
-        for what, tell in recipes().items():
+        for recipe, apply in recipes().items():
             quantizer = Quantizer(str(report.path))
-            tell(quantizer)
+            apply(quantizer)
             ranges = quantizer.calibrate({"serving_default": [{"args_0": face[None]} for face in calibration]})
             path = folder / "quantized.tflite"
             quantizer.quantize(ranges).export_model(str(path), overwrite=True)
             found = run_file(path, validation.faces)
-            print(f"{what}: {path.stat().st_size / 1e6:.2f} MB")
+            print(f"{recipe}: {path.stat().st_size / 1e6:.2f} MB")
             for check in number_checks(expected, found, NUMBER_LIMITS["int8"], "ONNX Runtime"):
                 print(f"  {check}", flush=True)
 

@@ -52,8 +52,8 @@ def _check_replaceable(path: Path, sha256: str, source: Path) -> None:
     said = metadata_of(path)
     if said is not None and said.checkpoint_sha256 == sha256:
         return
-    what = "is no model of fer-export" if said is None else "was exported from another checkpoint"
-    raise OutputError(f"{path} {what} than {source}; add --replace to overwrite it, or give another --models-dir")
+    fact = "is no model of fer-export" if said is None else "was exported from another checkpoint"
+    raise OutputError(f"{path} {fact} than {source}; add --replace to overwrite it, or give another --models-dir")
 
 
 def metadata_of(path: Path) -> ModelMetadata | None:

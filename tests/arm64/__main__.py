@@ -53,9 +53,11 @@ def main(cache: Path, short: bool) -> None:
         ]
         click.echo("\n".join(_table(replays)))
         if not short:
-            for what, failure in _commands(machine, CPUS[1], folder):
-                click.echo(f"{'FAIL' if failure else 'ok  '}  {CPUS[1]}: {what}" + (f": {failure}" if failure else ""))
-                failures += [what] if failure else []
+            for command, failure in _commands(machine, CPUS[1], folder):
+                click.echo(
+                    f"{'FAIL' if failure else 'ok  '}  {CPUS[1]}: {command}" + (f": {failure}" if failure else "")
+                )
+                failures += [command] if failure else []
     if failures:
         click.echo(f"failed: {', '.join(failures)}", err=True)
         sys.exit(1)

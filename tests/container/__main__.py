@@ -73,8 +73,8 @@ def main() -> None:
     except UnavailableError as error:
         print(f"the image is not built and run here: {error}", file=sys.stderr)
         sys.exit(3)
-    for what, failure in _checks(base, options):
-        print(f"{'FAIL' if failure else 'ok  '}  {what}" + (f": {failure}" if failure else ""), flush=True)
+    for fact, failure in _checks(base, options):
+        print(f"{'FAIL' if failure else 'ok  '}  {fact}" + (f": {failure}" if failure else ""), flush=True)
         failures += bool(failure)
     print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
     sys.exit(failures > 0)

@@ -116,10 +116,10 @@ def main(data: Path, votes: str | None, precisions: tuple[Precision, ...], only:
         for precision in precisions:
             right = found_by("v0", precision, **how)
             click.echo(f"{precision:4}  {'(no fault)':40}  {', '.join(right) or 'published'}")
-            for name, (where, what) in planted_by_name.items():
+            for name, (where, changes) in planted_by_name.items():
                 if precision not in where or only not in name:
                     continue
-                with planted(precision, **what):
+                with planted(precision, **changes):
                     checks = found_by("v0", precision, **how)
                 published += not checks
                 click.echo(f"{precision:4}  {name:40}  {', '.join(dict.fromkeys(checks)) or 'PUBLISHED'}")

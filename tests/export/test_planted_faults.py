@@ -178,7 +178,7 @@ def test_what_a_file_says_of_itself_is_compared(bench: Bench, lie: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "what", "check"),
+    ("precision", "changes", "check"),
     [
         ("int8", {"fault": all_weight_scales}, "int8 weights"),
         ("int8", {"fault": batches_of_13_to_63}, "batch"),
@@ -188,7 +188,7 @@ def test_what_a_file_says_of_itself_is_compared(bench: Bench, lie: str) -> None:
 )
 def test_a_fault_does_not_come_through_the_whole_export(
     precision: Precision,
-    what: dict[str, Any],
+    changes: dict[str, Any],
     check: str,
     trained_narrow: Checkpoint,
     dataset: Path,
@@ -197,7 +197,7 @@ def test_a_fault_does_not_come_through_the_whole_export(
 ) -> None:
     """`python -m tests.export.planted` does this with the real v0 and all faults."""
     save_checkpoint(tmp_path / "narrow.pth", trained_narrow)
-    with exporting_once(kept), planted(precision, **what):
+    with exporting_once(kept), planted(precision, **changes):
         found = found_by("narrow", precision, data=dataset, models_dir=tmp_path)
     assert check in found
     assert not list(tmp_path.glob("*.onnx"))

@@ -49,7 +49,9 @@ def _killed_runs(names: list[str], kills: int, seed: int, end: float, save: Path
                     if kind.outcome.kills >= kills:
                         del kinds[name]
                     if save is not None:
-                        write_atomically(save, json.dumps({n: asdict(outcome) for n, outcome in outcomes.items()}))
+                        write_atomically(
+                            save, json.dumps({name: asdict(outcome) for name, outcome in outcomes.items()})
+                        )
     return outcomes
 
 
@@ -69,7 +71,7 @@ def _kill_table(outcomes: dict[str, Outcome]) -> list[str]:
 def _image_table(result: dict[str, Any]) -> list[str]:
     lines = ["| damaged images | files | read | refused | decoder crashed | too slow |", "|---|---|---|---|---|---|"]
     for name, counts in result["counts"].items():
-        crashed = sum(count for what, count in counts.items() if what.startswith("its decoder"))
+        crashed = sum(count for reason, count in counts.items() if reason.startswith("its decoder"))
         values = (sum(counts.values()), counts.get("read", 0), counts.get("refused", 0), crashed)
         lines.append(f"| {name} | {' | '.join(map(str, values))} | {counts.get('took too long', 0)} |")
     peak = result["peak_kib"]["this process"] / 1024

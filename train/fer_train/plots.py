@@ -82,7 +82,7 @@ def plot_confusion(results: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set_yticks(range(len(names)), [f"{name} ({n})" for name, n in zip(names, counts.sum(1), strict=True)])
+    axes.set_yticks(range(len(names)), [f"{name} ({count})" for name, count in zip(names, counts.sum(1), strict=True)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("strict majority of the raters (images)" if by_votes else "label (images)")
     axes.spines[:].set_visible(False)

@@ -63,13 +63,13 @@ def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> s
         ("biases", head.bias, "weights_bias" if is_int8 else "bias", ("_scale",), unit_step),
         ("signs", head.signs[:, None], "signs", ("_scale", "_zero"), 1 / unit_step),
     )
-    for what, fitted, name, ends, stands_for in parts:
+    for noun, fitted, name, ends, stands_for in parts:
         constants = [held.get(f"{OUTPUT}_{name}{end}") for end in ("", *(ends if is_int8 else ()))]
         if any(constant is None for constant in constants):
-            return f"the file does not hold its {fitted.size} {what}"
+            return f"the file does not hold its {fitted.size} {noun}"
         own, *steps = (np.asarray(constant, np.float64) for constant in constants)
         if own.shape != fitted.shape or any(scale.size not in (1, fitted.shape[-1]) for scale in steps):
-            return f"the file does not hold its {fitted.size} {what}"
+            return f"the file does not hold its {fitted.size} {noun}"
         allowed: Any = 0.0
         if is_int8:
             size = steps[0] * stands_for
@@ -79,7 +79,7 @@ def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> s
         # Written with "<=" so that NaN counts.
         wrong = int((~(np.abs(own - fitted) <= allowed)).sum())
         if wrong:
-            return f"{wrong} of its {fitted.size} {what} are not the fitted ones"
+            return f"{wrong} of its {fitted.size} {noun} are not the fitted ones"
     return ""
 
 

@@ -246,10 +246,10 @@ def _check_replaceable(path: Path, target: Target, source: Source) -> None:
         found, _ = read_sidecar(path, target)
         if found.metadata.checkpoint_sha256 == source.metadata.checkpoint_sha256:
             return
-        what = "was made from another checkpoint"
+        fact = "was made from another checkpoint"
     except ModelFileError:
-        what = "has no readable sidecar"
-    raise OutputError(f"{path} {what} than {source.path}; add --replace to overwrite it, or give another --models-dir")
+        fact = "has no readable sidecar"
+    raise OutputError(f"{path} {fact} than {source.path}; add --replace to overwrite it, or give another --models-dir")
 
 
 def _sha256(path: Path) -> str:

@@ -209,12 +209,12 @@ def _without_digest(text: str) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def _check_unique(what: str, names: Iterable[str]) -> None:
+def _check_unique(kind: str, names: Iterable[str]) -> None:
     """Programs disagree about which of two values of one name counts, so a file could be another for each of them."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"two {what} have the name {name!r}")
+            raise ValueError(f"two {kind} have the name {name!r}")
         seen.add(name)
 
 

@@ -285,10 +285,10 @@ def _coverage_text(coverage: dict[str, Any]) -> str:
         return "their coverage is not stated"
     reached = []
     # Older files count the units' extremes alone.
-    for what, key in (("layers'", "layer_extremes"), ("units'", "extremes")):
+    for owners, key in (("layers'", "layer_extremes"), ("units'", "extremes")):
         extremes, count = coverage.get(key), coverage.get(f"{key}_covered")
         if isinstance(extremes, int) and isinstance(count, int):
-            reached.append(f"{count} of {extremes} {what} extremes")
+            reached.append(f"{count} of {extremes} {owners} extremes")
     units = f"they switch on {covered} of {live} units"
     return f"{units} and reach {' and '.join(reached)}" if reached else units
 

@@ -29,18 +29,18 @@ class ExistingFile(NamedTuple):
     path: Path
     identities: frozenset[_Identity]
 
-    def refuse(self, read: str | Path | int, what: str = "an image of this run") -> None:
+    def refuse(self, read: str | Path | int, noun: str = "an image of this run") -> None:
         """Stop where it is the file that the run reads.
 
         Args:
             read: a path, or an open file.
-            what: the word for it.
+            noun: what the message calls it.
 
         Raises:
             OutputError: it is.
         """
         if not self.identities.isdisjoint(identities(read)):
-            raise OutputError(f"{self.option} {self.path} would overwrite {what}; give another name")
+            raise OutputError(f"{self.option} {self.path} would overwrite {noun}; give another name")
 
 
 class Destinations(NamedTuple):
@@ -76,7 +76,7 @@ class Destinations(NamedTuple):
         Args:
             inputs: files and folders of images that are known beforehand.
             recursive: whether the folders' folders are read.
-            reads: other files that the run reads, as paths or open descriptors, by what they are.
+            reads: other files that the run reads, as paths or open descriptors, by the noun for each.
 
         Raises:
             OutputError: an option names such a file, or two options name the same one.
@@ -85,9 +85,9 @@ class Destinations(NamedTuple):
 
         self._check_each_other()
         existing = self.existing()
-        for what, read in reads.items():
+        for noun, read in reads.items():
             for file in existing:
-                file.refuse(read, what)
+                file.refuse(read, noun)
         folders: set[str] = set()  # that copies were checked against
         for path in inputs:
             is_folder = os.path.isdir(path)

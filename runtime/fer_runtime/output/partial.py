@@ -281,8 +281,8 @@ def _open_regular(path: Path, *, create: bool) -> int:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
-        what = "has a second name (a hard link)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
-        raise OutputError(f"{path} {what}; remove it, or give another name")
+        fact = "has a second name (a hard link)" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+        raise OutputError(f"{path} {fact}; remove it, or give another name")
     return descriptor
 
 

@@ -81,9 +81,9 @@ def _routes(recognition: Recognition, budget: BodyBudget) -> list[Route]:
         Route("/v2/health/ready", state.ready, methods=["GET"]),
         Route("/v2/repository/index", protocol.index, methods=["POST"]),
         *(
-            Route(f"/v2/models/{{name}}{version}{what}", handler, methods=[method])
+            Route(f"/v2/models/{{name}}{version}{suffix}", handler, methods=[method])
             for version in ("", "/versions/{version}")
-            for what, handler, method in (
+            for suffix, handler, method in (
                 ("", protocol.model, "GET"),
                 ("/ready", protocol.model_ready, "GET"),
                 ("/infer", protocol.infer, "POST"),

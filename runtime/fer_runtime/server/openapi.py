@@ -115,12 +115,12 @@ def _paths(settings: ServerSettings) -> dict[str, Any]:
         "/v2/health/ready": {"get": _operation("As /health/ready.", "ready")},
         "/v2/repository/index": {"post": _operation("Triton's list of models.", "list")},
         **{
-            f"/v2/models/{{name}}{version}{what}": {
+            f"/v2/models/{{name}}{version}{suffix}": {
                 "parameters": [_in_path("name"), *([_in_path("version")] if version else [])],
                 **operation,
             }
             for version in ("", "/versions/{version}")
-            for what, operation in (
+            for suffix, operation in (
                 ("", {"get": _operation("Inputs and outputs of a model.", "object")}),
                 ("/ready", {"get": _operation("The model's self-test.", "object")}),
                 ("/infer", {"post": _operation("Logits and probabilities of faces.", "object", body=_INFERENCE)}),

@@ -430,9 +430,10 @@ def browser() -> Iterator[Browser]:
 
 
 # The element that reaches furthest to the right, beyond the window's edge.
-_TOO_WIDE = """[...document.querySelectorAll('body *')].filter(one =>
-    one.getBoundingClientRect().width && one.getBoundingClientRect().right > innerWidth + 1).map(one => one.tagName)"""
-_VISIBLE = "[...document.querySelectorAll('.plot')].filter(one => one.getBoundingClientRect().width > 0).length"
+_TOO_WIDE = """[...document.querySelectorAll('body *')].filter(element =>
+    element.getBoundingClientRect().width && element.getBoundingClientRect().right > innerWidth + 1)
+    .map(element => element.tagName)"""
+_VISIBLE = "[...document.querySelectorAll('.plot')].filter(plot => plot.getBoundingClientRect().width > 0).length"
 _PAPER = "getComputedStyle(document.body).backgroundColor"
 
 

@@ -242,8 +242,8 @@ def _accessible(page: Visit, tools: Path, combinations: list[tuple[int, str]]) -
         page.page.set_viewport_size({"width": width, "height": 900})
         page.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         found: Any = page.evaluate(
-            "axe.run().then((all) => all.violations.map((one) => "
-            "[one.impact, one.id, one.nodes.map((node) => node.html)]))"
+            "axe.run().then((all) => all.violations.map((violation) => "
+            "[violation.impact, violation.id, violation.nodes.map((node) => node.html)]))"
         )
         assert [violation for violation in found if violation[0] in ("serious", "critical")] == [], (width, scheme)
 

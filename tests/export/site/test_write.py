@@ -80,7 +80,8 @@ def run_faces(page: Visit, faces: Any) -> Any:
     """The page's logits for faces uint8 (faces, 48, 48)."""
     text = base64.b64encode(faces.tobytes()).decode()
     logits = page.evaluate(
-        f"fer.model.run(Uint8Array.from(atob('{text}'), (c) => c.charCodeAt(0))).then((one) => Array.from(one.logits))"
+        f"fer.model.run(Uint8Array.from(atob('{text}'), (c) => c.charCodeAt(0)))"
+        ".then((answer) => Array.from(answer.logits))"
     )
     return np.array(logits, np.float32).reshape(len(faces), -1)
 
@@ -253,9 +254,9 @@ def test_the_page_takes_labels_size_and_colour_from_the_file(
         )
         drop_image(page, band_face(1, side=60, classes=len(labels)))
         assert page.wait_for("fer.answers[0]?.expression") == labels[1]
-        shown = page.evaluate("Array.from(document.querySelectorAll('.bars dt'), (one) => one.textContent)")
+        shown = page.evaluate("Array.from(document.querySelectorAll('.bars dt'), (label) => label.textContent)")
         inks = page.evaluate(
-            "Array.from(document.querySelectorAll('.track span'), (one) => getComputedStyle(one).backgroundColor)"
+            "Array.from(document.querySelectorAll('.track span'), (bar) => getComputedStyle(bar).backgroundColor)"
         )
     # As in the test of v0's faces above.
     assert np.abs(np.array(face).reshape(expected.shape) - expected).max() <= 3

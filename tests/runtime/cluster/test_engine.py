@@ -116,11 +116,11 @@ def sorted_lines(rows: bytes) -> list[bytes]:
     return sorted(rows.splitlines())
 
 
-def wait_for(condition: Callable[[], bool], what: str, run: subprocess.Popen[bytes], *, seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], event: str, run: subprocess.Popen[bytes], *, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert run.poll() is None, f"ended before {what}: {run.communicate()[1].decode()}"
-        assert time.monotonic() < end, f"waited in vain for {what}"
+        assert run.poll() is None, f"ended before {event}: {run.communicate()[1].decode()}"
+        assert time.monotonic() < end, f"waited in vain for {event}"
         time.sleep(0.02)
 
 

@@ -69,8 +69,8 @@ def test_a_fault_is_the_reason_and_the_next_image_is_read(monkeypatch: pytest.Mo
     assert np.array_equal(decode_image(content), _IMAGE)
     write_all = isolated._write_all
 
-    def write_and_crash(stream: object, what: bytes) -> None:
-        write_all(stream, what[:20])
+    def write_and_crash(stream: object, content: bytes) -> None:
+        write_all(stream, content[:20])
         (in_use,) = [helper for helper in running if helper not in isolated._helpers._idle]
         os.kill(in_use.process.pid, getattr(signal, name))
         raise BrokenPipeError

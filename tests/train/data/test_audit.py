@@ -74,7 +74,7 @@ def test_a_near_pair_stands_where_all_copies_of_it_stand(tmp_path: Path) -> None
         return audit_faces(_splits(root))
 
     found = audited()
-    assert [found.to_dict()[f"near_{what}"] for what in ("pairs", "across_splits", "conflicts")] == [1, 1, 0]
+    assert [found.to_dict()[f"near_{kind}"] for kind in ("pairs", "across_splits", "conflicts")] == [1, 1, 0]
     # The contact sheet shows the two of which one stands in each split, and the copies across the splits.
     rows = dict(_sheet_rows(found))
     assert rows["nearly the same: 1 pairs, side by side"] == [
@@ -84,7 +84,7 @@ def test_a_near_pair_stands_where_all_copies_of_it_stand(tmp_path: Path) -> None
     assert rows["in both splits: 1 groups"] == [("train/happy/000.png", "happy")]
     # The same image under another label: the near copy contradicts it.
     (images / "train" / "sad" / "copy.png").write_bytes(content)
-    assert [audited().to_dict()[f"near_{what}"] for what in ("pairs", "across_splits", "conflicts")] == [1, 1, 1]
+    assert [audited().to_dict()[f"near_{kind}"] for kind in ("pairs", "across_splits", "conflicts")] == [1, 1, 1]
 
 
 @pytest.mark.filterwarnings("error")  # numpy only warns of a mean of nothing

@@ -99,7 +99,7 @@ def _root(run: subprocess.CompletedProcess[str]) -> Path:
 def test_the_archive_is_downloaded_once_and_then_comes_from_the_cache(kaggle: _Kaggle, tmp_path: Path) -> None:
     root = _root(_download(kaggle, tmp_path))
     images = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
-    assert images == sorted(f"images/{s}/{name}/1.png" for s in ("train", "validation") for name in EXPRESSIONS)
+    assert images == sorted(f"images/{split}/{name}/1.png" for split in ("train", "validation") for name in EXPRESSIONS)
     assert _root(_download(kaggle, tmp_path)) == root
     assert kaggle.downloads == 1
 

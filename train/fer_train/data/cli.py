@@ -456,11 +456,11 @@ def _say_changes(names: LabelNames) -> None:
         _say(line)
 
 
-def _say_problems(problems: Sequence[tuple[str, str]], what: str, file: Path | None) -> None:
+def _say_problems(problems: Sequence[tuple[str, str]], fact: str, file: Path | None) -> None:
     """Name images with their reasons, as far as a screen holds them."""
     if not problems:
         return
-    _say(f"{counted(len(problems), 'image')} that {what}:" if len(problems) > 1 else f"an image that {what}:")
+    _say(f"{counted(len(problems), 'image')} that {fact}:" if len(problems) > 1 else f"an image that {fact}:")
     for source, reason in problems[:_NAMED]:
         _say(f"  {source}: {reason}")
     if len(problems) > _NAMED:

@@ -270,7 +270,7 @@ const UNNAMED = 8;
 function inkOf(index) {
   const label = model.labels[index];
   if (NAMED.includes(label)) return `--${label}`;
-  const others = model.labels.slice(0, index).filter((one) => !NAMED.includes(one));
+  const others = model.labels.slice(0, index).filter((other) => !NAMED.includes(other));
   return `--label-${others.length % UNNAMED}`;
 }
 
