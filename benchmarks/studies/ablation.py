@@ -64,9 +64,8 @@ def run_ablation(
         DataError: a finished row in `folder` has other settings, another seed or other images.
     """
     with needs_extra("train"):
-        import torch
-
         from fer_train.data.folders import load_faces
+        from fer_train.execution import Execution
         from fer_train.networks.architectures import ARCHITECTURES
         from fer_train.pipeline import train_model
         from fer_train.results import read_results
@@ -95,10 +94,9 @@ def run_ablation(
                 recipe,
                 recipe_name="best",
                 teachers=given,
-                device=torch.device("cpu"),
                 seed=seed,
                 models_dir=own,
-                resume=True,
+                execution=Execution(resume=True),
             )
         results: dict[str, Any] = read_results(results_path(own, "v0"))
         yield AblationRow(

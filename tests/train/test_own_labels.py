@@ -20,7 +20,7 @@ from fer_train.cli import main
 from fer_train.data.dataset import load_splits, load_validation
 from fer_train.data.folders import load_class_folders
 from fer_train.networks.registry import NetworkShape, create_network, last_layer, predict_logits
-from fer_train.pipeline import train_model
+from fer_train.pipeline import ImageOptions, train_model
 from fer_train.recipes import FIRST, RECIPES
 
 TWO, EIGHT = ("bored", "müde, sehr"), (*EXPRESSIONS, "contempt")
@@ -99,9 +99,8 @@ def test_labels_size_and_colour_travel_into_the_checkpoint(
     labels: tuple[str, ...], network: str, size: int, color: str, tmp_path: Path
 ) -> None:
     write_own_images(tmp_path / "data" / "train", labels, 6)
-    trained = train_model(
-        network, tmp_path / "data", QUICK, name="mine", models_dir=tmp_path, size=size, color=color, seed=3
-    )
+    images = ImageOptions(size=size, color=color)
+    trained = train_model(network, tmp_path / "data", QUICK, name="mine", images=images, seed=3, models_dir=tmp_path)
     read = load_checkpoint(tmp_path / "mine.pth", name=network)
     assert (read.expressions, read.size, read.color) == (tuple(sorted(labels)), size, color)
     assert stated_network(tmp_path / "mine.pth") == network
@@ -188,7 +187,7 @@ def test_votes_for_ones_own_labels_are_learned(tmp_path: Path) -> None:
         tmp_path / "data",
         QUICK.overridden(least_votes=0.0),
         name="mine",
-        votes=tmp_path / "shares.csv",
+        images=ImageOptions(votes=tmp_path / "shares.csv"),
         models_dir=tmp_path,
     )
     assert trained.train.votes is not None

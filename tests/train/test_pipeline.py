@@ -17,8 +17,9 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_train import cli
 from fer_train.checkpoints import load_checkpoint
 from fer_train.data.folders import load_faces
+from fer_train.execution import Execution
 from fer_train.networks.registry import predict_logits
-from fer_train.pipeline import load_training_faces, train_model
+from fer_train.pipeline import ImageOptions, load_training_faces, train_model
 from fer_train.recipes import Recipe
 
 TINY = Recipe(epochs=2, batch_size=16, optimizer="adamw", lr=3e-3, augmentation="none")
@@ -52,11 +53,16 @@ def write_votes(data: Path, path: Path) -> Path:
 
 def test_votes_are_what_the_network_learns(data: Path, tmp_path: Path) -> None:
     votes = write_votes(data, tmp_path / "votes.csv")
-    found_faces = load_training_faces(data, (), votes=votes)
+    found_faces = load_training_faces(data, (), ImageOptions(votes=votes))
     train, validation = found_faces.train, found_faces.validation
     assert (len(train), len(validation)) == (7 * 12 - 1, 7 * 4)  # one that is no face is left out of training only
     trained = train_model(
-        "v0", data, TINY.overridden(epochs=14, ema_decay=0.9), name="mine", votes=votes, models_dir=tmp_path
+        "v0",
+        data,
+        TINY.overridden(epochs=14, ema_decay=0.9),
+        name="mine",
+        images=ImageOptions(votes=votes),
+        models_dir=tmp_path,
     )
     results = json.loads((tmp_path / "mine_results.json").read_text())
     found = results["votes"]
@@ -79,7 +85,8 @@ def test_the_logit_adjustment_is_in_the_last_biases(data: Path, tmp_path: Path) 
     states = []
     for adjustment in (0.0, -0.5):
         recipe = TINY.overridden(epochs=1, logit_adjustment=adjustment)
-        trained = train_model("v0", data, recipe, name=f"a{adjustment}", votes=votes, models_dir=tmp_path)
+        images = ImageOptions(votes=votes)
+        trained = train_model("v0", data, recipe, name=f"a{adjustment}", images=images, models_dir=tmp_path)
         states.append(load_checkpoint(trained.checkpoint, name="v0").state_dict)
     # By hand: every class has 12 images with 0.8 and 0.2 of their votes; one image whose votes are for surprise (0.8)
     # and angry (0.2) is missing.
@@ -95,7 +102,7 @@ def test_the_logit_adjustment_is_in_the_last_biases(data: Path, tmp_path: Path) 
 def test_images_that_a_file_names_do_not_train(data: Path, tmp_path: Path) -> None:
     whole = load_faces(data, "train")
     (tmp_path / "drop.csv").write_text(f"image\ntrain/{whole.paths[0]}\ntrain/{whole.paths[5]}\n")
-    found = load_training_faces(data, (), drop_files=[tmp_path / "drop.csv"])
+    found = load_training_faces(data, (), ImageOptions(drop_files=[tmp_path / "drop.csv"]))
     assert set(whole.paths) - set(found.train.paths) == {whole.paths[0], whole.paths[5]}
     assert len(found.whole) == len(whole)
     # A stopped run does not continue with another list.
@@ -105,18 +112,18 @@ def test_images_that_a_file_names_do_not_train(data: Path, tmp_path: Path) -> No
 def test_a_finished_and_a_stopped_training_are_not_replaced_unasked(data: Path, tmp_path: Path) -> None:
     recipe = TINY.overridden(epochs=1)
     first = train_model("v0", data, recipe, models_dir=tmp_path).checkpoint.read_bytes()
-    for again in ({}, {"resume": True}):
+    for execution in (Execution(), Execution(resume=True)):
         with pytest.raises(CheckpointError, match=r"model_0\.pth exists; .*--name mine.*--replace"):
-            train_model("v0", data, recipe, models_dir=tmp_path, seed=1, **again)  # type: ignore[arg-type]
+            train_model("v0", data, recipe, models_dir=tmp_path, seed=1, execution=execution)
     assert (tmp_path / "model_0.pth").read_bytes() == first
-    train_model("v0", data, recipe, models_dir=tmp_path, seed=1, replace=True)
+    train_model("v0", data, recipe, models_dir=tmp_path, seed=1, execution=Execution(replace=True))
     assert (tmp_path / "model_0.pth").read_bytes() != first
     stopped = tmp_path / "mine.resume.pth"
     stopped.write_bytes(b"hours of work")
     with pytest.raises(CheckpointError, match=r"mine\.resume\.pth; continue it with --resume"):
         train_model("v0", data, recipe, name="mine", models_dir=tmp_path)
     assert stopped.read_bytes() == b"hours of work"
-    train_model("v0", data, recipe, name="mine", models_dir=tmp_path, replace=True)
+    train_model("v0", data, recipe, name="mine", models_dir=tmp_path, execution=Execution(replace=True))
     assert not stopped.exists()
     assert (tmp_path / "mine.pth").is_file()
 

@@ -31,6 +31,7 @@ from fer_train.networks.choice import NetworkChoice
 from fer_train.recipes import PRETRAIN, RECIPES, Recipe
 
 if TYPE_CHECKING:
+    from fer_train.execution import Execution
     from fer_train.pipeline import Trained
     from fer_train.results import TrainingResults
 
@@ -276,7 +277,7 @@ def _train(options: TrainRun) -> None:
     with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
         from fer_train.checkpoints import find_weights, stated_faces
         from fer_train.loop.distributed import one_per_machine_first
-        from fer_train.pipeline import train_model
+        from fer_train.pipeline import ImageOptions, train_model
 
     weights, start = options.weights, None
     if weights not in (None, "none", "imagenet"):
@@ -292,23 +293,28 @@ def _train(options: TrainRun) -> None:
         raise click.UsageError(f"{model} has no files of its own; name yours: --name mine")
     kinds, drop_files = _drop(options.drop)
     recipe = _recipe(options, architecture.recipe(options.recipe_name), drop=kinds)
-    with _together(options) as how:
+    images = ImageOptions(
+        votes=options.votes,
+        drop_files=drop_files,
+        size=options.size or (FACE_SIZE if start is None else start.size),
+        color=options.color or ("gray" if start is None else start.color),
+        skip_unreadable=options.skip_unreadable,
+    )
+    with _together(options) as execution:
         trained = train_model(
             model,
-            one_per_machine_first(lambda: _data_root(options.data), how["world"]),
+            one_per_machine_first(lambda: _data_root(options.data), execution.world),
             recipe,
             name=options.name,
             recipe_name=options.recipe_name,
             weights=weights or architecture.weights,
             teachers=options.teachers,
-            votes=options.votes,
-            size=options.size or (FACE_SIZE if start is None else start.size),
-            color=options.color or ("gray" if start is None else start.color),
-            skip_unreadable=options.skip_unreadable,
-            drop_files=drop_files,
-            **how,
+            images=images,
+            seed=options.seed,
+            models_dir=options.models_dir,
+            execution=execution,
         )
-        if how["world"].is_writer:
+        if execution.world.is_writer:
             _report(trained, plots=not options.no_plots)
             if options.safetensors:
                 say(_write_safetensors(trained))
@@ -320,9 +326,16 @@ def _pretrain(options: PretrainRun) -> None:
     with needs_extra("train"):
         from fer_train.pretrain import pretrain
 
-    with _together(options) as how:
-        learned = pretrain(model, options.pretrain_dir, recipe, **how)
-        if how["world"].is_writer:
+    with _together(options) as execution:
+        learned = pretrain(
+            model,
+            options.pretrain_dir,
+            recipe,
+            seed=options.seed,
+            models_dir=options.models_dir,
+            execution=execution,
+        )
+        if execution.world.is_writer:
             say(
                 f"{learned.path}  {learned.classes} classes, {learned.images} images, "
                 f"accuracy {learned.accuracy:.1%} on held-out ones"
@@ -346,11 +359,12 @@ def _recipe(options: _NetworkOptions, recipe: Recipe, *, drop: tuple[str, ...] |
 
 
 @contextmanager
-def _together(options: _NetworkOptions) -> Iterator[dict[str, Any]]:
+def _together(options: _NetworkOptions) -> Iterator[Execution]:
     """Join the processes that train together, and say what both kinds of training do alike."""
     with needs_extra("train"):
         import torch
 
+        from fer_train.execution import Execution
         from fer_train.loop.devices import choose_device
         from fer_train.loop.distributed import joined_world
         from fer_train.progress import EpochBars
@@ -360,16 +374,14 @@ def _together(options: _NetworkOptions) -> Iterator[dict[str, Any]]:
     progress = EpochBars()
     try:
         with joined_world(choose_device(options.device)) as (world, device):
-            yield {
-                "device": device,
-                "seed": options.seed,
-                "models_dir": options.models_dir,
-                "resume": options.resume,
-                "finish": options.finish,
-                "replace": options.replace,
-                "world": world,
-                "progress": progress,
-            }
+            yield Execution(
+                device=device,
+                world=world,
+                resume=options.resume,
+                finish=options.finish,
+                replace=options.replace,
+                progress=progress,
+            )
     except KeyboardInterrupt:
         progress.close()
         raise InterruptedTrainingError from None

@@ -23,9 +23,10 @@ from fer_train.data.deduplicate import training_indices_without
 from fer_train.data.dropping import without_named
 from fer_train.data.folders import Int64Array, LabelledFaces
 from fer_train.data.votes import open_votes, usable
+from fer_train.execution import ON_CPU, Execution
 from fer_train.loop.distill import load_teachers
-from fer_train.loop.distributed import ALONE, World, from_writer, one_per_machine_first
-from fer_train.loop.trainer import Progress, Trainer
+from fer_train.loop.distributed import from_writer, one_per_machine_first
+from fer_train.loop.trainer import Trainer
 from fer_train.networks.registry import NetworkShape, create_network
 from fer_train.recipes import Recipe
 from fer_train.results import TrainingResults, tool_versions, write_results
@@ -57,6 +58,20 @@ class Trained:
         write_results(self.results_file, self.results)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """Which images a training learns from, and how it takes them."""
+
+    votes: str | Path | None = None  # raters' votes (fer_train.data.votes), to learn from and to choose the epoch by
+    drop_files: Sequence[Path] = ()  # csv files whose column `image` names training images to leave out
+    size: int = FACE_SIZE  # pixels, side of the faces that the network takes
+    color: str = "gray"  # or "rgb"
+    skip_unreadable: bool = False  # leave out images that cannot be read
+
+
+ALL_IMAGES = ImageOptions()
+
+
 def train_model(
     network_name: str,
     data: Path,
@@ -66,19 +81,10 @@ def train_model(
     recipe_name: str = "first",
     weights: str = "none",
     teachers: Sequence[Path] = (),
-    votes: str | Path | None = None,
-    drop_files: Sequence[Path] = (),
-    size: int = FACE_SIZE,
-    color: str = "gray",
-    device: torch.device | None = None,
+    images: ImageOptions = ALL_IMAGES,
     seed: int = 0,
     models_dir: Path = Path("models"),
-    resume: bool = False,
-    finish: bool = False,
-    replace: bool = False,
-    skip_unreadable: bool = False,
-    world: World = ALONE,
-    progress: Progress | None = None,
+    execution: Execution = ON_CPU,
 ) -> Trained:
     """Train a network on `data` and write its checkpoint and results.
 
@@ -90,18 +96,10 @@ def train_model(
         recipe_name: name of the recipe for the results file.
         weights: what the network starts from: "none", "imagenet" (v1 only), or the path of a weights file.
         teachers: checkpoints or exported models to distil from, of any network.
-        votes: raters' votes for the images (fer_train.data.votes), to learn from and to choose the epoch by.
-        drop_files: csv files whose column `image` names training images to leave out, "train/happy/1.png".
-        size: pixels, side of the faces that the network takes.
-        color: "gray" or "rgb".
-        device: where to train, the CPU by default.
+        images: which of the images, how they are taken, and votes for them.
         seed: of everything random.
         models_dir: where the files go.
-        resume: continue a killed run of the same settings.
-        finish: write what a killed run of the same settings has reached, without training on.
-        replace: overwrite a finished checkpoint, and drop a stopped run.
-        skip_unreadable: leave out images that cannot be read.
-        world: this process among those that train together; only the writer leaves files.
+        execution: where to train, and whether to continue or replace what is there.
 
     Raises:
         DataError: the images are missing or unreadable.
@@ -109,7 +107,6 @@ def train_model(
         ModelFileError: an exported teacher cannot be used.
         DownloadError: the ImageNet weights are not there and cannot be fetched.
     """
-    device = device or torch.device("cpu")
     start = weights_file(weights)
     for path in [*teachers, *([] if start is None else [start])]:
         if not path.is_file():  # said before the images are decoded
@@ -117,21 +114,13 @@ def train_model(
     file_name = name or network_name
     checkpoint = checkpoint_path(models_dir, file_name)
     resume_path = models_dir / f"{file_stem(file_name)}.resume.pth"
-    if not finish:
-        from_writer(lambda: refuse_to_replace(checkpoint, resume_path, resume=resume, replace=replace), world)
-    faces = load_training_faces(
-        data,
-        recipe.drop,
-        votes=votes,
-        skip_unreadable=skip_unreadable,
-        drop_files=drop_files,
-        size=size,
-        color=color,
-        seed=seed,
-    )
+    device, world = execution.device, execution.world
+    if not execution.finish:
+        from_writer(lambda: refuse_to_replace(checkpoint, resume_path, execution), world)
+    faces = load_training_faces(data, recipe.drop, images, seed=seed)
     train, validation = faces.train, faces.validation
     torch.manual_seed(seed)  # the fresh weights
-    shape = NetworkShape(classes=len(train.classes), size=size, color=color)
+    shape = NetworkShape(classes=len(train.classes), size=images.size, color=images.color)
     network = create_network(network_name, shape, dropout=recipe.dropout)
     one_per_machine_first(lambda: start_from(network, network_name, weights, train.classes, shape), world)
     trainer = Trainer(
@@ -146,7 +135,7 @@ def train_model(
         identity=_identity(network_name, recipe, faces, weights=weights, teachers=teachers, seed=seed),
         starts_trained=start is not None,
     )
-    trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
+    trainer.run(resume_path=resume_path, resume=execution.resume, finish=execution.finish, progress=execution.progress)
 
     state_dict, reached = trainer.finished()
     predictions = reached.probabilities.argmax(1).numpy()
@@ -155,7 +144,7 @@ def train_model(
         recipe=recipe_name,
         settings={
             **recipe.to_dict(),
-            **_settings_from_files(weights, teachers, votes, drop_files),
+            **_settings_from_files(weights, teachers, images),
             "device": device.type,
             "threads": torch.get_num_threads(),
             "processes": world.size,
@@ -205,17 +194,15 @@ def _identity(
     }
 
 
-def _settings_from_files(
-    weights: str, teachers: Sequence[Path], votes: str | Path | None, drop_files: Sequence[Path]
-) -> dict[str, Any]:
+def _settings_from_files(weights: str, teachers: Sequence[Path], images: ImageOptions) -> dict[str, Any]:
     """The files of a run as its results name them: without their folders, and by checksum where the content counts."""
     start = weights_file(weights)
     return {
         "weights": weights if start is None else start.name,
         "teachers": [path.name for path in teachers],
         **({"teachers_sha256": [sha256_of(path) for path in teachers]} if teachers else {}),
-        "votes": None if votes is None else Path(votes).name,
-        **({"drop_files_sha256": [sha256_of(path) for path in drop_files]} if drop_files else {}),
+        "votes": None if images.votes is None else Path(images.votes).name,
+        **({"drop_files_sha256": [sha256_of(path) for path in images.drop_files]} if images.drop_files else {}),
     }
 
 
@@ -226,11 +213,11 @@ def trained_with(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def refuse_to_replace(checkpoint: Path, resume_path: Path, *, resume: bool, replace: bool) -> None:
+def refuse_to_replace(checkpoint: Path, resume_path: Path, execution: Execution) -> None:
     """Raise a CheckpointError where a new training would overwrite a finished or a stopped one unasked."""
-    if resume and resume_path.is_file():
+    if execution.resume and resume_path.is_file():
         return
-    if replace:
+    if execution.replace:
         resume_path.unlink(missing_ok=True)
         return
     if resume_path.is_file():
@@ -255,39 +242,33 @@ class TrainingFaces:
 
 
 def load_training_faces(
-    data: Path,
-    drop: Collection[str],
-    *,
-    votes: str | Path | None = None,
-    skip_unreadable: bool = False,
-    drop_files: Sequence[Path] = (),
-    size: int = FACE_SIZE,
-    color: str = "gray",
-    seed: int = 0,
+    data: Path, drop: Collection[str], options: ImageOptions = ALL_IMAGES, *, seed: int = 0
 ) -> TrainingFaces:
-    """The images of `load_splits`, without the kinds in `drop` and those that `drop_files` name.
+    """The images of `load_splits`, without the kinds in `drop` and those that `options.drop_files` name.
 
     With votes, training images without usable ones are left out, too.
 
     Raises:
         DataError: the images are missing or unreadable, or none of a class is left.
     """
-    splits = load_splits(data, seed=seed, size=size, color=color, skip_unreadable=skip_unreadable)
+    splits = load_splits(
+        data, seed=seed, size=options.size, color=options.color, skip_unreadable=options.skip_unreadable
+    )
     whole, validation = splits.train, splits.validation
-    if votes is not None:
-        source = open_votes(votes, whole.classes)
+    if options.votes is not None:
+        source = open_votes(options.votes, whole.classes)
         # By the folders' own names, as the votes file has them.
         whole, validation = (part.with_votes(source, part.folder.name) for part in (whole, validation))
     kept = training_indices_without(whole, validation, drop) if drop else np.arange(len(whole))
     if whole.votes is not None:
         kept = kept[usable(whole.votes[kept])]
-    if drop_files:
-        kept = without_named(whole, kept, drop_files)
+    if options.drop_files:
+        kept = without_named(whole, kept, options.drop_files)
     train = whole.subset(kept) if len(kept) < len(whole) else whole
     if gone := [expression for expression, count in train.counts.items() if not count]:
         raise DataError(
             f"{data} has no training image of {', '.join(gone)} left (left out: "
-            f"{', '.join([*drop, *map(str, drop_files)]) or 'none'}); add some, or leave out fewer with --drop"
+            f"{', '.join([*drop, *map(str, options.drop_files)]) or 'none'}); add some, or leave out fewer with --drop"
         )
     return TrainingFaces(whole=whole, train=train, validation=validation, note=splits.note)
 

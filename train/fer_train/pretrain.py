@@ -14,8 +14,9 @@ from torch import nn
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import file_stem
 from fer_train.data.folders import LabelledFaces, load_class_folders
-from fer_train.loop.distributed import ALONE, World, from_writer
-from fer_train.loop.trainer import Progress, Trainer
+from fer_train.execution import ON_CPU, Execution
+from fer_train.loop.distributed import from_writer
+from fer_train.loop.trainer import Trainer
 from fer_train.networks.architectures import find_architecture
 from fer_train.networks.pretrained import save_weights
 from fer_train.networks.registry import create_network
@@ -41,14 +42,9 @@ def pretrain(
     images: Path,
     recipe: Recipe,
     *,
-    device: torch.device | None = None,
     seed: int = 0,
     models_dir: Path = Path("models"),
-    resume: bool = False,
-    finish: bool = False,
-    replace: bool = False,
-    world: World = ALONE,
-    progress: Progress | None = None,
+    execution: Execution = ON_CPU,
 ) -> Pretrained:
     """Train a network on any folder of class folders, for `--weights FILE` to start from.
 
@@ -56,7 +52,9 @@ def pretrain(
 
     Args:
         images: one folder per class, or a folder whose `train` holds them; read as grayscale, 48 x 48.
-        world: this process among those that train together; only the writer leaves files.
+        seed: of everything random.
+        models_dir: where the file goes.
+        execution: where to train, and whether to continue or replace what is there.
 
     Raises:
         CheckpointError: the weights or a stopped training are there already, or cannot be read.
@@ -64,11 +62,11 @@ def pretrain(
     """
     if find_architecture(name).weights == "none":
         raise DataError(f"--pretrain makes weights only for v1, not for {name}")
-    device = device or torch.device("cpu")
     path = models_dir / f"{file_stem(name)}_pretrained.pth"
     resume_path = path.with_suffix(".resume.pth")
-    if not finish:
-        from_writer(lambda: refuse_to_replace(path, resume_path, resume=resume, replace=replace), world)
+    device, world = execution.device, execution.world
+    if not execution.finish:
+        from_writer(lambda: refuse_to_replace(path, resume_path, execution), world)
     folder = images / "train" if (images / "train").is_dir() else images
     whole = load_class_folders(folder)
     if few := [f"{name} has {count}" for name, count in whole.counts.items() if count < 2]:
@@ -88,7 +86,7 @@ def pretrain(
         "data": whole.fingerprint,
     }
     trainer = Trainer(network, train, validation, recipe, device=device, seed=seed, world=world, identity=identity)
-    trainer.run(resume_path=resume_path, resume=resume, finish=finish, progress=progress)
+    trainer.run(resume_path=resume_path, resume=execution.resume, finish=execution.finish, progress=execution.progress)
     state_dict, reached = trainer.finished()
     if world.is_writer:
         save_weights(path, state_dict)

@@ -111,11 +111,12 @@ def reproduce(
     """
     import torch
 
-    from fer_train.pipeline import load_training_faces, train_model
+    from fer_train.execution import Execution
+    from fer_train.pipeline import ImageOptions, load_training_faces, train_model
     from fer_train.progress import EpochBars
 
     torch.set_num_threads(threads)
-    plain, rated = load_training_faces(data, ()), load_training_faces(data, (), votes=votes)
+    plain, rated = load_training_faces(data, ()), load_training_faces(data, (), ImageOptions(votes=votes))
     data_key = plain.train.fingerprint + plain.validation.fingerprint
     votes_key = rated.train.fingerprint + rated.validation.fingerprint
     made: dict[str, Path] = {}
@@ -136,11 +137,10 @@ def reproduce(
             recipe_name="best",
             weights=str(weights) if weights else "none",
             teachers=teachers,
-            votes=votes if step.votes else None,
+            images=ImageOptions(votes=votes if step.votes else None),
             seed=step.seed,
             models_dir=folder,
-            resume=True,
-            progress=EpochBars(),
+            execution=Execution(resume=True, progress=EpochBars()),
         )
     return made
 

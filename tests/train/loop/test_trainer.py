@@ -21,6 +21,7 @@ from fer_runtime.errors import CheckpointError, DataError
 from fer_train.checkpoints import load_checkpoint, pack_state, unpack_state
 from fer_train.cli import main
 from fer_train.data.folders import load_faces
+from fer_train.execution import Execution
 from fer_train.loop.distributed import World
 from fer_train.loop.trainer import DivergedError, Trainer, batch_sizes, learning_rate
 from fer_train.networks.architectures import ARCHITECTURES
@@ -179,8 +180,8 @@ def test_every_ingredient_is_gone_on_with(images: Path, tmp_path: Path, device: 
     )  # fmt: skip
 
     def train(folder: Path, progress: _StopAfter | None = None, *, resume: bool = False) -> tuple[Path, list[float]]:
-        where = torch.device(device)
-        done = train_model("v2", images, recipe, device=where, models_dir=folder, resume=resume, progress=progress)
+        execution = Execution(device=torch.device(device), resume=resume, progress=progress)
+        done = train_model("v2", images, recipe, models_dir=folder, execution=execution)
         history = done.results.history
         return done.checkpoint, [*history.train_loss, *history.test_loss]
 
