@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 
 from fer_export.gate.calibration import calibrate
+from fer_export.gate.candidate import Candidate
 from fer_export.gate.golden import calibration_faces
-from fer_export.gate.judge import Candidate
 from fer_export.gate.parity import run_shuffled
 from fer_export.gate.subject import Subject
 from fer_export.gate.unfamiliar import unfamiliarity_of

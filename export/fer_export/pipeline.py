@@ -14,7 +14,8 @@ from fer_export.candidates import make_candidate, quantized_candidate
 from fer_export.fp16 import halve_model
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.calibration import Calibration
-from fer_export.gate.judge import Candidate, judge
+from fer_export.gate.candidate import Candidate
+from fer_export.gate.judge import judge
 from fer_export.gate.original import original_of
 from fer_export.gate.publish import REPLAY_TOLERANCES, publish
 from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report

@@ -14,7 +14,8 @@ from tests.export.conftest import Kept, exporting_once
 from tests.train.images import write_images
 
 from fer_export.candidates import make_candidate
-from fer_export.gate.judge import Candidate, judge
+from fer_export.gate.candidate import Candidate
+from fer_export.gate.judge import judge
 from fer_export.gate.report import ExportedModel
 from fer_export.gate.subject import Subject
 from fer_export.gate.timing import Timing

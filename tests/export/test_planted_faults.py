@@ -35,7 +35,8 @@ from fer_export.fp16 import halve_model
 from fer_export.gate import batches, parity, publish
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.batches import batch_checks
-from fer_export.gate.judge import Candidate, judge
+from fer_export.gate.candidate import Candidate
+from fer_export.gate.judge import judge
 from fer_export.gate.report import ExportedModel
 from fer_export.gate.subject import Subject
 from fer_export.gate.timing import Timing

@@ -20,7 +20,8 @@ from fer_export.gate.accuracy import (
     number_checks,
     proof_shortfall,
 )
-from fer_export.gate.calibration import Calibration, calibration_check, fitted_check
+from fer_export.gate.calibration import calibration_check, fitted_check
+from fer_export.gate.candidate import Candidate
 from fer_export.gate.coverage import Coverage
 from fer_export.gate.golden import SEED, calibration_faces
 from fer_export.gate.parity import ParityReport, as_outputs, check_parity, guarded
@@ -34,7 +35,6 @@ from fer_export.graph import free_batch
 from fer_export.int8.optimized import integer_check
 from fer_export.int8.quantize import LOWEST_OPSET
 from fer_export.places import output_path
-from fer_export.unfamiliar.head import OperatingPoint
 from fer_runtime.metrics import accuracy, best_label_order, confusion_matrix
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
@@ -44,24 +44,6 @@ from fer_runtime.model.parity import Check, FloatArray, Outputs, Uint8Array
 _UNIT_FACES = 256  # on which the layers of int8 and fp32 are compared
 # Another order of the labels must be better by so much, and by more than chance among all orders explains.
 _OTHER_ORDER, _ORDER_CHANCE = 0.02, 0.01
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A file before its gate."""
-
-    precision: Precision
-    model: onnx.ModelProto
-    content: bytes  # with metadata, without verdict and certificate
-    calibration: Calibration
-    quantizer: str = ""  # of an int8 file, "fer-edge" or "onnxruntime"
-    point: OperatingPoint | None = None  # threshold of its unfamiliarity
-    fault: str = ""  # why it could not be given its unfamiliarity
-
-    @property
-    def is_our_int8(self) -> bool:
-        """Every interpreter computes it alike."""
-        return self.precision == "int8" and self.quantizer != "onnxruntime"
 
 
 @np.errstate(invalid="ignore", over="ignore")  # what a broken file computes is told by the checks

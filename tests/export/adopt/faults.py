@@ -13,7 +13,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from fer_export.gate import coverage
-from fer_export.gate.judge import Candidate, judge
+from fer_export.gate.candidate import Candidate
+from fer_export.gate.judge import judge
 from fer_export.gate.subject import Subject
 from fer_export.gate.timing import Timing
 from fer_export.graph import serialize
