@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
-from fer_runtime.command import PathlibPath, RegistryChoice
+from fer_runtime.command import PathlibPath, RegistryChoice, option_group
 from fer_runtime.detectors import DETECTORS
-from fer_runtime.model.find import DEFAULT_MODELS_DIR
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PREFERENCE
+
+_Option = Callable[[Any], Any]
 
 
 def _confidence(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
@@ -15,6 +20,50 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
         return value
     probability: float = click.FloatRange(0, 1)(value, parameter, context)
     return probability
+
+
+def model_option(*names: str, more: str = "", **attributes: Any) -> _Option:
+    """`--model` of a command that runs models, with `more` behind the first sentence of its help."""
+    return click.option(
+        "--model",
+        *names,
+        metavar="NAME|FILE",
+        help=f"Model: a name such as {', '.join(MODEL_NAMES)} or your own, or an .onnx file. {more}"
+        f"[default: the first available of {', '.join(PREFERENCE)}]",
+        **attributes,
+    )
+
+
+def provider_option(more: str = "") -> _Option:
+    """`--provider`, with `more` at the end of its help."""
+    return click.option(
+        "--provider",
+        default="CPU",
+        show_default=True,
+        help=f"ONNX Runtime execution provider: CPU, CUDA, CoreML, ...{more}",
+    )
+
+
+def threads_option(subject: str) -> _Option:
+    """`--threads`: those of ONNX Runtime, for `subject`."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help=f"ONNX Runtime threads for {subject}.",
+    )
+
+
+def max_pixels_option(default: int) -> _Option:
+    """`--max-pixels`: a service, whose images are a stranger's, has a lower limit."""
+    return click.option(
+        "--max-pixels",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Largest image, width times height. Decoding takes at most 8 bytes of memory per pixel of this limit.",
+    )
 
 
 models_dir_option = click.option(
@@ -43,9 +92,12 @@ min_face_option = click.option(
     show_default=True,
     help="Smallest face in pixels. Haar finds none below 1/16 of an image's long side, or 1/64 if it found no other.",
 )
-min_confidence_option = click.option(
+_min_confidence_option = click.option(
     "--min-confidence",
     callback=_confidence,
     metavar="P|auto",
     help="Mark faces below this confidence as uncertain. auto: faces with any reason against their answer.",
+)
+face_detection_options = option_group(
+    "Face detection", detector_option, yunet_option, min_face_option, _min_confidence_option
 )

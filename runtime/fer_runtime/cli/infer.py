@@ -36,14 +36,15 @@ from fer_runtime.cli.options import (
 )
 from fer_runtime.command import PathlibPath, RegistryChoice, Rule, ShortCommand, option_group, take_options
 from fer_runtime.detectors import DETECTORS
-from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, PREFERENCE, is_model_file
+from fer_runtime.model.find import PRECISIONS, is_model_file
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.shared_options import (
-    detector_option,
-    min_confidence_option,
-    min_face_option,
+    face_detection_options,
+    max_pixels_option,
+    model_option,
     models_dir_option,
-    yunet_option,
+    provider_option,
+    threads_option,
 )
 from fer_runtime.targets import TARGETS, target_of
 from fer_runtime.video.addresses import is_stream
@@ -132,61 +133,32 @@ _RULES = (
         type=click.IntRange(min=1),
         help="Use N random images of the folders. The name of a class folder counts as the true label.",
     ),
-    click.option(
-        "--max-pixels",
-        type=click.IntRange(min=1),
-        default=100_000_000,
-        show_default=True,
-        help="Largest image, width times height. Decoding takes at most 8 bytes of memory per pixel of this limit.",
-    ),
+    max_pixels_option(100_000_000),
 )
 @option_group(
     "Model",
-    click.option(
-        "--model",
-        metavar="NAME|FILE",
-        help=f"Model: a name such as {', '.join(MODEL_NAMES)} or your own, or an .onnx file. "
-        f"[default: the first available of {', '.join(PREFERENCE)}]",
-    ),
+    model_option(),
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
         help="Precision of a named model. [default: int8, or what is available]",
     ),
     models_dir_option,
-    click.option(
-        "--provider",
-        default="CPU",
-        show_default=True,
-        help="ONNX Runtime execution provider: CPU, CUDA, CoreML, ... (see --devices). auto: the fastest that passes "
-        "the model's self-test.",
-    ),
+    provider_option(" (see --devices). auto: the fastest that passes the model's self-test."),
     click.option(
         "--allow",
         type=click.Choice(["bf16"]),
         help="With --provider auto: also take a provider that computes in bf16, with its wider tolerance.",
     ),
     click.option("--strict", is_flag=True, help="Fail when ONNX Runtime falls back to another provider."),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="ONNX Runtime threads for one block of images or one frame, capped at the available CPUs.",
-    ),
+    threads_option("one block of images or one frame, capped at the available CPUs"),
     click.option(
         "--any-operator",
         is_flag=True,
         help="Load a model with operators that fer-export never writes. Only for files that you trust.",
     ),
 )
-@option_group(
-    "Face detection",
-    detector_option,
-    yunet_option,
-    min_face_option,
-    min_confidence_option,
-)
+@face_detection_options
 @option_group(
     "Output",
     click.option(

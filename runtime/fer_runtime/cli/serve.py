@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from fer_runtime.command import FerCommand, PathlibPath, Rule, needs_extra, option_group
-from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, PREFERENCE
+from fer_runtime.model.find import PRECISIONS
 from fer_runtime.shared_options import (
-    detector_option,
-    min_confidence_option,
-    min_face_option,
+    face_detection_options,
+    max_pixels_option,
+    model_option,
     models_dir_option,
-    yunet_option,
+    provider_option,
+    threads_option,
 )
 from fer_runtime.system import available_cpus
 from fer_runtime.video.addresses import is_stream, stream_name
@@ -58,14 +59,7 @@ _RULES = (
 @click.command("fer-serve", cls=FerCommand, rules=_RULES)
 @option_group(
     "Model",
-    click.option(
-        "--model",
-        "models",
-        multiple=True,
-        metavar="NAME|FILE",
-        help=f"Model: a name such as {', '.join(MODEL_NAMES)} or your own, or an .onnx file. Repeat it to serve "
-        f"several. [default: the first available of {', '.join(PREFERENCE)}]",
-    ),
+    model_option("models", multiple=True, more="Repeat it to serve several. "),
     click.option("--precision", type=click.Choice(PRECISIONS), help="Precision of the named models."),
     click.option(
         "--watch",
@@ -75,24 +69,10 @@ _RULES = (
         "until then the one before it is.",
     ),
     models_dir_option,
-    click.option(
-        "--provider", default="CPU", show_default=True, help="ONNX Runtime execution provider: CPU, CUDA, CoreML, ..."
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="ONNX Runtime threads for one batch.",
-    ),
+    provider_option(),
+    threads_option("one batch"),
 )
-@option_group(
-    "Face detection",
-    detector_option,
-    yunet_option,
-    min_face_option,
-    min_confidence_option,
-)
+@face_detection_options
 @option_group(
     "Live page",
     click.option(
@@ -140,13 +120,7 @@ _RULES = (
         metavar="MB",
         help="Largest request, in units of 1,048,576 bytes.",
     ),
-    click.option(
-        "--max-pixels",
-        type=click.IntRange(min=1),
-        default=50_000_000,
-        show_default=True,
-        help="Largest image, width times height. Decoding takes at most 8 bytes of memory per pixel of this limit.",
-    ),
+    max_pixels_option(50_000_000),
     click.option(
         "--max-requests",
         type=click.IntRange(min=1),
