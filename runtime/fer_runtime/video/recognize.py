@@ -79,7 +79,7 @@ class Tracker:
         Raises:
             ValueError: `seconds` is not later, or the frame is of another shape or dtype.
         """
-        return self._follow(frame, _look(self._recognizer, frame), seconds, number=number, path=path)
+        return self._follow(frame, _search(self._recognizer, frame), seconds, number=number, path=path)
 
     def _follow(
         self, frame: Uint8Array, seen: _Seen, seconds: float, *, number: int | None = None, path: str = ""
@@ -150,17 +150,17 @@ def recognize_video(
     name = source_name(source)
     tracker = Tracker(recognizer)
     frames = _open_source(source)
-    # A file waits for nobody: its frames are looked at on all CPUs. A live source's next frame is not there yet.
+    # A file waits for nobody: its frames are processed on all CPUs. A live source's next frame is not there yet.
     threads = recognizer.runs_at_once(available_cpus()) if isinstance(frames, VideoFile) else 1
     try:
         read = frames.read(every=every, start=start, duration=duration, counts=counts)
-        for looked in _looked_at(recognizer, read, threads):
-            if isinstance(looked, Gap):
-                on_gap(looked)
+        for searched in _search_frames(recognizer, read, threads):
+            if isinstance(searched, Gap):
+                on_gap(searched)
                 continue
-            frame = looked.frame
+            frame = searched.frame
             counts.processed += 1
-            result = tracker._follow(frame.image, looked.seen(), frame.time, number=frame.number, path=name)
+            result = tracker._follow(frame.image, searched.seen(), frame.time, number=frame.number, path=name)
             result = replace(result, clock=frame.clock)
             if on_frame is not None:
                 on_frame(frame.image, result)
@@ -169,18 +169,18 @@ def recognize_video(
         frames.close()
 
 
-class _Looked(NamedTuple):
+class _Searched(NamedTuple):
     """A frame, and what gives its faces."""
 
     frame: SourceFrame
     seen: Callable[[], _Seen]
 
 
-def _looked_at(
+def _search_frames(
     recognizer: Recognizer, read: Iterator[SourceFrame | Gap], threads: int
-) -> Generator[_Looked | Gap, None, None]:
-    """The frames with their faces, in order; those of several frames are looked for at a time."""
-    waiting: deque[_Looked] = deque()
+) -> Generator[_Searched | Gap, None, None]:
+    """The frames with their faces, in order; several frames are searched at a time."""
+    waiting: deque[_Searched] = deque()
     pool = None
     try:
         for frame in read:
@@ -188,10 +188,10 @@ def _looked_at(
                 yield frame
                 continue
             if threads == 1:
-                yield _Looked(frame, partial(_look, recognizer, frame.image))
+                yield _Searched(frame, partial(_search, recognizer, frame.image))
                 continue
             pool = pool or ThreadPoolExecutor(threads, thread_name_prefix="fer-video")
-            waiting.append(_Looked(frame, pool.submit(_look, recognizer, frame.image).result))
+            waiting.append(_Searched(frame, pool.submit(_search, recognizer, frame.image).result))
             # One more than there are threads, so that none waits while rows are written.
             if len(waiting) > threads + 1 or len(waiting) * frame.image.nbytes > _WAITING_BYTES:
                 yield waiting.popleft()
@@ -207,7 +207,7 @@ def _looked_at(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _look(recognizer: Recognizer, frame: Uint8Array) -> _Seen:
+def _search(recognizer: Recognizer, frame: Uint8Array) -> _Seen:
     detections = recognizer.detect(frame, is_frame=True)
     faces = recognizer.classify_detections(frame, detections)
     return _Seen(faces, [prepare_face(frame, detection.box, roll=detection.roll) for detection in detections])

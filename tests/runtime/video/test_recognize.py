@@ -147,8 +147,8 @@ def test_a_camera_that_is_forgotten_may_be_collected_in_its_own_thread(
 def test_watching_a_camera_ends_with_ctrl_c_and_keeps_rows_and_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_at = threading.Semaphore(0)
-    camera = _FakeCamera(lambda number: looked_at.acquire(timeout=60) if number else True)
+    processed = threading.Semaphore(0)
+    camera = _FakeCamera(lambda number: processed.acquire(timeout=60) if number else True)
     open_video = cv2.VideoCapture
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: camera if source == 0 else open_video(source))
     rows: list[str] = []
@@ -157,14 +157,14 @@ def test_watching_a_camera_ends_with_ctrl_c_and_keeps_rows_and_video(
         rows.append(row)
         if len(rows) == 3:
             raise KeyboardInterrupt
-        looked_at.release()
+        processed.release()
 
     (path,) = annotated_paths(tmp_path, [0])
     with Recognizer("v0", detector="whole") as recognizer:
         summary = write_video_rows(recognizer, 0, write, annotate=path)
-    looked_at.release()
+    processed.release()
     assert (summary.counts.processed, summary.tracks, len(rows)) == (3, 1, 3)
-    # As long as it was watched, whatever the rate at which frames were looked at.
+    # As long as it was watched, whatever the rate at which frames were processed.
     first, last = (json.loads(row)["time"] for row in (rows[0], rows[-1]))
     expected = round((last - first) * 25) + 1
     assert open_video(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == expected
@@ -196,7 +196,7 @@ def test_a_cameras_rows_are_read_while_it_is_watched(monkeypatch: pytest.MonkeyP
     assert (failed, arrived) == (False, [True])
 
 
-def test_a_films_frames_are_looked_at_on_all_cpus_and_the_results_are_the_same(
+def test_a_films_frames_are_processed_on_all_cpus_and_the_results_are_the_same(
     video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: set[int] = set()
@@ -244,10 +244,10 @@ def test_frames_before_a_failure_of_the_source_have_their_results() -> None:
 
     def take_all() -> None:
         with Recognizer("v0", detector="whole") as recognizer:
-            for looked in recognize._looked_at(recognizer, read(), 8):
-                assert not isinstance(looked, Gap)
-                given.append(looked.frame.number)
-                assert len(looked.seen().faces) == 1
+            for searched in recognize._search_frames(recognizer, read(), 8):
+                assert not isinstance(searched, Gap)
+                given.append(searched.frame.number)
+                assert len(searched.seen().faces) == 1
 
     with pytest.raises(ImageError, match="is gone"):
         take_all()
