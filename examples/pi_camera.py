@@ -1,7 +1,8 @@
 """Watch a Raspberry Pi's camera, and print when somebody's expression changes.
 
 sudo apt install python3-picamera2
-python3 -m venv --system-site-packages env && env/bin/pip install fer-edge
+python3 -m pip wheel . --no-deps --wheel-dir dist     # in a clone of fer-edge
+python3 -m venv --system-site-packages env && env/bin/pip install dist/fer_edge-*.whl
 env/bin/python pi_camera.py
 """
 

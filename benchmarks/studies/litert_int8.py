@@ -2,7 +2,7 @@
 
 python -m benchmarks.studies.litert_int8 --data data
 
-Needs `pip install 'fer-edge[export,litert]'`, which brings ai-edge-quantizer. The 512 calibration faces are those of
+Needs `pip install '.[export,litert]'`, which brings ai-edge-quantizer. The 512 calibration faces are those of
 fer-export. Prints the size of each file and what it computes on the validation faces.
 """
 

@@ -3,7 +3,7 @@
 python -m benchmarks.studies.targets --data data [--model v0] [--target litert]
 
 Files are converted into a folder that is removed, from the models in `--models-dir`; a float32 file that does not ship
-is exported first. Needs the converters of the targets, as `pip install 'fer-edge[bench,ncnn,executorch,litert,coreml]'`
+is exported first. Needs the converters of the targets, as `pip install '.[bench,ncnn,executorch,litert,coreml]'`
 brings them; targets that are not installed are named. Timings come last, one thread, one face, all engines in turns.
 """
 

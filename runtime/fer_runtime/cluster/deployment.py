@@ -2,8 +2,8 @@
 
     serve run fer_runtime.cluster.deployment:app model=v3 replicas=2
 
-Needs `pip install 'fer-edge[serve]' 'ray[serve]'`. Each replica replays the self-test as its health check; one that no
-longer computes what was exported is replaced.
+Needs `pip install '.[serve]' 'ray[serve]'` in a clone. Each replica replays the self-test as its health check; one that
+no longer computes what was exported is replaced.
 """
 
 from __future__ import annotations
