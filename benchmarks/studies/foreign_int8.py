@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fer_export.gate.report import ExportRefusedError
+from fer_export.options import ExportOptions
 from fer_export.pipeline import export_model
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.folders import load_faces
@@ -73,13 +74,11 @@ def main() -> None:
         try:
             report = export_model(
                 name,
+                ExportOptions(
+                    precisions=("fp32", "int8"), data=part, models_dir=given.output, keep_anyway=True, replace=True
+                ),
                 own_name=network,
-                precisions=("fp32", "int8"),
                 checkpoint=checkpoint,
-                data=part,
-                models_dir=given.output,
-                keep_anyway=True,
-                replace=True,
             )
         except ExportRefusedError as error:
             report = error.report

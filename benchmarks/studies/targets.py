@@ -19,6 +19,7 @@ from typing import cast
 
 from fer_bench.engines import ENGINES
 from fer_bench.latency.measure import LatencyResult, configurations, measure_latency
+from fer_export.options import ExportOptions
 from fer_export.pipeline import export_model
 from fer_export.targets.publish import TargetRefusedError, TargetReport, convert_model
 from fer_runtime.errors import ModelFileError
@@ -93,7 +94,7 @@ def _model_files(model: str, given: Path, models_dir: Path) -> None:
         except ModelFileError:
             if precision == "fp32":
                 print(f"exporting {model} in float32", flush=True)
-                export_model(model, checkpoint=checkpoint_path(given, model), models_dir=models_dir)
+                export_model(model, ExportOptions(models_dir=models_dir), checkpoint=checkpoint_path(given, model))
 
 
 def main() -> None:

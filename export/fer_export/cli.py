@@ -34,6 +34,7 @@ from fer_train.networks.choice import NetworkChoice
 if TYPE_CHECKING:
     from fer_export.gate.accuracy import Budget
     from fer_export.gate.report import ExportReport
+    from fer_export.options import ExportOptions
 
 _FOLDER = PathlibPath(file_okay=False)
 _FILE = PathlibPath(dir_okay=False)
@@ -412,19 +413,11 @@ def _export(options: ExportRun) -> None:
     with _signed(options.sign, ExportRefusedError) as show:
         report = export_model(
             model,
+            _export_options(options),
             own_name=options.name,
-            precisions=options.precisions or ("fp32",),
             checkpoint=options.checkpoint,
             labels=options.labels,
-            data=options.data,
             opset=options.opset,
-            models_dir=options.models_dir,
-            budget=_budget(options.budget),
-            votes=options.votes,
-            batch=options.batch,
-            keep_anyway=options.keep_anyway,
-            replace=options.replace,
-            progress=lambda text: say(text, err=True),
         )
         show(report)
 
@@ -458,22 +451,30 @@ def _adopt(options: AdoptRun) -> None:
     with _signed(options.sign, ExportRefusedError) as show:
         report = adopt_model(
             options.adopted,
+            _export_options(options),
             name=str(name),
             faces=faces,
             labels=options.labels,
             scores=options.scores,
             temperature=options.temperature,
-            precisions=options.precisions or ("fp32",),
-            data=options.data,
-            votes=options.votes,
-            batch=options.batch,
-            models_dir=options.models_dir,
-            budget=_budget(options.budget),
-            keep_anyway=options.keep_anyway,
-            replace=options.replace,
-            progress=lambda text: say(text, err=True),
         )
         show(report)
+
+
+def _export_options(options: ExportRun | AdoptRun) -> ExportOptions:
+    from fer_export.options import ExportOptions
+
+    return ExportOptions(
+        precisions=options.precisions or ("fp32",),
+        data=options.data,
+        votes=options.votes,
+        batch=options.batch,
+        models_dir=options.models_dir,
+        budget=_budget(options.budget),
+        keep_anyway=options.keep_anyway,
+        replace=options.replace,
+        progress=lambda text: say(text, err=True),
+    )
 
 
 def _network(model: str | None) -> str | None:

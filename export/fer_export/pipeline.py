@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,20 @@ import torch
 
 from fer_export.candidates import make_candidate, quantized_candidate
 from fer_export.fp16 import halve_model
-from fer_export.gate.accuracy import Budget
 from fer_export.gate.calibration import Calibration
 from fer_export.gate.candidate import Candidate
 from fer_export.gate.judge import judge
 from fer_export.gate.original import original_of
-from fer_export.gate.publish import REPLAY_TOLERANCES, publish
+from fer_export.gate.publish import publish
 from fer_export.gate.report import ExportedModel, ExportRefusedError, ExportReport, write_report
 from fer_export.gate.subject import Subject, prepare_subject
 from fer_export.gate.timing import measure_in_turns
 from fer_export.graph import DEFAULT_OPSET, export_graph
+from fer_export.options import DEFAULT_OPTIONS, ExportOptions
 from fer_export.places import check_places, output_path
 from fer_runtime.errors import DataError, ModelFileError, first_line
 from fer_runtime.files import sha256_of
-from fer_runtime.model.find import (
-    DEFAULT_MODELS_DIR,
-    Precision,
-    checkpoint_path,
-    parity_path,
-)
+from fer_runtime.model.find import Precision, checkpoint_path, parity_path
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
 from fer_train.data.dataset import load_splits, load_validation
@@ -53,39 +48,22 @@ def one_thread() -> Iterator[None]:
 @one_thread()
 def export_model(
     name: str,
+    options: ExportOptions = DEFAULT_OPTIONS,
     *,
     own_name: str | None = None,
-    precisions: Sequence[Precision] = ("fp32",),
     checkpoint: Path | None = None,
     labels: Sequence[str] | None = None,
-    data: Path | None = None,
-    votes: str | Path | None = None,
     opset: int = DEFAULT_OPSET,
-    batch: int | None = None,
-    models_dir: Path = Path(DEFAULT_MODELS_DIR),
-    budget: Budget = Budget(),  # noqa: B008 - frozen
-    keep_anyway: bool = False,
-    replace: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
 ) -> ExportReport:
     """Export a network and publish each file that passes its gate.
 
     Args:
         name: of the network, such as "v0".
+        options: which files to write, what they are judged by, and where they go.
         own_name: what the files are called, such as "mine"; the network's own name by default.
-        precisions: which files to write.
-        checkpoint: trained weights; the model's own in `models_dir` by default.
+        checkpoint: trained weights; the model's own in `options.models_dir` by default.
         labels: order of the checkpoint's logits, where the file does not say it; None assumes that of EXPRESSIONS.
-        data: the dataset's root; without it made-up faces are compared, and there is no int8.
-        votes: raters' votes for the faces of `data`, a CSV file or "ferplus"; their strict majority replaces the class
-            folders as labels.
         opset: ONNX opset version.
-        batch: a fixed batch size, for runtimes that read no dynamic one; None for a dynamic batch.
-        models_dir: where files are read and written.
-        budget: what int8 may lose.
-        keep_anyway: publish int8 and fp16 files that fail, with the verdict in their metadata.
-        replace: also over files of another checkpoint, or of another program.
-        progress: told what happens.
 
     Raises:
         CheckpointError: the weights are missing, damaged or of another network.
@@ -94,50 +72,25 @@ def export_model(
         ExportRefusedError: a file failed its gate; the others are published.
         OutputError: a file cannot be written, or one of another checkpoint stands in its place.
     """
-    wanted = [precision for precision in REPLAY_TOLERANCES if precision in precisions]
-    subject, fp32 = prepare(
-        name,
-        own_name=own_name,
-        wanted=wanted,
-        checkpoint=checkpoint,
-        labels=labels,
-        data=data,
-        votes=votes,
-        opset=opset,
-        batch=batch,
-        models_dir=models_dir,
-        budget=budget,
-        replace=replace,
-        progress=progress,
-    )
-    return publish_files(
-        subject, fp32, wanted=wanted, models_dir=models_dir, keep_anyway=keep_anyway, progress=progress
-    )
+    subject, fp32 = prepare(name, options, own_name=own_name, checkpoint=checkpoint, labels=labels, opset=opset)
+    return publish_files(subject, fp32, options)
 
 
-def publish_files(
-    subject: Subject,
-    fp32: onnx.ModelProto,
-    *,
-    wanted: Sequence[Precision],
-    models_dir: Path,
-    keep_anyway: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
-) -> ExportReport:
+def publish_files(subject: Subject, fp32: onnx.ModelProto, options: ExportOptions) -> ExportReport:
     """Make a file of each precision, judge it, and publish those that pass.
 
     Args:
         subject: what the files are judged by.
         fp32: the float32 graph, which the others are made from.
-        wanted: precisions to publish, in the order of REPLAY_TOLERANCES.
-        models_dir, keep_anyway, progress: as for `export_model`.
+        options: as for `export_model`.
 
     Raises:
         ExportRefusedError: a file failed its gate; the others are published.
         OutputError: a file cannot be written.
     """
-    candidates = _make_candidates(subject, fp32, wanted, progress)
-    progress("measuring speed")
+    wanted = options.wanted
+    candidates = _make_candidates(subject, fp32, options)
+    options.progress("measuring speed")
     named = {str(candidate.precision): candidate.content for candidate in candidates}
     latency = measure_in_turns(named, subject.faces, batch=subject.batch or _LATENCY_BATCH)
     throughput = measure_in_turns(named, subject.faces, batch=subject.batch or _THROUGHPUT_BATCH, rounds=15)
@@ -145,14 +98,14 @@ def publish_files(
     models: list[ExportedModel] = []
     reference: tuple[Candidate, ExportedModel] | None = None
     for candidate in candidates:
-        progress(f"checking {candidate.precision}")
+        options.progress(f"checking {candidate.precision}")
         timings = latency[candidate.precision], throughput[candidate.precision], latency["fp32"]
-        judged = judge(subject, candidate, reference, models_dir, *timings)
+        judged = judge(subject, candidate, reference, options.models_dir, *timings)
         if candidate.precision == "fp32":
             reference = candidate, judged
         if candidate.precision in wanted:
             # A float file that computes something else is no model of the network at all.
-            may_stand = judged.parity.passed or (keep_anyway and candidate.precision != "fp32")
+            may_stand = judged.parity.passed or (options.keep_anyway and candidate.precision != "fp32")
             if may_stand:
                 judged = publish(subject, judged, candidate.model, candidate.content)
             models.append(judged)
@@ -165,7 +118,7 @@ def publish_files(
         models=tuple(models),
         calibration=subject.calibration,
         coverage=subject.coverage,
-        path=parity_path(models_dir, subject.file_name),
+        path=parity_path(options.models_dir, subject.file_name),
     )
     write_report(report, subject.checkpoint_sha256)
     if any(not model.is_published for model in models):
@@ -173,16 +126,14 @@ def publish_files(
     return report
 
 
-def _make_candidates(
-    subject: Subject, fp32: onnx.ModelProto, wanted: Sequence[Precision], progress: Callable[[str], None]
-) -> list[Candidate]:
+def _make_candidates(subject: Subject, fp32: onnx.ModelProto, options: ExportOptions) -> list[Candidate]:
     """The files to judge: fp32 first, wanted or not, since the others are held against it."""
     candidates = [make_candidate(subject, "fp32", fp32)]
-    for precision in wanted:
+    for precision in options.wanted:
         if precision == "fp16":
             candidates.append(make_candidate(subject, "fp16", halve_model(fp32)))
         if precision == "int8" and subject.train is not None:
-            candidates.append(quantized_candidate(subject, fp32, subject.train, progress))
+            candidates.append(quantized_candidate(subject, fp32, subject.train, options.progress))
     return candidates
 
 
@@ -229,38 +180,31 @@ def load_labelled_faces(
 
 def prepare(
     name: str,
+    options: ExportOptions = DEFAULT_OPTIONS,
     *,
     own_name: str | None = None,
-    wanted: Sequence[Precision],
     checkpoint: Path | None = None,
     labels: Sequence[str] | None = None,
-    data: Path | None = None,
-    votes: str | Path | None = None,
     opset: int = DEFAULT_OPSET,
-    batch: int | None = None,
-    models_dir: Path = Path(DEFAULT_MODELS_DIR),
-    budget: Budget = Budget(),  # noqa: B008 - frozen
-    replace: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Subject, onnx.ModelProto]:
     """Read the weights and faces of an export; returns what its files are judged by, and the float32 graph.
 
     Arguments and errors are those of `export_model`.
     """
+    wanted, data, progress = options.wanted, options.data, options.progress
     if "int8" in wanted and data is None:
         raise DataError(
             "int8 needs labelled faces to set its ranges and to measure what it loses; "
             "give the dataset's root: fer-export --model " + name + " --precision int8 --data DIR"
         )
     files = own_name or name
-    source = checkpoint or checkpoint_path(models_dir, files)
+    source = checkpoint or checkpoint_path(options.models_dir, files)
     loaded = load_checkpoint(source, name=name, labels=labels)
     # As class folders are numbered, whose labels the file is judged by.
     trained = in_label_order(loaded, sorted(loaded.expressions))
     sha256 = sha256_of(source)
-    check_places(
-        [output_path(models_dir, files, precision, batch) for precision in wanted], sha256, source, replace=replace
-    )
+    places = [output_path(options.models_dir, files, precision, options.batch) for precision in wanted]
+    check_places(places, sha256, source, replace=options.replace)
     validation = train = None
     if data is not None:
         # The seed of the training: where a share of train was held out, it is that share again.
@@ -281,16 +225,12 @@ def prepare(
     return prepare_subject(
         original_of(trained),
         lambda calibration: _exported(trained, calibration, opset),
+        options,
         sha256=sha256,
         file_name=files,
         train=train,
         validation=validation,
-        votes=votes,
         opset=opset,
-        batch=batch,
-        models_dir=models_dir,
-        budget=budget,
-        progress=progress,
     )
 
 

@@ -32,6 +32,7 @@ from fer_export.gate.coverage import cover_units
 from fer_export.gate.report import ExportReport
 from fer_export.gate.timing import Timing
 from fer_export.graph import export_graph, serialize, set_temperature
+from fer_export.options import ExportOptions
 from fer_export.pipeline import export_model
 from fer_export.unfamiliar.head import fit_head
 from fer_runtime.expressions import EXPRESSIONS
@@ -114,11 +115,13 @@ def exported(
     with exporting_once(kept):
         report = export_model(
             "narrow",
-            precisions=("fp32", "fp16", "int8"),
-            data=dataset,
-            models_dir=models_dir,
-            budget=Budget(accuracy=5, macro_f1=5, recall=20),
-            keep_anyway=True,
+            ExportOptions(
+                precisions=("fp32", "fp16", "int8"),
+                data=dataset,
+                models_dir=models_dir,
+                budget=Budget(accuracy=5, macro_f1=5, recall=20),
+                keep_anyway=True,
+            ),
         )
     return Exported(models_dir=models_dir, data=dataset, checkpoint=checkpoint, report=report)
 

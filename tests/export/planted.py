@@ -25,6 +25,7 @@ from fer_export.gate.judge import judge
 from fer_export.gate.report import ExportRefusedError
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
+from fer_export.options import ExportOptions
 from fer_export.pipeline import export_model
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import PRECISIONS, Precision, checkpoint_path, packaged_models_dir
@@ -80,10 +81,10 @@ def judging_once(kept: Kept) -> Iterator[None]:
         yield
 
 
-def found_by(name: str, precision: Precision, **how: Any) -> list[str]:
+def found_by(name: str, options: ExportOptions, checkpoint: Path | None = None) -> list[str]:
     """The checks that refused the file; empty where it was published."""
     try:
-        export_model(name, precisions=(precision,), **how)
+        export_model(name, options, checkpoint=checkpoint)
     except ExportRefusedError as refused:
         return [check.name for model in refused.report.models for check in model.parity.failures]
     except FerError as error:
@@ -107,20 +108,16 @@ def main(data: Path, votes: str | None, precisions: tuple[Precision, ...], only:
     for name, (lie, _) in LIES.items():
         planted_by_name[f"says: {name}"] = (tuple(PRECISIONS), {"lie": lie})
     with TemporaryDirectory() as folder, judging_once(kept):
-        how = {
-            "checkpoint": checkpoint_path(packaged_models_dir(), "v0"),
-            "data": data,
-            "votes": votes,
-            "models_dir": Path(folder),
-        }
+        checkpoint = checkpoint_path(packaged_models_dir(), "v0")
         for precision in precisions:
-            right = found_by("v0", precision, **how)
+            options = ExportOptions(precisions=(precision,), data=data, votes=votes, models_dir=Path(folder))
+            right = found_by("v0", options, checkpoint)
             click.echo(f"{precision:4}  {'(no fault)':40}  {', '.join(right) or 'published'}")
             for name, (where, changes) in planted_by_name.items():
                 if precision not in where or only not in name:
                     continue
                 with planted(precision, **changes):
-                    checks = found_by("v0", precision, **how)
+                    checks = found_by("v0", options, checkpoint)
                 published += not checks
                 click.echo(f"{precision:4}  {name:40}  {', '.join(dict.fromkeys(checks)) or 'PUBLISHED'}")
     if published:

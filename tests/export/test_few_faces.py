@@ -21,6 +21,7 @@ from fer_export.gate.subject import Subject
 from fer_export.gate.timing import Timing
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
+from fer_export.options import ExportOptions
 from fer_export.pipeline import prepare
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 
@@ -35,7 +36,7 @@ def made(trained_narrow: Checkpoint, kept: Kept, tmp_path_factory: pytest.TempPa
     save_checkpoint(folder / "narrow.pth", trained_narrow)
     data = write_images(folder / "data", train=10, validation=2)
     with exporting_once(kept):
-        subject, graph = prepare("narrow", wanted=("fp32", "int8"), data=data, models_dir=folder)
+        subject, graph = prepare("narrow", ExportOptions(precisions=("fp32", "int8"), data=data, models_dir=folder))
     some = np.r_[: subject.real_faces, subject.real_faces : len(subject.faces) : 10]
     subject = dataclasses.replace(subject, faces=subject.faces[some], logits=subject.logits[some])
     assert subject.train is not None

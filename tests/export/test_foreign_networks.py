@@ -27,6 +27,7 @@ from fer_export.graph import export_graph
 from fer_export.int8.known import first_unknown
 from fer_export.int8.optimized import integer_check
 from fer_export.int8.stock import quantize_stock
+from fer_export.options import ExportOptions
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint
@@ -63,9 +64,9 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         subject, fp32 = prepare_subject(
             original_of(checkpoint),
             lambda calibration: export_graph(checkpoint, temperature=calibration.temperature),
+            ExportOptions(models_dir=tmp_path_factory.mktemp("models")),
             sha256="",
             file_name="mine",
-            models_dir=tmp_path_factory.mktemp("models"),
         )
     return Bench(subject=subject, candidate=make_candidate(subject, "fp32", fp32))
 

@@ -26,6 +26,7 @@ from fer_export.gate.report import ExportRefusedError
 from fer_export.graph import export_graph
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.shared import find_shared
+from fer_export.options import ExportOptions
 from fer_export.pipeline import export_model
 from fer_export.unfamiliar.head import fit_head
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
@@ -102,11 +103,13 @@ def test_equal_exports_give_equal_files(exported: Exported, tmp_path: Path, monk
     shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     export_model(
         "narrow",
-        precisions=("int8", "fp32"),
-        data=exported.data,
-        models_dir=tmp_path,
-        budget=Budget(accuracy=5, macro_f1=5, recall=20),
-        keep_anyway=True,
+        ExportOptions(
+            precisions=("int8", "fp32"),
+            data=exported.data,
+            models_dir=tmp_path,
+            budget=Budget(accuracy=5, macro_f1=5, recall=20),
+            keep_anyway=True,
+        ),
     )
     assert (tmp_path / "narrow.onnx").read_bytes() == (exported.models_dir / "narrow.onnx").read_bytes()
     assert (tmp_path / "narrow.int8.onnx").read_bytes() == (exported.models_dir / "narrow.int8.onnx").read_bytes()
@@ -118,7 +121,9 @@ def test_int8_beyond_its_budget_is_refused_and_nothing_is_left(exported: Exporte
     with pytest.raises(
         ExportRefusedError, match=r"narrow\.int8\.onnx is not published.*accuracy.*--precision fp32"
     ) as refused:
-        export_model("narrow", precisions=("int8",), data=exported.data, models_dir=tmp_path, budget=impossible)
+        export_model(
+            "narrow", ExportOptions(precisions=("int8",), data=exported.data, models_dir=tmp_path, budget=impossible)
+        )
     assert _models(tmp_path) == []
     assert [model.is_published for model in refused.value.report.models] == [False]
     assert json.loads((tmp_path / "narrow.parity.json").read_text())["files"]["int8"]["passed"] is False
@@ -128,11 +133,13 @@ def test_a_file_kept_anyway_carries_its_verdict(exported: Exported, tmp_path: Pa
     shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     export_model(
         "narrow",
-        precisions=("int8",),
-        data=exported.data,
-        models_dir=tmp_path,
-        budget=Budget(accuracy=-200),
-        keep_anyway=True,
+        ExportOptions(
+            precisions=("int8",),
+            data=exported.data,
+            models_dir=tmp_path,
+            budget=Budget(accuracy=-200),
+            keep_anyway=True,
+        ),
     )
     facts = inspect_model(tmp_path / "narrow.int8.onnx")
     assert facts.metadata is not None
@@ -154,7 +161,9 @@ def test_a_wrong_fp32_graph_is_never_published(
 
     monkeypatch.setattr(pipeline, "export_graph", wrong)
     with pytest.raises(ParityError, match="logits"):
-        export_model("narrow", precisions=("fp32", "fp16"), models_dir=tmp_path, keep_anyway=True, replace=True)
+        export_model(
+            "narrow", ExportOptions(precisions=("fp32", "fp16"), models_dir=tmp_path, keep_anyway=True, replace=True)
+        )
     assert _models(tmp_path) == ["narrow.onnx"]
     assert (tmp_path / "narrow.onnx").read_bytes() == b"the file before"
 
@@ -163,7 +172,7 @@ def test_without_labelled_faces_the_file_says_that_it_is_not_calibrated(
     trained_narrow: Checkpoint, tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path / "narrow.pth", trained_narrow)
-    report = export_model("narrow", models_dir=tmp_path)
+    report = export_model("narrow", ExportOptions(models_dir=tmp_path))
     facts = inspect_model(tmp_path / "narrow.onnx")
     assert facts.metadata is not None
     assert (facts.metadata.temperature, facts.metadata.uncertain_below) == (1.0, None)
@@ -177,31 +186,31 @@ def test_a_calibration_is_kept_when_the_same_weights_are_exported_without_faces(
 ) -> None:
     for name in ("narrow.pth", "narrow.onnx"):
         shutil.copy(exported.models_dir / name, tmp_path / name)
-    report = export_model("narrow", precisions=("fp16",), models_dir=tmp_path)
+    report = export_model("narrow", ExportOptions(precisions=("fp16",), models_dir=tmp_path))
     assert report.calibration.temperature == exported.report.calibration.temperature
     assert report.calibration.faces == 84
 
 
 def test_int8_without_faces_says_what_to_give(exported: Exported) -> None:
     with pytest.raises(DataError, match="--data"):
-        export_model("narrow", precisions=("int8",), models_dir=exported.models_dir)
+        export_model("narrow", ExportOptions(precisions=("int8",), models_dir=exported.models_dir))
 
 
 def test_a_missing_checkpoint_says_how_to_train_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="fer-train --model v1"):
-        export_model("v1", models_dir=tmp_path)
+        export_model("v1", ExportOptions(models_dir=tmp_path))
 
 
 def test_an_opset_that_cannot_be_written_or_run_is_named(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"opset 99.*--opset 18"):
-        export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path, opset=99)
+        export_model("narrow", ExportOptions(models_dir=tmp_path), checkpoint=exported.checkpoint, opset=99)
     assert _models(tmp_path) == []
 
 
 def test_a_folder_that_is_a_file_is_named(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("no folder")
     with pytest.raises(OutputError, match=r"models.*another folder"):
-        export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path / "models")
+        export_model("narrow", ExportOptions(models_dir=tmp_path / "models"), checkpoint=exported.checkpoint)
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_work(
@@ -210,7 +219,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     (tmp_path / "models").write_text("no folder")
     monkeypatch.setattr(pipeline, "export_graph", lambda *given, **options: pytest.fail("exported first"))
     with pytest.raises(OutputError, match="another folder"):
-        export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path / "models")
+        export_model("narrow", ExportOptions(models_dir=tmp_path / "models"), checkpoint=exported.checkpoint)
 
 
 def test_an_export_leaves_pytorchs_threads_as_they_were(exported: Exported, tmp_path: Path) -> None:
@@ -218,8 +227,8 @@ def test_an_export_leaves_pytorchs_threads_as_they_were(exported: Exported, tmp_
     torch.set_num_threads(3)
     try:
         with pytest.raises(DataError):
-            export_model("narrow", precisions=("int8",), models_dir=exported.models_dir)
-        export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path)
+            export_model("narrow", ExportOptions(precisions=("int8",), models_dir=exported.models_dir))
+        export_model("narrow", ExportOptions(models_dir=tmp_path), checkpoint=exported.checkpoint)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
@@ -235,7 +244,7 @@ def test_a_full_disk_leaves_the_file_before(exported: Exported, tmp_path: Path) 
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # Python ignores the signal, and write() fails
     try:
         with pytest.raises(OutputError, match=r"cannot write.*as it was before"):
-            export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path, replace=True)
+            export_model("narrow", ExportOptions(models_dir=tmp_path, replace=True), checkpoint=exported.checkpoint)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert _models(tmp_path) == ["narrow.onnx"]
@@ -258,7 +267,7 @@ def test_killed_before_the_rename_the_file_before_stands(
 
     monkeypatch.setattr(publishing, "run_self_test", kill)
     with pytest.raises(Killed):
-        export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path, replace=True)
+        export_model("narrow", ExportOptions(models_dir=tmp_path, replace=True), checkpoint=exported.checkpoint)
     assert left.pop("narrow.onnx") == b"the file before"
     assert left
     assert all(name.startswith(".") and name.endswith(".partial") for name in left), list(left)
@@ -342,11 +351,13 @@ def test_too_few_faces_are_no_pass(exported: Exported, tmp_path: Path) -> None:
     shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     export_model(
         "narrow",
-        precisions=("int8",),
-        data=exported.data,
-        models_dir=tmp_path,
-        budget=Budget(accuracy=3, macro_f1=5, recall=20),  # 100 faces are needed, 84 are there
-        keep_anyway=True,
+        ExportOptions(
+            precisions=("int8",),
+            data=exported.data,
+            models_dir=tmp_path,
+            budget=Budget(accuracy=3, macro_f1=5, recall=20),  # 100 faces are needed, 84 are there
+            keep_anyway=True,
+        ),
     )
     said = inspect_model(tmp_path / "narrow.int8.onnx").metadata
     assert said is not None
@@ -358,20 +369,20 @@ def test_too_few_faces_are_no_pass(exported: Exported, tmp_path: Path) -> None:
 def test_a_file_of_another_checkpoint_is_replaced_only_when_told_to(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "narrow.onnx").write_bytes(b"something else")
     with pytest.raises(OutputError, match="--replace"):
-        export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path)
+        export_model("narrow", ExportOptions(models_dir=tmp_path), checkpoint=exported.checkpoint)
     assert (tmp_path / "narrow.onnx").read_bytes() == b"something else"
-    export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path, replace=True)
-    export_model("narrow", checkpoint=exported.checkpoint, models_dir=tmp_path)  # its own file
+    export_model("narrow", ExportOptions(models_dir=tmp_path, replace=True), checkpoint=exported.checkpoint)
+    export_model("narrow", ExportOptions(models_dir=tmp_path), checkpoint=exported.checkpoint)  # its own file
     other = torch.load(exported.checkpoint, weights_only=True)
     other["training"] = {"recipe": "another"}
     torch.save(other, tmp_path / "other.pth")
     with pytest.raises(OutputError, match="another checkpoint"):
-        export_model("narrow", checkpoint=tmp_path / "other.pth", models_dir=tmp_path)
+        export_model("narrow", ExportOptions(models_dir=tmp_path), checkpoint=tmp_path / "other.pth")
 
 
 def test_a_fixed_batch_is_written_beside_the_dynamic_file(exported: Exported, tmp_path: Path) -> None:
     shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
-    (report,) = export_model("narrow", models_dir=tmp_path, batch=1).models
+    (report,) = export_model("narrow", ExportOptions(models_dir=tmp_path, batch=1)).models
     assert report.path.name == "narrow.batch1.onnx"
     assert report.is_published
     session = open_session(report.path).session
@@ -382,12 +393,14 @@ def test_a_fixed_batch_is_written_beside_the_dynamic_file(exported: Exported, tm
 def test_a_fixed_batch_larger_than_what_the_interpreters_run(exported: Exported, tmp_path: Path) -> None:
     report = export_model(
         "narrow",
+        ExportOptions(
+            data=exported.data,
+            precisions=("fp32", "fp16", "int8"),
+            models_dir=tmp_path,
+            budget=Budget(accuracy=5, macro_f1=5, recall=20),
+            batch=50,
+        ),
         checkpoint=exported.checkpoint,
-        data=exported.data,
-        precisions=("fp32", "fp16", "int8"),
-        models_dir=tmp_path,
-        budget=Budget(accuracy=5, macro_f1=5, recall=20),
-        batch=50,
     )
     for model in report.models:
         assert model.is_published, model.parity.failures
@@ -406,7 +419,9 @@ def test_votes_are_the_labels_where_they_are_given(exported: Exported, tmp_path:
         rows.append(",".join([f"validation/{path}", *map(str, votes)]))
     (tmp_path / "votes.csv").write_text("\n".join([",".join(["image", *EXPRESSIONS]), *rows]))
     report = export_model(
-        "narrow", checkpoint=exported.checkpoint, data=exported.data, votes=tmp_path / "votes.csv", models_dir=tmp_path
+        "narrow",
+        ExportOptions(data=exported.data, votes=tmp_path / "votes.csv", models_dir=tmp_path),
+        checkpoint=exported.checkpoint,
     )
     (published,) = report.models
     assert published.quality is not None
@@ -417,13 +432,15 @@ def test_votes_are_the_labels_where_they_are_given(exported: Exported, tmp_path:
     assert said.calibration["labels"].startswith("votes votes.csv: shares of the raters")
     assert said.verdict["labels"] == said.calibration["labels"]
     with pytest.raises(DataError, match="--data"):
-        export_model("narrow", checkpoint=exported.checkpoint, votes=tmp_path / "votes.csv", models_dir=tmp_path)
+        export_model(
+            "narrow", ExportOptions(votes=tmp_path / "votes.csv", models_dir=tmp_path), checkpoint=exported.checkpoint
+        )
 
 
 def test_a_calibration_is_kept_from_another_precision(exported: Exported, tmp_path: Path) -> None:
     for name in ("narrow.pth", "narrow.int8.onnx"):
         shutil.copy(exported.models_dir / name, tmp_path / name)
-    report = export_model("narrow", models_dir=tmp_path)
+    report = export_model("narrow", ExportOptions(models_dir=tmp_path))
     int8 = inspect_model(tmp_path / "narrow.int8.onnx").metadata
     assert int8 is not None
     assert report.models[0].calibration.temperature == int8.temperature
@@ -447,6 +464,8 @@ def test_a_planted_fault_is_refused_by_the_whole_export(
     monkeypatch.setattr(candidates, "quantize_model", wrong)
     with pytest.raises(ExportRefusedError, match="units"):
         export_model(
-            "narrow", precisions=("int8",), checkpoint=exported.checkpoint, data=exported.data, models_dir=tmp_path
+            "narrow",
+            ExportOptions(precisions=("int8",), data=exported.data, models_dir=tmp_path),
+            checkpoint=exported.checkpoint,
         )
     assert _models(tmp_path) == []

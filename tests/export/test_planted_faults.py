@@ -43,6 +43,7 @@ from fer_export.gate.timing import Timing
 from fer_export.graph import serialize
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import observe
+from fer_export.options import ExportOptions
 from fer_export.pipeline import export_model, prepare
 from fer_runtime.errors import ParityError
 from fer_runtime.model.find import Precision
@@ -75,11 +76,13 @@ def bench(trained_narrow: Checkpoint, dataset: Path, kept: Kept, tmp_path_factor
     with exporting_once(kept):
         subject, fp32 = prepare(
             "narrow",
-            wanted=("fp32", "fp16", "int8"),
+            ExportOptions(
+                precisions=("fp32", "fp16", "int8"),
+                data=dataset,
+                models_dir=models_dir,
+                budget=Budget(accuracy=5, macro_f1=5, recall=20),
+            ),
             checkpoint=checkpoint,
-            data=dataset,
-            models_dir=models_dir,
-            budget=Budget(accuracy=5, macro_f1=5, recall=20),
         )
     # A tenth of the made-up faces, and those of one gray, find these faults as well, in a third of the time.
     made = subject.faces[subject.real_faces :].reshape(len(subject.faces) - subject.real_faces, -1)
@@ -199,7 +202,7 @@ def test_a_fault_does_not_come_through_the_whole_export(
     """`python -m tests.export.planted` does this with the real v0 and all faults."""
     save_checkpoint(tmp_path / "narrow.pth", trained_narrow)
     with exporting_once(kept), planted(precision, **changes):
-        found = found_by("narrow", precision, data=dataset, models_dir=tmp_path)
+        found = found_by("narrow", ExportOptions(precisions=(precision,), data=dataset, models_dir=tmp_path))
     assert check in found
     assert not list(tmp_path.glob("*.onnx"))
 
@@ -218,5 +221,5 @@ def test_what_is_written_is_what_was_judged(
 
     monkeypatch.setattr(publish, "serialize", serialize_with_a_fault)
     with exporting_once(kept), pytest.raises(ParityError, match="the graph of the file to write differs"):
-        export_model("narrow", precisions=("fp32",), data=dataset, models_dir=tmp_path)
+        export_model("narrow", ExportOptions(precisions=("fp32",), data=dataset, models_dir=tmp_path))
     assert not list(tmp_path.glob("*.onnx"))

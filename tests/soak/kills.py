@@ -131,11 +131,11 @@ PREPARED: list[Any] = []  # what `fer_export.pipeline.prepare` gives
 
 def _prepare_export(folder: Path) -> None:
     """Compute what an export computes before its first file, for tests.soak.publishing."""
+    from fer_export.options import ExportOptions
     from fer_export.pipeline import prepare
 
-    prepared = prepare(
-        "narrow", wanted=["fp32", "fp16"], checkpoint=folder / "narrow.pth", models_dir=folder / "models"
-    )
+    options = ExportOptions(precisions=("fp32", "fp16"), models_dir=folder / "models")
+    prepared = prepare("narrow", options, checkpoint=folder / "narrow.pth")
     PREPARED[:] = [prepared]
 
 

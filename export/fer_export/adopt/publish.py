@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,47 +11,37 @@ import numpy as np
 from fer_export.adopt.inputs import FaceInput
 from fer_export.adopt.read import adopt_file
 from fer_export.canonical import OPSET
-from fer_export.gate.accuracy import Budget
-from fer_export.gate.publish import REPLAY_TOLERANCES
 from fer_export.gate.report import ExportReport
 from fer_export.gate.subject import prepare_subject
 from fer_export.graph import set_temperature
+from fer_export.options import DEFAULT_OPTIONS, ExportOptions
 from fer_export.pipeline import load_labelled_faces, one_thread, publish_files
 from fer_export.places import check_places, output_path
 from fer_runtime.errors import DataError, OutputError
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision
 from fer_train.data.folders import LabelledFaces
 
 
 @one_thread()
 def adopt_model(
     path: Path,
+    options: ExportOptions = DEFAULT_OPTIONS,
     *,
     name: str,
     faces: FaceInput,
     labels: Sequence[str] | None = None,
     scores: str | None = None,
     temperature: float | None = None,
-    precisions: Sequence[Precision] = ("fp32",),
-    data: Path | None = None,
-    votes: str | Path | None = None,
-    batch: int | None = None,
-    models_dir: Path = Path(DEFAULT_MODELS_DIR),
-    budget: Budget = Budget(),  # noqa: B008 - frozen
-    keep_anyway: bool = False,
-    replace: bool = False,
-    progress: Callable[[str], None] = lambda text: None,
 ) -> ExportReport:
     """Publish somebody else's classifier as a model of ours.
 
     Args:
         path: the .onnx file.
+        options: which files to write, what they are judged by, and where they go.
         name: what the model and its files are called.
         faces: what its network takes.
         labels: in the order of its scores; None reads them from the file's metadata.
         scores: the output with the scores, where the file has several.
         temperature: what its logits are divided by before the softmax; None fits it to `data`, or leaves them alone.
-        precisions, data, votes, batch, models_dir, budget, keep_anyway, replace, progress: as for `export_model`.
 
     Raises:
         ModelFileError: the file cannot be adopted, with the operator, input or shape that is in the way.
@@ -59,17 +49,17 @@ def adopt_model(
         ExportRefusedError: a file failed its gate; the others are published.
         OutputError: a file cannot be written, or one of another origin stands in its place.
     """
-    if "int8" in precisions and data is None:
+    wanted, data, progress = options.wanted, options.data, options.progress
+    if "int8" in wanted and data is None:
         raise DataError(
             "int8 needs labelled faces to set its ranges and to measure what it loses; give the dataset's root: "
             f"fer-export --adopt {path} --precision int8 --data DIR"
         )
-    wanted = [precision for precision in REPLAY_TOLERANCES if precision in precisions]
-    places = [output_path(models_dir, name, precision, batch) for precision in wanted]
+    places = [output_path(options.models_dir, name, precision, options.batch) for precision in wanted]
     if any(place.exists() and place.samefile(path) for place in places if path.exists()):
         raise OutputError(f"{path} would be replaced by its own adoption; choose another --name or --models-dir")
     adopted = adopt_file(path, name=name, faces=faces, labels=labels, scores=scores)
-    check_places(places, adopted.sha256, path, replace=replace)
+    check_places(places, adopted.sha256, path, replace=options.replace)
     for note in adopted.notes:
         progress(note)
     validation = train = None
@@ -80,21 +70,15 @@ def adopt_model(
     subject, fp32 = prepare_subject(
         adopted.original,
         lambda calibration: set_temperature(adopted.graph, calibration.temperature),
+        options,
         sha256=adopted.sha256,
         file_name=name,
         train=train,
         validation=validation,
-        votes=votes,
         opset=OPSET,
-        batch=batch,
-        models_dir=models_dir,
-        budget=budget,
         temperature=temperature,
-        progress=progress,
     )
-    return publish_files(
-        subject, fp32, wanted=wanted, models_dir=models_dir, keep_anyway=keep_anyway, progress=progress
-    )
+    return publish_files(subject, fp32, options)
 
 
 def _with_labels(found: LabelledFaces, labels: tuple[str, ...], data: Path) -> LabelledFaces:

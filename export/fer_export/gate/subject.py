@@ -16,11 +16,12 @@ from fer_export.gate.coverage import Coverage, cover_units
 from fer_export.gate.original import Original
 from fer_export.gate.report import tool_versions
 from fer_export.graph import DEFAULT_OPSET
+from fer_export.options import DEFAULT_OPTIONS, ExportOptions
 from fer_export.places import metadata_of
 from fer_export.unfamiliar.graph import add_output
 from fer_export.unfamiliar.head import FEWEST_FACES, LEAST_AUROC, Head, OperatingPoint, fit_head, idle_units
 from fer_runtime.errors import DataError
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, Precision, model_path
+from fer_runtime.model.find import PRECISIONS, Precision, model_path
 from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.parity import FloatArray, Uint8Array
 from fer_train.data.folders import LabelledFaces
@@ -80,38 +81,36 @@ class Subject:
 def prepare_subject(
     original: Original,
     make_graph: Callable[[Calibration], onnx.ModelProto],
+    options: ExportOptions = DEFAULT_OPTIONS,
     *,
     sha256: str,
     file_name: str,
     train: LabelledFaces | None = None,
     validation: LabelledFaces | None = None,
-    votes: str | Path | None = None,
     opset: int = DEFAULT_OPSET,
-    batch: int | None = None,
-    models_dir: Path = Path(DEFAULT_MODELS_DIR),
-    budget: Budget = Budget(),  # noqa: B008 - frozen
     temperature: float | None = None,
-    progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Subject, onnx.ModelProto]:
     """Everything that the files of one run are judged by, and their float32 graph.
 
     Args:
         original: what they are held against.
         make_graph: the float32 graph, with the temperature of a calibration.
+        options: as for `export_model`; the faces of `data` are `train` and `validation`.
         sha256: of the checkpoint or the adopted file.
         file_name: what the files are called.
         train: faces that set the ranges of int8.
         validation: labelled faces.
+        opset: of the float32 graph.
         temperature: where it is not to be fitted.
-        votes, opset, batch, models_dir, budget, progress: as for `export_model`.
     """
-    judged_labels, truth, labels_from = _labels(validation, votes, len(original.labels))
+    progress = options.progress
+    judged_labels, truth, labels_from = _labels(validation, options.votes, len(original.labels))
     labelled = np.zeros((0, *original.face_shape), np.uint8) if validation is None else validation.faces
     labelled_logits = original.logits(labelled)
     if temperature is not None:
         calibration = dataclasses.replace(NOT_CALIBRATED, temperature=temperature)
     else:
-        calibration = _calibration(labelled_logits, truth, labels_from, sha256, models_dir, file_name)
+        calibration = _calibration(labelled_logits, truth, labels_from, sha256, options.models_dir, file_name)
     progress(f"exporting at opset {opset}")
     fp32 = make_graph(calibration)
     head = None
@@ -139,8 +138,8 @@ def prepare_subject(
         labels_from=labels_from,
         train=train,
         validation=validation,
-        budget=budget,
-        batch=batch,
+        budget=options.budget,
+        batch=options.batch,
         head=head,
     )
     return subject, fp32

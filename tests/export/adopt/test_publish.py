@@ -28,6 +28,7 @@ from fer_export.cli import main
 from fer_export.gate.report import ExportRefusedError
 from fer_export.gate.subject import prepare_subject
 from fer_export.graph import set_temperature
+from fer_export.options import ExportOptions
 from fer_runtime import Recognizer
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
@@ -59,7 +60,12 @@ def test_a_file_like_ferplus_becomes_a_model_with_a_certificate(tmp_path: Path) 
     assert "was exported from another checkpoint" in again.stderr
     faces_taken = FaceInput(color="gray", size=64, high=255)
     with pytest.raises(OutputError, match="would be replaced by its own adoption"):
-        adopt_model(tmp_path / "ferplus.onnx", name="ferplus", faces=faces_taken, models_dir=tmp_path, replace=True)
+        adopt_model(
+            tmp_path / "ferplus.onnx",
+            ExportOptions(models_dir=tmp_path, replace=True),
+            name="ferplus",
+            faces=faces_taken,
+        )
 
 
 @pytest.mark.parametrize(
@@ -92,9 +98,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         subject, fp32 = prepare_subject(
             adopted.original,
             lambda calibration: set_temperature(adopted.graph, calibration.temperature),
+            ExportOptions(models_dir=path.parent),
             sha256=adopted.sha256,
             file_name="faces",
-            models_dir=path.parent,
         )
     return Bench(subject=subject, candidate=make_candidate(subject, "fp32", fp32))
 
@@ -136,14 +142,16 @@ def test_labelled_faces_calibrate_the_file_and_judge_its_int8(bench: Bench, labe
     told: list[str] = []
     report = adopt_model(
         path,
+        ExportOptions(
+            precisions=("fp32", "int8"),
+            data=labelled,
+            models_dir=tmp_path / "models",
+            keep_anyway=True,  # a random network of 3,000 weights on 80 faces: the verdict is not what is tested
+            progress=told.append,
+        ),
         name="mine",
         faces=FaceInput(color="rgb", size=32, mean=(0.5, 0.4, 0.6), std=(0.2, 0.3, 0.25)),
         labels=EXPRESSIONS,
-        precisions=("fp32", "int8"),
-        data=labelled,
-        models_dir=tmp_path / "models",
-        keep_anyway=True,  # a random network of 3,000 weights on 80 faces: the verdict is not what is tested
-        progress=told.append,
     )
     fp32, int8 = report.models
     assert fp32.quality is not None
@@ -165,11 +173,10 @@ def test_the_right_order_of_the_labels_is_named(bench: Bench, labelled: Path, tm
     with pytest.raises(ExportRefusedError, match="label order") as error:
         adopt_model(
             path,
+            ExportOptions(data=labelled, models_dir=tmp_path / "models"),
             name="mine",
             faces=FaceInput(color="rgb", size=32, mean=(0.5, 0.4, 0.6), std=(0.2, 0.3, 0.25)),
             labels=csv,
-            data=labelled,
-            models_dir=tmp_path / "models",
         )
     assert f"100.00% as {','.join(EXPRESSIONS)}" in str(error.value)
     assert not (tmp_path / "models" / "mine.onnx").exists()
@@ -180,9 +187,8 @@ def test_a_folder_that_is_no_label_is_named(labelled: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"has a class folder .* and the model's labels are a, b, c"):
         adopt_model(
             tmp_path / "foreign.onnx",
+            ExportOptions(data=labelled, models_dir=tmp_path),
             name="mine",
             faces=FaceInput(color="rgb", size=32, low=-1),
             labels=tuple("abcdefg"),
-            data=labelled,
-            models_dir=tmp_path,
         )
