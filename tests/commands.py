@@ -66,7 +66,7 @@ def run_python(
             for descriptor in given:
                 os.close(descriptor)
         readers = stack.enter_context(ThreadPoolExecutor(3))
-        said = [readers.submit(_read_all, descriptor) for descriptor in (output, errors)]
+        streams = [readers.submit(_read_all, descriptor) for descriptor in (output, errors)]
         readers.submit(_write_all, writing, input)
         answers.settimeout(timeout)
         process = int.from_bytes(_received(answers), "little")
@@ -75,7 +75,7 @@ def run_python(
         except TimeoutError:
             os.kill(process, signal.SIGKILL)
             raise subprocess.TimeoutExpired(command, timeout) from None
-        return subprocess.CompletedProcess(command, code, *(reading.result() for reading in said))
+        return subprocess.CompletedProcess(command, code, *(reading.result() for reading in streams))
 
 
 def run_python_text(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

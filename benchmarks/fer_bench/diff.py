@@ -105,17 +105,17 @@ def answers_of(recognizer: Recognizer, engine: str, *, model: str, models_dir: P
     """
     from fer_bench.latency.measure import configurations
 
-    entry, said = ENGINES[engine], recognizer.metadata
+    entry, metadata = ENGINES[engine], recognizer.metadata
     if not entry.is_installed:
         raise DataError(f"the engine {engine} needs {entry.needs}: {entry.install}")
-    precisions = [precision for precision in PRECISIONS if precision == said.precision]
+    precisions = [precision for precision in PRECISIONS if precision == metadata.precision]
     source = configurations(models=(model,), precisions=precisions, engines=(engine,), models_dir=models_dir)[0].source
     try:
-        run = load(entry.code)(source, model=said.name, threads=1, batch=1)
+        run = load(entry.code)(source, model=metadata.name, threads=1, batch=1)
     except Exception as error:  # the engines' exceptions share no base class
         raise DataError(f"{engine} does not run {source}: {str(error).splitlines()[:1]}") from error
     # A PyTorch network has no temperature; without the file's own, margins would not compare.
-    power = 1 / said.temperature if entry.source == "checkpoint" else 1.0
+    power = 1 / metadata.temperature if entry.source == "checkpoint" else 1.0
 
     def answer(faces: Uint8Array) -> Answers:
         # Some engines compile the graph for one batch size.
@@ -139,10 +139,10 @@ def observe(
     for path in paths:
         name = path.relative_to(folder).as_posix()
         images[name] = _observe_image(recognizer, path, name, answer or recognizer.answer)
-    said = recognizer.metadata
+    metadata = recognizer.metadata
     machine = environment()
     return Run(
-        name=f"{said.name} {said.precision}" + (f" in {engine}" if engine else ""),
+        name=f"{metadata.name} {metadata.precision}" + (f" in {engine}" if engine else ""),
         machine=f"{machine['cpu']}, {platform.machine()}, "
         + ", ".join(f"{key} {value}" for key, value in machine["versions"].items()),
         images=images,
@@ -252,8 +252,8 @@ def compare_runs(first: Run, second: Run) -> list[Change]:
 
 def _compare_images(first: SeenImage, second: SeenImage) -> list[Change]:
     if (first.error is None) != (second.error is None):
-        said = [image.error or counted_faces(image) for image in (first, second)]
-        return [Change(path=first.path, stage="reading", before=said[0], after=said[1])]
+        outcomes = [image.error or counted_faces(image) for image in (first, second)]
+        return [Change(path=first.path, stage="reading", before=outcomes[0], after=outcomes[1])]
     same_pixels = first.pixels_sha256 == second.pixels_sha256
     changes = []
     left = list(second.faces)

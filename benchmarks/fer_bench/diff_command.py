@@ -96,8 +96,8 @@ def _run(side: str, folder: Path, models_dir: Path, detector: str | None, yunet:
         if engine not in ENGINES:
             raise click.UsageError(f"no engine {engine!r}; one of: {', '.join(ENGINES)}")
     if not is_model_file(name) and ":" in name:
-        name, _, said = name.rpartition(":")
-        precision = _precision(said)
+        name, _, variant = name.rpartition(":")
+        precision = _precision(variant)
     with ExitStack() as stack:
         recognizer = stack.enter_context(
             Recognizer(name, precision=precision, models_dir=models_dir, detector=detector or "auto", yunet=yunet)

@@ -139,15 +139,15 @@ def unfamiliar(
     for file in files:
         with Recognizer(file.source) as recognizer:
             found, lost = work.measure(recognizer, kinds, real)
-            said = recognizer.metadata
+            metadata = recognizer.metadata
         results += found
-        name = f"{said.name} {said.precision}"
-        if said.unfamiliar_above is None:
+        name = f"{metadata.name} {metadata.precision}"
+        if metadata.unfamiliar_above is None:
             say(f"{name}: no output unfamiliarity; export it again with fer-export --data", err=True)
         elif lost is not None:
             say(
                 f"{name}: {lost:.1%} of {0 if real is None else len(real)} faces are unfamiliar; the export counted "
-                f"{said.quality.get('lost', 0):.1%} on faces that its threshold was not fitted on"
+                f"{metadata.quality.get('lost', 0):.1%} on faces that its threshold was not fitted on"
             )
     say(work.format_results(results))
     console.write_json(json_path, machine, [result.to_dict() for result in results])

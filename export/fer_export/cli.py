@@ -482,8 +482,8 @@ def _network(model: str | None) -> str | None:
     try:
         return None if model is None else find_architecture(model).name
     except ValueError as error:
-        said = f"{error}. A model of your own is exported with --name {model}"
-        raise click.BadParameter(said, click.get_current_context(), _parameter("model")) from None
+        message = f"{error}. A model of your own is exported with --name {model}"
+        raise click.BadParameter(message, click.get_current_context(), _parameter("model")) from None
 
 
 def _parameter(name: str) -> click.Parameter:

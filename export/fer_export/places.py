@@ -49,10 +49,10 @@ def _check_replaceable(path: Path, sha256: str, source: Path) -> None:
     """Raises OutputError where `path` holds a model of another checkpoint, or something else."""
     if not path.exists():
         return
-    said = metadata_of(path)
-    if said is not None and said.checkpoint_sha256 == sha256:
+    metadata = metadata_of(path)
+    if metadata is not None and metadata.checkpoint_sha256 == sha256:
         return
-    fact = "is no model of fer-export" if said is None else "was exported from another checkpoint"
+    fact = "is no model of fer-export" if metadata is None else "was exported from another checkpoint"
     raise OutputError(f"{path} {fact} than {source}; add --replace to overwrite it, or give another --models-dir")
 
 

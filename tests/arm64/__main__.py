@@ -169,8 +169,8 @@ def _served(machine: Machine, cpu: str) -> str:
                     continue
         finally:
             server.terminate()
-        _, said = server.communicate()
-        return said[-500:] or "no answer"
+        _, errors = server.communicate()
+        return errors[-500:] or "no answer"
 
 
 def _free_port() -> int:

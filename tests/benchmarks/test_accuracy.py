@@ -116,9 +116,9 @@ def test_the_command_writes_what_it_prints(pictures: Path, model: Path, tmp_path
 
 
 def test_the_shipped_v0_is_as_good_as_its_results_file_says(real_data: Path) -> None:
-    said = json.loads((Path(__file__).parents[2] / "models" / "model_0_results.json").read_text())
+    results = json.loads((Path(__file__).parents[2] / "models" / "model_0_results.json").read_text())
     with Recognizer("v0", precision="fp32") as recognizer:
         result = measure_accuracy(recognizer, read_labelled_images(real_data), resamples=10)
     # Through the runtime's decoding and ONNX Runtime, a face or two at the border may tip over.
-    assert result.accuracy.value == pytest.approx(said["accuracy"], abs=0.001)
-    assert np.abs(result.confusion - np.array(said["confusion"])).sum() <= 8
+    assert result.accuracy.value == pytest.approx(results["accuracy"], abs=0.001)
+    assert np.abs(result.confusion - np.array(results["confusion"])).sum() <= 8

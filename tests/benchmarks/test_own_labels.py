@@ -35,8 +35,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _model(folder: Path, name: str, labels: tuple[str, ...], *, size: int = 48, color: str = "gray") -> Path:
     folder.mkdir(exist_ok=True)
-    said = ModelMetadata(name=name, labels=labels, precision="fp32", opset=18, size=size, color=color)
-    return write_band_model(folder / f"{name}.onnx", metadata=said)
+    metadata = ModelMetadata(name=name, labels=labels, precision="fp32", opset=18, size=size, color=color)
+    return write_band_model(folder / f"{name}.onnx", metadata=metadata)
 
 
 def test_figures_are_those_worked_by_hand_for_any_labels_sizes_and_colours(data: Path, tmp_path: Path) -> None:
@@ -55,11 +55,11 @@ def test_models_of_other_labels_are_left_out_or_refused(data: Path, tmp_path: Pa
     _model(tmp_path, "turned", THREE[::-1])
     _model(tmp_path, "other", ("bored", "engaged"))
     files = configurations(models=("mine", "turned", "other"), engines=("onnxruntime",), models_dir=tmp_path)
-    said: list[str] = []
-    images, kept = images_for(data, files, are_named=False, say=said.append)
+    messages: list[str] = []
+    images, kept = images_for(data, files, are_named=False, say=messages.append)
     assert [file.model for file in kept] == ["mine", "turned"]
     assert images.classes == THREE
-    (note,) = said
+    (note,) = messages
     assert "other fp32 has other labels" in note
     assert "it lacks müde, sehr" in note
     with pytest.raises(DataError, match="other fp32 has other labels"):

@@ -961,32 +961,32 @@ FAULTS: list[tuple[Fault, tuple[Precision, ...], str]] = [
 
 
 def _with(**changes: Any) -> Lie:
-    return lambda said: dataclasses.replace(said, **changes)
+    return lambda metadata: dataclasses.replace(metadata, **changes)
 
 
-def _threshold_upside_down(said: ModelMetadata) -> ModelMetadata:
-    return dataclasses.replace(said, uncertain_below=1 - (said.uncertain_below or 0))
+def _threshold_upside_down(metadata: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(metadata, uncertain_below=1 - (metadata.uncertain_below or 0))
 
 
-def _labels_exchanged(said: ModelMetadata) -> ModelMetadata:
-    first, second, *others = said.labels
-    return dataclasses.replace(said, labels=(second, first, *others))
+def _labels_exchanged(metadata: ModelMetadata) -> ModelMetadata:
+    first, second, *others = metadata.labels
+    return dataclasses.replace(metadata, labels=(second, first, *others))
 
 
-def _of_the_csv(said: ModelMetadata) -> ModelMetadata:
-    return dataclasses.replace(said, labels=tuple(said.labels[place] for place in (0, 1, 2, 3, 5, 6, 4)))
+def _of_the_csv(metadata: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(metadata, labels=tuple(metadata.labels[place] for place in (0, 1, 2, 3, 5, 6, 4)))
 
 
-def _another_temperature(said: ModelMetadata) -> ModelMetadata:
-    return dataclasses.replace(said, temperature=said.temperature * 1.1)
+def _another_temperature(metadata: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(metadata, temperature=metadata.temperature * 1.1)
 
 
-def _more_faces(said: ModelMetadata) -> ModelMetadata:
-    return dataclasses.replace(said, calibration={**said.calibration, "faces": 100_000})
+def _more_faces(metadata: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(metadata, calibration={**metadata.calibration, "faces": 100_000})
 
 
-def _another_point(said: ModelMetadata) -> ModelMetadata:
-    return dataclasses.replace(said, quality={**said.quality, "unfamiliar_above": 1e3})
+def _another_point(metadata: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(metadata, quality={**metadata.quality, "unfamiliar_above": 1e3})
 
 
 # What a file says of itself and is not so, and the check that has to find it in each precision.

@@ -27,75 +27,75 @@ def _change(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np
     tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), tensor.name))
 
 
-def _one_weight_by_one_percent(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _one_weight_by_one_percent(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     def change(weights: np.ndarray) -> np.ndarray:
         largest = np.unravel_index(np.abs(weights).argmax(), weights.shape)
         weights[largest] *= 1.01
         return weights
 
     _change(model, "conv_block_1.0.weight", change)
-    return said
+    return metadata
 
 
-def _swapped_labels(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
-    names = list(said.labels)
+def _swapped_labels(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
+    names = list(metadata.labels)
     names[4], names[6] = names[6], names[4]
-    return dataclasses.replace(said, labels=tuple(names))
+    return dataclasses.replace(metadata, labels=tuple(names))
 
 
-def _swapped_logits(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _swapped_logits(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     _change(model, "fc_layer.4.weight", lambda weights: weights[[1, 0, 2, 3, 4, 5, 6]])
-    return said
+    return metadata
 
 
-def _without_255(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _without_255(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     _change(model, "conv_block_1.0.weight", lambda weights: weights * 255)
-    return said
+    return metadata
 
 
-def _fixed_batch(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _fixed_batch(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = 2
-    return said
+    return metadata
 
 
-def _nan_weight(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _nan_weight(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     def change(weights: np.ndarray) -> np.ndarray:
         weights.flat[0] = np.nan
         return weights
 
     _change(model, "fc_layer.4.weight", change)
-    return said
+    return metadata
 
 
-def _wrong_temperature_in_the_graph(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _wrong_temperature_in_the_graph(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     divisor = next(node for node in model.graph.node if node.op_type == "Div").input[1]
     _change(model, divisor, lambda value: value * np.float32(1.01))
-    return said
+    return metadata
 
 
-def _wrong_temperature_in_the_metadata(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
-    return dataclasses.replace(said, temperature=1.0)
+def _wrong_temperature_in_the_metadata(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(metadata, temperature=1.0)
 
 
-def _other_opset(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _other_opset(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     model.opset_import[0].version = 19
-    return said
+    return metadata
 
 
-def _other_network(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
-    return dataclasses.replace(said, name="v1")
+def _other_network(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
+    return dataclasses.replace(metadata, name="v1")
 
 
-def _float_input(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _float_input(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    return said
+    return metadata
 
 
-def _renamed_output(model: onnx.ModelProto, said: ModelMetadata) -> ModelMetadata:
+def _renamed_output(model: onnx.ModelProto, metadata: ModelMetadata) -> ModelMetadata:
     model.graph.node.append(helper.make_node("Identity", ["probabilities"], ["scores"]))
     model.graph.output[1].name = "scores"
-    return said
+    return metadata
 
 
 BREAKAGES: list[tuple[Breakage, str]] = [

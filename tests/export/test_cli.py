@@ -116,16 +116,16 @@ def test_a_checkpoint_in_another_label_order_becomes_the_same_model(trained_narr
 def test_an_option_that_is_not_used_is_named(arguments: tuple[str, ...], named: str) -> None:
     run = CliRunner().invoke(main, arguments)
     assert run.exit_code == 2
-    said = " ".join(run.stderr.partition("Error: ")[2].split())
-    assert said.startswith(named)
+    message = " ".join(run.stderr.partition("Error: ")[2].split())
+    assert message.startswith(named)
 
 
 def test_a_network_that_there_is_not_is_no_network_to_export(tmp_path: Path) -> None:
     run = CliRunner().invoke(main, ["--model", "mine", "--models-dir", str(tmp_path)])
     assert run.exit_code == 2
-    said = " ".join(run.stderr.split())
-    assert "no network named 'mine'; one of: v0" in said
-    assert "exported with --name mine" in said
+    message = " ".join(run.stderr.split())
+    assert "no network named 'mine'; one of: v0" in message
+    assert "exported with --name mine" in message
 
 
 def test_a_signed_export_is_trusted_by_its_public_key(exported: Exported, tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path, monk
     assert "ok    labels        gelangweilt, sehr, müde, wach" in exported.stdout
     assert "mine.onnx" in exported.stdout
     assert "6 labelled faces" in exported.stderr  # those that the training held out
-    said = json.loads(_run(fer_export.cli.main, "--inspect", "models/mine.onnx", "--json").stdout)["metadata"]
-    assert (said["labels"], said["size"], said["color"]) == (list(LABELS), size, color)
-    assert said["verdict"]["passed"] is True
+    metadata = json.loads(_run(fer_export.cli.main, "--inspect", "models/mine.onnx", "--json").stdout)["metadata"]
+    assert (metadata["labels"], metadata["size"], metadata["color"]) == (list(LABELS), size, color)
+    assert metadata["verdict"]["passed"] is True
     recognizing = (data, "--recursive", "--model", "mine", "--detector", "whole", "--output", "rows.jsonl")
     _run(fer_runtime.cli.main, *recognizing)
     found = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]

@@ -73,12 +73,12 @@ def test_three_precisions_are_published_and_say_what_they_are(exported: Exported
 def test_each_file_is_calibrated_on_its_own_answers(exported: Exported) -> None:
     faces = load_faces(exported.data, "validation")
     for model in exported.report.models:
-        said = inspect_model(model.path).metadata
-        assert said is not None
-        assert said.calibration["faces"] == 84
+        metadata = inspect_model(model.path).metadata
+        assert metadata is not None
+        assert metadata.calibration["faces"] == 84
         logits = run_model(open_session(model.path).session, faces.faces).logits
         # fp32's was fitted on PyTorch's logits, some roundings away.
-        assert said.temperature == pytest.approx(fit_temperature(logits, faces.labels), rel=1e-3)
+        assert metadata.temperature == pytest.approx(fit_temperature(logits, faces.labels), rel=1e-3)
 
 
 def test_every_published_file_passes_its_own_replay(exported: Exported) -> None:
@@ -359,11 +359,11 @@ def test_too_few_faces_are_no_pass(exported: Exported, tmp_path: Path) -> None:
             keep_anyway=True,
         ),
     )
-    said = inspect_model(tmp_path / "narrow.int8.onnx").metadata
-    assert said is not None
-    assert said.verdict["outcome"] == "not proven"
-    assert said.verdict["passed"] is False
-    assert any("84 labelled faces; 100 are needed" in failure for failure in said.verdict["failures"])
+    metadata = inspect_model(tmp_path / "narrow.int8.onnx").metadata
+    assert metadata is not None
+    assert metadata.verdict["outcome"] == "not proven"
+    assert metadata.verdict["passed"] is False
+    assert any("84 labelled faces; 100 are needed" in failure for failure in metadata.verdict["failures"])
 
 
 def test_a_file_of_another_checkpoint_is_replaced_only_when_told_to(exported: Exported, tmp_path: Path) -> None:
@@ -427,10 +427,10 @@ def test_votes_are_the_labels_where_they_are_given(exported: Exported, tmp_path:
     assert published.quality is not None
     assert published.quality.faces == 63  # those with a strict majority
     assert published.calibration.faces == 84  # the raters' shares, of all
-    said = inspect_model(published.path).metadata
-    assert said is not None
-    assert said.calibration["labels"].startswith("votes votes.csv: shares of the raters")
-    assert said.verdict["labels"] == said.calibration["labels"]
+    metadata = inspect_model(published.path).metadata
+    assert metadata is not None
+    assert metadata.calibration["labels"].startswith("votes votes.csv: shares of the raters")
+    assert metadata.verdict["labels"] == metadata.calibration["labels"]
     with pytest.raises(DataError, match="--data"):
         export_model(
             "narrow", ExportOptions(votes=tmp_path / "votes.csv", models_dir=tmp_path), checkpoint=exported.checkpoint

@@ -161,8 +161,8 @@ def test_a_threshold_that_was_not_fitted_is_found(bench: Bench) -> None:
     candidate = bench.candidates["int8"]
     assert candidate.point is not None
     other = dataclasses.replace(candidate.point, unfamiliar_above=candidate.point.unfamiliar_above + 1)
-    said = bench.subject.metadata("int8", candidate.model, candidate.calibration, other)
-    judged = bench.judge("int8", serialize(candidate.model, said), candidate.model)
+    metadata = bench.subject.metadata("int8", candidate.model, candidate.calibration, other)
+    judged = bench.judge("int8", serialize(candidate.model, metadata), candidate.model)
     assert [check.name for check in judged.parity.failures] == ["unfamiliar"]
 
 
@@ -174,10 +174,10 @@ def test_there_are_at_least_forty_kinds() -> None:
 def test_what_a_file_says_of_itself_is_compared(bench: Bench, lie: str) -> None:
     tell, found_by_check = LIES[lie]
     candidate = bench.candidates["int8"]
-    said = bench.subject.metadata("int8", candidate.model, candidate.calibration, candidate.point)
-    if said.uncertain_below is None and lie == "no threshold":  # so few faces give none: then one is the lie
+    metadata = bench.subject.metadata("int8", candidate.model, candidate.calibration, candidate.point)
+    if metadata.uncertain_below is None and lie == "no threshold":  # so few faces give none: then one is the lie
         tell = LIES["threshold upside down"][0]
-    judged = bench.judge("int8", serialize(candidate.model, tell(said)), candidate.model)
+    judged = bench.judge("int8", serialize(candidate.model, tell(metadata)), candidate.model)
     assert found_by_check in [check.name for check in judged.parity.failures]
 
 

@@ -158,9 +158,9 @@ def _bomb(model: onnx.ModelProto) -> None:
     import zlib
 
     (entry,) = model.metadata_props
-    said = json.loads(entry.value)
+    metadata = json.loads(entry.value)
     packed = base64.b64encode(zlib.compress(bytes(1 << 28), 9)).decode()
-    said["certificate"] = {
+    metadata["certificate"] = {
         "faces": {"shape": [4096, 48, 48], "zlib_base64": packed},
         "network_logits": [[1e400 if face else 0.0] * 7 for face in range(2)],
         "model_logits": [[0.0] * 7] * 4096,
@@ -169,7 +169,7 @@ def _bomb(model: onnx.ModelProto) -> None:
         "made_with": {},
         "digest": "\x1b[2J",
     }
-    entry.value = json.dumps(said).replace("Infinity", "1" * 400)
+    entry.value = json.dumps(metadata).replace("Infinity", "1" * 400)
 
 
 _CHANGES: dict[str, Callable[[onnx.ModelProto], object]] = {

@@ -107,8 +107,8 @@ def test_an_architecture_and_an_augmentation_are_one_entry(folder: Path) -> None
     _run(folder, "fer_export", "--model", "tiny", "--name", "mine")
     listed = _run(folder, "fer_runtime", "--list-models").stdout
     assert "mine  fp32  models/mine.onnx" in listed
-    said = _run(folder, "fer_runtime", sample_images()[0], "--model", "mine", "--output", "rows.jsonl").stderr
-    assert said.startswith("models/mine.onnx  fp32  CPU")
+    errors = _run(folder, "fer_runtime", sample_images()[0], "--model", "mine", "--output", "rows.jsonl").stderr
+    assert errors.startswith("models/mine.onnx  fp32  CPU")
     row = json.loads((folder / "rows.jsonl").read_text())
     assert abs(sum(row["faces"][0]["probabilities"].values()) - 1) < 1e-5  # seven numbers of six decimals
 

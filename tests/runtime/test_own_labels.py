@@ -32,8 +32,8 @@ THOUSAND = tuple(f"person {number}" for number in range(1000))
 
 
 def _model(folder: Path, labels: tuple[str, ...], *, size: int = 48, color: str = "gray") -> Path:
-    said = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18, size=size, color=color)
-    return write_band_model(folder / "mine.onnx", metadata=said)
+    metadata = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18, size=size, color=color)
+    return write_band_model(folder / "mine.onnx", metadata=metadata)
 
 
 def _run(output: Path, *arguments: object) -> str:
@@ -112,10 +112,10 @@ def test_each_plane_of_a_face_in_colour_is_that_of_the_gray_face(roll: float) ->
 
 def test_a_file_of_schema_1_is_gray_and_48_pixels_wide() -> None:
     text = json.dumps({"schema": 1, "name": "v0", "expressions": list(TWO), "precision": "fp32", "opset": 18})
-    said = parse_metadata(text, source="it")
-    assert (said.labels, said.size, said.color, said.face_shape) == (TWO, 48, "gray", (48, 48))
-    assert parse_metadata(said.to_json(), source="it") == said  # which is schema 2
-    assert json.loads(said.to_json())["schema"] == 2
+    metadata = parse_metadata(text, source="it")
+    assert (metadata.labels, metadata.size, metadata.color, metadata.face_shape) == (TWO, 48, "gray", (48, 48))
+    assert parse_metadata(metadata.to_json(), source="it") == metadata  # which is schema 2
+    assert json.loads(metadata.to_json())["schema"] == 2
 
 
 def test_every_label_has_a_colour_of_its_own_and_known_ones_keep_theirs() -> None:

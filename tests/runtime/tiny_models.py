@@ -22,9 +22,9 @@ def write_band_model(path: Path, *, metadata: ModelMetadata | str | None = None,
 
     Labels, size and colour are those of the metadata; in RGB, the brightness is that of red.
     """
-    said = metadata if isinstance(metadata, ModelMetadata) else None
-    classes, side = (7, input_shape) if said is None else (len(said.labels), said.size)
-    shape = (side, side) if said is None else said.face_shape
+    given = metadata if isinstance(metadata, ModelMetadata) else None
+    classes, side = (7, input_shape) if given is None else (len(given.labels), given.size)
+    shape = (side, side) if given is None else given.face_shape
     weights = np.zeros((int(np.prod(shape)), classes), np.float32)
     for label in range(classes):
         mask = np.zeros(shape, np.float32)

@@ -33,10 +33,10 @@ def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
 )
 def test_options_that_a_mode_does_not_use_are_named(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]) -> None:
     model = () if "--audit" in options else ("--model", "v1")
-    said = _refusal(monkeypatch, *model, *options)
+    message = _refusal(monkeypatch, *model, *options)
     # One that stands at its default is given all the same, such as --seed 0.
     mode, *unused = [option for option in options if option.startswith("--")]
-    named = said.partition(f"{mode} does not use ")[2].partition("; leave ")[0]
+    named = message.partition(f"{mode} does not use ")[2].partition("; leave ")[0]
     assert sorted(named.split(", ")) == sorted(unused)
 
 

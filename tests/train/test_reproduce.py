@@ -62,9 +62,9 @@ def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(
     votes = write_votes(data, tmp_path / "votes.csv")
 
     def run(work: Path) -> list[str]:
-        said: list[str] = []
-        run_steps(data, work, votes=str(votes), steps=(Step(name="v0", network="v0", hours=0),), say=said.append)
-        return said
+        messages: list[str] = []
+        run_steps(data, work, votes=str(votes), steps=(Step(name="v0", network="v0", hours=0),), say=messages.append)
+        return messages
 
     run(tmp_path / "whole")
     command = [sys.executable, "-c", SCRIPT, data, votes, tmp_path / "killed"]
@@ -87,9 +87,9 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
         monkeypatch.setitem(ARCHITECTURES[network].recipes, "best", tiny)
     votes = write_votes(data, tmp_path / "votes.csv")
     made = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
-    said: list[str] = []
-    assert run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0, say=said.append) == made
-    assert [line.split(",")[0] for line in said] == ["v0: done", "v0-labels: done", "v1: done"]
+    messages: list[str] = []
+    assert run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0, say=messages.append) == made
+    assert [line.split(",")[0] for line in messages] == ["v0: done", "v0-labels: done", "v1: done"]
     # Each began where its step says, with its own settings, and names its teachers.
     settings = {name: json.loads(results_path(folder, name).read_text())["settings"] for name, folder in made.items()}
     assert {name: setting["weights"] for name, setting in settings.items()} == {

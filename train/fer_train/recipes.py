@@ -121,9 +121,9 @@ class Recipe:
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value}")
-        for name, (said, holds) in _RANGES.items():
+        for name, (text, holds) in _RANGES.items():
             if not holds(value := getattr(self, name)):
-                raise ValueError(f"{name} must be {said}, not {value}")
+                raise ValueError(f"{name} must be {text}, not {value}")
         if unknown := [kind for kind in self.drop if kind not in _DROPS]:
             raise ValueError(f"drop must be one of {', '.join(_DROPS)}, not {', '.join(unknown)}")
         if self.teacher_views == "images" and self.small_until:

@@ -207,13 +207,13 @@ def _integer_checks(
 
 def _fitted_check(content: bytes, outputs: Outputs, truth: FloatArray) -> Check:
     """Fit temperature and threshold again, on the outputs of the file, and compare with its metadata."""
-    said = parse_metadata(read_onnx(content, source="the file").metadata.get(METADATA_KEY), source="the file")
-    faces = said.calibration.get("faces")
+    metadata = parse_metadata(read_onnx(content, source="the file").metadata.get(METADATA_KEY), source="the file")
+    faces = metadata.calibration.get("faces")
     return fitted_check(
         outputs,
         truth,
-        temperature=said.temperature,
-        uncertain_below=said.uncertain_below,
+        temperature=metadata.temperature,
+        uncertain_below=metadata.uncertain_below,
         faces=faces if isinstance(faces, int) else 0,
     )
 

@@ -228,36 +228,40 @@ def metadata_checks(
 ) -> list[Check]:
     """Check a file's metadata."""
     try:
-        said = parse_metadata(file.metadata.get(METADATA_KEY), source="the exported model")
+        metadata = parse_metadata(file.metadata.get(METADATA_KEY), source="the exported model")
     except ModelFileError as error:
         return [Check(name="metadata", passed=False, detail=str(error))]
-    same_labels = said.labels == original.labels
-    same_temperature = math.isclose(said.temperature, temperature, rel_tol=1e-6)
-    same_faces = (said.size, said.color) == (original.size, original.color)
+    same_labels = metadata.labels == original.labels
+    same_temperature = math.isclose(metadata.temperature, temperature, rel_tol=1e-6)
+    same_faces = (metadata.size, metadata.color) == (original.size, original.color)
     declared = file.opsets.get("", 0)
     return [
         Check(
             name="labels",
             passed=same_labels,
-            detail=", ".join(said.labels) + ("" if same_labels else f"; the original has {', '.join(original.labels)}"),
+            detail=", ".join(metadata.labels)
+            + ("" if same_labels else f"; the original has {', '.join(original.labels)}"),
         ),
         Check(
             name="metadata",
-            passed=said.name == original.name and said.precision == precision and same_temperature and same_faces,
-            detail=f"{said.name} {said.precision}, temperature {said.temperature:.4f}"
-            + ("" if said.precision == precision else f"; the file is {precision}")
+            passed=metadata.name == original.name
+            and metadata.precision == precision
+            and same_temperature
+            and same_faces,
+            detail=f"{metadata.name} {metadata.precision}, temperature {metadata.temperature:.4f}"
+            + ("" if metadata.precision == precision else f"; the file is {precision}")
             + (
                 ""
                 if same_faces
-                else f"; faces of {said.size} pixels in {said.color}, not {original.size} {original.color}"
+                else f"; faces of {metadata.size} pixels in {metadata.color}, not {original.size} {original.color}"
             )
             + ("" if same_temperature else f"; fitted was {temperature:.4f}"),
         ),
         Check(
             name="opset",
-            passed=declared == said.opset and opset in (None, declared),
+            passed=declared == metadata.opset and opset in (None, declared),
             detail=f"opset {declared}"
-            + ("" if declared == said.opset else f", the metadata says {said.opset}")
+            + ("" if declared == metadata.opset else f", the metadata says {metadata.opset}")
             + ("" if opset in (None, declared) else f", asked for was {opset}"),
         ),
     ]

@@ -72,12 +72,12 @@ def publish(subject: Subject, judged: ExportedModel, model: onnx.ModelProto, con
 def _difference(judged: bytes, sealed: bytes) -> str:
     """What differs between two files beside verdict and certificate; "" if nothing does."""
     models = [onnx.load_model_from_string(content) for content in (judged, sealed)]
-    said = [parse_metadata(_only_entry(model), source="the file") for model in models]
+    entries = [parse_metadata(_only_entry(model), source="the file") for model in models]
     for model in models:
         del model.metadata_props[:]
     if models[0].SerializeToString(deterministic=True) != models[1].SerializeToString(deterministic=True):
         return "the graph"
-    plain = [dataclasses.asdict(dataclasses.replace(metadata, verdict={}, certificate={})) for metadata in said]
+    plain = [dataclasses.asdict(dataclasses.replace(metadata, verdict={}, certificate={})) for metadata in entries]
     return ", ".join(name for name in plain[0] if plain[0][name] != plain[1][name])
 
 

@@ -200,15 +200,15 @@ def _calibration(
     if rated.any():
         return calibrate(logits[rated], truth[rated], labels_from=labels_from)
     for precision in PRECISIONS:
-        said = metadata_of(model_path(models_dir, name, precision))
-        if said is None or said.checkpoint_sha256 != sha256 or not said.calibration.get("faces"):
+        metadata = metadata_of(model_path(models_dir, name, precision))
+        if metadata is None or metadata.checkpoint_sha256 != sha256 or not metadata.calibration.get("faces"):
             continue
         known = {
-            field.name: said.calibration[field.name]
+            field.name: metadata.calibration[field.name]
             for field in dataclasses.fields(Calibration)
-            if field.name in said.calibration
+            if field.name in metadata.calibration
         }
         if isinstance(interval := known.get("precision_interval"), list):
             known["precision_interval"] = tuple(interval)
-        return Calibration(temperature=said.temperature, uncertain_below=said.uncertain_below, **known)
+        return Calibration(temperature=metadata.temperature, uncertain_below=metadata.uncertain_below, **known)
     return NOT_CALIBRATED

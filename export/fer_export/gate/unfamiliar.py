@@ -102,8 +102,8 @@ def unfamiliar_checks(
     difference = found.astype(np.float64) - head.expected
     error = float(np.sqrt((difference**2).mean())) / spread
     wrong = weights_fault(onnx.load_model_from_string(content), head, precision)
-    said = parse_metadata(read_onnx(content, source="the exported model").metadata.get(METADATA_KEY), source="it")
-    threshold = said.unfamiliar_above
+    metadata = parse_metadata(read_onnx(content, source="the exported model").metadata.get(METADATA_KEY), source="it")
+    threshold = metadata.unfamiliar_above
     expected_auroc = auroc(head.expected[:real], head.expected[real:])
     own_auroc = auroc(found[:real], found[real:])
     lost = int((~(found[:real] <= point.unfamiliar_above)).sum())

@@ -146,12 +146,12 @@ def find_shared(model: onnx.ModelProto, name: str) -> SharedLayer | None:
     Raises:
         ParityError: the graph says something of its units that cannot be.
     """
-    said = [node for node in model.graph.node if any(entry.key == UNITS for entry in node.metadata_props)]
-    if not said:
+    layers = [node for node in model.graph.node if any(entry.key == UNITS for entry in node.metadata_props)]
+    if not layers:
         return None
     graph = _Graph(model)
     try:
-        (layer,) = said
+        (layer,) = layers
         entries = {entry.key: entry.value for entry in layer.metadata_props}
         names = entries[UNITS].split()
         (written,) = graph.readers(layer.output[0])

@@ -50,13 +50,13 @@ class ModelFacts:
             "metadata": None,
         }
         if self.metadata is not None:
-            said = {name: getattr(self.metadata, name) for name in ModelMetadata.__dataclass_fields__}
-            said["labels"] = list(self.metadata.labels)
-            said["certificate"] = {
+            fields = {name: getattr(self.metadata, name) for name in ModelMetadata.__dataclass_fields__}
+            fields["labels"] = list(self.metadata.labels)
+            fields["certificate"] = {
                 key: value.get("shape") if key == "faces" and isinstance(value, dict) else value
                 for key, value in self.metadata.certificate.items()
             }
-            facts["metadata"] = said
+            facts["metadata"] = fields
         return facts
 
     def to_text(self) -> str:
@@ -67,36 +67,36 @@ class ModelFacts:
             f"  parameters    {self.parameters:,} in {self.weight_bytes / 1e6:.2f} MB",
             "  work          " + ("unknown" if self.macs is None else f"{self.macs / 1e6:.1f} M MACs per face"),
         ]
-        said = self.metadata
-        if said is None:
+        metadata = self.metadata
+        if metadata is None:
             lines.append("  metadata      none: labels and input are unknown, not a file of fer-export")
             return "\n".join(map(printable, lines))
         lines += [
-            f"  model         {said.name} {said.precision}: "
-            f"faces uint8 (batch, {', '.join(map(str, said.face_shape))}), {_COLOR_NAMES[said.color]} 0-255",
-            f"  labels        {', '.join(said.labels)}",
-            f"  temperature   {said.temperature:.4f}" + _calibration(said),
-            f"  checkpoint    SHA-256 {said.checkpoint_sha256[:16] or 'unknown'}",
+            f"  model         {metadata.name} {metadata.precision}: "
+            f"faces uint8 (batch, {', '.join(map(str, metadata.face_shape))}), {_COLOR_NAMES[metadata.color]} 0-255",
+            f"  labels        {', '.join(metadata.labels)}",
+            f"  temperature   {metadata.temperature:.4f}" + _calibration(metadata),
+            f"  checkpoint    SHA-256 {metadata.checkpoint_sha256[:16] or 'unknown'}",
         ]
-        if isinstance(adopted := said.training.get("adopted"), dict):
+        if isinstance(adopted := metadata.training.get("adopted"), dict):
             lines.append(f"  adopted       a file of {adopted.get('producer') or 'an unknown program'}")
-        elif said.training:
-            accuracy = said.training.get("accuracy")
+        elif metadata.training:
+            accuracy = metadata.training.get("accuracy")
             measured = f", validation accuracy {accuracy:.1%}" if isinstance(accuracy, float) else ""
-            lines.append(f"  training      recipe {said.training.get('recipe', 'unknown')}{measured}")
-        if said.verdict:
-            passed = "passed its gate" if said.verdict.get("passed") is True else "DID NOT PASS its gate"
-            failures = said.verdict.get("failures")
+            lines.append(f"  training      recipe {metadata.training.get('recipe', 'unknown')}{measured}")
+        if metadata.verdict:
+            passed = "passed its gate" if metadata.verdict.get("passed") is True else "DID NOT PASS its gate"
+            failures = metadata.verdict.get("failures")
             reasons = "; ".join(map(str, failures)) if isinstance(failures, list) else ""
             lines.append(f"  verdict       {passed}{': ' + reasons if reasons else ''}")
-        if said.certificate:
-            lines.append(f"  certificate   {self._certificate(said)}")
-        lines.append("  versions      " + ", ".join(f"{key} {value}" for key, value in said.versions.items()))
+        if metadata.certificate:
+            lines.append(f"  certificate   {self._certificate(metadata)}")
+        lines.append("  versions      " + ", ".join(f"{key} {value}" for key, value in metadata.versions.items()))
         return "\n".join(map(printable, lines))
 
-    def _certificate(self, said: ModelMetadata) -> str:
+    def _certificate(self, metadata: ModelMetadata) -> str:
         try:
-            certificate = parse_certificate(said, source=str(self.path))
+            certificate = parse_certificate(metadata, source=str(self.path))
         except ModelFileError:
             return "DAMAGED, cannot be replayed; export the model again with fer-export"
         worst = certificate.measured.get("max_logit_difference")
@@ -112,16 +112,16 @@ class ModelFacts:
         )
 
 
-def _calibration(said: ModelMetadata) -> str:
-    fitted = said.calibration
+def _calibration(metadata: ModelMetadata) -> str:
+    fitted = metadata.calibration
     if not fitted.get("faces"):
         return ", not calibrated: no labelled faces at export"
     text = f", fitted on {fitted['faces']} faces"
     before, after = fitted.get("ece_before"), fitted.get("ece_after")
     if isinstance(before, float) and isinstance(after, float):
         text = f", calibration error {before:.1%} -> {after:.1%} on {fitted['faces']} faces"
-    if said.uncertain_below is not None:
-        text += f"; uncertain below {said.uncertain_below:.3f}"
+    if metadata.uncertain_below is not None:
+        text += f"; uncertain below {metadata.uncertain_below:.3f}"
     return text
 
 

@@ -83,8 +83,10 @@ class AnnotatedVideo:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         except OutputError as error:
-            said = str(error)
-            raise OutputError(said if said.startswith("cannot write") else f"cannot write {path}: {said}") from error
+            message = str(error)
+            raise OutputError(
+                message if message.startswith("cannot write") else f"cannot write {path}: {message}"
+            ) from error
 
     def add(self, image: Uint8Array, result: FrameResult) -> None:
         """Write a frame.

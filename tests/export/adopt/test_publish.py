@@ -159,9 +159,9 @@ def test_labelled_faces_calibrate_the_file_and_judge_its_int8(bench: Bench, labe
     assert fp32.calibration.faces > 50
     assert int8.quantizer == "onnxruntime"
     assert "quantize_static: ours does not know faces of shape (32, 32, 3)" in " ".join(told)
-    said = inspect_model(tmp_path / "models" / "mine.int8.onnx").metadata
-    assert said is not None
-    assert said.verdict["quantization"]["by"].startswith("onnxruntime 1.")
+    metadata = inspect_model(tmp_path / "models" / "mine.int8.onnx").metadata
+    assert metadata is not None
+    assert metadata.verdict["quantization"]["by"].startswith("onnxruntime 1.")
     assert run_self_test(tmp_path / "models" / "mine.int8.onnx").passed
 
 

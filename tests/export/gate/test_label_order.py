@@ -31,8 +31,8 @@ def test_the_order_of_the_csv_is_named(faces: int) -> None:
     answers = np.where(random.random(faces) < 0.65, labels, random.integers(0, 7, faces))
     csv = (*EXPRESSIONS[:4], "sad", "surprise", "neutral")
     # Logit 4 is neutral, and csv calls it sad.
-    said = np.array([csv.index(EXPRESSIONS[label]) for label in labels])
-    check = order_check(_logits(answers, 7), said, csv)
+    labelled = np.array([csv.index(EXPRESSIONS[label]) for label in labels])
+    check = order_check(_logits(answers, 7), labelled, csv)
     assert not check.passed
     assert f"--labels {','.join(EXPRESSIONS)}" in check.detail
 

@@ -156,8 +156,8 @@ def test_the_page_names_the_reasons_against_noise(browser: Browser, site: str) -
         (answer,) = page.evaluate("fer.answers")
         assert (tuple(answer["reasons"]), tuple(answer["notChecked"])) == (expected.reasons, expected.not_checked)
         assert page.evaluate("document.querySelector('.face .reasons').textContent") == words
-        for said in ("document.getElementById('status').textContent", "picture.getAttribute('aria-label')"):
-            assert page.evaluate(said).endswith(f"({words}).")
+        for text_of in ("document.getElementById('status').textContent", "picture.getAttribute('aria-label')"):
+            assert page.evaluate(text_of).endswith(f"({words}).")
         # A face without a reason shows none.
         page.evaluate("document.querySelector('.samples img[src$=\"eileen_collins.jpg\"]').click()")
         page.wait_for("fer.answers[0].reasons.length === 0")
@@ -179,7 +179,7 @@ _CASES: list[tuple[Any, int, str | None, float | None]] = [  # image, side of th
 
 
 def test_doubts_are_the_python_runtimes(browser: Browser, framed_site: str) -> None:
-    said = parse_metadata(read_onnx_file(MODELS / "model_0.onnx")[0].metadata[METADATA_KEY], source="it")
+    metadata = parse_metadata(read_onnx_file(MODELS / "model_0.onnx")[0].metadata[METADATA_KEY], source="it")
     seen = set()
     with opened(browser, framed_site) as page:
         for image, side, nose, unfamiliarity in _CASES:
@@ -188,7 +188,7 @@ def test_doubts_are_the_python_runtimes(browser: Browser, framed_site: str) -> N
             detection = Detection(box=(20, 20, side, side), landmarks=landmarks)
             face = prepare_face(image, detection.box)
             measured = None if unfamiliarity is None else np.array([unfamiliarity], np.float32)
-            (expected,) = find_doubts([detection], face[None], [1.0], measured, Limits(0.5, said.unfamiliar_above))
+            (expected,) = find_doubts([detection], face[None], [1.0], measured, Limits(0.5, metadata.unfamiliar_above))
             rgba = base64.b64encode(cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).tobytes()).decode()
             found = page.evaluate(
                 "import('./fer-edge/quality.js').then(({doubtsOf, reasonsOf}) => {"
@@ -241,8 +241,8 @@ def test_a_face_is_prepared_as_in_python(
 def test_the_page_takes_labels_size_and_colour_from_the_file(
     labels: tuple[str, ...], color: str, browser: Browser, has_ort_web: None, tmp_path: Path
 ) -> None:
-    said = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18, size=64, color=color)
-    write_site(tmp_path / "site", model=write_band_model(tmp_path / "mine.onnx", metadata=said))
+    metadata = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18, size=64, color=color)
+    write_site(tmp_path / "site", model=write_band_model(tmp_path / "mine.onnx", metadata=metadata))
     noise = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (90, 90, 3), np.uint8), (0, 0), 2)
     expected = prepare_face(noise, (-4, 3, 80, 80), roll=20, size=64, color=color).astype(int)  # type: ignore[arg-type]
     rgba = base64.b64encode(cv2.cvtColor(noise, cv2.COLOR_BGR2RGBA).tobytes()).decode()

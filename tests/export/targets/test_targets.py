@@ -348,8 +348,8 @@ def test_a_target_is_one_module_and_one_entry_and_a_wrong_converter_publishes_no
     refused = _run(tmp_path, "fer_export", "--model", "v0", "--target", "mine", code=1, BROKEN="1")
     assert "model_0.mine is not published: logits" in refused
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["model_0.onnx"]
-    said = _run(tmp_path, "fer_export", "--model", "v0", "--target", "mine")
-    assert "passed" in said
+    run = _run(tmp_path, "fer_export", "--model", "v0", "--target", "mine")
+    assert "passed" in run
     assert "mine: my board" in " ".join(_run(tmp_path, "fer_export", "--help").split())
     replayed = _run(tmp_path, "fer_runtime", "--self-test", "--model", "models/model_0.mine")
     assert "This machine computes what was trained." in replayed

@@ -77,14 +77,14 @@ def test_rows_leave_as_they_are_made(number: int, model: Path, tmp_path: Path) -
         # Far below any buffer's size: rows leave with their block.
         return partial.exists() and partial.stat().st_size > 0
 
-    code, said = _stopped(number, paths, has_a_row, "--model", model, "--output", output)
+    code, messages = _stopped(number, paths, has_a_row, "--model", model, "--output", output)
     kept = partial.read_text().splitlines()
     assert [json.loads(line)["path"] for line in kept] == [str(path) for path in paths[: len(kept)]]
     assert len(kept) >= 64
     if number == signal.SIGTERM:
         assert code == 143
-        assert b"continue with --resume" in said
-        summary = re.search(rb"(\d+) images, ", said)
+        assert b"continue with --resume" in messages
+        summary = re.search(rb"(\d+) images, ", messages)
         assert summary
         assert int(summary[1]) == len(kept)
     listed = "".join(f"{path}\n" for path in paths).encode()
@@ -374,10 +374,10 @@ def test_folders_without_permission_have_rows_and_true_reasons(public: Path) -> 
         ended = subprocess.run(command, capture_output=True, timeout=60)
         return ended.returncode, ended.stdout.partition(b"--\n")[2], ended.stderr
 
-    _, rows, said = run(locked, locked / "0000.png", faces[0])
+    _, rows, messages = run(locked, locked / "0000.png", faces[0])
     errors = [json.loads(line)["error"] for line in rows.splitlines()]
-    assert errors == ["cannot be opened: Permission denied"] * 2 + [None], said
-    code, _, said = run(faces[0], "--output", locked / "rows.jsonl")
+    assert errors == ["cannot be opened: Permission denied"] * 2 + [None], messages
+    code, _, messages = run(faces[0], "--output", locked / "rows.jsonl")
     assert code == 1
-    assert said.splitlines()[-1].startswith(b"Error: cannot write")
-    assert b"Traceback" not in said
+    assert messages.splitlines()[-1].startswith(b"Error: cannot write")
+    assert b"Traceback" not in messages

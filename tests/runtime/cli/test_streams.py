@@ -39,13 +39,13 @@ def test_two_cameras_at_once_until_sigterm_with_a_gap_and_without_their_password
     with served(*mpegts_arguments(ports[0])) as door, served(*mjpeg_arguments(ports[1])):
         arguments = (*addresses, "--name", "door", "--name", "hall", "--annotate", tmp_path, "--format", "jsonl")
         with started(_command(model, *arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            lines, said = (_collected(pipe) for pipe in (process.stdout, process.stderr) if pipe is not None)
+            lines, errors = (_collected(pipe) for pipe in (process.stdout, process.stderr) if pipe is not None)
             _wait_for(lambda: all(sum(name in line for line in lines) >= 5 for name in ("door", "hall")))
             door.kill()
-            _wait_for(lambda: any("connecting again" in line for line in said))
+            _wait_for(lambda: any("connecting again" in line for line in errors))
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=120)
-            _wait_for(lambda: lines[-1:] == said[-1:] == [""])
+            _wait_for(lambda: lines[-1:] == errors[-1:] == [""])
     assert process.returncode == 143
     rows = [json.loads(line) for line in lines[:-1]]
     assert all(set(row) == {"path", "frame", "time", "clock", "faces"} for row in rows if "gap" not in row)
@@ -57,7 +57,7 @@ def test_two_cameras_at_once_until_sigterm_with_a_gap_and_without_their_password
         numbers = [row["frame"] for row in rows if row["path"] == name and "gap" not in row]
         assert numbers == sorted(set(numbers))
         assert (tmp_path / f"{name}.annotated.mp4").stat().st_size > 1000
-    assert _SECRET not in "".join((*lines, *said))
+    assert _SECRET not in "".join((*lines, *errors))
 
 
 def _collected(pipe: IO[str]) -> list[str]:

@@ -156,8 +156,8 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
         left = PARTS - len(parts_of(output))
         cluster.kill_node(cluster.second)
         assert left >= 3, "the node died too late to be missed"
-        _, said = run.communicate(timeout=300)
-    assert run.returncode == 1, said.decode()  # some pictures are broken
+        _, errors = run.communicate(timeout=300)
+    assert run.returncode == 1, errors.decode()  # some pictures are broken
     assert sorted_lines(rows_of(output)) == sorted_lines(local_rows)
     assert rows_of(output) == local_rows
     assert list(output.rglob("*.partial")) == []
@@ -200,8 +200,8 @@ def test_parquet_parts_hold_the_rows_of_the_json_lines(
 
 def test_rows_have_the_labels_of_a_model_of_ones_own(cluster: Cluster, tmp_path: Path) -> None:
     labels = ("bored", "müde, sehr", "engaged")
-    said = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18)
-    model = write_band_model(tmp_path / "mine.onnx", metadata=said)
+    metadata = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18)
+    model = write_band_model(tmp_path / "mine.onnx", metadata=metadata)
     (tmp_path / "images").mkdir()
     for number in range(3):
         cv2.imwrite(str(tmp_path / "images" / f"{number}.png"), band_face(number, side=90, classes=3))

@@ -93,5 +93,5 @@ def test_a_format_from_outside_is_an_option_with_a_suffix(model: Path, folder: P
     command = _command(folder, "--model", model, "--output", output)
     assert subprocess.run(command, env=environment).returncode == 0
     assert output.read_text().split() == ["names", "0.png", "1.png", "2.png"]
-    said = subprocess.run(_command("--help"), env=environment, capture_output=True).stdout
-    assert b"names" in said.partition(b"--format [")[2].partition(b"]")[0]
+    help_text = subprocess.run(_command("--help"), env=environment, capture_output=True).stdout
+    assert b"names" in help_text.partition(b"--format [")[2].partition(b"]")[0]

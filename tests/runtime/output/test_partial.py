@@ -168,7 +168,7 @@ def test_sigterm_and_ctrl_c_are_told_apart_by_the_exit_code(number: int, code: i
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(number)
-        rest, said = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=60)
     assert rest == b"tidied\n"
     assert process.returncode == code
-    assert b"Traceback" not in said
+    assert b"Traceback" not in errors

@@ -279,11 +279,11 @@ def test_the_progress_of_a_film_shows_above_the_rows_on_a_terminal(
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN", 0.0)
     options = _options(str(video), "--model", "v0", "--detector", "whole", "--start", "1", "--duration", "1")
     run_on_videos(options, [video], "table")
-    rows, said = capfd.readouterr()
+    rows, messages = capfd.readouterr()
     assert "face   1" in rows
     # Escape sequences are left out where nobody sees them; the carriage return stays.
-    *_, before, last = said.split("\r")
-    assert re.search(r"two\.mp4: 11 frames, at 1\.5 of 2\.0 s, \d+ s left, \d+ frames/s\r", said)
+    *_, before, last = messages.split("\r")
+    assert re.search(r"two\.mp4: 11 frames, at 1\.5 of 2\.0 s, \d+ s left, \d+ frames/s\r", messages)
     assert before == ""
     assert ": 20 looked at, " in last
 
@@ -320,8 +320,8 @@ def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(vi
     assert [float(line["start"]) for line in table] == [segment["start"] for segment in segments]
     subtitles = _infer(video, "--every", 3, "--format", "srt").stdout
     assert len(re.findall(r"^\d\d:\d\d:\d\d,\d{3} --> ", subtitles, re.MULTILINE)) == len(segments)
-    said = re.findall(r"^face (\d+): (\w+)", subtitles, re.MULTILINE)
-    assert [(int(track), label) for track, label in said] == [
+    labels = re.findall(r"^face (\d+): (\w+)", subtitles, re.MULTILINE)
+    assert [(int(track), label) for track, label in labels] == [
         (segment["track"], segment["expression"]) for segment in segments
     ]
 
@@ -523,11 +523,11 @@ def test_sigterm_ends_a_film_with_its_rows_and_a_summary(video: Path, tmp_path: 
             assert run.poll() is None
             time.sleep(0.01)
         run.send_signal(signal.SIGTERM)
-        _, said = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=60)
     assert run.returncode == 143
     rows = [json.loads(line) for line in partial.read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(range(len(rows)))
     # The signal may arrive between a frame and its row.
-    counted = int(re.findall(r"(\d+) looked at", said)[0])
+    counted = int(re.findall(r"(\d+) looked at", errors)[0])
     assert counted - len(rows) in (0, 1)
     assert not output.exists()

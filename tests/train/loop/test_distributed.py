@@ -239,9 +239,9 @@ def test_several_processes_pretrain_one_network(tmp_path: Path, environment: dic
     images = write_images(tmp_path / "data", train=4, validation=1) / "images" / "train"
     models = tmp_path / "models"
     options = ["--model", "v1", "--pretrain", images, "--epochs", 1, "--device", "cpu", "--models-dir", models]
-    said = _together(2, "-m", "fer_train", *options, env=environment)
-    assert said.count("on held-out ones") == 1
-    assert said.count("epoch 1/1") == 1
+    output = _together(2, "-m", "fer_train", *options, env=environment)
+    assert output.count("on held-out ones") == 1
+    assert output.count("epoch 1/1") == 1
     assert [path.name for path in models.iterdir()] == ["model_v1_pretrained.pth"]
 
 
