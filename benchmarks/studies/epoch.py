@@ -93,14 +93,14 @@ def main(data: Path, faces: int, rounds: int) -> None:
     torch.set_num_threads(1)
     whole = load_faces(data, "train")
     # Evenly spaced, because images are ordered by class.
-    some = whole.subset(np.linspace(0, len(whole) - 1, min(faces, len(whole)), dtype=np.int64))
+    part = whole.subset(np.linspace(0, len(whole) - 1, min(faces, len(whole)), dtype=np.int64))
     loops: dict[str, Callable[[LabelledFaces, str], float]] = {"notebook": notebook_epoch, "fer-train": our_epoch}
     seconds: dict[tuple[str, str], list[float]] = {row: [] for row in _ROWS}
     for _ in range(rounds):
         for loop, augmentation in _ROWS:
             started = process_time()
-            loops[loop](some, augmentation)
-            seconds[loop, augmentation].append((process_time() - started) * len(whole) / len(some))
+            loops[loop](part, augmentation)
+            seconds[loop, augmentation].append((process_time() - started) * len(whole) / len(part))
     say_environment(environment())
     click.echo(f"v0, recipe first, {len(whole):,} images, one thread, medians of {rounds} rounds")
     click.echo("loop       augmentation  CPU s an epoch")

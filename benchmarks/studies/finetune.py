@@ -87,15 +87,15 @@ def _as_it_is(network: str, splits: _Splits) -> float:
 
 def _reached(network: str, splits: _Splits, recipe: Recipe, seed: int, *, start: bool) -> float:
     torch.manual_seed(seed)
-    made = create_network(network, dropout=recipe.dropout)
+    built = create_network(network, dropout=recipe.dropout)
     if start:
-        made.load_state_dict(load_checkpoint(checkpoint_path(Path("models"), network), name=network).state_dict)
+        built.load_state_dict(load_checkpoint(checkpoint_path(Path("models"), network), name=network).state_dict)
         with torch.no_grad():
             # Labels of one's own have no rows in the last layer.
-            last = [module for module in made.modules() if isinstance(module, torch.nn.Linear)][-1]
+            last = [module for module in built.modules() if isinstance(module, torch.nn.Linear)][-1]
             last.reset_parameters()
     run = Trainer(
-        made, splits[0], splits[1], recipe, device=torch.device("cpu"), seed=seed, starts_trained=start, identity={}
+        built, splits[0], splits[1], recipe, device=torch.device("cpu"), seed=seed, starts_trained=start, identity={}
     )
     run.run()
     run.finished()

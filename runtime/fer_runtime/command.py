@@ -533,8 +533,8 @@ class FerCommand(_FerBase):
         for parameter in self.get_params(ctx):
             if isinstance(parameter, click.Option) and (record := parameter.get_help_record(ctx)) is not None:
                 if isinstance(parameter.type, RegistryChoice):
-                    told = record[1] if ENTRIES in record[1] else f"{ENTRIES} {record[1]}"
-                    record = (record[0], told.replace(ENTRIES, parameter.type.describe()).strip())
+                    help_text = record[1] if ENTRIES in record[1] else f"{ENTRIES} {record[1]}"
+                    record = (record[0], help_text.replace(ENTRIES, parameter.type.describe()).strip())
                 groups.setdefault(getattr(parameter, "group", ""), []).append(record)
         ungrouped = groups.pop("", [])
         for title, records in (*groups.items(), ("Other options" if groups else "Options", ungrouped)):

@@ -119,16 +119,16 @@ def reproduce(
     plain, rated = load_training_faces(data, ()), load_training_faces(data, (), ImageOptions(votes=votes))
     data_key = plain.train.fingerprint + plain.validation.fingerprint
     votes_key = rated.train.fingerprint + rated.validation.fingerprint
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for step in needed(steps, only):
-        teachers = [checkpoint_path(made[name], name) for name in step.teachers]
-        weights = checkpoint_path(made[step.weights], step.weights) if step.weights else None
+        teachers = [checkpoint_path(folders[name], name) for name in step.teachers]
+        weights = checkpoint_path(folders[step.weights], step.weights) if step.weights else None
         key = step_key(step, data=data_key, votes=votes_key, teachers=teachers, weights=weights)
-        folder = made[step.name] = work / f"{step.name}-{key}"
+        folder = folders[step.name] = work / f"{step.name}-{key}"
         if is_done(folder, step.name):
             say(f"{step.name}: done, {folder}")
             continue
-        say(f"{step.name}: {command(step, folder, made)}")
+        say(f"{step.name}: {command(step, folder, folders)}")
         train_model(
             step.network,
             data,
@@ -142,7 +142,7 @@ def reproduce(
             models_dir=folder,
             execution=Execution(resume=True, progress=EpochBars()),
         )
-    return made
+    return folders
 
 
 def is_done(folder: Path, name: str) -> bool:
@@ -163,17 +163,17 @@ def needed(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
     return [step for step in steps if step.name in wanted]
 
 
-def command(step: Step, folder: Path | str, made: Mapping[str, Path | str]) -> str:
+def command(step: Step, folder: Path | str, folders: Mapping[str, Path | str]) -> str:
     """The same step as a fer-train command line."""
     parts = ["fer-train --model", step.network, *([f"--name {step.name}"] if step.name != step.network else [])]
     parts += ["--recipe best", *(f"--set {setting}" for setting in step.settings)]
-    parts += [f"--weights {checkpoint_path(Path(made[step.weights]), step.weights) if step.weights else 'none'}"]
-    parts += [f"--teacher {checkpoint_path(Path(made[name]), name)}" for name in step.teachers]
+    parts += [f"--weights {checkpoint_path(Path(folders[step.weights]), step.weights) if step.weights else 'none'}"]
+    parts += [f"--teacher {checkpoint_path(Path(folders[name]), name)}" for name in step.teachers]
     parts += [f"--votes {FERPLUS}"] if step.votes else []
     return " ".join([*parts, f"--seed {step.seed} --threads 1 --models-dir {folder}"])
 
 
-def publish(made: Mapping[str, Path], models_dir: Path, *, replace: bool) -> list[Path]:
+def publish(folders: Mapping[str, Path], models_dir: Path, *, replace: bool) -> list[Path]:
     """Copy the checkpoints and results of what ships to `models_dir`, with their plots.
 
     Raises:
@@ -182,7 +182,7 @@ def publish(made: Mapping[str, Path], models_dir: Path, *, replace: bool) -> lis
     from fer_train.plots import write_plots
     from fer_train.results import read_results
 
-    ships = {name: folder for name, folder in made.items() if name in FILE_STEMS}
+    ships = {name: folder for name, folder in folders.items() if name in FILE_STEMS}
     for network, folder in ships.items():
         source, target = (checkpoint_path(place, network) for place in (folder, models_dir))
         if target.is_file() and sha256_of(target) != sha256_of(source) and not replace:
@@ -236,11 +236,11 @@ def main(
     if replace and models_dir is None:
         raise click.UsageError("--replace changes nothing without --models-dir")
     with needs_extra("train"):
-        made = reproduce(data, work, votes=votes, only=only, say=lambda line: say(line, err=True))
-    for name, folder in made.items():
+        folders = reproduce(data, work, votes=votes, only=only, say=lambda line: say(line, err=True))
+    for name, folder in folders.items():
         say(f"{name}  {checkpoint_path(folder, name)}")
     if models_dir is not None:
-        for path in publish(made, models_dir, replace=replace):
+        for path in publish(folders, models_dir, replace=replace):
             say(path)
 
 

@@ -117,16 +117,16 @@ def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, 
         ModelFileError: they do not, the file does not run, or its scores are something else than logits.
     """
     shape = (faces.size, faces.size) if faces.color == "gray" else (faces.size, faces.size, 3)
-    some = synthetic_faces(shape)
+    made_up = synthetic_faces(shape)
     try:
-        expected = foreign.scores(some)
+        expected = foreign.scores(made_up)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         reason = printable(str(error).strip().partition("\n")[0], limit=300)
         raise ModelFileError(f"{source} does not run in ONNX Runtime: {reason}") from error
-    if expected.shape != (len(some), foreign.count) or not np.isfinite(expected).all():
+    if expected.shape != (len(made_up), foreign.count) or not np.isfinite(expected).all():
         raise ModelFileError(f"{source} gives scores {expected.shape} for made-up faces, or some that are not finite")
     if softmax_output is not None:
-        shares = foreign.run(some, softmax_output)
+        shares = foreign.run(made_up, softmax_output)
         shares = np.exp(shares) if (shares <= 0).all() else shares  # LogSoftmax
         if not np.abs(shares - softmax(expected)).max() <= _AGREEMENT:
             raise ModelFileError(f"{source}: its softmax runs over something else than the {foreign.count} scores")
@@ -137,7 +137,7 @@ def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, 
         )
     if np.ptp(expected, axis=0).max() == 0:
         raise ModelFileError(f"{source} answers all made-up faces with the same scores; are --input and --range right?")
-    chosen = some[9:13:2][:_REFERENCE_FACES]
+    chosen = made_up[9:13:2][:_REFERENCE_FACES]
     found = _evaluated(foreign.evaluated, chosen, source)
     difference = float((np.abs(found - foreign.scores(chosen)) / (1 + np.abs(found))).max())
     if not difference <= _AGREEMENT:

@@ -31,9 +31,9 @@ def wrapped_graph(core: onnx.ModelProto, faces: FaceInput, row: Row, count: int)
         ],
         wrapping.constants,
     )
-    made = helper.make_model(graph, opset_imports=list(core.opset_import), producer_name="fer-edge")
-    made.ir_version = core.ir_version
-    return made
+    wrapped = helper.make_model(graph, opset_imports=list(core.opset_import), producer_name="fer-edge")
+    wrapped.ir_version = core.ir_version
+    return wrapped
 
 
 class _Wrapping:

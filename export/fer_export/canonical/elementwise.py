@@ -18,15 +18,15 @@ from fer_export.canonical.writer import Writer
 def write_add(writer: Writer, node: onnx.NodeProto, inputs: list[str], attributes: dict[str, Any]) -> None:
     """An addition of one constant for each channel is the bias of the layer before."""
     for rows, constant in (inputs, inputs[::-1]):
-        made, value = writer.producer(rows), writer.values.get(constant)
-        if made is None or value is None or value.dtype != np.float32 or made.op_type not in ("Conv", "Gemm"):
+        producer, value = writer.producer(rows), writer.values.get(constant)
+        if producer is None or value is None or value.dtype != np.float32 or producer.op_type not in ("Conv", "Gemm"):
             continue
         row = writer.input_row(rows)
         shape = (1,) * (len(row) + 1 - value.ndim) + value.shape
         if len(shape) > len(row) + 1 or math.prod(shape) != shape[1]:
             continue
         shift = np.broadcast_to(value.reshape(-1), row[:1]).astype(np.float64)
-        scale_layer(writer, made, np.ones(row[0]), shift, node.output[0])
+        scale_layer(writer, producer, np.ones(row[0]), shift, node.output[0])
         return
     write_elementwise(writer, node, inputs, attributes)
 

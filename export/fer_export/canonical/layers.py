@@ -86,8 +86,8 @@ def write_gemm(writer: Writer, node: onnx.NodeProto, inputs: list[str], attribut
     if alpha != 1 or beta != 1:
         weights, bias = (weights * np.float32(alpha)), bias * np.float32(beta)
     name = node.output[0]
-    made = [writer.constant(f"{name}_weight", weights), writer.constant(f"{name}_bias", bias[0])]
-    writer.emit("Gemm", [writer.name_of(inputs[0]), *made], name, transB=int(attributes.get("transB", 0)))
+    constants = [writer.constant(f"{name}_weight", weights), writer.constant(f"{name}_bias", bias[0])]
+    writer.emit("Gemm", [writer.name_of(inputs[0]), *constants], name, transB=int(attributes.get("transB", 0)))
 
 
 @rewrites("MatMul")
@@ -115,9 +115,9 @@ def write_batch_normalization(
     row = writer.input_row(inputs[0])
     if not all(parameter.shape == row[:1] for parameter in (scale, bias, mean, variance)):
         raise RefusedError("has parameters of another shape than its channels")
-    made = writer.producer(inputs[0])
-    if made is not None and made.op_type in ("Conv", "Gemm"):
-        scale_layer(writer, made, factor, shift, node.output[0])
+    producer = writer.producer(inputs[0])
+    if producer is not None and producer.op_type in ("Conv", "Gemm"):
+        scale_layer(writer, producer, factor, shift, node.output[0])
         return
     shape = (-1, *([1] * (len(row) - 1)))
     name = node.output[0]

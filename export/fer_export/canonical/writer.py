@@ -228,6 +228,6 @@ class Writer:
                 if name in needed
             ],
         )
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="fer-edge")
-        made.ir_version = _IR_VERSION
-        return made
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="fer-edge")
+        model.ir_version = _IR_VERSION
+        return model

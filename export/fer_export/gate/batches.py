@@ -120,10 +120,10 @@ def _joined(parts: Sequence[Outputs]) -> Outputs:
     )
 
 
-def _repeat_check(content: bytes, session: Any, some: Uint8Array) -> Check:
+def _repeat_check(content: bytes, session: Any, faces: Uint8Array) -> Check:
     """Run the same faces repeatedly, in one session and in a new session."""
-    first = _run(open_session(content, source="the exported model").session, some)
-    differing = sum(not _equal(first, _run(session, some)) for _ in range(_REPEATS))
+    first = _run(open_session(content, source="the exported model").session, faces)
+    differing = sum(not _equal(first, _run(session, faces)) for _ in range(_REPEATS))
     return Check(
         name="repeat",
         passed=differing == 0,

@@ -214,8 +214,8 @@ def faces_at_extremes(sums: Sums, given: Uint8Array, *, most: int) -> Uint8Array
         starts = [climber.noise(random, given.shape[1:]) for _ in range(_AT_ONCE)]
         if chosen:
             # Half of the faces start where an extreme that is missing is nearest.
-            some = random.permutation(np.flatnonzero(missing))[: _AT_ONCE // 2]
-            starts[: len(some)] = [pool[int(shares[:, extreme].argmax())] for extreme in some]
+            targets = random.permutation(np.flatnonzero(missing))[: _AT_ONCE // 2]
+            starts[: len(targets)] = [pool[int(shares[:, extreme].argmax())] for extreme in targets]
         more = climber.climb(np.stack(starts), missing, random)
         pool, shares = np.concatenate([pool, more]), np.concatenate([shares, sums.shares(more)])
         reached = shares >= 1 - NEAR
@@ -353,12 +353,12 @@ def _shares(values: Sequence[torch.Tensor], wanted: Sequence[_Wanted]) -> torch.
     above, below = [], []
     for value, extremes in zip(values, wanted, strict=True):
         if len(extremes.above):
-            some = _units(value, extremes.axes, extremes.above)
-            highest = some.amax(extremes.axes) if extremes.axes else some
+            units = _units(value, extremes.axes, extremes.above)
+            highest = units.amax(extremes.axes) if extremes.axes else units
             above.append((highest - extremes.low[extremes.above]) / extremes.range[extremes.above])
         if len(extremes.below):
-            some = _units(value, extremes.axes, extremes.below)
-            lowest = some.amin(extremes.axes) if extremes.axes else some
+            units = _units(value, extremes.axes, extremes.below)
+            lowest = units.amin(extremes.axes) if extremes.axes else units
             below.append((extremes.high[extremes.below] - lowest) / extremes.range[extremes.below])
     return torch.cat([*above, *below], 1)
 

@@ -48,9 +48,9 @@ def interpreter_checks(
     answers = [run_model(plain, faces, batch=size) for _ in range(2)]
     checks = [_check("unoptimized", answers, expected, allowed, with_logits=is_exact or precision == "fp32")]
     if precision != "fp16":  # numpy adds float16 in float16, which no runtime does
-        some = batch or min(_REFERENCE_FACES, len(faces))
-        first = Outputs(logits=expected.logits[:some], probabilities=expected.probabilities[:some])
-        checks.append(_reference_check(content, faces[:some], first, allowed, with_logits=is_exact))
+        count = batch or min(_REFERENCE_FACES, len(faces))
+        first = Outputs(logits=expected.logits[:count], probabilities=expected.probabilities[:count])
+        checks.append(_reference_check(content, faces[:count], first, allowed, with_logits=is_exact))
     return checks
 
 

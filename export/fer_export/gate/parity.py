@@ -156,10 +156,10 @@ def check_parity(
     else:
         fixed = batch
         checks += guarded("batch", lambda: fixed_batch_checks(content, faces, precision=precision, batch=fixed))
-    some = faces[np.random.default_rng(SEED).permutation(len(faces))[:INTERPRETED_FACES]]
+    interpreted = faces[np.random.default_rng(SEED).permutation(len(faces))[:INTERPRETED_FACES]]
     checks += guarded(
         "interpreters",
-        lambda: interpreter_checks(content, some, precision=precision, batch=batch, is_exact=is_exact),
+        lambda: interpreter_checks(content, interpreted, precision=precision, batch=batch, is_exact=is_exact),
     )
     return replace(without_run, checks=tuple(checks), comparison=comparison, outputs=actual)
 

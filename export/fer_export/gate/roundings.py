@@ -59,29 +59,29 @@ def rounding_checks(
         batch: to run at.
     """
     expected = _logits(rounded(fp32), faces, batch)
-    some = np.random.default_rng(_SEED).permutation(len(faces))[:FACES]
-    drawn = [_logits(perturbed(fp32, seed), faces[some], batch) for seed in range(RUNS)]
-    return [*_number_checks(expected, actual, [expected[some], *drawn], temperature), graph_check(fp32, fp16)]
+    chosen = np.random.default_rng(_SEED).permutation(len(faces))[:FACES]
+    drawn = [_logits(perturbed(fp32, seed), faces[chosen], batch) for seed in range(RUNS)]
+    return [*_number_checks(expected, actual, [expected[chosen], *drawn], temperature), graph_check(fp32, fp16)]
 
 
 def _number_checks(
     expected: FloatArray, actual: Outputs, drawn: Sequence[FloatArray], temperature: float
 ) -> list[Check]:
     """Args: expected: logits of rounded weights; drawn: some of them, then the runs with rounded results."""
-    some, runs = drawn[0], drawn[1:]
+    rounded_logits, runs = drawn[0], drawn[1:]
     largest = 1 + np.abs(expected).max(1)
     difference = np.abs(actual.logits.astype(np.float64) - expected)
     by_face = difference.max(1) / largest
     worst = float(by_face.max())
-    unit = max(float((np.abs(run - some).max(1) / (1 + np.abs(some).max(1))).max()) for run in runs)
+    unit = max(float((np.abs(run - rounded_logits).max(1) / (1 + np.abs(rounded_logits).max(1))).max()) for run in runs)
     allowed = WORST * unit + _FLOAT32
     shares = softmax(expected, temperature=temperature)
     share = float(np.abs(actual.probabilities - shares).max())
-    some_shares = softmax(some, temperature=temperature)
-    moved = max(float(np.abs(softmax(run, temperature=temperature) - some_shares).max()) for run in runs)
+    rounded_shares = softmax(rounded_logits, temperature=temperature)
+    moved = max(float(np.abs(softmax(run, temperature=temperature) - rounded_shares).max()) for run in runs)
     allowed_share = WORST * moved + _FLOAT32
     mean = float(np.sqrt((difference**2).mean()))
-    chance = float(np.sqrt(np.mean([(run.astype(np.float64) - some) ** 2 for run in runs])))
+    chance = float(np.sqrt(np.mean([(run.astype(np.float64) - rounded_logits) ** 2 for run in runs])))
     flipped = expected.argmax(1) != actual.logits.argmax(1)
     best_two = np.sort(expected, axis=1)[:, -2:]
     flips = int((flipped & (best_two[:, 1] - best_two[:, 0] > 2 * allowed * largest)).sum())

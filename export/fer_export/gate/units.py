@@ -50,9 +50,9 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
     for node in fp32.graph.node:
         for name in node.input:
             consumers.setdefault(name, []).append(node)
-    there = {name for node in int8.graph.node for name in node.output}
+    tensors = {name for node in int8.graph.node for name in node.output}
     # onnxruntime's quantizer leaves what is no layer in float where that is faster.
-    is_stock = any(name.endswith(_STOCK_SUFFIX) for name in there)
+    is_stock = any(name.endswith(_STOCK_SUFFIX) for name in tensors)
     constants = {tensor.name for tensor in fp32.graph.initializer}
     pairs: dict[str, str] = {}
     missing: list[str] = []
@@ -72,18 +72,18 @@ def _pairs(fp32: onnx.ModelProto, int8: onnx.ModelProto) -> tuple[dict[str, str]
         if is_stock:
             before = node.output[0]
             twin = next(
-                (tensor + _STOCK_SUFFIX for tensor in (output, before) if tensor + _STOCK_SUFFIX in there), None
+                (tensor + _STOCK_SUFFIX for tensor in (output, before) if tensor + _STOCK_SUFFIX in tensors), None
             )
             if twin is not None and is_layer:
                 pairs[twin.removesuffix(_STOCK_SUFFIX)] = twin
             elif is_layer:
                 missing.append(output)
             continue
-        if f"{output}_pooled" in there:  # the first layer's own layout ends behind its pooling
+        if f"{output}_pooled" in tensors:  # the first layer's own layout ends behind its pooling
             pairs[following[0].output[0]] = f"{output}_pooled"
-        elif f"{output}_first" in there:
+        elif f"{output}_first" in tensors:
             pairs[output] = f"{output}_first"
-        elif f"{output}_u8" in there:
+        elif f"{output}_u8" in tensors:
             pairs[output] = f"{output}_u8"
         else:
             missing.append(output)

@@ -46,14 +46,14 @@ def append_score(
     """
     weights, bias, signs = layers
     writer = GraphWriter()
-    there = {output for node in model.graph.node for output in node.output}
-    if flat is not None and f"{flat}_u8" in there:
+    tensors = {output for node in model.graph.node for output in node.output}
+    if flat is not None and f"{flat}_u8" in tensors:
         features = f"{flat}_u8"
         if len(shape) == 3:  # the integer graph flattens with the channels last
             weights = channels_last(weights, shape)
         step, zero = scales[features]
     else:
-        if f"{maps}_u8" not in there:
+        if f"{maps}_u8" not in tensors:
             raise ParityError(f"the int8 graph has no tensor {maps}_u8, which {name} is computed from")
         features = writer.reshape(f"{maps}_u8", f"{name}_u8", (0, len(weights)))
         step, zero = scales[f"{maps}_u8"]

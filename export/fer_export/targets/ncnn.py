@@ -28,7 +28,7 @@ def convert(source: Source, precision: Precision, path: Path) -> Converted:
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "model.onnx"
         onnx.save(model, given)
-        made = subprocess.run(
+        done = subprocess.run(
             # It writes a dozen files beside its input. fp16 is its default.
             [pnnx.EXEC_PATH, given.name, f"inputshape=[{shape}]f32", f"fp16={int(precision == 'fp16')}"],
             cwd=folder,
@@ -38,9 +38,9 @@ def convert(source: Source, precision: Precision, path: Path) -> Converted:
             timeout=_TIMEOUT_SECONDS,
         )
         param = Path(folder) / "model.ncnn.param"
-        if made.returncode or not param.is_file():
-            tail = (made.stdout + made.stderr).strip().splitlines()[-1:]
-            raise ModelFileError(f"pnnx cannot convert {source.path}: {' '.join(tail) or f'exit {made.returncode}'}")
+        if done.returncode or not param.is_file():
+            tail = (done.stdout + done.stderr).strip().splitlines()[-1:]
+            raise ModelFileError(f"pnnx cannot convert {source.path}: {' '.join(tail) or f'exit {done.returncode}'}")
         path.write_bytes(param.read_bytes())
         path.with_suffix(".bin").write_bytes((Path(folder) / "model.ncnn.bin").read_bytes())
     return Converted(

@@ -153,8 +153,8 @@ def _convert(
         # In the same file system, so that files are renamed and never copied.
         with tempfile.TemporaryDirectory(dir=models_dir, prefix=f".{path.name}.", suffix=".partial") as name:
             folder = Path(name)
-            made = target.path(folder, base)
-            converted: Converted = load_code(target.convert)(source, precision, made)
+            converted_path = target.path(folder, base)
+            converted: Converted = load_code(target.convert)(source, precision, converted_path)
             files = sorted(file for file in folder.iterdir() if file.is_file())
             (folder / golden_name).write_bytes(golden.to_bytes())
             header = (folder / golden_name).with_suffix(".h")
@@ -170,9 +170,9 @@ def _convert(
                 versions={**tool_versions(), **converted.versions},
                 source={"name": source.path.name, "sha256": hashlib.sha256(source.content).hexdigest()},
             )
-            place = target.sidecar_path(made)
+            place = target.sidecar_path(converted_path)
             place.write_text(sidecar.to_json(), encoding="utf-8")
-            report = _judge(source, target, sidecar, made, data=data, budget=budget)
+            report = _judge(source, target, sidecar, converted_path, data=data, budget=budget)
             report = dataclasses.replace(report, path=path, precision=precision, target_bytes=written)
             if not report.failures:
                 sealed = dataclasses.replace(sidecar, verdict=_verdict(report))

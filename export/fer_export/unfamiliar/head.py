@@ -166,11 +166,11 @@ def fit_head(
     counts = np.ones(len(found)) if uncertain_below is None else _UNSURE + (confidences >= uncertain_below)
     weights, bias, signs, highest = _separate(features_of(fp32, maps, faces)[0], found, counts.astype(np.float32))
     unseen = _like(strange_images(_gray(others), max(8, min(count // 8, _UNSEEN)), seed=1), faces)
-    some = others[random.permutation(len(others))[:_SAMPLE]]
-    sample = np.concatenate([some, unseen])
+    sampled = others[random.permutation(len(others))[:_SAMPLE]]
+    sample = np.concatenate([sampled, unseen])
     units = np.maximum(features_of(fp32, maps, sample)[0].astype(np.float64) @ weights.astype(np.float64) + bias, 0)
     scores = (units @ signs.astype(np.float64)).astype(np.float32)
-    if auroc(scores[: len(some)], scores[len(some) :]) < LEAST_AUROC:
+    if auroc(scores[: len(sampled)], scores[len(sampled) :]) < LEAST_AUROC:
         return None
     return Head(
         maps=maps,
@@ -182,7 +182,7 @@ def fit_head(
         real=others,
         strange=unseen,
         sample=sample,
-        sample_faces=len(some),
+        sample_faces=len(sampled),
         expected=scores,
         idle=idle_units(fp32, maps, (faces, others, _like(strange, faces), unseen)),
     )

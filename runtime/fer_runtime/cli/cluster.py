@@ -110,5 +110,5 @@ def _without_image(given: Iterable[str]) -> Iterator[str]:
 
 
 def _say_start(finished: int, shards: int, images: int) -> None:
-    there = f", {finished} of them complete" if finished else ""
-    click.echo(f"{counted(images, 'image')} in {counted(shards, 'shard')}{there}", err=True)
+    finished_text = f", {finished} of them complete" if finished else ""
+    click.echo(f"{counted(images, 'image')} in {counted(shards, 'shard')}{finished_text}", err=True)

@@ -13,20 +13,20 @@ from fer_runtime.text import printable
 def list_devices(options: DevicesRun) -> bool:
     """Print a line per provider; never a failure."""
     silence()
-    there = set()
+    listed = set()
     click.echo(f"onnxruntime {runtime_version()}")
     for provider in available_providers():
-        there.add(provider)
+        listed.add(provider)
         click.echo(_line(provider, "built in", ""))
     for registered in register_plugins():
         source = f"{registered.plugin.module} {registered.plugin.version}".strip()
         for provider in registered.providers:
-            there.add(provider)
+            listed.add(provider)
             click.echo(_line(provider, source, ", ".join(registered.kinds)))
         if registered.problem is not None:
             click.echo(_line("-", source, registered.problem))
     for provider in (*PLUGIN_WHEELS, *DISTRIBUTIONS):
-        if provider not in there:
+        if provider not in listed:
             click.echo(_line(provider, "not here", how_to_get(provider)))
     return False
 

@@ -116,9 +116,9 @@ class PartRecognizer:
             model = Path(folder_of_files, recipe.model_name)
             model.write_bytes(recipe.model)
             self._recognizer = Recognizer(model, **options)
-            here = settings_of(self._recognizer)
+            settings = settings_of(self._recognizer)
         self._different = [
-            f"{key} {here[key]}, not {value}" for key, value in recipe.settings.items() if here[key] != value
+            f"{key} {settings[key]}, not {value}" for key, value in recipe.settings.items() if settings[key] != value
         ]
         self._store = None if output is None else open_store(output)
         self._format_name = format_name

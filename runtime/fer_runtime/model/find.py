@@ -100,8 +100,8 @@ def available_models(models_dir: Path | str = DEFAULT_MODELS_DIR) -> list[Availa
     found: list[AvailableModel] = []
     for folder in dict.fromkeys((Path(models_dir), packaged_models_dir())):
         earlier = {model.name for model in found}
-        here = [model for path in sorted(folder.glob("*.onnx")) if (model := _named(path)).name not in earlier]
-        found += sorted(here, key=lambda model: (model.name, PRECISIONS.index(model.precision)))
+        models = [model for path in sorted(folder.glob("*.onnx")) if (model := _named(path)).name not in earlier]
+        found += sorted(models, key=lambda model: (model.name, PRECISIONS.index(model.precision)))
     return found
 
 

@@ -101,14 +101,14 @@ def provider_options(provider: str, arithmetic: str, *, threads: int) -> dict[st
     return {}
 
 
-def match_provider(name: str, there: Sequence[str]) -> str | None:
-    """The entry of `there` that equals `name`, upper and lower case aside; None if there is none."""
-    return next((entry for entry in there if entry.lower() == name.lower()), None)
+def match_provider(name: str, available: Sequence[str]) -> str | None:
+    """The entry of `available` that equals `name`, upper and lower case aside; None if there is none."""
+    return next((entry for entry in available if entry.lower() == name.lower()), None)
 
 
-def missing_provider(name: str, there: Sequence[str], version: str) -> ProviderError:
-    """The error for a provider that is not among `there`, with the way to get it."""
-    fact = f"onnxruntime {version} has no execution provider {name} here; it has: {', '.join(there)}"
+def missing_provider(name: str, available: Sequence[str], version: str) -> ProviderError:
+    """The error for a provider that is not among the `available` ones, with the way to get it."""
+    fact = f"onnxruntime {version} has no execution provider {name} here; it has: {', '.join(available)}"
     return ProviderError(f"{fact}; {how_to_get(name)}, or leave out --provider (fer-infer --devices lists them)")
 
 

@@ -295,9 +295,9 @@ def _coverage_text(coverage: dict[str, Any]) -> str:
 
 def _made_with_text(metadata: ModelMetadata, certificate: Certificate) -> str:
     """What exported the file, and where."""
-    made = certificate.made_with
-    instructions = f" with {made['cpu_flags']}" if made.get("cpu_flags") else ""
+    versions = certificate.made_with
+    instructions = f" with {versions['cpu_flags']}" if versions.get("cpu_flags") else ""
     return (
-        f"fer-edge {metadata.versions.get('fer-edge', '?')}, onnxruntime {made.get('onnxruntime', '?')} "
-        f"on {made.get('machine', '?')}{instructions}"
+        f"fer-edge {metadata.versions.get('fer-edge', '?')}, onnxruntime {versions.get('onnxruntime', '?')} "
+        f"on {versions.get('machine', '?')}{instructions}"
     )

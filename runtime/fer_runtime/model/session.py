@@ -264,17 +264,17 @@ def find_provider(name: str) -> str:
         ProviderError: there is no such provider here.
     """
     provider, arithmetic = split_name(name)
-    there = available_providers()
-    found = match_provider(provider, there)
+    available = available_providers()
+    found = match_provider(provider, available)
     if found is None:
         plugins = register_plugins()
-        there = (*there, *(provider for plugin in plugins for provider in plugin.providers))
-        found = match_provider(provider, there)
+        available = (*available, *(provider for plugin in plugins for provider in plugin.providers))
+        found = match_provider(provider, available)
     if found is None:
         for plugin in plugins:
             if plugin.problem and provider.lower() in plugin.plugin.module:
                 raise ProviderError(f"{plugin.plugin.module} is installed, but {plugin.problem}; leave --provider out")
-        raise missing_provider(provider, there, onnxruntime.__version__)
+        raise missing_provider(provider, available, onnxruntime.__version__)
     return full_name(found, arithmetic)
 
 

@@ -211,8 +211,8 @@ class VideoFile:
             if time < start or frame % every:
                 counts.skipped += 1
                 continue
-            there, image = self._capture.retrieve()
-            if not there or image is None:
+            is_read, image = self._capture.retrieve()
+            if not is_read or image is None:
                 counts.dropped += 1
                 continue
             has_frames = True
@@ -311,9 +311,9 @@ class Camera:
     def _grab(self) -> None:
         newest = self._newest
         while not newest.ends:
-            there, image = self._capture.read()
+            is_read, image = self._capture.read()
             with newest.condition:
-                if not there:
+                if not is_read:
                     newest.ends = True
                 else:
                     newest.frame = (

@@ -43,7 +43,7 @@ def test_names_that_are_taken_get_numbers_and_the_same_content_keeps_its_name(tm
     again = Placing(tmp_path)
     assert again.place("train", "A", ".png", b"other") == "train/A.png"
     assert again.place("train", "b", ".png", b"b") == "train/b.png"
-    assert (again.written, again.there) == (1, 1)
+    assert (again.written, again.written_before) == (1, 1)
 
 
 def test_parts_of_paths_stay_inside() -> None:

@@ -107,7 +107,7 @@ def test_it_continues_and_overwrites_nothing(source: Path, tmp_path: Path) -> No
     content = gone.read_bytes()
     gone.unlink()
     report = _split(source, output)
-    assert (report.written, report.there) == (1, 59)
+    assert (report.written, report.written_before) == (1, 59)
     assert gone.read_bytes() == content
     # Another seed would mix two splits: images of the old validation would be in the new train.
     with pytest.raises(OutputError, match="not of this split"):

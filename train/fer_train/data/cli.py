@@ -216,10 +216,10 @@ def import_(
     _say_changes(names)
     _say_problems(report.problems, "cannot be used", report.files[0])
     _print_counts(report.counts)
-    there = f", {report.there} of them were there" if report.there else ""
+    earlier = f", {report.written_before} of them were there" if report.written_before else ""
     left_out = sum(report.reasons.values()) - len(report.problems)
     say(
-        f"{counted(report.images, 'image')}{there}, {len(report.problems)} cannot be used"
+        f"{counted(report.images, 'image')}{earlier}, {len(report.problems)} cannot be used"
         + (f", {left_out} left out by their label" if left_out else "")
     )
     for file in report.files:
@@ -295,8 +295,8 @@ def split(
     say(f"copies           {counted(report.copies, 'image')} kept beside one that looks the same, none across splits")
     if report.dropped:
         say(f"left out         {counted(report.dropped, 'image')} by --drop")
-    if report.there:
-        say(f"already there    {counted(report.there, 'image')}")
+    if report.written_before:
+        say(f"already there    {counted(report.written_before, 'image')}")
     say(printable(output / SPLIT_FILE))
 
 

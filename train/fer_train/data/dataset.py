@@ -31,10 +31,10 @@ class Splits:
 def find_split(root: Path, names: Sequence[str]) -> Path | None:
     """The folder with one of these names in `root/images` or in `root`; upper and lower case are the same."""
     for parent in (root / "images", root):
-        there = {path.name.lower(): path for path in sorted(parent.iterdir())} if parent.is_dir() else {}
+        folders = {path.name.lower(): path for path in sorted(parent.iterdir())} if parent.is_dir() else {}
         for name in names:
-            if name in there and there[name].is_dir():
-                return there[name]
+            if name in folders and folders[name].is_dir():
+                return folders[name]
     return None
 
 

@@ -34,14 +34,14 @@ def without_named(train: LabelledFaces, kept: Int64Array, files: Sequence[Path])
     Raises:
         DataError: a file cannot be read, or names no training image.
     """
-    here = {f"train/{path}" for path in train.paths}
+    paths = {f"train/{path}" for path in train.paths}
     named: set[str] = set()
     for file in files:
         found = read_drop_file(file)
-        if found and not found & here:
+        if found and not found & paths:
             raise DataError(
                 f"{file} names no training image of {train.folder}, but {min(found)}; its column image must hold paths "
-                f"such as {min(here)}"
+                f"such as {min(paths)}"
             )
         named |= found
     return kept[[f"train/{train.paths[index]}" not in named for index in kept]]

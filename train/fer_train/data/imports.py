@@ -70,7 +70,7 @@ class ImportReport:
     problems: list[tuple[str, str]] = field(default_factory=list)  # the same, each: what, why
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    there: int = 0  # images that an earlier run had written
+    written_before: int = 0  # images that an earlier run had written
 
     @property
     def images(self) -> int:
@@ -143,7 +143,7 @@ def import_images(
             if voters is not None:
                 voters.add(path)
             rows.append(_row(candidate, path, name, reason))
-    report.there = placing.there
+    report.written_before = placing.written_before
     if not rows:
         raise DataError(f"{source} has no rows; give the whole data set")
     write_rows(output / IMAGES_FILE, merged_rows(output / IMAGES_FILE, rows))

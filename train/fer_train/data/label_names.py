@@ -61,11 +61,11 @@ class LabelNames:
             DataError: a label is a number that nothing explains, or has no name that a folder can have; or a name is
                 given to a label that is not there.
         """
-        there = sorted(set(labels))
-        if unknown := sorted(set(self.renamed) - {label.strip() for label in there}):
-            shown = ", ".join(printable(label, limit=40) for label in there[:20])
+        distinct = sorted(set(labels))
+        if unknown := sorted(set(self.renamed) - {label.strip() for label in distinct}):
+            shown = ", ".join(printable(label, limit=40) for label in distinct[:20])
             raise DataError(f"there is no label {unknown[0]!r} to rename; the labels are: {shown}")
-        for label in there:
+        for label in distinct:
             self.name(label)
 
     def name(self, label: str) -> str:

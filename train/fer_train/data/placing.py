@@ -67,7 +67,7 @@ class Placing:
         self._write = write or partial(write_atomically, cleans=False)
         self._used: set[str] = set()  # in lower case: some file systems know no other
         self.written = 0
-        self.there = 0  # images that an earlier run has written
+        self.written_before = 0  # images that an earlier run has written
 
     def take(self, path: str) -> None:
         """Keep `path` (relative, with "/") for an image that an earlier run has placed."""
@@ -93,7 +93,7 @@ class Placing:
             if os.path.lexists(file):
                 if not _holds(file, content):
                     continue
-                self.there += 1
+                self.written_before += 1
             else:
                 self._write(file, content)
                 self.written += 1

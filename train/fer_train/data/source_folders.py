@@ -115,8 +115,8 @@ def _subfolders(folder: Path) -> list[str]:
 def _nothing_found(base: Path, names: list[str]) -> str:
     if names:
         shown = ", ".join(printable(name, limit=40) for name in names[:5])
-        there = counted(len(names), "folder")
-        return f"{base} holds {there} ({shown}) and no image in them; give a folder of class folders"
+        folders = counted(len(names), "folder")
+        return f"{base} holds {folders} ({shown}) and no image in them; give a folder of class folders"
     files = sum(1 for path in base.iterdir() if path.is_file())
     return (
         f"{base} holds {counted(files, 'file')} and no class folders; put the images of each label into a folder of "

@@ -53,7 +53,7 @@ class SplitReport:
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path, reason
     notes: list[str] = field(default_factory=list)
     written: int = 0
-    there: int = 0  # images that an earlier run had written
+    written_before: int = 0  # images that an earlier run had written
 
 
 def split_images(
@@ -269,7 +269,7 @@ def _write(
                 writing.write(file, content)
                 report.written += 1
             elif read_bytes(file) == content:
-                report.there += 1
+                report.written_before += 1
             else:
                 raise OutputError(f"{file} is another image; choose another --output")
     text = io.StringIO()

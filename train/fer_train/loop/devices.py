@@ -17,11 +17,11 @@ def choose_device(wanted: str) -> torch.device:
     Raises:
         ProviderError: the device is not there.
     """
-    there = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
+    available = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
     if wanted == "auto":
-        return torch.device(next(name for name in ("mps", "cuda", "cpu") if there[name]))
-    if not there[wanted]:
-        names = ", ".join(name for name, is_there in there.items() if is_there)
+        return torch.device(next(name for name in ("mps", "cuda", "cpu") if available[name]))
+    if not available[wanted]:
+        names = ", ".join(name for name, is_there in available.items() if is_there)
         raise ProviderError(f"PyTorch {torch.__version__} finds no {wanted} device here; --device takes: {names}")
     return torch.device(wanted)
 

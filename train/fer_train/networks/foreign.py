@@ -22,9 +22,9 @@ def load_function(target: str) -> Callable[..., Any]:
         CheckpointError: there is no such module or function.
     """
     module, _, attribute = target.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         function = getattr(import_module(module), attribute)
     except ImportError as error:
@@ -36,8 +36,8 @@ def load_function(target: str) -> Callable[..., Any]:
         raise CheckpointError(f"{module} has no {attribute}; give --model {module}:FUNCTION") from error
     if not callable(function):
         raise CheckpointError(f"{target} is not a function; give one that returns a torch.nn.Module")
-    made: Callable[..., Any] = function
-    return made
+    build: Callable[..., Any] = function
+    return build
 
 
 def timm_network(*, name: str, classes: int, size: int, color: str, dropout: float) -> nn.Module:
