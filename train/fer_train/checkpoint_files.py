@@ -355,7 +355,11 @@ def _extent(tensor: StoredTensor) -> tuple[int, int]:
         raise UnreadableError(f"it is {tensor.dtype}, and its values are {tensor.storage.dtype}")
     item = _item_bytes(tensor.dtype)
     values = math.prod(tensor.shape)
-    span = 0 if not values else 1 + sum((s - 1) * t for s, t in zip(tensor.shape, tensor.strides, strict=True))
+    span = (
+        0
+        if not values
+        else 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
+    )
     stored = tensor.storage.elements * _item_bytes(tensor.storage.dtype)
     if (tensor.offset + span) * item > stored:
         raise UnreadableError(f"it looks at {(tensor.offset + span) * item:,} bytes, and {stored:,} are stored")

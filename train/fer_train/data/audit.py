@@ -205,7 +205,9 @@ def near_pairs(faces: Uint8Array, *, similarity: float = _NEAR) -> list[tuple[in
     for start in range(0, len(small), 1024):
         likeness = small[start : start + 1024] @ small[start:].T
         first, second = np.nonzero(likeness > similarity)
-        pairs += [(start + int(a), start + int(b)) for a, b in zip(first, second, strict=True) if a < b]
+        pairs += [
+            (start + int(row), start + int(column)) for row, column in zip(first, second, strict=True) if row < column
+        ]
     return pairs
 
 
