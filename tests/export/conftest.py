@@ -34,7 +34,9 @@ from fer_export.gate.timing import Timing
 from fer_export.graph import export_graph, serialize, set_temperature
 from fer_export.options import ExportOptions
 from fer_export.pipeline import export_model
+from fer_export.unfamiliar import head
 from fer_export.unfamiliar.head import fit_head
+from fer_export.unfamiliar.images import strange_images
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.metadata import ModelMetadata
 from fer_train.checkpoints import Checkpoint, save_checkpoint
@@ -109,6 +111,9 @@ def exported(
     trained_narrow: Checkpoint, dataset: Path, tmp_path_factory: pytest.TempPathFactory, kept: Kept
 ) -> Exported:
     """fp32, fp16 and int8."""
+    if (key := ("exported",)) in kept:
+        others: Exported = kept[key]
+        return others
     models_dir = tmp_path_factory.mktemp("models")
     checkpoint = models_dir / "narrow.pth"
     save_checkpoint(checkpoint, trained_narrow)
@@ -123,7 +128,9 @@ def exported(
                 keep_anyway=True,
             ),
         )
-    return Exported(models_dir=models_dir, data=dataset, checkpoint=checkpoint, report=report)
+    made = Exported(models_dir=models_dir, data=dataset, checkpoint=checkpoint, report=report)
+    kept[key] = made
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +166,7 @@ class KeptByAll(Kept):
 
 @contextmanager
 def exporting_once(kept: Kept) -> Iterator[None]:
-    """Compute once what depends on its arguments alone: the exported graph, golden faces, the layer for unfamiliarity.
+    """Compute once what depends on its arguments alone: the exported graph, golden faces, images that are no faces.
 
     int8 is always twice as fast as fp32; gate/test_timing.py tests the measurement.
 
@@ -196,6 +203,7 @@ def exporting_once(kept: Kept) -> Iterator[None]:
         patch.setattr(pipeline, "export_graph", export)
         patch.setattr(subject, "cover_units", once(cover_units))
         patch.setattr(subject, "fit_head", once(fit_head))
+        patch.setattr(head, "strange_images", once(strange_images))
         patch.setattr(pipeline, "measure_in_turns", timed)
         yield
 

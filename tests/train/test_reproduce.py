@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.export import narrow as narrow  # registers it
 from tests.processes import started, wait_until
 from tests.train.images import write_images
 from tests.train.test_pipeline import write_votes
@@ -25,7 +26,7 @@ from fer_train.reproduce import reproduce as run_steps
 STEPS_OF_V0 = (
     Step(name="v0", network="v0", hours=0),
     Step(name="v0-labels", network="v0", settings=("lr=0.002",), weights="v0", votes=False, hours=0),
-    Step(name="v1", network="v1", teachers=("v0-labels",), votes=False, hours=0),
+    Step(name="v1", network="narrow", teachers=("v0-labels",), votes=False, hours=0),
 )
 
 # What a child process runs: one step, the recipe cut to a few epochs.
@@ -82,7 +83,7 @@ def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(
 def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for network in ("v0", "v1"):
+    for network in ("v0", "narrow"):
         tiny = recipes.FIRST.overridden(epochs=1, augmentation="none")
         monkeypatch.setitem(ARCHITECTURES[network].recipes, "best", tiny)
     votes = write_votes(data, tmp_path / "votes.csv")
@@ -103,7 +104,7 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
     votes.write_text(votes.read_text().replace(",8,", ",9,"))
     other = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     assert all(other[name] != made[name] for name in ("v0", "v0-labels", "v1"))
-    monkeypatch.setitem(ARCHITECTURES["v1"].recipes, "best", tiny.overridden(lr=2e-3))
+    monkeypatch.setitem(ARCHITECTURES["narrow"].recipes, "best", tiny.overridden(lr=2e-3))
     third = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     assert third["v0"] == other["v0"]
     assert third["v0-labels"] == other["v0-labels"]

@@ -12,7 +12,7 @@ from tests.conftest import CHECKOUT
 from tests.export.conftest import Exported
 from tests.export.narrow import CHANNELS, HIDDEN
 
-from fer_export.gate.coverage import FEWEST_GOLDEN_FACES, GOLDEN_BATCH, _choose, cover_units
+from fer_export.gate.coverage import FEWEST_GOLDEN_FACES, GOLDEN_BATCH, Coverage, _choose, cover_units
 from fer_export.int8.shared import find_shared
 from fer_runtime.model.certificate import Certificate, parse_certificate
 from fer_runtime.model.inspect import inspect_model
@@ -38,10 +38,16 @@ def _values(model: onnx.ModelProto, names: list[str], faces: Uint8Array) -> list
     return [values.reshape(*values.shape[:2], -1).max(2) for values in session.run(names, {"faces": faces})]
 
 
-def test_units_that_real_faces_switch_on_are_switched_on_by_golden_faces(exported: Exported) -> None:
+@pytest.fixture(scope="module")
+def covered(exported: Exported) -> Coverage:
+    labelled = load_faces(exported.data, "validation").faces
+    return cover_units(onnx.load(exported.models_dir / "narrow.onnx"), labelled)
+
+
+def test_units_that_real_faces_switch_on_are_switched_on_by_golden_faces(exported: Exported, covered: Coverage) -> None:
     model = onnx.load(exported.models_dir / "narrow.onnx")
     labelled = load_faces(exported.data, "validation").faces
-    found = cover_units(model, labelled)
+    found = covered
     relus = [node.output[0] for node in model.graph.node if node.op_type == "Relu"]
     live = np.concatenate(_values(model, relus, labelled), axis=1).max(0) > 0
     on = np.concatenate(_values(model, relus, found.golden), axis=1).max(0) > 0
@@ -54,10 +60,10 @@ def test_units_that_real_faces_switch_on_are_switched_on_by_golden_faces(exporte
     assert found.weights_covered > 0.8 * found.weights_live
 
 
-def test_golden_faces_reach_the_extremes_of_the_sums(exported: Exported) -> None:
+def test_golden_faces_reach_the_extremes_of_the_sums(exported: Exported, covered: Coverage) -> None:
     model = onnx.load(exported.models_dir / "narrow.onnx")
     labelled = load_faces(exported.data, "validation").faces
-    found = cover_units(model, labelled)
+    found = covered
     sums = [node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
 
     def ends(faces: Uint8Array) -> tuple[FloatArray, FloatArray]:
