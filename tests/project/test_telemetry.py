@@ -119,7 +119,7 @@ def _strays(traced: Traced, folder: Path) -> list[str]:
     return sorted(
         str(path)
         for path in traced.written
-        if not path.is_relative_to("/dev") and not path.is_relative_to("/proc")
+        if path.is_relative_to(folder.parent) or not (path.is_relative_to("/dev") or path.is_relative_to("/proc"))
         if not path.is_relative_to(folder) or path.is_relative_to(folder / "home")
     )
 
