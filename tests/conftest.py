@@ -43,7 +43,7 @@ _LONGEST = (
 
 
 _IN_MEMORY = Path("/dev/shm")
-_ROOM = 4 << 30  # bytes; the tests write a twentieth of it
+_ROOM = 4 << 30  # bytes; the largest test writes 90 MB
 
 
 def pytest_configure() -> None:

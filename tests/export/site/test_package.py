@@ -14,12 +14,12 @@ import numpy as np
 import onnx
 import pytest
 from playwright.sync_api import Browser
-from tests.chromium import Visit, visiting
+from tests.chromium import FLAGS, Visit, visiting
 from tests.conftest import CHECKOUT
 from tests.export.conftest import Exported
 from tests.export.site.pages import MODELS, SAMPLES, camera_frame
 
-from fer_bench.browser.measure import CHROMIUM_FLAGS, find_chromium
+from fer_bench.browser.measure import find_chromium
 from fer_export.site.server import ISOLATED, served
 from fer_export.site.write import NPM_PACKAGE, ORT_WEB_VERSION, write_site
 from fer_runtime import __version__
@@ -214,7 +214,7 @@ def test_a_bundle_takes_webgpu_for_a_file_that_passes_on_it_and_for_no_other(
     onnx.save(model, tmp_path / "wrong.onnx")
     # A renderer in software: no graphics card is needed.
     with (
-        browser.browser_type.launch(executable_path=find_chromium(), args=[*CHROMIUM_FLAGS, *_WEBGPU]) as with_webgpu,
+        browser.browser_type.launch(executable_path=find_chromium(), args=[*FLAGS, *_WEBGPU]) as with_webgpu,
         served(tmp_path) as address,
         visiting(with_webgpu, address) as page,
     ):
