@@ -9,6 +9,7 @@ Tests of the start, of terminals and signals, and of what libraries read when th
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -217,6 +218,7 @@ def _main() -> None:
     inherited = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     # Without this file's folder and without PYTHONPATH.
     path = [folder for folder in sys.path[1:] if folder not in inherited]
+    gc.freeze()  # a collection would copy the memory of all libraries into each run
     request = _serve(requests)
     if request is not None:
         _run(request, path)
