@@ -51,8 +51,8 @@ def pytest_configure() -> None:
     """Put temporary files into memory where there is much: on a disk, each one that is made to last costs 3 ms."""
     if {"PYTEST_DEBUG_TEMPROOT", "TMPDIR"} & set(os.environ) or not os.access(_IN_MEMORY, os.W_OK):
         return
-    there = os.statvfs(_IN_MEMORY)
-    if there.f_bavail * there.f_frsize >= _ROOM and not there.f_flag & os.ST_NOEXEC:
+    volume = os.statvfs(_IN_MEMORY)
+    if volume.f_bavail * volume.f_frsize >= _ROOM and not volume.f_flag & os.ST_NOEXEC:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = str(_IN_MEMORY)
 
 

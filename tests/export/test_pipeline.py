@@ -28,7 +28,9 @@ from fer_export.int8.quantize import quantize_model
 from fer_export.int8.shared import find_shared
 from fer_export.options import ExportOptions
 from fer_export.pipeline import export_model
+from fer_export.unfamiliar import head
 from fer_export.unfamiliar.head import fit_head
+from fer_export.unfamiliar.images import strange_images
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.inspect import inspect_model
@@ -100,6 +102,7 @@ def test_the_report_on_disk_holds_every_check(exported: Exported) -> None:
 def test_equal_exports_give_equal_files(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "cover_units", cover_units)  # again, and not what the first export computed
     monkeypatch.setattr(subject, "fit_head", fit_head)
+    monkeypatch.setattr(head, "strange_images", strange_images)
     shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     export_model(
         "narrow",

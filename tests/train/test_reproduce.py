@@ -26,7 +26,7 @@ from fer_train.reproduce import reproduce as run_steps
 STEPS_OF_V0 = (
     Step(name="v0", network="v0", hours=0),
     Step(name="v0-labels", network="v0", settings=("lr=0.002",), weights="v0", votes=False, hours=0),
-    Step(name="v1", network="narrow", teachers=("v0-labels",), votes=False, hours=0),
+    Step(name="narrow", network="narrow", teachers=("v0-labels",), votes=False, hours=0),
 )
 
 # What a child process runs: one step, the recipe cut to a few epochs.
@@ -90,25 +90,29 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
     made = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     messages: list[str] = []
     assert run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0, say=messages.append) == made
-    assert [line.split(",")[0] for line in messages] == ["v0: done", "v0-labels: done", "v1: done"]
+    assert [line.split(",")[0] for line in messages] == ["v0: done", "v0-labels: done", "narrow: done"]
     # Each began where its step says, with its own settings, and names its teachers.
     settings = {name: json.loads(results_path(folder, name).read_text())["settings"] for name, folder in made.items()}
     assert {name: setting["weights"] for name, setting in settings.items()} == {
         "v0": "none",
         "v0-labels": "model_0.pth",
-        "v1": "none",
+        "narrow": "none",
     }
-    assert {name: setting["lr"] for name, setting in settings.items()} == {"v0": 1e-3, "v0-labels": 2e-3, "v1": 1e-3}
-    assert settings["v1"]["teachers"] == ["v0-labels.pth"]
+    assert {name: setting["lr"] for name, setting in settings.items()} == {
+        "v0": 1e-3,
+        "v0-labels": 2e-3,
+        "narrow": 1e-3,
+    }
+    assert settings["narrow"]["teachers"] == ["v0-labels.pth"]
     # Other votes: v0 learns from them, the next two from it.
     votes.write_text(votes.read_text().replace(",8,", ",9,"))
     other = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
-    assert all(other[name] != made[name] for name in ("v0", "v0-labels", "v1"))
+    assert all(other[name] != made[name] for name in ("v0", "v0-labels", "narrow"))
     monkeypatch.setitem(ARCHITECTURES["narrow"].recipes, "best", tiny.overridden(lr=2e-3))
     third = run_steps(data, tmp_path / "work", votes=str(votes), steps=STEPS_OF_V0)
     assert third["v0"] == other["v0"]
     assert third["v0-labels"] == other["v0-labels"]
-    assert third["v1"] != other["v1"]
+    assert third["narrow"] != other["narrow"]
 
     written = publish({name: made[name] for name in ("v0", "v0-labels")}, tmp_path / "models", replace=False)
     assert [path.name for path in written] == [

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tests.processes import started
 from tests.runtime.images.make_files import make_crashing_apng
-from tests.runtime.tiny_models import write_band_model
+from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.model.metadata import ModelMetadata
 
@@ -78,7 +78,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures for full parts and a short one, some of them broken."""
+    """A picture of each label, and others for full parts and a short one, some of them broken."""
     root = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(7)
     # Large enough that a part takes the better part of a second, and a kill falls into the middle of one.
@@ -92,6 +92,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name.write_bytes(b"\xff\xd8\xff and no more")
         elif number == 30:
             name.write_bytes(make_crashing_apng())
+        elif number < len(LABELS):
+            cv2.imwrite(str(name), band_face(number, side=90, classes=len(LABELS)))
         else:
             os.link(kinds[number % 10 if number % 7 else 3], name)
     return root
@@ -163,8 +165,9 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
     assert run.returncode == 1, errors.decode()  # some pictures are broken
     assert sorted_lines(rows_of(output)) == sorted_lines(local_rows)
     assert rows_of(output) == local_rows
-    row = json.loads(local_rows.splitlines()[0])
-    assert tuple(row["faces"][0]["probabilities"]) == LABELS
+    faces = [json.loads(line)["faces"][0] for line in rows_of(output).splitlines()[: len(LABELS)]]
+    assert tuple(face["expression"] for face in faces) == LABELS
+    assert tuple(faces[0]["probabilities"]) == LABELS
     assert list(output.rglob("*.partial")) == []
     assert json.loads((output / "_SUCCESS").read_bytes())["images"] == PART * PARTS - 20
 
