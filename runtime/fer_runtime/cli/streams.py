@@ -14,7 +14,7 @@ import click
 
 from fer_runtime.cli.options import PipedRun, StreamsRun, VideosRun
 from fer_runtime.cli.recognizer import opened_recognizer
-from fer_runtime.cli.videos import say_video_summary
+from fer_runtime.cli.videos import say_anonymized, say_video_summary, video_options
 from fer_runtime.errors import ImageError, OutputError
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.output.sink import opened_sink
@@ -22,7 +22,7 @@ from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import printable
 from fer_runtime.video.addresses import stream_name
 from fer_runtime.video.annotated import annotated_paths
-from fer_runtime.video.jobs import VideoSummary, write_video_rows
+from fer_runtime.video.jobs import VideoOptions, VideoSummary, write_video_rows
 from fer_runtime.video.rows import write_failed_row, write_video_header
 from fer_runtime.video.streams import PipedVideo, Stream
 
@@ -62,8 +62,7 @@ def _unique(names: Sequence[str]) -> list[str]:
 def _write_rows(
     recognizer: Recognizer, options: VideosRun, sources: Sequence[Stream | PipedVideo], format_name: str
 ) -> bool:
-    output_format = OUTPUT_FORMATS[format_name]
-    row_format = output_format.rows_of or format_name
+    output_format, how = OUTPUT_FORMATS[format_name], video_options(options, format_name)
     copies: Sequence[Path | None] = [None] * len(sources)
     if options.annotate is not None:
         copies = annotated_paths(options.annotate, sources)
@@ -71,18 +70,18 @@ def _write_rows(
     ended: queue.SimpleQueue[BaseException | bool] = queue.SimpleQueue()  # an answer of each thread
     with opened_sink(output, frame=output_format.create_frame(), by_row=True) as sink:
         lock = threading.Lock()
-        write_video_header(sink.write, recognizer.labels, format_name=row_format, segments=options.segments)
+        write_video_header(sink.write, recognizer.labels, format_name=how.format_name, segments=how.segments)
 
         def run(source: Stream | PipedVideo, copy: Path | None) -> None:
             # Rows of several streams are mixed; a table has no column for their names.
-            name = f"{printable(source.name)}  " if row_format == "table" and len(sources) > 1 else ""
+            name = f"{printable(source.name)}  " if how.format_name == "table" and len(sources) > 1 else ""
 
             def write(rows: str) -> None:
                 with lock:
                     sink.write(name + rows if rows else rows)
 
             try:
-                ended.put(_write_rows_of(recognizer, options, source, write, row_format, copy))
+                ended.put(_write_rows_of(recognizer, source, write, how, copy, quiet=options.quiet))
             except BaseException as error:
                 ended.put(error)
 
@@ -107,41 +106,32 @@ def _write_rows(
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
+    say_anonymized(options)
     return any(answer is True for answer in answers)
 
 
 def _write_rows_of(
     recognizer: Recognizer,
-    options: VideosRun,
     source: Stream | PipedVideo,
     write: Callable[[str], object],
-    row_format: str,
+    how: VideoOptions,
     copy: Path | None,
+    *,
+    quiet: bool,
 ) -> bool:
-    """Write the rows of one source; whether it failed."""
+    """Write the rows of one source, and print its summary; whether it failed."""
     started, summary = perf_counter(), VideoSummary()
     try:
-        write_video_rows(
-            recognizer,
-            source,
-            write,
-            format_name=row_format,
-            segments=options.segments,
-            annotate=copy,
-            every=options.every,
-            start=options.start,
-            duration=options.duration,
-            summary=summary,
-        )
+        write_video_rows(recognizer, source, write, how, annotate=copy, summary=summary)
     except ImageError as error:
-        # The rows of the other streams go on.
+        # The other streams keep running.
         click.echo(f"Error: {printable(error)}", err=True)
         write_failed_row(
-            write, recognizer.labels, source, str(error), format_name=row_format, segments=options.segments
+            write, recognizer.labels, source, str(error), format_name=how.format_name, segments=how.segments
         )
         return True
     finally:
-        if not options.quiet:
+        if not quiet:
             say_video_summary(source, summary, perf_counter() - started)
     return False
 

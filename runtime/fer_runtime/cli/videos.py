@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import click
 
@@ -19,8 +20,8 @@ from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import counted, printable
 from fer_runtime.video.annotated import annotated_paths
-from fer_runtime.video.jobs import VideoSummary, write_video_rows
-from fer_runtime.video.rows import is_per_segment, write_failed_row, write_video_header, write_video_heading
+from fer_runtime.video.jobs import VideoOptions, VideoSummary, write_video_rows
+from fer_runtime.video.rows import write_failed_row, write_video_header, write_video_heading
 from fer_runtime.video.sources import FrameCounts, NamedSource, source_name
 
 
@@ -38,88 +39,104 @@ def _run(recognizer: Recognizer, options: VideosRun, videos: Sequence[Path | int
     output = None if options.output is None else Path(options.output)
     copies = [None] * len(videos) if options.annotate is None else annotated_paths(options.annotate, videos)
     failed = False
-    # A row per frame is progress enough where it can be seen; a stretch may last as long as the film.
-    rows_are_seen = output is None and is_terminal(sys.stdout)
-    is_seen_itself = rows_are_seen and not is_per_segment(format_name, options.segments)
-    shows_progress = is_terminal(sys.stderr) and not (options.quiet or is_seen_itself)
-    # A camera's answer is about now, and a film takes minutes: who reads the rows need not wait for others.
     output_format = OUTPUT_FORMATS[format_name]
-    format_name = output_format.rows_of or format_name
+    how = video_options(options, format_name)
+    rows_are_seen = output is None and is_terminal(sys.stdout)
+    # Rows of frames on the terminal show the progress themselves; a segment may last as long as the film.
+    shows_progress = is_terminal(sys.stderr) and not (options.quiet or (rows_are_seen and not how.is_per_segment))
+    # By row: a camera shows the present, and a film takes minutes.
     with opened_sink(output, frame=output_format.create_frame(), by_row=True) as sink:
-        write_video_header(sink.write, recognizer.labels, format_name=format_name, segments=options.segments)
+        write_video_header(sink.write, recognizer.labels, format_name=how.format_name, segments=how.segments)
         for video, copy in zip(videos, copies, strict=True):
             if len(videos) > 1:
-                write_video_heading(sink.write, video, format_name=format_name)
-            failed |= _write_rows_of(
-                recognizer,
-                options,
-                video,
-                sink.write,
-                format_name,
-                copy,
-                shows_progress=shows_progress,
-                rows_are_seen=rows_are_seen,
-            )
-        if options.anonymize is not None:
-            click.echo("copies have no sound and no metadata; faces that were not found are not covered", err=True)
+                write_video_heading(sink.write, video, format_name=how.format_name)
+            summary = VideoSummary()
+            progress = Progress(_video_done(video, summary, options.start, options.duration), is_shown=shows_progress)
+            rows = _Rows(recognizer, sink.write, how, quiet=options.quiet)
+            failed |= rows.write_all(video, copy, summary, progress, clears_progress=rows_are_seen)
+        say_anonymized(options)
     return failed
 
 
-def _write_rows_of(
-    recognizer: Recognizer,
-    options: VideosRun,
-    video: Path | int,
-    write: Callable[[str], object],
-    format_name: str,
-    copy: Path | None,
-    *,
-    shows_progress: bool,
-    rows_are_seen: bool,
-) -> bool:
-    """Write the rows of one video, and say what became of it; whether it failed.
+def video_options(options: VideosRun, format_name: str) -> VideoOptions:
+    """The options of the command line for `write_video_rows`.
 
     Args:
-        copy: of the video, annotated; None for none.
-        rows_are_seen: on the terminal that shows the progress.
+        format_name: of the output; its rows may be those of another format.
     """
-    started, summary = perf_counter(), VideoSummary()
+    return VideoOptions(
+        format_name=OUTPUT_FORMATS[format_name].rows_of or format_name,
+        segments=options.segments,
+        anonymize=options.anonymize,
+        every=options.every,
+        start=options.start,
+        duration=options.duration,
+    )
 
-    def say_summary() -> None:
-        if not options.quiet:
-            say_video_summary(video, summary, perf_counter() - started)
 
-    progress = Progress(_video_done(video, summary, options.start, options.duration), is_shown=shows_progress)
-    try:
-        with progress:
-            write_video_rows(
-                recognizer,
+class _Rows(NamedTuple):
+    """Where the rows of all videos are written, and how."""
+
+    recognizer: Recognizer
+    write: Callable[[str], object]
+    options: VideoOptions
+    quiet: bool
+
+    def write_all(
+        self, video: Path | int, copy: Path | None, summary: VideoSummary, progress: Progress, *, clears_progress: bool
+    ) -> bool:
+        """Write the rows of one video, and print its summary; whether it failed.
+
+        Args:
+            copy: file for the annotated copy.
+            summary: filled while the video is read.
+            clears_progress: the rows go to the terminal that shows the progress.
+        """
+        started = perf_counter()
+
+        def say_summary() -> None:
+            if not self.quiet:
+                say_video_summary(video, summary, perf_counter() - started)
+
+        write = _after_clearing(progress, self.write) if clears_progress else self.write
+        try:
+            with progress:
+                write_video_rows(
+                    self.recognizer,
+                    video,
+                    write,
+                    self.options,
+                    annotate=copy,
+                    summary=summary,
+                    on_result=progress.say,
+                )
+        except ImageError as error:
+            # The next videos still get their rows.
+            if summary.counts.processed:
+                say_summary()
+            click.echo(f"Error: {printable(error)}", err=True)
+            how = self.options
+            write_failed_row(
+                self.write,
+                self.recognizer.labels,
                 video,
-                _after_clearing(progress, write) if rows_are_seen else write,
-                format_name=format_name,
-                segments=options.segments,
-                annotate=copy,
-                anonymize=options.anonymize,
-                every=options.every,
-                start=options.start,
-                duration=options.duration,
-                summary=summary,
-                on_result=progress.say,
+                str(error),
+                format_name=how.format_name,
+                segments=how.segments,
             )
-    except ImageError as error:
-        # The rows of the other videos are not lost for it.
-        if summary.counts.processed:
+            return True
+        except KeyboardInterrupt:
             say_summary()
-        click.echo(f"Error: {printable(error)}", err=True)
-        write_failed_row(
-            write, recognizer.labels, video, str(error), format_name=format_name, segments=options.segments
-        )
-        return True
-    except KeyboardInterrupt:
+            raise
         say_summary()
-        raise
-    say_summary()
-    _warn_of_missing_frames(video, summary.counts)
-    return False
+        _warn_of_missing_frames(video, summary.counts)
+        return False
+
+
+def say_anonymized(options: VideosRun) -> None:
+    """Say what the copies of `--anonymize` lack, and what they may still show."""
+    if options.anonymize is not None:
+        click.echo("copies have no sound and no metadata; faces that were not found are not covered", err=True)
 
 
 def say_video_summary(video: Path | int | NamedSource, summary: VideoSummary, seconds: float) -> None:

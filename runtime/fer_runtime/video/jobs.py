@@ -29,18 +29,30 @@ class VideoSummary:
     seconds: float = 0.0  # time of the last processed frame
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoOptions:
+    """Which frames of a video are processed, and how their rows and the annotated copy are written."""
+
+    format_name: str = "jsonl"  # of an output format that is_for_videos
+    segments: bool = False  # a row per segment, not per frame; tables and subtitles always have segments
+    anonymize: str | None = None  # one of anonymize.METHODS: the copy has its faces covered, and nothing drawn in
+    every: int = 1  # each N-th frame is processed
+    start: float = 0.0  # seconds
+    duration: float | None = None  # seconds; None: to the end
+
+    @property
+    def is_per_segment(self) -> bool:
+        """Whether there is one row per segment, not per frame."""
+        return is_per_segment(self.format_name, self.segments)
+
+
 def write_video_rows(
     recognizer: Recognizer,
     source: Path | int | NamedSource,
     write: Callable[[str], object],
+    options: VideoOptions | None = None,
     *,
-    format_name: str = "jsonl",
-    segments: bool = False,
     annotate: Path | None = None,
-    anonymize: str | None = None,
-    every: int = 1,
-    start: float = 0.0,
-    duration: float | None = None,
     summary: VideoSummary | None = None,
     on_result: Callable[[], object] = lambda: None,
 ) -> VideoSummary:
@@ -49,19 +61,18 @@ def write_video_rows(
     Args:
         source: a file, a camera's number, or an open stream.
         write: takes text.
-        format_name: of an output format that is_for_videos; subtitles and tables are per segment always.
-        segments: a row per segment, instead of one per frame.
+        options: by default a JSON line for every frame.
         annotate: file for the annotated copy.
-        anonymize: one of anonymize.METHODS: the copy has its faces covered, and nothing drawn in.
         summary: filled while the video is read, and returned.
         on_result: called after each processed frame.
 
     Raises:
         ImageError: the source cannot be opened or decoded, or, after all its rows, its copy cannot be written.
     """
+    options = options or VideoOptions()
     summary, builder = VideoSummary() if summary is None else summary, SegmentBuilder()
-    per_segment = is_per_segment(format_name, segments)
-    copy = _Copy(annotate, source, every=every, anonymize=anonymize)
+    format_name, per_segment = options.format_name, options.is_per_segment
+    copy = _Copy(annotate, source, every=options.every, anonymize=options.anonymize)
 
     def emit(ended: Sequence[Segment]) -> None:
         for segment in ended:
@@ -77,9 +88,9 @@ def write_video_rows(
         results = recognize_video(
             recognizer,
             source,
-            every=every,
-            start=start,
-            duration=duration,
+            every=options.every,
+            start=options.start,
+            duration=options.duration,
             counts=summary.counts,
             on_frame=copy.add,
             on_gap=add_gap,

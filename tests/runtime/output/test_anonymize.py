@@ -98,8 +98,9 @@ def test_a_hidden_face_stays_covered_for_a_second_and_not_beyond_a_cut() -> None
     assert covered.update(_frame(2.1, {}, is_cut=True)) == []
 
 
-def _run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run_python_text("-m", "fer_runtime", "--model", "v0", "--detector", "haar", *arguments, timeout=120)
+def _run(*arguments: object, input: bytes = b"") -> subprocess.CompletedProcess[str]:
+    command = ("-m", "fer_runtime", "--model", "v0", "--detector", "haar", *arguments)
+    return run_python_text(*command, input=input, timeout=120)
 
 
 def test_copies_of_a_folder_have_no_faces_and_no_exif(tmp_path: Path, detectors: list[Detector]) -> None:
@@ -122,27 +123,46 @@ def test_copies_of_a_folder_have_no_faces_and_no_exif(tmp_path: Path, detectors:
     assert _faces_in(np.asarray(image, np.uint8), detectors) == 0
 
 
-def test_every_frame_of_an_anonymized_video_is_without_faces(tmp_path: Path, detectors: list[Detector]) -> None:
+def _moving_portrait() -> list[np.ndarray]:
+    """Frames of a portrait that moves to the right, uint8 (300, 256, 3) in BGR."""
     portrait = cv2.imread(str(SAMPLES / "grace_hopper.jpg"))
     assert portrait is not None
+    small = cv2.resize(portrait, (256, 300), interpolation=cv2.INTER_AREA)
+    return [np.roll(small, 4 * number, axis=1) for number in range(8)]
+
+
+def _faces_by_frame(film: Path, detectors: list[Detector]) -> list[int]:
+    capture = cv2.VideoCapture(str(film))
+    faces: list[int] = []
+    while True:
+        read, frame = capture.read()
+        if not read:
+            return faces
+        faces.append(_faces_in(np.asarray(frame, np.uint8), detectors))
+
+
+def test_every_frame_of_an_anonymized_video_is_without_faces(tmp_path: Path, detectors: list[Detector]) -> None:
     film = tmp_path / "film.mp4"
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"mp4v"), 10, (256, 300))
-    small = cv2.resize(portrait, (256, 300), interpolation=cv2.INTER_AREA)
-    for number in range(8):
-        writer.write(np.roll(small, 4 * number, axis=1))
+    for frame in _moving_portrait():
+        writer.write(frame)
     writer.release()
     run = _run(film, "--annotate", tmp_path / "safe", "--anonymize", "pixelate")
     assert run.returncode == 0, run.stderr
     assert "no sound" in run.stderr
-    capture = cv2.VideoCapture(str(tmp_path / "safe" / "film.annotated.mp4"))
-    frames = 0
-    while True:
-        read, frame = capture.read()
-        if not read:
-            break
-        frames += 1
-        assert _faces_in(np.asarray(frame, np.uint8), detectors) == 0
-    assert frames == 8
+    assert _faces_by_frame(tmp_path / "safe" / "film.annotated.mp4", detectors) == [0] * 8
+
+
+def test_every_frame_of_an_anonymized_piped_video_is_without_faces(tmp_path: Path, detectors: list[Detector]) -> None:
+    pytest.importorskip("av", reason="PyAV is missing: pip install 'fer-edge[stream]'")
+    content = b"".join(frame.tobytes() for frame in _moving_portrait())
+    piped = ("-", "--input-format", "raw:bgr24:256x300@10", "--name", "door")
+    run = _run(*piped, "--annotate", tmp_path / "safe", "--anonymize", "pixelate", input=content)
+    assert run.returncode == 0, run.stderr
+    assert "no sound" in run.stderr
+    faces = _faces_by_frame(tmp_path / "safe" / "door.annotated.mp4", detectors)
+    assert len(faces) >= 8
+    assert set(faces) == {0}
 
 
 def test_anonymize_needs_a_folder_for_the_copies() -> None:
