@@ -188,7 +188,7 @@ class Guard:
             raise RequestError(421, "host", "the service answers to localhost and 127.0.0.1 only")
         # No CORS: a browser keeps the answers from other sites' pages, and here they cannot even ask.
         origin = headers.get("origin")
-        if (origin is not None and urlsplit(origin).netloc != host) or headers.get("sec-fetch-site") == "cross-site":
+        if (origin is not None and _host_of(origin) != host) or headers.get("sec-fetch-site") == "cross-site":
             raise RequestError(403, "origin", "pages of other sites may not use the service")
         token = self._settings.token
         if token is None or path in _OPEN:
@@ -203,6 +203,14 @@ class Guard:
 
 def _is_token(given: bytes, token: str) -> bool:
     return hmac.compare_digest(given, token.encode())
+
+
+def _host_of(origin: str) -> str | None:
+    """The host and port of an `Origin` header; None where it is malformed."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _host_name(host: str) -> str:

@@ -167,11 +167,11 @@ def parse_plan(head: bytes, model: ServedModel) -> Plan:
         raise _refused(f"the input must be named {_INPUT} and have the datatype UINT8")
     shape, pixels = _pixels(given, model)
     binary_default = _parameters(values).get("binary_data_output", False)
-    known = set(model.outputs)
     outputs = []
     for wanted in _objects(values, "outputs") if "outputs" in values else [{"name": name} for name in model.outputs]:
         parameters = _parameters(wanted)
-        if wanted.get("name") not in known:
+        # A tuple, not a set: the name may be a list, which has no hash.
+        if wanted.get("name") not in model.outputs:
             raise _refused(f"the model's outputs are {', '.join(model.outputs)}")
         if set(parameters) - {"binary_data"}:
             raise _refused("an output takes the parameter binary_data only")

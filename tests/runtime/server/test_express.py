@@ -112,11 +112,13 @@ def test_a_client_that_only_stops_sending_gets_its_answer(service: Service) -> N
         (request_of(FACES[:1], b"Content-Length: 7\r\n"), 400),
         (request_of(FACES[:1], b"Content-Encoding: gzip\r\n"), 415),
         (request_of(FACES[:1], b"Origin: http://evil.example\r\n"), 403),
+        (request_of(FACES[:1], b"Origin: http://[\r\n"), 403),
         (request_of(FACES[:1]).replace(b"Host: localhost", b"Host: evil.example"), 421),
         (request_of(FACES[:1]).replace(b"Host: localhost\r\n", b""), 400),
         (request_of(FACES[:1]).replace(b"UINT8", b"INT32"), 400),
         (request_of(FACES[:1]).replace(b'"binary_data_size": 2304', b'"binary_data_size": 2303'), 400),
         (request_of(FACES[:1]).replace(b"[1, 48, 48]", b"[2, 48, 48]"), 400),
+        (request_of(FACES[:1]).replace(b'"name": "probabilities", ', b'"name":["probabilities"],'), 400),
         (request_of(FACES[:1], path="/v2/models/mine/infer"), 404),
     ],
 )

@@ -190,6 +190,7 @@ def test_connections_beyond_the_file_descriptors_are_told_so(tmp_path: Path) -> 
 def test_pages_of_other_sites_are_kept_out(service: Service) -> None:
     assert service.ask("GET", "/v1/models", Host=f"evil.example:{service.port}").status == 421
     assert service.ask("GET", "/v1/models", Origin="http://evil.example").status == 403
+    assert service.ask("GET", "/v1/models", Origin="http://[").status == 403  # which urlsplit refuses
     assert service.ask("GET", "/v1/models", Sec_Fetch_Site="cross-site").status == 403
     own = f"127.0.0.1:{service.port}"
     answer = service.ask("GET", "/v1/models", Host=own, Origin=f"http://{own}")

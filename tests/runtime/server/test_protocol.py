@@ -117,6 +117,7 @@ def test_the_model_describes_itself(service: Service) -> None:
         lambda request: request["inputs"][0].update(parameters={"binary_data_size": 4608}),
         lambda request: request["inputs"][0].update(parameters=[]),
         lambda request: request.update(outputs=[{"name": "features"}]),
+        lambda request: request.update(outputs=[{"name": ["logits"]}]),
         lambda request: request.update(outputs=[{"name": "logits"}, {"name": "logits"}]),
         lambda request: request.update(outputs=[{"name": "logits", "parameters": {"classification": 2}}]),
         lambda request: request.update(id=7),
