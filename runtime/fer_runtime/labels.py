@@ -45,14 +45,14 @@ def parse_labels(text: str) -> tuple[str, ...]:
 
 
 def label_difference(expected: Sequence[str], actual: Sequence[str]) -> str:
-    """In words, which of the expected labels are missing in `actual`, and which are there besides; "" for none.
+    """Which of the expected labels `actual` lacks, and which it adds, as the end of a sentence; "" where none differs.
 
     The order does not matter: labels are compared by name.
     """
     missing = [label for label in expected if label not in set(actual)]
     added = [label for label in actual if label not in set(expected)]
     parts = [f"it lacks {_shown(missing)}"] if missing else []
-    parts += [f"it has {_shown(added)} besides"] if added else []
+    parts += [f"it also has {_shown(added)}"] if added else []
     return ", and ".join(parts)
 
 

@@ -192,4 +192,4 @@ def test_labels_are_read_from_an_option_and_compared_by_name() -> None:
     with pytest.raises(ValueError, match="2 to 1000"):
         parse_labels("bored")
     assert label_difference(TWO, TWO[::-1]) == ""
-    assert label_difference(TWO, ("engaged", "asleep")) == "it lacks bored, and it has asleep besides"
+    assert label_difference(TWO, ("engaged", "asleep")) == "it lacks bored, and it also has asleep"

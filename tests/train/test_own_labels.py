@@ -168,7 +168,7 @@ def test_labels_are_exchanged_by_name_or_refused() -> None:
     state = create_network("v0", NetworkShape(classes=2)).state_dict()
     turned = in_label_order(Checkpoint(name="v0", state_dict=state, expressions=("b", "a")), ("a", "b"))
     assert torch.equal(turned.state_dict["fc_layer.4.bias"], state["fc_layer.4.bias"][[1, 0]])
-    with pytest.raises(CheckpointError, match="it lacks c, and it has b besides"):
+    with pytest.raises(CheckpointError, match="it lacks c, and it also has b"):
         in_label_order(turned, ("a", "c"))
 
 

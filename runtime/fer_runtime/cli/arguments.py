@@ -92,7 +92,9 @@ def has_streams(paths: Sequence[str], names: Sequence[str]) -> bool:
             f"{', '.join(map(stream_name, streams[:_NAMED]))}: give streams in a run of their own, without files"
         )
     if names and len(names) != len(streams):
-        raise click.UsageError(f"{len(names)} times --name for {len(streams)} streams; give one for each, or none")
+        raise click.UsageError(
+            f"--name is given {len(names)} times for {len(streams)} streams; give one per stream, or none"
+        )
     if len(set(names)) < len(names):
         raise click.UsageError("two streams have the same --name, so their rows could not be told apart")
     return True

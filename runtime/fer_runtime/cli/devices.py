@@ -27,7 +27,7 @@ def list_devices(options: DevicesRun) -> bool:
             click.echo(_line("-", source, registered.problem))
     for provider in (*PLUGIN_WHEELS, *DISTRIBUTIONS):
         if provider not in listed:
-            click.echo(_line(provider, "not here", how_to_get(provider)))
+            click.echo(_line(provider, "not available", how_to_get(provider)))
     return False
 
 

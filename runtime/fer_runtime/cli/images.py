@@ -256,7 +256,7 @@ class _Job(NamedTuple):
             check_settings(rows_file.path, rows_file.settings, settings or {})
             finished = finished_rows(rows_file.path, BlockEnds(keeps_images=self.extras.need_images))
         if resume and not self.quiet:
-            click.echo(f"{counted(finished.rows, 'row')} from the run before", err=True)
+            click.echo(f"{counted(finished.rows, 'row')} from the previous run", err=True)
         self.extras.replay(rows_file.path, finished, self.read)
         rows_file.start(finished.size, settings)
         return finished, paths_left(paths, rows_file.path, finished)

@@ -15,5 +15,5 @@ def list_models(options: ListModelsRun) -> bool:
     for model in models:
         click.echo(f"{printable(model.name)}  {model.precision}  {printable(model.path)}")
     if not models:
-        click.echo("no models here; write one with: fer-export --model v0", err=True)
+        click.echo("no models found; write one with: fer-export --model v0", err=True)
     return not models

@@ -102,7 +102,7 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
             f"{printable(folder)} holds folders but no images; use --recursive to read the images in them", err=True
         )
     if not summary.images:
-        click.echo("there was no image to read", err=True)
+        click.echo("no images to read", err=True)
 
 
 def _say_counts(summary: JobSummary, seconds: float) -> None:

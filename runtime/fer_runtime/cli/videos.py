@@ -150,8 +150,8 @@ def say_video_summary(video: Path | int | NamedSource, summary: VideoSummary, se
     elif not counts.is_end_known and not counts.is_cut:
         more += "; a missing end would not be noticed: the file states no length"
     click.echo(
-        f"{_name(video)}: {counted(counts.total, 'frame')}: {counts.processed} looked at, {counts.skipped} skipped, "
-        f"{counts.dropped} dropped; {counted(summary.tracks, 'face')} followed; {seconds:.1f} s, "
+        f"{_name(video)}: {counted(counts.total, 'frame')}: {counts.processed} processed, {counts.skipped} skipped, "
+        f"{counts.dropped} dropped; {counted(summary.tracks, 'face')} tracked; {seconds:.1f} s, "
         f"{counts.processed / max(seconds, 1e-9):.0f} frames/s{more}",
         err=True,
     )

@@ -62,7 +62,7 @@ def run_on_watched(options: WatchRun, format_name: str) -> bool:
                         sink.write(rows.row(result))
                 is_there = os.path.isdir(options.watch)
                 if was_there and not is_there:
-                    click.echo(f"warning: {printable(options.watch)} is gone; waiting for it", err=True)
+                    click.echo(f"warning: {printable(options.watch)} has disappeared; waiting for it", err=True)
                 was_there = is_there
                 time.sleep(pause)
         except KeyboardInterrupt:
@@ -114,6 +114,6 @@ def _opened(
             before = _Before(finished_rows(file.path, _EveryRow()), os.stat(file.path).st_mtime)
             _refuse_damaged(file.path, before.finished)
             if not quiet:
-                click.echo(f"{counted(before.finished.rows, 'row')} from the run before", err=True)
+                click.echo(f"{counted(before.finished.rows, 'row')} from the previous run", err=True)
         file.start(before.finished.size, settings)
         yield Sink(file, NoFrame(), by_row=True), before

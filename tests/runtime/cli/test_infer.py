@@ -135,7 +135,7 @@ def test_no_picture_at_all_is_a_failure(model: Path, tmp_path: Path) -> None:
     for arguments in ([tmp_path], [tmp_path, "--output", tmp_path / "rows.jsonl"]):
         run = _infer(*arguments, "--model", model)
         assert run.returncode == 1
-        assert b"there was no image to read" in run.stderr
+        assert b"no images to read" in run.stderr
     (row,) = _rows(_infer(tmp_path / "phone.HEIC", "--model", model))
     assert row["error"] == "is a HEIC image, which OpenCV does not read; convert it to JPEG first"
 
@@ -361,7 +361,7 @@ def test_killed_and_resumed_the_rows_are_those_of_a_whole_run(model: Path, tmp_p
     assert 0 < kept < 1500
     resumed = _infer(folder, "--model", model, "--output", killed, "--resume")
     assert resumed.returncode == 1
-    assert f"{kept // 64 * 64} rows from the run before".encode() in resumed.stderr
+    assert f"{kept // 64 * 64} rows from the previous run".encode() in resumed.stderr
     assert killed.read_bytes() == whole.read_bytes()
     assert not partial.exists()
 

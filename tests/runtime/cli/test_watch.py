@@ -84,7 +84,7 @@ def test_files_become_rows_when_they_are_whole_and_a_new_run_continues(model: Pa
         run.send_signal(signal.SIGINT)
         _, errors = run.communicate(timeout=30)
     assert run.returncode == 0
-    assert "3 rows from the run before" in errors
+    assert "3 rows from the previous run" in errors
     assert output.read_bytes().startswith(before)
     assert _rows(output)[3:] == [("d.png", "angry"), ("a.png", "disgust")]
 

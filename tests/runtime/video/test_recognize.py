@@ -285,7 +285,7 @@ def test_the_progress_of_a_film_shows_above_the_rows_on_a_terminal(
     *_, before, last = messages.split("\r")
     assert re.search(r"two\.mp4: 11 frames, at 1\.5 of 2\.0 s, \d+ s left, \d+ frames/s\r", messages)
     assert before == ""
-    assert ": 20 looked at, " in last
+    assert ": 20 processed, " in last
 
 
 def _infer(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -297,7 +297,7 @@ def test_the_command_writes_frames_segments_subtitles_and_the_annotated_video(vi
     assert run.returncode == 0, run.stderr
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert [row["frame"] for row in rows] == list(range(0, 60, 3))
-    assert "60 frames: 20 looked at, 40 skipped, 0 dropped; 2 faces followed" in run.stderr
+    assert "60 frames: 20 processed, 40 skipped, 0 dropped; 2 faces tracked" in run.stderr
     annotated = cv2.VideoCapture(str(tmp_path / "two.annotated.mp4"))
     assert annotated.get(cv2.CAP_PROP_FRAME_COUNT) == 20
     _, first = annotated.read()
@@ -451,7 +451,7 @@ def test_a_copy_that_cannot_be_written_costs_no_rows(video: Path, tmp_path: Path
     assert run.returncode == 1
     assert [row.get("frame") for row in rows] == [0, 30, None]
     assert "File name too long" in rows[-1]["error"]
-    assert "60 frames: 2 looked at" in run.stderr
+    assert "60 frames: 2 processed" in run.stderr
 
 
 @pytest.mark.parametrize("format_name", ["jsonl", "csv", "table", "srt"])
@@ -492,7 +492,7 @@ def test_missing_frames_and_what_is_not_known_are_said(tmp_path: Path) -> None:
         f"warning: {cut} ends within a packet: cut short, by an unknown length",
     ]
     (unknown,) = re.findall(".*is not known.*", run.stderr)
-    assert unknown.startswith(f"{slow}: 60 frames: 60 looked at")
+    assert unknown.startswith(f"{slow}: 60 frames: 60 processed")
 
 
 def test_videos_are_videos_under_any_name_and_in_folders_are_named(video: Path, tmp_path: Path) -> None:
@@ -528,6 +528,6 @@ def test_sigterm_ends_a_film_with_its_rows_and_a_summary(video: Path, tmp_path: 
     rows = [json.loads(line) for line in partial.read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(range(len(rows)))
     # The signal may arrive between a frame and its row.
-    counted = int(re.findall(r"(\d+) looked at", errors)[0])
+    counted = int(re.findall(r"(\d+) processed", errors)[0])
     assert counted - len(rows) in (0, 1)
     assert not output.exists()

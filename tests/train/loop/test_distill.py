@@ -169,7 +169,7 @@ def test_an_exported_model_that_cannot_teach_is_named(
     onnx.save(model, tmp_path / "other.onnx")
     (tmp_path / "damaged.onnx").write_bytes(b"no model")
     for name, reason in (
-        ("other", "lacks surprise, and it has contempt besides"),
+        ("other", "lacks surprise, and it also has contempt"),
         ("damaged", "cannot be read as an ONNX model"),
     ):
         with pytest.raises(ModelFileError, match=f"{name}.onnx.*{reason}"):
