@@ -215,6 +215,8 @@ def test_more_threads_than_cpus_are_said_and_not_started() -> None:
     run = _infer("--samples", "--threads", 10_000)
     assert run.returncode == 0
     assert run.stderr.startswith(f"warning: 10000 threads are more than the {available_cpus()} CPUs")
+    chosen = _infer("--samples", "--threads", 10_000, "--provider", "auto")
+    assert chosen.stderr.count("10000 threads are more than") == 1
 
 
 @pytest.mark.parametrize(

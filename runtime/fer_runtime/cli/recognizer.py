@@ -21,9 +21,10 @@ from fer_runtime.text import printable
 
 @contextmanager
 def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXELS) -> Iterator[Recognizer]:
-    """The recognizer for a run, after its model, provider and detector were said on stderr."""
+    """The recognizer for a run; prints its model, provider and detector on stderr."""
     silence()
-    provider = chosen_provider(options)
+    threads = capped_threads(options)
+    provider = chosen_provider(options, threads=threads)
     with Recognizer(
         options.model,
         precision=options.precision,
@@ -33,7 +34,7 @@ def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXEL
         min_face=options.min_face,
         min_confidence=options.min_confidence,
         max_pixels=max_pixels,
-        threads=capped_threads(options),
+        threads=threads,
         provider=provider,
         strict=options.strict,
         any_operator=options.any_operator,
@@ -49,18 +50,22 @@ def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXEL
         yield recognizer
 
 
-def chosen_provider(options: ModelOptions) -> str:
-    """`--provider`, and for auto the provider that is taken, after what was refused was said once."""
+def chosen_provider(options: ModelOptions, *, threads: int) -> str:
+    """`--provider`; where it is auto, the provider that is taken, and a warning for each that is not.
+
+    Args:
+        threads: as `capped_threads` gives them.
+    """
     if options.provider.lower() != AUTO:
         return options.provider
     from fer_runtime.model.auto import BATCH, choose_provider
 
     choice = choose_provider(
         find_model(options.model, precision=options.precision, models_dir=options.models_dir),
-        threads=capped_threads(options),
+        threads=threads,
         any_operator=options.any_operator,
         allow=() if options.allow is None else (options.allow,),
-        # The frames of a video hold few faces, and each is answered by itself.
+        # The frames of a video have few faces, and each frame is classified by itself.
         batch=1 if isinstance(options, VideosRun) else BATCH,
     )
     if not choice.is_cached:

@@ -17,17 +17,18 @@ def run_self_test(options: SelfTestRun) -> bool:
     """Replay the certificate of the model and print the report; whether it failed."""
     silence()
     path = find_model(options.model, precision=options.precision, models_dir=options.models_dir)
+    threads = capped_threads(options)
     if (target := target_of(path)) is not None:
         from fer_runtime.targets.replay import replay_target
 
-        replayed = replay_target(path, target, threads=capped_threads(options))
+        replayed = replay_target(path, target, threads=threads)
         click.echo(replayed.to_text())
         return not replayed.passed
     with needs_extra("sign"):
         report = replay(
             path,
-            provider=chosen_provider(options),
-            threads=capped_threads(options),
+            provider=chosen_provider(options, threads=threads),
+            threads=threads,
             strict=options.strict,
             any_operator=options.any_operator,
             trusted=options.trust,
