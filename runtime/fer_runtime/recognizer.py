@@ -18,6 +18,7 @@ from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import sha256_of
 from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
+from fer_runtime.model.batches import fill_batch
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.quality import REASONS, Limits, find_doubts, is_low
@@ -333,8 +334,8 @@ class Recognizer:
         if session is None:
             raise ValueError("the recognizer has been closed")
         count = len(faces)
-        if self._fixed_batch is not None and count < self._fixed_batch:
-            faces = np.concatenate([faces, np.repeat(faces[:1], self._fixed_batch - count, axis=0)])
+        if self._fixed_batch is not None:
+            faces = fill_batch(faces, self._fixed_batch)
         try:
             answer, *more = (values[:count] for values in session.run(self._outputs, {"faces": faces}))
         except Exception as error:  # onnxruntime's exceptions share no base class of their own

@@ -9,15 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from fer_runtime.errors import ModelFileError
+from fer_runtime.model.batches import fill_batch
+from fer_runtime.model.inner_tensors import UINT8, with_outputs
 from fer_runtime.model.parity import Uint8Array
 from fer_runtime.model.session import open_session
 
 _BATCH = 16  # faces of a run, which holds all tensors at once
-# TypeProto of onnx.proto3: a tensor (field 1) of uint8 (field 1: 2).
-_UINT8 = b"\x0a\x02\x08\x02"
 
 
 def integer_checksums(
@@ -35,39 +33,16 @@ def integer_checksums(
     Raises:
         ModelFileError: the file does not run, or has no such tensors.
     """
-    content += _more_outputs(names)
+    content = with_outputs(content, names, value_type=UINT8)
     session = open_session(content, threads=threads, source="the model with its inner tensors as outputs").session
     checksums = dict.fromkeys(names, 0)
     size = batch or _BATCH
     for start in range(0, len(faces), size):
         part = faces[start : start + size]
-        filled = part if batch is None else np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
         try:
-            values = session.run(list(names), {"faces": filled})
+            values = session.run(list(names), {"faces": fill_batch(part, batch or 0)})
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise ModelFileError(f"the model with its inner tensors as outputs does not run: {error}") from error
         for name, value in zip(names, values, strict=True):
             checksums[name] = zlib.crc32(value[: len(part)].tobytes(), checksums[name])
     return {name: f"{value:08x}" for name, value in checksums.items()}
-
-
-def _more_outputs(names: Sequence[str]) -> bytes:
-    """Bytes that, appended to a model's, make the uint8 tensors `names` outputs of its graph.
-
-    Protobuf merges two messages of one field, so nothing before them has to be parsed.
-    """
-    values = b"".join(_field(12, _field(1, name.encode()) + _field(2, _UINT8)) for name in names)
-    return _field(7, values)
-
-
-def _field(number: int, content: bytes) -> bytes:
-    """A field of bytes, in protobuf's encoding."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    digits = bytearray()
-    while value >= 0x80:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*digits, value])

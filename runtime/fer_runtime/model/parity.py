@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fer_runtime.model.batches import fill_batch
+
 if TYPE_CHECKING:
     from fer_runtime.model.session import InferenceSession
 
@@ -120,8 +122,8 @@ def run_model(session: InferenceSession, faces: Uint8Array, *, batch: int = 64, 
     found: list[list[FloatArray]] = [[] for _ in names]
     for start in range(0, len(faces), batch):
         part = faces[start : start + batch]
-        filled = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)]) if pads else part
-        for parts, answer in zip(found, session.run(names, {"faces": filled}), strict=True):
+        answers = session.run(names, {"faces": fill_batch(part, batch) if pads else part})
+        for parts, answer in zip(found, answers, strict=True):
             parts.append(answer[: len(part)])
     logits, probabilities, *more = map(np.concatenate, found)
     return Outputs(logits=logits, probabilities=probabilities, unfamiliarity=more[0] if more else None)

@@ -15,6 +15,7 @@ import numpy as np
 from fer_runtime.detectors.search import FaceSearch
 from fer_runtime.errors import FerError, ModelFileError
 from fer_runtime.images import Uint8Array
+from fer_runtime.model.batches import fill_batch
 from fer_runtime.model.find import available_models, find_model, is_model_file
 from fer_runtime.model.load import load_model
 from fer_runtime.model.self_test import SelfTestReport, run_self_test
@@ -74,7 +75,7 @@ class ServedModel:
         count, fixed = len(faces), self._loaded.batch
         if fixed is not None:
             # Such a graph takes so many faces and no others.
-            padded = np.concatenate([faces, np.repeat(faces[:1], -count % fixed, axis=0)])
+            padded = fill_batch(faces, count + -count % fixed)
             parts = [self._run(padded[start : start + fixed]) for start in range(0, len(padded), fixed)]
             return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
         return self._run(faces)

@@ -11,8 +11,9 @@ from onnx import helper
 from tests.runtime.tiny_models import write_band_model
 
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.model.features import feature_name, features_of, with_output
+from fer_runtime.model.features import feature_name, features_of
 from fer_runtime.model.find import find_model
+from fer_runtime.model.inner_tensors import with_outputs
 from fer_runtime.model.onnx_file import read_onnx
 
 
@@ -46,7 +47,7 @@ def test_a_model_that_does_not_end_in_a_linear_layer_gives_its_logits(tmp_path: 
 def test_the_added_output_is_what_onnx_reads_and_the_layer_before_the_logits(name: str) -> None:
     content = find_model(name).read_bytes()
     chosen = feature_name(read_onnx(content, source=name))
-    model = onnx.load_from_string(with_output(content, chosen))
+    model = onnx.load_from_string(with_outputs(content, [chosen]))
     assert [output.name for output in model.graph.output][-1] == chosen
     before = onnx.load_from_string(content)
     assert len(model.graph.output) == len(before.graph.output) + 1
