@@ -72,16 +72,8 @@ def choose_provider(
         ModelFileError: no provider passes, not even the CPU.
     """
     content = read_model_bytes(path) if content is None else content
-    plugins = register_plugins()
-    providers = [*available_providers(), *(provider for plugin in plugins for provider in plugin.providers)]
-    candidates = [
-        full_name(provider, arithmetic)
-        for provider in dict.fromkeys(providers)
-        if provider not in _NEVER
-        for arithmetic in ARITHMETICS.get(provider, ("fp32",))
-        if arithmetic == "fp32" or arithmetic in allow
-    ]
-    packages = [f"{plugin.plugin.module} {plugin.plugin.version}" for plugin in plugins]
+    candidates = _candidates(allow)
+    packages = [f"{plugin.plugin.module} {plugin.plugin.version}" for plugin in register_plugins()]
     key = _key(candidates, packages, content, threads, batch)
     cached = _read_cache().get(key)
     if cached is not None and cached.get("provider") in candidates and _are_answers(cached):
@@ -116,6 +108,18 @@ def choose_provider(
     )
     _write_cache(key, choice)
     return choice
+
+
+def _candidates(allow: Sequence[str]) -> list[str]:
+    """The providers of this machine, each in fp32 and in the arithmetics of `allow` that it has."""
+    plugged = [provider for plugin in register_plugins() for provider in plugin.providers]
+    return [
+        full_name(provider, arithmetic)
+        for provider in dict.fromkeys((*available_providers(), *plugged))
+        if provider not in _NEVER
+        for arithmetic in ARITHMETICS.get(provider, ("fp32",))
+        if arithmetic == "fp32" or arithmetic in allow
+    ]
 
 
 def _faces_per_second(models: dict[str, LoadedModel], path: Path, batch: int) -> dict[str, float]:
