@@ -127,3 +127,6 @@ def test_unknown_arguments_are_refused() -> None:
         app({"batch": "3"})
     with pytest.raises(ServeError, match="whole numbers"):
         app({"replicas": "many"})
+    # In a replica it would be a ValueError, and Ray would start one replica after another.
+    with pytest.raises(ServeError, match="a number from 0 to 1"):
+        app({"min_confidence": "60"})
