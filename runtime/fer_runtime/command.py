@@ -16,23 +16,23 @@ run uses, so `take_options` can refuse every other option by name:
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import IO, Any, ClassVar, TextIO, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 from click import formatting
 from click.core import ParameterSource
 
 from fer_runtime import __version__
-from fer_runtime.errors import ExtraMissingError, FerError
+from fer_runtime.errors import ExtraMissingError, FerError, OutputError
 from fer_runtime.model.find import FILE_STEMS
 from fer_runtime.registry import PLUGINS_VARIABLE, Registry, load_plugins
+from fer_runtime.standard_streams import Messages, Results
 from fer_runtime.stopping import EXIT_CODE, Terminated, stopped_by_sigterm
 from fer_runtime.text import printable, printable_lines
 from fer_runtime.video.addresses import hide_addresses, is_stream, stream_name
@@ -258,11 +258,6 @@ def say(text: object = "", *, err: bool = False) -> None:
     click.echo(printable_lines(text), err=err)
 
 
-def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether a person reads `stream`; None is one that the shell closed, as in `2>&-`."""
-    return stream is not None and stream.isatty()
-
-
 def prepare_process() -> None:
     """Set up what belongs to a command's whole process, which no import of the library does.
 
@@ -305,7 +300,7 @@ def _invoke(invoke: Any, context: click.Context) -> Any:
         try:
             result = invoke(context)
             # Flushed here so that a closed pipe shows itself inside this try, not at interpreter exit.
-            if sys.stdout is not None:  # None where the shell closed it, `>&-`
+            if sys.stdout is not None:
                 sys.stdout.flush()
         except FerError as error:
             # The message may quote a file's name or contents.
@@ -398,60 +393,6 @@ def _load_plugins() -> None:
         raise click.UsageError(f"{PLUGINS_VARIABLE} names a module that cannot be imported: {error}") from error
 
 
-class _Messages(io.TextIOBase):
-    """stderr as a command uses it: what cannot be written there is lost, and does not end the run.
-
-    The disk of a log file may be full, its reader may have gone, or the shell closed it (then `stream` is None).
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """That of the stream."""
-        return getattr(self._stream, "encoding", "utf-8")
-
-    @property
-    def errors(self) -> str | None:  # type: ignore[override]
-        """That of the stream."""
-        return getattr(self._stream, "errors", "backslashreplace")
-
-    def write(self, text: str) -> int:
-        with self._losing():
-            if self._stream is not None:
-                self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._losing():
-            if self._stream is not None:
-                self._stream.flush()
-
-    def close(self) -> None:
-        """Leave the stream open: it is the process's."""
-
-    def fileno(self) -> int:
-        return 2 if self._stream is None else self._stream.fileno()
-
-    def isatty(self) -> bool:
-        return is_terminal(self._stream)
-
-    def writable(self) -> bool:
-        return True
-
-    @contextmanager
-    def _losing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            with suppress(OSError):
-                # The text waits in the stream's buffer, and would fail again when the process ends.
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, self.fileno())
-                os.close(nothing)
-
-
 class _HelpFormatter(click.HelpFormatter):
     """click's, which loads shutil for the terminal's width, and with it all that archives need: 3 ms of `--help`."""
 
@@ -489,11 +430,14 @@ class _FerBase(click.Command):
         return _with_shared_options(super().get_params(ctx), ctx)
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        stderr = sys.stderr
-        sys.stderr = _Messages(stderr)
+        stdout, stderr = sys.stdout, sys.stderr
+        sys.stderr = Messages(stderr)
+        if stdout is not None:  # None where the shell closed it, `>&-`
+            sys.stdout = Results(stdout)
         try:
             return super().main(*args, **extra)
         finally:
+            sys.stdout = stdout
             with suppress(OSError, ValueError):
                 sys.stderr.close()
             sys.stderr = stderr
@@ -501,7 +445,10 @@ class _FerBase(click.Command):
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _printable_usage_errors():
             _load_plugins()
-            return super().make_context(*args, **extra)
+            try:
+                return super().make_context(*args, **extra)
+            except OutputError as error:  # --help and --version print here
+                raise _ErrorLine(printable(error)) from error
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta.setdefault(_ARGUMENTS, tuple(args))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from fer_runtime.cli.options import ImagesRun, RecognizerOptions, VideosRun
-from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
 from fer_runtime.output.formats import OUTPUT_FORMATS
+from fer_runtime.standard_streams import is_terminal
 from fer_runtime.video.addresses import PROTOCOLS, is_stream, stream_name
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import click
 
 from fer_runtime.cli.options import ModelOptions, RecognizerOptions, VideosRun
-from fer_runtime.command import is_terminal
 from fer_runtime.images import MAX_PIXELS
 from fer_runtime.model.find import find_model
 from fer_runtime.model.providers import AUTO
 from fer_runtime.model.session import find_provider, silence
 from fer_runtime.recognizer import Recognizer
+from fer_runtime.standard_streams import is_terminal
 from fer_runtime.system import available_cpus
 from fer_runtime.text import printable
 

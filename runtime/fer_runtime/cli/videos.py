@@ -13,11 +13,11 @@ import click
 from fer_runtime.cli.options import VideosRun
 from fer_runtime.cli.progress import Progress
 from fer_runtime.cli.recognizer import opened_recognizer
-from fer_runtime.command import is_terminal
 from fer_runtime.errors import ImageError
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.output.sink import opened_sink
 from fer_runtime.recognizer import Recognizer
+from fer_runtime.standard_streams import is_terminal
 from fer_runtime.text import counted, printable
 from fer_runtime.video.annotated import annotated_paths
 from fer_runtime.video.jobs import VideoOptions, VideoSummary, write_video_rows

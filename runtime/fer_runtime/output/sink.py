@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,9 @@ from typing import Protocol
 
 import click
 
-from fer_runtime.command import is_terminal
 from fer_runtime.errors import OutputError
 from fer_runtime.output.partial import PartialFile
+from fer_runtime.standard_streams import is_terminal
 from fer_runtime.stopping import undivided
 from fer_runtime.text import printable
 
@@ -152,7 +153,11 @@ class _StandardOutput:
         rows, self._rows = self._rows, []
         view = memoryview("".join(rows).encode("utf-8"))
         while view:
-            view = view[os.write(self._descriptor, view) :]
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:
+                # Whoever made the pipe, such as Node, does not wait on it. A file is always ready, a full one fails.
+                select.select([], [self._descriptor], [])
 
 
 @contextmanager

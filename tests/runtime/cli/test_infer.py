@@ -11,6 +11,8 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +220,25 @@ def test_rows_on_a_terminal_do_not_wait_for_others(monkeypatch: pytest.MonkeyPat
             assert screen.read(100) == b"a row\r\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs select on pipes")
+def test_rows_wait_for_a_pipe_that_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "a row\n" * 50_000  # more than a pipe holds
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with os.fdopen(reading, "rb") as reader, ThreadPoolExecutor() as pool:
+
+        def read_late() -> bytes:
+            time.sleep(0.2)  # longer than the first write takes, so that the second finds the pipe full
+            return reader.read()
+
+        with os.fdopen(writing, "w") as pipe:
+            monkeypatch.setattr(sys, "stdout", pipe)
+            with opened_sink(None) as sink:
+                sink.write(rows)
+                read = pool.submit(read_late)
+        assert read.result() == rows.encode()
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_rows_do_not_take_the_place_of_a_device_or_pipe(model: Path, folder: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
@@ -245,6 +266,11 @@ def test_full_and_closed_streams_are_one_error_line(model: Path, folder: Path) -
         assert message in run.stderr
     assert run.stdout.count(b'"error": null') == 7
     assert b"standard input is empty" in run.stdout
+    for option in ("--help", "--version", "--list-models"):
+        script = f'"{sys.executable}" -m fer_runtime {option} >/dev/full'
+        run = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60)
+        assert (run.returncode, run.stderr.count(b"\n")) == (1, 1)
+        assert run.stderr.startswith(b"Error: cannot write to standard output: No space left")
     # A log file on a full disk, or one whose reader has gone, costs the messages, not the rows.
     for redirection in ("2>/dev/full", "2> >(true)"):
         script = f'"{sys.executable}" -m fer_runtime "{folder}" --model "{model}" {redirection}; echo $?'

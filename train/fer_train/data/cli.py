@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.command import FerGroup, PathlibPath, Rule, is_terminal, say
+from fer_runtime.command import FerGroup, PathlibPath, Rule, say
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import MODEL_NAMES, PREFERENCE
 from fer_runtime.shared_options import detector_option, min_face_option, models_dir_option, yunet_option
+from fer_runtime.standard_streams import is_terminal
 from fer_runtime.text import counted, printable
 from fer_train.data.label_names import NUMBERINGS, LabelNames, parse_renames
 
