@@ -50,7 +50,9 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, text: str, message: 
 def test_damaged_and_missing_files_are_errors_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(CSV.encode())[:-12])
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    for name in ("cut.csv.gz", "binary.csv", "missing.csv"):
+    (tmp_path / "long.csv").write_text(CSV + "train/d.png,1,0,0,0,0\n" + "x" * 200_000)
+    (tmp_path / "long_header.csv").write_text("x" * 200_000)
+    for name in ("cut.csv.gz", "binary.csv", "missing.csv", "long.csv", "long_header.csv"):
         with pytest.raises(DataError, match=name):
             read_votes(tmp_path / name, CLASSES)
 

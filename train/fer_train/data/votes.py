@@ -102,17 +102,20 @@ def read_votes(path: Path, classes: Sequence[str]) -> Votes:
         raise DataError(f"cannot read the votes file {path}: {error.strerror or error}") from error
     except (EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"the votes file {path} is damaged or no text ({error}); copy it again") from error
-    reader = csv.DictReader(io.StringIO(text))
-    columns = list(reader.fieldnames or ())
+    try:
+        reader = csv.DictReader(io.StringIO(text))
+        columns, rows = list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise DataError(f"the votes file {path} is damaged ({error}); copy it again") from error
     if _FERPLUS_NAME in columns:
-        return _read_ferplus(path, reader, classes, hashlib.sha256(content).hexdigest())
+        return _read_ferplus(path, columns, rows, classes, hashlib.sha256(content).hexdigest())
     key = next((name for name in _PATH_COLUMNS if name in columns), None)
     if key is None or (missing := [name for name in classes if name not in columns]):
         lacking = "a column image" if key is None else f"a column for {', '.join(missing)}"
         raise DataError(f"the votes file {path} lacks {lacking}; its columns are: {', '.join(columns) or 'none'}")
     others = [name for name in columns if name not in classes and name != key]
     by_path: dict[str, Float32Array] = {}
-    for line, row in enumerate(reader, start=2):
+    for line, row in enumerate(rows, start=2):
         try:
             values = [float(row[name]) for name in classes]
             other = sum(float(row[name]) for name in others)
@@ -124,9 +127,10 @@ def read_votes(path: Path, classes: Sequence[str]) -> Votes:
     return Votes(classes=tuple(classes), by_path=by_path, sha256=hashlib.sha256(content).hexdigest())
 
 
-def _read_ferplus(path: Path, reader: csv.DictReader[str], classes: Sequence[str], sha256: str) -> Votes:
+def _read_ferplus(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]], classes: Sequence[str], sha256: str
+) -> Votes:
     """FER+'s fer2013new.csv: images are known by FER+'s names, and by those that `fer-data import` gives their rows."""
-    columns = list(reader.fieldnames or ())
     column_of = {name_of(column): column for column in columns}
     if missing := [name for name in classes if name not in column_of]:
         raise DataError(
@@ -135,7 +139,7 @@ def _read_ferplus(path: Path, reader: csv.DictReader[str], classes: Sequence[str
     named = [column_of[name] for name in classes]
     others = [name for name in columns if name not in (*named, _FERPLUS_NAME, _FERPLUS_USAGE)]
     by_stem: dict[str, Float32Array] = {}
-    for index, row in enumerate(reader):
+    for index, row in enumerate(rows):
         try:
             votes = np.array(
                 [*(float(row[name]) for name in named), sum(float(row[name]) for name in others)], np.float32
