@@ -48,6 +48,14 @@ class OtherNetworkError(CheckpointError):
     """The weights are whole, and those of another network."""
 
 
+class UnregisteredNetworkError(CheckpointError):
+    """A checkpoint names a network whose code fer-edge runs only where the user names it."""
+
+    def __init__(self, message: str, *, network: str) -> None:
+        super().__init__(message)
+        self.network = network  # printable
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """Weights and what is needed to use them right."""
@@ -165,8 +173,8 @@ def stated_network(path: Path) -> str:
     """The name of the network that a checkpoint of ours says that it is of.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another program, or of a network whose code only the user can
-            name.
+        CheckpointError: the file is missing, damaged, or of another program.
+        UnregisteredNetworkError: it is of a network whose code only the user can name.
     """
     with _opened(path, "NAME") as file:
         settings = _own_settings(file, path)
@@ -174,8 +182,9 @@ def stated_network(path: Path) -> str:
         raise CheckpointError(f"{path} does not say of which network it is; name it with --model")
     name: str = settings["name"]
     if not may_be_named_by_file(name):
-        raise CheckpointError(
-            f"{path} is of the network {_shown(name)}; if you trust its code, give --model {_shown(name)}"
+        raise UnregisteredNetworkError(
+            f"{path} is of the network {_shown(name)}; if you trust its code, give --model {_shown(name)}",
+            network=_shown(name),
         )
     return name
 

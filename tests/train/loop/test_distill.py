@@ -20,8 +20,9 @@ from fer_runtime.recognizer import Recognizer
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
 from fer_train.loop.batch import Batch
-from fer_train.loop.distill import FaceAnswers, ImageAnswers, Teachers, load_teachers
+from fer_train.loop.distill import FaceAnswers, ImageAnswers, Teachers, face_logits, load_teachers
 from fer_train.loop.trainer import Trainer
+from fer_train.networks.architectures import ARCHITECTURES, Architecture
 from fer_train.networks.registry import create_network, predict_logits, to_network_input
 from fer_train.recipes import Recipe
 
@@ -129,6 +130,30 @@ def test_answers_to_faces_are_those_to_the_face_and_its_mirror_image(
         # float32 logits of size 1, sums of 576 products through 13 layers (epsilon 6e-8): some 1e-6, divided by 4.
         assert torch.allclose(teachers.probabilities(batch, 1.0), expected, atol=1e-5)
     assert len(list((tmp_path / "cache" / "teachers").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_a_pass_and_no_training(
+    faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "file" / "cache"))
+    network = create_network("v2").eval()
+    save_checkpoint(tmp_path / "teacher.pth", Checkpoint(name="v2", state_dict=network.state_dict()))
+    logits = face_logits([tmp_path / "teacher.pth"], faces[0], CPU)
+    assert logits.shape == (len(faces[0]), 7)
+
+
+def test_a_network_of_your_own_teaches_once_a_plugin_registers_it(
+    faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "teacher.pth"
+    save_checkpoint(file, Checkpoint(name="mine:network", state_dict=create_network("v2").state_dict()))
+    with pytest.raises(CheckpointError, match=r"mine:network.*FER_EDGE_PLUGINS.*fer-export"):
+        load_teachers([file], faces[0], CPU, views="images")
+    # What the module does that FER_EDGE_PLUGINS names.
+    entry = Architecture(name="mine:network", help="", build="fer_train.networks.face_resnet:FaceResNet")
+    monkeypatch.setitem(ARCHITECTURES._entries, entry.name, entry)
+    assert isinstance(load_teachers([file], faces[0], CPU, views="images"), ImageAnswers)
 
 
 def test_a_file_that_is_no_teacher_is_named(faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path) -> None:

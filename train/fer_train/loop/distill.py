@@ -18,11 +18,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that PyTorch's own documentation uses
 from torch import Tensor, nn
 
-from fer_runtime.errors import CheckpointError, ModelFileError
+from fer_runtime.errors import CheckpointError, ModelFileError, OutputError
 from fer_runtime.files import cache_folder, replaced_atomically, sha256_of
 from fer_runtime.labels import label_difference
 from fer_runtime.recognizer import Recognizer
-from fer_train.checkpoints import OtherNetworkError, in_label_order, load_for_training, stated_network
+from fer_train.checkpoints import (
+    OtherNetworkError,
+    UnregisteredNetworkError,
+    in_label_order,
+    load_for_training,
+    stated_network,
+)
 from fer_train.data.folders import LabelledFaces
 from fer_train.loop.batch import Batch
 from fer_train.loop.devices import supports_bf16
@@ -142,7 +148,7 @@ def face_logits(files: Sequence[Path], faces: LabelledFaces, device: torch.devic
             images = torch.from_numpy(faces.faces).to(device)
             logits = (predict_logits(network, images) + predict_logits(network, images, flip=True)) / 2
             # A cache folder that cannot be written costs the next run a pass, this one nothing.
-            with suppress(OSError), replaced_atomically(cached) as partial, partial.open("wb") as stream:
+            with suppress(OSError, OutputError), replaced_atomically(cached) as partial, partial.open("wb") as stream:
                 np.save(stream, logits.numpy())
         total += logits
     return total / len(files)
@@ -152,8 +158,15 @@ def _load(path: Path, faces: LabelledFaces, device: torch.device) -> nn.Module:
     if path.suffix == ".onnx":
         return ExportedTeacher(path, faces)
     names = list(ARCHITECTURES)
-    with suppress(CheckpointError):
+    try:
         names = [stated_network(path)]
+    except UnregisteredNetworkError as error:
+        raise CheckpointError(
+            f"{path} is of the network {error.network}, whose code only you can name: register it in a module that "
+            "FER_EDGE_PLUGINS names (see CONTRIBUTING.md), or give the model that fer-export makes of the checkpoint"
+        ) from error
+    except CheckpointError:  # of another program: it may be any of them
+        pass
     errors = []
     for name in names:
         try:
