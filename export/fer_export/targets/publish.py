@@ -16,7 +16,7 @@ from fer_export.gate.accuracy import Budget, budget_checks, measure_quality
 from fer_export.gate.report import tool_versions
 from fer_export.targets import Converted, Source
 from fer_export.targets.golden_header import golden_header
-from fer_runtime.errors import DataError, ModelFileError, OutputError, ParityError
+from fer_runtime.errors import ModelFileError, OutputError, ParityError
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.load import load_model
@@ -27,7 +27,7 @@ from fer_runtime.targets import TARGETS, Target
 from fer_runtime.targets.golden import Golden
 from fer_runtime.targets.replay import open_target, replay_target
 from fer_runtime.targets.sidecar import Sidecar, read_sidecar
-from fer_train.data.folders import load_faces
+from fer_train.data.dataset import load_validation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,10 +204,11 @@ def _judge(
     checks = list(replay.checks)
     labelled, flips = 0, 0
     if data is not None and replay.passed:
-        faces = load_faces(data, "validation")
-        if faces.classes != source.metadata.labels:
-            raise DataError(f"{data} has the classes {', '.join(faces.classes)}, not those of {source.path}")
-        before = run_model(load_model(source.path, content=source.content).session, faces.faces).logits
+        metadata = source.metadata
+        faces = load_validation(data, classes=metadata.labels, size=metadata.size, color=metadata.color)
+        opened = load_model(source.path, content=source.content)
+        whole = run_model(opened.session, faces.faces, batch=opened.batch or 64, pads=opened.batch is not None)
+        before = whole.logits
         run = open_target(path, target, sidecar)
         after = np.concatenate([run(part).logits for part in np.array_split(faces.faces, -(-len(faces) // 64))])
         labelled, flips = len(faces), int((before.argmax(1) != after.argmax(1)).sum())

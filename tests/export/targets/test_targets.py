@@ -21,11 +21,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 from tests.commands import RUNTIME, TRAINING, run_python_text
+from tests.train.images import write_images
 
 from fer_export.targets.golden_header import golden_header
 from fer_export.targets.publish import convert_model, golden_of, read_source
 from fer_export.torch_module import OnnxModule
-from fer_runtime.errors import ExtraMissingError, ModelFileError, OutputError
+from fer_runtime.errors import DataError, ExtraMissingError, ModelFileError, OutputError
 from fer_runtime.model.parity import FloatArray
 from fer_runtime.targets import TARGETS
 from fer_runtime.targets.replay import replay_target
@@ -115,6 +116,17 @@ def test_a_conversion_replays_the_golden_faces_in_its_own_runtime(converted: Cal
     sidecar, is_as_written = read_sidecar(path, TARGETS[name])
     assert is_as_written
     assert sidecar.verdict["outcome"] == "passed"
+
+
+def test_labelled_faces_may_be_in_any_folders_that_fer_train_reads(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", train=1, validation=2)
+    (data / "images" / "validation").rename(data / "images" / "val")
+    shutil.copy(MODELS / "model_0.onnx", tmp_path)
+    (report,) = convert_model("v0", targets=["ort"], models_dir=tmp_path, data=data)
+    assert (report.outcome, report.labelled_faces, report.flips) == ("passed", 14, 0)
+    (data / "images" / "val" / "sad").rename(data / "images" / "val" / "bored")
+    with pytest.raises(DataError, match="lacks the class folder sad and has an unexpected class folder bored"):
+        convert_model("v0", targets=["ort"], models_dir=tmp_path, data=data, replace=True)
 
 
 @pytest.mark.parametrize("name", _NAMES)
