@@ -69,6 +69,8 @@ def test_own_labels_go_the_whole_way(size: int, color: str, tmp_path: Path, monk
     metadata = json.loads(_run(fer_export.cli.main, "--inspect", "models/mine.onnx", "--json").stdout)["metadata"]
     assert (metadata["labels"], metadata["size"], metadata["color"]) == (list(LABELS), size, color)
     assert metadata["verdict"]["passed"] is True
+    converted = _run(fer_export.cli.main, "--name", "mine", "--target", "ort", "--data", data)
+    assert "of 3 classes" in converted.stdout
     recognizing = (data, "--recursive", "--model", "mine", "--detector", "whole", "--output", "rows.jsonl")
     _run(fer_runtime.cli.main, *recognizing)
     found = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]

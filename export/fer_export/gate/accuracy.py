@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.metrics import accuracy, confusion_matrix, macro_f1, per_class_recall, wilson_interval
 from fer_runtime.model.parity import Check, FloatArray, Outputs
 
@@ -90,7 +89,7 @@ class Quality:
         return {**asdict(self), "accuracy_interval": list(self.accuracy_interval)}
 
 
-def measure_quality(logits: FloatArray, labels: Int64Array, names: Sequence[str] = EXPRESSIONS) -> Quality:
+def measure_quality(logits: FloatArray, labels: Int64Array, names: Sequence[str]) -> Quality:
     """Quality of predictions float32 (faces, classes) for faces with `labels` (faces,), the indices of `names`."""
     confusion = confusion_matrix(labels, logits.argmax(1), classes=len(names))
     return Quality(

@@ -205,14 +205,24 @@ def _judge(
     labelled, flips = 0, 0
     if data is not None and replay.passed:
         metadata = source.metadata
-        faces = load_validation(data, classes=metadata.labels, size=metadata.size, color=metadata.color)
+        seed = metadata.training.get("seed")  # of the share of train that the training held out, as in pipeline.py
+        faces = load_validation(
+            data,
+            seed=seed if isinstance(seed, int) else 0,
+            classes=metadata.labels,
+            size=metadata.size,
+            color=metadata.color,
+        )
         opened = load_model(source.path, content=source.content)
         whole = run_model(opened.session, faces.faces, batch=opened.batch or 64, pads=opened.batch is not None)
         before = whole.logits
         run = open_target(path, target, sidecar)
         after = np.concatenate([run(part).logits for part in np.array_split(faces.faces, -(-len(faces) // 64))])
         labelled, flips = len(faces), int((before.argmax(1) != after.argmax(1)).sum())
-        checks += budget_checks(measure_quality(after, faces.labels), measure_quality(before, faces.labels), budget)
+        after_quality, before_quality = (
+            measure_quality(logits, faces.labels, metadata.labels) for logits in (after, before)
+        )
+        checks += budget_checks(after_quality, before_quality, budget)
     failed = any(not check.passed for check in checks)
     return dataclasses.replace(
         report,
