@@ -274,7 +274,8 @@ class _Source(ABC):
                 try:
                     frames: list[Any] = packet.decode()
                 except Exception as error:
-                    if type(error).__name__ != "InvalidDataError":
+                    # FFmpeg marks a packet that was cut off: the last raw frame of a writer that was stopped.
+                    if type(error).__name__ != "InvalidDataError" and not packet.is_corrupt:
                         raise
                     shared.damaged += 1
                     continue
@@ -450,11 +451,26 @@ def _piped_format(text: str) -> tuple[str | None, dict[str, str]]:
         if text not in _import_av().formats_available:
             raise ValueError(f"FFmpeg has no format {text!r}; `ffmpeg -demuxers` lists them")
         return text, {}
-    found = re.fullmatch(r"raw:(\w+):([1-9]\d*x[1-9]\d*)(?:@(\d+(?:\.\d+)?))?", text)
+    found = re.fullmatch(r"raw:(\w+):([1-9]\d*)x([1-9]\d*)(?:@(\d+(?:\.\d+)?))?", text)
     if found is None:
         raise ValueError(f"{text!r} is not raw:PIXELS:WIDTHxHEIGHT[@RATE], such as raw:bgr24:640x480@25")
-    options = {"pixel_format": found[1], "video_size": found[2], "framerate": found[3] or f"{_DEFAULT_RATE:g}"}
-    return "rawvideo", options
+    pixels, width, height, rate = found[1], found[2], found[3], found[4] or f"{_DEFAULT_RATE:g}"
+    # FFmpeg's answer to each of these is "Invalid argument".
+    if not _is_pixel_format(pixels):
+        raise ValueError(f"{text!r}: FFmpeg has no pixels {pixels!r}; `ffmpeg -pix_fmts` lists them")
+    if int(width) * int(height) > MAX_PIXELS:
+        raise ValueError(f"{text!r}: a frame may have at most {MAX_PIXELS:,} pixels")
+    if not 1e-6 <= float(rate) <= 1e6:
+        raise ValueError(f"{text!r}: RATE is in frames per second, more than 0 and at most a million")
+    return "rawvideo", {"pixel_format": pixels, "video_size": f"{width}x{height}", "framerate": rate}
+
+
+def _is_pixel_format(name: str) -> bool:
+    """Whether FFmpeg knows these pixels, and they are in memory, not on a graphics card."""
+    try:
+        return bool(_import_av().VideoFormat(name, 16, 16).components)
+    except ValueError:
+        return False
 
 
 def _import_av() -> Any:

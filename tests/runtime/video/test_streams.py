@@ -323,6 +323,35 @@ def test_raw_frames_from_a_pipe_arrive_as_they_are(is_live: bool) -> None:
         assert [frame.time for frame in frames] == pytest.approx([number / 4 for number in range(8)], abs=0.001)
 
 
+@pytest.mark.parametrize("pixels", ["bgr24", "gray16le", "yuv420p"])
+def test_a_raw_frame_that_was_cut_off_is_damaged(pixels: str) -> None:
+    size = {"bgr24": 144, "gray16le": 96, "yuv420p": 72}[pixels]  # 8 x 6 pixels of 3, 2 and 1.5 bytes
+    reading, writing = os.pipe()
+    os.write(writing, bytes(2 * size + size // 2))  # the writer was stopped within the third frame
+    os.close(writing)
+    counts = FrameCounts()
+    video = PipedVideo(reading, input_format=f"raw:{pixels}:8x6@4")
+    frames = [item.number for item in _read(video, counts) if isinstance(item, SourceFrame)]
+    video.close()
+    os.close(reading)
+    assert (frames, counts.damaged) == ([0, 1], 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("raw:foo:64x64", "no pixels 'foo'"),
+        ("raw:cuda:64x64", "no pixels 'cuda'"),
+        ("raw:gray:99999x99999", "at most 100,000,000 pixels"),
+        ("raw:gray:64x64@0", "frames per second"),
+        ("raw:gray:64x64@1000000000000", "frames per second"),
+    ],
+)
+def test_raw_frames_that_ffmpeg_cannot_have_are_refused_by_the_fact(text: str, fact: str) -> None:
+    with pytest.raises(ValueError, match=f"{text}.*{fact}"):
+        PipedVideo(0, input_format=text)
+
+
 @pytest.mark.parametrize("text", ["nothing", "raw", "raw:bgr24", "raw:bgr24:0x4", "raw:bgr24:4x4@x@y", "raw:bgr24:4"])
 def test_an_input_format_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"raw:PIXELS|FFmpeg has no format"):
