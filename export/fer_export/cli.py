@@ -155,7 +155,7 @@ class SiteRun(RunOptions):
 
     site: Path
     model: str | None  # None: the best that is there
-    name: str | None  # of a model of one's own
+    name: str | None  # of the user's own model
     precisions: tuple[Precision, ...]
     models_dir: Path
     serve: bool

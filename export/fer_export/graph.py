@@ -170,7 +170,7 @@ def fix_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that takes any batch: `fix_batch` changes nothing but what inputs and outputs state."""
+    """A copy that takes any batch: `fix_batch` changes only the shapes of inputs and outputs."""
     free = onnx.ModelProto()
     free.CopyFrom(model)
     for value in (*free.graph.input, *free.graph.output):

@@ -9,7 +9,7 @@ from pathlib import Path
 from fer_export.gate.accuracy import Budget
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision
 
-# The first file is what the others are held against.
+# The others are compared with the first file.
 _ORDER: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 

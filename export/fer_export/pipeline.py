@@ -70,7 +70,7 @@ def export_model(
         DataError: the images are missing or unreadable, or int8 is asked for without them.
         ModelFileError: PyTorch or onnxruntime cannot make or run a model of this opset.
         ExportRefusedError: a file failed its gate; the others are published.
-        OutputError: a file cannot be written, or one of another checkpoint stands in its place.
+        OutputError: a file cannot be written, or would replace one of another checkpoint.
     """
     subject, fp32 = prepare(name, options, own_name=own_name, checkpoint=checkpoint, labels=labels, opset=opset)
     return publish_files(subject, fp32, options)
@@ -127,7 +127,7 @@ def publish_files(subject: Subject, fp32: onnx.ModelProto, options: ExportOption
 
 
 def _make_candidates(subject: Subject, fp32: onnx.ModelProto, options: ExportOptions) -> list[Candidate]:
-    """The files to judge: fp32 first, wanted or not, since the others are held against it."""
+    """The files to judge: fp32 first, wanted or not, since the others are compared with it."""
     candidates = [make_candidate(subject, "fp32", fp32)]
     for precision in options.wanted:
         if precision == "fp16":
@@ -235,7 +235,7 @@ def prepare(
 
 
 def _exported(trained: Checkpoint, calibration: Calibration, opset: int) -> onnx.ModelProto:
-    """The float32 model; an opset that cannot be written or run is the user's to put right."""
+    """The float32 model; an opset that cannot be written or run is an error of the user."""
     advice = f"choose another opset: --opset {DEFAULT_OPSET}"
     try:
         model = export_graph(trained, temperature=calibration.temperature, opset=opset)

@@ -24,7 +24,7 @@ def check_places(places: Sequence[Path], sha256: str, source: Path, *, replace: 
     Args:
         places: the files, all in one folder.
         sha256: of what they are made from, `source`.
-        replace: whatever stands there.
+        replace: overwrite whatever is there.
 
     Raises:
         OutputError: the folder is not writable, or holds models of another origin.
@@ -52,8 +52,10 @@ def _check_replaceable(path: Path, sha256: str, source: Path) -> None:
     metadata = metadata_of(path)
     if metadata is not None and metadata.checkpoint_sha256 == sha256:
         return
-    fact = "is no model of fer-export" if metadata is None else "was exported from another checkpoint"
-    raise OutputError(f"{path} {fact} than {source}; add --replace to overwrite it, or give another --models-dir")
+    fact = (
+        "was not written by fer-export" if metadata is None else f"was exported from another checkpoint than {source}"
+    )
+    raise OutputError(f"{path} {fact}; add --replace to overwrite it, or give another --models-dir")
 
 
 def metadata_of(path: Path) -> ModelMetadata | None:

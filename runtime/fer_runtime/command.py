@@ -142,7 +142,7 @@ class Rule:
 
 
 def own_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """A callback of `--name`: the name of a model of one's own.
+    """A callback of `--name`: the name of the user's own model.
 
     Raises:
         click.BadParameter: it is no file name, or belongs to a model that ships.

@@ -1,4 +1,4 @@
-"""Errors that the user can put right: each names the thing, the fact and the next step.
+"""Errors that the user can fix: each names the thing, the fact and the next step.
 
 `first_line` quotes an error of another library inside one of ours.
 """

@@ -76,7 +76,7 @@ def test_drop_takes_kinds_and_files(given: str | None, kinds: tuple[str, ...] | 
 
 
 def test_an_unknown_kind_to_drop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(click.BadParameter, match=r"blurred is none of: .* nor a .csv file"):
+    with pytest.raises(click.BadParameter, match=r"blurred is neither one of .* nor a .csv file"):
         cli._drop("duplicates,blurred")
 
 

@@ -23,7 +23,7 @@ from fer_runtime.files import write_atomically
 from fer_runtime.labels import check_labels, label_difference
 from fer_runtime.model.find import FILE_STEMS, checkpoint_path, packaged_models_dir
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
-from fer_runtime.text import printable
+from fer_runtime.text import counted, printable
 from fer_runtime.untrusted_json import parse_json
 from fer_train.checkpoint_files import FLOATS, INTEGERS, CheckpointFile, UnreadableError, open_checkpoint
 from fer_train.networks.architectures import ARCHITECTURES, may_be_named_by_file
@@ -244,8 +244,8 @@ def load_for_training(path: Path, *, name: str) -> Checkpoint:
     checkpoint = load_checkpoint(path, name=name)
     if (checkpoint.mean, checkpoint.std) != (0.0, 1.0):
         raise CheckpointError(
-            f"{path} takes faces with mean {checkpoint.mean:g} and std {checkpoint.std:g} taken out, which fer-train "
-            "does not do; for a teacher, give the model that fer-export makes of it"
+            f"{path} normalizes faces with mean {checkpoint.mean:g} and std {checkpoint.std:g}, which fer-train does "
+            "not do; for a teacher, give the model that fer-export makes of it"
         )
     return checkpoint
 
@@ -321,7 +321,7 @@ def _own_settings(file: CheckpointFile, path: Path) -> dict[str, Any] | None:
         if not isinstance(size, int) or isinstance(size, bool) or not MIN_SIZE <= size <= MAX_SIZE:
             raise TypeError(f"size is not a whole number from {MIN_SIZE} to {MAX_SIZE}")
         if not isinstance(color, str) or color not in COLORS:
-            raise TypeError(f"color is none of {', '.join(COLORS)}")
+            raise TypeError(f"color is not one of {', '.join(COLORS)}")
         if not isinstance(content["name"], str):
             raise TypeError("name is not a text")
         training = _plain(content["training"])
@@ -464,8 +464,7 @@ def _weights_of(content: Any, path: Path, name: str, shape: NetworkShape) -> tup
         return found[0]
     if not groups:
         raise CheckpointError(f"{path} holds no weights of a network; train some with: fer-train --model {name}")
-    _refuse_other(groups, path, name, shape)
-    raise AssertionError("unreachable")
+    raise _other_network(groups, path, name, shape)
 
 
 def _candidates(group: _Group, name: str, shape: NetworkShape) -> list[tuple[str, dict[str, StoredTensor]]]:
@@ -521,8 +520,8 @@ def _differences(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, tuple
     ]
 
 
-def _refuse_other(groups: Sequence[_Group], path: Path, name: str, shape: NetworkShape) -> None:
-    """Say in which names or shapes the most similar weights of the file differ from the network."""
+def _other_network(groups: Sequence[_Group], path: Path, name: str, shape: NetworkShape) -> OtherNetworkError:
+    """The error that says in which names or shapes the most similar weights of the file differ from the network."""
     wanted = state_shapes(name, shape)
     best: tuple[int, dict[str, StoredTensor]] = (-1, {})
     for group in groups:
@@ -542,8 +541,8 @@ def _refuse_other(groups: Sequence[_Group], path: Path, name: str, shape: Networ
         )
     else:
         advice = "it is of another network"
-    more = f" and {len(differences) - 1} more differences" if len(differences) > 1 else ""
-    raise OtherNetworkError(f"{path} does not fit {name}: {differences[0]}{more}; {advice}")
+    more = f" and {counted(len(differences) - 1, 'more difference')}" if len(differences) > 1 else ""
+    return OtherNetworkError(f"{path} does not fit {name}: {differences[0]}{more}; {advice}")
 
 
 def _with_counters(state: dict[str, Tensor], name: str, shape: NetworkShape) -> dict[str, Tensor]:
@@ -600,7 +599,7 @@ def pack_state(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack_state(content: bytes, *, source: Path) -> dict[str, Any]:
-    """The state that `pack_state` wrote; files of earlier versions, without a header, are held against their CRC-32.
+    """The state that `pack_state` wrote; files of earlier versions, without a header, are checked by their CRC-32.
 
     Raises:
         CheckpointError: a byte of it has changed, or it is something else.

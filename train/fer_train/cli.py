@@ -283,7 +283,7 @@ def _train(options: TrainRun) -> None:
     if weights not in (None, "none", "imagenet"):
         weights = find_weights(weights)
         if weights != options.weights:
-            say(printable(f"no {options.weights} here: taking {weights}"), err=True)
+            say(printable(f"{options.weights} not found; using {weights}"), err=True)
         start = stated_faces(weights)
     model = options.model or (start.network if start is not None else None)
     if model is None:
@@ -474,7 +474,8 @@ def _drop(given: str | None) -> tuple[tuple[str, ...] | None, tuple[Path, ...]]:
     kinds = tuple(part for part in parts if not part.endswith(".csv"))
     if unknown := set(kinds) - set(KINDS):
         raise click.BadParameter(
-            f"{', '.join(sorted(unknown))} is none of: {', '.join(KINDS)}, none, nor a .csv file", param_hint="--drop"
+            f"{', '.join(sorted(unknown))} is neither one of {', '.join(KINDS)}, none nor a .csv file",
+            param_hint="--drop",
         )
     only_files = files and not kinds and len(parts) == len(given.split(","))
     return (None if only_files else kinds), files

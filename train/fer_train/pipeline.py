@@ -282,7 +282,7 @@ def data_summary(whole: LabelledFaces, train: LabelledFaces, validation: Labelle
 
 
 def accuracy_of_unseen(train: LabelledFaces, validation: LabelledFaces, predictions: Int64Array) -> float | None:
-    """Accuracy without the validation images whose very file also stands in train."""
+    """Accuracy without the validation images of which train has a byte-identical copy; None if it has all."""
     seen = set(train.file_sha256)
     unseen = np.array([digest not in seen for digest in validation.file_sha256])
     if not unseen.any():

@@ -70,12 +70,12 @@ class Recipe:
     vote_target: str = "distribution"  # of the raters' votes, or the "majority": the class with most of them
     least_votes: float = 2.0  # a class with fewer votes gets none
     label_share: float = 0.0  # of the folder's label in the target, beside the votes
-    dropout: float = 0.25  # of the hidden layer; a network that cannot learn its images by heart needs none
+    dropout: float = 0.25  # of the hidden layer; a network too small to memorize its images needs none
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0: none
     drop: tuple[str, ...] = ()  # images left out of training: "duplicates", "conflicts", "near"
     small_until: float = 0.0  # fraction of the epochs trained on `small_size` pixels, which is cheaper
-    small_size: int = 32  # v1 wants 36: at 32 its last stage sees one pixel, and 8 of 9 taps learn nothing
+    small_size: int = 32  # v1 needs 36: at 32 its last stage sees one pixel, and 8 of 9 taps learn nothing
     teacher_weight: float = 0.7  # share of the distillation loss where teachers are given
     teacher_temperature: float = 2.0  # of the distilled softmax (Hinton et al., arXiv 1503.02531)
     # Of a fine-tuning: the last layer of the start is "kept", or a linear "probe" of its features where that is better.
@@ -147,7 +147,7 @@ BEST = Recipe(
     drop=("duplicates", "conflicts"),
 )
 
-# For one's own labels, from the weights of a model that knows faces; docs/your-own.md has the study behind it.
+# For labels of your own, from the weights of a model that knows faces; docs/your-own.md has the study behind it.
 FINETUNE = Recipe(
     epochs=20,
     batch_size=32,

@@ -57,7 +57,7 @@ class TrainingResults:
     history: History
     expressions: tuple[str, ...]
     confusion: ConfusionMatrix  # of the best epoch on validation, rows are the true class
-    accuracy_without_duplicates: float | None  # without the validation images that also stand in train
+    accuracy_without_duplicates: float | None  # without the validation images that are in train too
     data: dict[str, Any]  # counts and fingerprints
     versions: dict[str, str]
     votes: VoteReport | None = None  # of the best epoch on validation

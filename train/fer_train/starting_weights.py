@@ -61,7 +61,7 @@ def start_from(network: nn.Module, name: str, weights: str, classes: Sequence[st
     state = {key: value for key, value in state.items() if key not in fresh}
     state = {key: _in_gray(value, own[key]) if key in own else value for key, value in state.items()}
     unfit = [key for key, value in state.items() if key not in own or own[key].shape != value.shape]
-    # Counters of BatchNorm came later than some files that are about.
+    # Files of old PyTorch versions have no counters of BatchNorm.
     missing = [key for key in own if key not in state and key not in fresh and "num_batches" not in key]
     if unfit or missing:
         fault = f"{unfit[0]} is unknown or has another shape" if unfit else f"{missing[0]} is missing"

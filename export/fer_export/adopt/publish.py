@@ -41,13 +41,13 @@ def adopt_model(
         faces: what its network takes.
         labels: in the order of its scores; None reads them from the file's metadata.
         scores: the output with the scores, where the file has several.
-        temperature: what its logits are divided by before the softmax; None fits it to `data`, or leaves them alone.
+        temperature: what its logits are divided by before the softmax; None fits it to `data`, or 1 without `data`.
 
     Raises:
         ModelFileError: the file cannot be adopted, with the operator, input or shape that is in the way.
         DataError: the images are missing, unreadable, or of a label that the model does not have.
         ExportRefusedError: a file failed its gate; the others are published.
-        OutputError: a file cannot be written, or one of another origin stands in its place.
+        OutputError: a file cannot be written, or would replace one of another origin.
     """
     wanted, data, progress = options.wanted, options.data, options.progress
     if "int8" in wanted and data is None:
@@ -85,7 +85,7 @@ def _with_labels(found: LabelledFaces, labels: tuple[str, ...], data: Path) -> L
     """Faces whose labels count as the model's do; it may have more labels than there are folders.
 
     Raises:
-        DataError: a folder is none of the model's labels.
+        DataError: a folder has another name than the model's labels.
     """
     if unknown := [name for name in found.classes if name not in labels]:
         raise DataError(

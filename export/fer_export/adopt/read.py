@@ -1,7 +1,7 @@
 """Somebody else's ONNX classifier as a model of ours: `fer-export --adopt FILE`.
 
 Only the file's graph is used, and only after the checks for files from strangers. Its logits, computed by ONNX Runtime
-and confirmed by ONNX's reference evaluator, are what the published files are held against.
+and confirmed by ONNX's reference evaluator, are what the published files are compared with.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def wrapped_graph(core: onnx.ModelProto, faces: FaceInput, row: Row, count: int)
 
 
 class _Wrapping:
-    """The nodes and constants of the new graph; names of ours are none of the foreign file's."""
+    """The nodes and constants of the new graph; our names do not collide with the foreign file's."""
 
     def __init__(self, foreign: onnx.GraphProto) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -77,7 +77,7 @@ class _Wrapping:
             self.constants.append(copy)
 
     def rename(self, old: str, new: str) -> None:
-        """Call a tensor otherwise, wherever it stands."""
+        """Rename a tensor wherever it is used."""
         for node in self.nodes:
             for names in (node.input, node.output):
                 names[:] = [new if name == old else name for name in names]

@@ -1,4 +1,4 @@
-"""What the files of an export are held against: a trained network, or a model file of somebody else."""
+"""What the files of an export are compared with: a trained network, or a model file of somebody else."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ def _operators(model: onnx.ModelProto) -> list[_Operator]:
 
 
 def _halved(operator: _Operator) -> _Operator:
-    """As it stands in a fp16 file: pixels become float16, and float16 logits float32 in an operator of their own."""
+    """As a fp16 file has it: pixels become float16, and float16 logits float32 in an operator of their own."""
     name, domain, inputs, outputs, attributes = operator
     if name == "Cast" and inputs == ("faces",):
         attributes = (("to", TensorProto.FLOAT16),)

@@ -1,6 +1,6 @@
 """A proof that every face is answered by itself: operator by operator, row i of each tensor comes from face i alone.
 
-RULES has the operators of our own networks. MORE_RULES has those that networks of others need besides. Each rule
+RULES has the operators of our own networks. MORE_RULES has those that other people's networks need. Each rule
 computes the shape of one row, or says why rows may mix.
 """
 
@@ -374,7 +374,7 @@ def _any_softmax(graph: RowWalk, node: onnx.NodeProto, attributes: dict[str, Any
 
 _DILATED: _Attributes = {**_WINDOW, "dilations": _anything}
 _REDUCED: _Attributes = {"keepdims": _is(0, 1), "noop_with_empty_axes": _is(0)}
-# What networks of others need besides: their gate prints which of them a file has.
+# For other people's networks: their gate prints which of these operators a file has.
 MORE_RULES: dict[str, tuple[_Rule, _Attributes]] = {
     "Abs": _PLAIN,
     "Conv": (_conv, {**_DILATED, "group": _anything}),

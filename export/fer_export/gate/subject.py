@@ -93,7 +93,7 @@ def prepare_subject(
     """Everything that the files of one run are judged by, and their float32 graph.
 
     Args:
-        original: what they are held against.
+        original: what they are compared with.
         make_graph: the float32 graph, with the temperature of a calibration.
         options: as for `export_model`; the faces of `data` are `train` and `validation`.
         sha256: of the checkpoint or the adopted file.

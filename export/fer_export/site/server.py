@@ -72,7 +72,7 @@ class _Handler(SimpleHTTPRequestHandler):
         super().end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: a page's own requests are no news."""
+        """Silent: a page's requests are expected."""
 
 
 class SiteServer(ThreadingHTTPServer):
@@ -99,7 +99,7 @@ class SiteServer(ThreadingHTTPServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Silent: a browser that closes a connection early is no news."""
+        """Silent: browsers often close connections early."""
 
 
 def create_server(folder: Path, *, port: int | None = None, headers: dict[str, str] | None = None) -> SiteServer:

@@ -44,7 +44,7 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob:; "
     "media-src 'self' blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'"
 )
-# The licence asks to stand beside every copy; the npm package has no file of it.
+# The licence must be part of every copy; the npm package has no file of it.
 _NOTICE = """onnxruntime-web (folder ort): Copyright (c) Microsoft Corporation, MIT License.
 The files are those of the npm package, two of them renamed from .mjs to .js.
 https://www.npmjs.com/package/onnxruntime-web
@@ -165,7 +165,7 @@ def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
     """The package's archive in the cache folder, fetched with the npm client unless it is there.
 
     Args:
-        integrity: "sha512-..." as the registry gives it; nothing but these bytes is kept.
+        integrity: "sha512-..." as the registry gives it; only these bytes are kept.
 
     Raises:
         DownloadError: there is no npm, no network, or other bytes came.

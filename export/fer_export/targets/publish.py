@@ -112,7 +112,7 @@ def convert_model(
 
 
 def read_source(path: Path) -> Source:
-    """An ONNX file with the certificate that the conversion is held against."""
+    """An ONNX file with the certificate that the conversion is compared with."""
     opened = load_model(path)
     return Source(
         path=path,

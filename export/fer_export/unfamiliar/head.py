@@ -252,7 +252,7 @@ def _separate(
     share *= len(rows)
     fits = [_fit(rows, target, share, seed=seed) for seed in range(_FITS)]
     first, bias, last = (torch.cat(parts) for parts in zip(*fits, strict=True))
-    # max(x, 0) times a positive number is max of the product and 0: the last layer keeps nothing but its signs.
+    # max(x, 0) times a positive number is max of the product and 0: the last layer keeps only its signs.
     size = last.abs().double().numpy()
     signs = np.where(last.numpy() < 0, -1, 1).astype(np.float32)
     raw = first.double().numpy() / spread

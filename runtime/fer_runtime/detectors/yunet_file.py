@@ -76,7 +76,7 @@ def _sha256(content: bytes) -> str:
 
 
 def fetch_yunet(*, url: str = URL) -> Path:
-    """Download YuNet to the cache folder, unless it is there; nothing but the pinned bytes is kept.
+    """Download YuNet to the cache folder, unless it is there; only the pinned bytes are kept.
 
     Raises:
         DownloadError: no network, or another file came.

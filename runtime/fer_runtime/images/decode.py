@@ -53,7 +53,7 @@ def decode_here(header: Header) -> Uint8Array | None:
 
 
 def decode_leniently(header: Header) -> Uint8Array:
-    """As `decode_here`; a JPEG is also read where nothing but its end marker is missing.
+    """As `decode_here`; a JPEG is also read if only its end marker is missing.
 
     Raises:
         ImageError: the image cannot be decoded.

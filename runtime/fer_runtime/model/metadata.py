@@ -49,7 +49,7 @@ class ModelMetadata:
         return None if value is None else float(value)
 
     def to_json(self) -> str:
-        """The JSON text that stands in the file; keys sorted, so that equal metadata gives equal bytes."""
+        """The JSON text in the file; keys sorted, so that equal metadata gives equal bytes."""
         return json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}, sort_keys=True, allow_nan=False)
 
 

@@ -23,7 +23,7 @@ class Frame(Protocol):
     """Text around the rows of a whole output, such as the brackets of a JSON array."""
 
     def rows(self, text: str) -> str:
-        """The text of one or more rows as it stands in the output."""
+        """The text of one or more rows as written to the output."""
         ...
 
     def end(self) -> str:

@@ -134,7 +134,7 @@ def _exception_handlers(metrics: Metrics) -> dict[Any, Callable[[Request, Except
         return JSONResponse({"error": message}, error.status_code, headers=error.headers)
 
     async def note_closed(request: Request, error: Exception) -> Response:
-        # Nobody reads it, but the fault of a client is none of ours.
+        # Nobody reads the answer, but a 500 would count the client's fault as the server's.
         request.scope["fer"].setdefault("closed", CLOSED)
         return Response(status_code=CLOSED)
 

@@ -114,7 +114,7 @@ TARGETS = Registry[Target](
     ),
     Target(
         name="litert",
-        help="LiteRT, once TensorFlow Lite, .tflite",
+        help="LiteRT, formerly TensorFlow Lite, .tflite",
         suffix=".tflite",
         load="fer_runtime.targets.litert:load",
         convert="fer_export.targets.litert:convert",
@@ -125,7 +125,7 @@ TARGETS = Registry[Target](
     ),
     Target(
         name="coreml",
-        help="Apple's Core ML, .mlmodel; runs on a Mac alone",
+        help="Apple's Core ML, .mlmodel; runs only on macOS",
         suffix=".mlmodel",
         load="fer_runtime.targets.coreml:load",
         convert="fer_export.targets.coreml:convert",

@@ -132,7 +132,7 @@ def recognize_video(
     Args:
         source: the file, the camera's number, the address of a stream (rtsp://, http://, ...; needs the extra
             `stream`), or an open `fer_runtime.video.streams.Stream`. Frames of a camera or stream that come while
-            another is processed are dropped, so that the answer is about now; a file's never are.
+            another is processed are dropped, so that answers are current; a file's never are.
         every: process every n-th frame.
         start: seconds to skip first.
         duration: seconds to process; None: to the end.

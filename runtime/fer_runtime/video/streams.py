@@ -335,8 +335,8 @@ class Stream(_Source):
     Close it, or use it in a `with` block. `recognize_video` takes it as its source.
 
     Args:
-        address: rtsp://, rtsps://, http://, https:// (MJPEG, HLS, MPEG-TS and what else FFmpeg reads) or udp://. User
-            and password may stand in it; they appear in no row and no message.
+        address: rtsp://, rtsps://, http://, https:// (MJPEG, HLS, MPEG-TS and what else FFmpeg reads) or udp://. It may
+            contain user and password, which appear in no row and no message.
         name: of the stream in rows and messages; by default scheme, host and port of the address.
         reconnect: seconds to try again when there is no connection, `float("inf")` for ever, 0 not at all.
         timeout: seconds without data after which a connection counts as lost.

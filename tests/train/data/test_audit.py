@@ -77,11 +77,11 @@ def test_a_near_pair_stands_where_all_copies_of_it_stand(tmp_path: Path) -> None
     assert [found.to_dict()[f"near_{kind}"] for kind in ("pairs", "across_splits", "conflicts")] == [1, 1, 0]
     # The contact sheet shows the two of which one stands in each split, and the copies across the splits.
     rows = dict(_sheet_rows(found))
-    assert rows["nearly the same: 1 pairs, side by side"] == [
+    assert rows["nearly the same: 1 pair, side by side"] == [
         ("validation/happy/copy.png", "happy"),
         ("train/happy/near.png", "happy"),
     ]
-    assert rows["in both splits: 1 groups"] == [("train/happy/000.png", "happy")]
+    assert rows["in both splits: 1 group"] == [("train/happy/000.png", "happy")]
     # The same image under another label: the near copy contradicts it.
     (images / "train" / "sad" / "copy.png").write_bytes(content)
     assert [audited().to_dict()[f"near_{kind}"] for kind in ("pairs", "across_splits", "conflicts")] == [1, 1, 1]
@@ -122,7 +122,7 @@ def test_the_command_says_it_writes_it_and_changes_nothing(planted: Path, tmp_pa
     before = {path: path.read_bytes() for path in planted.rglob("*.png")}
     run = CliRunner().invoke(main, ["--audit", str(tmp_path / "found"), "--data", str(planted)])
     assert run.exit_code == 0, run.output
-    assert "1 groups, 3 images to spare; 1 groups under two labels, 1 in both splits" in run.stdout
+    assert "1 group, 3 redundant images; 1 group under two labels, 1 in both splits" in run.stdout
     content = json.loads((tmp_path / "found" / "audit.json").read_text())
     assert content["exact_spare"] == 3
     sheet = cv2.imread(str(tmp_path / "found" / "audit.png"), cv2.IMREAD_GRAYSCALE)

@@ -131,7 +131,7 @@ def test_the_same_import_again_changes_nothing(fer2013: Path, tmp_path: Path) ->
     _import(fer2013, tmp_path / "data")
     before = _files(tmp_path / "data")
     (tmp_path / "data" / "train" / "angry" / "fer2013_00000.png").unlink()
-    assert "13 of them were there" in _import(fer2013, tmp_path / "data").output
+    assert "13 of them from an earlier run" in _import(fer2013, tmp_path / "data").output
     assert _files(tmp_path / "data") == before
 
 
@@ -312,7 +312,7 @@ def test_who_is_in_an_image_is_known_after_crop_too(tmp_path: Path) -> None:
     ):
         run = CliRunner().invoke(main, command)
         assert run.exit_code == 0, run.output
-    assert "persons          2 in train, 1 in validation; nobody is in two" in run.output
+    assert "persons          2 in train, 1 in validation; no person is in more than one split" in run.output
     found = {int(path.stem) // 4 for path in (tmp_path / "sets" / "validation").rglob("*.png")}
     assert len(found) == 1
 

@@ -16,17 +16,17 @@ import numpy.typing as npt
 
 from fer_runtime.files import write_atomically
 from fer_runtime.output.annotate import write_image
-from fer_runtime.text import printable
+from fer_runtime.text import counted, printable
 from fer_train.data.disjoint_sets import DisjointSets
 from fer_train.data.folders import LabelledFaces, Uint8Array
 
 FloatArray = npt.NDArray[np.float32]
 
-# Cosine similarity of 16 x 16 thumbnails, mean taken off, above which two images are near duplicates:
+# Cosine similarity of 16 x 16 thumbnails, mean subtracted, above which two images are near duplicates:
 # the same photograph stored twice, not two photographs of one person.
 _NEAR = 0.995
 _THUMBNAIL = 16
-_BLANK_STD = 8.0  # gray levels; a image flatter than this shows nothing
+_BLANK_STD = 8.0  # gray levels; an image flatter than this shows nothing
 _COMMON = 0.95  # share of the variance that counts as what images have in common
 _STRANGEST = 48  # images of the contact sheet's last row
 _CHUNK = 1024  # images whose contrast is computed at once, in float64
@@ -41,12 +41,12 @@ class Group:
 
     @property
     def has_conflict(self) -> bool:
-        """Whether the group stands under two labels."""
+        """Whether the images have more than one label."""
         return len(set(self.labels)) > 1
 
     @property
     def crosses_splits(self) -> bool:
-        """Whether the group stands in more than one split."""
+        """Whether the images are in more than one split."""
         return len({path.partition("/")[0] for path in self.paths}) > 1
 
 
@@ -63,7 +63,7 @@ class Audit:
 
     @property
     def spare(self) -> int:
-        """Images that stand there although an identical one does already."""
+        """Redundant files: all but one of each group of identical images."""
         return sum(len(group.paths) - 1 for group in self.exact)
 
     @property
@@ -93,9 +93,10 @@ class Audit:
         lines = [
             *table_of_counts(self.counts),
             "",
-            f"byte-identical   {found['exact_groups']} groups, {found['exact_spare']} images to spare; "
-            f"{found['exact_conflicts']} groups under two labels, {found['exact_across_splits']} {self._across}",
-            f"nearly the same  {found['near_pairs']} pairs more; {found['near_conflicts']} under two labels, "
+            f"byte-identical   {counted(len(self.exact), 'group')}, {counted(self.spare, 'redundant image')}; "
+            f"{counted(found['exact_conflicts'], 'group')} under two labels, "
+            f"{found['exact_across_splits']} {self._across}",
+            f"nearly the same  {counted(len(self.near), 'further pair')}; {found['near_conflicts']} under two labels, "
             f"{found['near_across_splits']} {self._across}",
             f"blank            {len(self.blank)}" + "".join(f"\n  {path}" for path in self.blank),
             f"strange          {len(self.strange)}, the least like the others: look at the contact sheet",
@@ -108,7 +109,7 @@ def table_of_counts(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     names = sorted({name for split in counts.values() for name in split})
     widths = [max(10, len(printable(label, limit=24)) + 2) for label in names]
     head = "".join(f"{printable(name, limit=24):>{width}}" for name, width in zip(names, widths, strict=True))
-    lines = [f"{'':12}{head}{'in all':>10}"]
+    lines = [f"{'':12}{head}{'total':>10}"]
     for split, found in counts.items():
         cells = "".join(f"{found.get(name, 0):{width}}" for name, width in zip(names, widths, strict=True))
         lines.append(f"{split:12}{cells}{sum(found.values()):10}")
@@ -198,7 +199,7 @@ def near_pairs(faces: Uint8Array, *, similarity: float = _NEAR) -> list[tuple[in
 
     Args:
         faces: uint8 (images, size, size).
-        similarity: least cosine of the angle between two small copies, their means taken off.
+        similarity: least cosine of the angle between two small copies, their means subtracted.
     """
     small = _thumbnails(faces)
     pairs: list[tuple[int, int]] = []
@@ -212,9 +213,9 @@ def near_pairs(faces: Uint8Array, *, similarity: float = _NEAR) -> list[tuple[in
 
 
 def strangest(faces: Uint8Array) -> npt.NDArray[np.int64]:
-    """Indices by how badly a image is made up of what the others have in common, the worst first.
+    """Indices by how little an image has in common with the others, the strangest first.
 
-    What is left of a small copy after its projection on the first principal components of all.
+    The measure is the residual of a thumbnail after its projection on the first principal components of all.
     """
     if len(faces) == 0:
         return np.zeros(0, np.int64)
@@ -255,7 +256,7 @@ def _thumbnails(faces: Uint8Array) -> FloatArray:
 def _sheet_rows(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
     """Contradictions, copies across the splits, near copies, blank and strange images.
 
-    A title each, and examples: the path of a image and what is written under it.
+    A title each, and examples: the path of an image and what is written under it.
     """
     conflicts = [group for group in audit.exact if group.has_conflict]
     across = [group for group in audit.exact if group.crosses_splits]
@@ -265,10 +266,10 @@ def _sheet_rows(audit: Audit) -> list[tuple[str, list[tuple[str, str]]]]:
         return [(group.paths[0], " / ".join(sorted(set(group.labels)))) for group in groups]
 
     return [
-        (f"under two labels: {len(conflicts)} groups", one_of_each(conflicts)),
-        (f"{audit._across}: {len(across)} groups", one_of_each(across)),
+        (f"under two labels: {counted(len(conflicts), 'group')}", one_of_each(conflicts)),
+        (f"{audit._across}: {counted(len(across), 'group')}", one_of_each(across)),
         (
-            f"nearly the same: {len(audit.near)} pairs, side by side",
+            f"nearly the same: {counted(len(audit.near), 'pair')}, side by side",
             [example for pair in near for example in zip(pair.paths[:2], pair.labels[:2], strict=True)],
         ),
         (f"blank: {len(audit.blank)}", [(path, path.split("/")[1]) for path in audit.blank]),

@@ -53,7 +53,7 @@ class FolderAudit:
         for (label, suggested), count in pairs.most_common(_PAIRS_SHOWN):
             lines.append(f"  {count} x {printable(label, limit=40)}, perhaps {printable(suggested, limit=40)}")
         if len(pairs) > _PAIRS_SHOWN:
-            lines.append(f"  and {counted(len(pairs) - _PAIRS_SHOWN, 'pair')} of labels more")
+            lines.append(f"  and {counted(len(pairs) - _PAIRS_SHOWN, 'further pair')} of labels")
         return lines
 
 

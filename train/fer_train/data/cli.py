@@ -217,7 +217,7 @@ def import_(
     _say_changes(names)
     _say_problems(report.problems, "cannot be used", report.files[0])
     _print_counts(report.counts)
-    earlier = f", {report.written_before} of them were there" if report.written_before else ""
+    earlier = f", {report.written_before} of them from an earlier run" if report.written_before else ""
     left_out = sum(report.reasons.values()) - len(report.problems)
     say(
         f"{counted(report.images, 'image')}{earlier}, {len(report.problems)} cannot be used"
@@ -292,7 +292,7 @@ def split(
     _print_counts(report.counts)
     if group is not None:
         persons = ", ".join(f"{number} in {name}" for name, number in sorted(report.groups.items()))
-        say(f"persons          {persons}; nobody is in two")
+        say(f"persons          {persons}; no person is in more than one split")
     say(f"copies           {counted(report.copies, 'image')} kept beside one that looks the same, none across splits")
     if report.dropped:
         say(f"left out         {counted(report.dropped, 'image')} by --drop")

@@ -16,8 +16,8 @@ KINDS = ("duplicates", "conflicts", "near")
 def training_indices_without(train: LabelledFaces, validation: LabelledFaces, kinds: Collection[str]) -> Int64Array:
     """Indices of the training images that stay. Nothing is deleted on disk.
 
-    "duplicates" leaves out images that also stand in validation, and all but the first of equal
-    ones; "conflicts" leaves out images that stand under two labels, every copy of them. Equal
+    "duplicates" leaves out images that are in validation too, and all but the first of equal
+    ones; "conflicts" leaves out every copy of an image that has two labels. Equal
     means byte-identical files. "near" leaves out images that look the same as one of validation, and
     both of two that look the same under two labels, where the files differ (as `fer-data audit` counts them).
 

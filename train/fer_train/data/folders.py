@@ -133,7 +133,7 @@ def load_faces(
         size: pixels, side of the faces.
         color: "gray" or "rgb".
         skip_unreadable: leave out images that cannot be read; `skipped` counts them.
-        progress: called with (images read, images in all) from time to time.
+        progress: called with (images read, images in total) from time to time.
 
     Raises:
         DataError: a class folder is missing, unexpected or empty, or images cannot be read.

@@ -17,7 +17,7 @@ def read_images_file(file: Path) -> dict[str, dict[str, str]]:
     """The rows of a table by their images; none where there is no such file.
 
     Raises:
-        OutputError: the file is none of ours.
+        OutputError: the file was not written by fer-data.
     """
     try:
         return {row["image"]: row for row in _rows(file) if row["image"]}
@@ -29,7 +29,7 @@ def merged_rows(file: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """`rows` behind those that are in the file already and are of other images.
 
     Raises:
-        OutputError: the file is none of ours.
+        OutputError: the file was not written by fer-data.
     """
     ours = {_key(row) for row in rows}
     try:

@@ -148,7 +148,7 @@ def _check_name(name: str, label: str) -> None:
 def _unknown_number(text: str, numbering: str | None) -> str:
     if numbering is not None:
         known = ", ".join(NUMBERINGS[numbering])
-        return f"the label {text} is none of {numbering}'s ({known}); name it: --rename {text}=NAME"
+        return f"{numbering} has no label {text} (it has {known}); name it: --rename {text}=NAME"
     meanings = ", ".join(
         f"{numbers[text] or 'no label'} in {name}" for name, numbers in NUMBERINGS.items() if text in numbers
     )

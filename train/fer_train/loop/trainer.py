@@ -440,7 +440,7 @@ def learning_targets(faces: LabelledFaces, recipe: Recipe) -> Float32Array:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The rate of a step, counted from 0, of `steps` in all.
+    """The rate of a step, counted from 0, of `steps` in total.
 
     "one-cycle" rises linearly over the warm-up and falls to zero along a half cosine.
     """

@@ -114,7 +114,7 @@ def find_architecture(name: str) -> Architecture:
         build, arguments = "fer_train.networks.foreign:timm_network", {"name": name.removeprefix(_TIMM)}
         return Architecture(name=name, help="of timm", build=build, arguments=arguments, is_foreign=True)
     if name.partition(":")[0] and name.partition(":")[2]:
-        return Architecture(name=name, help="of one's own", build=name, is_foreign=True)
+        return Architecture(name=name, help="a function of your own", build=name, is_foreign=True)
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         return Architecture(name=name, help=f"of {entry.module}", build=entry.value, is_foreign=True)
     raise ValueError(

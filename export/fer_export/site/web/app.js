@@ -293,7 +293,7 @@ function draw(faces) {
     context.stroke();
     const short = `${faces.length > 1 ? `${number} ` : ""}${nameOf(face)}`;
     let text = `${short} ${Math.round(100 * probabilities[best])} %`;
-    // Among small faces a long tag would cover the neighbours; the share stands beside the picture, too.
+    // Among small faces a long tag would cover the neighbours; the share is beside the picture, too.
     if (faces.length > 1 && context.measureText(text).width > 2 * box.width) text = short;
     const tagWidth = context.measureText(text).width + letters;
     const tagHeight = 1.6 * letters;
