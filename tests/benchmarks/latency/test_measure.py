@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +153,28 @@ def test_a_crashed_engine_is_named_and_the_others_are_measured(
     assert [(missing.configuration.engine, missing.reason) for missing in unavailable] == [
         ("crashing", "its process was killed by SIGFPE")
     ]
+
+
+def test_a_worker_that_is_killed_between_its_turns_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "calm.py").write_text(
+        f"{_CRASHING}\npathlib.Path(__file__).with_name('pid').write_text(str(os.getpid()))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    killed = Configuration(
+        engine="calm", model="killed", precision="fp32", batch=1, threads=1, source=model, code="calm:load"
+    )
+    good = configurations(models=[str(model)], engines=["onnxruntime"], models_dir=model.parent)
+
+    def kill_once(done: int, of: int) -> None:
+        if done == 1:
+            os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            time.sleep(0.2)  # until its end of the pipe is closed
+
+    results, unavailable = measure_latency([killed, *good], rounds=3, seconds=0.02, progress=kill_once)
+    assert [result.engine for result in results] == ["onnxruntime"]
+    assert [missing.reason for missing in unavailable] == ["its process was killed by SIGKILL"]
 
 
 def test_a_peers_own_file_is_timed_without_a_targets_sidecar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
