@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.statistics import wilson_interval
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array
+from fer_runtime.metrics import wilson_interval
 
 Int64Array = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]

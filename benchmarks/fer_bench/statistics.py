@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +76,6 @@ def bootstrap_all(
         Interval(value=float(value), low=float(lowest), high=float(highest))
         for value, lowest, highest in zip(values, low, high, strict=True)
     ]
-
-
-def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """95 % interval of the fraction successes / count (Wilson, J. Am. Stat. Assoc. 22, 1927); (0, 1) if count is 0."""
-    if count == 0:
-        return 0.0, 1.0
-    share, weight = successes / count, _Z * _Z / count
-    centre = (share + weight / 2) / (1 + weight)
-    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def ratio_interval(old: npt.ArrayLike, new: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.statistics import wilson_interval
 from fer_runtime.detectors import Detector
+from fer_runtime.errors import ImageError
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, read_image
+from fer_runtime.metrics import auroc, wilson_interval
 from fer_runtime.recognizer import Recognizer
 
 FloatArray = npt.NDArray[np.float32]
@@ -107,7 +108,7 @@ def cut_backgrounds(photos: Iterable[Path], detector: Detector, count: int, *, s
     """Squares cut out of photographs where no face is, in equal numbers from each.
 
     Args:
-        photos: files; unreadable ones are passed over, images of up to 64 pixels are taken whole.
+        photos: files; unreadable ones are left out, images of up to 64 pixels are taken whole.
         detector: tells where faces are; a cut touches none of them.
         count: cuts, at most.
     """
@@ -118,7 +119,10 @@ def cut_backgrounds(photos: Iterable[Path], detector: Detector, count: int, *, s
     chosen = [paths[int(place)] for place in random.permutation(len(paths))[:count]]
     cuts: list[Uint8Array] = []
     for path in chosen:
-        image = read_image(str(path))
+        try:
+            image = read_image(str(path))
+        except ImageError:
+            continue
         height, width = image.shape[:2]
         if min(height, width) <= 64:
             cuts.append(image)
@@ -182,7 +186,7 @@ def measure(
                 precision=metadata.precision,
                 kind=kind,
                 images=len(images),
-                auroc=None if strange is None or of_real is None else _auroc(of_real, strange),
+                auroc=None if strange is None or of_real is None else auroc(of_real, strange),
                 sure_before=float(sure.mean()),
                 sure=float(known.mean()),
                 sure_low=low,
@@ -191,12 +195,6 @@ def measure(
         )
     lost = None if of_real is None or limit is None else float((~(of_real <= limit)).mean())
     return results, lost
-
-
-def _auroc(real: FloatArray, strange: FloatArray) -> float:
-    """The chance that one of `strange` lies above one of `real`."""
-    places = np.searchsorted(np.sort(real), strange, side="left") + np.searchsorted(np.sort(real), strange, "right")
-    return float(places.mean() / (2 * len(real)))
 
 
 def format_results(results: list[Result]) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from fer_bench.statistics import wilson_interval
 from fer_runtime.command import FerCommand
 from fer_runtime.files import write_atomically
+from fer_runtime.metrics import wilson_interval
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS, Precision, model_path, results_path
 from fer_train.results import read_results
 

@@ -111,3 +111,17 @@ def wilson_interval(right: int, faces: int) -> tuple[float, float]:
     middle = (share + z * z / (2 * faces)) / (1 + z * z / faces)
     half = z * math.sqrt(share * (1 - share) / faces + z * z / (4 * faces * faces)) / (1 + z * z / faces)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def auroc(low: npt.NDArray[np.floating], high: npt.NDArray[np.floating]) -> float:
+    """The chance that one of the scores `high` is above one of `low`; ties count half (Mann and Whitney, 1947).
+
+    Args:
+        low: scores that should be the lower ones, shape (images,).
+        high: those that should be the higher ones, shape (other images,).
+    """
+    order = np.concatenate([low, high]).astype(np.float64)
+    _, inverse, counts = np.unique(order, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    above = ranks[len(low) :].sum() - len(high) * (len(high) + 1) / 2
+    return float(above / (len(low) * len(high)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fer_bench.statistics import bootstrap, mcnemar, percentiles, ratio_interval, say_p, wilson_interval
+from fer_bench.statistics import bootstrap, mcnemar, percentiles, ratio_interval, say_p
 
 
 def test_percentiles_are_numpys_on_recorded_samples() -> None:
@@ -59,10 +59,3 @@ def test_a_p_value_is_never_said_to_be_zero() -> None:
 
 def test_mcnemar_of_thousands_does_not_underflow() -> None:
     assert 0 <= mcnemar(4000, 3000) < 1e-20
-
-
-def test_wilsons_interval_is_that_of_the_textbook() -> None:
-    # statsmodels: proportion_confint(8, 10, method="wilson") and (0, 20)
-    assert wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611252), abs=1e-6)
-    assert wilson_interval(0, 0) == (0.0, 1.0)

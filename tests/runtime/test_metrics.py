@@ -65,3 +65,16 @@ def test_a_model_in_the_order_of_fer2013s_csv_is_named() -> None:
     assert metrics.best_label_order(metrics.confusion_matrix(true, outputs)) == (0, 1, 2, 3, 5, 6, 4)
     assert metrics.best_label_order(metrics.confusion_matrix(true, true)) == tuple(range(7))
     assert metrics.best_label_order(np.zeros((13, 13), np.int64)) == tuple(range(13))
+
+
+def test_wilsons_interval_is_that_of_the_textbook() -> None:
+    # statsmodels: proportion_confint(8, 10, method="wilson") and (0, 20)
+    assert metrics.wilson_interval(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert metrics.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611252), abs=1e-6)
+    assert metrics.wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_auroc_counts_pairs_and_half_of_ties() -> None:
+    real, strange = np.array([0.0, 1.0, 1.0], np.float32), np.array([1.0, 2.0], np.float32)
+    pairs = [(float(high > low) + 0.5 * float(high == low)) for low in real for high in strange]
+    assert metrics.auroc(real, strange) == pytest.approx(np.mean(pairs))

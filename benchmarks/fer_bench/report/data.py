@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from fer_bench.report.verdict import Candidate, PValues
 from fer_bench.robustness import RobustnessPoint
-from fer_bench.statistics import wilson_interval
 from fer_runtime.checksums import check_checksum
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.labels import check_labels
+from fer_runtime.metrics import wilson_interval
 from fer_runtime.text import printable
 from fer_runtime.untrusted_json import parse_json
 

@@ -11,9 +11,9 @@ from onnx import numpy_helper
 from fer_export.gate.units import quantized_scales
 from fer_export.int8.score import channels_last
 from fer_export.int8.shared import separate_layer
-from fer_export.unfamiliar.head import LOST, OUTPUT, Head, OperatingPoint, auroc
+from fer_export.unfamiliar.head import LOST, OUTPUT, Head, OperatingPoint
 from fer_runtime.errors import ParityError
-from fer_runtime.metrics import wilson_interval
+from fer_runtime.metrics import auroc, wilson_interval
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx

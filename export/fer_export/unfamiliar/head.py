@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from fer_export.unfamiliar.images import FROM_FACES, MADE_UP, strange_images
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.metrics import wilson_interval
+from fer_runtime.metrics import auroc, wilson_interval
 from fer_runtime.model.parity import FloatArray, Uint8Array
 from fer_runtime.model.session import open_session
 
@@ -333,12 +333,3 @@ def fit_threshold(real: FloatArray, strange: FloatArray) -> OperatingPoint:
 
 def _quantile(values: FloatArray) -> float:
     return float(f"{np.quantile(values.astype(np.float64), 1 - LOST):.6g}")
-
-
-def auroc(real: FloatArray, strange: FloatArray) -> float:
-    """The chance that one of `strange` lies above one of `real`; ties count half (Mann and Whitney, 1947)."""
-    order = np.concatenate([real, strange]).astype(np.float64)
-    _, inverse, counts = np.unique(order, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    above = ranks[len(real) :].sum() - len(strange) * (len(strange) + 1) / 2
-    return float(above / (len(real) * len(strange)))

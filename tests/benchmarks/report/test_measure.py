@@ -26,10 +26,9 @@ from fer_bench.report.page import NARROW, WIDE, render_page
 from fer_bench.report.plots import LIGHT, draw_tradeoff, drawing, model_color
 from fer_bench.report.verdict import Candidate, decide, pareto_front
 from fer_bench.robustness import CONDITIONS
-from fer_bench.statistics import wilson_interval
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.metrics import expected_calibration_error
+from fer_runtime.metrics import expected_calibration_error, wilson_interval
 from fer_runtime.model.find import MODEL_NAMES
 
 

@@ -13,7 +13,7 @@ from tests.export.conftest import Exported
 from fer_export.gate.golden import candidate_faces
 from fer_export.gate.unfamiliar import unfamiliarity_of
 from fer_export.gate.units import UnitLimits
-from fer_export.unfamiliar.head import LOST, auroc, find_maps, fit_threshold
+from fer_export.unfamiliar.head import LOST, find_maps, fit_threshold
 from fer_export.unfamiliar.images import FROM_FACES, MADE_UP, strange_images
 from fer_runtime import Recognizer
 from fer_runtime.errors import ModelFileError
@@ -23,12 +23,6 @@ from fer_runtime.model.load import load_model
 from fer_runtime.model.self_test import run_self_test
 from fer_train.data.folders import load_faces
 from fer_train.networks.registry import create_network
-
-
-def test_auroc_counts_pairs_and_half_of_ties() -> None:
-    real, strange = np.array([0.0, 1.0, 1.0], np.float32), np.array([1.0, 2.0], np.float32)
-    pairs = [(float(high > low) + 0.5 * float(high == low)) for low in real for high in strange]
-    assert auroc(real, strange) == pytest.approx(np.mean(pairs))
 
 
 def test_the_threshold_loses_the_share_that_it_may() -> None:
