@@ -167,7 +167,7 @@ class Recognizer:
 
     def recognize(self, image: Uint8Array, *, path: str = "", is_frame: bool = False) -> ImageResult:
         """The row of an image that is already decoded; see `predict` and `detect`."""
-        _check_image(image)
+        check_image(image)
         detections = self.detect(image, is_frame=is_frame)
         faces = self.classify_detections(image, detections)
         height, width = image.shape[:2]
@@ -354,7 +354,8 @@ def _reasons_with(reasons: Sequence[str], low_confidence: bool | None) -> tuple[
     return tuple(name for name in REASONS if (low_confidence if name == "low_confidence" else name in reasons))
 
 
-def _check_image(image: Uint8Array | None) -> None:
+def check_image(image: Uint8Array | None) -> None:
+    """Raise a ValueError that names what an array is, where that is no image."""
     if image is None:
         raise ValueError(
             "the image is None: cv2.imread gives None where it cannot read an image; give its path, and the error says "

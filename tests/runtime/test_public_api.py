@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 import fer_runtime
@@ -19,6 +20,7 @@ from fer_runtime import (
     ImageError,
     ImageResult,
     Recognizer,
+    Tracker,
     available_models,
     find_images,
     recognize_files,
@@ -60,6 +62,35 @@ def test_a_video_is_recognized_by_public_names_alone(tmp_path: Path) -> None:
         frames = list(recognize_video(recognizer, path))
     assert len(frames) == 3
     assert all(isinstance(frame, FrameResult) for frame in frames)
+
+
+def test_paths_of_any_kind_have_rows_that_json_can_hold(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "0.png"), band_face(0))
+    with Recognizer(write_band_model(tmp_path / "bands.onnx")) as recognizer:
+        (row,) = recognize_files(recognizer, tmp_path.glob("*.png"))
+        assert json.loads(json.dumps(row.to_dict()))["path"] == str(tmp_path / "0.png")
+        for mistake in (band_face(0), b"content of a file", None, 3):
+            with pytest.raises(TypeError, match=rf"none of {type(mistake).__name__}; .*recognizer\.predict"):
+                next(recognize_files(recognizer, [mistake]))  # type: ignore[list-item]
+
+
+def test_what_is_no_video_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with Recognizer(write_band_model(tmp_path / "bands.onnx")) as recognizer:
+        with pytest.raises(ValueError, match="at least 0, not -1"):  # OpenCV ends the process
+            next(recognize_video(recognizer, -1))
+        with (tmp_path / "bands.onnx").open("rb") as file:
+            for mistake in ([band_face(0)], None, file):
+                with pytest.raises(TypeError, match=rf"not {type(mistake).__name__}; .*Tracker"):
+                    next(recognize_video(recognizer, mistake))  # type: ignore[arg-type]
+        tracker = Tracker(recognizer)
+        for frame, seconds, fact in (
+            (band_face(0) / 255, 0.0, "must be uint8"),
+            (None, 0.0, "is None"),
+            (band_face(0), float("nan"), "seconds must rise"),
+        ):
+            with pytest.raises(ValueError, match=fact):
+                tracker.update(frame, seconds)  # type: ignore[arg-type]
+        assert tracker.update(band_face(0), 0.0).frame == 0  # none of them has changed the tracker
 
 
 _IMPORT_EVERYTHING = """

@@ -82,7 +82,7 @@ OnRow = Callable[["Uint8Array | None", ImageResult], ImageResult]
 
 def recognize_files(
     recognizer: Recognizer,
-    paths: Iterable[str],
+    paths: Iterable[str | PathLike[str]],
     *,
     summary: JobSummary | None = None,
     workers: int | None = None,
@@ -116,6 +116,7 @@ def recognize_files(
 
     Raises:
         ValueError: `paths` is one path, whose letters would be taken for paths.
+        TypeError: while rows are taken: one of `paths` is no path.
     """
     if isinstance(paths, (str, bytes, PathLike)):
         raise ValueError(
@@ -128,7 +129,7 @@ def recognize_files(
     ends = block_ends or BlockEnds(keeps_images=keeps_images)
     reading = Reading(
         recognizer,
-        Source(iter(paths), must_wait, whole_chunks=whole_blocks),
+        Source(map(_path_text, paths), must_wait, whole_chunks=whole_blocks),
         read,
         workers=workers,
         chunk_size=ends.size,
@@ -138,6 +139,19 @@ def recognize_files(
     # Images that are kept to be drawn on wait in no further queue.
     at_once = 1 if keeps_images else recognizer.runs_at_once(model_threads or min(workers, cpus))
     return _rows_of(reading, Blocks(recognizer, at_once), ends, summary or JobSummary(), on_row)
+
+
+def _path_text(path: str | PathLike[str]) -> str:
+    """A path as the rows have it."""
+    if isinstance(path, str):
+        return path
+    if isinstance(path, PathLike) and isinstance(text := os.fspath(path), str):
+        return text
+    # numpy's arrays and bytes could be opened as paths, and their rows would say that there is no such file.
+    raise TypeError(
+        f"paths must be a list of image files, with none of {type(path).__name__}; "
+        "for an image in memory: recognizer.predict(image)"
+    )
 
 
 def _rows_of(

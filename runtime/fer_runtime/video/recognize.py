@@ -14,7 +14,7 @@ import numpy as np
 
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array
-from fer_runtime.recognizer import Recognizer
+from fer_runtime.recognizer import Recognizer, check_image
 from fer_runtime.results import Face
 from fer_runtime.system import available_cpus
 from fer_runtime.video.addresses import is_stream
@@ -79,13 +79,14 @@ class Tracker:
         Raises:
             ValueError: `seconds` is not later, or the frame is of another shape or dtype.
         """
+        check_image(frame)
         return self._follow(frame, _search(self._recognizer, frame), seconds, number=number, path=path)
 
     def _follow(
         self, frame: Uint8Array, seen: _Seen, seconds: float, *, number: int | None = None, path: str = ""
     ) -> FrameResult:
         """The result of the next frame, whose faces are known."""
-        if self._time is not None and not seconds > self._time:
+        if not seconds > (float("-inf") if self._time is None else self._time):  # nor NaN
             raise ValueError(f"seconds must rise from frame to frame: {seconds} after {self._time}")
         is_cut = self._cuts.is_cut(frame, seconds)
         if is_cut:
@@ -142,7 +143,8 @@ def recognize_video(
 
     Raises:
         ImageError: the source cannot be opened, or has no frame that can be decoded.
-        ValueError: `every` is less than 1.
+        ValueError: `every` is less than 1, or the camera's number negative.
+        TypeError: the source is something else.
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, not {every}")

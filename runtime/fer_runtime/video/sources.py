@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import threading
@@ -90,11 +91,20 @@ class NamedSource(FrameSource, Protocol):
 
 
 def source_name(source: Path | str | int | NamedSource) -> str:
-    """A video's name in the rows: its path, "camera N", or the name of a stream."""
+    """A video's name in the rows: its path, "camera N", or the name of a stream.
+
+    Raises:
+        TypeError: `source` is something else.
+    """
     if isinstance(source, int):
         return f"camera {source}"
     if isinstance(source, (str, Path)):
         return stream_name(source) if isinstance(source, str) and is_stream(source) else str(source)
+    if isinstance(source, io.IOBase) or not (hasattr(source, "name") and hasattr(source, "read")):
+        raise TypeError(
+            "a video must be a path, the number of a camera, the address of a stream or an open Stream, not "
+            f"{type(source).__name__}; for frames of your own: fer_runtime.Tracker(recognizer).update(frame, seconds)"
+        )
     return source.name
 
 
@@ -269,9 +279,12 @@ class Camera:
 
     Raises:
         ImageError: there is no such camera.
+        ValueError: `number` is negative.
     """
 
     def __init__(self, number: int) -> None:
+        if number < 0:  # OpenCV 4.14 crashes
+            raise ValueError(f"the number of a camera must be at least 0, not {number}")
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise ImageError(f"no camera {number}; is it plugged in, and may you read /dev/video{number}?")
