@@ -99,6 +99,8 @@ def _run(recipe: RecognizerRecipe, ray: RayOptions, options: ClusterRun, format_
         say()
         raise
     say()
+    if not summary.images:
+        click.echo("no images to read", err=True)
     return bool(summary.failed or images.left_out.only_folders or not summary.images)
 
 

@@ -240,7 +240,8 @@ class _Job(NamedTuple):
             self._say_summary(written, started)
             raise
         self._say_summary(written, started)
-        was_empty = not (written.images or finished.rows)
+        if was_empty := not (written.images or finished.rows):
+            click.echo("no images to read", err=True)
         return was_empty or bool(written.failed or finished.failed or self.inputs.left_out.only_folders)
 
     def _continue(

@@ -101,8 +101,6 @@ def say_summary(summary: JobSummary, *, left_out: LeftOut, seconds: float, detec
         click.echo(
             f"{printable(folder)} holds folders but no images; use --recursive to read the images in them", err=True
         )
-    if not summary.images:
-        click.echo("no images to read", err=True)
 
 
 def _say_counts(summary: JobSummary, seconds: float) -> None:

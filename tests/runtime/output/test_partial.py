@@ -172,3 +172,21 @@ def test_sigterm_and_ctrl_c_are_told_apart_by_the_exit_code(number: int, code: i
     assert rest == b"tidied\n"
     assert process.returncode == code
     assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_signal_while_a_module_is_imported_leaves_no_traceback(number: int, code: int) -> None:
+    # As pybind11 does for ONNX Runtime: https://github.com/pybind/pybind11, PYBIND11_CATCH_INIT_EXCEPTIONS.
+    script = (
+        "import signal, click; from fer_runtime.command import FerCommand\n"
+        "@click.command(cls=FerCommand)\n"
+        "def main():\n"
+        "    try:\n"
+        f"        signal.raise_signal({number:d})\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        raise ImportError('initialization failed') from error\n"
+        "main([])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert run.returncode == code
+    assert b"Traceback" not in run.stderr
