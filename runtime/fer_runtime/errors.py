@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+NO_MEMORY = "needs more memory than there is"  # why an image has no answer
+
 
 class FerError(Exception):
     """Base of all errors that a command shows as one `Error:` line."""

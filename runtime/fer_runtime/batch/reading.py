@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fer_runtime.detectors import Detection
-from fer_runtime.errors import ImageError
+from fer_runtime.errors import NO_MEMORY, ImageError
 from fer_runtime.images import Uint8Array, decode_image
 from fer_runtime.recognizer import Recognizer
 
@@ -24,7 +24,6 @@ _FIRST_TASK = 8  # images, before anything is known about them
 # Files are read in runs of this many bytes before the first of them is decoded: a decoder between system calls takes
 # half as long again, and a run of crops is nothing beside one photograph.
 _RUN_BYTES = 1 << 18
-_NO_MEMORY = "needs more memory than there is"
 
 
 class Prepared:
@@ -223,7 +222,7 @@ def _read_run(
         except ImageError as error:
             image.error = str(error)
         except MemoryError:
-            image.error = _NO_MEMORY
+            image.error = NO_MEMORY
         run.append((image, content))
         if size >= _RUN_BYTES:
             break
@@ -252,4 +251,4 @@ def _prepare(
     except ImageError as error:
         image.error = str(error)
     except MemoryError:
-        image.error = _NO_MEMORY
+        image.error = NO_MEMORY

@@ -146,7 +146,7 @@ def say_video_summary(video: Path | int | NamedSource, summary: VideoSummary, se
     if counts.damaged:
         more += f"; {counted(counts.damaged, 'damaged packet')}"
     if counts.missing is None and isinstance(video, Path):
-        more = "; whether frames are missing is not known: no constant frame rate, or no time stamps"
+        more += "; whether frames are missing is not known: no constant frame rate, or no time stamps"
     elif not counts.is_end_known and not counts.is_cut:
         more += "; a missing end would not be noticed: the file states no length"
     click.echo(

@@ -8,12 +8,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.errors import ImageError
+from fer_runtime.errors import NO_MEMORY, ImageError
 from fer_runtime.images.headers import DAMAGED, Header
 
 Uint8Array = npt.NDArray[np.uint8]
 
-NO_MEMORY = "needs more memory than there is"
 # An end marker, and the same behind bytes that decode to different pixels wherever pixels are missing.
 _ENDS = (b"\xff\xd9", b"\x5a" * 32 + b"\xff\xd9", b"\xa5" * 32 + b"\xff\xd9")
 

@@ -20,8 +20,8 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from fer_runtime.errors import ImageError
-from fer_runtime.images.decode import NO_MEMORY, Uint8Array, decode_leniently
+from fer_runtime.errors import NO_MEMORY, ImageError
+from fer_runtime.images.decode import Uint8Array, decode_leniently
 from fer_runtime.images.headers import read_header
 from fer_runtime.system import available_cpus
 

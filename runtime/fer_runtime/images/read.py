@@ -8,8 +8,8 @@ from pathlib import Path
 
 import cv2
 
-from fer_runtime.errors import ImageError
-from fer_runtime.images.decode import NO_MEMORY, Uint8Array, decode_here, decode_leniently
+from fer_runtime.errors import NO_MEMORY, ImageError
+from fer_runtime.images.decode import Uint8Array, decode_here, decode_leniently
 from fer_runtime.images.headers import Header, read_header
 
 # Width times height, for formats that decode with `_BYTES_PER_PIXEL` or less; fewer for the others, so that no image

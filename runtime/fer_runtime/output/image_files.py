@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_runtime.errors import ImageError, OutputError
+from fer_runtime.errors import NO_MEMORY, ImageError, OutputError
 from fer_runtime.files import check_writable, remove_leftovers, write_atomically
 from fer_runtime.images import Uint8Array, decode_image
 from fer_runtime.output.annotate import draw_faces, encode_image, write_image
@@ -89,7 +89,7 @@ class AnnotatedCopies:
                 return self._failed(row, cause.strerror or str(cause), cause.errno)
             return self._failed(row, str(error), None)
         except MemoryError:
-            return self._failed(row, "it needs more memory than there is", None)
+            return self._failed(row, f"it {NO_MEMORY}", None)
         return row
 
     def _draw(self, image: Uint8Array, row: ImageResult) -> Uint8Array:

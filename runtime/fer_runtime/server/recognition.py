@@ -14,7 +14,7 @@ import numpy as np
 
 from fer_runtime.detectors import Detection
 from fer_runtime.detectors.search import FaceSearch
-from fer_runtime.errors import ImageError
+from fer_runtime.errors import NO_MEMORY, ImageError
 from fer_runtime.images import Uint8Array, decode_image
 from fer_runtime.recognizer import Answers
 from fer_runtime.results import Face, ImageResult
@@ -24,8 +24,6 @@ from fer_runtime.server.errors import RequestError
 from fer_runtime.server.metrics import Metrics
 from fer_runtime.server.models import ModelSet, ServedModel
 from fer_runtime.server.settings import ServerSettings
-
-_NO_MEMORY = "needs more memory than there is"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,5 +183,5 @@ class Recognition:
         except ImageError as error:
             image.error = str(error)
         except MemoryError:
-            image.error = _NO_MEMORY
+            image.error = NO_MEMORY
         return image

@@ -18,7 +18,7 @@ import numpy as np
 
 from fer_runtime.detectors import Detection
 from fer_runtime.detectors.search import FaceSearch
-from fer_runtime.errors import DataError, ImageError, OutputError
+from fer_runtime.errors import NO_MEMORY, DataError, ImageError, OutputError
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import lock_file, write_atomically
 from fer_runtime.images import MAX_PIXELS, Uint8Array, decode_image, read_bytes, read_image
@@ -44,7 +44,6 @@ _COLUMNS = (
 _SMALLEST_REPORTED = 16
 NO_FACE = "no face"
 _TOO_SMALL = "too small"
-_NO_MEMORY = "needs more memory than there is"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +204,7 @@ def _cut_out(image: SourceImage, search: FaceSearch, options: CropOptions, done:
         # A file that could not be opened has no digest; it is tried again, and has its row already.
         return _Cut(image, sha256, str(error), was_done=(_source(image), sha256) in done)
     except MemoryError:
-        return _Cut(image, sha256, _NO_MEMORY)
+        return _Cut(image, sha256, NO_MEMORY)
 
 
 def cut_face(image: Uint8Array, detection: Detection, *, size: int = SIZE) -> Uint8Array:

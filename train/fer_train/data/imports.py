@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_runtime.errors import DataError, ImageError
+from fer_runtime.errors import NO_MEMORY, DataError, ImageError
 from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, decode_image, read_bytes
 from fer_runtime.output.annotate import encode_image
 from fer_runtime.text import csv_text, printable
@@ -163,7 +163,7 @@ def _read_candidate(candidate: _Candidate) -> tuple[_Candidate, bytes | None, st
         content = candidate.read()
         image = decode_image(content)
     except (ImageError, MemoryError) as error:
-        return candidate, None, str(error) or "needs more memory than there is"
+        return candidate, None, str(error) or NO_MEMORY
     if candidate.suffix == ".png" and not content.startswith(b"\x89PNG"):
         content = encode_image(Path("image.png"), image)
     return candidate, content, ""

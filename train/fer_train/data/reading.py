@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fer_runtime.errors import ImageError
+from fer_runtime.errors import NO_MEMORY, ImageError
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, decode_image, read_bytes
 from fer_train.data.placing import in_threads
@@ -49,7 +49,7 @@ def read_images(
         except ImageError as error:
             return ReadImage(image, None, None, "", str(error))
         except MemoryError:
-            return ReadImage(image, None, None, "", "needs more memory than there is")
+            return ReadImage(image, None, None, "", NO_MEMORY)
 
     found = []
     for done, entry in enumerate(in_threads(read, images), start=1):
