@@ -194,7 +194,7 @@ def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:
         ({"name": ["v0"]}, "name is not a text"),
         ({"expressions": [[1]]}, "expressions is not a list of texts"),
         ({"training": {"lr": {1: 2}}}, "a key that is not a text"),
-        ({"training": {"lr": float("inf")}}, "something else than texts and numbers"),
+        ({"training": {"lr": float("inf")}}, "something other than texts and numbers"),
     ],
 )
 def test_a_checkpoint_of_ours_that_was_changed_is_told(change: dict[str, Any], told: str, tmp_path: Path) -> None:

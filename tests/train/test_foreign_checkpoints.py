@@ -348,7 +348,7 @@ HOSTILE: dict[str, tuple[Callable[[State], bytes], str]] = {
     "training": (_saved(_training_that_holds_itself), "nested too deeply"),
     "huge number": (
         _saved(lambda s: {**_training_that_holds_itself(s), "training": {"epochs": 10**400}}),
-        "something else than texts and numbers",
+        "something other than texts and numbers",
     ),
     "memo": (_with_pickle(b"\x80\x02}r\xff\xff\xff\x3f."), "holds no weights"),
     "nested key": (_with_pickle(_nested_key()), "holds no weights"),

@@ -362,7 +362,7 @@ def _extent(tensor: StoredTensor) -> tuple[int, int]:
     )
     stored = tensor.storage.elements * _item_bytes(tensor.storage.dtype)
     if (tensor.offset + span) * item > stored:
-        raise UnreadableError(f"it looks at {(tensor.offset + span) * item:,} bytes, and {stored:,} are stored")
+        raise UnreadableError(f"it reads {(tensor.offset + span) * item:,} bytes, and only {stored:,} are stored")
     if span > 2 * values + 1024:
         raise UnreadableError(f"its {values:,} values are scattered over {span:,}; save it with .contiguous()")
     return tensor.offset * item, (tensor.offset + span) * item

@@ -368,7 +368,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return value
     if (isinstance(value, int) and abs(value) < 1 << 63) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise TypeError("its training summary holds something else than texts and numbers")
+    raise TypeError("its training summary holds something other than texts and numbers")
 
 
 @dataclass(frozen=True, slots=True)

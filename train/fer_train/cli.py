@@ -199,7 +199,7 @@ _RULES = (
         help="Any other setting of the recipe, such as augmentation=light or ema_decay=0. An unknown NAME lists all.",
     ),
     click.option(
-        "--seed", default=0, show_default=True, help="Seed of the first weights, order, augmentation and dropout."
+        "--seed", default=0, show_default=True, help="Seed of the initial weights, order, augmentation and dropout."
     ),
 )
 @option_group(

@@ -26,10 +26,10 @@ from fer_train.data.votes import open_votes, usable
 from fer_train.execution import ON_CPU, Execution
 from fer_train.loop.distill import load_teachers
 from fer_train.loop.distributed import from_writer, one_per_machine_first
-from fer_train.loop.trainer import Trainer
+from fer_train.loop.trainer import Evaluation, Trainer
 from fer_train.networks.registry import NetworkShape, create_network
 from fer_train.recipes import Recipe
-from fer_train.results import TrainingResults, tool_versions, write_results
+from fer_train.results import History, TrainingResults, tool_versions, write_results
 from fer_train.starting_weights import start_from, weights_file
 
 
@@ -138,30 +138,17 @@ def train_model(
     trainer.run(resume_path=resume_path, resume=execution.resume, finish=execution.finish, progress=execution.progress)
 
     state_dict, reached = trainer.finished()
-    predictions = reached.probabilities.argmax(1).numpy()
-    results = TrainingResults(
-        model=network_name,
-        recipe=recipe_name,
-        settings={
-            **recipe.to_dict(),
-            **_settings_from_files(weights, teachers, images),
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "processes": world.size,
-        },
-        seed=seed,
-        history=trainer.history,
-        expressions=train.classes,
-        confusion=confusion_matrix(validation.labels, predictions, classes=len(validation.classes)),
-        accuracy_without_duplicates=accuracy_of_unseen(faces.whole, validation, predictions),
-        votes=reached.votes,
-        data=data_summary(faces.whole, train, validation),
-        versions=tool_versions(),
-    )
+    settings = {
+        **recipe.to_dict(),
+        **_settings_from_files(weights, teachers, images),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "processes": world.size,
+    }
     trained = Trained(
         checkpoint=checkpoint,
         results_file=results_path(models_dir, file_name),
-        results=results,
+        results=_results(network_name, recipe_name, settings, seed, trainer.history, faces, reached),
         train=train,
         validation=validation,
         note=faces.note,
@@ -171,6 +158,33 @@ def train_model(
         # Last: a run killed before this line finishes its files with --resume.
         resume_path.unlink(missing_ok=True)
     return trained
+
+
+def _results(
+    network_name: str,
+    recipe_name: str,
+    settings: dict[str, Any],
+    seed: int,
+    history: History,
+    faces: TrainingFaces,
+    reached: Evaluation,
+) -> TrainingResults:
+    """What the results file says of a training, whose best epoch reached `reached` on validation."""
+    train, validation = faces.train, faces.validation
+    predictions = reached.probabilities.argmax(1).numpy()
+    return TrainingResults(
+        model=network_name,
+        recipe=recipe_name,
+        settings=settings,
+        seed=seed,
+        history=history,
+        expressions=train.classes,
+        confusion=confusion_matrix(validation.labels, predictions, classes=len(validation.classes)),
+        accuracy_without_duplicates=accuracy_of_unseen(faces.whole, validation, predictions),
+        votes=reached.votes,
+        data=data_summary(faces.whole, train, validation),
+        versions=tool_versions(),
+    )
 
 
 def _identity(

@@ -114,7 +114,7 @@ def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, 
     """Two interpreters must agree on what the file computes before it can be a reference.
 
     Raises:
-        ModelFileError: they do not, the file does not run, or its scores are something else than logits.
+        ModelFileError: they do not, the file does not run, or its scores are something other than logits.
     """
     shape = (faces.size, faces.size) if faces.color == "gray" else (faces.size, faces.size, 3)
     made_up = synthetic_faces(shape)
@@ -129,7 +129,7 @@ def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, 
         shares = foreign.run(made_up, softmax_output)
         shares = np.exp(shares) if (shares <= 0).all() else shares  # LogSoftmax
         if not np.abs(shares - softmax(expected)).max() <= _AGREEMENT:
-            raise ModelFileError(f"{source}: its softmax runs over something else than the {foreign.count} scores")
+            raise ModelFileError(f"{source}: its softmax runs over something other than the {foreign.count} scores")
     elif (expected >= 0).all() and np.abs(expected.sum(1) - 1).max() < _AGREEMENT:
         raise ModelFileError(
             f"{source}: its scores are probabilities, and it does not end in a Softmax that can be taken off; export "

@@ -168,7 +168,7 @@ def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
         integrity: "sha512-..." as the registry gives it; only these bytes are kept.
 
     Raises:
-        DownloadError: there is no npm, no network, or other bytes came.
+        DownloadError: there is no npm, no network, or the bytes are not those of `integrity`.
         OutputError: the cache folder cannot be written.
     """
     if (kept := kept_npm_package(name, version, integrity)) is not None:

@@ -167,7 +167,7 @@ def test_groups_that_tell_nothing_are_errors(source: Path, tmp_path: Path, group
 
 def test_images_without_a_person_are_said(source: Path, tmp_path: Path) -> None:
     report = _split(source, tmp_path / "out", group=r"s0[0-4]")
-    assert "tells nothing of 30 images" in report.notes[0]
+    assert "matches nothing in 30 images" in report.notes[0]
 
 
 def test_groups_of_very_different_sizes_come_near_the_shares() -> None:

@@ -191,8 +191,8 @@ def import_(
     fer-data import train.csv --images imgs --output data  any csv of paths and labels
     fer-data import sets/ --output data --rename joy=happy class folders under other names
 
-    Usual words for the seven expressions are understood in any case (Anger, happiness, surprised), and
-    what was changed is said. Numbers are refused unless the set is known, because sets number
+    Common words for the seven expressions are recognized in any case (Anger, happiness, surprised), and
+    the command prints what it renamed. Numbers are refused unless the set is known, because sets number
     differently: --numbers affectnet. Images stay as they are; crop cuts faces out of photographs.
     DIR/images.csv has a row for every image, with the table's other columns; one that cannot be read
     has its reason there. FER+'s votes become DIR/votes.csv, for fer-train --votes.
@@ -293,7 +293,8 @@ def split(
     if group is not None:
         persons = ", ".join(f"{number} in {name}" for name, number in sorted(report.groups.items()))
         say(f"persons          {persons}; no person is in more than one split")
-    say(f"copies           {counted(report.copies, 'image')} kept beside one that looks the same, none across splits")
+    copies = counted(report.copies, "image")
+    say(f"copies           {copies} kept in the split of one that looks the same, none across splits")
     if report.dropped:
         say(f"left out         {counted(report.dropped, 'image')} by --drop")
     if report.written_before:

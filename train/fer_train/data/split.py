@@ -48,7 +48,7 @@ class SplitReport:
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)  # images by split and label
     groups: dict[str, int] = field(default_factory=dict)  # persons by split
-    copies: int = 0  # images that are kept beside one that is the same, or nearly
+    copies: int = 0  # images in the split of one that is the same, or nearly
     dropped: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # path, reason
     notes: list[str] = field(default_factory=list)
@@ -151,7 +151,7 @@ def _persons(
     if without:
         shown = ", ".join(printable(path, limit=80) for path in without[:_NAMED])
         report.notes.append(
-            f"--group tells nothing of {counted(len(without), 'image')}, each of which counts as a person of its own: "
+            f"--group matches nothing in {counted(len(without), 'image')}, each of which counts as a separate person: "
             f"{shown}{' ...' if len(without) > _NAMED else ''}"
         )
     return persons

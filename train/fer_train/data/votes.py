@@ -120,7 +120,7 @@ def read_votes(path: Path, classes: Sequence[str]) -> Votes:
             values = [float(row[name]) for name in classes]
             other = sum(float(row[name]) for name in others)
         except (TypeError, ValueError):
-            raise DataError(f"line {line} of the votes file {path} holds something else than numbers") from None
+            raise DataError(f"line {line} of the votes file {path} holds something other than numbers") from None
         if not min((*values, other)) >= 0 or not np.isfinite(sum(values) + other):
             raise DataError(f"line {line} of the votes file {path} holds a vote that is negative or not finite")
         by_path[str(row[key]).removeprefix("images/")] = np.array([*values, other], np.float32)
@@ -145,7 +145,7 @@ def _read_ferplus(
                 [*(float(row[name]) for name in named), sum(float(row[name]) for name in others)], np.float32
             )
         except (TypeError, ValueError):
-            raise DataError(f"line {index + 2} of the votes file {path} holds something else than numbers") from None
+            raise DataError(f"line {index + 2} of the votes file {path} holds something other than numbers") from None
         if not votes.min() >= 0 or not np.isfinite(votes).all():
             raise DataError(f"line {index + 2} of the votes file {path} holds a vote that is negative or not finite")
         by_stem[pixels_name(index)] = votes

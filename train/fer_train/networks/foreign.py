@@ -88,7 +88,7 @@ def _create(name: str, *, classes: int, size: int, color: str, dropout: float, p
         network = timm.create_model(name, **settings)
     except AssertionError as error:
         raise CheckpointError(
-            f"timm's {name} takes no faces of {size} x {size} ({error}); give another --size"
+            f"timm's {name} cannot take faces of {size} x {size} ({error}); give another --size"
         ) from error
     last = network.get_classifier()  # type: ignore[operator]
     if isinstance(last, nn.Linear):
@@ -138,7 +138,7 @@ def adapted(network: Any, *, source: str, classes: int, size: int, color: str) -
         planes = count
         break
     if planes is None:
-        raise CheckpointError(f"{source} takes no {color} faces of {size} x {size}: {reason}; give another --size")
+        raise CheckpointError(f"{source} cannot take {color} faces of {size} x {size}: {reason}; give another --size")
     network.register_forward_pre_hook(_Normalize(planes, *_mean_and_std(network, planes)))
     return network
 
