@@ -13,7 +13,7 @@ from tests.export.conftest import TEMPERATURE, narrow_metadata
 
 from fer_export.gate.golden import synthetic_faces
 from fer_export.gate.original import original_of
-from fer_export.gate.parity import check_parity
+from fer_export.gate.parity import FileSpec, check_parity
 from fer_export.graph import export_graph, serialize
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.metadata import ModelMetadata
@@ -120,7 +120,9 @@ def test_a_broken_export_is_noticed(
     model = onnx.ModelProto()
     model.CopyFrom(narrow_graph)
     content = serialize(model, breakage(model, narrow_metadata()))
-    report = check_parity(content, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE, opset=18)
+    report = check_parity(
+        content, FileSpec(original=original_of(trained_narrow), temperature=TEMPERATURE, opset=18), synthetic_faces()
+    )
     assert noticed_by in [check.name for check in report.failures]
 
 
@@ -132,7 +134,9 @@ def test_channels_that_were_not_summed_are_noticed(trained_narrow: Checkpoint, n
     ratio = 3 * plain[:, :1] / plain.sum(1, keepdims=True)
     _change(model, "conv_block_1.0.weight", lambda weights: (weights * ratio).astype(np.float32))
     report = check_parity(
-        serialize(model, narrow_metadata()), original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE
+        serialize(model, narrow_metadata()),
+        FileSpec(original=original_of(trained_narrow), temperature=TEMPERATURE),
+        synthetic_faces(),
     )
     assert "logits" in [check.name for check in report.failures]
 
@@ -143,19 +147,23 @@ def test_reversed_colour_order_is_no_fault_of_gray_faces(trained_narrow: Checkpo
     state["conv_block_1.0.weight"] = state["conv_block_1.0.weight"].flip(1)
     flipped = dataclasses.replace(trained_narrow, state_dict=state)
     content = serialize(export_graph(flipped, temperature=TEMPERATURE), narrow_metadata())
-    assert check_parity(content, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE).passed
+    assert check_parity(
+        content, FileSpec(original=original_of(trained_narrow), temperature=TEMPERATURE), synthetic_faces()
+    ).passed
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
 def test_a_truncated_file_is_named(kept: float, narrow_content: bytes, trained_narrow: Checkpoint) -> None:
     part = narrow_content[: int(kept * len(narrow_content)) if isinstance(kept, float) else kept]
     with pytest.raises(ModelFileError):
-        check_parity(part, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE)
+        check_parity(part, FileSpec(original=original_of(trained_narrow), temperature=TEMPERATURE), synthetic_faces())
 
 
 def test_a_renamed_output_is_noticed(narrow_graph: onnx.ModelProto, trained_narrow: Checkpoint) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(narrow_graph)
     content = serialize(model, _renamed_output(model, narrow_metadata()))
-    report = check_parity(content, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE)
+    report = check_parity(
+        content, FileSpec(original=original_of(trained_narrow), temperature=TEMPERATURE), synthetic_faces()
+    )
     assert "contract" in [check.name for check in report.failures]

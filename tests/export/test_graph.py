@@ -14,7 +14,7 @@ from torch import nn
 
 from fer_export.gate.golden import synthetic_faces, textures
 from fer_export.gate.original import network_logits, original_of
-from fer_export.gate.parity import check_parity
+from fer_export.gate.parity import FileSpec, check_parity
 from fer_export.graph import export_graph, fold_preprocessing, serialize
 from fer_runtime.errors import CheckpointError
 from fer_runtime.model.parity import run_model
@@ -48,7 +48,9 @@ def test_mean_and_std_of_a_recipe_are_exact_beside_the_border(trained_narrow: Ch
     """A mean folded into the bias would be wrong where the padding adds zeros."""
     checkpoint = dataclasses.replace(trained_narrow, mean=0.5, std=0.25)
     content = serialize(export_graph(checkpoint, temperature=TEMPERATURE), narrow_metadata())
-    assert check_parity(content, original_of(checkpoint), synthetic_faces(), temperature=TEMPERATURE).passed
+    assert check_parity(
+        content, FileSpec(original=original_of(checkpoint), temperature=TEMPERATURE), synthetic_faces()
+    ).passed
 
 
 def test_the_file_holds_no_paths_and_nothing_beside_it(narrow_graph: onnx.ModelProto, narrow_content: bytes) -> None:

@@ -24,7 +24,7 @@ from fer_export.gate.calibration import calibration_check, fitted_check
 from fer_export.gate.candidate import Candidate
 from fer_export.gate.coverage import Coverage
 from fer_export.gate.golden import SEED, calibration_faces
-from fer_export.gate.parity import ParityReport, as_outputs, check_parity, guarded
+from fer_export.gate.parity import FileSpec, ParityReport, as_outputs, check_parity, guarded
 from fer_export.gate.report import ExportedModel
 from fer_export.gate.subject import Subject
 from fer_export.gate.timing import Timing, speed_check
@@ -101,20 +101,17 @@ def _check_parity(
 ) -> ParityReport:
     """The checks that need no labels."""
     precision = candidate.precision
-    return check_parity(
-        candidate.content,
-        subject.original,
-        subject.faces,
-        expected=subject.logits,
-        real_faces=subject.real_faces,
+    spec = FileSpec(
+        original=subject.original,
+        precision=precision,
         temperature=candidate.calibration.temperature,
         # ONNX's reference evaluator reads int8 from opset 19 on.
         opset=subject.opset if precision != "int8" else max(subject.opset, LOWEST_OPSET),
-        precision=precision,
         batch=subject.batch,
         is_exact=candidate.is_our_int8,
         float_model=reference[0].model if reference is not None and precision == "fp16" else None,
     )
+    return check_parity(candidate.content, spec, subject.faces, expected=subject.logits, real_faces=subject.real_faces)
 
 
 def _unfamiliarity_checks(subject: Subject, candidate: Candidate) -> list[Check]:

@@ -75,93 +75,119 @@ def as_outputs(logits: FloatArray, temperature: float) -> Outputs:
     return Outputs(logits=logits, probabilities=shares)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSpec:
+    """What a model file is meant to be: its bytes are checked against this.
+
+    Raises:
+        ValueError: a fp16 file without its float graph.
+    """
+
+    original: Original  # what it was exported from
+    precision: Precision = "fp32"  # int8 differs on purpose, so its numbers are judged by accuracy.py
+    temperature: float = 1.0  # what the probabilities should have been made with
+    opset: int | None = None  # None accepts any
+    batch: int | None = None  # None: a dynamic batch
+    is_exact: bool = False  # an int8 file of our own quantizer, which every interpreter computes alike
+    float_model: onnx.ModelProto | None = (
+        None  # of a fp16 file: the judged float32 graph, by whose roundings it is judged
+    )
+
+    def __post_init__(self) -> None:
+        if self.precision == "fp16" and self.float_model is None:
+            raise ValueError("a fp16 file is judged by its float graph; give float_model")
+
+    @property
+    def run_batch(self) -> int:
+        """Faces of a call."""
+        return self.batch or _RUN_BATCH
+
+
 def check_parity(
-    content: bytes,
-    original: Original,
-    faces: Uint8Array,
-    *,
-    expected: FloatArray | None = None,
-    real_faces: int = 0,
-    temperature: float = 1.0,
-    opset: int | None = None,
-    precision: Precision = "fp32",
-    batch: int | None = None,
-    is_exact: bool = False,
-    float_model: onnx.ModelProto | None = None,
+    content: bytes, spec: FileSpec, faces: Uint8Array, *, expected: FloatArray | None = None, real_faces: int = 0
 ) -> ParityReport:
     """Run the checks that need no labels on a model file.
 
     Args:
         content: the file's bytes, metadata included.
-        original: what it was exported from.
+        spec: what the file is meant to be.
         faces: of its size and colour, uint8; all of them are compared.
-        expected: the original's logits for them; None computes them.
+        expected: the original's logits for them, float32 (faces, labels); None computes them.
         real_faces: how many of the faces come from images.
-        temperature: what the probabilities should have been made with.
-        opset: what the file should declare; None accepts any.
-        precision: of the file; int8 differs on purpose, so its numbers are judged by accuracy.py.
-        batch: the file's fixed batch size; None for a dynamic one.
-        is_exact: an int8 file of our own quantizer, which every interpreter computes alike.
-        float_model: the judged float32 graph that a fp16 file was made from, whose roundings it is judged by.
 
     Raises:
         ModelFileError: the bytes are no ONNX model.
-        ValueError: a fp16 file without its float graph.
     """
-    if precision == "fp16" and float_model is None:
-        raise ValueError("a fp16 file is judged by its float graph; give float_model")
-    without_run = ParityReport(checks=(), comparison=None, faces=len(faces), real_faces=real_faces)
+    report = ParityReport(checks=(), comparison=None, faces=len(faces), real_faces=real_faces)
     try:
         file = read_onnx(content, source="the exported model")
     except ModelFileError:
         # The reader refuses weights outside the file; here that is a fault of the export with a check of its own.
         if (outside := external_data_check(content)) is None:
             raise
-        return replace(without_run, checks=(outside,))
-    labels, face_shape = original.labels, original.face_shape
+        return replace(report, checks=(outside,))
+    original = spec.original
     checks = structure_checks(
-        content, face_shape=face_shape, classes=len(labels), batch=batch, foreign=original.is_foreign
+        content,
+        face_shape=original.face_shape,
+        classes=len(original.labels),
+        batch=spec.batch,
+        foreign=original.is_foreign,
     )
     try:
         session = open_session(content, source="the exported model").session
     except ModelFileError as error:
         checks.append(Check(name="load", passed=False, detail=str(error)))
-        return replace(without_run, checks=tuple(checks))
-    checks += [
-        _contract_check(session, face_shape, len(labels), batch),
-        *metadata_checks(file, original, temperature=temperature, opset=opset, precision=precision),
-    ]
-    reference = as_outputs(original.logits(faces) if expected is None else expected, temperature)
+        return replace(report, checks=tuple(checks))
+    checks += [_contract_check(session, spec), *_metadata_checks(file, spec)]
+    reference = as_outputs(original.logits(faces) if expected is None else expected, spec.temperature)
     try:
-        actual = run_shuffled(session, faces, batch=batch or _RUN_BATCH)
+        actual = run_shuffled(session, faces, batch=spec.run_batch)
         comparison = compare_outputs(reference, actual, margin=FP32_TOLERANCE.margin)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         checks.append(
-            Check(name="batch", passed=False, detail=f"a batch of {batch or _RUN_BATCH} fails: {first_line(error)}")
+            Check(name="batch", passed=False, detail=f"a batch of {spec.run_batch} fails: {first_line(error)}")
         )
-        return replace(without_run, checks=tuple(checks))
-    compared = comparison_checks(comparison, FP32_TOLERANCE)
-    checks += compared if precision == "fp32" else [check for check in compared if check.name == "finite"]
-    if float_model is not None and precision == "fp16":
-        source, size = float_model, batch or _RUN_BATCH
+        return replace(report, checks=tuple(checks))
+    checks += _number_checks(content, spec, faces, actual, comparison)
+    checks += _repeated_runs_checks(content, spec, faces)
+    return replace(report, checks=tuple(checks), comparison=comparison, outputs=actual)
+
+
+def _number_checks(
+    content: bytes, spec: FileSpec, faces: Uint8Array, actual: Outputs, comparison: Comparison
+) -> list[Check]:
+    """Are the file's outputs for `faces` those of the original?"""
+    checks = comparison_checks(comparison, FP32_TOLERANCE)
+    if spec.precision != "fp32":
+        checks = [check for check in checks if check.name == "finite"]
+    if spec.precision == "fp16" and (source := spec.float_model) is not None:
         checks += guarded(
             "logits",
             lambda: rounding_checks(
-                source, onnx.load_model_from_string(content), faces, actual, temperature=temperature, batch=size
+                source,
+                onnx.load_model_from_string(content),
+                faces,
+                actual,
+                temperature=spec.temperature,
+                batch=spec.run_batch,
             ),
         )
-    checks.append(_softmax_check(actual, temperature))
+    return [*checks, _softmax_check(actual, spec.temperature)]
+
+
+def _repeated_runs_checks(content: bytes, spec: FileSpec, faces: Uint8Array) -> list[Check]:
+    """Are a face's outputs the same in every batch, and in other interpreters?"""
+    precision, batch = spec.precision, spec.batch
     if batch is None:
-        checks += guarded("batch", lambda: batch_checks(content, faces, precision=precision))
+        checks = guarded("batch", lambda: batch_checks(content, faces, precision=precision))
     else:
-        fixed = batch
-        checks += guarded("batch", lambda: fixed_batch_checks(content, faces, precision=precision, batch=fixed))
+        checks = guarded("batch", lambda: fixed_batch_checks(content, faces, precision=precision, batch=batch))
     interpreted = faces[np.random.default_rng(SEED).permutation(len(faces))[:INTERPRETED_FACES]]
-    checks += guarded(
+    return checks + guarded(
         "interpreters",
-        lambda: interpreter_checks(content, interpreted, precision=precision, batch=batch, is_exact=is_exact),
+        lambda: interpreter_checks(content, interpreted, precision=precision, batch=batch, is_exact=spec.is_exact),
     )
-    return replace(without_run, checks=tuple(checks), comparison=comparison, outputs=actual)
 
 
 def guarded(name: str, check: Callable[[], list[Check]]) -> list[Check]:
@@ -192,8 +218,9 @@ def run_shuffled(session: Any, faces: Uint8Array, *, batch: int = 64) -> Outputs
     )
 
 
-def _contract_check(session: Any, face_shape: tuple[int, ...], classes: int, batch: int | None) -> Check:
+def _contract_check(session: Any, spec: FileSpec) -> Check:
     """Inputs and outputs as every program that reads our files expects them."""
+    face_shape, classes, batch = spec.original.face_shape, len(spec.original.labels), spec.batch
     first: int | str = "*" if batch is None else batch
     found = {
         value.name: (value.type, tuple("*" if isinstance(size, str) or size is None else size for size in value.shape))
@@ -218,15 +245,9 @@ def _contract_check(session: Any, face_shape: tuple[int, ...], classes: int, bat
     )
 
 
-def metadata_checks(
-    file: OnnxFile,
-    original: Original,
-    *,
-    temperature: float,
-    opset: int | None = None,
-    precision: Precision = "fp32",
-) -> list[Check]:
-    """Check a file's metadata."""
+def _metadata_checks(file: OnnxFile, spec: FileSpec) -> list[Check]:
+    """Is what the file says of itself true?"""
+    original, precision, temperature, opset = spec.original, spec.precision, spec.temperature, spec.opset
     try:
         metadata = parse_metadata(file.metadata.get(METADATA_KEY), source="the exported model")
     except ModelFileError as error:

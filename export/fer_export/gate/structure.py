@@ -61,51 +61,63 @@ def structure_checks(
             detail="; ".join(faults[:3]) or "one file: no external data, functions, subgraphs or unused parts",
         )
     ]
-    rules = RULES | MORE_RULES if foreign else RULES
-    used = {operator_name(node) for node in model.graph.node}
-    unknown = sorted(used - set(rules))
-    try:
-        graph = RowWalk(
-            {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}, batch, rules
-        )
-        graph.states["faces"] = Rows(face_shape)
-        if not unknown:
-            for node in model.graph.node:
-                graph.follow(node)
-            for name in _OUTPUTS:
-                if graph.states.get(name) != Rows((classes,)):
-                    raise NotAllowedError(f"{name} is not one row of {classes} values per face")
-            if any(output.name == OPTIONAL for output in model.graph.output) and graph.states.get(OPTIONAL) != Rows(()):
-                raise NotAllowedError(f"{OPTIONAL} is not one value per face")
-        wrong = graph.wrong_attributes
-    except NotAllowedError as error:
-        wrong, failure = [], str(error)
-    else:
-        failure = ""
-    operators = [f"{name} is not on the list of operators" for name in unknown] + wrong
-    checks.append(
-        Check(
-            name="operators",
-            passed=not operators,
-            detail="; ".join(operators[:3])
-            or f"{len(used)} operators, all on the list with their attributes"
-            + (f"; beyond our own networks': {', '.join(more)}" if (more := sorted(used - set(RULES))) else ""),
-        )
-    )
-    if unknown and not failure:
-        failure = "not shown, because of the operators above"
-    checks.append(
-        Check(
-            name="face by face",
-            passed=not failure,
-            detail=failure or f"shown for any batch: each of {len(model.graph.node)} nodes keeps faces apart",
-        )
-    )
+    checks += _row_checks(model, face_shape, classes, batch, foreign=foreign)
     bad = _bad_constants(model)
     checks.append(
         Check(name="weights", passed=not bad, detail="; ".join(bad[:3]) or "all constants finite, all scales positive")
     )
     return checks
+
+
+def _row_checks(
+    model: onnx.ModelProto, face_shape: tuple[int, ...], classes: int, batch: int | None, *, foreign: bool
+) -> list[Check]:
+    """Check that all operators are on the list, and that row i of each tensor comes from face i alone."""
+    rules = RULES | MORE_RULES if foreign else RULES
+    used = {operator_name(node) for node in model.graph.node}
+    unknown = sorted(used - set(rules))
+    wrong: list[str] = []
+    failure = "not shown, because of the operators above" if unknown else ""
+    try:
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        walk = RowWalk(constants, batch, rules)
+        if not unknown:
+            _follow_rows(walk, model.graph, face_shape, classes)
+        wrong = walk.wrong_attributes
+    except NotAllowedError as error:
+        failure = str(error)
+    operators = [f"{name} is not on the list of operators" for name in unknown] + wrong
+    more = sorted(used - set(RULES))
+    return [
+        Check(
+            name="operators",
+            passed=not operators,
+            detail="; ".join(operators[:3])
+            or f"{len(used)} operators, all on the list with their attributes"
+            + (f"; beyond our own networks': {', '.join(more)}" if more else ""),
+        ),
+        Check(
+            name="face by face",
+            passed=not failure,
+            detail=failure or f"shown for any batch: each of {len(model.graph.node)} nodes keeps faces apart",
+        ),
+    ]
+
+
+def _follow_rows(walk: RowWalk, graph: onnx.GraphProto, face_shape: tuple[int, ...], classes: int) -> None:
+    """Follow a face from the input to the outputs.
+
+    Raises:
+        NotAllowedError: a node may mix faces, or an output is not one row per face.
+    """
+    walk.states["faces"] = Rows(face_shape)
+    for node in graph.node:
+        walk.follow(node)
+    for name in _OUTPUTS:
+        if walk.states.get(name) != Rows((classes,)):
+            raise NotAllowedError(f"{name} is not one row of {classes} values per face")
+    if any(output.name == OPTIONAL for output in graph.output) and walk.states.get(OPTIONAL) != Rows(()):
+        raise NotAllowedError(f"{OPTIONAL} is not one value per face")
 
 
 def _tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:

@@ -86,7 +86,7 @@ def weights_fault(model: onnx.ModelProto, head: Head, precision: Precision) -> s
 def unfamiliar_checks(
     content: bytes, head: Head, point: OperatingPoint, *, precision: Precision, batch: int | None
 ) -> list[Check]:
-    """Hold a file's output against the layer that was fitted, and its threshold against faces and other images.
+    """Compare a file's output with the layer that was fitted, and try its threshold on faces and other images.
 
     Args:
         content: the file's bytes.
@@ -95,9 +95,8 @@ def unfamiliar_checks(
     """
     faces, real = head.sample, head.sample_faces
     found = unfamiliarity_of(content, faces, batch=batch)
-    shape = Check(name="unfamiliarity", passed=False, detail=f"of shape {found.shape}, not ({len(faces)},)")
     if found.shape != (len(faces),):
-        return [shape]
+        return [Check(name="unfamiliarity", passed=False, detail=f"of shape {found.shape}, not ({len(faces)},)")]
     spread = max(float(head.expected.std(dtype=np.float64)), 1e-12)
     difference = found.astype(np.float64) - head.expected
     error = float(np.sqrt((difference**2).mean())) / spread
@@ -141,8 +140,3 @@ def describe(point: OperatingPoint) -> str:
         f"unfamiliar above {point.unfamiliar_above:g}: loses {point.lost:.1%} ({low:.1%} to {high:.1%}) of "
         f"{point.faces} faces, keeps {point.kept:.1%} of {point.strange} made-up images, AUROC {point.auroc:.3f}"
     )
-
-
-def to_json(point: OperatingPoint | None) -> dict[str, Any] | None:
-    """The threshold as the report holds it."""
-    return None if point is None else point.to_dict()

@@ -10,7 +10,7 @@ from tests.export import faults
 from fer_export.fp16 import halve_model
 from fer_export.gate.batches import fixed_batch_checks
 from fer_export.gate.original import original_of
-from fer_export.gate.parity import check_parity
+from fer_export.gate.parity import FileSpec, check_parity
 from fer_export.graph import fix_batch
 from fer_runtime.model.parity import Uint8Array
 from fer_train.checkpoints import Checkpoint
@@ -68,7 +68,9 @@ def test_the_gate_runs_both_on_a_fixed_batch(
     model = onnx.load_model_from_string(narrow_content)
     faults.the_face_before(model)
     report = check_parity(
-        fix_batch(model, 4).SerializeToString(), original_of(trained_narrow), faces, temperature=1.6, batch=4
+        fix_batch(model, 4).SerializeToString(),
+        FileSpec(original=original_of(trained_narrow), temperature=1.6, batch=4),
+        faces,
     )
     found = {check.name: check.passed for check in report.checks}
     assert (found["batch"], found["repeat"]) == (False, True)

@@ -10,7 +10,7 @@ from tests.export.conftest import TEMPERATURE
 
 from fer_export.gate.golden import synthetic_faces
 from fer_export.gate.original import original_of
-from fer_export.gate.parity import as_outputs, check_parity
+from fer_export.gate.parity import FileSpec, as_outputs, check_parity
 from fer_runtime.model.parity import Outputs, Tolerance, compare_outputs, softmax, worst_of
 from fer_train.checkpoints import Checkpoint
 
@@ -44,7 +44,9 @@ def test_one_face_is_not_broadcast_over_many() -> None:
 
 def test_a_good_file_passes_every_check(narrow_content: bytes, trained_narrow: Checkpoint) -> None:
     report = check_parity(
-        narrow_content, original_of(trained_narrow), synthetic_faces(), temperature=TEMPERATURE, opset=18
+        narrow_content,
+        FileSpec(original=original_of(trained_narrow), temperature=TEMPERATURE, opset=18),
+        synthetic_faces(),
     )
     assert report.passed, report.failures
     assert report.outputs is not None
