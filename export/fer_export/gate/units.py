@@ -186,8 +186,8 @@ def _verdict(
             allowed = np.hypot(own[key], rounding)
             shares = np.where(live, values / allowed, 0)
             place = int(np.argmax(np.where(np.isfinite(shares), shares, np.inf)))
-            # Written as "not <=" so that NaN counts.
-            if not shares[place] <= worst[key][0]:
+            # Written so that NaN counts, and that a later layer does not replace it.
+            if worst[key][0] == worst[key][0] and not shares[place] <= worst[key][0]:
                 where = f" ({name}, unit {place})"
                 worst[key] = float(shares[place]), float(values[place]), float(allowed[place]), where
     return Check(

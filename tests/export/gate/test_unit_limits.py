@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fer_export.gate.units import UnitLimits, unit_check
+from fer_export.gate.units import UnitLimits, _verdict, unit_check
 from fer_runtime.model.parity import Uint8Array
 
 
@@ -62,3 +62,14 @@ def test_a_narrow_unit_that_is_doubled_is_found(faces: Uint8Array) -> None:
     check = unit_check(_model([_WIDE, _NARROW], None), _model([_WIDE, 2 * _NARROW], 1.0), faces, UnitLimits())
     assert not check.passed
     assert "(y, unit 1)" in check.detail
+
+
+def test_nan_in_one_layer_is_not_hidden_by_the_next() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 1000))
+    good = np.stack([x.sum(1), x.sum(1), (x * x).sum(1), (x * x).sum(1), (x * x).sum(1)])
+    bad = good.copy()
+    bad[[1, 3, 4]] = np.nan
+    for sums in ([good, bad], [bad, good]):
+        check = _verdict(["first", "second"], list(sums), [1000, 1000], [0.0, 0.0], UnitLimits())
+        assert not check.passed
+    assert _verdict(["first", "second"], [good, good], [1000, 1000], [0.0, 0.0], UnitLimits()).passed

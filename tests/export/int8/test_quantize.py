@@ -13,6 +13,7 @@ from tests.export.conftest import TEMPERATURE, Exported, narrow_metadata
 
 from fer_export.gate.golden import synthetic_faces, textures
 from fer_export.gate.units import quantized_scales
+from fer_export.gate.weights import weights_check
 from fer_export.graph import export_graph, serialize
 from fer_export.int8.optimized import integer_check, optimized_nodes
 from fer_export.int8.quantize import blocked_weights, quantize_model
@@ -221,3 +222,14 @@ def test_a_residual_network_is_quantized_whole(name: str, additions: int) -> Non
     # Nothing is left to a runtime's way of rounding, not even with weights of which no input's size is known.
     plain = run_model(open_session(content, optimize=False).session, faces).logits
     assert np.array_equal(plain, actual)
+
+
+def test_nan_in_one_layer_is_not_hidden_by_the_next(narrow_graph: onnx.ModelProto, int8_graph: onnx.ModelProto) -> None:
+    assert weights_check(narrow_graph, int8_graph).passed
+    layers = {node.input[1] for node in narrow_graph.graph.node if node.op_type in ("Conv", "Gemm")}
+    reader = next(node for node in int8_graph.graph.node if node.input[0] in layers)
+    broken = onnx.ModelProto()
+    broken.CopyFrom(int8_graph)
+    scale = next(tensor for tensor in broken.graph.initializer if tensor.name == reader.input[1])
+    scale.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(scale), np.nan), scale.name))
+    assert not weights_check(narrow_graph, broken).passed
