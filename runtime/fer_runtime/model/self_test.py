@@ -232,11 +232,12 @@ def _unfamiliarity_checks(
         return []
     if expected is None or any(values is None or values.shape != expected.shape for values in found):
         return [Check(name="unfamiliarity", passed=False, detail="the graph and its certificate disagree about it")]
-    worst = max(
-        float((np.abs(values.astype(np.float64) - expected) / (1 + np.abs(expected))).max())
+    differences = [
+        (np.abs(values.astype(np.float64) - expected) / (1 + np.abs(expected))).max()
         for values in found
         if values is not None
-    )
+    ]
+    worst = float(np.max(differences))  # NaN where one of them is, unlike Python's max
     # Float32 rounds it by 2.3e-6 in v0, as it rounds the logits. Coarser numbers add up over thousands of products, ten
     # times as many as a logit has.
     allowed = tolerance.logits if is_fine else 10 * tolerance.logits

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ from fer_runtime.model.integers import integer_checksums
 from fer_runtime.model.load import load_model
 from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import content_digest
-from fer_runtime.model.parity import Tolerance
-from fer_runtime.model.self_test import SelfTestReport, run_self_test
+from fer_runtime.model.parity import Outputs, Tolerance
+from fer_runtime.model.self_test import SelfTestReport, _unfamiliarity_checks, run_self_test
 from fer_runtime.model.signature import load_private_key, sign_file
 
 
@@ -334,3 +335,15 @@ def test_the_command_exits_1_on_a_difference(tmp_path: Path) -> None:
     bad = CliRunner().invoke(main, ["--self-test", "--model", str(changed)])
     assert bad.exit_code == 1
     assert "FAIL  digest" in bad.output
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_nan_in_either_run_of_the_unfamiliarity_fails(place: int) -> None:
+    expected = np.linspace(0, 2, 8, dtype=np.float32)
+    blank = np.zeros((8, 7), np.float32)
+    found = [expected.copy(), expected.copy()]
+    found[place][3] = np.nan
+    certificate: Any = SimpleNamespace(model_unfamiliarity=expected)
+    runs = [Outputs(logits=blank, probabilities=blank, unfamiliarity=values) for values in found]
+    (check,) = _unfamiliarity_checks(certificate, runs, Tolerance(), is_fine=True)
+    assert not check.passed
