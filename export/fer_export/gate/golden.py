@@ -67,10 +67,10 @@ def _drawn_face(side: int, *, smile: float, brows: float, mouth: float, tone: fl
         plane[:] = plane * (1 - cover) + gray * cover
 
     paint((np.hypot((x - 24) / 19, (y - 25) / 23) - 1) * 19, tone)
-    for side in (-1, 1):
-        paint((np.hypot((x - 24 - side * 8) / 4, (y - 20) / 2.2) - 1) * 2.2, 245)
-        paint(np.hypot(x - 24 - side * 8, y - 20) - 1.6, 20)
-        along = side * (x - 24 - side * 8)
+    for eye in (-1, 1):
+        paint((np.hypot((x - 24 - eye * 8) / 4, (y - 20) / 2.2) - 1) * 2.2, 245)
+        paint(np.hypot(x - 24 - eye * 8, y - 20) - 1.6, 20)
+        along = eye * (x - 24 - eye * 8)
         paint(np.maximum(np.abs(y - 14 + brows * along / 5) - 1.0, np.abs(along) - 5), 40)
     bend = smile * (((x - 24) / 10) ** 2 - 0.5)
     paint(np.maximum(np.abs(y - 37 + bend * 0.6) - mouth, np.abs(x - 24) - 10), 70)

@@ -36,7 +36,7 @@ from fer_runtime.cluster.shards import (
     summary_to_json,
     write_plan,
 )
-from fer_runtime.cluster.storage import is_uri, open_store, read_uri
+from fer_runtime.cluster.storage import is_uri, local_folder, open_store, read_uri
 from fer_runtime.command import needs_extra
 from fer_runtime.detectors.yunet_file import cached_yunet
 from fer_runtime.errors import ClusterError, FerError, OutputError, first_line
@@ -405,9 +405,9 @@ def rows_in_order(
 
 def _remove_leftovers(output: str) -> None:
     """Remove the temporary files of actors that were killed; called when no actor writes any more."""
-    if is_uri(output):
+    if (root := local_folder(output)) is None:
         return
-    for folder in (Path(output), Path(output, "_job", "counts")):
+    for folder in (root, root / "_job" / "counts"):
         for partial in folder.glob(".*.partial"):
             with suppress(OSError):
                 partial.unlink()

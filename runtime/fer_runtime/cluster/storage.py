@@ -112,10 +112,16 @@ class Store(Protocol):
 
 def open_store(location: str) -> Store:
     """The folder at a path or URI, whether it is there yet or not. It may be pickled."""
+    folder = local_folder(location)
+    # A rename makes files whole on a disk, also those of file://; pyarrow's streams write under the final name.
+    return _RemoteStore(location.rstrip("/")) if folder is None else _LocalStore(folder)
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder on this machine that a path or a file:// URI names; None for any other URI."""
     if location.startswith("file://"):
-        # A rename makes files whole on a disk; pyarrow's streams write under the final name.
-        return _LocalStore(Path(location.removeprefix("file://")))
-    return _RemoteStore(location.rstrip("/")) if is_uri(location) else _LocalStore(Path(location).absolute())
+        return Path(location.removeprefix("file://"))
+    return None if is_uri(location) else Path(location).absolute()
 
 
 @dataclass(frozen=True, slots=True)

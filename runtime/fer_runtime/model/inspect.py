@@ -11,11 +11,10 @@ from fer_runtime.errors import ModelFileError
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import OnnxFile, bytes_per_value, content_digest, read_onnx_file
-from fer_runtime.model.shapes import count_macs
+from fer_runtime.model.shapes import MULTIPLYING, count_macs
 from fer_runtime.text import printable
 
 _COLOR_NAMES = {"gray": "grayscale", "rgb": "RGB"}
-_MULTIPLYING = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +156,7 @@ def _weights(file: OnnxFile) -> tuple[str, ...]:
     behind = {node.outputs[0]: node.inputs[0] for node in converting if node.inputs and node.outputs}
     found: dict[str, None] = {}
     for node in file.nodes:
-        if node.op_type in _MULTIPLYING:
+        if node.op_type in MULTIPLYING:
             for name in node.inputs[1:]:
                 name = behind.get(name, name)
                 if name in file.tensors:

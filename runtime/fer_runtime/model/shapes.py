@@ -16,7 +16,7 @@ _SAME_SHAPE = frozenset(
     LayerNormalization LeakyRelu Neg QuantizeLinear Reciprocal Relu Selu Sigmoid Softmax Softplus Sqrt Tanh
     """.split()  # noqa: SIM905 - a list of a line each would fill a page
 )
-_MULTIPLYING = ("Conv", "Gemm", "MatMul")
+MULTIPLYING = ("Conv", "Gemm", "MatMul")  # operators with weights
 
 
 def infer_shapes(file: OnnxFile) -> Shapes:
@@ -44,7 +44,7 @@ def count_macs(file: OnnxFile, shapes: Shapes | None = None) -> int | None:
     shapes = infer_shapes(file) if shapes is None else shapes
     total = 0
     for node in file.nodes:
-        if node.op_type not in _MULTIPLYING:
+        if node.op_type not in MULTIPLYING:
             continue
         names = (*node.inputs[:2], *node.outputs[:1])
         source, weights, shape = (shapes.get(name) for name in names) if len(names) == 3 else (None, None, None)

@@ -68,11 +68,11 @@ class ContactSheet:
     def draw(self) -> Uint8Array:
         """The page, uint8 (height, width, 3) in BGR."""
         rows: dict[str, int] = {}
-        height, left = _GAP, ""
+        height, note = _GAP, ""
         for name in (name for name in self.labels if name in self._groups):
             count = -(-len(self._groups[name]) // _COLUMNS)
             if height + 2 * _HEADER + count * (_FACE + _CAPTION) > _TALLEST:
-                left, height = f"{len(self._groups) - len(rows)} more labels are not shown", height + _HEADER
+                note, height = f"{len(self._groups) - len(rows)} more labels are not shown", height + _HEADER
                 break
             rows[name] = count
             height += _HEADER + count * (_FACE + _CAPTION)
@@ -96,5 +96,5 @@ class ContactSheet:
                 for line, text in enumerate(caption.split("\n")):
                     cv2.putText(page, text, (x, y + _FACE + 13 + 14 * line), _FONT, 0.38, color, 1, cv2.LINE_AA)
             top += rows[name] * (_FACE + _CAPTION)
-        cv2.putText(page, left, (_GAP, top + 23), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
+        cv2.putText(page, note, (_GAP, top + 23), _FONT, 0.6, _INK, 1, cv2.LINE_AA)
         return page

@@ -14,6 +14,7 @@ import cv2
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
+from fer_runtime.cluster.engine import _remove_leftovers
 from fer_runtime.errors import OutputError
 
 pytest.importorskip("pyarrow", reason="needs the extra `ray`")
@@ -150,3 +151,14 @@ os._exit(0)
         f"InputError cannot list s3://nobody: {nothing}",
         "({'part-000000.jsonl'}, b'row', None)",
     ], run.stderr
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_leftovers_of_killed_actors_are_removed(tmp_path: Path, scheme: str) -> None:
+    left = [tmp_path / ".part-0.jsonl.123.partial", tmp_path / "_job" / "counts" / ".0.json.5.partial"]
+    kept = tmp_path / "part-0.jsonl"
+    left[1].parent.mkdir(parents=True)
+    for file in (*left, kept):
+        file.touch()
+    _remove_leftovers(f"{scheme}{tmp_path}")
+    assert [file.exists() for file in (*left, kept)] == [False, False, True]
