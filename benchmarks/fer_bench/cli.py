@@ -27,7 +27,7 @@ from fer_bench.interoperability.command import interoperability
 from fer_bench.ledger.command import ledger
 from fer_bench.quality_commands import reasons, unfamiliar
 from fer_bench.report.commands import report, robustness
-from fer_runtime.command import FerGroup, Rule, say
+from fer_runtime.command import FerGroup, NumberRange, Rule, say
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
@@ -88,7 +88,9 @@ main.add_command(diff)
 @click.option(
     "--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Number of turns per configuration."
 )
-@click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
+@click.option(
+    "--seconds", type=NumberRange(min=0, min_open=True), default=0.4, show_default=True, help="Seconds per turn."
+)
 @json_option
 def latency(
     models: tuple[str, ...],
@@ -270,7 +272,7 @@ def tracks(runs: int) -> None:
     show_default=True,
     help="Faces per request. May be repeated.",
 )
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Seconds per load.")
+@click.option("--seconds", type=NumberRange(min=0.1), default=5.0, show_default=True, help="Seconds per load.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Turns per service and load.")
 @json_option
 def serve(
@@ -304,7 +306,11 @@ def serve(
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
 @click.option(
-    "--tolerance", type=float, default=0.07, show_default=True, help="Slowdown that is still noise, as a fraction."
+    "--tolerance",
+    type=NumberRange(min=0),
+    default=0.07,
+    show_default=True,
+    help="Slowdown that is still noise, as a fraction.",
 )
 def compare(old: Path, new: Path, tolerance: float) -> None:
     """Compare two files of `fer-bench latency --json`; exit 1 if a configuration became slower beyond noise."""

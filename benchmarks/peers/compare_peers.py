@@ -23,7 +23,7 @@ from fer_bench.console import (
 from fer_bench.environment import environment
 from fer_bench.latency.measure import Configuration, classify_in_worker, measure_latency
 from fer_bench.statistics import Interval, bootstrap
-from fer_runtime.command import FerCommand
+from fer_runtime.command import FerCommand, NumberRange
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.find import available_models, checkpoint_path
@@ -81,7 +81,9 @@ PEERS = (
 @data_option
 @click.option("--votes", metavar="FILE|ferplus", help="Also compare with raters' votes, as in fer-bench accuracy.")
 @click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns per peer.")
-@click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
+@click.option(
+    "--seconds", type=NumberRange(min=0, min_open=True), default=0.4, show_default=True, help="Seconds per turn."
+)
 @click.option(
     "--json",
     "json_path",

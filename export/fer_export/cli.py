@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from fer_export.show import show_export, show_targets
 from fer_runtime.command import (
     FerCommand,
+    NumberRange,
     PathlibPath,
     RegistryChoice,
     Rule,
@@ -321,7 +323,7 @@ _RULES = (
     click.option("--scores", metavar="NAME", help="Name of the output with the scores, if it has several."),
     click.option(
         "--temperature",
-        type=click.FloatRange(1e-3, 1e3),
+        type=NumberRange(1e-3, 1e3),
         help="Number to divide its logits by before the softmax. [default: 1, or fitted to --data]",
     ),
 )
@@ -587,6 +589,8 @@ def _budget(text: str) -> Budget:
 
     try:
         accuracy, macro_f1, recall = (float(part) for part in text.split(","))
+        if not math.isfinite(accuracy + macro_f1 + recall):
+            raise ValueError
     except ValueError:
         raise click.BadParameter(f"{text!r} is not three numbers such as 0.5,0.5,2", param_hint="--budget") from None
     return Budget(accuracy=accuracy, macro_f1=macro_f1, recall=recall)

@@ -92,6 +92,16 @@ _Run = TypeVar("_Run", bound=RunOptions)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+class NumberRange(click.FloatRange):
+    """A `FloatRange` without NaN: click's own takes it, because every comparison with NaN is false."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
 class PathlibPath(click.Path):
     """A `click.Path` that gives a pathlib.Path; the module, 3 ms of `--help`, is loaded when there is a value."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fer_runtime.command import PathlibPath, RegistryChoice, option_group
+from fer_runtime.command import NumberRange, PathlibPath, RegistryChoice, option_group
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PREFERENCE
 
@@ -18,7 +18,7 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
     """A probability, or "auto"."""
     if value is None or value == "auto":
         return value
-    probability: float = click.FloatRange(0, 1)(value, parameter, context)
+    probability: float = NumberRange(0, 1)(value, parameter, context)
     return probability
 
 

@@ -62,7 +62,8 @@ def test_inspect_tells_in_words_and_as_json(exported: Exported) -> None:
 
 def test_wrong_usage_exits_2() -> None:
     assert CliRunner().invoke(main, []).exit_code == 2
-    assert CliRunner().invoke(main, ["--model", "narrow", "--budget", "much"]).exit_code == 2
+    for budget in ("much", "nan,nan,nan", "inf,1,1"):
+        assert CliRunner().invoke(main, ["--model", "narrow", "--budget", budget]).exit_code == 2
     assert CliRunner().invoke(main, ["--model", "v9"]).exit_code == 2
 
 

@@ -49,6 +49,17 @@ def test_an_option_means_the_same_everywhere(option: str) -> None:
     assert {path: meaning for path, meaning in meanings.items() if meaning != first} == {}
 
 
+@pytest.mark.parametrize("path", COMMANDS)
+def test_no_option_takes_nan_for_a_number(path: str) -> None:
+    """Every comparison with NaN is false, so click's own ranges take it."""
+    command = COMMANDS[path]
+    floats = (click.FloatRange, type(click.FLOAT))
+    options = [option for option in command.params if isinstance(option.type, floats)]
+    for option in options:
+        with pytest.raises(click.BadParameter, match="not a number"):
+            option.type.convert("nan", option, None)
+
+
 @pytest.mark.parametrize("path", [path for path in COMMANDS if " " not in path])
 def test_every_command_tells_its_version(path: str) -> None:
     assert CliRunner().invoke(COMMANDS[path], ["--version"]).output == f"fer-edge {version('fer-edge')}\n"

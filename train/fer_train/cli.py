@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from fer_runtime.command import (
+    NumberRange,
     PathlibPath,
     Rule,
     RunOptions,
@@ -184,7 +185,7 @@ _RULES = (
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs. [default: the recipe's]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="Faces per step. [default: the recipe's]"),
-    click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate. [default: the recipe's]"),
+    click.option("--lr", type=NumberRange(min=0, min_open=True), help="Learning rate. [default: the recipe's]"),
     click.option(
         "--drop",
         help="Training images to leave out, separated by commas: duplicates (copies), conflicts (copies under two "

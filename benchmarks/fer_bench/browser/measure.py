@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_bench.console import json_option, say_environment, show_progress, write_json
-from fer_runtime.command import FerCommand, PathlibPath, needs_extra, say
+from fer_runtime.command import FerCommand, NumberRange, PathlibPath, needs_extra, say
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
@@ -280,7 +280,9 @@ def _golden_faces(model: Path) -> list[str]:
 )
 @models_dir_option
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Number of turns per tab.")
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="Seconds per turn.")
+@click.option(
+    "--seconds", type=NumberRange(min=0, min_open=True), default=1.0, show_default=True, help="Seconds per turn."
+)
 @click.option("--no-face-api", is_flag=True, help="Skip face-api.js, which is fetched with npm.")
 @click.option(
     "--ort-web",

@@ -17,7 +17,7 @@ from fer_bench.console import (
     threads_option,
 )
 from fer_bench.engines import ENGINES
-from fer_runtime.command import FerGroup, RegistryChoice, say
+from fer_runtime.command import FerGroup, NumberRange, RegistryChoice, say
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
@@ -64,7 +64,9 @@ def ledger() -> None:
 )
 @threads_option
 @click.option("--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Turns per configuration.")
-@click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
+@click.option(
+    "--seconds", type=NumberRange(min=0, min_open=True), default=0.4, show_default=True, help="Seconds per turn."
+)
 def add(
     path: Path,
     board: str | None,

@@ -21,7 +21,7 @@ from fer_bench.console import (
     show_progress,
     write_json,
 )
-from fer_runtime.command import FerCommand, Rule, needs_extra, say
+from fer_runtime.command import FerCommand, NumberRange, Rule, needs_extra, say
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
 from fer_runtime.text import printable
@@ -140,7 +140,9 @@ _MEASURING = ("models", "precisions", "models_dir", "engines", "rounds", "second
 @click.option(
     "--rounds", type=click.IntRange(min=2), default=8, show_default=True, help="Number of turns per configuration."
 )
-@click.option("--seconds", type=float, default=0.4, show_default=True, help="Seconds per turn.")
+@click.option(
+    "--seconds", type=NumberRange(min=0, min_open=True), default=0.4, show_default=True, help="Seconds per turn."
+)
 @_faces
 @_seed
 @click.option("--json", "json_path", type=FILE, help="Also write the measurements to FILE, for --from.")

@@ -34,7 +34,7 @@ from fer_runtime.cli.options import (
     VideosRun,
     WatchRun,
 )
-from fer_runtime.command import PathlibPath, RegistryChoice, Rule, ShortCommand, option_group, take_options
+from fer_runtime.command import NumberRange, PathlibPath, RegistryChoice, Rule, ShortCommand, option_group, take_options
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import PRECISIONS, is_model_file
 from fer_runtime.output.formats import OUTPUT_FORMATS
@@ -196,8 +196,8 @@ _RULES = (
     click.option(
         "--every", type=click.IntRange(min=1), default=1, show_default=True, help="Process every N-th video frame."
     ),
-    click.option("--start", type=click.FloatRange(min=0), default=0.0, help="Seconds to skip at the start."),
-    click.option("--duration", type=click.FloatRange(min=0), help="Seconds to process."),
+    click.option("--start", type=NumberRange(min=0), default=0.0, help="Seconds to skip at the start."),
+    click.option("--duration", type=NumberRange(min=0), help="Seconds to process."),
     click.option("--segments", is_flag=True, help="Write a row per face and expression, with start and end."),
 )
 @option_group(
@@ -211,7 +211,7 @@ _RULES = (
     ),
     click.option(
         "--reconnect",
-        type=click.FloatRange(min=0),
+        type=NumberRange(min=0),
         default=60.0,
         show_default=True,
         metavar="SECONDS",

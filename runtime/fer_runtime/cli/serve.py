@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fer_runtime.command import FerCommand, PathlibPath, Rule, needs_extra, option_group
+from fer_runtime.command import FerCommand, NumberRange, PathlibPath, Rule, needs_extra, option_group
 from fer_runtime.model.find import PRECISIONS
 from fer_runtime.shared_options import (
     face_detection_options,
@@ -130,14 +130,14 @@ _RULES = (
     ),
     click.option(
         "--timeout",
-        type=click.FloatRange(min=0.1),
+        type=NumberRange(min=0.1),
         default=30.0,
         show_default=True,
         help="Seconds that a request may take.",
     ),
     click.option(
         "--batch-wait",
-        type=click.FloatRange(min=0),
+        type=NumberRange(min=0),
         default=2.0,
         show_default=True,
         metavar="MS",

@@ -108,3 +108,7 @@ def test_help_loads_none_of_what_is_slow() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, env=environment, text=True)
     assert run.stdout.splitlines()[-1] == "[]", run.stderr
+
+
+def test_a_confidence_is_a_number() -> None:
+    assert "--min-confidence" in _refused("a.jpg", "--min-confidence", "nan")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.command import FerGroup, PathlibPath, Rule, say
+from fer_runtime.command import FerGroup, NumberRange, PathlibPath, Rule, say
 from fer_runtime.errors import FerError
 from fer_runtime.model.find import MODEL_NAMES, PREFERENCE
 from fer_runtime.shared_options import detector_option, min_face_option, models_dir_option, yunet_option
@@ -234,14 +234,14 @@ def import_(
 @_output
 @click.option(
     "--validation",
-    type=click.FloatRange(0, 0.9, min_open=True),
+    type=NumberRange(0, 0.9, min_open=True),
     default=0.2,
     show_default=True,
     help="Share of the images for validation.",
 )
 @click.option(
     "--test",
-    type=click.FloatRange(0, 0.9),
+    type=NumberRange(0, 0.9),
     default=0.0,
     show_default=True,
     help="Share for a test split, which fer-train never chooses by.",
