@@ -63,7 +63,7 @@ class ServeError(FerError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its class where it has none.
 
-    For messages that quote an error of another library: onnxruntime's and PyTorch's go on for a page.
+    For messages that quote an error of another library: those of onnxruntime and PyTorch can fill a page.
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

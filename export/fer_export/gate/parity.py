@@ -276,14 +276,14 @@ def _metadata_checks(file: OnnxFile, spec: FileSpec) -> list[Check]:
                 if same_faces
                 else f"; faces of {metadata.size} pixels in {metadata.color}, not {original.size} {original.color}"
             )
-            + ("" if same_temperature else f"; fitted was {temperature:.4f}"),
+            + ("" if same_temperature else f"; {temperature:.4f} was fitted"),
         ),
         Check(
             name="opset",
             passed=declared == metadata.opset and opset in (None, declared),
             detail=f"opset {declared}"
             + ("" if declared == metadata.opset else f", the metadata says {metadata.opset}")
-            + ("" if opset in (None, declared) else f", asked for was {opset}"),
+            + ("" if opset in (None, declared) else f"; opset {opset} was asked for"),
         ),
     ]
 

@@ -109,7 +109,7 @@ def unfamiliar_checks(
     low, _ = wilson_interval(lost, real)
     faults = []
     if threshold != point.unfamiliar_above:
-        faults.append(f"the metadata says {threshold}, fitted was {point.unfamiliar_above:g}")
+        faults.append(f"the metadata says {threshold}, but {point.unfamiliar_above:g} was fitted")
     # Written as "not" so that NaN fails.
     if not own_auroc >= expected_auroc - _LESS_AUROC:
         faults.append("it tells faces from other images worse than the layer itself")

@@ -89,7 +89,7 @@ def _check_face(face: Face) -> None:
 
 
 def check_settings(rows: Path, before: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
-    """Stop before rows of different models, or of different options, come into one file.
+    """Stop before rows of different models, or of different options, are mixed in one file.
 
     Args:
         rows: the unfinished file, for messages.

@@ -116,7 +116,7 @@ _RULES = (
         "--watch",
         type=PathlibPath(exists=True, file_okay=False),
         metavar="FOLDER",
-        help="Write a row for every image that is in the folder or comes into it, until Ctrl-C. With --output, a new "
+        help="Write a row for every image that is in the folder or is added to it, until Ctrl-C. With --output, a new "
         "run continues.",
     ),
     click.option("--recursive", is_flag=True, help="Search folders inside folders too."),
@@ -279,7 +279,7 @@ def main(**given: Any) -> None:
     fer-infer holiday/ --format jsonl | head     one JSON line per image
     fer-infer crops/ --output faces.jsonl        rows in a file; continue a stopped run with --resume
     fer-infer holiday/ --annotate seen/          copies with boxes, expressions and bars
-    fer-infer --watch inbox/ --output rows.jsonl files that come into a folder, until Ctrl-C
+    fer-infer --watch inbox/ --output rows.jsonl every file that is added, until Ctrl-C
     fer-infer film.mp4 --format srt              subtitles with each face's expression
     fer-infer holiday/ --annotate safe/ --anonymize pixelate    copies with unrecognizable faces
     fer-infer --camera 0 --annotate seen/        a camera, until Ctrl-C
@@ -370,7 +370,7 @@ def _recognition(given: dict[str, Any]) -> Callable[[], bool]:
 
 
 def _watching(given: dict[str, Any]) -> Callable[[], bool]:
-    """The run over the files that come into a folder; it says whether any failed."""
+    """The run over the files that are added to a folder; calling it tells whether any failed."""
     options = take_options(WatchRun)
     default = "table" if is_printed_as_table(given["output"]) else "jsonl"
     format_name = output_format(options, default=default)

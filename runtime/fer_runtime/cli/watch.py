@@ -1,4 +1,4 @@
-"""`fer-infer --watch`: a row for every file that comes into a folder, until Ctrl-C or SIGTERM."""
+"""`fer-infer --watch`: a row for every file that is added to a folder, until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
