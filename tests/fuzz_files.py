@@ -432,7 +432,7 @@ def _find_plan(content: bytes, folder: Path) -> object:
 
 def _continue_crops(content: bytes, folder: Path) -> object:
     report = CropReport()
-    rows, _ = read_crop_rows(folder / "crops.csv", content)
+    rows, _ = read_crop_rows(folder / "crops.csv", content, has_all=True)
     for row in rows:
         report.add(row)
     return report

@@ -151,7 +151,7 @@ def test_a_crop_outside_the_folder_of_its_label_is_a_damaged_row(row: str) -> No
     header = "image,label,split,source,sha256,reason,faces,x,y,width,height,roll,score"
     whole = "train/happy/a.png,happy,train,a.jpg,5e,,1,1,2,30,40,0.5,0.9"
     last = ",happy,train,z.jpg,5f,no face,0,,,,,,"
-    rows, _ = read_crop_rows(Path("crops.csv"), f"{header}\n{whole}\n{last}\n".encode())
-    assert [found["image"] for found in rows] == ["train/happy/a.png"]
+    rows, _ = read_crop_rows(Path("crops.csv"), f"{header}\n{whole}\n{last}\n".encode(), has_all=True)
+    assert [found["image"] for found in rows] == ["train/happy/a.png", ""]
     with pytest.raises(OutputError, match=r"crops\.csv is damaged at line 3"):
-        read_crop_rows(Path("crops.csv"), f"{header}\n{whole}\n{row}\n{last}\n".encode())
+        read_crop_rows(Path("crops.csv"), f"{header}\n{whole}\n{row}\n{last}\n".encode(), has_all=True)

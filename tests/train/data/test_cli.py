@@ -131,7 +131,7 @@ def test_a_stopped_run_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.
     assert 0 < done < 60
     again = CliRunner().invoke(cli.main, command)
     assert again.exit_code == 0
-    assert f"60 photos, {done - 1} of them in an earlier run, 60 faces" in again.stdout
+    assert f"60 photos, {done} of them in an earlier run, 60 faces" in again.stdout
     assert len(list((tmp_path / "data" / "train").rglob("*.png"))) == 60
 
 

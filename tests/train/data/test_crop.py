@@ -163,8 +163,7 @@ def test_a_stopped_run_continues_to_the_same_files(cropped: tuple[Path, Result],
     assert _files(output) == _files(whole)
     assert (output / "train" / "happy" / "more" / "group.png").stat().st_mtime_ns == before.st_mtime_ns
     again = _crop(photos, output)
-    # The last one is always looked at again.
-    assert "8 of them in an earlier run" in again.output
+    assert "9 of them in an earlier run" in again.output
     assert _files(output) == _files(whole)
 
 
@@ -174,9 +173,27 @@ def test_a_photo_that_could_not_be_opened_is_tried_again(photos: Path, tmp_path:
     assert _crop(mine, tmp_path / "data").exit_code == 0
     shutil.copy(SAMPLES / "grace_hopper.jpg", mine / "calm" / "empty.png")
     run = _crop(mine, tmp_path / "data")
-    assert "7 photos, 5 of them in an earlier run, 2 faces, 5 without a crop" in run.output
+    assert "7 photos, 6 of them in an earlier run, 2 faces, 5 without a crop" in run.output
     assert "is empty" not in run.output
     assert (tmp_path / "data" / "train" / "calm" / "empty.png").is_file()
+
+
+def test_a_run_over_other_photos_keeps_every_row(photos: Path, tmp_path: Path) -> None:
+    output, others = tmp_path / "data", tmp_path / "others"
+    assert _crop(photos, output, "--faces", "all").exit_code == 0
+    before = (output / "crops.csv").read_text().splitlines()
+    (others / "sad").mkdir(parents=True)
+    shutil.copy(photos / "Joy" / "more" / "group.jpg", others / "sad" / "other.jpg")
+    assert _crop(others, output, "--faces", "all").exit_code == 0
+    after = (output / "crops.csv").read_text().splitlines()
+    assert after[: len(before)] == before
+    assert len(after) > len(before) + 1  # several faces
+    assert _crop(photos, output, "--faces", "all").exit_code == 0  # the last photograph is none of this run
+    assert (output / "crops.csv").read_text().splitlines() == after
+    # A kill between two faces of the last photograph: it is done again, to the same file.
+    (output / "crops.csv").write_text("\n".join(after[:-1]) + "\n")
+    assert _crop(others, output, "--faces", "all").exit_code == 0
+    assert (output / "crops.csv").read_text().splitlines() == after
 
 
 def test_nothing_is_overwritten_and_more_photos_may_come(photos: Path, tmp_path: Path) -> None:

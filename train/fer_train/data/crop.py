@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from fer_runtime.detectors import Detection
 from fer_runtime.detectors.search import FaceSearch
-from fer_runtime.errors import NO_MEMORY, DataError, ImageError, OutputError
+from fer_runtime.errors import DataError, ImageError, OutputError
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import lock_file, write_atomically
 from fer_runtime.images import MAX_PIXELS, Uint8Array, decode_image, read_bytes, read_image
@@ -44,6 +45,7 @@ _COLUMNS = (
 _SMALLEST_REPORTED = 16
 NO_FACE = "no face"
 _TOO_SMALL = "too small"
+_NO_MEMORY = "needs more memory than there is"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +206,7 @@ def _cut_out(image: SourceImage, search: FaceSearch, options: CropOptions, done:
         # A file that could not be opened has no digest; it is tried again, and has its row already.
         return _Cut(image, sha256, str(error), was_done=(_source(image), sha256) in done)
     except MemoryError:
-        return _Cut(image, sha256, NO_MEMORY)
+        return _Cut(image, sha256, _NO_MEMORY)
 
 
 def cut_face(image: Uint8Array, detection: Detection, *, size: int = SIZE) -> Uint8Array:
@@ -232,7 +234,7 @@ class _CropRows:
     @classmethod
     @contextmanager
     def opened(cls, output: Path, settings: Mapping[str, Any]) -> Iterator[_CropRows]:
-        """Open the rows of `output`, where the last photograph of a stopped run is taken out: it is done again.
+        """Open the rows of `output`. A photograph that a stopped run has left without some of them is done again.
 
         Raises:
             OutputError: another run writes there, the file is not ours, or its run had other settings.
@@ -243,7 +245,7 @@ class _CropRows:
             with open(os.open(file, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
                 if not lock_file(stream.fileno()):
                     raise OutputError(f"another fer-data crop writes {file}; wait for it, or choose another --output")
-                before, size = _read_rows(file, stream.read())
+                before, size = _read_rows(file, stream.read(), has_all=settings["faces"] == "all")
                 _check_settings(output / SETTINGS_FILE, settings, has_rows=bool(before))
                 stream.seek(size)
                 stream.truncate()
@@ -276,8 +278,12 @@ def _csv(rows: list[dict[str, str]], *, header: bool = False) -> bytes:
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def _read_rows(file: Path, content: bytes) -> tuple[list[dict[str, str]], int]:
-    """The rows of an earlier run but for its last photograph, which may lack some, and the bytes that they take."""
+def _read_rows(file: Path, content: bytes, *, has_all: bool) -> tuple[list[dict[str, str]], int]:
+    """The rows of an earlier run but for its last photograph, where it lacks some, and the bytes that they take.
+
+    Args:
+        has_all: a photograph has a row for each of its faces, not one.
+    """
     if _csv([], header=True).startswith(content):
         return [], 0
     lines = content.split(b"\n")[:-1]  # each row is a line; what is behind the last line end is half a row
@@ -291,8 +297,12 @@ def _read_rows(file: Path, content: bytes) -> tuple[list[dict[str, str]], int]:
     for number, row in enumerate(rows, 2):
         if not _is_placed(row):
             raise OutputError(f"{file} is damaged at line {number}; choose another --output")
-    while rows and rows[-1]["source"] == cells[-1][_COLUMNS.index("source")]:
-        rows.pop()
+    if has_all and rows and (last := rows[-1])["image"]:
+        photo = last["source"], last["sha256"]
+        faces = sum(1 for _ in takewhile(lambda row: (row["source"], row["sha256"]) == photo, reversed(rows)))
+        # A whole one stays: this run may be over other photographs, and would not do it again.
+        if last["faces"] != str(faces):
+            del rows[-faces:]
     return rows, sum(len(line) + 1 for line in lines[: len(rows) + 1])
 
 
