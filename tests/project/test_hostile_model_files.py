@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -223,17 +225,21 @@ _BYTES_OF: dict[str, Callable[[bytes], bytes]] = {
 KINDS = (*_CHANGES, *_BYTES_OF)
 
 
+# Cases stand in the order of their kinds, so the last one is enough; some take seconds and megabytes to make.
+@functools.lru_cache(maxsize=1)
+def _content(kind: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        model = _honest(Path(folder))
+    if kind in _BYTES_OF:
+        return _BYTES_OF[kind](model.SerializeToString())
+    _CHANGES[kind](model)
+    return model.SerializeToString()
+
+
 @pytest.fixture
 def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    kind = request.param
-    model = _honest(tmp_path)
-    if kind in _CHANGES:
-        _CHANGES[kind](model)
-        content = model.SerializeToString()
-    else:
-        content = _BYTES_OF[kind](model.SerializeToString())
     path = tmp_path / "hostile.onnx"
-    path.write_bytes(content)
+    path.write_bytes(_content(request.param))
     return path
 
 
