@@ -52,7 +52,7 @@ studies: $(TEST)/.installed ## Tests of benchmarks/studies, which users do not g
 test-lowest: ## The runtime's tests at the lowest version of every dependency
 	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		--editable '.[sign]' 'onnx>=1.18' 'pillow>=11.3' 'pytest>=8'
+		--editable '.[sign]' 'onnx>=1.18' 'pillow>=11.3' 'pytest>=8.2'
 	@$(LOWEST)/bin/uv pip list --quiet --python $(LOWEST)/bin/python
 	@$(LOWEST)/bin/python -m pytest tests/runtime
 
@@ -64,7 +64,7 @@ $(S3)/.installed: pyproject.toml
 	@echo "installing fer-edge and moto into $(@D)" >&2
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
-		'pyarrow>=25.0' 'fsspec>=2024.6' 'onnx>=1.18' 'moto[s3]>=5' flask flask-cors 'pytest>=8' 'pytest-timeout>=2.3'
+		'pyarrow>=25.0' 'fsspec>=2024.6' 'onnx>=1.18' 'moto[s3]>=5' flask flask-cors 'pytest>=8.2' 'pytest-timeout>=2.3'
 	@touch $@
 
 fuzz: $(TEST)/.installed ## Fuzz images, models, checkpoints, results and requests for a quarter of an hour
