@@ -52,7 +52,7 @@ studies: $(TEST)/.installed ## Tests of benchmarks/studies, which users do not g
 test-lowest: ## The runtime's tests at the lowest version of every dependency
 	@rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST) && $(LOWEST)/bin/python -m pip install --quiet uv
 	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-		--editable '.[sign]' 'onnx>=1.18' 'pillow>=11.3' 'pytest>=8.2'
+		--editable '.[sign]' 'hatchling>=1.27' 'onnx>=1.18' 'pillow>=11.3' 'pytest>=8.2'
 	@$(LOWEST)/bin/uv pip list --quiet --python $(LOWEST)/bin/python
 	@$(LOWEST)/bin/python -m pytest tests/runtime
 

@@ -58,8 +58,9 @@ def test_a_decoder_that_crashes_costs_one_image() -> None:
     if process.returncode == 0:
         pytest.skip("this OpenCV does not crash at it")
     assert answer == b"ready\n"
-    # OpenCV 4.12 damages the heap, which glibc notices when memory is freed.
-    assert process.returncode == -(signal.SIGABRT if cv2.__version__.startswith("4.12.") else signal.SIGSEGV)
+    # OpenCV 4.12 damages the heap: what lies there decides whether glibc notices that when memory is freed.
+    expected = {signal.SIGSEGV, signal.SIGABRT} if cv2.__version__.startswith("4.12.") else {signal.SIGSEGV}
+    assert -process.returncode in expected
 
 
 @_POSIX
