@@ -233,7 +233,8 @@ def _content(kind: str) -> bytes:
     if kind in _BYTES_OF:
         return _BYTES_OF[kind](model.SerializeToString())
     _CHANGES[kind](model)
-    return model.SerializeToString()
+    changed: bytes = model.SerializeToString()
+    return changed
 
 
 @pytest.fixture
