@@ -1,5 +1,5 @@
-"""`python -m fer_export`, the same as `fer-export`."""
+"""`python -m fer_export` is `fer-export`."""
 
 from fer_export.cli import main
 
-main()
+main(prog_name="fer-export")

@@ -155,21 +155,19 @@ _RUNS = {
     "fer-export": ("-m", "fer_export", "--model", "narrow", "--checkpoint", "{checkpoint}", "--models-dir", "out"),
     "fer-export --inspect": ("-m", "fer_export", "--inspect", "{model}"),
     "fer-bench latency": (
-        *("-c", "from fer_bench.cli import main; main()", "latency", "--model", "{model}"),
+        *("-m", "fer_bench", "latency", "--model", "{model}"),
         *("--engine", "onnxruntime", "--engine", "openvino", "--rounds", "2", "--seconds", "0.05"),
     ),
     "fer-bench accuracy": (
-        *("-c", "from fer_bench.cli import main; main()", "accuracy", "--model", "{model}", "--data", "{data}"),
+        *("-m", "fer_bench", "accuracy", "--model", "{model}", "--data", "{data}"),
         *("--json", "accuracy.json"),
     ),
     "fer-bench interoperability": (
-        *("-c", "from fer_bench.cli import main; main()", "interoperability", "--model", "{model}"),
+        *("-m", "fer_bench", "interoperability", "--model", "{model}"),
         *("--json", "interoperability.json"),
     ),
-    "fer-bench ledger show": ("-c", "from fer_bench.cli import main; main()", "ledger", "show", "--ledger", "{ledger}"),
-    "fer-bench ledger compare": (
-        *("-c", "from fer_bench.cli import main; main()", "ledger", "compare", "--ledger", "{ledger}"),
-    ),
+    "fer-bench ledger show": ("-m", "fer_bench", "ledger", "show", "--ledger", "{ledger}"),
+    "fer-bench ledger compare": (*("-m", "fer_bench", "ledger", "compare", "--ledger", "{ledger}"),),
     "fer-export --adopt": (
         *("-m", "fer_export", "--adopt", "{foreign}", "--input", "gray64", "--range", "0..255", "--temperature", "2"),
         *("--labels", ",".join(FERPLUS), "--models-dir", "out"),
