@@ -129,7 +129,8 @@ class _Watched:
         for start in range(0, len(faces), _BATCH):
             found = self.session.run(names, {"faces": faces[start : start + _BATCH]})
             count = len(self.on_names)
-            units.append(np.concatenate([highest > 0 for highest in found[:count]], axis=1))
+            none = np.zeros((len(found[-1]), 0), np.bool_)  # a linear classifier has no units
+            units.append(np.concatenate([none, *(highest > 0 for highest in found[:count])], axis=1))
             values.append(found[count:-1])
             logits.append(found[-1])
         ends = {name: np.concatenate([part[index] for part in values]) for index, name in enumerate(self.ends)}
@@ -165,7 +166,8 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
     watched = _Watched(fp32)
     shape = watched.face_shape
     made = synthetic_faces(shape)
-    sums = None if labelled is None else Sums(fp32, [(name, axes) for _, name, axes in watched.tensors], labelled)
+    tensors = [(name, axes) for _, name, axes in watched.tensors]
+    sums = None if labelled is None or not tensors else Sums(fp32, tensors, labelled)
     most = GOLDEN_BATCH * MOST_BATCHES
     at_extremes = made[:0] if sums is None else faces_at_extremes(sums, made, most=most - _OTHERS)
     most = GOLDEN_BATCH * -(-(len(at_extremes) + _OTHERS) // GOLDEN_BATCH)
@@ -183,7 +185,7 @@ def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Co
         extend(candidate_faces(_MORE_CANDIDATES, seed=1, shape=shape))
     live: _BoolArray = np.asarray(on.any(0))
     if sums is not None:
-        live = sums.highest_of([(name, axes) for _, name, axes in watched.tensors]) > 0
+        live = sums.highest_of(tensors) > 0
     wanted: list[Callable[[Uint8Array], FloatArray]] = [
         _unit_score(watched, int(unit)) for unit in np.flatnonzero(live & ~on.any(0))
     ]

@@ -13,6 +13,7 @@ from tests.export.conftest import Exported
 from tests.export.narrow import CHANNELS, HIDDEN
 
 from fer_export.gate.coverage import FEWEST_GOLDEN_FACES, GOLDEN_BATCH, Coverage, _choose, cover_units
+from fer_export.gate.golden import synthetic_faces
 from fer_export.int8.shared import find_shared
 from fer_runtime.model.certificate import Certificate, parse_certificate
 from fer_runtime.model.inspect import inspect_model
@@ -100,6 +101,28 @@ def test_a_weight_is_exercised_where_its_unit_is_not_saturated_and_its_input_is_
 
 def test_made_up_faces_reach_every_class(exported: Exported) -> None:
     assert cover_units(onnx.load(exported.models_dir / "narrow.onnx")).classes == (0, 1, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("is_labelled", [False, True])
+def test_a_linear_classifier_has_no_units_and_all_its_classes(is_labelled: bool) -> None:
+    weights = np.random.default_rng(0).normal(0, 0.01, (256, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["faces"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("faces", TensorProto.UINT8, ["batch", 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    coverage = cover_units(model, synthetic_faces((16, 16)) if is_labelled else None)
+    assert (coverage.units, coverage.live, coverage.covered) == (0, 0, 0)
+    assert coverage.classes == (0, 1, 2)
+    assert set((coverage.golden.reshape(-1, 256) @ weights).argmax(1)) == {0, 1, 2}
 
 
 def test_the_same_network_has_the_same_golden_faces(exported: Exported) -> None:
