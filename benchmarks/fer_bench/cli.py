@@ -109,8 +109,8 @@ def latency(
     Prints median, 95th and 99th percentile and minimum in ms, images per second, CPU time per call, and the median as
     a multiple of the roofline. Then prints the cold start by stage. Exits 1 if nothing could be measured.
 
-    The engines openvino-ir, ncnn, ort-format and executorch run files of fer-export --target that are beside the model,
-    if those pass their self-test.
+    The engines openvino-ir, ncnn, ort-format, executorch and litert run the files of fer-export --target beside the
+    model, if they pass their self-test.
     """
     from fer_bench.engines import ENGINES
     from fer_bench.environment import environment
@@ -245,7 +245,10 @@ def accuracy(
 @main.command()
 @click.option("--runs", type=click.IntRange(min=1), default=20, show_default=True, help="Simulations of each scene.")
 def tracks(runs: int) -> None:
-    """Count in how many simulations people keep their track numbers, by scene and frame rate."""
+    """Count the simulations in which people keep their track numbers.
+
+    Prints a row for each scene and frame rate.
+    """
     from fer_bench.tracks import track_table
     from fer_runtime.video.tracking import BoxTracker
 
@@ -285,10 +288,10 @@ def serve(
     rounds: int,
     json_path: Path | None,
 ) -> None:
-    """Load fer-serve on this machine, in turns with the bare model and with a service that does not batch.
+    """Measure the throughput and latency of fer-serve under load.
 
-    Each service has one core; the requests are face crops through /v2 on the loopback address. Needs the extra
-    `serve`, and Linux.
+    It takes turns with the bare model and with a service that does not batch. Each service has one core. The requests
+    are face crops, sent to /v2 on the loopback address. Needs the extra `serve`, and Linux.
     """
     from fer_bench.environment import environment
     from fer_bench.serving import measure_serving, serving_table
@@ -313,7 +316,10 @@ def serve(
     help="Slowdown that is still noise, as a fraction.",
 )
 def compare(old: Path, new: Path, tolerance: float) -> None:
-    """Compare two files of `fer-bench latency --json`; exit 1 if a configuration became slower beyond noise."""
+    """Compare two files of fer-bench latency --json.
+
+    Exits 1 if a configuration became slower by more than --tolerance.
+    """
     from fer_bench.latency.compare import compare_results, read_latency
 
     before, after = read_latency(old), read_latency(new)

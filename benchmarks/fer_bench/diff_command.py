@@ -41,7 +41,7 @@ def diff(
     save: Path | None,
     sheet: Path | None,
 ) -> None:
-    """Find the faces that get another label from B than from A, and the stage that did it.
+    """Find the faces whose label differs between A and B, and the cause.
 
     A and B are a model (v3, v3:fp32 or FILE.onnx), run here over the images of FOLDER, or a run that --save wrote on
     another machine or with another version. @ENGINE after a model runs its graph in another engine of `fer-bench

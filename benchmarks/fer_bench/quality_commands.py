@@ -53,11 +53,11 @@ def reasons(
     count: int,
     yunet: Path | None,
 ) -> None:
-    """Measure where faces become too small, blurred or dark: where accuracy has fallen by five points.
+    """Measure where faces become too small, blurred or dark.
 
-    Prints for each reason the level at which that happens, the median of the measure there, the threshold that
-    fer-infer uses, the share of the faces at that level that it names, and the share of the unchanged faces. With
-    YuNet's file, also the accuracy by how far the heads are turned.
+    That is the level at which accuracy has fallen by five points. Prints this level for each reason, the median of
+    the measure there and the threshold that fer-infer uses. Then prints the share of the faces that the threshold
+    marks, at that level and unchanged. With YuNet's file, also prints the accuracy by how far the heads are turned.
     """
     import numpy as np
 
@@ -92,7 +92,7 @@ def reasons(
 @click.option(
     "--data",
     type=FOLDER,
-    help="Labelled faces as for fer-bench accuracy. They give the AUROC and the share of faces that is lost.",
+    help="Labelled faces as for fer-bench accuracy. They give the AUROC and the share of faces that are lost.",
 )
 @click.option(
     "--backgrounds",
@@ -110,10 +110,11 @@ def unfamiliar(
     count: int,
     json_path: Path | None,
 ) -> None:
-    """Count the images without a face that a model is sure about, before and after the reason `unfamiliar`.
+    """Count the images without a face that a model is sure about.
 
-    Backgrounds are cut out of photographs beside their faces; noise, cells, curves and charts are made. None of them
-    are images that fer-export fits on. "Sure" means at least the confidence threshold of the model's file.
+    Counts them with and without the reason `unfamiliar`. Backgrounds are cut out of photographs beside their faces;
+    noise, cells, curves and charts are generated. fer-export fits on none of these images. "Sure" means at least the
+    confidence threshold of the model's file.
     """
     from fer_bench import accuracy, console
     from fer_bench import unfamiliar as work

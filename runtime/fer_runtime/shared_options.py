@@ -96,7 +96,7 @@ _min_confidence_option = click.option(
     "--min-confidence",
     callback=_confidence,
     metavar="P|auto",
-    help="Mark faces below this confidence as uncertain. auto: faces with any reason against their answer.",
+    help="Mark faces below this confidence as uncertain. auto: faces with any reason to doubt the answer.",
 )
 face_detection_options = option_group(
     "Face detection", detector_option, yunet_option, min_face_option, _min_confidence_option

@@ -104,7 +104,7 @@ def interoperability(
     fetch: bool,
     json_path: Path | None,
 ) -> None:
-    """Run the golden faces of model files in every program that reads ONNX files.
+    """Run the golden faces of model files in other programs.
 
     Prints a Markdown table of the largest |Δlogit| from each file's certificate, or why a program cannot read the file.
     """

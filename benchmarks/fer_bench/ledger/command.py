@@ -39,7 +39,7 @@ boards_argument = click.argument("boards", nargs=-1, metavar="[BOARD]...")
 
 @click.group("ledger", cls=FerGroup)
 def ledger() -> None:
-    """Compare boards: how fast they run each engine, and whether their results are right.
+    """Compare the speed and the self-tests of boards.
 
     \b
     fer-bench ledger add                              measure this machine and append a line
@@ -117,7 +117,10 @@ def add(
 @ledger_option
 @boards_argument
 def show(path: Path, boards: tuple[str, ...]) -> None:
-    """Print every board, or those whose name contains BOARD, with self-tests and latencies."""
+    """Print the self-tests and latencies of each board.
+
+    With BOARD, only the boards whose name contains it.
+    """
     from fer_bench.ledger.entries import read_ledger
     from fer_bench.ledger.entries import show as text
 
@@ -130,7 +133,7 @@ def show(path: Path, boards: tuple[str, ...]) -> None:
 def compare(path: Path, boards: tuple[str, ...]) -> None:
     """Print p50 in ms and the multiple of the roofline, boards side by side.
 
-    Without BOARD all of them, otherwise those whose name contains it.
+    With BOARD, only the boards whose name contains it.
     """
     from fer_bench.ledger.entries import compare as text
     from fer_bench.ledger.entries import read_ledger

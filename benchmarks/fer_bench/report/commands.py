@@ -74,7 +74,9 @@ def robustness(
     seed: int,
     json_path: Path | None,
 ) -> None:
-    """Measure accuracy on degraded faces: cropped, shifted, rotated, darker, noisy, blurred, compressed or small.
+    """Measure accuracy on degraded faces.
+
+    Faces are cropped, shifted, rotated, darker, brighter, noisy, blurred, compressed or small.
 
     Every model gets the same degraded faces. Prints one table per condition, with the unit in its heading.
     """

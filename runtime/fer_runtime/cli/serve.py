@@ -65,8 +65,8 @@ _RULES = (
         "--watch",
         type=PathlibPath(exists=True, file_okay=False),
         metavar="DIR",
-        help="Serve the models of DIR, and new files as they come. A file is served after its self-test has passed; "
-        "until then the one before it is.",
+        help="Serve the models of DIR, and new files as they arrive. A new file replaces the old one after its "
+        "self-test has passed.",
     ),
     models_dir_option,
     provider_option(),
@@ -100,10 +100,10 @@ _RULES = (
         "--token",
         envvar="FER_SERVE_TOKEN",
         callback=_token,
-        help="Requests must send it: Authorization: Bearer TOKEN. The variable FER_SERVE_TOKEN keeps it out of the "
-        "list of processes.",
+        help="Requests must send it: Authorization: Bearer TOKEN. Set FER_SERVE_TOKEN instead to keep it out of the "
+        "process list.",
     ),
-    click.option("--insecure", is_flag=True, help="Let everybody who reaches --host use the service."),
+    click.option("--insecure", is_flag=True, help="Let anyone who can reach --host use the service."),
 )
 @option_group(
     "Limits",
@@ -153,10 +153,10 @@ def main(**given: Any) -> None:
     curl localhost:8000/health/ready                      the self-test of the served model
     fer-serve --camera 0                                  a page with the camera: localhost:8000/live
 
-    A model is served only after its self-test has passed here. Images are decoded in processes of
-    their own, and nothing is written to disk. The log on stderr has a JSON object per line, without
-    images, names of files or addresses. Exit codes: 0 stopped by SIGTERM or Ctrl-C after the
-    requests in progress were finished, 1 it cannot start or a computation does not end, 2 wrong usage.
+    A model is served only after its self-test has passed on this machine. Images are decoded in
+    separate processes, and nothing is written to disk. The log on stderr has a JSON object per line,
+    without images, file names or addresses. Exit codes: 0 if stopped by SIGTERM or Ctrl-C with all
+    requests finished, 1 if it cannot start or a computation does not end, 2 for wrong usage.
     """
     if given["host"] not in ("127.0.0.1", "localhost", "::1") and given["token"] is None and not given["insecure"]:
         raise click.UsageError(

@@ -57,7 +57,7 @@ class InterruptedDataError(FerError):
 
 @click.group("fer-data", cls=FerGroup)
 def main() -> None:
-    """Make the images that fer-train learns from, out of photographs and other people's data sets.
+    """Prepare training images for fer-train, from photographs or existing data sets.
 
     \b
     fer-data crop photos --output data           faces of photos/LABEL/*.jpg, cut out as fer-infer does
@@ -67,7 +67,7 @@ def main() -> None:
     fer-train --name mine --model v3 --data sets
 
     Images are copied, never moved or changed, and nothing is overwritten. An image that cannot be
-    used never ends a run: it is named with its reason. Repeat a stopped command to continue it.
+    used never ends a run; it is listed with the reason. Repeat a stopped command to continue it.
     """
 
 
@@ -124,10 +124,10 @@ def crop(
     fer-data crop photos --output data
     data/train/bored/*.png   data/train/engaged/*.png
 
-    Faces are found, turned upright and cut by the functions of fer-infer, in colour where the photo
-    has it. PHOTOS may also have folders train, validation (val, valid) and test with class folders in
-    them, which stay apart. DIR/crops.csv has a row for every photo: its crop and where it was, or why
-    there is none. DIR/sheets has a contact sheet for each class; look at them before you train.
+    Faces are found, rotated upright and cropped as in fer-infer. Colour photos give colour crops.
+    PHOTOS may also have folders train, validation (val, valid) and test with class folders in them;
+    these splits are kept. DIR/crops.csv has a row for every photo: its crop and the place of the face,
+    or why there is none. DIR/sheets has a contact sheet for each class; check them before you train.
     Exits 1 if no face was found at all.
     """
     from fer_train.data.crop import CropOptions, crop_photos
@@ -192,10 +192,10 @@ def import_(
     fer-data import sets/ --output data --rename joy=happy class folders under other names
 
     Common words for the seven expressions are recognized in any case (Anger, happiness, surprised), and
-    the command prints what it renamed. Numbers are refused unless the set is known, because sets number
-    differently: --numbers affectnet. Images stay as they are; crop cuts faces out of photographs.
-    DIR/images.csv has a row for every image, with the table's other columns; one that cannot be read
-    has its reason there. FER+'s votes become DIR/votes.csv, for fer-train --votes.
+    the command prints what it renamed. Labels that are numbers need --numbers, because data sets number
+    the expressions differently. Images are not changed; to cut faces out of photographs, use crop.
+    DIR/images.csv has a row for every image, with the table's other columns, or the reason if it cannot
+    be read. FER+'s votes become DIR/votes.csv, for fer-train --votes.
     Exits 1 if no image could be read.
     """
     import csv
@@ -244,7 +244,7 @@ def import_(
     type=NumberRange(0, 0.9),
     default=0.0,
     show_default=True,
-    help="Share for a test split, which fer-train never chooses by.",
+    help="Share for a test split, which fer-train does not use.",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the random split.")
 @click.option(
@@ -264,10 +264,10 @@ def split(
     fer-data split data --output sets --group subject        a column of data/images.csv
     fer-data split data --output sets --test 0.1
 
-    The same person in train and validation makes a model look better than it is, so give --group
-    wherever names or a column tell who it is. Copies and near-duplicates are never put into two splits.
-    A test split that SOURCE has stays; train and validation are split anew. The same seed gives the
-    same split. DIR/split.csv says where each image went.
+    If a person is in both train and validation, the model looks better than it is. Use --group if file
+    names or a column identify the person. Copies and near-duplicates are never put into two splits.
+    A test split in SOURCE is kept; train and validation are split again. The same seed gives the
+    same split. DIR/split.csv lists the split of each image.
     """
     from fer_train.data.dropping import read_drop_file
     from fer_train.data.source_folders import read_source
@@ -331,8 +331,8 @@ def split(
     "--probabilities",
     type=_FILE,
     metavar="FILE",
-    help="Probabilities of your own instead: a csv with a column image and one for each class, each image's by a model "
-    "that has not learned from it.",
+    help="Use your own probabilities instead: a csv with a column image and one for each class. Each image needs those "
+    "of a model that was not trained on it.",
 )
 @click.option("--no-label-errors", is_flag=True, help="Look for copies, blank and strange images only.")
 def audit(
