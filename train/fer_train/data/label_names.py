@@ -137,7 +137,7 @@ def _check_name(name: str, label: str) -> None:
     if len(name) > _LONGEST_NAME:
         fault = f"has {len(name)} characters, more than {_LONGEST_NAME}"
     elif name.startswith(".") or not _NOT_IN_NAMES.isdisjoint(name) or printable(name) != name or name != name.strip():
-        fault = "cannot be the name of a folder"
+        fault = "cannot be the name of a folder on every system"
     if fault:
         raise DataError(
             f"the label {printable(label, limit=60)!r} {fault}; give it another name: --rename "
