@@ -200,7 +200,7 @@ def publish(folders: Mapping[str, Path], models_dir: Path, *, replace: bool) -> 
 
 
 @click.command(cls=FerCommand)
-@click.option("--data", type=PathlibPath(file_okay=False), help="FER2013's root.  [required]")
+@click.option("--data", type=PathlibPath(file_okay=False), help="FER2013's root. [required, except with --dry-run]")
 @click.option("--votes", default=FERPLUS, show_default=True, help="FER+'s votes, or a votes file.")
 @click.option(
     "--work",
@@ -209,7 +209,12 @@ def publish(folders: Mapping[str, Path], models_dir: Path, *, replace: bool) -> 
     show_default=True,
     help="Where every step keeps its files.",
 )
-@click.option("--only", type=click.Choice([step.name for step in STEPS]), multiple=True, help="Step to make.")
+@click.option(
+    "--only",
+    type=click.Choice([step.name for step in STEPS]),
+    multiple=True,
+    help="Make only this step and those it needs. May be repeated.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the steps and their hours.")
 @click.option("--models-dir", type=PathlibPath(file_okay=False), help="Copy the results there.")
 @click.option("--replace", is_flag=True, help="Overwrite other checkpoints in --models-dir.")
