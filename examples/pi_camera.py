@@ -1,4 +1,4 @@
-"""Watch a Raspberry Pi's camera, and print when somebody's expression changes.
+"""Watch a Raspberry Pi's camera, and print when a face's expression changes.
 
 sudo apt install python3-picamera2
 python3 -m pip wheel . --no-deps --wheel-dir dist     # in a clone of fer-edge
