@@ -316,6 +316,31 @@ def test_a_picture_chosen_while_the_browser_asks_is_kept(browser: Browser, frame
         assert page.evaluate("document.getElementById('camera').textContent") == "Start camera"
 
 
+# The picture arrives only when the browser has had time to give the camera.
+_PICTURES_LOAD_LATE = """
+(() => {
+  const real = fetch;
+  window.fetch = async (...what) => {
+    await Promise.all(asked);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    return real(...what);
+  };
+})()
+"""
+
+
+def test_a_picture_that_loads_late_is_kept_as_well(browser: Browser, framed_site: str) -> None:
+    with opened(browser, framed_site) as page:
+        page.evaluate(SPY)
+        page.evaluate(_PICTURES_LOAD_LATE)
+        page.evaluate("document.getElementById('camera').click(); document.querySelector('.samples button').click()")
+        page.wait_for("fer.answers.length && document.getElementById('picture').ariaLabel.startsWith('Eileen')")
+        assert page.evaluate("asked[0].then((stream) => stream.getTracks().map((track) => track.readyState))") == [
+            "ended"
+        ]
+        assert page.evaluate("document.getElementById('camera').textContent") == "Start camera"
+
+
 _FIRST_DECODES_LATE = """
 (() => {
   const real = createImageBitmap;

@@ -50,7 +50,11 @@ function addSamples(samples) {
     button.append(image);
     button.addEventListener("click", async () => {
       stopCamera();
-      await showPicture(await (await fetch(file)).blob(), title, face);
+      await showPicture(
+        fetch(file).then((answer) => answer.blob()),
+        title,
+        face,
+      );
     });
     element("samples").append(button);
   }
@@ -93,13 +97,16 @@ function recognise(longSide) {
   return recognizer.recognize(source, { longSide, frame });
 }
 
-/** @param {number[]} [face] x, y and side of a frame that shows the picture's face */
-async function showPicture(blob, title, face = null) {
+/**
+ * @param {Blob | Promise<Blob>} content a promise while it is loaded: the picture counts from the moment it is chosen
+ * @param {number[]} [face] x, y and side of a frame that shows the picture's face
+ */
+async function showPicture(content, title, face = null) {
   const number = ++shown;
   element("problem").hidden = true;
   let bitmap;
   try {
-    bitmap = await createImageBitmap(blob);
+    bitmap = await createImageBitmap(await content);
   } catch {
     if (number === shown) fail(`${title} is no image that this browser reads.`);
     return;
