@@ -34,8 +34,8 @@ def test_columns_are_taken_by_name_plain_and_gzipped(tmp_path: Path) -> None:
     [
         ("image,calm,glad\n", "lacks a column for sad"),
         ("name,calm,glad,sad\n", "lacks a column image"),
-        (CSV + "train/c.png,1,x,0,0,0\n", "line 4 .* else than numbers"),
-        (CSV + "train/c.png,1,2\n", "line 4 .* else than numbers"),
+        (CSV + "train/c.png,1,x,0,0,0\n", "line 4 .* something other than numbers"),
+        (CSV + "train/c.png,1,2\n", "line 4 .* something other than numbers"),
         (CSV + "train/c.png,1,-2,0,0,0\n", "line 4 .* negative"),
         (CSV + "train/c.png,1,inf,0,0,0\n", "line 4 .* not finite"),
         ("", "its columns are: none"),

@@ -223,7 +223,7 @@ def test_a_checkpoint_with_its_classes_in_another_order_teaches_the_same(
         expected = F.softmax(network(planes), 1)
     answers = load_teachers([tmp_path / "moved.pth"], faces[0], CPU, views="images").probabilities(batch, 1.0)
     assert torch.allclose(answers, expected, atol=5e-3)
-    with pytest.raises(CheckpointError, match=r"scaled\.pth takes faces with mean 0\.5 and std 0\.25"):
+    with pytest.raises(CheckpointError, match=r"scaled\.pth normalizes faces with mean 0\.5 and std 0\.25"):
         load_teachers([tmp_path / "scaled.pth"], faces[0], CPU, views="images")
 
 
