@@ -28,7 +28,7 @@ from fer_runtime.files import sha256_of
 from fer_runtime.model.find import Precision, checkpoint_path, parity_path
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
-from fer_train.data.dataset import load_splits, load_validation
+from fer_train.data.dataset import load_splits, load_validation, seed_of_training
 from fer_train.data.folders import LabelledFaces
 
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
@@ -207,12 +207,10 @@ def prepare(
     check_places(places, sha256, source, replace=options.replace)
     validation = train = None
     if data is not None:
-        # The seed of the training: where a share of train was held out, it is that share again.
-        seed = trained.training.get("seed")
         train, validation = load_labelled_faces(
             data,
             wanted,
-            seed=seed if isinstance(seed, int) else 0,
+            seed=seed_of_training(trained.training),
             classes=trained.expressions,
             size=trained.size,
             color=trained.color,
@@ -235,7 +233,7 @@ def prepare(
 
 
 def _exported(trained: Checkpoint, calibration: Calibration, opset: int) -> onnx.ModelProto:
-    """The float32 model; an opset that cannot be written or run is an error of the user."""
+    """The float32 model; an opset that cannot be written or run is the user's error."""
     advice = f"choose another opset: --opset {DEFAULT_OPSET}"
     try:
         model = export_graph(trained, temperature=calibration.temperature, opset=opset)

@@ -89,9 +89,7 @@ class FileSpec:
     opset: int | None = None  # None accepts any
     batch: int | None = None  # None: a dynamic batch
     is_exact: bool = False  # an int8 file of our own quantizer, which every interpreter computes alike
-    float_model: onnx.ModelProto | None = (
-        None  # of a fp16 file: the judged float32 graph, by whose roundings it is judged
-    )
+    float_model: onnx.ModelProto | None = None  # of a fp16 file: the judged float32 graph, whose roundings judge it
 
     def __post_init__(self) -> None:
         if self.precision == "fp16" and self.float_model is None:

@@ -27,7 +27,7 @@ from fer_runtime.targets import TARGETS, Target
 from fer_runtime.targets.golden import Golden
 from fer_runtime.targets.replay import open_target, replay_target
 from fer_runtime.targets.sidecar import Sidecar, read_sidecar
-from fer_train.data.dataset import load_validation
+from fer_train.data.dataset import load_validation, seed_of_training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,10 +205,9 @@ def _judge(
     labelled, flips = 0, 0
     if data is not None and replay.passed:
         metadata = source.metadata
-        seed = metadata.training.get("seed")  # of the share of train that the training held out, as in pipeline.py
         faces = load_validation(
             data,
-            seed=seed if isinstance(seed, int) else 0,
+            seed=seed_of_training(metadata.training),
             classes=metadata.labels,
             size=metadata.size,
             color=metadata.color,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,16 @@ def load_validation(
     if folder is not None:
         return load_class_folders(folder, classes=None if classes is None else tuple(classes), size=size, color=color)
     return load_splits(root, seed=seed, classes=classes, size=size, color=color).validation
+
+
+def seed_of_training(training: Mapping[str, object]) -> int:
+    """The seed for `load_splits` that holds out the share of train which a training held out.
+
+    Args:
+        training: the summary in its checkpoint, or in a model file made from it.
+    """
+    seed = training.get("seed")
+    return seed if isinstance(seed, int) else 0
 
 
 def _class_folders_themselves(root: Path) -> Path:
