@@ -1,5 +1,10 @@
-"""`python -m fer_bench` is `fer-bench`."""
+"""`fer-bench`, also as `python -m fer_bench`."""
 
-from fer_bench.cli import main
+try:
+    from fer_bench.cli import main
+except KeyboardInterrupt:
+    # As click ends a command: Ctrl-C in the first moments prints no traceback either.
+    raise SystemExit("\nAborted!") from None
 
-main(prog_name="fer-bench")
+if __name__ == "__main__":
+    main(prog_name="fer-bench")

@@ -1,5 +1,10 @@
-"""`python -m fer_export` is `fer-export`."""
+"""`fer-export`, also as `python -m fer_export`."""
 
-from fer_export.cli import main
+try:
+    from fer_export.cli import main
+except KeyboardInterrupt:
+    # As click ends a command: Ctrl-C in the first moments prints no traceback either.
+    raise SystemExit("\nAborted!") from None
 
-main(prog_name="fer-export")
+if __name__ == "__main__":
+    main(prog_name="fer-export")

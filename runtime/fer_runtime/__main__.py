@@ -1,5 +1,10 @@
-"""`python -m fer_runtime` is `fer-infer`."""
+"""`fer-infer`, also as `python -m fer_runtime`."""
 
-from fer_runtime.cli import main
+try:
+    from fer_runtime.cli import main
+except KeyboardInterrupt:
+    # As click ends a command: Ctrl-C in the first moments prints no traceback either.
+    raise SystemExit("\nAborted!") from None
 
-main(prog_name="fer-infer")
+if __name__ == "__main__":
+    main(prog_name="fer-infer")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points, version
+from pathlib import Path
 
 import click
 import pytest
@@ -26,6 +31,12 @@ def within(path: str, command: click.Command) -> Iterator[tuple[str, click.Comma
 
 
 COMMANDS = dict(all_commands())
+# As pyproject.toml has them now; an editable install may be older.
+SCRIPTS = dict(
+    re.findall(
+        r'^(fer-\w+) = "(\w[\w.]*):main"$', (Path(__file__).parents[2] / "pyproject.toml").read_text(), re.MULTILINE
+    )
+)
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -84,3 +95,17 @@ def test_the_short_option_shows_the_same_help(path: str) -> None:
     shown = [CliRunner().invoke(COMMANDS[program], [*subcommands, option]) for option in ("-h", "--help")]
     assert shown[0].exit_code == 0
     assert shown[0].output == shown[1].output
+
+
+@pytest.mark.parametrize("module", ["click", "plugin"])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_ctrl_c_ends_a_command_alike_before_and_after_its_imports(name: str, module: str, tmp_path: Path) -> None:
+    """Every command imports click first of all, and a plugin when it has everything that it needs."""
+    (tmp_path / f"{module}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        "FER_EDGE_PLUGINS": "plugin",
+    }
+    program = f"import sys\nfrom {SCRIPTS[name]} import main\nsys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "\nAborted!\n")

@@ -1,5 +1,10 @@
-"""`python -m fer_train`, which is what `torchrun -m fer_train` starts."""
+"""`fer-train`, also as `python -m fer_train`, which is what `torchrun -m fer_train` starts."""
 
-from fer_train.cli import main
+try:
+    from fer_train.cli import main
+except KeyboardInterrupt:
+    # As click ends a command: Ctrl-C in the first moments prints no traceback either.
+    raise SystemExit("\nAborted!") from None
 
-main(prog_name="fer-train")
+if __name__ == "__main__":
+    main(prog_name="fer-train")

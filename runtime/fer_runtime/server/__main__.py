@@ -1,0 +1,10 @@
+"""`fer-serve`, also as `python -m fer_runtime.server`."""
+
+try:
+    from fer_runtime.cli.serve import main
+except KeyboardInterrupt:
+    # As click ends a command: Ctrl-C in the first moments prints no traceback either.
+    raise SystemExit("\nAborted!") from None
+
+if __name__ == "__main__":
+    main(prog_name="fer-serve")
