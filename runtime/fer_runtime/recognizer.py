@@ -17,7 +17,7 @@ from fer_runtime.detectors.search import FaceSearch
 from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import sha256_of
-from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, decode_image, read_image
+from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, check_pixels, decode_image, read_image
 from fer_runtime.model.batches import fill_batch
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.load import LoadedModel, load_model
@@ -63,7 +63,7 @@ class Recognizer:
         min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
             export fitted for the model, and marks every face that has a reason (`fer_runtime.quality.REASONS`).
         threads: threads of ONNX Runtime.
-        max_pixels: width times height of an image at most; see `fer_runtime.images.decode_image`.
+        max_pixels: width times height of an image or array at most; see `fer_runtime.images.decode_image`.
         provider: execution provider, such as "CPU" or "CUDA".
         strict: fail when ONNX Runtime falls back to another provider.
         any_operator: load a model with operators that no model of fer-export has. Only for files that you trust: such
@@ -146,7 +146,7 @@ class Recognizer:
                 uint8 (height, width, 3) in BGR or uint8 (height, width).
 
         Raises:
-            ImageError: it is not a readable image.
+            ImageError: it is not a readable image, or has more than `max_pixels`.
             ValueError: the array is of another shape or dtype.
             TypeError: it is something else.
         """
@@ -167,7 +167,7 @@ class Recognizer:
 
     def recognize(self, image: Uint8Array, *, path: str = "", is_frame: bool = False) -> ImageResult:
         """The row of an image that is already decoded; see `predict` and `detect`."""
-        check_image(image)
+        image = checked_image(image, self.max_pixels)
         detections = self.detect(image, is_frame=is_frame)
         faces = self.classify_detections(image, detections)
         height, width = image.shape[:2]
@@ -179,8 +179,12 @@ class Recognizer:
         Args:
             is_frame: the image is a frame of a video. A frame without a face is not searched again for smaller
                 faces: there are many such frames, and the next one comes soon.
+
+        Raises:
+            ImageError: the image has more than `max_pixels`.
+            ValueError: it is of another shape or dtype.
         """
-        return self._search.detect(image, is_frame=is_frame)
+        return self._search.detect(checked_image(image, self.max_pixels), is_frame=is_frame)
 
     def classify_detections(self, image: Uint8Array, detections: Sequence[Detection]) -> tuple[Face, ...]:
         """Detected faces with their expressions."""
@@ -354,8 +358,13 @@ def _reasons_with(reasons: Sequence[str], low_confidence: bool | None) -> tuple[
     return tuple(name for name in REASONS if (low_confidence if name == "low_confidence" else name in reasons))
 
 
-def check_image(image: Uint8Array | None) -> None:
-    """Raise a ValueError that names what an array is, where that is no image."""
+def checked_image(image: Uint8Array | None, max_pixels: int) -> Uint8Array:
+    """An array as OpenCV can read it.
+
+    Raises:
+        ImageError: it has more pixels than the limit.
+        ValueError: it is no image; the error names what it is.
+    """
     if image is None:
         raise ValueError(
             "the image is None: cv2.imread gives None where it cannot read an image; give its path, and the error says "
@@ -366,6 +375,12 @@ def check_image(image: Uint8Array | None) -> None:
         raise ValueError(
             f"an image must be uint8 (height, width, 3) or (height, width), not {image.dtype} {image.shape}"
         )
+    try:
+        check_pixels(image, max_pixels)
+    except ImageError as error:
+        raise ImageError(f"the image {error}") from error
+    # OpenCV reads beyond the end of a column whose rows are one pixel in memory.
+    return image if image.strides[0] else np.ascontiguousarray(image)
 
 
 def _content_of(source: Any) -> bytes:

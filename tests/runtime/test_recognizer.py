@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_runtime import EXPRESSIONS, Recognizer
+from fer_runtime import EXPRESSIONS, Recognizer, Tracker
 from fer_runtime.batch.sources import sample_images
 from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.faces import prepare_face
@@ -89,6 +89,28 @@ def test_wrong_arrays_are_a_callers_mistake(band_model: Path) -> None:
             recognizer.classify(np.zeros((2, 32, 32), np.uint8))
         with pytest.raises(ImageError, match=r"missing\.jpg cannot be opened"):
             recognizer.predict("missing.jpg")
+
+
+@pytest.mark.parametrize("detector", ["haar", "whole"])
+def test_an_array_is_held_to_the_limit_of_files(band_model: Path, detector: str) -> None:
+    """OpenCV ends the process on an image of 40,000,000,000 pixels, which takes no memory as a broadcast array."""
+    large = np.broadcast_to(np.uint8(0), (200_000, 200_000))
+    with Recognizer(band_model, detector=detector) as recognizer:
+        for reads in (recognizer.predict, recognizer.recognize, lambda image: Tracker(recognizer).update(image, 0)):
+            with pytest.raises(ImageError, match=r"200000 x 200000 pixels, .*; raise it with max_pixels=40000000000"):
+                reads(large)
+    with Recognizer(band_model, detector=detector, max_pixels=100) as recognizer:
+        assert recognizer.predict(np.zeros((10, 10, 3), np.uint8)).width == 10
+        with pytest.raises(ImageError, match=r"^the image has 101 x 1 pixels, more than the limit of 100;"):
+            recognizer.predict(np.zeros((1, 101, 3), np.uint8))
+
+
+def test_an_array_whose_rows_are_one_pixel_in_memory_is_read_as_any_other(band_model: Path) -> None:
+    """OpenCV took the million bytes behind it for its pixels."""
+    pixel = np.full((1, 1), 200, np.uint8)
+    shared = np.lib.stride_tricks.as_strided(pixel, (1_000_000, 1), (0, 0))
+    with Recognizer(band_model, detector="whole") as recognizer:
+        assert recognizer.predict(shared) == recognizer.predict(np.full((1_000_000, 1), 200, np.uint8))
 
 
 def test_paths_bytes_and_files_give_the_same_faces(band_model: Path, tmp_path: Path) -> None:

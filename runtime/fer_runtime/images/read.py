@@ -115,13 +115,30 @@ def decode_image(content: bytes, *, max_pixels: int = MAX_PIXELS, isolated: bool
         raise ImageError(NO_MEMORY) from error
 
 
+def check_pixels(image: Uint8Array, max_pixels: int) -> None:
+    """Hold an image that is an array already to the limit of files: OpenCV crashes on sizes that it cannot count.
+
+    Raises:
+        ImageError: it has too many pixels.
+    """
+    height, width = image.shape[:2]
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{_more_pixels(width, height, max_pixels)}; raise it with max_pixels={width * height}, or shrink the image"
+        )
+
+
 def _too_large(header: Header, limit: int) -> str:
-    pixels = header.width * header.height
-    reason = f"has {header.width} x {header.height} pixels, more than the limit of {limit:,}"
+    reason = _more_pixels(header.width, header.height, limit)
     if header.bytes_per_pixel > _BYTES_PER_PIXEL:
         reason += f" for {header.kind}, which takes {header.bytes_per_pixel} bytes of memory a pixel"
+    pixels = header.width * header.height
     needed = -(-pixels * max(header.bytes_per_pixel, _BYTES_PER_PIXEL) // _BYTES_PER_PIXEL)
     return f"{reason}; raise it with --max-pixels {needed}, or shrink the image"
+
+
+def _more_pixels(width: int, height: int, limit: int) -> str:
+    return f"has {width} x {height} pixels, more than the limit of {limit:,}"
 
 
 def to_gray(image: Uint8Array) -> Uint8Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array
-from fer_runtime.recognizer import Recognizer, check_image
+from fer_runtime.recognizer import Recognizer, checked_image
 from fer_runtime.results import Face
 from fer_runtime.system import available_cpus
 from fer_runtime.video.addresses import is_stream
@@ -77,9 +77,10 @@ class Tracker:
             path: name of the source.
 
         Raises:
+            ImageError: the frame has more pixels than the recognizer's `max_pixels`.
             ValueError: `seconds` is not later, or the frame is of another shape or dtype.
         """
-        check_image(frame)
+        frame = checked_image(frame, self._recognizer.max_pixels)
         return self._follow(frame, _search(self._recognizer, frame), seconds, number=number, path=path)
 
     def _follow(
