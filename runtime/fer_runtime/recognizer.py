@@ -62,7 +62,7 @@ class Recognizer:
         min_face: smallest side of a face in pixels; Haar finds none under a 64th of the image's long side.
         min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
             export fitted for the model, and marks every face that has a reason (`fer_runtime.quality.REASONS`).
-        threads: threads of ONNX Runtime.
+        threads: threads of ONNX Runtime, at most `fer_runtime.system.MAX_THREADS`.
         max_pixels: width times height of an image or array at most; see `fer_runtime.images.decode_image`.
         provider: execution provider, such as "CPU" or "CUDA".
         strict: fail when ONNX Runtime falls back to another provider.

@@ -44,15 +44,25 @@ def provider_option(more: str = "") -> _Option:
     )
 
 
-def threads_option(subject: str) -> _Option:
-    """`--threads`: those of ONNX Runtime, for `subject`."""
+def threads_option(subject: str, *, most: int | None = None) -> _Option:
+    """`--threads`: those of ONNX Runtime, for `subject`; `most` where the command does not cap them itself."""
     return click.option(
         "--threads",
-        type=click.IntRange(min=1),
+        type=click.IntRange(min=1, max=most),
         default=1,
         show_default=True,
         help=f"ONNX Runtime threads for {subject}.",
     )
+
+
+def capped_threads(threads: int) -> int:
+    """`--threads`, at most the CPUs that this process may use, with a warning where that is fewer."""
+    from fer_runtime.system import available_cpus
+
+    cpus = available_cpus()
+    if threads > cpus:
+        click.echo(f"warning: {threads} threads are more than the {cpus} CPUs that this process may use", err=True)
+    return min(threads, cpus)
 
 
 def max_pixels_option(default: int) -> _Option:

@@ -10,6 +10,9 @@ _INSTRUCTION_SETS = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8"),
     *("asimd", "asimdhp", "asimddp", "i8mm"),
 )
+# ONNX Runtime starts all of them, whatever there is for them to do: 4,096 take seconds, and a million hang. The largest
+# servers have several hundred CPUs.
+MAX_THREADS = 1024
 
 
 def available_cpus() -> int:

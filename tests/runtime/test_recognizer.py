@@ -24,6 +24,7 @@ from fer_runtime.batch.sources import sample_images
 from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.faces import prepare_face
 from fer_runtime.model.metadata import ModelMetadata
+from fer_runtime.system import MAX_THREADS
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,15 @@ def test_wrong_arrays_are_a_callers_mistake(band_model: Path) -> None:
             recognizer.classify(np.zeros((2, 32, 32), np.uint8))
         with pytest.raises(ImageError, match=r"missing\.jpg cannot be opened"):
             recognizer.predict("missing.jpg")
+
+
+def test_more_threads_than_any_machine_has_cpus_are_refused(band_model: Path) -> None:
+    """ONNX Runtime would start a million threads, one after the other."""
+    for threads in (MAX_THREADS + 1, 10**6):
+        with pytest.raises(ValueError, match=f"threads must be at most 1024, not {threads}"):
+            Recognizer(band_model, threads=threads)
+    with Recognizer(band_model, threads=384) as recognizer:  # CPUs of a server with two processors
+        assert recognizer.predict(band_face(3)).faces
 
 
 @pytest.mark.parametrize("detector", ["haar", "whole"])

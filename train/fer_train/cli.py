@@ -26,6 +26,7 @@ from fer_runtime.errors import FerError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.find import DEFAULT_MODELS_DIR
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
+from fer_runtime.shared_options import capped_threads
 from fer_runtime.text import counted, printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
@@ -212,7 +213,11 @@ _RULES = (
         show_default=True,
         help="Where to train. auto takes MPS, else CUDA, else the CPU.",
     ),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: PyTorch's choice]"),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="CPU threads, capped at the available CPUs. [default: PyTorch's choice]",
+    ),
 )
 @option_group(
     "Output",
@@ -371,7 +376,7 @@ def _together(options: _NetworkOptions) -> Iterator[Execution]:
         from fer_train.progress import EpochBars
 
     if options.threads:
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(capped_threads(options.threads))
     progress = EpochBars()
     try:
         with joined_world(choose_device(options.device)) as (world, device):

@@ -25,11 +25,15 @@ from fer_runtime.cluster.engine import (
 )
 from fer_runtime.cluster.storage import RemoteFolders, is_uri
 from fer_runtime.output.sink import opened_sink
+from fer_runtime.system import MAX_THREADS
 from fer_runtime.text import counted, printable
 
 
 def run_on_ray(options: ClusterRun, format_name: str) -> bool:
     """Write a row per image; whether any failed, a folder was skipped, or there was no image at all."""
+    # The driver's own are capped; a worker's machine may have more CPUs.
+    if options.threads > MAX_THREADS:
+        raise click.UsageError(f"--threads: at most {MAX_THREADS} for each worker")
     with opened_recognizer(options, max_pixels=options.max_pixels) as recognizer:
         recipe = pack_recognizer(
             recognizer,

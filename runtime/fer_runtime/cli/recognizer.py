@@ -14,8 +14,8 @@ from fer_runtime.model.find import find_model
 from fer_runtime.model.providers import AUTO
 from fer_runtime.model.session import find_provider, silence
 from fer_runtime.recognizer import Recognizer
+from fer_runtime.shared_options import capped_threads
 from fer_runtime.standard_streams import is_terminal
-from fer_runtime.system import available_cpus
 from fer_runtime.text import printable
 
 
@@ -23,7 +23,7 @@ from fer_runtime.text import printable
 def opened_recognizer(options: RecognizerOptions, *, max_pixels: int = MAX_PIXELS) -> Iterator[Recognizer]:
     """The recognizer for a run; prints its model, provider and detector on stderr."""
     silence()
-    threads = capped_threads(options)
+    threads = capped_threads(options.threads)
     provider = chosen_provider(options, threads=threads)
     with Recognizer(
         options.model,
@@ -74,16 +74,6 @@ def chosen_provider(options: ModelOptions, *, threads: int) -> str:
         speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in choice.faces_per_second.items())
         click.echo(f"--provider auto takes {choice.provider}; faces per second: {speeds}", err=True)
     return choice.provider
-
-
-def capped_threads(options: ModelOptions) -> int:
-    """`--threads`, at most the CPUs that this process may use, with a warning where that is fewer."""
-    cpus = available_cpus()
-    if options.threads > cpus:
-        click.echo(
-            f"warning: {options.threads} threads are more than the {cpus} CPUs that this process may use", err=True
-        )
-    return min(options.threads, cpus)
 
 
 def progress_is_shown(options: RecognizerOptions) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from fer_runtime.cli.options import SelfTestRun
-from fer_runtime.cli.recognizer import capped_threads, chosen_provider
+from fer_runtime.cli.recognizer import chosen_provider
 from fer_runtime.command import needs_extra
 from fer_runtime.model.find import find_model
 from fer_runtime.model.self_test import run_self_test as replay
 from fer_runtime.model.session import silence
+from fer_runtime.shared_options import capped_threads
 from fer_runtime.targets import target_of
 
 
@@ -17,7 +18,7 @@ def run_self_test(options: SelfTestRun) -> bool:
     """Replay the certificate of the model and print the report; whether it failed."""
     silence()
     path = find_model(options.model, precision=options.precision, models_dir=options.models_dir)
-    threads = capped_threads(options)
+    threads = capped_threads(options.threads)
     if (target := target_of(path)) is not None:
         from fer_runtime.targets.replay import replay_target
 

@@ -17,7 +17,7 @@ from fer_runtime.shared_options import (
     provider_option,
     threads_option,
 )
-from fer_runtime.system import available_cpus
+from fer_runtime.system import MAX_THREADS, available_cpus
 from fer_runtime.video.addresses import is_stream, stream_name
 
 _LEAST_TOKEN = 16  # characters
@@ -70,7 +70,7 @@ _RULES = (
     ),
     models_dir_option,
     provider_option(),
-    threads_option("one batch"),
+    threads_option("one batch", most=MAX_THREADS),
 )
 @face_detection_options
 @option_group(

@@ -10,6 +10,7 @@ from fer_runtime.model.onnx_file import OnnxFile, read_model_bytes, read_onnx
 from fer_runtime.model.providers import AUTO
 from fer_runtime.model.session import open_session
 from fer_runtime.model.structure import check_contract, check_operators, check_work, fixed_batch
+from fer_runtime.system import MAX_THREADS
 
 if TYPE_CHECKING:
     from fer_runtime.model.session import InferenceSession
@@ -79,7 +80,10 @@ def load_model(
     Raises:
         ModelFileError: the file is missing, damaged, or refused by a check.
         ProviderError: as for `open_session`.
+        ValueError: there are more than `MAX_THREADS` threads.
     """
+    if threads > MAX_THREADS:
+        raise ValueError(f"threads must be at most {MAX_THREADS}, not {threads}")
     checked = read_model(path, content=content, any_operator=any_operator)
     kind, _, allowed = provider.partition(":")
     if kind.lower() == AUTO:

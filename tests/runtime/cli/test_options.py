@@ -53,6 +53,7 @@ def test_an_option_that_the_run_does_not_use_is_named(arguments: tuple[str, ...]
         (("a", "--resume", "--output", "b.jsonl", "--random", "3"), "--random: not with --resume"),
         (("a", "--resume", "--output", "b.csv"), "--resume continues a run of --format jsonl"),
         (("a", "--engine", "ray", "--part-size", "65"), "Invalid value for '--part-size': must be a multiple of 64"),
+        (("a", "--engine", "ray", "--threads", "1025"), "--threads: at most 1024 for each worker"),
         (("a", "--engine", "ray", "--format", "parquet"), "--format parquet: only with --output DIR"),
         (("a", "--engine", "ray", "--format", "table"), "--engine ray does not write --format table"),
         (("a.mp4", "b.mp4", "--format", "srt"), "--format srt takes one video at a time"),

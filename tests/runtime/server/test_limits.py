@@ -284,6 +284,12 @@ def test_a_model_that_fails_its_self_test_is_not_served(tmp_path: Path) -> None:
     assert "fails its self-test here and is not served (digest" in refused.output
 
 
+def test_a_million_threads_are_refused() -> None:
+    refused = CliRunner().invoke(main, ["--threads", "1000000"])
+    assert refused.exit_code == 2
+    assert "'--threads': 1000000 is not in the range 1<=x<=1024" in refused.output
+
+
 def test_an_address_that_is_taken_is_one_line(service: Service) -> None:
     refused = CliRunner().invoke(main, ["--port", str(service.port)])
     assert refused.exit_code == 1

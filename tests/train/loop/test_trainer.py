@@ -18,6 +18,7 @@ from tests.train.devices import DEVICES
 from tests.train.images import write_images
 
 from fer_runtime.errors import CheckpointError, DataError
+from fer_runtime.system import available_cpus
 from fer_train.checkpoints import load_checkpoint, pack_state, unpack_state
 from fer_train.cli import main
 from fer_train.data.folders import load_faces
@@ -98,6 +99,14 @@ def _training(images: Path, models_dir: Path, *options: str) -> subprocess.Popen
 def _trained(images: Path, models_dir: Path, *options: str) -> Result:
     """fer-train in this process, which has loaded PyTorch."""
     return CliRunner().invoke(main, _command(images, models_dir, *options))
+
+
+def test_more_threads_than_cpus_are_said_and_not_started(images: Path, tmp_path: Path) -> None:
+    """OpenMP ends a process that cannot start its threads."""
+    process = _training(images, tmp_path, "--epochs", "1", "--threads", "1000000")
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert messages.startswith(f"warning: 1000000 threads are more than the {available_cpus()} CPUs")
 
 
 def test_ctrl_c_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
