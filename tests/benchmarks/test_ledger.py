@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from click.testing import CliRunner
 
 from fer_bench.cli import main
 from fer_bench.latency.roofline import PeakRates
+from fer_bench.ledger.entries import Board, append_board, read_ledger
+from fer_runtime.errors import OutputError
+from fer_runtime.files import lock_file
 from fer_runtime.system import available_cpus
 
 MODELS = Path(__file__).parents[2] / "models"
@@ -77,6 +81,31 @@ def test_another_file_is_no_ledger_and_stays_as_it_is(tmp_path: Path, content: s
     assert done.exit_code == 1
     assert "line 1 is not a ledger" in done.output
     assert path.read_text() == content
+
+
+def _board(name: str) -> Board:
+    return Board(name=name, machine={}, peak_rates={}, self_tests=(), latencies=(), not_measured=())
+
+
+def test_lines_that_are_added_at_once_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    names = [f"board {number}" for number in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: append_board(path, _board(name)), names))
+    assert sorted(board.name for board in read_ledger(path)) == sorted(names)
+
+
+def test_a_ledger_that_another_process_keeps_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fer_bench.ledger.entries._LOCK_SECONDS", 0.05)
+    path = tmp_path / "ledger.jsonl"
+    board = _board("a board")
+    with path.open("ab") as file:
+        assert lock_file(file.fileno())
+        with pytest.raises(OutputError, match=r"another process writes .*ledger\.jsonl"):
+            append_board(path, board)
+    path.write_bytes(board.to_json().encode())  # without a line end, as an editor may leave it
+    append_board(path, board)
+    assert len(read_ledger(path)) == 2
 
 
 @pytest.mark.parametrize("value", [[], {}, "", False, 0, "1", -1.0])

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from fer_bench.environment import cpu_name, environment
 from fer_bench.latency.measure import Configuration
 from fer_bench.latency.roofline import measure_peak_rates, measure_with_peak_rates, rows_with_roofline
 from fer_runtime.checksums import CHECKSUM, check_checksum, with_checksum
-from fer_runtime.errors import DataError, FerError
-from fer_runtime.files import write_atomically
+from fer_runtime.errors import DataError, FerError, OutputError
+from fer_runtime.files import lock_file, refuse_special
 from fer_runtime.model.self_test import run_self_test
 from fer_runtime.text import markdown_text
 from fer_runtime.untrusted_json import parse_json
 
 SCHEMA = 1
 _MAX_BYTES = 64 << 20
+_LOCK_SECONDS = 10  # a line is written in milliseconds
 _TEXTS, _NUMBERS = ("engine", "model", "precision"), ("batch", "threads", "p50_ms", "min_ms", "images_per_second")
 Key = tuple[str, str, str, int, int]
 
@@ -144,13 +147,35 @@ def append_board(path: Path, board: Board) -> None:
 
     Raises:
         DataError: the file is no ledger; nothing is changed.
+        OutputError: the file cannot be written; it is as it was before.
     """
-    before = path.read_bytes() if path.exists() else b""
-    if before:
-        read_ledger(path)
-    if before and not before.endswith(b"\n"):
-        before += b"\n"
-    write_atomically(path, before + board.to_json().encode() + b"\n")
+    refuse_special(path)
+    try:
+        # Appended under a lock: of two processes that each replace the file, one would lose the other's line.
+        with path.open("ab+") as file:
+            _wait_for_lock(file.fileno(), path)
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                read_ledger(path)
+                file.seek(size - 1)
+            is_whole = not size or file.read() == b"\n"
+            try:
+                file.write((b"" if is_whole else b"\n") + board.to_json().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:  # a full disk may have taken a part of the line
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; the file is as it was before") from error
+
+
+def _wait_for_lock(descriptor: int, path: Path) -> None:
+    end = monotonic() + _LOCK_SECONDS
+    while not lock_file(descriptor):
+        if monotonic() > end:
+            raise OutputError(f"another process writes {path} for more than {_LOCK_SECONDS} s; end it, or repeat this")
+        sleep(0.01)
 
 
 def read_ledger(path: Path) -> list[Board]:
