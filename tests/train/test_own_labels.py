@@ -60,8 +60,16 @@ def test_a_test_folder_chooses_no_epoch(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_labels_are_refused(tmp_path: Path) -> None:
     write_own_images(tmp_path / "one" / "train", ("only",), 3)
-    with pytest.raises(DataError, match="holds 1 class folders; at least two"):
+    with pytest.raises(DataError, match=r"train holds one class folder, .*; at least two are needed"):
         load_splits(tmp_path / "one")
+    write_own_images(tmp_path / "bare", ("only",), 3)
+    with pytest.raises(DataError, match=r"bare holds one class folder, only; at least two are needed, each .* class$"):
+        load_splits(tmp_path / "bare")
+    write_own_images(tmp_path / "above" / "set", TWO, 3)
+    write_own_images(tmp_path / "over" / "set" / "train", TWO, 3)
+    for name in ("above", "over"):
+        with pytest.raises(DataError, match=rf"{name} holds one class folder, set; .*give --data .*{name}.set$"):
+            load_splits(tmp_path / name)
     write_own_images(tmp_path / "odd" / "train", ("a", "b\u202egnp"), 3)
     with pytest.raises(DataError, match=r"cannot be labels: a label must be a printable text, got 'b\\\\u202egnp'"):
         load_splits(tmp_path / "odd")

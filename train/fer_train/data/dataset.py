@@ -11,7 +11,7 @@ import numpy as np
 
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
-from fer_train.data.folders import LabelledFaces, UnreadableError, class_folders, load_class_folders
+from fer_train.data.folders import LabelledFaces, UnreadableError, class_folders, load_class_folders, too_few_classes
 
 TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid")
@@ -129,9 +129,14 @@ def _class_folders_themselves(root: Path) -> Path:
         DataError: it does not.
     """
     if root.is_dir() and find_split(root, (*VALIDATION, *TEST)) is None and not (root / "images").is_dir():
-        found = class_folders(root)
-        if sum(map(bool, found.values())) >= 2:
+        filled = [name for name, images in class_folders(root).items() if images]
+        if len(filled) >= 2:
             return root
+        if filled:
+            below = root / filled[0]
+            has_classes = find_split(below, TRAIN) is not None or sum(map(bool, class_folders(below).values())) >= 2
+            hint = f"; if {below} is the data set, give --data {below}" if has_classes else ""
+            raise DataError(too_few_classes(root, filled) + hint)
     raise DataError(
         f"no folder {root / 'images' / 'train'} nor {root / 'train'}; --data takes the dataset's root (with "
         "images/train and images/validation), a folder that holds train and validation (or val, valid), each with a "

@@ -220,11 +220,17 @@ def load_class_folders(
 def _classes_of(folder: Path, images_of: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The names of the class folders, as labels of a model."""
     if len(images_of) < 2:
-        raise DataError(f"{folder} holds {len(images_of)} class folders; at least two are needed")
+        raise DataError(too_few_classes(folder, tuple(images_of)))
     try:
         return check_labels(tuple(images_of))
     except ValueError as error:
         raise DataError(f"the class folders of {folder} cannot be labels: {error}") from error
+
+
+def too_few_classes(folder: Path, names: Sequence[str]) -> str:
+    """Why nothing can be learned from a folder with fewer than two class folders, `names`."""
+    found = f"one class folder, {names[0]}" if names else "no class folder"
+    return f"{folder} holds {found}; at least two are needed, each with the images of a class"
 
 
 def _check_classes(folder: Path, images_of: Mapping[str, Sequence[str]], classes: Sequence[str]) -> None:
