@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.errors import NO_MEMORY, ImageError
-from fer_runtime.images.headers import DAMAGED, Header
+from fer_runtime.images.headers import Header
 
 Uint8Array = npt.NDArray[np.uint8]
 
@@ -68,7 +68,7 @@ def decode_leniently(header: Header) -> Uint8Array:
                 raise ImageError("cannot be decoded: damaged, or its end is missing")
             image = completed
     if image is None:
-        raise ImageError(DAMAGED)
+        raise ImageError(header.refusal)
     return image
 
 

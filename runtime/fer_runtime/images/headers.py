@@ -32,13 +32,28 @@ _PNM_HEADER = rb"P[1-6]%b(\d{1,10})%b(\d{1,10})(?:%b(\d{1,10}))?" % (_BLANK, _BL
 _PAM_LINE = rb"(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,10})\s"
 _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
+# Compressions of TIFF (tag 259) by their registered numbers. OpenCV's own libtiff reads these:
+_TIFF_READ = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32766, 32771, 32773, 32809, 32909, 32946, 34676, 34677))
+# These depend on how libtiff was built.
+_TIFF_RARE = {34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
+_TIFF_RARE |= {50002: "JPEG XL", 52546: "JPEG XL"}
 _FLOAT = "stores brightness as floating-point numbers without a fixed range; convert it to 8 or 16 bits first"
 
 
 class Header:
     """Format and size of an image; a plain class, because one is created for every image."""
 
-    __slots__ = ("bytes_per_pixel", "content", "height", "is_16_bit", "is_plain", "kind", "transforms", "width")
+    __slots__ = (
+        "bytes_per_pixel",
+        "content",
+        "height",
+        "is_16_bit",
+        "is_plain",
+        "kind",
+        "refusal",
+        "transforms",
+        "width",
+    )
 
     def __init__(
         self,
@@ -50,6 +65,7 @@ class Header:
         is_plain: bool = False,
         is_16_bit: bool = False,
         transforms: tuple[tuple[bytes, int], ...] = (),
+        refusal: str = DAMAGED,
     ) -> None:
         """Describe an image.
 
@@ -63,6 +79,7 @@ class Header:
             is_16_bit: the samples have more than 8 bits.
             transforms: AVIF's own, in their order: b"irot" and quarter turns counter-clockwise, or b"imir" and 1
                 where left and right are exchanged, 0 where top and bottom are.
+            refusal: the reason to give if the decoder refuses it.
         """
         self.kind = kind
         self.width = width
@@ -72,6 +89,7 @@ class Header:
         self.is_plain = is_plain
         self.is_16_bit = is_16_bit
         self.transforms = transforms
+        self.refusal = refusal
 
 
 def read_header(content: bytes) -> Header:
@@ -340,7 +358,7 @@ def _tiff(content: bytes) -> Header:
         tag, kind, length = struct.unpack_from(entry, content, place)
         value = place + struct.calcsize(entry)
         letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if letter is not None and tag in (256, 257, 258, 277, 278, 339):
+        if letter is not None and tag in (256, 257, 258, 259, 277, 278, 339):
             if length * struct.calcsize(order + letter) > step - struct.calcsize(entry):  # kept elsewhere
                 (value,) = struct.unpack_from(order + ("I" if version == 42 else "Q"), content, value)
             (tags[tag],) = struct.unpack_from(order + letter, content, value)
@@ -351,6 +369,11 @@ def _tiff(content: bytes) -> Header:
         raise ImageError(
             f"is a TIFF with {bits} bits per sample, which cannot be read; convert it to 8 or 16 bits first"
         )
+    compression = tags.get(259, 1)
+    refusal = DAMAGED
+    if compression not in _TIFF_READ:
+        name = _TIFF_RARE.get(compression, f"number {compression}")
+        refusal = f"is a TIFF with the compression {name}, which this OpenCV does not read; save it with LZW or Deflate"
     channels, height = max(tags.get(277, 1), 3), tags.get(257, 0)
     # The rows of a strip are in memory twice more: as they are in the file, and unpacked. Without the tag all rows are.
     strip = min(1.0, tags.get(278, height) / max(height, 1))
@@ -361,6 +384,7 @@ def _tiff(content: bytes) -> Header:
         math.ceil((1 if bits <= 8 else 2) * channels * (2 + strip)) + 2,
         content,
         is_16_bit=8 < bits <= 16,
+        refusal=refusal,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +188,30 @@ def test_images_of_floats_are_told_apart_from_damaged_ones() -> None:
         image = np.dstack([floats] * 3) if suffix == ".hdr" else floats
         with pytest.raises(ImageError, match=r"floating-point numbers.* convert it to 8 or 16 bits first"):
             decode_image(cv2.imencode(suffix, image)[1].tobytes())
+
+
+@pytest.mark.parametrize(("compression", "name"), [("lzma", "LZMA"), ("zstd", "Zstandard")])
+def test_a_tiff_whose_compression_is_not_read_is_told_apart_from_a_damaged_one(compression: str, name: str) -> None:
+    content = io.BytesIO()
+    try:
+        Image.fromarray(_random_image()).save(content, "TIFF", compression=compression)
+    except (OSError, RuntimeError):
+        pytest.skip(f"this Pillow writes no {name}")
+    if cv2.imdecode(np.frombuffer(content.getvalue(), np.uint8), cv2.IMREAD_COLOR) is not None:
+        pytest.skip(f"this OpenCV reads {name}")
+    with pytest.raises(ImageError, match=f"^is a TIFF with the compression {name}, which this OpenCV does not read; "):
+        decode_image(content.getvalue())
+
+
+def test_a_tiff_of_an_unknown_compression_is_refused_by_its_number() -> None:
+    content = io.BytesIO()
+    Image.fromarray(_random_image()).save(content, "TIFF")
+    entry = struct.pack("<HHI", 259, 3, 1)
+    assert content.getvalue().count(entry) == 1
+    with pytest.raises(ImageError, match="with the compression number 34713, which"):
+        decode_image(content.getvalue().replace(entry + b"\1\0", entry + struct.pack("<H", 34713)))
+    with pytest.raises(ImageError, match="damaged, or not an image"):
+        decode_image(content.getvalue().replace(entry + b"\1\0", entry + b"\x08\0"))  # Deflate, which it is not
 
 
 def test_every_format_has_a_pixel_limit_by_the_memory_that_its_decoder_takes() -> None:
