@@ -210,8 +210,6 @@ def test_a_tiff_of_an_unknown_compression_is_refused_by_its_number() -> None:
     assert content.getvalue().count(entry) == 1
     with pytest.raises(ImageError, match="with the compression number 34713, which"):
         decode_image(content.getvalue().replace(entry + b"\1\0", entry + struct.pack("<H", 34713)))
-    with pytest.raises(ImageError, match="damaged, or not an image"):
-        decode_image(content.getvalue().replace(entry + b"\1\0", entry + b"\x08\0"))  # Deflate, which it is not
 
 
 def test_every_format_has_a_pixel_limit_by_the_memory_that_its_decoder_takes() -> None:
