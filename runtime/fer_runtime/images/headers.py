@@ -369,11 +369,12 @@ def _tiff(content: bytes) -> Header:
         raise ImageError(
             f"is a TIFF with {bits} bits per sample, which cannot be read; convert it to 8 or 16 bits first"
         )
-    compression = tags.get(259, 1)
-    refusal = DAMAGED
+    compression, refusal = tags.get(259, 1), DAMAGED
     if compression not in _TIFF_READ:
         name = _TIFF_RARE.get(compression, f"number {compression}")
         refusal = f"is a TIFF with the compression {name}, which this OpenCV does not read; save it with LZW or Deflate"
+        if compression not in _TIFF_RARE:
+            raise ImageError(refusal)  # OpenCV would give a black image
     channels, height = max(tags.get(277, 1), 3), tags.get(257, 0)
     # The rows of a strip are in memory twice more: as they are in the file, and unpacked. Without the tag all rows are.
     strip = min(1.0, tags.get(278, height) / max(height, 1))
