@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +26,17 @@ from fer_runtime.command import (
     say,
     take_options,
 )
-from fer_runtime.errors import ExtraMissingError, ModelFileError
+from fer_runtime.errors import CheckpointError, ExtraMissingError, ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.labels import parse_labels
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, PRECISIONS, PREFERENCE, Precision, checkpoint_path
+from fer_runtime.model.find import (
+    DEFAULT_MODELS_DIR,
+    PRECISIONS,
+    PREFERENCE,
+    Precision,
+    checkpoint_names,
+    checkpoint_path,
+)
 from fer_runtime.targets import TARGETS
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
@@ -40,6 +48,7 @@ if TYPE_CHECKING:
 
 _FOLDER = PathlibPath(file_okay=False)
 _FILE = PathlibPath(dir_okay=False)
+_NAMED = 10  # checkpoints that an error names
 
 
 def _labels(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -407,8 +416,10 @@ def _export(options: ExportRun) -> None:
         from fer_export.pipeline import export_model
         from fer_train.checkpoints import stated_network
 
-    source = options.checkpoint or checkpoint_path(options.models_dir, options.name or options.model or "")
-    model = _network(options.model) or stated_network(source)
+    model = _network(options.model)
+    name = options.name or model or ""
+    source = options.checkpoint or _named_checkpoint(options.models_dir, name, model)
+    model = model or stated_network(source)
     if find_architecture(model).is_foreign and options.name is None:
         raise click.UsageError(f"{model} has no files of its own; name yours: --name mine")
 
@@ -422,6 +433,24 @@ def _export(options: ExportRun) -> None:
             opset=options.opset,
         )
         show(report)
+
+
+def _named_checkpoint(models_dir: Path, name: str, model: str | None) -> Path:
+    """The checkpoint of that name.
+
+    Raises:
+        CheckpointError: there is none; the error names those that are there.
+    """
+    path = checkpoint_path(models_dir, name)
+    if os.path.lexists(path):  # what else is wrong with it is said where it is read
+        return path
+    there = checkpoint_names(models_dir)
+    some = ", ".join([*there[:_NAMED], *([f"{len(there) - _NAMED} more"] if len(there) > _NAMED else [])])
+    command = f"fer-train --model {model or 'NAME'}" + ("" if name == model else f" --name {name}")
+    raise CheckpointError(
+        f"no checkpoint named {name}: {path} is not there, and the folder has {some or 'no others'}; give another "
+        f"--models-dir, or train it with: {command}"
+    )
 
 
 def _adopt(options: AdoptRun) -> None:

@@ -121,6 +121,23 @@ def test_an_option_that_is_not_used_is_named(arguments: tuple[str, ...], named: 
     assert message.startswith(named)
 
 
+def test_a_missing_checkpoint_is_answered_with_those_that_are_there(tmp_path: Path) -> None:
+    def refused(*options: str) -> str:
+        run = CliRunner().invoke(main, [*options, "--models-dir", str(tmp_path)])
+        assert run.exit_code == 1
+        return run.stderr
+
+    start = f"Error: no checkpoint named w: {tmp_path / 'w.pth'} is not there, and the folder has "
+    advice = "; give another --models-dir, or train it with: fer-train --model "
+    assert refused("--name", "w") == f"{start}no others{advice}NAME --name w\n"
+    for name in ("model_0.pth", "mine.pth", "mine.resume.pth", "mine.onnx"):
+        (tmp_path / name).touch()
+    assert refused("--name", "w", "--model", "v1") == f"{start}mine, v0{advice}v1 --name w\n"
+    assert refused("--model", "v1").endswith(
+        "has mine, v0; give another --models-dir, or train it with: fer-train --model v1\n"
+    )
+
+
 def test_a_network_that_there_is_not_is_no_network_to_export(tmp_path: Path) -> None:
     run = CliRunner().invoke(main, ["--model", "mine", "--models-dir", str(tmp_path)])
     assert run.exit_code == 2

@@ -48,6 +48,12 @@ def checkpoint_path(models_dir: Path, name: str) -> Path:
     return models_dir / f"{file_stem(name)}.pth"
 
 
+def checkpoint_names(models_dir: Path) -> list[str]:
+    """The names of the checkpoints in a folder, sorted; none where it cannot be read."""
+    files = (path.name for path in models_dir.glob("*.pth"))
+    return sorted(_name_of(file.removesuffix(".pth")) for file in files if not file.endswith(".resume.pth"))
+
+
 def results_path(models_dir: Path, name: str) -> Path:
     """The path of training's results, `model_0_results.json`."""
     return models_dir / f"{file_stem(name)}_results.json"
