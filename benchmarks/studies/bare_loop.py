@@ -22,6 +22,11 @@ _BATCH = 64
 
 def main() -> None:
     """Read paths of 48 x 48 images from standard input and print the number of images per class."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    if len(sys.argv) != 2:
+        sys.exit("give one model file: python -m benchmarks.studies.bare_loop MODEL < list")
     paths = sys.stdin.read().splitlines()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

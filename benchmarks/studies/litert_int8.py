@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_export.gate.accuracy import NUMBER_LIMITS, number_checks
-from fer_export.gate.golden import calibration_faces
-from fer_export.targets.publish import convert_model
-from fer_runtime.model.find import find_model
-from fer_runtime.model.load import load_model
-from fer_runtime.model.parity import Outputs, run_model
-from fer_train.data.folders import load_faces
+from fer_runtime.model.parity import Outputs
 
 
 def recipes() -> dict[str, Callable[[Any], None]]:
@@ -64,11 +59,27 @@ def run_file(path: Path, faces: Any) -> Outputs:
 
 
 def main() -> None:
-    from ai_edge_quantizer.quantizer import Quantizer
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     data = parser.parse_args().data
+    try:
+        compare(data)
+    except ModuleNotFoundError as error:
+        sys.exit(f"this needs {error.name}, which is not installed; install it with: pip install '.[export,litert]'")
+
+
+def compare(data: Path) -> None:
+    """Print the size of each file and what it computes on the validation faces."""
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    from fer_export.gate.accuracy import NUMBER_LIMITS, number_checks
+    from fer_export.gate.golden import calibration_faces
+    from fer_export.targets.publish import convert_model
+    from fer_runtime.model.find import find_model
+    from fer_runtime.model.load import load_model
+    from fer_runtime.model.parity import run_model
+    from fer_train.data.folders import load_faces
+
     calibration, validation = calibration_faces(load_faces(data, "train")), load_faces(data, "validation")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
