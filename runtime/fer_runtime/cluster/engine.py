@@ -1,4 +1,4 @@
-"""A run over images on a Ray cluster: Ray Data hands shards to a pool of actors, each with a recognizer.
+"""A run over images on a Ray cluster: shards go to a pool of actors, each with a recognizer.
 
 A shard is a fixed sequence of full blocks in the order of the paths, so that its rows have the bytes of a local run.
 It is written completely or not at all. An actor that dies leaves nothing of its shard, and another one makes it again.
@@ -12,17 +12,18 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fer_runtime import __version__
 from fer_runtime.batch.jobs import BLOCK, JobSummary, recognize_files
+from fer_runtime.cluster.pool import Shard, ShardResult, results_of
 from fer_runtime.cluster.shards import (
     SUCCESS,
     add_summary,
@@ -48,18 +49,14 @@ from fer_runtime.output.rows import JsonLines
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.system import available_cpus
 
-if TYPE_CHECKING:
-    import pyarrow
-
 PART_SIZE = 1024  # images: a fifth of a second to a minute of work
-# Without --output the paths and rows of so many shards are in the cluster's memory, a few hundred bytes an image.
-_WAVE = 128
 # Ray's default is a third of the memory; paths and counts of the shards in work need little.
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 # Ray adds up to 64 bytes for its sockets, whose paths have at most 103 bytes on macOS and 107 on Linux.
 _SESSION_PATH_BYTES = 39
 # An object store answers after some 30 ms: one thread would read 33 images a second, the model takes 9,000.
 _REMOTE_READERS = 32
+_CONNECT_SECONDS = 10
 _COUNT_READERS = 16  # an object store answers each after some 20 ms
 
 
@@ -124,25 +121,29 @@ class PartRecognizer:
         self._format_name = format_name
         self._folder = folder
 
-    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        import pyarrow as pa
+    def recognize(self, shard: Shard) -> ShardResult:
+        """The rows of a shard's images, given back or written.
 
+        Raises:
+            ClusterError: this machine has other versions than the driver's.
+            OutputError: the output folder does not hold the shard's paths.
+        """
         if self._different:
             raise ClusterError(
                 f"the machine {os.uname().nodename} has {'; '.join(self._different)}; install the same versions on all"
             )
-        part, listed = batch["part"][0].as_py(), batch["paths"][0].as_py()
-        summary = JobSummary()
-        rows = self._rows(parse_paths(listed or self._read_paths(part), name=paths_name(part)), summary)
+        number, summary = shard.number, JobSummary()
+        listed = shard.paths or self._read_paths(number)
+        rows = self._rows(parse_paths(listed, name=paths_name(number)), summary)
         if self._store is not None:
             content = (
                 to_parquet(rows, self._recognizer.labels) if self._format_name == "parquet" else rows.encode("utf-8")
             )
             # Counts first: where a shard's rows are, its counts are too.
-            self._store.write(counts_name(part), summary_to_json(summary).encode("ascii"))
-            self._store.write(part_name(part, self._format_name), content)
+            self._store.write(counts_name(number), summary_to_json(summary).encode("ascii"))
+            self._store.write(part_name(number, self._format_name), content)
             rows = ""
-        return pa.table({"part": [part], "summary": [summary_to_json(summary)], "rows": [rows]})
+        return ShardResult(number=number, summary=summary_to_json(summary), rows=rows)
 
     def _read_paths(self, part: int) -> bytes:
         content = None if self._store is None else self._store.read(paths_name(part))
@@ -175,8 +176,6 @@ def load_ray(address: str | None) -> Any:
     # Read when Ray is imported: it reports how it is used to its makers unless told not to.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # What goes wrong reaches the user as our own error.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address is None:
         # All of it on the loopback address, which Ray has for systems with a noisy firewall.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -185,7 +184,6 @@ def load_ray(address: str | None) -> Any:
             os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with needs_extra("ray"):
         import ray
-        import ray.data
     return ray
 
 
@@ -200,6 +198,8 @@ def connected(address: str | None, *, threads: int = 1) -> Iterator[int]:
         ClusterError: the cluster cannot be reached, or has too few CPUs.
     """
     ray = load_ray(address)
+    if address is not None:
+        _check_port(address)
     folder = None
     options: dict[str, Any] = {"address": address}
     if address is None:
@@ -213,22 +213,38 @@ def connected(address: str | None, *, threads: int = 1) -> Iterator[int]:
         }
     try:
         try:
+            # Ray prints what happens to workers among the rows on standard output.
+            ray._private.worker._worker_logs_enabled = False
             with _no_api_server(ray) if address is None else nullcontext():
                 ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                f"cannot reach a Ray cluster at {address or 'this machine'}: {first_line(error)}; "
-                "see if `ray status` finds it"
-            ) from error
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        capacity = int(ray.cluster_resources().get("CPU", 0)) // threads
+            raise _not_reached(address, error) from error
+        capacity = _capacity(ray, threads)
         if capacity < 1:
             raise ClusterError(f"the Ray cluster has no machine with {threads} CPUs; give fewer --threads")
         yield capacity
     finally:
         ray.shutdown()
+        ray._private.worker._worker_logs_enabled = True
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_port(address: str) -> None:
+    """Refuse `host:port` where nobody listens: Ray would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _not_reached(address, error) from error
+
+
+def _not_reached(address: str | None, error: BaseException) -> ClusterError:
+    return ClusterError(
+        f"cannot reach a Ray cluster at {address or 'this machine'}: {first_line(error)}; see if `ray status` finds it"
+    )
 
 
 def _session_folder() -> str:
@@ -254,55 +270,45 @@ def _no_api_server(ray: Any) -> Iterator[None]:
         services.start_api_server = start
 
 
-def recognized_parts(
-    parts: Iterable[dict[str, Any]],
+def recognized_shards(
+    shards: Iterable[Shard],
     recipe: RecognizerRecipe,
+    options: RayOptions,
     *,
-    workers: int,
-    threads: int,
     capacity: int,
     folder: str,
     output: str | None = None,
     format_name: str = "jsonl",
-) -> Iterator[dict[str, Any]]:
-    """The result of each shard: `part`, its number, `summary` as JSON, and `rows` where there is no output.
+) -> Iterator[ShardResult]:
+    """The result of each shard; in their order where rows are given back.
 
     Args:
-        parts: `part`, the number, and `paths`, JSON, or None where the output folder lists them.
-        workers: actors at most.
-        threads: CPUs of each.
         capacity: actors that the cluster has CPUs for.
         folder: where relative paths start.
-        output: a folder of shards, as path or URI; None gives rows back, in the order of the shards.
+        output: a folder of shards, as path or URI; None gives rows back.
 
     Raises:
         ClusterError: the cluster gave up. Shards that are written stay for --resume.
     """
     import ray
 
-    items = list(parts)
-    if not items:
-        return
-    workers = min(workers, len(items))
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        PartRecognizer,
-        batch_size=1,
-        batch_format="pyarrow",
-        fn_constructor_args=(recipe,),
-        fn_constructor_kwargs={"output": output, "format_name": format_name, "folder": folder},
-        # A pool that can shrink: where a machine is lost, an idle actor leaves its place to the one to be restarted.
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=workers, initial_size=min(workers, capacity), max_tasks_in_flight_per_actor=2
-        ),
-        num_cpus=threads,
-    )
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
-    dataset.context.execution_options.preserve_order = output is None
+    actor_class = ray.remote(num_cpus=options.threads, max_restarts=0)(PartRecognizer)
+    shared_recipe = ray.put(recipe)
     try:
-        yield from dataset.iter_rows()
+        yield from results_of(
+            shards,
+            lambda: actor_class.remote(shared_recipe, output=output, format_name=format_name, folder=folder),
+            workers=options.workers or capacity,
+            in_order=output is None,
+            has_cpus=lambda: _capacity(ray, options.threads) > 0,
+        )
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise _cause(error) from error
+
+
+def _capacity(ray: Any, threads: int) -> int:
+    """Actors of so many threads that the cluster has CPUs for."""
+    return int(ray.cluster_resources().get("CPU", 0)) // threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,20 +363,19 @@ def write_parts(
         for name, counts in zip(names, pool.map(store.read, names), strict=True):
             add_summary(summary, counts or summary_to_json(JobSummary()), name=f"{output}/{name}")
     on_start(len(finished), plan.parts, plan.images)
-    left = [{"part": number, "paths": None} for number in range(plan.parts) if number not in finished]
+    left = [Shard(number=number, paths=None) for number in range(plan.parts) if number not in finished]
     if left:
         with connected(options.address, threads=options.threads) as capacity:
-            for done in recognized_parts(
+            for done in recognized_shards(
                 left,
                 recipe,
-                workers=options.workers or capacity,
-                threads=options.threads,
+                options,
                 capacity=capacity,
                 folder=plan.folder,
                 output=output if is_uri(output) else os.path.abspath(output),
                 format_name=format_name,
             ):
-                add_summary(summary, done["summary"])
+                add_summary(summary, done.summary)
                 on_part()
     store.write(SUCCESS, summary_to_json(summary).encode("ascii"))
     _remove_leftovers(output)
@@ -389,18 +394,11 @@ def rows_in_order(
         ClusterError: the cluster cannot be reached, or gave up.
     """
     lists = enumerate(path_lists(images, options.part_size))
+    shards = (Shard(number=number, paths=json.dumps(paths)) for number, paths in lists)
     with connected(options.address, threads=options.threads) as capacity:
-        while wave := list(islice(lists, _WAVE)):
-            for done in recognized_parts(
-                [{"part": number, "paths": json.dumps(paths)} for number, paths in wave],
-                recipe,
-                workers=options.workers or capacity,
-                threads=options.threads,
-                capacity=capacity,
-                folder=os.getcwd(),
-            ):
-                add_summary(summary, done["summary"])
-                yield done["rows"]
+        for done in recognized_shards(shards, recipe, options, capacity=capacity, folder=os.getcwd()):
+            add_summary(summary, done.summary)
+            yield done.rows
 
 
 def _remove_leftovers(output: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,9 +105,12 @@ def local_rows(model: Path, folder: Path) -> bytes:
     return infer(folder, "--model", model, "--detector", "whole").stdout
 
 
+def run_python(*arguments: object) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, timeout=300)
+
+
 def infer(*arguments: object) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "fer_runtime", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, timeout=300)
+    return run_python("-m", "fer_runtime", *arguments)
 
 
 def parts_of(output: Path) -> list[Path]:
@@ -141,6 +145,74 @@ def actors_of(node: Any) -> list[int]:
         except (OSError, ValueError, IndexError):  # no process, or one that has ended meanwhile
             continue
     return found
+
+
+_POOL = """
+import os, sys, time
+import ray
+from fer_runtime.cluster.engine import connected
+from fer_runtime.cluster.pool import Shard, ShardResult, results_of
+from fer_runtime.errors import ClusterError
+
+class Actor:
+    def __init__(self, first):
+        # The first one ends before it is ready.
+        if first and not os.path.exists(first):
+            open(first, "w").close()
+            os._exit(1)
+
+    def recognize(self, shard):
+        if shard.number == deadly:
+            os._exit(1)
+        if shard.number == 0:
+            time.sleep(1)
+        if shard.number == wrong:
+            raise ClusterError("told to")
+        return ShardResult(number=shard.number, summary="", rows="x" * 300_000)
+
+address, folder = sys.argv[1:]
+shards = [Shard(number=number, paths=None) for number in range(8)]
+deadly = wrong = None
+with connected(address):
+    def results(in_order, first=None):
+        actor = ray.remote(num_cpus=1, max_restarts=0)(Actor)  # of today's globals
+        return results_of(iter(shards), lambda: actor.remote(first), workers=2, in_order=in_order)
+
+    in_order = list(results(True, folder + "/first"))
+    print("in order", [result.number for result in in_order], {len(result.rows) for result in in_order})
+    finished = [result.number for result in results(False)]
+    print("finished", sorted(finished), finished[0])
+    deadly = 3
+    given = []
+    try:
+        for result in results(False):
+            given.append(result.number)
+    except ClusterError as error:
+        print("deadly", 3 in given, error)
+    deadly, wrong = None, 5
+    try:
+        list(results(False))
+    except ray.exceptions.RayError as error:
+        print("wrong", "told to" in str(error))
+    end = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    print("free", ray.available_resources()["CPU"])
+"""
+
+
+def test_a_pool_replaces_actors_and_gives_up_on_a_shard_that_ends_them(cluster: Cluster, tmp_path: Path) -> None:
+    run = run_python("-c", _POOL, cluster.address, tmp_path)
+    assert run.returncode == 0, run.stderr.decode()
+    # Ray's own messages about lost actors would stand among the rows.
+    in_order, finished, deadly, wrong, free = run.stdout.decode().splitlines()
+    assert in_order == "in order [0, 1, 2, 3, 4, 5, 6, 7] {300000}"
+    # The first shard takes a second, so another is there before it.
+    assert finished.startswith("finished [0, 1, 2, 3, 4, 5, 6, 7] ")
+    assert not finished.endswith(" 0")
+    assert deadly.startswith("deadly False shard 3 was lost with 5 actors, the last time because: The actor died")
+    assert wrong == "wrong True"
+    assert free == "free 2.0"
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the actors' processes in /proc")
@@ -240,6 +312,15 @@ def test_what_the_cluster_cannot_do_is_wrong_usage(arguments: tuple[str, ...]) -
 
     given = arguments if arguments == ("film.mp4",) else ("a.png", *arguments)
     assert CliRunner().invoke(main, [*given, "--engine", "ray"]).exit_code == 2
+
+
+def test_an_address_where_nobody_listens_is_an_error_at_once(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "1.png"), band_face(4))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    run = infer(tmp_path, "--engine", "ray", "--ray-address", f"127.0.0.1:{port}")
+    assert run.returncode == 1
+    assert f"cannot reach a Ray cluster at 127.0.0.1:{port}: ".encode() in run.stderr
 
 
 def test_options_of_the_cluster_need_it() -> None:

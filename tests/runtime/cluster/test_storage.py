@@ -68,10 +68,9 @@ def test_a_local_uri_that_names_nothing_is_an_error_and_an_image_a_row(tmp_path:
 
 
 def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow as pa
-
     from fer_runtime import Recognizer
     from fer_runtime.cluster.engine import PartRecognizer, pack_recognizer
+    from fer_runtime.cluster.pool import Shard
     from fer_runtime.files import CACHE_VARIABLE
 
     private = tmp_path / "temporary"
@@ -84,11 +83,11 @@ def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch:
         actor = PartRecognizer(recipe, output=None, format_name="jsonl", folder=str(tmp_path))
         assert list(private.iterdir()) == []
         paths = json.dumps(["1.png", "missing.png"])
-        (given,) = actor(pa.table({"part": [0], "paths": [paths]})).to_pylist()
-        read, missing = (json.loads(line) for line in given["rows"].splitlines())
+        given = actor.recognize(Shard(number=0, paths=paths))
+        read, missing = (json.loads(line) for line in given.rows.splitlines())
         assert read["faces"][0]["expression"] == recognizer.metadata.labels[4]
         assert missing["error"] == "cannot be opened: No such file or directory"
-        assert json.loads(given["summary"])["images"] == 2
+        assert json.loads(given.summary)["images"] == 2
 
 
 def test_an_actors_error_names_the_damaged_list_and_not_what_it_was_raised_from() -> None:
