@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from fer_runtime.batch.sources import Inputs
 
+_Identity = tuple[int, int, int, bool]  # inode, bytes, time of the last change, whether it can be read
 _SETTLED_SECONDS = 2.0  # without a change; of files that are there at the start
 
 
@@ -18,7 +19,8 @@ class FolderWatch:
     """The images of a folder that are new since the last look.
 
     A file is whole when neither its size nor its time has changed between two looks and, where Linux can tell, nobody
-    has it open for writing. A file that is replaced is new again. Memory grows with the number of files in the folder.
+    has it open for writing. A file that is replaced, or becomes readable, is new again. A file that is gone is
+    forgotten, but not while its folder cannot be read. Memory grows with the number of files in the folder.
 
     Args:
         folder: searched as a run over images does.
@@ -34,22 +36,28 @@ class FolderWatch:
         self._recursive = recursive
         self._known = frozenset(known)
         self._known_until = known_until
-        self._taken: dict[str, tuple[int, int, int]] = {}  # identity of the files that were given
-        self._waiting: dict[str, tuple[int, int, int]] = {}  # of those that were still growing
+        self._taken: dict[str, _Identity] = {}  # of the files that were given
+        self._waiting: dict[str, _Identity] = {}  # of those that were still growing
         self._is_first = True
+        self.unreadable: list[str] = []  # folders that could not be read in the last look
 
     def new_files(self) -> list[str]:
         """The files that became whole since the last call, oldest first."""
-        taken, waiting, new = {}, {}, list[tuple[int, str]]()
+        taken, waiting, new = dict[str, _Identity](), dict[str, _Identity](), list[tuple[int, str]]()
+        unreadable = []
         now = time.time()
         for path in Inputs((self._folder,), self._recursive):
             try:
                 status = os.stat(path)
             except OSError:
+                if path == self._folder:
+                    unreadable.append(path)
                 continue  # gone again, or a link to nothing
             if not stat.S_ISREG(status.st_mode):
+                if stat.S_ISDIR(status.st_mode):  # folders that can be read give their files instead
+                    unreadable.append(path)
                 continue
-            identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+            identity = (status.st_ino, status.st_size, status.st_mtime_ns, os.access(path, os.R_OK))
             if self._taken.get(path) == identity or (self._is_first and self._has_row(path, status)):
                 taken[path] = identity
             elif self._is_settled(path, identity, now - status.st_mtime) and not is_being_written(path):
@@ -57,13 +65,16 @@ class FolderWatch:
                 new.append((status.st_mtime_ns, path))
             else:
                 waiting[path] = identity
-        self._taken, self._waiting, self._is_first = taken, waiting, False
+        for folder in unreadable:
+            inside = os.path.join(folder, "")
+            taken |= {path: identity for path, identity in self._taken.items() if path.startswith(inside)}
+        self._taken, self._waiting, self._is_first, self.unreadable = taken, waiting, False, unreadable
         return [path for _, path in sorted(new)]
 
     def _has_row(self, path: str, status: os.stat_result) -> bool:
         return path in self._known and status.st_mtime <= self._known_until
 
-    def _is_settled(self, path: str, identity: tuple[int, int, int], age: float) -> bool:
+    def _is_settled(self, path: str, identity: _Identity, age: float) -> bool:
         return self._waiting.get(path) == identity or (self._is_first and age > _SETTLED_SECONDS)
 
 

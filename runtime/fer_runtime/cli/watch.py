@@ -49,7 +49,7 @@ def run_on_watched(options: WatchRun, format_name: str) -> bool:
             str(options.watch), recursive=options.recursive, known=known, known_until=before.last_written
         )
         rows = OUTPUT_FORMATS[format_name].create(recognizer.labels)
-        summary, started, was_there = JobSummary(), perf_counter(), True
+        summary, started, known_unreadable = JobSummary(), perf_counter(), list[str]()
         if not before.finished.rows:
             sink.write(rows.header())
         try:
@@ -60,10 +60,11 @@ def run_on_watched(options: WatchRun, format_name: str) -> bool:
                 with closing(recognize_files(recognizer, paths, summary=summary)) as results:
                     for result in results:
                         sink.write(rows.row(result))
-                is_there = os.path.isdir(options.watch)
-                if was_there and not is_there:
-                    click.echo(f"warning: {printable(options.watch)} has disappeared; waiting for it", err=True)
-                was_there = is_there
+                for folder in watch.unreadable:
+                    if folder not in known_unreadable:
+                        fact = "cannot be read" if os.path.isdir(folder) else "has disappeared"
+                        click.echo(f"warning: {printable(folder)} {fact}; waiting for it", err=True)
+                known_unreadable = watch.unreadable
                 time.sleep(pause)
         except KeyboardInterrupt:
             # The only end that a watch has.

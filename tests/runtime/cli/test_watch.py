@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,55 @@ def test_files_are_given_once_oldest_first_and_forgotten_when_they_are_gone(tmp_
     (tmp_path / "a.png").write_bytes(b"x")
     watch.new_files()
     assert [Path(path).name for path in watch.new_files()] == ["a.png"]
+
+
+def _new(watch: FolderWatch) -> list[str]:
+    """New files; in two looks, as one that was not there before may still grow."""
+    return [Path(path).name for path in (*watch.new_files(), *watch.new_files())]
+
+
+def test_files_are_not_new_again_when_their_folder_was_away(tmp_path: Path) -> None:
+    inbox = tmp_path / "inbox"
+    (inbox / "sub").mkdir(parents=True)
+    for path in (inbox / "a.png", inbox / "sub" / "b.png"):
+        path.write_bytes(b"x")
+    watch = FolderWatch(str(inbox), recursive=True)
+    assert sorted(_new(watch)) == ["a.png", "b.png"]
+    inbox.rename(tmp_path / "away")
+    assert (_new(watch), watch.unreadable) == ([], [str(inbox)])
+    (tmp_path / "away" / "c.png").write_bytes(b"x")
+    (tmp_path / "away").rename(inbox)
+    assert (_new(watch), watch.unreadable) == (["c.png"], [])
+
+
+def _without_rights(folder: Path, program: str) -> str:
+    """What a program prints as root without root's right to read everything, or as any other user."""
+    command = [sys.executable, "-c", "import os, sys\nfrom fer_runtime.batch.watch import FolderWatch\n" + program]
+    if os.geteuid() == 0:
+        without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+        if shutil.which("setpriv") is None or subprocess.run([*without, "true"], check=False).returncode:
+            pytest.skip("root reads everything, and cannot give that up here")
+        command = [*without, *command]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
+def test_files_and_folders_that_cannot_be_read_for_a_while(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    assert _without_rights(
+        tmp_path,
+        """
+watch = FolderWatch(".", recursive=True)
+look = lambda: print(*sorted(watch.new_files() + watch.new_files()), *watch.unreadable)
+look()
+os.chmod("sub", 0); look()
+os.chmod("sub", 0o755); look()
+os.chmod("a.png", 0); look()
+os.chmod("a.png", 0o644); look()
+""",
+    ).splitlines() == ["./a.png ./sub/b.png", "./sub", "", "./a.png", "./a.png"]
 
 
 def test_known_files_are_new_again_when_they_changed_after_their_rows(tmp_path: Path) -> None:
