@@ -286,12 +286,15 @@ def prepare_process() -> None:
 
 
 def keep_caches() -> None:
-    """Let libraries keep what they leave on disk in our cache folder; before matplotlib is imported."""
-    from fer_runtime.files import cache_folder
+    """Let libraries keep what they leave on disk in our cache folder; before matplotlib is imported.
 
-    with suppress(RuntimeError):  # a container's user may have no home folder
-        for name, folder in _CACHES.items():
-            os.environ.setdefault(name, str(cache_folder() / folder))
+    Where it cannot be written, as by a container's user without a home folder, the libraries look for a place.
+    """
+    from fer_runtime.files import cache_folder, can_be_written
+
+    for name, folder in _CACHES.items():
+        if can_be_written(place := cache_folder() / folder):
+            os.environ.setdefault(name, str(place))
 
 
 class _ErrorLine(click.ClickException):

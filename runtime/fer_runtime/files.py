@@ -193,6 +193,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "fer-edge"
 
 
+def can_be_written(folder: Path) -> bool:
+    """Whether files can be made in `folder`, or in the nearest folder above it that is there."""
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, hexadecimal."""
     import hashlib  # loads OpenSSL, which a run of fer-infer does not need

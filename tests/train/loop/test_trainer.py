@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -107,6 +108,16 @@ def test_more_threads_than_cpus_are_said_and_not_started(images: Path, tmp_path:
     _, messages = process.communicate(timeout=300)
     assert process.returncode == 0
     assert messages.startswith(f"warning: 1000000 threads are more than the {available_cpus()} CPUs")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no /dev/null/")
+def test_a_user_without_a_cache_folder_can_train(images: Path, tmp_path: Path) -> None:
+    """PyTorch makes the folder that it is given, and ended the command where it could not."""
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    environment |= {"FER_EDGE_CACHE": "/dev/null/cache", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "fer_train", *_command(images, tmp_path, "--epochs", "1")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_ctrl_c_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
