@@ -20,6 +20,8 @@ from fer_runtime.cli.arguments import destinations_of
 from fer_runtime.cli.options import ImagesRun
 from fer_runtime.cli.progress import Progress, images_done, say_summary
 from fer_runtime.cli.recognizer import opened_recognizer, progress_is_shown
+from fer_runtime.errors import OutputError
+from fer_runtime.files import can_be_written
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.destinations import Destinations, ExistingFile, guarded
 from fer_runtime.output.formats import OUTPUT_FORMATS, OutputFormat
@@ -106,6 +108,8 @@ class _Extras(NamedTuple):
         if destinations.annotate is not None:
             from fer_runtime.output.image_files import AnnotatedCopies
 
+            if not can_be_written(destinations.annotate):
+                raise OutputError(f"cannot write into {destinations.annotate}; choose another folder")
             taken = [file for _, file in destinations.files()]
             copies = AnnotatedCopies(destinations.annotate, options.paths, options.recursive, taken, options.anonymize)
         if destinations.contact_sheet is not None:

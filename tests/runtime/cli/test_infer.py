@@ -483,6 +483,15 @@ def test_a_list_from_standard_input_cannot_overwrite_its_pictures(model: Path, f
     assert picture.read_bytes() == before
 
 
+def test_a_folder_for_copies_that_cannot_be_made_stops_the_run_at_its_start(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "copies"
+    run = _infer("--samples", "--annotate", folder, "--output", tmp_path / "rows.jsonl", "--model", model)
+    assert (run.returncode, run.stdout) == (1, b"")
+    assert run.stderr.decode().endswith(f"Error: cannot write into {folder}; choose another folder\n")
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_faces_below_the_threshold_are_uncertain(model: Path, folder: Path) -> None:
     rows = _rows(_infer(folder, "--model", model, "--min-confidence", "0.999999"))
     assert [row["faces"][0]["uncertain"] for row in rows] == [True] * 7
