@@ -150,6 +150,13 @@ def test_ctrl_c_says_how_to_go_on(images: Path, tmp_path: Path) -> None:
     assert again.stderr.startswith("Error: no stopped run at")
 
 
+_BEST: tuple[tuple[str, object], ...] = (
+    ("best_state_dict", {}),
+    ("best_state_dict", {"conv_block_1.0.weight": torch.zeros(3)}),
+    ("best_state_dict", 1),
+)
+
+
 def test_a_state_of_other_settings_is_refused(images: Path, tmp_path: Path) -> None:
     faces = load_faces(images, "train"), load_faces(images, "validation")
     state = tmp_path / "state.resume.pth"
@@ -166,11 +173,32 @@ def test_a_state_of_other_settings_is_refused(images: Path, tmp_path: Path) -> N
         with pytest.raises(CheckpointError, match="without --resume"):
             other.run(resume_path=state, resume=True)
     content = unpack_state(whole, source=state)
-    for key, value in (("network", {}), ("history", {"epochs": [1]}), ("optimizer", 3), ("dropout", None)):
+    for key, value in (("network", {}), ("history", {"epochs": [1]}), ("optimizer", 3), ("dropout", None), *_BEST):
         state.write_bytes(pack_state({**content, key: value}))
         same = Trainer(create_network("v0"), *faces, recipe, device=cpu, seed=0, identity={"seed": 0})
         with pytest.raises(CheckpointError, match="is not a state of this training"):
             same.run(resume_path=state, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--epochs", "9", "--set", "lr=0.5"), "of a run with another recipe (epochs=4, lr=0.001); give the same"),
+        (("--seed", "1"), "of a run with another seed; give the same"),
+    ],
+)
+def test_a_state_of_other_settings_is_answered_with_the_settings(
+    images: Path, tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    # Ctrl-C after the last epoch, before the checkpoint is written.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "finished", _interrupt)
+        _trained(images, tmp_path)
+    assert said in _trained(images, tmp_path, *options, "--resume").stderr
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: what a test stops a training with

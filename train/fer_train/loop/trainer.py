@@ -18,6 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from fer_runtime.errors import CheckpointError, DataError, FerError, first_line
 from fer_runtime.files import write_atomically
 from fer_runtime.registry import load
+from fer_runtime.text import printable
+from fer_runtime.untrusted_json import parse_json
 from fer_train.checkpoints import pack_state, unpack_state
 from fer_train.data.augment import Augmentation
 from fer_train.data.augmentations import AUGMENTATIONS
@@ -374,8 +376,8 @@ class Trainer:
         differing = sorted(key for key in self._identity if identity.get(key) != self._identity[key])
         if differing:
             raise CheckpointError(
-                f"{path} is of a run with another {', '.join(differing)}; give the same options and data, "
-                "or start again without --resume"
+                f"{path} is of a run with another {', '.join(differing)}{self._other_settings(identity)}; "
+                "give the same options and data, or start again without --resume"
             )
         try:
             self._load(state)
@@ -385,12 +387,27 @@ class Trainer:
                 "--resume"
             ) from error
 
+    def _other_settings(self, identity: dict[str, Any]) -> str:
+        """The settings of the recipe with which a saved run differs from this one, as `--set` takes them."""
+        recipes = identity.get("recipe"), self._identity.get("recipe")
+        if recipes[0] == recipes[1] or not all(isinstance(recipe, str) for recipe in recipes):
+            return ""
+        try:
+            theirs, ours = (parse_json(str(recipe)) for recipe in recipes)
+            settings = [f"{name}={theirs[name]}" for name in sorted(ours) if theirs[name] != ours[name]]
+        except (ValueError, TypeError, KeyError):
+            return ""
+        return f" ({printable(', '.join(settings), limit=200)})"
+
     def _load(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history = History(**state["history"])
+        best = {key: value.shape for key, value in state["best_state_dict"].items()}
+        if best != {key: value.shape for key, value in self.network.state_dict().items()}:
+            raise ValueError("the weights of its best epoch are of another network")
         self.best_state = state["best_state_dict"]
         self._generator.set_state(state["order_and_augmentation"])
         if not self.world.is_writer:
