@@ -165,7 +165,8 @@ def read_model_bytes(path: Path, *, advice: str = "write one with: fer-export --
             raise ModelFileError(f"{path} has {size:,} bytes, more than the {MAX_FILE_BYTES:,} of any model; {advice}")
         return path.read_bytes()
     except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror}; {advice}") from error
+        step = advice if isinstance(error, FileNotFoundError) else "give a file that can be read"
+        raise ModelFileError(f"cannot read {path}: {error.strerror}; {step}") from error
 
 
 def content_digest(content: bytes) -> str:

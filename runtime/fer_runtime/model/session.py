@@ -282,4 +282,5 @@ def _read(path: Path, advice: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror}; {advice}") from error
+        step = advice if isinstance(error, FileNotFoundError) else "give a file that can be read"
+        raise ModelFileError(f"cannot read {path}: {error.strerror}; {step}") from error

@@ -14,6 +14,7 @@ from tests.runtime.tiny_models import write_band_model
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.find import packaged_models_dir
 from fer_runtime.model.onnx_file import content_digest, read_onnx, read_onnx_file
+from fer_runtime.model.session import open_session
 
 SHIPPED = sorted(packaged_models_dir().glob("*.onnx"))
 
@@ -93,3 +94,11 @@ def test_the_digest_covers_weights_and_metadata_and_not_their_order(tmp_path: Pa
     changed = bytearray(content)
     changed[content.index(b"weights") + 40] ^= 1
     assert content_digest(bytes(changed)) != digest
+
+
+def test_a_file_that_cannot_be_read_is_not_answered_with_how_to_write_one(tmp_path: Path) -> None:
+    for read in (read_onnx_file, open_session):
+        with pytest.raises(ModelFileError, match=r"No such file or directory; write one with: fer-export"):
+            read(tmp_path / "missing.onnx")
+        with pytest.raises(ModelFileError, match=r"Is a directory; give a file that can be read$"):
+            read(tmp_path)
