@@ -102,7 +102,7 @@ class _Pool:
         self._queue: deque[Shard] = deque()
         self._members: list[_Member] = []
         self._calls: dict[Any, tuple[_Member, Shard | None]] = {}  # by Ray's reference; no shard: is the actor ready?
-        self._losses: Counter[int] = Counter()  # by the shard in work
+        self._losses: Counter[int] = Counter()  # actors lost, by each shard that they had
         self._lost_starts = 0  # since an actor was last ready
 
     def take(self, most: int) -> list[Shard]:
@@ -136,8 +136,7 @@ class _Pool:
                     raise
                 self._lose(member, error)
             except ray.exceptions.ObjectLostError as error:
-                # The answer was on a machine that is lost.
-                self._lose(member, error, answered=shard)
+                self._lose(member, error)  # the answer was on a machine that is lost
             else:
                 if shard is None:
                     member.is_ready = True
@@ -166,17 +165,18 @@ class _Pool:
             self._calls[member.actor.__ray_ready__.remote()] = (member, None)
         for given in range(_SHARDS_EACH):
             for member in self._members:
-                if self._queue and member.is_ready and len(member.shards) == given:
-                    shard = self._queue.popleft()
-                    member.shards.append(shard)
-                    self._calls[member.actor.recognize.remote(shard)] = (member, shard)
+                if not (self._queue and member.is_ready and len(member.shards) == given):
+                    continue
+                shard = self._queue[0]
+                # One that was lost before is alone with an actor, and so is not blamed for another's losses.
+                if any(self._losses[known.number] for known in (shard, *member.shards)) and given:
+                    continue
+                self._queue.popleft()
+                member.shards.append(shard)
+                self._calls[member.actor.recognize.remote(shard)] = (member, shard)
 
-    def _lose(self, member: _Member, error: Exception, *, answered: Shard | None = None) -> None:
-        """Give up an actor, and let others do its shards.
-
-        Args:
-            answered: the shard whose answer is lost; otherwise the one in work is.
-        """
+    def _lose(self, member: _Member, error: Exception) -> None:
+        """Give up an actor, and let others do its shards."""
         import ray
 
         with suppress(Exception):  # it is gone, or out of reach and may still work
@@ -184,15 +184,14 @@ class _Pool:
         self._members.remove(member)
         self._calls = {reference: call for reference, call in self._calls.items() if call[0] is not member}
         self._queue.extendleft(reversed(member.shards))
+        self._losses.update(shard.number for shard in member.shards)
         if not member.is_ready:
             self._lost_starts += 1
             if self._lost_starts == _MOST_LOSSES * self._workers:
                 raise ClusterError(f"actors end while they start: {first_line(error)}")
-        elif member.shards:
-            lost = answered or member.shards[0]
-            self._losses[lost.number] += 1
-            if self._losses[lost.number] == _MOST_LOSSES:
+        for shard in member.shards:
+            if self._losses[shard.number] == _MOST_LOSSES:
                 raise ClusterError(
-                    f"shard {lost.number} was lost with {_MOST_LOSSES} actors, the last time because: "
+                    f"shard {shard.number} was lost with {_MOST_LOSSES} actors, the last time because: "
                     f"{first_line(error)}; shards that are written stay for --resume"
                 )
