@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from fer_runtime import __version__
 from fer_runtime.detectors import Detection
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import cache_folder
-from fer_runtime.model.certificate import Certificate, parse_certificate
+from fer_runtime.model.certificate import MIN_FACES, Certificate, parse_certificate
 from fer_runtime.model.load import read_model
 from fer_runtime.recognizer import Recognizer
 
@@ -208,13 +210,24 @@ def test_a_bundle_takes_webgpu_for_a_file_that_passes_on_it_and_for_no_other(
     browser: Browser, bundle: Path, exported: Exported, tmp_path: Path
 ) -> None:
     shutil.copytree(bundle, tmp_path, dirs_exist_ok=True)
-    right = exported.models_dir / "narrow.onnx"
-    model = onnx.load(right)
+    model = onnx.load(exported.models_dir / "narrow.onnx")
+    # SwiftShader takes a second for a few faces: the fewest that a certificate may have are enough here.
+    (entry,) = model.metadata_props
+    said = json.loads(entry.value)
+    certificate = said["certificate"]
+    faces = zlib.decompress(base64.b64decode(certificate["faces"]["zlib_base64"]))[: MIN_FACES * 48 * 48]
+    certificate["faces"] = {
+        "shape": [MIN_FACES, 48, 48],
+        "zlib_base64": base64.b64encode(zlib.compress(faces)).decode(),
+    }
+    for name in ("network_logits", "model_logits", "model_unfamiliarity"):
+        certificate[name] = certificate[name][:MIN_FACES]
+    entry.value = json.dumps(said)
+    onnx.save(model, tmp_path / "right.onnx")
     (bias,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith("conv_block_1.0.bias")]
     values = onnx.numpy_helper.to_array(bias).copy()
     values[0] += 0.5
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
-    shutil.copy(right, tmp_path / "right.onnx")
     onnx.save(model, tmp_path / "wrong.onnx")
     # A renderer in software: no graphics card is needed.
     with (
