@@ -12,12 +12,13 @@ import torch
 from click.testing import CliRunner
 from tests.train.images import write_images
 
-from fer_runtime.errors import CheckpointError
+from fer_runtime.errors import CheckpointError, DataError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_train import cli
 from fer_train.checkpoints import load_checkpoint
 from fer_train.data.folders import load_faces
 from fer_train.execution import Execution
+from fer_train.loop.trainer import Trainer
 from fer_train.networks.registry import predict_logits
 from fer_train.pipeline import ImageOptions, load_training_faces, train_model
 from fer_train.recipes import Recipe
@@ -122,10 +123,22 @@ def test_a_finished_and_a_stopped_training_are_not_replaced_unasked(data: Path, 
     stopped.write_bytes(b"hours of work")
     with pytest.raises(CheckpointError, match=r"mine\.resume\.pth; continue it with --resume"):
         train_model("v0", data, recipe, name="mine", models_dir=tmp_path)
+    # --replace with a wrong --data trains nothing, and keeps it, too.
+    with pytest.raises(DataError):
+        train_model("v0", tmp_path, recipe, name="mine", models_dir=tmp_path, execution=Execution(replace=True))
     assert stopped.read_bytes() == b"hours of work"
     train_model("v0", data, recipe, name="mine", models_dir=tmp_path, execution=Execution(replace=True))
     assert not stopped.exists()
     assert (tmp_path / "mine.pth").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_epoch(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_train_epoch", lambda *_: pytest.fail("an epoch has begun"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*model_0\.resume\.pth"):
+        train_model("v0", data, TINY, models_dir=tmp_path / "file" / "models")
 
 
 def test_a_fine_tuning_that_is_never_better_keeps_its_start_and_says_so(data: Path, tmp_path: Path) -> None:

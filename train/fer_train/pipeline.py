@@ -228,11 +228,11 @@ def trained_with(recipe: Recipe) -> dict[str, Any]:
 
 
 def refuse_to_replace(checkpoint: Path, resume_path: Path, execution: Execution) -> None:
-    """Raise a CheckpointError where a new training would overwrite a finished or a stopped one unasked."""
-    if execution.resume and resume_path.is_file():
-        return
-    if execution.replace:
-        resume_path.unlink(missing_ok=True)
+    """Raise a CheckpointError where a new training would overwrite a finished or a stopped one unasked.
+
+    With --replace the first epoch replaces a stopped one: a wrong --data must not cost its state.
+    """
+    if execution.replace or (execution.resume and resume_path.is_file()):
         return
     if resume_path.is_file():
         raise CheckpointError(

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fer_runtime.errors import CheckpointError, DataError, FerError, first_line
-from fer_runtime.files import write_atomically
+from fer_runtime.files import check_writable, write_atomically
 from fer_runtime.registry import load
 from fer_runtime.text import printable
 from fer_runtime.untrusted_json import parse_json
@@ -166,6 +166,7 @@ class Trainer:
             CheckpointError: the state there is damaged or belongs to another run, or there is none to finish.
             DataError: another process has other data or settings.
             DivergedError: the loss is no finite number any more.
+            OutputError: the state cannot be written.
         """
         progress = progress or Silent()
         self._require_agreement()
@@ -176,6 +177,8 @@ class Trainer:
                 self._restore(content, resume_path)
         if finish:
             return
+        if resume_path is not None:
+            from_writer(lambda: check_writable(resume_path), self.world)  # now, not after an hour's epoch
         if self._starts_trained and not self.history.epochs:
             self._begin()
         for epoch in range(self.history.epochs + 1, self.recipe.epochs + 1):
