@@ -10,6 +10,7 @@ import click
 from fer_bench.browser.measure import browser
 from fer_bench.console import (
     FILE,
+    OUTPUT_FILE,
     PRECISION_RULE,
     data_option,
     engines_option,
@@ -165,7 +166,7 @@ def latency(
     metavar="FILE|ferplus",
     help="Also compare with raters' votes: a CSV file with one row per image, or ferplus for the bundled votes.",
 )
-@click.option("--flips", type=FILE, help="Write the images that two models classify differently to FILE (CSV).")
+@click.option("--flips", type=OUTPUT_FILE, help="Write the images that two models classify differently to FILE (CSV).")
 @json_option
 def accuracy(
     models: tuple[str, ...],

@@ -25,6 +25,20 @@ FOLDER = PathlibPath(file_okay=False)
 FILE = PathlibPath(dir_okay=False)
 
 
+class _OutputFile(PathlibPath):
+    """A file that is written at the end of a run; where it could not be, the run does not begin."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from fer_runtime.files import check_writable
+
+        path = Path(str(super().convert(value, param, ctx)))
+        check_writable(path)
+        return path
+
+
+OUTPUT_FILE = _OutputFile(dir_okay=False)
+
+
 def _available_threads(context: click.Context, parameter: click.Parameter, value: tuple[int, ...]) -> tuple[int, ...]:
     from fer_runtime.system import available_cpus
 
@@ -70,7 +84,7 @@ threads_option = click.option(
     callback=_available_threads,
     help="Threads of the engine, at most the available CPUs. May be repeated.",
 )
-json_option = click.option("--json", "json_path", type=FILE, help="Also write environment and results to FILE.")
+json_option = click.option("--json", "json_path", type=OUTPUT_FILE, help="Also write environment and results to FILE.")
 # A precision chooses among the files of a name.
 PRECISION_RULE = Rule(
     "precisions",

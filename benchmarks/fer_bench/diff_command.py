@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fer_bench.console import FILE
+from fer_bench.console import FILE, OUTPUT_FILE
 from fer_bench.engines import ENGINES
 from fer_runtime.command import FerCommand, RegistryChoice, say
 from fer_runtime.detectors import DETECTORS
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 )
 @click.option("--yunet", type=FILE, help="YuNet's file. [default: the one that fer-infer --fetch-yunet stored]")
 @click.option(
-    "--save", type=FILE, metavar="FILE", help="Write the results of A to FILE (.json), to compare with elsewhere."
+    "--save",
+    type=OUTPUT_FILE,
+    metavar="FILE",
+    help="Write the results of A to FILE (.json), to compare with elsewhere.",
 )
-@click.option("--sheet", type=FILE, metavar="FILE", help="Write an image of the changed faces, .jpg or .png.")
+@click.option("--sheet", type=OUTPUT_FILE, metavar="FILE", help="Write an image of the changed faces, .jpg or .png.")
 def diff(
     runs: tuple[str, ...],
     models_dir: Path,

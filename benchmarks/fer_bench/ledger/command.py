@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,9 +87,13 @@ def add(
     from fer_bench.latency.measure import configurations, without_files
     from fer_bench.ledger.entries import append_board, board_name, measure_board, read_ledger
     from fer_bench.ledger.entries import show as show_text
+    from fer_runtime.files import refuse_special
 
     if not path.parent.is_dir():
         raise OutputError(f"there is no folder {path.parent}; run this in a clone of fer-edge, or give --ledger FILE")
+    refuse_special(path)
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OutputError(f"cannot write {path}; give another --ledger")
     if path.exists():
         read_ledger(path)  # a file that is no ledger is found before minutes of measuring
     ours = ("onnxruntime", "openvino", *(name for name, entry in ENGINES.items() if entry.source == "target"))

@@ -11,6 +11,7 @@ import click
 from fer_bench.console import (
     FILE,
     FOLDER,
+    OUTPUT_FILE,
     PRECISION_RULE,
     data_option,
     engines_option,
@@ -133,7 +134,7 @@ _MEASURING = ("models", "precisions", "models_dir", "engines", "rounds", "second
 @click.option("--data", type=FOLDER, help="Labelled images, as for accuracy. Required unless --from is given.")
 @click.option(
     "--output",
-    type=FILE,
+    type=OUTPUT_FILE,
     default=Path("report.html"),
     show_default=True,
     help="HTML file to write. It is self-contained and loads nothing.",
@@ -147,7 +148,7 @@ _MEASURING = ("models", "precisions", "models_dir", "engines", "rounds", "second
 )
 @_faces
 @_seed
-@click.option("--json", "json_path", type=FILE, help="Also write the measurements to FILE, for --from.")
+@click.option("--json", "json_path", type=OUTPUT_FILE, help="Also write the measurements to FILE, for --from.")
 @click.option("--from", "source", type=FILE, help="Draw the page from a FILE of --json without measuring.")
 def report(
     models: tuple[str, ...],

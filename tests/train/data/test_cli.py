@@ -147,3 +147,13 @@ def test_named_images_do_not_train(bands: Path, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "drop.csv").write_text("path\ntrain/high/a.png\n")
     with pytest.raises(DataError, match="has no column image"):
         without_named(train, kept, [tmp_path / "drop.csv"])
+
+
+def test_an_audit_whose_report_cannot_be_written_reads_no_image(
+    bands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fer_train.data.source_folders.read_source", lambda *_: pytest.fail("the work has begun"))
+    (tmp_path / "file").touch()
+    run = CliRunner().invoke(cli.main, ["audit", str(bands), "--output", str(tmp_path / "file" / "audit")])
+    assert run.exit_code == 1
+    assert run.stderr.startswith(f"Error: cannot write {tmp_path / 'file' / 'audit' / 'audit.json'}: ")

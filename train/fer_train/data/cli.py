@@ -13,6 +13,7 @@ import click
 
 from fer_runtime.command import FerGroup, NumberRange, PathlibPath, Rule, say
 from fer_runtime.errors import FerError
+from fer_runtime.files import check_writable
 from fer_runtime.model.find import MODEL_NAMES, PREFERENCE
 from fer_runtime.shared_options import detector_option, min_face_option, models_dir_option, yunet_option
 from fer_runtime.standard_streams import is_terminal
@@ -353,6 +354,7 @@ def audit(
     from fer_train.data.auditing import audit_folder, write_label_errors, write_report
     from fer_train.data.source_folders import read_source
 
+    check_writable(output / "audit.json")
     source = read_source(data)
     with _working("image", len(source.images)) as progress:
         found = audit_folder(

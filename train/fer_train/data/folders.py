@@ -278,7 +278,7 @@ def class_folders(folder: Path) -> dict[str, list[str]]:
         subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
         return {sub.name: sorted(_images_in(sub)) for sub in subfolders}
     except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}; --data takes a folder of images") from error
+        raise DataError(f"cannot read {error.filename}: {error.strerror}; give a folder of images") from error
 
 
 def _images_in(folder: Path, below: str = "") -> Iterator[str]:
