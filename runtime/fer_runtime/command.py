@@ -321,16 +321,19 @@ def _invoke(invoke: Any, context: click.Context) -> Any:
             raise line(printable(error)) from error
         except Terminated:
             context.exit(EXIT_CODE)
-        except ImportError as error:
-            # What a signal raises while ONNX Runtime is being imported arrives as "initialization failed".
-            if not isinstance(error.__cause__, KeyboardInterrupt):
-                raise
-            if not stopping.was_terminated:
-                raise error.__cause__ from None
         except BrokenPipeError:
             # `fer-infer ... | head` has what it wanted. Without a stdout to flush, the exit is silent.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             context.exit(0)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            # Libraries hide a signal that arrives while they are imported: ONNX Runtime's import fails, and PyTorch
+            # works on with half of a module.
+            if stopping.was_interrupted:
+                raise KeyboardInterrupt from None
+            if not stopping.was_terminated:
+                raise
         except SystemExit:
             if not stopping.was_terminated:
                 raise

@@ -50,10 +50,11 @@ undivided = _Undivided()
 
 
 class Stopping:
-    """Whether SIGTERM has arrived."""
+    """Whether SIGTERM or Ctrl-C has arrived."""
 
     def __init__(self) -> None:
         self.was_terminated = False
+        self.was_interrupted = False
 
     def terminate(self, number: int, frame: FrameType | None) -> None:
         """The handler of SIGTERM."""
@@ -64,6 +65,7 @@ class Stopping:
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         """The handler of SIGINT."""
+        self.was_interrupted = True
         undivided.stop(KeyboardInterrupt)
 
 
