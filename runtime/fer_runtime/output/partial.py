@@ -244,7 +244,9 @@ class PartialFile:
             os.close(descriptor)
 
     def _error(self, error: OSError) -> OutputError:
-        return OutputError(f"cannot write {self._output}: {error.strerror or error}; {self._advice}")
+        is_gone = self._descriptor >= 0 and not any(map(os.path.lexists, (self.path, self._output)))
+        advice = f"{self.path} has been removed, with the rows so far" if is_gone else self._advice
+        return OutputError(f"cannot write {self._output}: {error.strerror or error}; {advice}")
 
 
 def _parse_record(content: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,16 @@ def test_the_lock_of_a_killed_process_is_gone_and_its_rows_are_there(tmp_path: P
         file.refuse_unfinished()
     file.close()
     assert partial_path(output).read_text() == "row\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no open file")
+def test_rows_whose_folder_was_removed_are_not_said_to_be_there(tmp_path: Path) -> None:
+    file = PartialFile(tmp_path / "out" / "rows.jsonl")
+    file.start(0, {"model": "a"})
+    file.write("row\n")
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"rows\.jsonl\.partial has been removed, with the rows so far$"):
+        file.finish()
 
 
 def test_an_interrupted_flush_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
