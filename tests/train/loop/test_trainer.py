@@ -195,6 +195,9 @@ def test_a_state_of_other_settings_is_answered_with_the_settings(
         patch.setattr(Trainer, "finished", _interrupt)
         _trained(images, tmp_path)
     assert said in _trained(images, tmp_path, *options, "--resume").stderr
+    write_images(tmp_path / "others", train=5)
+    others = _trained(tmp_path / "others", tmp_path, "--resume").stderr
+    assert "of a run with another set of images or votes; give the same" in others
 
 
 def _interrupt(*_: object) -> None:

@@ -38,6 +38,8 @@ from fer_train.networks.registry import predict_logits
 from fer_train.recipes import Recipe
 from fer_train.results import History
 
+# What two runs differ in, after "another"; other keys say it themselves.
+_SAID = {"data": "set of images or votes", "starting weights": "file of weights", "teachers": "set of teachers"}
 # Faces are augmented this many at a time: enough that a group of one AutoAugment policy fills its
 # operations, few enough to stay near the cache.
 _CHUNK = 4096
@@ -376,7 +378,7 @@ class Trainer:
     def _restore(self, content: bytes, path: Path) -> None:
         state = unpack_state(content, source=path)
         identity = state["identity"]
-        differing = sorted(key for key in self._identity if identity.get(key) != self._identity[key])
+        differing = [_SAID.get(key, key) for key in sorted(self._identity) if identity.get(key) != self._identity[key]]
         if differing:
             raise CheckpointError(
                 f"{path} is of a run with another {', '.join(differing)}{self._other_settings(identity)}; "
