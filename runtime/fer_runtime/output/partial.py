@@ -9,6 +9,7 @@ and a file that no run of ours wrote is never touched.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -130,7 +131,7 @@ class PartialFile:
         """Write the rows that were added.
 
         Raises:
-            OutputError: the disk is full, or gone.
+            OutputError: the disk is full, or gone, or the file was removed.
         """
         offset, rows = self._state
         if not rows:
@@ -144,6 +145,9 @@ class PartialFile:
                 os.ftruncate(self._descriptor, offset)  # no torn row
             raise self._error(error) from error
         self._state = (offset + len(content), [])
+        # A file that somebody removes takes rows as before, and nobody would ever see them.
+        if not os.fstat(self._descriptor).st_nlink and not os.path.lexists(self.path):
+            raise self._error(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
 
     def finish(self) -> None:
         """Write what is left, and give the file its name.

@@ -57,8 +57,20 @@ def test_rows_whose_folder_was_removed_are_not_said_to_be_there(tmp_path: Path) 
     file.start(0, {"model": "a"})
     file.write("row\n")
     shutil.rmtree(tmp_path / "out")
-    with pytest.raises(OutputError, match=r"rows\.jsonl\.partial has been removed, with the rows so far$"):
-        file.finish()
+    for ends in (file.flush, file.finish):
+        with pytest.raises(OutputError, match=r"rows\.jsonl\.partial has been removed, with the rows so far$"):
+            ends()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no open file")
+def test_rows_go_on_in_a_file_that_was_moved(tmp_path: Path) -> None:
+    file = PartialFile(tmp_path / "rows.jsonl", in_place=True)
+    file.start(0, {"model": "a"})
+    (tmp_path / "rows.jsonl").rename(tmp_path / "rows.1")
+    file.write("row\n")
+    file.flush()
+    file.close()
+    assert (tmp_path / "rows.1").read_text() == "row\n"
 
 
 def test_an_interrupted_flush_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
