@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,47 +17,31 @@ from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
 
 PART_SIZE = 1024
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleRun:
-    """One run of `fer-infer` with all its child processes."""
+    """One run of `fer-infer`."""
 
     images: int
     wall_s: float
-    cpu_s: float
     steady_per_s: float | None  # images per second between the first and the last part; None for one part or a file
 
 
 def measure_run(paths: list[str], *arguments: str) -> ScaleRun:
-    """Run `fer-infer` on a list of paths and measure the CPU time of its whole process tree. Linux only."""
-    # Ray's daemons outlive the command: this process becomes their parent and waits for them.
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    """Run `fer-infer` on a list of paths."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "rows")
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         started = perf_counter()
         command = [sys.executable, "-m", "fer_runtime", "-", "--format", "jsonl", "--output", str(output), *arguments]
         listed = "\n".join(paths).encode()
         done = subprocess.run(command, input=listed, stderr=subprocess.PIPE, check=False)
         wall_s = perf_counter() - started
-        _wait_for_orphans()
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             raise DataError(f"fer-infer {' '.join(arguments)} failed: {done.stderr.decode(errors='replace').strip()}")
         times = sorted(part.stat().st_mtime for part in output.glob("part-*")) if output.is_dir() else []
     steady = (len(paths) - PART_SIZE) / (times[-1] - times[0]) if len(times) > 1 else None
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return ScaleRun(images=len(paths), wall_s=wall_s, cpu_s=cpu_s, steady_per_s=steady)
-
-
-def _wait_for_orphans() -> None:
-    try:
-        while True:
-            os.wait()
-    except ChildProcessError:
-        return
+    return ScaleRun(images=len(paths), wall_s=wall_s, steady_per_s=steady)
 
 
 @click.command(cls=FerCommand)
@@ -70,9 +51,9 @@ def _wait_for_orphans() -> None:
     "--workers", type=click.IntRange(min=1), multiple=True, default=(1, 2), show_default=True, help="Number of actors."
 )
 def main(folder: str, images: int, workers: tuple[int, ...]) -> None:
-    """Measure rate and CPU time of --engine ray next to --engine local on the same images."""
+    """Time --engine ray next to --engine local on the same images."""
     paths = list(islice(Inputs([folder], recursive=True), images))
-    click.echo("engine          images  wall s  CPU s  images/s of the parts")
+    click.echo("engine          images  wall s  images/s of the parts")
     runs: list[tuple[str, list[str], tuple[str, ...]]] = [("local", paths, ())]
     for count in workers:
         # The short run is mostly start-up; the difference to the long run is the cost of images.
@@ -81,7 +62,7 @@ def main(folder: str, images: int, workers: tuple[int, ...]) -> None:
     for name, some, arguments in runs:
         run = measure_run(some, *arguments)
         steady = "" if run.steady_per_s is None else f"{run.steady_per_s:,.0f}"
-        click.echo(f"{name:15} {run.images:8,}  {run.wall_s:6.1f}  {run.cpu_s:5.1f}  {steady:>10}")
+        click.echo(f"{name:15} {run.images:8,}  {run.wall_s:6.1f}  {steady:>10}")
 
 
 if __name__ == "__main__":
