@@ -1,4 +1,4 @@
-"""`narrow`, an architecture for tests: v0 with an eighth of its channels, exported in a tenth of v0's time.
+"""`narrow`, an architecture for tests: v0 with few channels, exported in a tenth of v0's time.
 
 It is registered as a plugin's is: import this module, or name it in FER_EDGE_PLUGINS. Its weights have v0's names.
 """
