@@ -180,7 +180,7 @@ def parse_report(content: Mapping[str, Any], *, source: str) -> ReportData:
             warnings=tuple(str(text) for text in content.get("warnings", ())),
             not_measured=tuple(str(text) for text in content.get("not_measured", ())),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{source} is not a report of fer-bench ({printable(repr(error), limit=200)}); make it again with: "
             "fer-bench report --data DIR"

@@ -371,6 +371,13 @@ def test_a_long_value_in_a_report_is_cut_in_the_message() -> None:
     assert len(str(raised.value)) < 400
 
 
+def test_a_count_beyond_any_number_of_images_is_no_report() -> None:
+    content = made_up_report()
+    content["accuracy"][0]["confusion"][0][0] = 1e300
+    with pytest.raises(DataError, match="here is not a report of fer-bench"):
+        parse_report(content, source="here")
+
+
 def test_a_report_file_that_is_not_there_says_how_it_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fer-bench report --data DIR --json"):
         read_report(tmp_path / "none.json")
