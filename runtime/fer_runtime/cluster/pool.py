@@ -106,11 +106,10 @@ class _Pool:
         self._lost_starts = 0  # since an actor was last ready
 
     def take(self, most: int) -> list[Shard]:
-        """Take as many shards as the pool has use for soon, and hand them out."""
+        """Take as many shards as the pool has use for soon."""
         wanted = min(most, _SHARDS_EACH * self._workers - len(self._queue))
         taken = list(islice(self._shards, max(0, wanted)))
         self._queue.extend(taken)
-        self._hand_out()
         return taken
 
     def next_result(self, has_cpus: Callable[[], bool]) -> ShardResult:
