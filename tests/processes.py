@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import pytest
 
 LONGEST_SECONDS = 600.0  # far more than any wait takes on a busy machine
 
@@ -27,6 +32,19 @@ def started(command: Sequence[Any], **options: Any) -> Iterator[subprocess.Popen
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None and not pipe.closed:
                 pipe.close()
+
+
+@functools.cache
+def without_roots_rights() -> tuple[str, ...]:
+    """What a command begins with to run without root's right to read everything; skips the test where that fails."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("Windows has other rights")
+    if os.geteuid() != 0:
+        return ()
+    without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+    if shutil.which("setpriv") is None or subprocess.run([*without, "true"], check=False).returncode:
+        pytest.skip("root reads everything, and cannot give that up here")
+    return without
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:

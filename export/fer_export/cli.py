@@ -34,9 +34,11 @@ from fer_runtime.model.find import (
     PRECISIONS,
     PREFERENCE,
     Precision,
+    check_models_dir,
     checkpoint_names,
     checkpoint_path,
 )
+from fer_runtime.shared_options import ModelsFolder
 from fer_runtime.targets import TARGETS
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
@@ -239,7 +241,7 @@ _RULES = (
     ),
     click.option(
         "--models-dir",
-        type=_FOLDER,
+        type=ModelsFolder(),
         default=DEFAULT_MODELS_DIR,
         show_default=True,
         help="Folder of the checkpoint and of the exported models.",
@@ -416,6 +418,7 @@ def _export(options: ExportRun) -> None:
         from fer_export.pipeline import export_model
         from fer_train.checkpoints import stated_network
 
+    check_models_dir(options.models_dir)
     model = _network(options.model)
     name = options.name or model or ""
     source = options.checkpoint or _named_checkpoint(options.models_dir, name, model)
@@ -460,6 +463,7 @@ def _adopt(options: AdoptRun) -> None:
         raise click.UsageError("--adopt needs --range, or --mean and --std: the numbers that its pixels become")
     if options.temperature is not None and options.data is not None:
         raise click.UsageError("--temperature is fitted to --data; leave one of them out")
+    check_models_dir(options.models_dir)
     name = options.name or own_name(click.get_current_context(), _parameter("name"), options.adopted.stem)
     with needs_extra("export"):
         from fer_export.adopt.inputs import FaceInput, parse_input
@@ -554,6 +558,7 @@ def _convert(options: TargetRun) -> None:
         raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(ARCHITECTURES)}.")
     with needs_extra("export"):
         from fer_export.targets.publish import TargetRefusedError, convert_model
+    check_models_dir(options.models_dir)
     try:
         with _needs_converter():
             reports = convert_model(

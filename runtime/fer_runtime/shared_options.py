@@ -6,12 +6,25 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fer_runtime.command import NumberRange, PathlibPath, RegistryChoice, option_group
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PREFERENCE
 
 _Option = Callable[[Any], Any]
+
+
+class ModelsFolder(PathlibPath):
+    """A folder of models. What merely has the default's name in the current folder is checked where it is needed."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if ctx and param and ctx.get_parameter_source(str(param.name)) is ParameterSource.DEFAULT:
+            return self.coerce_path_result(value)
+        return super().convert(value, param, ctx)
 
 
 def _confidence(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
@@ -78,7 +91,7 @@ def max_pixels_option(default: int) -> _Option:
 
 models_dir_option = click.option(
     "--models-dir",
-    type=PathlibPath(file_okay=False),
+    type=ModelsFolder(),
     default=DEFAULT_MODELS_DIR,
     show_default=True,
     help="Folder searched for named models before the installed package.",

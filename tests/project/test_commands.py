@@ -11,8 +11,11 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import click
+import cv2
 import pytest
 from click.testing import CliRunner
+from tests.processes import without_roots_rights
+from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.command import FerCommand
 
@@ -109,3 +112,61 @@ def test_ctrl_c_ends_a_command_alike_before_and_after_its_imports(name: str, mod
     program = f"import sys\nfrom {SCRIPTS[name]} import main\nsys.exit(main())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "\nAborted!\n")
+
+
+def test_a_models_folder_that_cannot_be_read_stops_only_runs_that_need_it(tmp_path: Path) -> None:
+    model = write_band_model(tmp_path / "bands.onnx")
+    cv2.imwrite(str(tmp_path / "face.png"), band_face(0))
+    (tmp_path / "models").mkdir(mode=0)
+
+    def run(*arguments: object) -> tuple[int, str]:
+        command = [*without_roots_rights(), sys.executable, "-m", "fer_runtime", "face.png", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        return ended.returncode, ended.stderr
+
+    assert run("--model", model, "--quiet") == (0, "")
+    assert run() == (1, f"Error: {_UNREADABLE}\n")
+    code, message = run("--models-dir", "models")
+    assert (code, "Directory 'models' is not readable." in message) == (2, True)
+
+
+_UNREADABLE = (
+    "the folder models cannot be read: permission denied; change its permissions, or give another --models-dir"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("fer-infer --devices", ""),
+        ("fer-export --inspect bands.onnx", ""),
+        ("fer-infer --list-models", _UNREADABLE),
+        ("fer-bench latency --model v0", _UNREADABLE),
+        ("fer-export --name mine", _UNREADABLE),
+        ("fer-export --adopt bands.onnx --input gray48 --range 0..1", _UNREADABLE),
+        ("fer-train --model v0", _UNREADABLE),
+    ],
+)
+def test_no_other_command_takes_an_unreadable_models_folder_for_an_empty_one(
+    arguments: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_band_model(tmp_path / "bands.onnx")
+    (tmp_path / "models").mkdir()
+    access = os.access  # root may read everything
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "models" and access(path, mode))
+    command, *given = arguments.split()
+    run = CliRunner().invoke(COMMANDS[command], given)
+    assert (run.exit_code, run.stderr) == ((1, f"Error: {says}\n") if says else (0, "")), run.output
+
+
+def test_a_file_with_the_name_of_the_models_folder_is_no_folder_of_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").touch()
+    main = COMMANDS["fer-infer"]
+    run = CliRunner().invoke(main, ["--samples", "--quiet", "--model", "v0", "--output", "rows.jsonl"])
+    assert run.exit_code == 0, run.output
+    assert "is a file" in CliRunner().invoke(main, ["--samples", "--models-dir", "models"]).stderr

@@ -24,9 +24,9 @@ from fer_runtime.command import (
 )
 from fer_runtime.errors import FerError
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.model.find import DEFAULT_MODELS_DIR
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, check_models_dir
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
-from fer_runtime.shared_options import capped_threads
+from fer_runtime.shared_options import ModelsFolder, capped_threads
 from fer_runtime.text import counted, printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
@@ -223,7 +223,7 @@ _RULES = (
     "Output",
     click.option(
         "--models-dir",
-        type=_FOLDER,
+        type=ModelsFolder(),
         default=DEFAULT_MODELS_DIR,
         show_default=True,
         help="Folder for the checkpoint, the results and the plots.",
@@ -375,6 +375,7 @@ def _together(options: _NetworkOptions) -> Iterator[Execution]:
         from fer_train.loop.distributed import joined_world
         from fer_train.progress import EpochBars
 
+    check_models_dir(options.models_dir)
     if options.threads:
         torch.set_num_threads(capped_threads(options.threads))
     progress = EpochBars()

@@ -25,6 +25,7 @@ from fer_runtime.model.find import (
     PRECISIONS,
     Precision,
     available_models,
+    check_models_dir,
     checkpoint_path,
     find_model,
     is_model_file,
@@ -127,9 +128,11 @@ def configurations(
         models: names and .onnx files; none stands for all available models.
 
     Raises:
-        ModelFileError: no file was found.
+        ModelFileError: no file was found, or `models_dir` cannot be read.
     """
     found: list[Configuration] = []
+    if not models or not all(is_model_file(model) for model in models):
+        check_models_dir(models_dir)
     chosen = models or dict.fromkeys(model.name for model in available_models(models_dir))
     for model in chosen:
         named = not is_model_file(model)

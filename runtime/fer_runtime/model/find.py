@@ -88,6 +88,19 @@ def is_model_file(model: str | Path | None) -> bool:
     return path.suffix == ".onnx" or path.name != str(model) or os.path.isfile(path)
 
 
+def check_models_dir(models_dir: Path | str) -> None:
+    """Stop where the folder cannot be searched: the package's models must not answer for those in it.
+
+    Raises:
+        ModelFileError: it is there, but may not be read.
+    """
+    if os.path.isdir(models_dir) and not os.access(models_dir, os.R_OK | os.X_OK):
+        raise ModelFileError(
+            f"the folder {models_dir} cannot be read: permission denied; change its permissions, or give another "
+            "--models-dir"
+        )
+
+
 class AvailableModel(NamedTuple):
     """A model that `find_model` finds by its name."""
 
@@ -135,7 +148,7 @@ def find_model(
             a model that `models_dir` has in no precision.
 
     Raises:
-        ModelFileError: there is no such file.
+        ModelFileError: there is no such file, or `models_dir` cannot be read.
     """
     from pathlib import Path
 
@@ -145,6 +158,7 @@ def find_model(
         if not os.path.isfile(path):
             raise ModelFileError(f"no model at {path}; give the path of an .onnx file or one of: {_known(models_dir)}")
         return path
+    check_models_dir(models_dir)
     names = PREFERENCE if model is None else (str(model),)
     option = f" --precision {precision}" if precision else ""
     for folder in (models_dir, packaged_models_dir()):

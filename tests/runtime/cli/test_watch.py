@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from tests.processes import started
+from tests.processes import started, without_roots_rights
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.batch.watch import FolderWatch, is_being_written
@@ -191,16 +190,11 @@ def test_files_are_not_new_again_when_their_folder_was_away(tmp_path: Path) -> N
 
 def _without_rights(folder: Path, program: str) -> str:
     """What a program prints as root without root's right to read everything, or as any other user."""
-    command = [sys.executable, "-c", "import os, sys\nfrom fer_runtime.batch.watch import FolderWatch\n" + program]
-    if os.geteuid() == 0:
-        without = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
-        if shutil.which("setpriv") is None or subprocess.run([*without, "true"], check=False).returncode:
-            pytest.skip("root reads everything, and cannot give that up here")
-        command = [*without, *command]
+    program = "import os, sys\nfrom fer_runtime.batch.watch import FolderWatch\n" + program
+    command = [*without_roots_rights(), sys.executable, "-c", program]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has other rights")
 def test_files_and_folders_that_cannot_be_read_for_a_while(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("a.png", "sub/b.png"):

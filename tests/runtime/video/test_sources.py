@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tests.processes import without_roots_rights
 from tests.runtime.video.films import RATE, with_times, write_film
 
 from fer_runtime.errors import ImageError
@@ -215,12 +217,13 @@ def test_reasons_are_the_true_ones(tmp_path: Path) -> None:
             VideoFile(tmp_path / name)
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may read everything")
 def test_a_film_that_may_not_be_read_says_so(tmp_path: Path) -> None:
     path = write_film(tmp_path / "film.mp4", frames=1)
     path.chmod(0)
-    with pytest.raises(ImageError, match="cannot be opened: Permission denied"):
-        VideoFile(path)
+    program = "import sys; from pathlib import Path; from fer_runtime.video.sources import VideoFile\n"
+    command = [*without_roots_rights(), sys.executable, "-c", program + "VideoFile(Path(sys.argv[1]))", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1].endswith(f"ImageError: {path} cannot be opened: Permission denied")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
