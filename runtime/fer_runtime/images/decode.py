@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from fer_runtime.errors import NO_MEMORY, ImageError
 from fer_runtime.images.headers import Header
+from fer_runtime.images.tiff import as_deep_gray
 
 Uint8Array = npt.NDArray[np.uint8]
 
+_INCOMPLETE = "cannot be decoded: damaged, or its end is missing"
 # An end marker, and the same behind bytes that decode to different pixels wherever pixels are missing.
 _ENDS = (b"\xff\xd9", b"\x5a" * 32 + b"\xff\xd9", b"\xa5" * 32 + b"\xff\xd9")
 
@@ -52,11 +54,13 @@ def decode_here(header: Header) -> Uint8Array | None:
 
 
 def decode_leniently(header: Header) -> Uint8Array:
-    """As `decode_here`; a JPEG is also read if only its end marker is missing.
+    """As `decode_here`; a JPEG is also read if only its end marker is missing, and a TIFF only if no strip is damaged.
 
     Raises:
         ImageError: the image cannot be decoded.
     """
+    if header.kind == "TIFF":
+        _refuse_damaged_strips(header)
     image = decode_here(header)
     if image is None and header.kind == "JPEG":
         content = header.content.rstrip(b"\xff")  # half a marker; in compressed data a zero follows
@@ -65,11 +69,25 @@ def decode_leniently(header: Header) -> Uint8Array:
             completed = decode_here(header)
             # libjpeg invents what is missing. Where it invents different pixels for different ends, pixels are missing.
             if completed is None or (image is not None and not np.array_equal(image, completed)):
-                raise ImageError("cannot be decoded: damaged, or its end is missing")
+                raise ImageError(_INCOMPLETE)
             image = completed
     if image is None:
         raise ImageError(header.refusal)
     return image
+
+
+def _refuse_damaged_strips(header: Header) -> None:
+    """Raise an ImageError where OpenCV would leave a part of a TIFF black."""
+    strict = as_deep_gray(header.content)
+    if strict is None:
+        return
+    try:
+        is_whole = cv2.imdecode(np.frombuffer(strict, np.uint8), cv2.IMREAD_ANYDEPTH) is not None
+    except (cv2.error, MemoryError):  # of its own size or memory: nothing is known of the strips
+        return
+    if not is_whole:
+        _check_memory(header)
+        raise ImageError(_INCOMPLETE)
 
 
 def _to_8_bits(image: Any) -> Any:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from fer_runtime.errors import ImageError
+from fer_runtime.images import tiff
 from fer_runtime.video.signatures import HEAD_BYTES, looks_like_a_video
 
 DAMAGED = "cannot be decoded: damaged, or not an image"
@@ -20,7 +21,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What decides how a PNG looks. Everything else (animation, text, colour profiles) stays away from the decoder.
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"))
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_MOST_CHUNKS = 1_000_000  # of a PNG, boxes of an AVIF or entries of a TIFF; real files have hundreds
+_MOST_CHUNKS = 1_000_000  # of a PNG or boxes of an AVIF; real files have hundreds
 # Cameras and encoders write about ten scans. A scan takes time for every pixel, however few bytes it has.
 _MOST_SCANS = 100
 _MOST_SCANNED_PIXELS = 2_000_000_000
@@ -343,44 +344,26 @@ def _pam(content: bytes) -> Header:
 
 
 def _tiff(content: bytes) -> Header:
-    order = "<" if content[:2] == b"II" else ">"
-    (version,) = struct.unpack_from(order + "H", content, 2)
-    if version == 42:
-        (at,) = struct.unpack_from(order + "I", content, 4)
-        (count,) = struct.unpack_from(order + "H", content, at)
-        entry, step, at = order + "HHI", 12, at + 2
-    else:
-        (at,) = struct.unpack_from(order + "Q", content, 8)
-        (count,) = struct.unpack_from(order + "Q", content, at)
-        entry, step, at = order + "HHQ", 20, at + 8
-    tags = {}
-    for place in range(at, at + min(count, _MOST_CHUNKS) * step, step):
-        tag, kind, length = struct.unpack_from(entry, content, place)
-        value = place + struct.calcsize(entry)
-        letter = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if letter is not None and tag in (256, 257, 258, 259, 277, 278, 339):
-            if length * struct.calcsize(order + letter) > step - struct.calcsize(entry):  # kept elsewhere
-                (value,) = struct.unpack_from(order + ("I" if version == 42 else "Q"), content, value)
-            (tags[tag],) = struct.unpack_from(order + letter, content, value)
-    bits = tags.get(258, 1)
-    if tags.get(339) == 3:
+    tags = tiff.read_tags(content)
+    bits = tags.get(tiff.BITS, 1)
+    if tags.get(tiff.SAMPLE_FORMAT) == 3:
         raise ImageError(f"is a TIFF that {_FLOAT}")
     if bits > 16:
         raise ImageError(
             f"is a TIFF with {bits} bits per sample, which cannot be read; convert it to 8 or 16 bits first"
         )
-    compression, refusal = tags.get(259, 1), DAMAGED
+    compression, refusal = tags.get(tiff.COMPRESSION, 1), DAMAGED
     if compression not in _TIFF_READ:
         name = _TIFF_RARE.get(compression, f"number {compression}")
         refusal = f"is a TIFF with the compression {name}, which this OpenCV does not read; save it with LZW or Deflate"
         if compression not in _TIFF_RARE:
             raise ImageError(refusal)  # OpenCV would give a black image
-    channels, height = max(tags.get(277, 1), 3), tags.get(257, 0)
+    channels, height = max(tags.get(tiff.CHANNELS, 1), 3), tags.get(tiff.HEIGHT, 0)
     # The rows of a strip are in memory twice more: as they are in the file, and unpacked. Without the tag all rows are.
-    strip = min(1.0, tags.get(278, height) / max(height, 1))
+    strip = min(1.0, tags.get(tiff.ROWS_PER_STRIP, height) / max(height, 1))
     return Header(
         "TIFF",
-        tags.get(256, 0),
+        tags.get(tiff.WIDTH, 0),
         height,
         math.ceil((1 if bits <= 8 else 2) * channels * (2 + strip)) + 2,
         content,

@@ -254,7 +254,7 @@ def serve() -> None:
         del buffer
         try:
             header = read_header(content)
-            # JPEGs without an end are copied once more.
+            # JPEGs without an end, and TIFFs, are copied once more.
             limits.begin(header.width * header.height, header.bytes_per_pixel, len(content))
             image: Any = decode_leniently(header)
             height, width = image.shape[:2]

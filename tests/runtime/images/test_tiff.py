@@ -1,0 +1,119 @@
+"""TIFFs: what Pillow writes is read, and strips that do not decode are not taken for black ones."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+from tests.runtime.images.make_files import make_tiff
+
+from fer_runtime.errors import ImageError
+from fer_runtime.images import decode_image
+from fer_runtime.images.tiff import as_deep_gray
+
+_BYTEWISE = {"tiff_lzw": 5, "tiff_adobe_deflate": 8, "packbits": 32773, "tiff_deflate": 32946}
+_Layout = Callable[[np.ndarray, str], tuple[list[bytes], dict[int, Sequence[int]]]]
+_SIZE = (37, 53)  # rows of an odd number of bytes, and no whole number of strips or tiles
+
+
+def _photo(channels: int = 3) -> np.ndarray:
+    """Smooth, with noise that takes some bits of a byte: no compression keeps it as it is."""
+    chooser = np.random.default_rng(0)
+    ramp = np.add.outer(np.arange(_SIZE[0]) * 3, np.arange(_SIZE[1]) * 2)[:, :, None]
+    return (ramp + chooser.integers(1, 30, (*_SIZE, channels))).astype(np.uint8)
+
+
+def _saved(image: Image.Image, compression: str | None, strip_bytes: int = 65536, **options: bool) -> bytes:
+    content = io.BytesIO()
+    before = TiffImagePlugin.STRIP_SIZE
+    TiffImagePlugin.STRIP_SIZE = strip_bytes
+    try:
+        image.save(content, "TIFF", compression=compression, **options)
+    finally:
+        TiffImagePlugin.STRIP_SIZE = before
+    return content.getvalue()
+
+
+def _compressed(data: bytes, compression: str) -> bytes:
+    """One strip, as libtiff writes it."""
+    content = _saved(Image.frombytes("L", (len(data), 1), data), compression, 1 << 20)
+    with Image.open(io.BytesIO(content)) as image:
+        (place,), (length,) = image.tag_v2[273], image.tag_v2[279]
+    return content[place : place + length]
+
+
+@pytest.mark.parametrize("compression", [None, *_BYTEWISE, "jpeg", "group3", "group4", "tiff_ccitt"])
+def test_every_tiff_that_pillow_writes_is_read(compression: str | None) -> None:
+    rgb = Image.fromarray(_photo())
+    modes = (
+        ("1",) if compression in ("group3", "group4", "tiff_ccitt") else ("L", "RGB", "RGBA", "CMYK", "1", "P", "LA")
+    )
+    for mode in modes if compression != "jpeg" else ("L", "RGB"):
+        image = rgb.convert(mode)
+        for strip_bytes in (700, 65536):
+            for is_big in (False, True):
+                content = _saved(image, compression, strip_bytes, big_tiff=is_big)
+                expected = np.asarray(image.convert("RGB"))
+                decoded = decode_image(content)
+                decoded = decoded[:, :, ::-1] if decoded.ndim == 3 else np.dstack([decoded] * 3)
+                assert decoded.shape == expected.shape
+                if compression != "jpeg" and mode in ("L", "RGB", "1", "P"):
+                    assert np.array_equal(decoded, expected), (mode, strip_bytes, is_big)
+
+
+def _strips(image: np.ndarray, compression: str) -> tuple[list[bytes], dict[int, Sequence[int]]]:
+    strips = [_compressed(image[at : at + 8].tobytes(), compression) for at in range(0, len(image), 8)]
+    return strips, {278: [8], 284: [1]}
+
+
+def _planes(image: np.ndarray, compression: str) -> tuple[list[bytes], dict[int, Sequence[int]]]:
+    planes = [np.ascontiguousarray(image[:, :, channel]) for channel in range(3)]
+    return [_compressed(plane.tobytes(), compression) for plane in planes], {278: [len(image)], 284: [2]}
+
+
+def _tiles(image: np.ndarray, compression: str) -> tuple[list[bytes], dict[int, Sequence[int]]]:
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((0, -height % 16), (0, -width % 32), (0, 0)))
+    tiles = [
+        _compressed(padded[top : top + 16, left : left + 32].tobytes(), compression)
+        for top in range(0, height, 16)
+        for left in range(0, width, 32)
+    ]
+    return tiles, {322: [32], 323: [16], 284: [1]}
+
+
+@pytest.mark.parametrize("compression", _BYTEWISE)
+@pytest.mark.parametrize("layout", [_strips, _planes, _tiles])
+def test_a_strip_that_does_not_decode_is_not_taken_for_a_black_one(layout: _Layout, compression: str) -> None:
+    image = _photo()
+    blocks, tags = layout(image, compression)
+    tags |= {256: [_SIZE[1]], 257: [_SIZE[0]], 258: [8, 8, 8], 259: [_BYTEWISE[compression]], 262: [2], 277: [3]}
+    for order, is_big in (("<", False), (">", False), ("<", True), (">", True)):
+        content = make_tiff(blocks, tags, order=order, is_big=is_big)
+        assert np.array_equal(decode_image(content)[:, :, ::-1], image)
+        for number, block in enumerate(blocks):
+            for damaged in (bytes(len(block)), block[: len(block) * 9 // 10]):
+                content = make_tiff(
+                    [*blocks[:number], damaged, *blocks[number + 1 :]], tags, order=order, is_big=is_big
+                )
+                with pytest.raises(ImageError, match=r"^cannot be decoded: damaged, or its end is missing$"):
+                    decode_image(content)
+
+
+def test_an_image_of_more_channels_than_opencv_counts_is_not_looked_at_strip_by_strip() -> None:
+    tags = {256: [90_000], 257: [1], 258: [8], 259: [5], 262: [1], 277: [65535], 278: [1]}
+    assert as_deep_gray(make_tiff([b"\x80"], tags)) is None
+    assert as_deep_gray(make_tiff([b"\x80"], tags | {277: [1]})) is not None
+
+
+def test_subsampled_colours_are_left_to_opencv() -> None:
+    # Four samples of brightness and one of each colour for two by two pixels: half of three bytes a pixel.
+    blocks = [_compressed(bytes([200] * 4 + [128] * 2) * 8 * 8, "tiff_lzw")]
+    tags = {256: [16], 257: [16], 258: [8, 8, 8], 259: [5], 262: [6], 277: [3], 278: [16], 284: [1], 530: [2, 2]}
+    decoded = cv2.imdecode(np.frombuffer(make_tiff(blocks, tags), np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    assert np.array_equal(decode_image(make_tiff(blocks, tags)), decoded)
