@@ -289,7 +289,8 @@ def main(**given: Any) -> None:
 
     Every image gets a row. If it cannot be read, the row has the reason. PATH may be "-": an image
     or a list of paths on standard input. Exit codes: 0 success, 1 some images failed or
-    Ctrl-C, 2 wrong usage, 143 stopped by SIGTERM. A stopped run keeps its rows.
+    Ctrl-C, 2 wrong usage, 143 stopped by SIGTERM. A stopped run keeps its rows. Ctrl-C is the
+    normal end of --watch, cameras and streams: exit code 0.
     Only --fetch-yunet, and addresses that you give, open a network connection.
     """
     if given["self_test"]:

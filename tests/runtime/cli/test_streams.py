@@ -60,6 +60,18 @@ def test_two_cameras_at_once_until_sigterm_with_a_gap_and_without_their_password
     assert _SECRET not in "".join((*lines, *errors))
 
 
+def test_ctrl_c_is_the_normal_end_of_a_video_on_standard_input(model: Path) -> None:
+    command = _command(model, "-", "--input-format", "raw:gray:48x48@5", "--format", "jsonl")
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(band_face(3).tobytes() * 5)
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+
+
 def _collected(pipe: IO[str]) -> list[str]:
     """The lines of a pipe, as a thread reads them: they grow, and the last one is empty."""
     lines: list[str] = []
