@@ -42,7 +42,7 @@ from fer_runtime.cluster.shards import (
     SETTINGS,
     add_summary,
     find_plan,
-    finished_parts,
+    finished_shards,
     parse_paths,
     summary_to_json,
 )
@@ -427,7 +427,7 @@ def _find_plan(content: bytes, folder: Path) -> object:
     store.write(SETTINGS, content)
     plan = find_plan(store, "shards", {"model": "a"}, resume=True)
     assert plan is not None
-    return finished_parts(store, plan, "jsonl")
+    return finished_shards(store, plan, "jsonl")
 
 
 def _continue_crops(content: bytes, folder: Path) -> object:

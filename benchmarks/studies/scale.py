@@ -16,7 +16,7 @@ from fer_runtime.batch.sources import Inputs
 from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
 
-PART_SIZE = 1024
+SHARD_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class ScaleRun:
 
     images: int
     wall_s: float
-    steady_per_s: float | None  # images per second between the first and the last part; None for one part or a file
+    steady_per_s: float | None  # images per second between the first and the last shard; None for one shard or a file
 
 
 def measure_run(paths: list[str], *arguments: str) -> ScaleRun:
@@ -39,8 +39,8 @@ def measure_run(paths: list[str], *arguments: str) -> ScaleRun:
         wall_s = perf_counter() - started
         if done.returncode:
             raise DataError(f"fer-infer {' '.join(arguments)} failed: {done.stderr.decode(errors='replace').strip()}")
-        times = sorted(part.stat().st_mtime for part in output.glob("part-*")) if output.is_dir() else []
-    steady = (len(paths) - PART_SIZE) / (times[-1] - times[0]) if len(times) > 1 else None
+        times = sorted(shard.stat().st_mtime for shard in output.glob("part-*")) if output.is_dir() else []
+    steady = (len(paths) - SHARD_SIZE) / (times[-1] - times[0]) if len(times) > 1 else None
     return ScaleRun(images=len(paths), wall_s=wall_s, steady_per_s=steady)
 
 
@@ -53,11 +53,11 @@ def measure_run(paths: list[str], *arguments: str) -> ScaleRun:
 def main(folder: str, images: int, workers: tuple[int, ...]) -> None:
     """Time --engine ray next to --engine local on the same images."""
     paths = list(islice(Inputs([folder], recursive=True), images))
-    click.echo("engine          images  wall s  images/s of the parts")
+    click.echo("engine          images  wall s  images/s of the shards")
     runs: list[tuple[str, list[str], tuple[str, ...]]] = [("local", paths, ())]
     for count in workers:
         # The short run is mostly start-up; the difference to the long run is the cost of images.
-        arguments: tuple[str, ...] = ("--engine", "ray", "--workers", str(count), "--part-size", str(PART_SIZE))
+        arguments: tuple[str, ...] = ("--engine", "ray", "--workers", str(count), "--part-size", str(SHARD_SIZE))
         runs += [(f"ray, {count} workers", some, arguments) for some in (paths[:64], paths)]
     for name, some, arguments in runs:
         run = measure_run(some, *arguments)

@@ -58,7 +58,7 @@ def _ledger(path: Path) -> None:
 
 
 def _plan(path: Path) -> None:
-    write_plan(open_store(str(path.parent / "job")), {"model": "a"}, ["a.png", "\udcff.png"], part_size=64)
+    write_plan(open_store(str(path.parent / "job")), {"model": "a"}, ["a.png", "\udcff.png"], shard_size=64)
     path.write_bytes((path.parent / "job" / SETTINGS).read_bytes())
 
 

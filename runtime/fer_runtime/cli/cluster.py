@@ -15,13 +15,13 @@ from fer_runtime.cli.options import ClusterRun
 from fer_runtime.cli.progress import Progress, images_done, say_summary
 from fer_runtime.cli.recognizer import opened_recognizer, progress_is_shown
 from fer_runtime.cluster.engine import (
-    PART_SIZE,
+    SHARD_SIZE,
     RayOptions,
     RecognizerRecipe,
     load_ray,
     pack_recognizer,
     rows_in_order,
-    write_parts,
+    write_shards,
 )
 from fer_runtime.cluster.storage import RemoteFolders, is_uri
 from fer_runtime.output.sink import opened_sink
@@ -51,7 +51,7 @@ def run_on_ray(options: ClusterRun, format_name: str) -> bool:
             address=options.ray_address,
             workers=options.workers,
             threads=options.threads,
-            part_size=options.part_size or PART_SIZE,
+            shard_size=options.part_size or SHARD_SIZE,
         )
         return _run(recipe, ray, options, format_name)
 
@@ -85,7 +85,7 @@ def _run(recipe: RecognizerRecipe, ray: RayOptions, options: ClusterRun, format_
         else:
             places = [path if is_uri(path) or path == "-" else os.path.abspath(path) for path in paths]
             with progress:
-                write_parts(
+                write_shards(
                     recipe,
                     images,
                     output,
@@ -95,7 +95,7 @@ def _run(recipe: RecognizerRecipe, ray: RayOptions, options: ClusterRun, format_
                     resume=options.resume,
                     summary=summary,
                     on_start=(lambda *_: None) if options.quiet else _say_start,
-                    on_part=progress.say,
+                    on_shard=progress.say,
                 )
     except KeyboardInterrupt:
         if output is not None:

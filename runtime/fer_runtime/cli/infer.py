@@ -51,12 +51,12 @@ from fer_runtime.video.addresses import is_stream
 
 _FOLDER = PathlibPath(file_okay=False)
 _FILE = PathlibPath(dir_okay=False)
-_PART_MULTIPLE = 64  # images: a part is made of whole blocks
+_SHARD_MULTIPLE = 64  # images: a shard is made of whole blocks
 
 
-def _part_size(context: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
-    if (value or _PART_MULTIPLE) % _PART_MULTIPLE:
-        raise click.BadParameter(f"must be a multiple of {_PART_MULTIPLE}, not {value}", context, parameter)
+def _shard_size(context: click.Context, parameter: click.Parameter, value: int | None) -> int | None:
+    if (value or _SHARD_MULTIPLE) % _SHARD_MULTIPLE:
+        raise click.BadParameter(f"must be a multiple of {_SHARD_MULTIPLE}, not {value}", context, parameter)
     return value
 
 
@@ -242,10 +242,10 @@ _RULES = (
     click.option("--workers", type=click.IntRange(min=1), help="Parallel workers. [default: the CPUs of the cluster]"),
     click.option(
         "--part-size",
-        type=click.IntRange(min=_PART_MULTIPLE),
-        callback=_part_size,
+        type=click.IntRange(min=_SHARD_MULTIPLE),
+        callback=_shard_size,
         metavar="N",
-        help=f"Images per shard, a multiple of {_PART_MULTIPLE}. [default: 1024]",
+        help=f"Images per shard, a multiple of {_SHARD_MULTIPLE}. [default: 1024]",
     ),
 )
 @option_group(

@@ -29,11 +29,11 @@ from fer_runtime.cluster.shards import (
     add_summary,
     counts_name,
     find_plan,
-    finished_parts,
+    finished_shards,
     parse_paths,
-    part_name,
     path_lists,
     paths_name,
+    shard_name,
     summary_to_json,
     write_plan,
 )
@@ -49,7 +49,7 @@ from fer_runtime.output.rows import JsonLines
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.system import available_cpus
 
-PART_SIZE = 1024  # images: a fifth of a second to a minute of work
+SHARD_SIZE = 1024  # images: a fifth of a second to a minute of work
 # Ray's default is a third of the memory; paths and counts of the shards in work need little.
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 # Ray adds up to 64 bytes for its sockets, whose paths have at most 103 bytes on macOS and 107 on Linux.
@@ -95,7 +95,7 @@ def settings_of(recognizer: Recognizer) -> dict[str, Any]:
     return recognizer.settings() | versions
 
 
-class PartRecognizer:
+class ShardRecognizer:
     """An actor of the pool: takes a shard's number and paths, and writes its rows or gives them back."""
 
     def __init__(self, recipe: RecognizerRecipe, *, output: str | None, format_name: str, folder: str) -> None:
@@ -141,15 +141,15 @@ class PartRecognizer:
             )
             # Counts first: where a shard's rows are, its counts are too.
             self._store.write(counts_name(number), summary_to_json(summary).encode("ascii"))
-            self._store.write(part_name(number, self._format_name), content)
+            self._store.write(shard_name(number, self._format_name), content)
             rows = ""
         return ShardResult(number=number, summary=summary_to_json(summary), rows=rows)
 
-    def _read_paths(self, part: int) -> bytes:
-        content = None if self._store is None else self._store.read(paths_name(part))
+    def _read_paths(self, number: int) -> bytes:
+        content = None if self._store is None else self._store.read(paths_name(number))
         if content is None:
             raise OutputError(
-                f"{paths_name(part)} is not in the output folder as this machine sees it; give a folder that all "
+                f"{paths_name(number)} is not in the output folder as this machine sees it; give a folder that all "
                 "machines share, or an object store"
             )
         return content
@@ -292,7 +292,7 @@ def recognized_shards(
     """
     import ray
 
-    actor_class = ray.remote(num_cpus=options.threads, max_restarts=0)(PartRecognizer)
+    actor_class = ray.remote(num_cpus=options.threads, max_restarts=0)(ShardRecognizer)
     shared_recipe = ray.put(recipe)
     try:
         yield from results_of(
@@ -318,14 +318,14 @@ class RayOptions:
     address: str | None = None  # None: this machine
     workers: int | None = None  # actors; None: as many as there are CPUs for
     threads: int = 1  # of ONNX Runtime in each actor
-    part_size: int = PART_SIZE  # images per shard, a multiple of BLOCK
+    shard_size: int = SHARD_SIZE  # images per shard, a multiple of BLOCK
 
     def __post_init__(self) -> None:
-        if self.part_size < 1 or self.part_size % BLOCK:
-            raise ValueError(f"part_size must be a multiple of {BLOCK}, not {self.part_size}")
+        if self.shard_size < 1 or self.shard_size % BLOCK:
+            raise ValueError(f"shard_size must be a multiple of {BLOCK}, not {self.shard_size}")
 
 
-def write_parts(
+def write_shards(
     recipe: RecognizerRecipe,
     images: Iterable[str],
     output: str,
@@ -336,7 +336,7 @@ def write_parts(
     resume: bool,
     summary: JobSummary,
     on_start: Callable[[int, int, int], object] = lambda finished, shards, images: None,
-    on_part: Callable[[], object] = lambda: None,
+    on_shard: Callable[[], object] = lambda: None,
 ) -> None:
     """Write the rows of all images to a folder of shards.
 
@@ -346,24 +346,24 @@ def write_parts(
         given: what `images` were listed from, as plain JSON; --resume needs the same.
         summary: filled while shards are finished, including those of the run before.
         on_start: called with the numbers of finished shards, of all shards and of all images.
-        on_part: called after each shard.
+        on_shard: called after each shard.
 
     Raises:
         OutputError: another run is in the folder, or it cannot be written.
         ClusterError: the cluster cannot be reached, or gave up.
     """
     store = open_store(output)
-    settings = recipe.settings | {"format": format_name, "part_size": options.part_size} | given
+    settings = recipe.settings | {"format": format_name, "part_size": options.shard_size} | given
     plan = find_plan(store, output, settings, resume=resume)
     if plan is None:
-        plan = write_plan(store, settings, images, part_size=options.part_size)
-    finished = finished_parts(store, plan, format_name)
+        plan = write_plan(store, settings, images, shard_size=options.shard_size)
+    finished = finished_shards(store, plan, format_name)
     with ThreadPoolExecutor(_COUNT_READERS) as pool:
         names = [counts_name(number) for number in sorted(finished)]
         for name, counts in zip(names, pool.map(store.read, names), strict=True):
             add_summary(summary, counts or summary_to_json(JobSummary()), name=f"{output}/{name}")
-    on_start(len(finished), plan.parts, plan.images)
-    left = [Shard(number=number, paths=None) for number in range(plan.parts) if number not in finished]
+    on_start(len(finished), plan.shards, plan.images)
+    left = [Shard(number=number, paths=None) for number in range(plan.shards) if number not in finished]
     if left:
         with connected(options.address, threads=options.threads) as capacity:
             for done in recognized_shards(
@@ -376,7 +376,7 @@ def write_parts(
                 format_name=format_name,
             ):
                 add_summary(summary, done.summary)
-                on_part()
+                on_shard()
     store.write(SUCCESS, summary_to_json(summary).encode("ascii"))
     _remove_leftovers(output)
 
@@ -393,7 +393,7 @@ def rows_in_order(
     Raises:
         ClusterError: the cluster cannot be reached, or gave up.
     """
-    lists = enumerate(path_lists(images, options.part_size))
+    lists = enumerate(path_lists(images, options.shard_size))
     shards = (Shard(number=number, paths=json.dumps(paths)) for number, paths in lists)
     with connected(options.address, threads=options.threads) as capacity:
         for done in recognized_shards(shards, recipe, options, capacity=capacity, folder=os.getcwd()):

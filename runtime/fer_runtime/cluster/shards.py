@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -35,12 +35,12 @@ _COUNTS = ("images", "faces", "without_face", "crop_sized")
 class Plan:
     """The shards of a run, decided before its first row."""
 
-    parts: int
+    shards: int
     images: int
     folder: str  # relative paths start here, on every machine
 
 
-def part_name(number: int, format_name: str) -> str:
+def shard_name(number: int, format_name: str) -> str:
     """The file of a shard's rows."""
     return f"part-{number:06d}.{format_name}"
 
@@ -55,11 +55,11 @@ def counts_name(number: int) -> str:
     return f"_job/counts/{number:06d}.json"
 
 
-def path_lists(paths: Iterable[str], part_size: int) -> Iterator[list[str]]:
+def path_lists(paths: Iterable[str], shard_size: int) -> Iterator[list[str]]:
     """The paths of one shard after another."""
     remaining = iter(paths)
-    while part := list(islice(remaining, part_size)):
-        yield part
+    while shard := list(islice(remaining, shard_size)):
+        yield shard
 
 
 def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume: bool) -> Plan | None:
@@ -82,9 +82,10 @@ def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume:
     try:
         job = parse_json(content)
         check_checksum(job)
-        plan, before = Plan(**job["plan"]), job["settings"]
-        is_plan = type(plan.parts) is type(plan.images) is int and isinstance(plan.folder, str)
-        if not is_plan or not 0 <= plan.parts <= plan.images:
+        stored, before = job["plan"], job["settings"]
+        plan = Plan(shards=stored["parts"], images=stored["images"], folder=stored["folder"])
+        is_plan = type(plan.shards) is type(plan.images) is int and isinstance(plan.folder, str)
+        if not is_plan or not 0 <= plan.shards <= plan.images:
             raise TypeError(f"its plan is {plan}")
         changed = [
             f"{key} was {before.get(key)}, is {settings[key]}" for key in settings if before[key] != settings[key]
@@ -100,23 +101,24 @@ def find_plan(store: Store, output: str, settings: Mapping[str, Any], *, resume:
     return plan
 
 
-def write_plan(store: Store, settings: Mapping[str, Any], paths: Iterable[str], *, part_size: int) -> Plan:
+def write_plan(store: Store, settings: Mapping[str, Any], paths: Iterable[str], *, shard_size: int) -> Plan:
     """Decide the shards of a new run; a run that is killed before the end of this has no plan, and starts again."""
-    parts = images = 0
-    for part in path_lists(paths, part_size):
-        store.write(paths_name(parts), json.dumps(with_checksum({"paths": part})).encode("ascii"))
-        parts += 1
-        images += len(part)
-    plan = Plan(parts=parts, images=images, folder=os.getcwd())
-    content = with_checksum({"settings": dict(settings), "plan": asdict(plan)})
+    shards = images = 0
+    for shard in path_lists(paths, shard_size):
+        store.write(paths_name(shards), json.dumps(with_checksum({"paths": shard})).encode("ascii"))
+        shards += 1
+        images += len(shard)
+    plan = Plan(shards=shards, images=images, folder=os.getcwd())
+    stored = {"parts": plan.shards, "images": plan.images, "folder": plan.folder}
+    content = with_checksum({"settings": dict(settings), "plan": stored})
     store.write(SETTINGS, json.dumps(content, indent=1).encode("ascii"))
     return plan
 
 
-def finished_parts(store: Store, plan: Plan, format_name: str) -> set[int]:
+def finished_shards(store: Store, plan: Plan, format_name: str) -> set[int]:
     """Numbers of the shards whose rows exist."""
     numbers = (re.fullmatch(rf"part-(\d+)\.{format_name}", name, re.ASCII) for name in store.names())
-    return {number for match in numbers if match and (number := int(match[1])) < plan.parts}
+    return {number for match in numbers if match and (number := int(match[1])) < plan.shards}
 
 
 def summary_to_json(summary: JobSummary) -> str:
@@ -139,11 +141,11 @@ def add_summary(total: JobSummary, text: str | bytes, *, name: str = "the counts
         OutputError: `text`, which is called `name`, is damaged.
     """
     try:
-        part = parse_json(text)
-        check_checksum(part)
-        part.setdefault("crop_sized", 0)  # an older version wrote the part
-        counts = [part[name] for name in _COUNTS]
-        failures, stages = part["failures"], part["seconds_by_stage"]
+        shard = parse_json(text)
+        check_checksum(shard)
+        shard.setdefault("crop_sized", 0)  # an older version wrote the shard
+        counts = [shard[name] for name in _COUNTS]
+        failures, stages = shard["failures"], shard["seconds_by_stage"]
         if not all(type(count) is int and count >= 0 for count in (*counts, *failures.values())):
             raise ValueError("an invalid count")
         if not all(type(seconds) in (int, float) and seconds >= 0 for seconds in stages.values()):

@@ -26,8 +26,8 @@ ray: Any = pytest.importorskip("ray", reason="needs the extra `ray`")
 pq: Any = pytest.importorskip("pyarrow.parquet", reason="needs the extra `ray`")
 
 LABELS = ("bored", "müde, sehr", "engaged")
-PART = 64
-PARTS = 18
+SHARD_SIZE = 64
+SHARDS = 18
 # Ray takes a node for dead after so many checks without an answer; its own patience is half a minute.
 QUICK_TO_MISS_A_NODE = {
     "health_check_initial_delay_ms": 0,
@@ -83,15 +83,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of each label, and others for full parts and a short one, some of them broken."""
+    """A picture of each label, and others for full shards and a short one, some of them broken."""
     root = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(7)
-    # Large enough that a part takes the better part of a second, and a kill falls into the middle of one.
+    # Large enough that a shard takes most of a second, and a kill falls into the middle of one.
     kinds = []
     for kind in range(10):
         kinds.append(root.parent / f"kind{kind}.jpg")
         cv2.imwrite(str(kinds[-1]), cv2.resize(random.integers(0, 256, (9, 9), np.uint8), (1000, 1000)))
-    for number in range(PART * PARTS - 20):
+    for number in range(SHARD_SIZE * SHARDS - 20):
         name = root / f"{number:04d}.jpg"
         if number % 100 == 50:
             name.write_bytes(b"\xff\xd8\xff and no more")
@@ -117,12 +117,12 @@ def infer(*arguments: object) -> subprocess.CompletedProcess[bytes]:
     return run_python("-m", "fer_runtime", *arguments)
 
 
-def parts_of(output: Path) -> list[Path]:
+def shards_of(output: Path) -> list[Path]:
     return sorted(output.glob("part-*.jsonl"))
 
 
 def rows_of(output: Path) -> bytes:
-    return b"".join(part.read_bytes() for part in parts_of(output))
+    return b"".join(shard.read_bytes() for shard in shards_of(output))
 
 
 def sorted_lines(rows: bytes) -> list[bytes]:
@@ -144,7 +144,7 @@ def actors_of(node: Any) -> list[int]:
     for process in Path("/proc").iterdir():
         try:
             parent = int(process.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if parent == raylet and b"PartRecognizer" in process.joinpath("cmdline").read_bytes():
+            if parent == raylet and b"ShardRecognizer" in process.joinpath("cmdline").read_bytes():
                 found.append(int(process.name))
         except (OSError, ValueError, IndexError):  # no process, or one that has ended meanwhile
             continue
@@ -224,17 +224,17 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
     cluster: Cluster, model: Path, folder: Path, local_rows: bytes, tmp_path: Path
 ) -> None:
     output = tmp_path / "rows"
-    arguments = (folder, "--model", model, "--detector", "whole", "--output", output, "--part-size", PART)
+    arguments = (folder, "--model", model, "--detector", "whole", "--output", output, "--part-size", SHARD_SIZE)
     on_cluster = ("--engine", "ray", "--ray-address", cluster.address)
     command = [sys.executable, "-m", "fer_runtime", *map(str, (*arguments, *on_cluster))]
     with started(command, stderr=subprocess.PIPE) as run:
-        wait_for(lambda: len(parts_of(output)) >= 2 and bool(actors_of(cluster.second)), "two parts", run)
+        wait_for(lambda: len(shards_of(output)) >= 2 and bool(actors_of(cluster.second)), "two shards", run)
         killed = actors_of(cluster.second)
         os.kill(killed[0], signal.SIGKILL)
-        before_node = len(parts_of(output))
+        before_node = len(shards_of(output))
         wait_for(lambda: bool(actors_of(cluster.second)), "the actor that takes its place", run)
-        wait_for(lambda: len(parts_of(output)) >= before_node + 2, "two more parts", run)
-        left = PARTS - len(parts_of(output))
+        wait_for(lambda: len(shards_of(output)) >= before_node + 2, "two more shards", run)
+        left = SHARDS - len(shards_of(output))
         cluster.kill_node(cluster.second)
         assert left >= 3, "the node died too late to be missed"
         _, errors = run.communicate(timeout=300)
@@ -245,17 +245,17 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
     assert tuple(face["expression"] for face in faces) == LABELS
     assert tuple(faces[0]["probabilities"]) == LABELS
     assert list(output.rglob("*.partial")) == []
-    assert json.loads((output / "_SUCCESS").read_bytes())["images"] == PART * PARTS - 20
+    assert json.loads((output / "_SUCCESS").read_bytes())["images"] == SHARD_SIZE * SHARDS - 20
 
-    # Parts that are there stay as they are; what is missing is made again, by one node.
-    written = {part.name: part.stat().st_mtime_ns for part in parts_of(output)}
+    # Shards that are there stay as they are; what is missing is made again, by one node.
+    written = {shard.name: shard.stat().st_mtime_ns for shard in shards_of(output)}
     (output / "part-000003.jsonl").unlink()
     again = infer(*arguments, *on_cluster, "--resume")
     assert again.returncode == 1, again.stderr.decode()
-    assert f"{PARTS - 1} of them complete".encode() in again.stderr
-    assert f"{PART * PARTS - 20} images".encode() in again.stderr
+    assert f"{SHARDS - 1} of them complete".encode() in again.stderr
+    assert f"{SHARD_SIZE * SHARDS - 20} images".encode() in again.stderr
     assert rows_of(output) == local_rows
-    changed = {part.name for part in parts_of(output) if part.stat().st_mtime_ns != written[part.name]}
+    changed = {shard.name for shard in shards_of(output) if shard.stat().st_mtime_ns != written[shard.name]}
     assert changed == {"part-000003.jsonl"}
 
     # Two models, or two runs, never share a folder.
@@ -265,34 +265,34 @@ def test_a_killed_worker_and_a_lost_node_cost_no_row_and_repeat_none(
     assert b"min_confidence was None, is 0.5" in other.stderr
 
 
-def test_parquet_parts_hold_the_rows_of_the_json_lines(
+def test_parquet_shards_hold_the_rows_of_the_json_lines(
     cluster: Cluster, model: Path, folder: Path, local_rows: bytes, tmp_path: Path
 ) -> None:
-    listed = "\n".join(str(path) for path in sorted(folder.iterdir())[: 2 * PART])
+    listed = "\n".join(str(path) for path in sorted(folder.iterdir())[: 2 * SHARD_SIZE])
     arguments = ("--model", model, "--detector", "whole", "--format", "parquet", "--output", tmp_path / "rows")
-    command = [sys.executable, "-m", "fer_runtime", "-", *map(str, arguments), "--part-size", str(PART)]
+    command = [sys.executable, "-m", "fer_runtime", "-", *map(str, arguments), "--part-size", str(SHARD_SIZE)]
     command += ["--engine", "ray", "--ray-address", cluster.address]
     run = subprocess.run(command, input=listed.encode(), capture_output=True, timeout=300)
     assert run.returncode == 1, run.stderr.decode()
-    parts = sorted((tmp_path / "rows").glob("*.parquet"))
-    rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
+    shards = sorted((tmp_path / "rows").glob("*.parquet"))
+    rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     for row in rows:
         for face in row["faces"]:
             assert face.pop("uncertain") is None
-    assert rows == [json.loads(line) for line in local_rows.splitlines()[: 2 * PART]]
+    assert rows == [json.loads(line) for line in local_rows.splitlines()[: 2 * SHARD_SIZE]]
 
 
 def test_without_an_address_a_run_stays_here_and_gives_ordered_rows_of_uris(
     model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for picture in sorted(folder.iterdir())[: PART + 6]:
+    for picture in sorted(folder.iterdir())[: SHARD_SIZE + 6]:
         os.link(picture, tmp_path / picture.name)
     # Ray's sockets would have names that are too long in such a folder.
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setenv("TMPDIR", str(long))
     arguments = ("--model", model, "--detector", "whole")
-    run = infer(f"file://{tmp_path}", *arguments, "--engine", "ray", "--part-size", PART)
+    run = infer(f"file://{tmp_path}", *arguments, "--engine", "ray", "--part-size", SHARD_SIZE)
     assert run.returncode == 1, run.stderr.decode()
     assert run.stdout.replace(b'"file://', b'"') == infer(tmp_path, *arguments).stdout
 

@@ -69,7 +69,7 @@ def test_a_local_uri_that_names_nothing_is_an_error_and_an_image_a_row(tmp_path:
 
 def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fer_runtime import Recognizer
-    from fer_runtime.cluster.engine import PartRecognizer, pack_recognizer
+    from fer_runtime.cluster.engine import ShardRecognizer, pack_recognizer
     from fer_runtime.cluster.pool import Shard
     from fer_runtime.files import CACHE_VARIABLE
 
@@ -80,7 +80,7 @@ def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch:
     cv2.imwrite(str(tmp_path / "1.png"), band_face(4))
     with Recognizer(write_band_model(tmp_path / "bands.onnx")) as recognizer:
         recipe = pack_recognizer(recognizer)
-        actor = PartRecognizer(recipe, output=None, format_name="jsonl", folder=str(tmp_path))
+        actor = ShardRecognizer(recipe, output=None, format_name="jsonl", folder=str(tmp_path))
         assert list(private.iterdir()) == []
         paths = json.dumps(["1.png", "missing.png"])
         given = actor.recognize(Shard(number=0, paths=paths))
