@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -33,6 +35,11 @@ from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
 from fer_runtime.text import printable
+
+if TYPE_CHECKING:
+    from fer_bench.accuracy import AccuracyResult, FloatArray, LabelledImages, PairedComparison
+    from fer_bench.latency.measure import Configuration
+    from fer_bench.raters import RatersResult
 
 
 @click.group("fer-bench", cls=FerGroup)
@@ -183,12 +190,10 @@ def accuracy(
     what several raters see in each image: the strict majority, the plurality, the cross-entropy to the distribution
     of votes, and the agreement with a random rater.
     """
-    from fer_bench import accuracy as measure
-    from fer_bench.accuracy_tables import accuracy_table, class_table, comparison_line
+    from fer_bench.accuracy import compare_pairwise, flips_csv
     from fer_bench.environment import environment
     from fer_bench.latency.measure import configurations
     from fer_bench.matching import images_for
-    from fer_runtime.recognizer import Recognizer
 
     files = configurations(
         models=models,
@@ -197,40 +202,20 @@ def accuracy(
         models_dir=models_dir,
     )
     images, files = images_for(data, files, are_named=bool(models), say=lambda text: say(text, err=True))
-    classes = images.classes
-    votes_of_images = None
-    if votes is not None:
-        from fer_bench.raters import format_raters, measure_raters
-        from fer_train.data.votes import open_votes
-
-        opened = open_votes(votes, classes)
-        votes_of_images = opened.of(images.paths, images.faces, split=images.folder.name)
+    votes_of_images = None if votes is None else _votes_of(images, votes)
     for reason in images.unreadable:
         say(f"not counted: {reason}", err=True)
     machine = environment()
     say_environment(machine)
-    results = []
-    show = show_progress("model")
-    for number, file in enumerate(files, 1):
-        with Recognizer(file.source) as recognizer:
-            results.append(measure.measure_accuracy(recognizer, images))
-        show(number, len(files))
+    results = _accuracies(files, images)
+    comparisons = compare_pairwise(results, images.labels)
     say(printable(f"{len(images.labels)} images of {images.folder}"))
-    say(accuracy_table(results))
-    for result in results:
-        say(f"\n{class_table(result)}")
-    comparisons = measure.compare_pairwise(results, images.labels)
-    for pair in comparisons:
-        say(f"\n{comparison_line(pair)}")
-    rated = []
-    if votes_of_images is not None:
-        rated = [measure_raters(result.probabilities, votes_of_images, classes) for result in results]
-        names = [f"{result.model} {result.precision}" for result in results]
-        say("\n" + format_raters(list(zip(names, rated, strict=True))))
+    _say_accuracies(results, comparisons)
+    rated = [] if votes_of_images is None else _rate(results, votes_of_images, images.classes)
     if flips is not None:
         from fer_runtime.files import write_atomically
 
-        write_atomically(flips, measure.flips_csv(results, images))
+        write_atomically(flips, flips_csv(results, images))
         say(flips, err=True)
     write_json(
         json_path,
@@ -241,6 +226,48 @@ def accuracy(
         ],
         comparisons=[pair.to_dict() for pair in comparisons],
     )
+
+
+def _votes_of(images: LabelledImages, votes: str) -> FloatArray:
+    """The raters' votes of each image; `votes` is the value of --votes."""
+    from fer_train.data.votes import open_votes
+
+    return open_votes(votes, images.classes).of(images.paths, images.faces, split=images.folder.name)
+
+
+def _accuracies(files: Sequence[Configuration], images: LabelledImages) -> list[AccuracyResult]:
+    """Measure each model, with progress."""
+    from fer_bench.accuracy import measure_accuracy
+    from fer_runtime.recognizer import Recognizer
+
+    results = []
+    show = show_progress("model")
+    for number, file in enumerate(files, 1):
+        with Recognizer(file.source) as recognizer:
+            results.append(measure_accuracy(recognizer, images))
+        show(number, len(files))
+    return results
+
+
+def _say_accuracies(results: Sequence[AccuracyResult], comparisons: Sequence[PairedComparison]) -> None:
+    """Print the models in one table, each by its classes, and each pair."""
+    from fer_bench.accuracy_tables import accuracy_table, class_table, comparison_line
+
+    say(accuracy_table(results))
+    for result in results:
+        say(f"\n{class_table(result)}")
+    for pair in comparisons:
+        say(f"\n{comparison_line(pair)}")
+
+
+def _rate(results: Sequence[AccuracyResult], votes: FloatArray, classes: Sequence[str]) -> list[RatersResult]:
+    """Compare each model with the raters, and print the table."""
+    from fer_bench.raters import format_raters, measure_raters
+
+    rated = [measure_raters(result.probabilities, votes, classes) for result in results]
+    names = [f"{result.model} {result.precision}" for result in results]
+    say("\n" + format_raters(list(zip(names, rated, strict=True))))
+    return rated
 
 
 @main.command()
