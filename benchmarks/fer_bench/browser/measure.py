@@ -22,7 +22,7 @@ from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # Chromium's sandbox needs rights that containers lack; only pages of ours are opened.
@@ -156,45 +156,60 @@ def measure_browser(
         from playwright.sync_api import sync_playwright
     with tempfile.TemporaryDirectory(prefix="fer-edge-browser-") as name, ExitStack() as stack:
         root = Path(name)
-        faces = _golden_faces(models[0][1])
-        pages = [(label, _our_page(root / str(index), path, ort_web)) for index, (label, path) in enumerate(models)]
-        if with_face_api:
-            pages.append((f"{FACE_API} {FACE_API_VERSION}", _their_page(root / "face-api")))
-        for _, folder in pages:
-            (folder / "bench.html").write_text(_PAGE, encoding="utf-8")
-            (folder / "faces.json").write_text(json.dumps(faces), encoding="utf-8")
+        pages = _write_pages(root, models, with_face_api=with_face_api, ort_web=ort_web)
         address = stack.enter_context(served(root, headers=ISOLATED))  # without them the clock is too coarse for a face
-        urls = {label: f"{address}{folder.relative_to(root).as_posix()}/bench.html" for label, folder in pages}
-        total, done = len(pages) * (cold_starts + rounds), 0
+        urls = {label: f"{address}{folder.relative_to(root).as_posix()}/bench.html" for label, folder in pages.items()}
+        total, done = len(urls) * (cold_starts + rounds), 0
         cold: dict[str, list[tuple[float, int]]] = {label: [] for label in urls}
+        times: dict[str, list[list[float]]] = {label: [] for label in urls}
         chromium = stack.enter_context(sync_playwright()).chromium
 
         def launch() -> Browser:
             return chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
 
+        def count_turn() -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
+
         for _ in range(cold_starts):
             for label, url in urls.items():
                 with launch() as browser:
                     cold[label].append(_visit_cold(browser, url))
-                done += 1
-                progress(done, total)
+                count_turn()
         browser = stack.enter_context(launch())
         tabs = {label: browser.new_page() for label in urls}
-        first = {}
-        for label, tab in tabs.items():
-            tab.goto(urls[label])
-            tab.wait_for_function("window.ready", timeout=_TIMEOUT_MS, polling=50)
-            first[label] = tab.evaluate("window.first")
-            tab.evaluate(f"measure({min(seconds, 1.0)}).then(() => true)")  # the engine compiles what runs often
-        times: dict[str, list[list[float]]] = {label: [] for label in urls}
+        first = {label: _open_warm(tab, urls[label], min(seconds, 1.0)) for label, tab in tabs.items()}
         for number in range(rounds):
             for label in list(tabs)[:: 1 if number % 2 == 0 else -1]:
                 times[label].append(tabs[label].evaluate(f"measure({seconds})"))
-                done += 1
-                progress(done, total)
+                count_turn()
         return f"Chromium {browser.version}", [
             _result(label, times[label], cold[label], first[label]) for label in urls
         ]
+
+
+def _write_pages(
+    root: Path, models: Sequence[tuple[str, Path]], *, with_face_api: bool, ort_web: Path | None
+) -> dict[str, Path]:
+    """Write a page for each model, and one for face-api.js; gives their folders by label."""
+    pages = {label: _our_page(root / str(index), path, ort_web) for index, (label, path) in enumerate(models)}
+    if with_face_api:
+        pages[f"{FACE_API} {FACE_API_VERSION}"] = _their_page(root / "face-api")
+    faces = json.dumps(_golden_faces(models[0][1]))
+    for folder in pages.values():
+        (folder / "bench.html").write_text(_PAGE, encoding="utf-8")
+        (folder / "faces.json").write_text(faces, encoding="utf-8")
+    return pages
+
+
+def _open_warm(tab: Page, url: str, seconds: float) -> dict[str, float]:
+    """Open a page and let it compute for some seconds, so that its code is compiled; gives its first answer."""
+    tab.goto(url)
+    tab.wait_for_function("window.ready", timeout=_TIMEOUT_MS, polling=50)
+    first: dict[str, float] = tab.evaluate("window.first")
+    tab.evaluate(f"measure({seconds}).then(() => true)")
+    return first
 
 
 def _result(
