@@ -135,43 +135,23 @@ def configurations(
         check_models_dir(models_dir)
     chosen = models or dict.fromkeys(model.name for model in available_models(models_dir))
     for model in chosen:
-        named = not is_model_file(model)
-        files: dict[str, Path] = {}
-        for precision in precisions if named else (None,):
-            try:
-                path = find_model(model, precision=precision, models_dir=models_dir)
-            except ModelFileError:
-                if not named:
-                    raise
-                continue
-            files[precision or "file"] = path
-        name = model if named else Path(model).name
+        files = _exported_files(model, precisions, models_dir)
         shape = _face_shape(next(iter(files.values()), None))
-        checkpoints = (
-            (checkpoint_path(folder, model) for folder in (models_dir, packaged_models_dir())) if named else ()
-        )
-        checkpoint = next((path for path in checkpoints if path.is_file()), None)
-        for engine in engines:
-            if ENGINES[engine].source == "checkpoint":
-                sources = {"fp32": checkpoint} if checkpoint else {}
-            elif ENGINES[engine].source == "target":
-                sources = _target_files(TARGETS[ENGINES[engine].target], files, precisions if named else ("file",))
-            else:
-                sources = dict(files)
-            found += [
-                Configuration(
-                    engine=engine,
-                    model=name,
-                    precision=precision,
-                    batch=batch,
-                    threads=count,
-                    source=source,
-                    face_shape=shape,
-                )
-                for precision, source in sources.items()
-                for batch in batches
-                for count in threads
-            ]
+        found += [
+            Configuration(
+                engine=engine,
+                model=Path(model).name if is_model_file(model) else model,
+                precision=precision,
+                batch=batch,
+                threads=count,
+                source=source,
+                face_shape=shape,
+            )
+            for engine in engines
+            for precision, source in _files_of(engine, model, files, precisions, models_dir).items()
+            for batch in batches
+            for count in threads
+        ]
     if not found:
         name = next((model for model in models if not is_model_file(model)), "v0")
         targets = [target for target in dict.fromkeys(ENGINES[name].target for name in engines) if target]
@@ -180,6 +160,37 @@ def configurations(
             f"write one with: fer-export --model {name}" + "".join(f" --target {target}" for target in targets)
         )
     return found
+
+
+def _exported_files(model: str, precisions: Sequence[Precision], models_dir: Path) -> dict[str, Path]:
+    """A named model's ONNX files by precision, as far as they exist; an .onnx file alone, as "file".
+
+    Raises:
+        ModelFileError: the .onnx file does not exist.
+    """
+    if is_model_file(model):
+        return {"file": find_model(model, models_dir=models_dir)}
+    files: dict[str, Path] = {}
+    for precision in precisions:
+        with contextlib.suppress(ModelFileError):
+            files[precision] = find_model(model, precision=precision, models_dir=models_dir)
+    return files
+
+
+def _files_of(
+    engine: str, model: str, files: Mapping[str, Path], precisions: Sequence[Precision], models_dir: Path
+) -> Mapping[str, Path]:
+    """What an engine runs for a model, by precision: its ONNX files, its checkpoint, or a target's files."""
+    source = ENGINES[engine].source
+    if source == "target":
+        return _target_files(TARGETS[ENGINES[engine].target], files, ("file",) if is_model_file(model) else precisions)
+    if source != "checkpoint":
+        return files
+    if is_model_file(model):
+        return {}
+    places = (checkpoint_path(folder, model) for folder in (models_dir, packaged_models_dir()))
+    checkpoint = next((path for path in places if path.is_file()), None)
+    return {} if checkpoint is None else {"fp32": checkpoint}
 
 
 def _target_files(target: Target, files: Mapping[str, Path], precisions: Sequence[str]) -> dict[str, Path]:
