@@ -67,18 +67,7 @@ def adopt_file(
     """
     source = str(path)
     content = read_model_bytes(path, advice="give the path of an .onnx file")
-    file = read_onnx(content, source=source, advice="copy it again, or export it again with its own program")
-    if METADATA_KEY in file.metadata:
-        raise ModelFileError(f"{source} is a model of fer-export already; use it as it is: fer-infer --model {source}")
-    known = (RULES.keys() | MORE_RULES.keys() | REWRITTEN) - {"QuantizeLinear", "DequantizeLinear"}
-    check_operators(file, source=source, allowed=known, advice=_ADVICE)
-    try:
-        model = onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise ModelFileError(f"{source} cannot be read as an ONNX model: {error}") from error
-    # Programs may read a field that occurs twice in different ways: what onnx has read is checked as well.
-    file = read_onnx(model.SerializeToString(), source=source)
-    check_operators(file, source=source, allowed=known, advice=_ADVICE)
+    model, file = _read_checked(content, source)
     shape = _input_shape(file, faces, source)
     output = _score_output(file, scores, source)
     logits_name, softmax_name = _logits_of(file, output, source)
@@ -97,7 +86,6 @@ def adopt_file(
         + ("any batch" if row.batch is None else f"a fixed batch of {row.batch}"),
         f"output {output}: {count} scores, " + (f"through the file's {softmax_name}" if softmax_name else "no softmax"),
     ]
-    sha256 = hashlib.sha256(content).hexdigest()
     original = Original(
         name=name,
         labels=names,
@@ -115,7 +103,33 @@ def adopt_file(
             }
         },
     )
-    return Adopted(original=original, graph=graph, sha256=sha256, notes=tuple(printable(note) for note in notes))
+    return Adopted(
+        original=original,
+        graph=graph,
+        sha256=hashlib.sha256(content).hexdigest(),
+        notes=tuple(printable(note) for note in notes),
+    )
+
+
+def _read_checked(content: bytes, source: str) -> tuple[onnx.ModelProto, OnnxFile]:
+    """A foreign file as onnx reads it and as our own reader does, with operators that can be adopted.
+
+    Raises:
+        ModelFileError: it is no such file, or one of ours.
+    """
+    file = read_onnx(content, source=source, advice="copy it again, or export it again with its own program")
+    if METADATA_KEY in file.metadata:
+        raise ModelFileError(f"{source} is a model of fer-export already; use it as it is: fer-infer --model {source}")
+    known = (RULES.keys() | MORE_RULES.keys() | REWRITTEN) - {"QuantizeLinear", "DequantizeLinear"}
+    check_operators(file, source=source, allowed=known, advice=_ADVICE)
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise ModelFileError(f"{source} cannot be read as an ONNX model: {error}") from error
+    # Programs may read a field that occurs twice in different ways: what onnx has read is checked as well.
+    file = read_onnx(model.SerializeToString(), source=source)
+    check_operators(file, source=source, allowed=known, advice=_ADVICE)
+    return model, file
 
 
 def file_input(file: OnnxFile) -> str:
