@@ -26,13 +26,14 @@ from fer_runtime.images import Uint8Array
 from fer_runtime.output.destinations import Destinations, ExistingFile, guarded
 from fer_runtime.output.formats import OUTPUT_FORMATS, OutputFormat
 from fer_runtime.output.partial import PartialFile, partial_path
-from fer_runtime.output.sink import opened_sink
+from fer_runtime.output.sink import Sink, opened_sink
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.results import ImageResult
 from fer_runtime.text import counted, printable
 
 if TYPE_CHECKING:
     from fer_runtime.output.image_files import AnnotatedCopies, SheetOfFaces
+    from fer_runtime.output.rows import RowFormat
 
 # More images than a killed run can have read without leaving their rows: a block for each of 62 threads, and two.
 _SUSPECTS = 64 * BLOCK
@@ -233,13 +234,7 @@ class _Job(NamedTuple):
             ):
                 if not finished.rows:
                     sink.write(rows.header())
-                for result in results:
-                    writing = perf_counter()
-                    sink.write(rows.row(result), count=partial(written.count, result))
-                    if written.images == summary.images:  # the last row of its block: the next one may take a while
-                        sink.flush()
-                    summary.seconds_by_stage["write"] += perf_counter() - writing
-                    progress.say()
+                _write_each(results, rows, sink, summary=summary, written=written, on_row=progress.say)
         except KeyboardInterrupt:
             self._say_summary(written, started)
             raise
@@ -274,6 +269,31 @@ class _Job(NamedTuple):
             detector=self.recognizer.detector_used,
             quiet=self.quiet,
         )
+
+
+def _write_each(
+    results: Iterable[ImageResult],
+    rows: RowFormat,
+    sink: Sink,
+    *,
+    summary: JobSummary,
+    written: JobSummary,
+    on_row: Callable[[], object],
+) -> None:
+    """Write a row per result, and a block of them as soon as it is whole.
+
+    Args:
+        summary: of the results so far.
+        written: counts the rows that reach the output.
+        on_row: called after each row.
+    """
+    for result in results:
+        writing = perf_counter()
+        sink.write(rows.row(result), count=partial(written.count, result))
+        if written.images == summary.images:  # the last row of its block: the next one may take a while
+            sink.flush()
+        summary.seconds_by_stage["write"] += perf_counter() - writing
+        on_row()
 
 
 def _class_folder(path: str, labels: Sequence[str]) -> str | None:
