@@ -102,8 +102,23 @@ class NumberRange(click.FloatRange):
         return number
 
 
-class PathlibPath(click.Path):
-    """A `click.Path` that gives a pathlib.Path; the module, 3 ms of `--help`, is loaded when there is a value."""
+class GivenPath(click.Path):
+    """A `click.Path` without the empty name, which the shell gives for a variable without a value."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("the name is empty; the current folder is .", param, ctx)
+        if "\0" in os.fsdecode(value):  # of a settings file
+            self.fail("the name holds a null byte", param, ctx)
+        path = super().convert(value, param, ctx)
+        # click takes a FIFO or a device for a folder.
+        if not self.file_okay and os.path.exists(path) and not os.path.isdir(path):
+            self.fail(f"{os.fsdecode(path)!r} is not a folder", param, ctx)
+        return path
+
+
+class PathlibPath(GivenPath):
+    """A `GivenPath` that gives a pathlib.Path; the module, 3 ms of `--help`, is loaded when there is a value."""
 
     def coerce_path_result(self, value: str | os.PathLike[str]) -> Any:
         from pathlib import Path
@@ -354,7 +369,7 @@ def _shared_options() -> tuple[click.Parameter, ...]:
     return (
         click.Option(
             ["--config"],
-            type=click.Path(path_type=str, dir_okay=False),
+            type=GivenPath(path_type=str, dir_okay=False),
             metavar="FILE",
             is_eager=True,
             expose_value=False,

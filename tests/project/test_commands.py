@@ -74,6 +74,24 @@ def test_no_option_takes_nan_for_a_number(path: str) -> None:
             option.type.convert("nan", option, None)
 
 
+@pytest.mark.parametrize("path", COMMANDS)
+def test_no_path_is_empty_and_no_fifo_is_a_folder(path: str, tmp_path: Path) -> None:
+    """A variable of the shell without a value gives an empty name, which pathlib takes for the current folder."""
+    fifo = str(tmp_path / "fifo")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(fifo)
+    for option in COMMANDS[path].params:
+        if not isinstance(option.type, click.Path) or option.name == "paths":  # whose rows say what each of them is
+            continue
+        with pytest.raises(click.BadParameter, match=r"the name is empty; the current folder is \."):
+            option.type.convert("", option, None)
+        with pytest.raises(click.BadParameter, match="null byte"):
+            option.type.convert("a\0b", option, None)
+        if not option.type.file_okay and hasattr(os, "mkfifo"):
+            with pytest.raises(click.BadParameter, match="is not a folder"):
+                option.type.convert(fifo, option, None)
+
+
 @pytest.mark.parametrize("path", [path for path in COMMANDS if " " not in path])
 def test_every_command_tells_its_version(path: str) -> None:
     assert CliRunner().invoke(COMMANDS[path], ["--version"]).output == f"fer-edge {version('fer-edge')}\n"

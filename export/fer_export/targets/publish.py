@@ -150,6 +150,7 @@ def _convert(
     golden_name = f"{source.path.name.removesuffix('.onnx')}.golden.npz"
     golden = golden_of(source)
     try:
+        models_dir.mkdir(parents=True, exist_ok=True)
         # In the same file system, so that files are renamed and never copied.
         with tempfile.TemporaryDirectory(dir=models_dir, prefix=f".{path.name}.", suffix=".partial") as name:
             folder = Path(name)

@@ -34,7 +34,16 @@ from fer_runtime.cli.options import (
     VideosRun,
     WatchRun,
 )
-from fer_runtime.command import NumberRange, PathlibPath, RegistryChoice, Rule, ShortCommand, option_group, take_options
+from fer_runtime.command import (
+    GivenPath,
+    NumberRange,
+    PathlibPath,
+    RegistryChoice,
+    Rule,
+    ShortCommand,
+    option_group,
+    take_options,
+)
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import PRECISIONS, is_model_file
 from fer_runtime.output.formats import OUTPUT_FORMATS
@@ -170,7 +179,7 @@ _RULES = (
     ),
     click.option(
         "--output",
-        type=click.Path(path_type=str),
+        type=GivenPath(path_type=str),
         metavar="FILE",
         help="Write the rows to FILE, which appears when it is complete. With --engine ray: a folder or its URI.",
     ),

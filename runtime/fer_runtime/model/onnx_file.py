@@ -101,13 +101,13 @@ def read_onnx(
 
     Args:
         source: the file, for messages.
-        advice: the next step, for the message about a damaged file.
+        advice: the next step, for the message about a damaged or empty file.
 
     Raises:
         ModelFileError: the bytes are empty, truncated or no ONNX model, or a limit of this module is exceeded.
     """
     if not content:
-        raise ModelFileError(f"{source} is empty; export the model again with fer-export")
+        raise ModelFileError(f"{source} is empty; {advice}")
     reader = _Reader()
     try:
         model = reader.group(memoryview(content))

@@ -27,6 +27,7 @@ from fer_export.targets.golden_header import golden_header
 from fer_export.targets.publish import convert_model, golden_of, read_source
 from fer_export.torch_module import OnnxModule
 from fer_runtime.errors import DataError, ExtraMissingError, ModelFileError, OutputError
+from fer_runtime.model.find import find_model, packaged_models_dir
 from fer_runtime.model.parity import FloatArray
 from fer_runtime.targets import TARGETS
 from fer_runtime.targets.replay import replay_target
@@ -280,6 +281,12 @@ def test_the_graph_as_a_pytorch_module_computes_pytorchs_logits() -> None:
 def test_labels_of_any_language_are_strings_of_c() -> None:
     golden = dataclasses.replace(golden_of(read_source(MODELS / "model_0.onnx")), labels=('a"b', "fröhlich1", *"cdefg"))
     assert '{"a\\"b", "fr\\303\\266hlich1", "c"' in golden_header(golden, name="x.onnx")
+
+
+def test_a_conversion_makes_its_folder(tmp_path: Path) -> None:
+    model = find_model("v0", precision="fp32", models_dir=packaged_models_dir())
+    (report,) = convert_model(str(model), targets=("ort",), models_dir=tmp_path / "new" / "models")
+    assert (report.path.parent, report.path.is_file()) == (tmp_path / "new" / "models", True)
 
 
 def test_nothing_replaces_a_conversion_of_another_checkpoint(copied: Callable[[str], Path]) -> None:

@@ -102,3 +102,8 @@ def test_a_file_that_cannot_be_read_is_not_answered_with_how_to_write_one(tmp_pa
             read(tmp_path / "missing.onnx")
         with pytest.raises(ModelFileError, match=r"Is a directory; give a file that can be read$"):
             read(tmp_path)
+
+
+def test_an_empty_file_is_answered_like_a_damaged_one() -> None:
+    with pytest.raises(ModelFileError, match=r"^it is empty; ask its author$"):
+        read_onnx(b"", source="it", advice="ask its author")
