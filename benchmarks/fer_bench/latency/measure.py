@@ -128,7 +128,7 @@ def configurations(
         models: names and .onnx files; none stands for all available models.
 
     Raises:
-        ModelFileError: no file was found, or `models_dir` cannot be read.
+        ModelFileError: no file was found, or none of one of `models`, or `models_dir` cannot be read.
     """
     found: list[Configuration] = []
     if not models or not all(is_model_file(model) for model in models):
@@ -137,7 +137,7 @@ def configurations(
     for model in chosen:
         files = _exported_files(model, precisions, models_dir)
         shape = _face_shape(next(iter(files.values()), None))
-        found += [
+        of_model = [
             Configuration(
                 engine=engine,
                 model=Path(model).name if is_model_file(model) else model,
@@ -152,14 +152,30 @@ def configurations(
             for batch in batches
             for count in threads
         ]
+        if models and not of_model:
+            raise _nothing_to_run(model, precisions, engines, models_dir)
+        found += of_model
     if not found:
-        name = next((model for model in models if not is_model_file(model)), "v0")
-        targets = [target for target in dict.fromkeys(ENGINES[name].target for name in engines) if target]
-        raise ModelFileError(
-            f"no model {', '.join(models) or 'file'} in {models_dir} with the chosen engine and precision; "
-            f"write one with: fer-export --model {name}" + "".join(f" --target {target}" for target in targets)
-        )
+        raise _nothing_to_run(None, precisions, engines, models_dir)
     return found
+
+
+def _nothing_to_run(
+    model: str | None, precisions: Sequence[Precision], engines: Sequence[str], models_dir: Path
+) -> ModelFileError:
+    """Why there is nothing to run: no model of that name, or none in these precisions, or no file for the engines."""
+    if model is not None:
+        try:
+            find_model(model, models_dir=models_dir)
+        except ModelFileError as error:
+            return error
+    chosen = "".join(f" --precision {name}" for name in precisions) if set(precisions) != set(PRECISIONS) else ""
+    if all(ENGINES[name].target for name in engines):
+        chosen += "".join(f" --target {target}" for target in dict.fromkeys(ENGINES[name].target for name in engines))
+    return ModelFileError(
+        f"no model {model or 'file'} in {models_dir} with the chosen engine and precision; "
+        f"write one with: fer-export --model {model or 'v0'}{chosen}"
+    )
 
 
 def _exported_files(model: str, precisions: Sequence[Precision], models_dir: Path) -> dict[str, Path]:

@@ -202,6 +202,16 @@ def test_the_model_that_was_asked_for_is_the_one_to_write(tmp_path: Path, monkey
         configurations(models=["v1"], models_dir=tmp_path)
 
 
+def test_a_model_that_was_asked_for_is_not_left_out_silently(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"no model named typo: .*known are: v0, v1, v3"):
+        configurations(models=["v0", "typo"], models_dir=tmp_path)
+    # v1 ships in int8 alone.
+    with pytest.raises(ModelFileError, match=r"no model v1 .*: fer-export --model v1 --precision fp32$"):
+        configurations(models=["v0", "v1"], precisions=["fp32"], engines=["onnxruntime"], models_dir=tmp_path)
+    with pytest.raises(ModelFileError, match=r"fer-export --model v0 --precision fp32 --target ncnn$"):
+        configurations(models=["v0"], precisions=["fp32"], engines=["ncnn"], models_dir=tmp_path)
+
+
 def _results(rounds: list[float], **changes: object) -> list[dict[str, object]]:
     result = {"engine": "onnxruntime", "model": "v0", "precision": "fp32", "batch": 1, "threads": 1}
     return [result | {"p50_ms": sorted(rounds)[len(rounds) // 2], "round_p50_ms": rounds} | changes]
