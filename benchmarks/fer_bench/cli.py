@@ -12,8 +12,8 @@ import click
 from fer_bench.browser.measure import browser
 from fer_bench.console import (
     FILE,
+    NAMED_MODELS_RULE,
     OUTPUT_FILE,
-    PRECISION_RULE,
     data_option,
     engines_option,
     json_option,
@@ -33,7 +33,7 @@ from fer_bench.report.commands import report, robustness
 from fer_runtime.command import FerGroup, NumberRange, Rule, say
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
-from fer_runtime.shared_options import models_dir_option
+from fer_runtime.shared_options import models_dir_option, named_models_rule
 from fer_runtime.text import printable
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ main.add_command(diff)
 @main.command(
     rules=(
         Rule("threads", when=lambda given: given["sweep_threads"], because="--sweep-threads sets the thread counts"),
-        PRECISION_RULE,
+        NAMED_MODELS_RULE,
     )
 )
 @models_option
@@ -163,7 +163,7 @@ def latency(
     write_json(json_path, machine | {"peak_rates": peak_rates.to_dict()}, rows)
 
 
-@main.command(rules=(PRECISION_RULE,))
+@main.command(rules=(NAMED_MODELS_RULE,))
 @models_option
 @precisions_option
 @models_dir_option
@@ -283,7 +283,7 @@ def tracks(runs: int) -> None:
     say(track_table(BoxTracker, runs=runs))
 
 
-@main.command()
+@main.command(rules=(named_models_rule("model", "precision", "models_dir"),))
 @click.option("--model", metavar="NAME|FILE", help="Model. [default: the one that fer-serve serves]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Precision of a named model.")
 @models_dir_option

@@ -12,8 +12,9 @@ import click
 
 from fer_bench.engines import ENGINES
 from fer_runtime.checksums import with_checksum
-from fer_runtime.command import PathlibPath, RegistryChoice, Rule, say
-from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, is_model_file
+from fer_runtime.command import PathlibPath, RegistryChoice, say
+from fer_runtime.model.find import MODEL_NAMES, PRECISIONS
+from fer_runtime.shared_options import named_models_rule
 
 if TYPE_CHECKING:
     from fer_bench.latency.measure import LatencyResult
@@ -85,12 +86,7 @@ threads_option = click.option(
     help="Threads of the engine, at most the available CPUs. May be repeated.",
 )
 json_option = click.option("--json", "json_path", type=OUTPUT_FILE, help="Also write environment and results to FILE.")
-# A precision chooses among the files of a name.
-PRECISION_RULE = Rule(
-    "precisions",
-    when=lambda given: bool(given["models"]) and all(is_model_file(model) for model in given["models"]),
-    because="an .onnx file has one precision; only with the name of a model",
-)
+NAMED_MODELS_RULE = named_models_rule("models", "precisions", "models_dir")
 
 
 def say_environment(machine: dict[str, Any]) -> None:

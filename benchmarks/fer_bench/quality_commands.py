@@ -10,7 +10,7 @@ import fer_runtime as runtime
 from fer_bench.console import (
     FILE,
     FOLDER,
-    PRECISION_RULE,
+    NAMED_MODELS_RULE,
     data_option,
     json_option,
     models_option,
@@ -19,7 +19,7 @@ from fer_bench.console import (
 from fer_runtime.command import FerCommand, say
 from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision
-from fer_runtime.shared_options import models_dir_option
+from fer_runtime.shared_options import models_dir_option, named_models_rule
 
 model_option = click.option("--model", metavar="NAME|FILE", help="Model. [default: that of fer-infer]")
 precision_option = click.option("--precision", type=click.Choice(PRECISIONS), help="Precision of a named model.")
@@ -34,7 +34,7 @@ yunet_option = click.option(
 )
 
 
-@click.command(cls=FerCommand)
+@click.command(cls=FerCommand, rules=(named_models_rule("model", "precision", "models_dir"),))
 @model_option
 @precision_option
 @models_dir_option
@@ -85,7 +85,7 @@ def reasons(
             say("turned: not measured, there is no YuNet file (fer-infer --fetch-yunet, or --yunet FILE)", err=True)
 
 
-@click.command(cls=FerCommand, rules=(PRECISION_RULE,))
+@click.command(cls=FerCommand, rules=(NAMED_MODELS_RULE,))
 @models_option
 @precisions_option
 @models_dir_option

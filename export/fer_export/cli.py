@@ -38,7 +38,7 @@ from fer_runtime.model.find import (
     checkpoint_names,
     checkpoint_path,
 )
-from fer_runtime.shared_options import ModelsFolder
+from fer_runtime.shared_options import ModelsFolder, named_models_rule
 from fer_runtime.targets import TARGETS
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
@@ -177,6 +177,7 @@ class SiteRun(RunOptions):
 
 
 _RULES = (
+    named_models_rule("model", "precisions", "models_dir", when=lambda given: given["site"] is not None),
     Rule(
         "budget",
         when=lambda given: (

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from fer_runtime.command import NumberRange, PathlibPath, RegistryChoice, option_group
+from fer_runtime.command import NumberRange, PathlibPath, RegistryChoice, Rule, option_group
 from fer_runtime.detectors import DETECTORS
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PREFERENCE
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PREFERENCE, is_model_file
 
 _Option = Callable[[Any], Any]
 
@@ -25,6 +25,22 @@ class ModelsFolder(PathlibPath):
         if ctx and param and ctx.get_parameter_source(str(param.name)) is ParameterSource.DEFAULT:
             return self.coerce_path_result(value)
         return super().convert(value, param, ctx)
+
+
+def named_models_rule(parameter: str, *options: str, when: Callable[[Mapping[str, Any]], bool] | None = None) -> Rule:
+    """A rule for options that choose among the files of a model's name.
+
+    Args:
+        parameter: of `--model`, whose value is one model or several.
+        options: parameter names, such as "precision" and "models_dir".
+        when: whether the run uses them at all, from the values of all parameters.
+    """
+
+    def are_files(given: Mapping[str, Any]) -> bool:
+        models = given[parameter] if isinstance(given[parameter], tuple) else (given[parameter],)
+        return bool(models) and all(map(is_model_file, models)) and (when is None or when(given))
+
+    return Rule(*options, when=are_files, because="only with the name of a model, not with --model FILE")
 
 
 def _confidence(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:

@@ -92,6 +92,47 @@ def test_no_path_is_empty_and_no_fifo_is_a_folder(path: str, tmp_path: Path) -> 
                 option.type.convert(fifo, option, None)
 
 
+_OF_NAMED_MODELS = {
+    "fer-infer": ("--samples", "--precision", "int8"),
+    "fer-serve": ("--precision", "int8"),
+    "fer-data audit": (".",),
+    "fer-export": ("--site", "site", "--precision", "int8"),
+    "fer-bench latency": ("--precision", "int8"),
+    "fer-bench accuracy": ("--data", ".", "--precision", "int8"),
+    "fer-bench robustness": ("--data", ".", "--precision", "int8"),
+    "fer-bench report": ("--data", ".", "--precision", "int8"),
+    "fer-bench unfamiliar": ("--precision", "int8"),
+    "fer-bench reasons": ("--data", ".", "--precision", "int8"),
+    "fer-bench serve": ("--precision", "int8"),
+    "fer-bench interoperability": ("--precision", "int8"),
+    "fer-bench ledger add": ("--precision", "int8"),
+}
+
+
+@pytest.mark.parametrize(("path", "more"), _OF_NAMED_MODELS.items())
+def test_what_chooses_among_the_files_of_a_name_is_refused_with_a_file(path: str, more: tuple[str, ...]) -> None:
+    program, *subcommands = path.split()
+    arguments = (*subcommands, *more, "--model", "a/b.onnx", "--models-dir", "c")
+    run = CliRunner().invoke(COMMANDS[program], arguments)
+    refused = "--precision, --models-dir" if "--precision" in more else "--models-dir"
+    message = f"Error: {refused}: only with the name of a model, not with --model FILE"
+    assert (run.exit_code, run.stderr.splitlines()[-1]) == (2, message)
+
+
+def test_a_watched_folder_serves_its_files_whatever_their_precision(tmp_path: Path) -> None:
+    run = CliRunner().invoke(COMMANDS["fer-serve"], ["--watch", str(tmp_path), "--precision", "int8"])
+    assert (run.exit_code, "--precision: only with the name of a model; --watch serves" in run.stderr) == (2, True)
+
+
+def test_every_command_that_finds_models_by_name_is_in_the_list_above() -> None:
+    finds = {
+        path
+        for path, command in COMMANDS.items()
+        if {"--model", "--models-dir"} <= {option for parameter in command.params for option in parameter.opts}
+    }
+    assert finds - _OF_NAMED_MODELS.keys() == {"fer-train", "fer-bench browser"}  # which take names alone
+
+
 @pytest.mark.parametrize("path", [path for path in COMMANDS if " " not in path])
 def test_every_command_tells_its_version(path: str) -> None:
     assert CliRunner().invoke(COMMANDS[path], ["--version"]).output == f"fer-edge {version('fer-edge')}\n"

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from fer_bench.console import json_option, models_option, precisions_option, write_json
+from fer_bench.console import NAMED_MODELS_RULE, json_option, models_option, precisions_option, write_json
 from fer_runtime.command import FerCommand, needs_extra, say
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
@@ -91,7 +91,7 @@ def table(readings: Sequence[Reading]) -> str:
     ).rstrip()
 
 
-@click.command(cls=FerCommand)
+@click.command(cls=FerCommand, rules=(NAMED_MODELS_RULE,))
 @models_option
 @precisions_option
 @models_dir_option

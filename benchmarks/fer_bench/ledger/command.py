@@ -10,7 +10,7 @@ import click
 
 from fer_bench.console import (
     FILE,
-    PRECISION_RULE,
+    NAMED_MODELS_RULE,
     models_option,
     precisions_option,
     say_environment,
@@ -49,7 +49,7 @@ def ledger() -> None:
     """
 
 
-@ledger.command(rules=(PRECISION_RULE,))
+@ledger.command(rules=(NAMED_MODELS_RULE,))
 @ledger_option
 @click.option("--board", help="Name of this machine. [default: what the board or its processor is called]")
 @models_option

@@ -11,8 +11,8 @@ import click
 from fer_bench.console import (
     FILE,
     FOLDER,
+    NAMED_MODELS_RULE,
     OUTPUT_FILE,
-    PRECISION_RULE,
     data_option,
     engines_option,
     json_option,
@@ -43,7 +43,7 @@ _faces = click.option(
 _seed = click.option("--seed", default=0, show_default=True, help="Seed of the sample, the shifts and the noise.")
 
 
-@click.command(cls=FerCommand, rules=(PRECISION_RULE,))
+@click.command(cls=FerCommand, rules=(NAMED_MODELS_RULE,))
 @models_option
 @precisions_option
 @models_dir_option
@@ -125,7 +125,7 @@ _MEASURING = ("models", "precisions", "models_dir", "engines", "rounds", "second
             when=lambda given: given["source"] is not None and given["data"] is None,
             because="--from FILE measures nothing",
         ),
-        PRECISION_RULE,
+        NAMED_MODELS_RULE,
     ),
 )
 @models_option

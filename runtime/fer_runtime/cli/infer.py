@@ -45,13 +45,14 @@ from fer_runtime.command import (
     take_options,
 )
 from fer_runtime.detectors import DETECTORS
-from fer_runtime.model.find import PRECISIONS, is_model_file
+from fer_runtime.model.find import PRECISIONS
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.shared_options import (
     face_detection_options,
     max_pixels_option,
     model_option,
     models_dir_option,
+    named_models_rule,
     provider_option,
     threads_option,
 )
@@ -82,11 +83,7 @@ def _detector_rule(option: str) -> Rule:
 _RULES = (
     _detector_rule("yunet"),
     _detector_rule("min_face"),
-    Rule(
-        *("precision", "models_dir"),
-        when=lambda given: is_model_file(given["model"]),
-        because="only with the name of a model, not with --model FILE",
-    ),
+    named_models_rule("model", "precision", "models_dir"),
     Rule(
         *("provider", "strict", "any_operator", "trust"),
         when=lambda given: target_of(given["model"]) is not None,

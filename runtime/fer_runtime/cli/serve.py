@@ -14,6 +14,7 @@ from fer_runtime.shared_options import (
     max_pixels_option,
     model_option,
     models_dir_option,
+    named_models_rule,
     provider_option,
     threads_option,
 )
@@ -47,6 +48,12 @@ def _live_source(given: dict[str, Any]) -> tuple[int | str | None, str]:
 
 
 _RULES = (
+    named_models_rule("models", "precision", "models_dir"),
+    Rule(
+        *("precision", "models_dir"),
+        when=lambda given: given["watch"] is not None and not given["models"],
+        because="only with the name of a model; --watch serves the files of its folder",
+    ),
     Rule(
         "name",
         when=lambda given: given["camera"] is None and given["stream"] is None,

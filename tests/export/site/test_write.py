@@ -564,11 +564,8 @@ def test_a_model_without_int8_is_written_in_fp32(
 def test_a_model_of_ones_own_is_found_as_in_the_other_commands(given: str, ort_web: Path, tmp_path: Path) -> None:
     metadata = ModelMetadata(name="v0", labels=("bored", "engaged"), precision="fp32", opset=18)
     path = write_band_model(tmp_path / "mine.onnx", metadata=metadata)
-    model = str(path) if given.endswith(".onnx") else given
-    result = CliRunner().invoke(
-        main,
-        ["--model", model, "--models-dir", str(tmp_path), "--ort-web", str(ort_web), "--site", str(tmp_path / "site")],
-    )
+    model = (str(path),) if given.endswith(".onnx") else (given, "--models-dir", str(tmp_path))
+    result = CliRunner().invoke(main, ["--model", *model, "--ort-web", str(ort_web), "--site", str(tmp_path / "site")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "site" / "model.onnx").read_bytes() == path.read_bytes()
 

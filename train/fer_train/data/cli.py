@@ -15,7 +15,13 @@ from fer_runtime.command import FerGroup, NumberRange, PathlibPath, Rule, say
 from fer_runtime.errors import FerError
 from fer_runtime.files import check_writable
 from fer_runtime.model.find import MODEL_NAMES, PREFERENCE
-from fer_runtime.shared_options import detector_option, min_face_option, models_dir_option, yunet_option
+from fer_runtime.shared_options import (
+    detector_option,
+    min_face_option,
+    models_dir_option,
+    named_models_rule,
+    yunet_option,
+)
 from fer_runtime.standard_streams import is_terminal
 from fer_runtime.text import counted, printable
 from fer_train.data.label_names import NUMBERINGS, LabelNames, parse_renames
@@ -315,6 +321,7 @@ def split(
             when=lambda given: given["no_label_errors"],
             because="not with --no-label-errors",
         ),
+        named_models_rule("model", "models_dir"),
     )
 )
 @click.argument("data", type=_FOLDER)
