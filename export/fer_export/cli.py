@@ -224,7 +224,8 @@ _RULES = (
         type=click.Choice(PRECISIONS),
         multiple=True,
         help="Precision of the file: fp32; int8, a quarter of the size and faster on CPUs, needs --data; "
-        "fp16, half the size, for storage and GPUs. May be given several times. [default: fp32]",
+        "fp16, half the size, for storage and GPUs. May be given several times. [default: fp32; with --target, that of "
+        "an .onnx file]",
     ),
     click.option(
         "--checkpoint",

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from fer_export.targets import Converted, Source
 from fer_export.targets.golden_header import golden_header
 from fer_runtime.errors import ModelFileError, OutputError, ParityError
 from fer_runtime.model.certificate import parse_certificate
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model, is_model_file
 from fer_runtime.model.load import load_model
 from fer_runtime.model.parity import Check, run_model
 from fer_runtime.model.self_test import SelfTestReport
@@ -73,28 +73,37 @@ def convert_model(
     Args:
         model: a name, or the path of an .onnx file of fer-export.
         targets: names of entries.
-        precisions: of the targets' files; none stands for fp32.
+        precisions: of the targets' files; none stands for fp32, or for the precision of an .onnx file.
         models_dir: where the ONNX file is, and where the targets' files are written.
         data: labelled faces on which a target's file may lose no more than the budget against the ONNX file.
         replace: also over files of another checkpoint.
 
     Raises:
-        ModelFileError: the ONNX file is missing or has no certificate, or a converter cannot convert it.
+        ModelFileError: the ONNX file is missing or has no certificate or another precision, or a converter cannot
+            convert it.
         ExtraMissingError: a target's runtime or converter is not installed.
         TargetRefusedError: a file failed; the others are published.
     """
     reports = []
-    for precision in precisions or ("fp32",):
+    if not precisions:
+        stated = read_source(find_model(model)).metadata.precision if is_model_file(model) else "fp32"
+        precisions = (cast("Precision", stated),)
+    for precision in precisions:
         for name in targets:
             target = TARGETS[name]
             if precision not in target.precisions:
                 raise ModelFileError(
                     f"{name} is not written in {precision}; it can be {' or '.join(target.precisions)}: --precision"
                 )
-    for precision in precisions or ("fp32",):
+    for precision in precisions:
         for name in targets:
             target = TARGETS[name]
             source = read_source(find_model(model, precision=target.precisions[precision], models_dir=models_dir))
+            if source.metadata.precision != target.precisions[precision]:
+                raise ModelFileError(
+                    f"{source.path} is {source.metadata.precision}, and {name} in {precision} is made from the "
+                    f"{target.precisions[precision]} file; give that one, or another --precision"
+                )
             progress(f"{source.path}  to {name} {precision}")
             reports.append(
                 _convert(source, target, precision, models_dir=models_dir, data=data, budget=budget, replace=replace)

@@ -283,6 +283,16 @@ def test_labels_of_any_language_are_strings_of_c() -> None:
     assert '{"a\\"b", "fr\\303\\266hlich1", "c"' in golden_header(golden, name="x.onnx")
 
 
+def test_a_file_is_converted_in_its_own_precision(tmp_path: Path) -> None:
+    int8 = str(MODELS / "model_0.int8.onnx")
+    (report,) = convert_model(int8, targets=["ort"], models_dir=tmp_path)
+    assert (report.path.name, report.precision, report.outcome) == ("model_0.int8.ort", "int8", "passed")
+    with pytest.raises(ModelFileError, match=r"int8\.onnx is int8, and ort in fp32 is made from the fp32 file"):
+        convert_model(int8, targets=["ort"], precisions=["fp32"], models_dir=tmp_path)
+    with pytest.raises(ModelFileError, match="ncnn is not written in int8"):
+        convert_model(int8, targets=["ncnn"], models_dir=tmp_path)
+
+
 def test_a_conversion_makes_its_folder(tmp_path: Path) -> None:
     model = find_model("v0", precision="fp32", models_dir=packaged_models_dir())
     (report,) = convert_model(str(model), targets=("ort",), models_dir=tmp_path / "new" / "models")
