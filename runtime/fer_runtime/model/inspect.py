@@ -84,10 +84,7 @@ class ModelFacts:
             measured = f", validation accuracy {accuracy:.1%}" if isinstance(accuracy, float) else ""
             lines.append(f"  training      recipe {metadata.training.get('recipe', 'unknown')}{measured}")
         if metadata.verdict:
-            passed = "passed its gate" if metadata.verdict.get("passed") is True else "DID NOT PASS its gate"
-            failures = metadata.verdict.get("failures")
-            reasons = "; ".join(map(str, failures)) if isinstance(failures, list) else ""
-            lines.append(f"  verdict       {passed}{': ' + reasons if reasons else ''}")
+            lines.append(f"  verdict       {_verdict(metadata.verdict)}")
         if metadata.certificate:
             lines.append(f"  certificate   {self._certificate(metadata)}")
         lines.append("  versions      " + ", ".join(f"{key} {value}" for key, value in metadata.versions.items()))
@@ -109,6 +106,15 @@ class ModelFacts:
             + ("unchanged since export" if self.is_unchanged else "CHANGED since export")
             + "; replay: fer-infer --self-test"
         )
+
+
+def _verdict(verdict: dict[str, Any]) -> str:
+    failures = verdict.get("failures")
+    reasons = "; ".join(map(str, failures)) if isinstance(failures, list) else ""
+    if verdict.get("outcome") == "not proven" and reasons.startswith("not proven: "):  # nothing failed
+        return reasons
+    passed = "passed its gate" if verdict.get("passed") is True else "DID NOT PASS its gate"
+    return f"{passed}: {reasons}" if reasons else passed
 
 
 def _calibration(metadata: ModelMetadata) -> str:

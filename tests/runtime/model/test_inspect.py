@@ -92,6 +92,11 @@ def test_work_behind_an_unknown_shape_is_not_guessed(op_type: str, tmp_path: Pat
         ({"certificate": {"faces": [1], "digest": "0"}}, "DAMAGED"),
         ({"calibration": {"faces": 3}}, "fitted on 3 faces"),
         ({"verdict": {"passed": False}}, "DID NOT PASS"),
+        ({"verdict": {"passed": False, "outcome": "not proven"}}, "DID NOT PASS"),
+        (
+            {"verdict": {"passed": False, "outcome": "not proven", "failures": ["not proven: 18 labelled faces"]}},
+            "  verdict       not proven: 18 labelled faces",
+        ),
     ],
 )
 def test_changed_metadata_is_described_as_far_as_it_goes(change: dict[str, Any], told: str, tmp_path: Path) -> None:
