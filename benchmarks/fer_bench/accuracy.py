@@ -30,6 +30,7 @@ from fer_runtime.metrics import (
     per_class_precision,
     per_class_recall,
 )
+from fer_runtime.model.find import named_file
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import printable
 from fer_train.data.dataset import TEST, TRAIN, VALIDATION, find_split
@@ -224,7 +225,7 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
 
     metadata = recognizer.metadata
     return AccuracyResult(
-        model=metadata.name,
+        model=named_file(recognizer.path).name,
         precision=metadata.precision,
         path=recognizer.path,
         images=len(labels),

@@ -18,7 +18,7 @@ from fer_runtime.checksums import check_checksum, with_checksum
 from fer_runtime.errors import DataError, ImageError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import Uint8Array, read_image
-from fer_runtime.model.find import PRECISIONS
+from fer_runtime.model.find import PRECISIONS, named_file
 from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.recognizer import Answers, Recognizer
 from fer_runtime.registry import load
@@ -139,10 +139,10 @@ def observe(
     for path in paths:
         name = path.relative_to(folder).as_posix()
         images[name] = _observe_image(recognizer, path, name, answer or recognizer.answer)
-    metadata = recognizer.metadata
     machine = environment()
     return Run(
-        name=f"{metadata.name} {metadata.precision}" + (f" in {engine}" if engine else ""),
+        name=f"{named_file(recognizer.path).name} {recognizer.metadata.precision}"
+        + (f" in {engine}" if engine else ""),
         machine=f"{machine['cpu']}, {platform.machine()}, "
         + ", ".join(f"{key} {value}" for key, value in machine["versions"].items()),
         images=images,

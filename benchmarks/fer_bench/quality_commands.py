@@ -18,7 +18,7 @@ from fer_bench.console import (
 )
 from fer_runtime.command import FerCommand, say
 from fer_runtime.errors import DataError
-from fer_runtime.model.find import PRECISIONS, Precision
+from fer_runtime.model.find import PRECISIONS, Precision, named_file
 from fer_runtime.shared_options import models_dir_option, named_models_rule
 
 model_option = click.option("--model", metavar="NAME|FILE", help="Model. [default: that of fer-infer]")
@@ -76,7 +76,8 @@ def reasons(
             labels = strict_majority(found)
         known = np.flatnonzero(labels >= 0)
         chosen = np.sort(np.random.default_rng(0).permutation(known)[:count])
-        say(f"{recognizer.metadata.name} {recognizer.metadata.precision}, {len(chosen)} faces of {images.folder}")
+        name = f"{named_file(recognizer.path).name} {recognizer.metadata.precision}"
+        say(f"{name}, {len(chosen)} faces of {images.folder}")
         say(work.format_thresholds(work.find_thresholds(recognizer.classify, faces[chosen], labels[chosen])))
         file = yunet or yunet_path()
         if file.is_file():
@@ -142,7 +143,7 @@ def unfamiliar(
             found, lost = work.measure(recognizer, kinds, real)
             metadata = recognizer.metadata
         results += found
-        name = f"{metadata.name} {metadata.precision}"
+        name = f"{named_file(file.source).name} {metadata.precision}"
         if metadata.unfamiliar_above is None:
             say(f"{name}: no output unfamiliarity; export it again with fer-export --data", err=True)
         elif lost is not None:

@@ -16,6 +16,7 @@ from fer_runtime.errors import ImageError
 from fer_runtime.faces import prepare_face
 from fer_runtime.images import Uint8Array, read_image
 from fer_runtime.metrics import auroc, wilson_interval
+from fer_runtime.model.find import named_file
 from fer_runtime.recognizer import Recognizer
 
 FloatArray = npt.NDArray[np.float32]
@@ -182,7 +183,7 @@ def measure(
         low, high = wilson_interval(int(known.sum()), len(known))
         results.append(
             Result(
-                model=metadata.name,
+                model=named_file(recognizer.path).name,
                 precision=metadata.precision,
                 kind=kind,
                 images=len(images),

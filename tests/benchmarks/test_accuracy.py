@@ -74,19 +74,19 @@ def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_p
     # Of three, every two: the second and the third are one model, which agrees with itself.
     pairs = compare_pairwise([*results, results[1]], found.labels)
     assert [(pair.first, pair.second, pair.changed) for pair in pairs] == [
-        ("v0 fp32", "v1 int8", 8),
-        ("v0 fp32", "v1 int8", 8),
-        ("v1 int8", "v1 int8", 0),
+        ("bands fp32", "other int8", 8),
+        ("bands fp32", "other int8", 8),
+        ("other int8", "other int8", 0),
     ]
     flips = list(csv.DictReader(flips_csv(results, found).splitlines()))
     assert len(flips) == 8
     assert flips[0] == {
         "path": "angry/0.png",
         "label": "angry",
-        "model": "v0 fp32",
+        "model": "bands fp32",
         "answer": "angry",
         "confidence": flips[0]["confidence"],
-        "other_model": "v1 int8",
+        "other_model": "other int8",
         "other_answer": "disgust",
         "other_confidence": flips[0]["confidence"],
     }

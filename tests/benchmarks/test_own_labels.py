@@ -11,10 +11,12 @@ from tests.commands import run_python_text
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_bench.accuracy import measure_accuracy, read_labelled_images
+from fer_bench.diff import observe
 from fer_bench.latency.measure import configurations
 from fer_bench.matching import images_for
 from fer_bench.report.measure import measure_robustness_of
 from fer_bench.robustness import CONDITIONS, degrade_faces
+from fer_bench.unfamiliar import measure as measure_unfamiliar
 from fer_runtime import Recognizer
 from fer_runtime.errors import DataError
 from fer_runtime.model.metadata import ModelMetadata
@@ -48,6 +50,16 @@ def test_figures_are_those_worked_by_hand_for_any_labels_sizes_and_colours(data:
         assert result.per_class_recall["bored"].value == pytest.approx(3 / 4)
         assert result.confusion.tolist() == [[3, 0, 1], [0, 3, 0], [0, 0, 3]]
         assert result.to_dict()["labels"] == list(THREE)
+
+
+def test_results_have_the_name_of_the_file_not_of_the_network(data: Path, tmp_path: Path) -> None:
+    """Two trainings of one network would have one name in the same table."""
+    metadata = ModelMetadata(name="v0", labels=THREE, precision="fp32", opset=18)
+    image = np.zeros((48, 48), np.uint8)
+    with Recognizer(write_band_model(tmp_path / "mine.onnx", metadata=metadata)) as recognizer:
+        assert measure_accuracy(recognizer, read_labelled_images(data, THREE), resamples=2).model == "mine"
+        assert observe(recognizer, tmp_path, ()).name == "mine fp32"
+        assert [result.model for result in measure_unfamiliar(recognizer, {"noise": [image]}, None)[0]] == ["mine"]
 
 
 def test_models_of_other_labels_are_left_out_or_refused(data: Path, tmp_path: Path) -> None:

@@ -119,12 +119,13 @@ def available_models(models_dir: Path | str = DEFAULT_MODELS_DIR) -> list[Availa
     found: list[AvailableModel] = []
     for folder in dict.fromkeys((Path(models_dir), packaged_models_dir())):
         earlier = {model.name for model in found}
-        models = [model for path in sorted(folder.glob("*.onnx")) if (model := _named(path)).name not in earlier]
+        models = [model for path in sorted(folder.glob("*.onnx")) if (model := named_file(path)).name not in earlier]
         found += sorted(models, key=lambda model: (model.name, PRECISIONS.index(model.precision)))
     return found
 
 
-def _named(path: Path) -> AvailableModel:
+def named_file(path: Path) -> AvailableModel:
+    """The name and precision that a file's name says: `mine` and int8 for mine.int8.onnx, `v0` for model_0.onnx."""
     stem = path.name.removesuffix(".onnx")
     for precision in PRECISIONS:
         if stem.endswith(f".{precision}"):
