@@ -18,7 +18,7 @@ from pathlib import Path
 from fer_runtime import __version__
 from fer_runtime.detectors.yunet_file import ADVICE
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
-from fer_runtime.files import cache_folder, write_atomically
+from fer_runtime.files import CACHE_VARIABLE, cache_folder, can_be_written, write_atomically
 from fer_runtime.model.load import read_model
 from fer_runtime.model.onnx_file import read_onnx_file
 
@@ -31,6 +31,7 @@ _ORT_FILES = {
     "ort-wasm-simd-threaded.mjs": "ort/ort-wasm-simd-threaded.js",
     "ort-wasm-simd-threaded.wasm": "ort/ort-wasm-simd-threaded.wasm",
 }
+_BY_HAND = "unpack the package elsewhere and give its folder (fer-export: --ort-web DIR)"
 # The npm package fer-edge, which the page is built from.
 NPM_PACKAGE = Path(__file__).with_name("package")
 _PAGE_FILES = ("style.css", "icon.svg", "app.js", "runtime.js")
@@ -154,7 +155,8 @@ def _ort_files(ort_web: Path | None) -> dict[str, bytes]:
             return {target: (root / name).read_bytes() for name, target in _ORT_FILES.items()}
         except OSError as error:
             raise DownloadError(
-                f"{ort_web} is not the unpacked npm package onnxruntime-web: it has no {Path(error.filename).name}"
+                f"{ort_web} is not the unpacked npm package onnxruntime-web: it has no {Path(error.filename).name}; "
+                f"unpack what this fetches: npm pack onnxruntime-web@{ORT_WEB_VERSION}"
             ) from error
     package = fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
     contents = read_npm_package(package, {f"package/dist/{name}" for name in _ORT_FILES})
@@ -178,15 +180,18 @@ def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise DownloadError(
-            f"{name} {version} comes through npm, which is not installed; install Node.js, "
-            "or unpack the package elsewhere and give its folder (fer-export: --ort-web DIR)"
+            f"{name} {version} comes through npm, which is not installed; install Node.js, or {_BY_HAND}"
+        )
+    if not can_be_written(path.parent):
+        raise OutputError(
+            f"cannot keep {name} {version} in {path.parent}: permission denied; set {CACHE_VARIABLE} to another folder"
         )
     # Not in the user's home, unless the user has said where.
     environment = {"npm_config_cache": str(cache_folder() / "npm" / "client")} | os.environ
     with tempfile.TemporaryDirectory(prefix="fer-edge-npm-") as folder:
         try:
             done = subprocess.run(
-                [npm, "pack", f"{name}@{version}", "--silent", "--pack-destination", folder],
+                [npm, "pack", f"{name}@{version}", "--loglevel", "error", "--pack-destination", folder],
                 capture_output=True,
                 text=True,
                 timeout=_NPM_SECONDS,
@@ -194,11 +199,13 @@ def fetch_npm_package(name: str, version: str, integrity: str) -> Path:
                 env=environment,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise DownloadError(f"npm could not fetch {name} {version}: {error}") from error
+            raise DownloadError(f"npm could not fetch {name} {version}: {error}; try again, or {_BY_HAND}") from error
         fetched = Path(folder) / archive
         if done.returncode or not fetched.is_file():
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise DownloadError(f"npm could not fetch {name} {version}: {reason}")
+            # The first line names the error; npm's advice and the place of its log follow.
+            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
+            reason = reason.removeprefix("npm error ").removeprefix("code ")
+            raise DownloadError(f"npm could not fetch {name} {version}: {reason}; try again, or {_BY_HAND}")
         content = fetched.read_bytes()
     if _integrity(content) != integrity:
         raise DownloadError(f"npm gave other bytes of {name} {version} than expected; nothing was kept")

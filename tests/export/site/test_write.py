@@ -603,6 +603,21 @@ def test_without_npm_the_way_around_it_is_named(tmp_path: Path, monkeypatch: pyt
         write_site(tmp_path / "site", model=MODELS / "model_0.onnx")
 
 
+def test_what_npm_says_is_followed_by_the_way_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    npm = tmp_path / "npm"
+    npm.write_text(
+        "#!/bin/sh\necho 'npm error code ECONNREFUSED' >&2\necho 'npm error A log is in /there' >&2\nexit 1\n"
+    )
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(shutil.which('sh') or '/bin/sh').parent}")
+    with pytest.raises(DownloadError, match=r"1\.30\.0: ECONNREFUSED; try again, or unpack .*--ort-web DIR"):
+        fetch_npm_package("onnxruntime-web", "1.30.0", ORT_WEB_INTEGRITY)
+    monkeypatch.setattr("fer_export.site.write.can_be_written", lambda folder: False)
+    with pytest.raises(OutputError, match="permission denied; set FER_EDGE_CACHE to another folder"):
+        fetch_npm_package("onnxruntime-web", "1.30.0", ORT_WEB_INTEGRITY)
+
+
 def test_other_bytes_than_the_pinned_ones_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
     npm = tmp_path / "npm"
