@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Request, sync_playwright
 
 from fer_bench.browser.measure import CHROMIUM_FLAGS, BrowserMissingError, find_chromium
 
@@ -57,13 +57,24 @@ def launched(*flags: str) -> Iterator[Browser]:
         yield browser
 
 
+def new_profile(browser: Browser) -> BrowserContext:
+    """A profile without any history, which may use the camera."""
+    return browser.new_context(permissions=["camera"])
+
+
 @contextmanager
-def visiting(browser: Browser, address: str, *, width: int = 1280, dark: bool = False) -> Iterator[Visit]:
-    """A page at `address` in a profile of its own."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", permissions=["camera"]
-    )
-    with context, context.new_page() as page:
+def visiting(
+    place: Browser | BrowserContext, address: str, *, width: int = 1280, dark: bool = False
+) -> Iterator[Visit]:
+    """A page at `address`: in a profile of its own, or in one where others were open before.
+
+    A profile that knows the page loads it in less than half the time: its files and the compiled WebAssembly are there.
+    """
+    with ExitStack() as stack:
+        profile = stack.enter_context(new_profile(place)) if isinstance(place, Browser) else place
+        page = stack.enter_context(profile.new_page())
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme="dark" if dark else "light")
         visit = Visit(page)
 
         def note_request(request: Request) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from playwright.sync_api import Browser
-from tests.chromium import Visit, visiting
+from playwright.sync_api import Browser, BrowserContext
+from tests.chromium import Visit, new_profile, visiting
 from tests.export.site.pages import MODELS, SAMPLES, camera_frame
 from tests.runtime.tiny_models import band_face, write_band_model
 
@@ -68,9 +68,23 @@ def site(has_ort_web: None, yunet: Path, tmp_path_factory: pytest.TempPathFactor
         yield address
 
 
+@pytest.fixture(scope="module")
+def profile(browser: Browser) -> Iterator[BrowserContext]:
+    """A profile that visits the two sites again and again."""
+    with new_profile(browser) as profile:
+        yield profile
+
+
+@pytest.fixture(scope="module")
+def functions(profile: BrowserContext, framed_site: str) -> Iterator[Visit]:
+    """A page whose functions tests call, and which they leave as it is."""
+    with opened(profile, framed_site) as page:
+        yield page
+
+
 @contextmanager
-def opened(browser: Browser, address: str, **how: Any) -> Iterator[Visit]:
-    with visiting(browser, address, **how) as page:
+def opened(place: Browser | BrowserContext, address: str, **how: Any) -> Iterator[Visit]:
+    with visiting(place, address, **how) as page:
         assert page.wait_for(READY) == "yes", page.evaluate("document.getElementById('problem').textContent")
         page.wait_for("document.getElementById('certificate').textContent")
         yield page
@@ -86,21 +100,20 @@ def run_faces(page: Visit, faces: Any) -> Any:
     return np.array(logits, np.float32).reshape(len(faces), -1)
 
 
-def test_golden_faces_give_pytorchs_logits_in_webassembly(browser: Browser, framed_site: str) -> None:
+def test_golden_faces_give_pytorchs_logits_in_webassembly(functions: Visit) -> None:
     source = MODELS / "model_0.onnx"
     metadata = parse_metadata(read_onnx_file(source)[0].metadata[METADATA_KEY], source=str(source))
     certificate = parse_certificate(metadata, source=str(source))
-    with opened(browser, framed_site) as page:
-        logits = run_faces(page, certificate.faces)
-        expressions = page.evaluate("fer.model.labels")
+    logits = run_faces(functions, certificate.faces)
+    expressions = functions.evaluate("fer.model.labels")
     expected = certificate.network_logits
     assert logits.shape == expected.shape
     assert (np.abs(logits - expected) <= certificate.tolerance.logits * (1 + np.abs(expected))).all()
     assert tuple(expressions) == metadata.labels
 
 
-def test_the_page_says_that_the_certificate_holds(browser: Browser, site: str) -> None:
-    with opened(browser, site) as page:
+def test_the_page_says_that_the_certificate_holds(profile: BrowserContext, site: str) -> None:
+    with opened(profile, site) as page:
         assert page.evaluate("document.getElementById('certificate').className") == "passed"
 
 
@@ -117,10 +130,10 @@ def test_a_certificate_of_other_logits_is_not_believed(browser: Browser, has_ort
 
 
 @pytest.mark.parametrize("name", ["eileen_collins.jpg", "grace_hopper.jpg", "group.jpg"])
-def test_samples_get_the_python_runtimes_faces(browser: Browser, site: str, yunet: Path, name: str) -> None:
+def test_samples_get_the_python_runtimes_faces(profile: BrowserContext, site: str, yunet: Path, name: str) -> None:
     with Recognizer(MODELS / "model_0.int8.onnx", detector="yunet", yunet=yunet) as recognizer:
         expected = recognizer.predict(SAMPLES / name).faces
-    with opened(browser, site) as page:
+    with opened(profile, site) as page:
         page.evaluate(f"document.querySelector('.samples img[src$=\"{name}\"]').click()")
         page.wait_for("fer.answers.length")
         answers = page.evaluate("fer.answers")
@@ -144,13 +157,13 @@ def drop_image(page: Visit, image: Any) -> None:
     )
 
 
-def test_the_page_names_the_reasons_against_noise(browser: Browser, site: str) -> None:
+def test_the_page_names_the_reasons_against_noise(profile: BrowserContext, site: str) -> None:
     noise = np.random.default_rng(7).integers(0, 256, (48, 48), np.uint8)
     with Recognizer(MODELS / "model_0.int8.onnx", detector="whole") as recognizer:
         (expected,) = recognizer.recognize(noise).faces
     assert "unfamiliar" in expected.reasons
     words = ", ".join(expected.reasons).replace("_", " ")
-    with opened(browser, site) as page:
+    with opened(profile, site) as page:
         drop_image(page, noise)
         page.wait_for("fer.answers.length")
         (answer,) = page.evaluate("fer.answers")
@@ -178,29 +191,28 @@ _CASES: list[tuple[Any, int, str | None, float | None]] = [  # image, side of th
 ]
 
 
-def test_doubts_are_the_python_runtimes(browser: Browser, framed_site: str) -> None:
+def test_doubts_are_the_python_runtimes(functions: Visit) -> None:
     metadata = parse_metadata(read_onnx_file(MODELS / "model_0.onnx")[0].metadata[METADATA_KEY], source="it")
     seen = set()
-    with opened(browser, framed_site) as page:
-        for image, side, nose, unfamiliarity in _CASES:
-            eyes, mouth = ((60.0, 60.0), (100.0, 60.0)), ((65.0, 120.0), (95.0, 120.0))
-            landmarks = () if nose is None else (*eyes, _EYES_AND_NOSE[nose], *mouth)
-            detection = Detection(box=(20, 20, side, side), landmarks=landmarks)
-            face = prepare_face(image, detection.box)
-            measured = None if unfamiliarity is None else np.array([unfamiliarity], np.float32)
-            (expected,) = find_doubts([detection], face[None], [1.0], measured, Limits(0.5, metadata.unfamiliar_above))
-            rgba = base64.b64encode(cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).tobytes()).decode()
-            found = page.evaluate(
-                "import('./fer-edge/quality.js').then(({doubtsOf, reasonsOf}) => {"
-                f"const data = Uint8ClampedArray.from(atob('{rgba}'), (c) => c.charCodeAt(0));"
-                f"const image = new ImageData(data, 160, 160), box = {{x: 20, y: 20, width: {side}, height: {side}}};"
-                "const face = fer.prepareFace(image, box, 0, fer.model);"
-                f"const detection = {{box, landmarks: {json.dumps(landmarks or None)}}};"
-                f"const doubts = doubtsOf(image, detection, face, fer.model, {json.dumps(unfamiliarity)});"
-                "return reasonsOf({...doubts, low_confidence: false}); })"
-            )
-            seen |= set(expected.reasons)
-            assert (tuple(found["reasons"]), tuple(found["notChecked"])) == expected
+    for image, side, nose, unfamiliarity in _CASES:
+        eyes, mouth = ((60.0, 60.0), (100.0, 60.0)), ((65.0, 120.0), (95.0, 120.0))
+        landmarks = () if nose is None else (*eyes, _EYES_AND_NOSE[nose], *mouth)
+        detection = Detection(box=(20, 20, side, side), landmarks=landmarks)
+        face = prepare_face(image, detection.box)
+        measured = None if unfamiliarity is None else np.array([unfamiliarity], np.float32)
+        (expected,) = find_doubts([detection], face[None], [1.0], measured, Limits(0.5, metadata.unfamiliar_above))
+        rgba = base64.b64encode(cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).tobytes()).decode()
+        found = functions.evaluate(
+            "import('./fer-edge/quality.js').then(({doubtsOf, reasonsOf}) => {"
+            f"const data = Uint8ClampedArray.from(atob('{rgba}'), (c) => c.charCodeAt(0));"
+            f"const image = new ImageData(data, 160, 160), box = {{x: 20, y: 20, width: {side}, height: {side}}};"
+            "const face = fer.prepareFace(image, box, 0, fer.model);"
+            f"const detection = {{box, landmarks: {json.dumps(landmarks or None)}}};"
+            f"const doubts = doubtsOf(image, detection, face, fer.model, {json.dumps(unfamiliarity)});"
+            "return reasonsOf({...doubts, low_confidence: false}); })"
+        )
+        seen |= set(expected.reasons)
+        assert (tuple(found["reasons"]), tuple(found["notChecked"])) == expected
     assert seen == set(REASONS) - {"low_confidence"}
 
 
@@ -216,19 +228,18 @@ def test_doubts_are_the_python_runtimes(browser: Browser, framed_site: str) -> N
     ],
 )
 def test_a_face_is_prepared_as_in_python(
-    browser: Browser, framed_site: str, size: tuple[int, int], box: tuple[int, int, int, int], roll: float
+    functions: Visit, size: tuple[int, int], box: tuple[int, int, int, int], roll: float
 ) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8)
     image = cv2.GaussianBlur(noise, (0, 0), 2)
     image = cv2.normalize(image, np.empty_like(image), 0, 255, cv2.NORM_MINMAX)
     rgba = base64.b64encode(cv2.cvtColor(image, cv2.COLOR_BGR2RGBA).tobytes()).decode()
     x, y, width, height = box
-    with opened(browser, framed_site) as page:
-        face = page.evaluate(
-            "Array.from(fer.prepareFace(new ImageData(Uint8ClampedArray.from(atob("
-            f"'{rgba}'), (c) => c.charCodeAt(0)), {size[1]}, {size[0]}), "
-            f"{{x: {x}, y: {y}, width: {width}, height: {height}}}, {roll}))"
-        )
+    face = functions.evaluate(
+        "Array.from(fer.prepareFace(new ImageData(Uint8ClampedArray.from(atob("
+        f"'{rgba}'), (c) => c.charCodeAt(0)), {size[1]}, {size[0]}), "
+        f"{{x: {x}, y: {y}, width: {width}, height: {height}}}, {roll}))"
+    )
     expected = prepare_face(image, box, roll=roll).astype(int)  # type: ignore[arg-type]
     difference = np.abs(np.array(face).reshape(48, 48) - expected)
     # cv2 rounds in fixed point, and warps with weights in steps of 1/32.
@@ -274,10 +285,10 @@ FOLLOWED = """(() => {
 })()"""
 
 
-def test_the_camera_gets_the_python_runtimes_expression(browser: Browser, site: str, yunet: Path) -> None:
+def test_the_camera_gets_the_python_runtimes_expression(profile: BrowserContext, site: str, yunet: Path) -> None:
     with Recognizer(MODELS / "model_0.int8.onnx", detector="yunet", yunet=yunet) as recognizer:
         (expected,) = recognizer.recognize(camera_frame()).faces
-    with opened(browser, site) as page:
+    with opened(profile, site) as page:
         page.evaluate("document.getElementById('camera').click()")
         page.wait_for("fer.answers.length && Number(document.getElementById('fps').textContent) > 1")
         (answer,) = page.evaluate("fer.answers")
@@ -298,16 +309,16 @@ null;
 """
 
 
-def test_an_impatient_second_click_opens_no_second_camera(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_an_impatient_second_click_opens_no_second_camera(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         page.evaluate(SPY)
         page.evaluate("for (const _ of [1, 2]) document.getElementById('camera').click()")
         page.wait_for("fer.answers.length")
         assert page.evaluate("asked.length") == 1
 
 
-def test_a_picture_chosen_while_the_browser_asks_is_kept(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_a_picture_chosen_while_the_browser_asks_is_kept(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         page.evaluate(SPY)
         page.evaluate("document.getElementById('camera').click(); document.querySelector('.samples button').click()")
         page.wait_for("asked[0].then((stream) => stream.getTracks().every((track) => track.readyState === 'ended'))")
@@ -329,8 +340,8 @@ _PICTURES_LOAD_LATE = """
 """
 
 
-def test_a_picture_that_loads_late_is_kept_as_well(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_a_picture_that_loads_late_is_kept_as_well(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         page.evaluate(SPY)
         page.evaluate(_PICTURES_LOAD_LATE)
         page.evaluate("document.getElementById('camera').click(); document.querySelector('.samples button').click()")
@@ -358,8 +369,8 @@ _FIRST_DECODES_LATE = """
 """
 
 
-def test_an_image_that_decodes_late_does_not_replace_a_newer_one(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_an_image_that_decodes_late_does_not_replace_a_newer_one(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         page.evaluate(_FIRST_DECODES_LATE)
         page.evaluate("document.querySelectorAll('.samples button').forEach((button) => button.click())")
         page.wait_for("fer.answers.length")
@@ -370,8 +381,8 @@ def test_an_image_that_decodes_late_does_not_replace_a_newer_one(browser: Browse
         assert page.evaluate("fer.source.toDataURL()") == before
 
 
-def test_a_camera_that_is_unplugged_is_said(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_a_camera_that_is_unplugged_is_said(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         page.evaluate(SPY)
         page.evaluate("document.getElementById('camera').click()")
         page.wait_for("fer.answers.length")
@@ -381,13 +392,13 @@ def test_a_camera_that_is_unplugged_is_said(browser: Browser, framed_site: str) 
         assert page.evaluate("document.getElementById('camera').textContent") == "Start camera"
 
 
-def test_without_a_detector_the_face_is_read_inside_the_frame(browser: Browser, framed_site: str) -> None:
+def test_without_a_detector_the_face_is_read_inside_the_frame(profile: BrowserContext, framed_site: str) -> None:
     side = round(0.7 * 480)
     box = ((640 - side) // 2, (480 - side) // 2, side, side)
     with Recognizer(MODELS / "model_0.onnx") as recognizer:
         faces = prepare_face(camera_frame(), box)[None]
         (expected,) = recognizer.faces([Detection(box=box)], faces, recognizer.answer(faces))
-    with opened(browser, framed_site) as page:
+    with opened(profile, framed_site) as page:
         page.evaluate("document.getElementById('camera').click()")
         page.wait_for("fer.answers.length")
         (answer,) = page.evaluate("fer.answers")
@@ -396,16 +407,16 @@ def test_without_a_detector_the_face_is_read_inside_the_frame(browser: Browser, 
     assert answer["expression"] == expected.expression
 
 
-def test_a_samples_frame_shows_its_face(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_a_samples_frame_shows_its_face(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         for number, expression in enumerate(("happy", "neutral", "happy")):
             page.evaluate(f"fer.answers = []; document.querySelectorAll('.samples button')[{number}].click()")
             assert page.wait_for("fer.answers[0]?.expression") == expression
         assert page.evaluate("getComputedStyle(document.getElementById('framing')).display") == "flex"
 
 
-def test_the_frame_moves_by_keys(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_the_frame_moves_by_keys(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         page.evaluate("document.querySelector('.samples button').click()")
         before = page.wait_for("fer.answers[0]?.box")
         page.evaluate("document.getElementById('picture').focus()")
@@ -419,8 +430,8 @@ def test_the_frame_moves_by_keys(browser: Browser, framed_site: str) -> None:
     assert after["x"] + after["width"] / 2 < before["x"] + before["width"] / 2
 
 
-def test_keys_alone_reach_a_sample_and_its_answer(browser: Browser, site: str) -> None:
-    with opened(browser, site) as page:
+def test_keys_alone_reach_a_sample_and_its_answer(profile: BrowserContext, site: str) -> None:
+    with opened(profile, site) as page:
         for _ in range(8):
             page.press("Tab")
             if page.evaluate("document.activeElement.title") == "Eileen Collins":
@@ -447,8 +458,8 @@ def test_nothing_is_complained_about_and_nothing_comes_from_elsewhere(
     assert "An expression is not a feeling" in text
 
 
-def test_the_policy_stops_a_request_to_another_origin(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_the_policy_stops_a_request_to_another_origin(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         stopped = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => String(error))")
         complaints = " ".join(page.complaints)
     assert stopped != "sent"
@@ -490,8 +501,8 @@ def test_a_bad_model_file_gives_a_readable_message(
         assert page.evaluate("document.getElementById('camera').disabled")
 
 
-def test_a_file_that_is_no_picture_is_named(browser: Browser, framed_site: str) -> None:
-    with opened(browser, framed_site) as page:
+def test_a_file_that_is_no_picture_is_named(profile: BrowserContext, framed_site: str) -> None:
+    with opened(profile, framed_site) as page:
         page.evaluate(
             "(() => { const data = new DataTransfer(); data.items.add(new File(['text'], 'notes.jpg'));"
             "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true})); })()"
@@ -629,12 +640,14 @@ def test_other_bytes_than_the_pinned_ones_are_not_kept(tmp_path: Path, monkeypat
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_answer_below_the_fitted_threshold_has_a_question_mark(browser: Browser, site: str, yunet: Path) -> None:
+def test_an_answer_below_the_fitted_threshold_has_a_question_mark(
+    profile: BrowserContext, site: str, yunet: Path
+) -> None:
     with Recognizer(MODELS / "model_0.int8.onnx", detector="yunet", yunet=yunet, min_confidence="auto") as recognizer:
         (face,) = recognizer.predict(SAMPLES / "grace_hopper.jpg").faces
         fitted = recognizer.min_confidence
     sure, unsure = face.confidence - 0.01, face.confidence + 0.01
-    with opened(browser, site) as page:
+    with opened(profile, site) as page:
         assert page.evaluate("fer.model.metadata.uncertain_below") == pytest.approx(fitted)
         # Either side of this face's confidence, whatever the shipped model's is.
         for threshold, name in ((sure, face.expression), (unsure, f"{face.expression}?")):
