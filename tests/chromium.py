@@ -14,8 +14,9 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, 
 from fer_bench.browser.measure import CHROMIUM_FLAGS, BrowserMissingError, find_chromium
 
 _TIMEOUT_MS = 60_000  # for a browser on a busy machine
-# V8 compiles ONNX Runtime's WebAssembly a second time, for a speed that no test needs.
-FLAGS = (*CHROMIUM_FLAGS, "--js-flags=--liftoff-only")
+# V8 compiles ONNX Runtime's WebAssembly a second time, for a speed that no test needs, and for each process anew: pages
+# of one site and profile share theirs.
+FLAGS = (*CHROMIUM_FLAGS, "--js-flags=--liftoff-only", "--process-per-site")
 
 
 @dataclass(slots=True)
