@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.conftest import CHECKOUT
 from tests.export.conftest import Exported
-from tests.export.narrow import CHANNELS, HIDDEN
+from tests.export.narrow import CHANNELS, HIDDEN, MAP
 
 from fer_export.gate.coverage import FEWEST_GOLDEN_FACES, GOLDEN_BATCH, Coverage, _choose, cover_units
 from fer_export.gate.golden import synthetic_faces
@@ -187,8 +187,8 @@ def test_a_weight_of_any_live_unit_cannot_move_unnoticed(exported: Exported, pre
         is_gemm = weights.ndim == 2
         if precision == "int8":
             step = numpy_helper.to_array(constants[f"{name}_scale"])
-            # The int8 linear layer has its outputs last, its inputs with channels last: maps of 6 x 6.
-            channel, position = divmod(place, 36)
+            # The int8 linear layer has its outputs last, its inputs with channels last.
+            channel, position = divmod(place, MAP * MAP)
             where = (position * CHANNELS[-1] + channel, unit) if is_gemm else (unit, place, 1, 1)
             is_first = name.startswith("conv_block_1")
             if is_first:  # it reads four columns as channels
