@@ -26,7 +26,12 @@ def narrow(*, classes: int, dropout: float) -> nn.Module:
     network = nn.Sequential()
     before = 3
     for place, channels in enumerate(CHANNELS, 1):
-        layers = nn.Conv2d(before, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(4 if place == 1 else 2)
+        layers = (
+            nn.Conv2d(before, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.MaxPool2d(4 if place == 1 else 2),
+        )
         network.add_module(f"conv_block_{place}", nn.Sequential(*layers))
         before = channels
     linear = nn.Linear(before * MAP * MAP, HIDDEN), nn.Dropout(dropout), nn.ReLU(), nn.Linear(HIDDEN, classes)
