@@ -14,13 +14,13 @@ from fer_bench.engines import ENGINES
 from fer_runtime.command import FerCommand, RegistryChoice, say
 from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import PRECISIONS, Precision, is_model_file
-from fer_runtime.shared_options import models_dir_option
+from fer_runtime.shared_options import detector_rule, models_dir_option
 
 if TYPE_CHECKING:
     from fer_bench.diff import Run
 
 
-@click.command(cls=FerCommand)
+@click.command(cls=FerCommand, rules=(detector_rule("yunet"),))
 @click.argument("runs", nargs=-1, required=True, metavar="A [B] FOLDER")
 @models_dir_option
 @click.option(

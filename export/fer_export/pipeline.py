@@ -194,8 +194,8 @@ def prepare(
     wanted, data, progress = options.wanted, options.data, options.progress
     if "int8" in wanted and data is None:
         raise DataError(
-            "int8 needs labelled faces to set its ranges and to measure what it loses; "
-            "give the dataset's root: fer-export --model " + name + " --precision int8 --data DIR"
+            "int8 needs labelled faces to set its ranges and to measure what it loses; give the dataset's root: "
+            f"fer-export {f'--model {name}' if own_name is None else f'--name {own_name}'} --precision int8 --data DIR"
         )
     files = own_name or name
     source = checkpoint or checkpoint_path(options.models_dir, files)

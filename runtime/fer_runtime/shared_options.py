@@ -43,6 +43,23 @@ def named_models_rule(parameter: str, *options: str, when: Callable[[Mapping[str
     return Rule(*options, when=are_files, because="only with the name of a model, not with --model FILE")
 
 
+def detector_rule(option: str, *detectors: str) -> Rule:
+    """A rule for an option of the detectors whose entry says that they use it.
+
+    Args:
+        option: a parameter name, "yunet" or "min_face".
+        detectors: names beside theirs, with which `--detector` leaves the choice to the run.
+    """
+    using = [*detectors, *(entry.name for entry in DETECTORS.values() if option in entry.uses)]
+
+    def is_useless(given: Mapping[str, Any]) -> bool:
+        name = given["detector"]  # of an entry that may have been added since
+        return name not in (None, *detectors) and option not in DETECTORS[name].uses
+
+    names = f"{', '.join(using[:-1])} or {using[-1]}" if len(using) > 1 else using[0]
+    return Rule(option, when=is_useless, because=f"only with --detector {names}")
+
+
 def _confidence(context: click.Context, parameter: click.Parameter, value: str | None) -> float | str | None:
     """A probability, or "auto"."""
     if value is None or value == "auto":

@@ -172,3 +172,13 @@ def test_a_signed_export_is_trusted_by_its_public_key(exported: Exported, tmp_pa
     trusted = CliRunner().invoke(infer, replay)
     assert trusted.exit_code == 0, trusted.output
     assert "ok    signature" in trusted.output
+
+
+def test_int8_without_faces_is_answered_with_the_command_for_the_same_model(exported: Exported, tmp_path: Path) -> None:
+    shutil.copy(exported.checkpoint, tmp_path / "mine.pth")
+    for options, command in (
+        (("--name", "mine"), "--name mine"),
+        (("--model", "narrow", "--checkpoint", str(tmp_path / "mine.pth")), "--model narrow"),
+    ):
+        run = CliRunner().invoke(main, [*options, "--precision", "int8", "--models-dir", str(tmp_path)])
+        assert f"dataset's root: fer-export {command} --precision int8 --data DIR" in run.stderr

@@ -92,6 +92,20 @@ def test_no_path_is_empty_and_no_fifo_is_a_folder(path: str, tmp_path: Path) -> 
                 option.type.convert(fifo, option, None)
 
 
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("fer-infer", "a.jpg --detector haar --yunet b", "--yunet: only with --detector auto or yunet"),
+        ("fer-data", "crop a --output b --detector haar --yunet c", "--yunet: only with --detector auto or yunet"),
+        ("fer-data", "crop a --output b --detector whole --min-face 9", "--min-face: only with --detector auto, haar"),
+        ("fer-bench", "diff a b c --detector whole --yunet d", "--yunet: only with --detector yunet"),
+    ],
+)
+def test_what_a_detector_does_not_use_is_refused_in_every_command(path: str, arguments: str, message: str) -> None:
+    run = CliRunner().invoke(COMMANDS[path], arguments.split())
+    assert (run.exit_code, message in run.stderr) == (2, True), run.stderr
+
+
 _OF_NAMED_MODELS = {
     "fer-infer": ("--samples", "--precision", "int8"),
     "fer-serve": ("--precision", "int8"),

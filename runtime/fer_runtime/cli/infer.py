@@ -44,10 +44,10 @@ from fer_runtime.command import (
     option_group,
     take_options,
 )
-from fer_runtime.detectors import DETECTORS
 from fer_runtime.model.find import PRECISIONS
 from fer_runtime.output.formats import OUTPUT_FORMATS
 from fer_runtime.shared_options import (
+    detector_rule,
     face_detection_options,
     max_pixels_option,
     model_option,
@@ -70,19 +70,9 @@ def _shard_size(context: click.Context, parameter: click.Parameter, value: int |
     return value
 
 
-def _detector_rule(option: str) -> Rule:
-    """`option` is for the detectors whose entry says that they use it."""
-    detectors = ["auto", *(entry.name for entry in DETECTORS.values() if option in entry.uses)]
-    return Rule(
-        option,
-        when=lambda given: given["detector"] != "auto" and option not in DETECTORS[given["detector"]].uses,
-        because=f"only with --detector {', '.join(detectors[:-1])} or {detectors[-1]}",
-    )
-
-
 _RULES = (
-    _detector_rule("yunet"),
-    _detector_rule("min_face"),
+    detector_rule("yunet", "auto"),
+    detector_rule("min_face", "auto"),
     named_models_rule("model", "precision", "models_dir"),
     Rule(
         *("provider", "strict", "any_operator", "trust"),

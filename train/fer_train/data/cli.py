@@ -17,6 +17,7 @@ from fer_runtime.files import check_writable
 from fer_runtime.model.find import MODEL_NAMES, PREFERENCE
 from fer_runtime.shared_options import (
     detector_option,
+    detector_rule,
     min_face_option,
     models_dir_option,
     named_models_rule,
@@ -80,8 +81,8 @@ def main() -> None:
 
 @main.command(
     rules=(
-        Rule("yunet", when=lambda given: given["detector"] in ("haar", "whole"), because="only with YuNet"),
-        Rule("min_face", when=lambda given: given["detector"] == "whole", because="--detector whole searches nothing"),
+        detector_rule("yunet", "auto"),
+        detector_rule("min_face", "auto"),
     )
 )
 @click.argument("photos", type=_FOLDER)
