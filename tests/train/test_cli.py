@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from tests.train.images import write_images
 
+from fer_runtime.errors import DataError
 from fer_train import cli
 
 
@@ -78,6 +79,29 @@ def test_drop_takes_kinds_and_files(given: str | None, kinds: tuple[str, ...] | 
 def test_an_unknown_kind_to_drop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(click.BadParameter, match=r"blurred is neither one of .* nor a .csv file"):
         cli._drop("duplicates,blurred")
+
+
+def test_resume_says_that_there_is_nothing_to_continue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise DataError("ended")
+
+    for work in ("fer_train.pipeline.train_model", "fer_train.pretrain.pretrain"):
+        monkeypatch.setattr(work, ended)
+
+    def said(*options: str) -> str:
+        given = ("--models-dir", str(tmp_path), "--device", "cpu")
+        return CliRunner().invoke(cli.main, [*options, *given]).stderr
+
+    for options, file in (
+        (("--model", "v0", "--data", str(tmp_path)), "model_0"),
+        (("--model", "v0", "--data", str(tmp_path), "--name", "mine"), "mine"),
+        (("--model", "v1", "--pretrain", str(tmp_path)), "model_v1_pretrained"),
+    ):
+        nothing = f"no stopped run at {tmp_path / file}.resume.pth: training from the first epoch\n"
+        assert said(*options, "--resume") == f"{nothing}Error: ended\n"
+        assert said(*options) == "Error: ended\n"
+        (tmp_path / f"{file}.resume.pth").touch()
+        assert said(*options, "--resume") == "Error: ended\n"
 
 
 def test_the_old_spelling_of_the_audit_names_the_new_one(tmp_path: Path) -> None:

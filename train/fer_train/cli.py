@@ -24,7 +24,7 @@ from fer_runtime.command import (
 )
 from fer_runtime.errors import FerError
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.model.find import DEFAULT_MODELS_DIR, check_models_dir
+from fer_runtime.model.find import DEFAULT_MODELS_DIR, check_models_dir, checkpoint_path
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
 from fer_runtime.shared_options import ModelsFolder, capped_threads
 from fer_runtime.text import counted, printable
@@ -307,6 +307,7 @@ def _train(options: TrainRun) -> None:
         skip_unreadable=options.skip_unreadable,
     )
     with _together(options) as execution:
+        _say_if_none_is_stopped(options, execution, checkpoint_path(options.models_dir, options.name or model))
         trained = train_model(
             model,
             one_per_machine_first(lambda: _data_root(options.data), execution.world),
@@ -330,9 +331,10 @@ def _pretrain(options: PretrainRun) -> None:
     model = _network_name(options)
     recipe = _recipe(options, PRETRAIN)
     with needs_extra("train"):
-        from fer_train.pretrain import pretrain
+        from fer_train.pretrain import pretrain, pretrained_path
 
     with _together(options) as execution:
+        _say_if_none_is_stopped(options, execution, pretrained_path(options.models_dir, model))
         learned = pretrain(
             model,
             options.pretrain_dir,
@@ -392,6 +394,13 @@ def _together(options: _NetworkOptions) -> Iterator[Execution]:
     except KeyboardInterrupt:
         progress.close()
         raise InterruptedTrainingError from None
+
+
+def _say_if_none_is_stopped(options: _NetworkOptions, execution: Execution, checkpoint: Path) -> None:
+    """Say that --resume has nothing to continue: --name or --models-dir may be another than that of the stopped run."""
+    stopped = checkpoint.with_suffix(".resume.pth")
+    if options.resume and execution.world.is_writer and not stopped.is_file():
+        say(f"no stopped run at {stopped}: training from the first epoch", err=True)
 
 
 def _report(trained: Trained, *, plots: bool) -> None:

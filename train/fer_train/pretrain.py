@@ -37,6 +37,11 @@ class Pretrained:
     accuracy: float  # fraction of the held-out images that the best epoch gets right
 
 
+def pretrained_path(models_dir: Path, name: str) -> Path:
+    """Where the weights of a pretrained network go, `model_v1_pretrained.pth`."""
+    return models_dir / f"{file_stem(name)}_pretrained.pth"
+
+
 def pretrain(
     name: str,
     images: Path,
@@ -62,7 +67,7 @@ def pretrain(
     """
     if find_architecture(name).weights == "none":
         raise DataError(f"--pretrain makes weights only for v1, not for {name}")
-    path = models_dir / f"{file_stem(name)}_pretrained.pth"
+    path = pretrained_path(models_dir, name)
     resume_path = path.with_suffix(".resume.pth")
     device, world = execution.device, execution.world
     if not execution.finish:

@@ -79,6 +79,7 @@ def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Pat
     resumed = _trained(images, killed, "--resume")
     assert "epoch 4/" in resumed.stderr
     assert "epoch 1/" not in resumed.stderr
+    assert "no stopped run" not in resumed.stderr
     assert (whole / "model_0.pth").read_bytes() == (killed / "model_0.pth").read_bytes()
     with safe_open(whole / "model_0.safetensors", framework="pt") as file:
         weights = load_checkpoint(whole / "model_0.pth", name="v0").state_dict
