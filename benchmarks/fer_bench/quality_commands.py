@@ -126,6 +126,8 @@ def unfamiliar(
     from fer_runtime.recognizer import Recognizer
 
     photos = Path(runtime.__file__).parent / "samples" if backgrounds is None else backgrounds
+    if not photos.is_dir():
+        raise DataError(f"there is no folder {photos}; give a folder of photographs")
     paths = [Path(path) for path in find_images(photos, recursive=True)]
     kinds = {"backgrounds": work.cut_backgrounds(paths, create_detector("auto"), count)}
     if not kinds["backgrounds"]:

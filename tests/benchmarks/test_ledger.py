@@ -83,6 +83,18 @@ def test_another_file_is_no_ledger_and_stays_as_it_is(tmp_path: Path, content: s
     assert path.read_text() == content
 
 
+def test_a_ledger_that_is_missing_or_empty_is_answered_with_how_to_add_a_board(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    advice = "add a board with: fer-bench ledger add --ledger FILE"
+    for path, fact in ((empty, f"{empty} has no board"), (tmp_path / "no", f"cannot read {tmp_path}/no: No such file")):
+        for command in ("show", "compare"):
+            done = CliRunner().invoke(main, ["ledger", command, "--ledger", str(path)])
+            assert done.exit_code == 1
+            assert done.stderr.startswith(f"Error: {fact}")
+            assert done.stderr.endswith(f"; {advice}\n")
+
+
 def _board(name: str) -> Board:
     return Board(name=name, machine={}, peak_rates={}, self_tests=(), latencies=(), not_measured=())
 

@@ -147,7 +147,11 @@ def compare(path: Path, boards: tuple[str, ...]) -> None:
 
 
 def _chosen(found: list[Board], names: tuple[str, ...], path: Path) -> list[Board]:
+    from fer_bench.ledger.entries import ADVICE
+
+    if not found:
+        raise DataError(f"{path} has no board; {ADVICE}")
     for name in names:
         if all(name.lower() not in board.name.lower() for board in found):
-            raise DataError(f"{path} has no board {name}; it has {', '.join(board.name for board in found) or 'none'}")
+            raise DataError(f"{path} has no board {name}; it has {', '.join(board.name for board in found)}")
     return [board for board in found if not names or any(name.lower() in board.name.lower() for name in names)]

@@ -178,6 +178,9 @@ def _wait_for_lock(descriptor: int, path: Path) -> None:
         sleep(0.01)
 
 
+ADVICE = "add a board with: fer-bench ledger add --ledger FILE"
+
+
 def read_ledger(path: Path) -> list[Board]:
     """The boards of a ledger, in its order.
 
@@ -193,13 +196,11 @@ def read_ledger(path: Path) -> list[Board]:
             number += 1
             if line.strip():
                 boards.append(_parse(line))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; {ADVICE}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         place = f", line {number}" if number else ""
-        raise DataError(
-            f"{path}{place} is not a ledger of fer-bench ({reason}); add a board with: fer-bench ledger add "
-            "--ledger FILE"
-        ) from error
+        raise DataError(f"{path}{place} is not a ledger of fer-bench ({error}); {ADVICE}") from error
     return boards
 
 

@@ -99,7 +99,9 @@ def read_votes(path: Path, classes: Sequence[str]) -> Votes:
         content = path.read_bytes()
         text = (gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content).decode("utf-8-sig")
     except OSError as error:
-        raise DataError(f"cannot read the votes file {path}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot read the votes file {path}: {error.strerror or error}; give a csv of the images' votes, or ferplus"
+        ) from error
     except (EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"the votes file {path} is damaged or no text ({error}); copy it again") from error
     try:
