@@ -150,9 +150,12 @@ def find_model(
 
     Raises:
         ModelFileError: there is no such file, or `models_dir` cannot be read.
+        ValueError: there is no such precision.
     """
     from pathlib import Path
 
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"no precision {precision!r}; one of: {', '.join(PRECISIONS)}")
     models_dir = Path(models_dir)
     if model is not None and is_model_file(model):
         path = Path(model)

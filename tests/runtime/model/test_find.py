@@ -35,3 +35,8 @@ def test_without_a_name_the_more_accurate_model_of_ones_own_folder_comes_first(t
     assert find_model("v0", models_dir=tmp_path) == own_v0
     with pytest.raises(ModelFileError, match=r"model_v1\.fp16\.onnx, though .* in another precision"):
         find_model(precision="fp16", models_dir=tmp_path)
+
+
+def test_a_precision_that_no_model_can_have_is_the_callers_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no precision 'int4'; one of: fp32, int8, fp16"):
+        find_model("v0", precision="int4", models_dir=tmp_path)  # type: ignore[arg-type]
