@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -117,9 +118,13 @@ def _listen(settings: ServerSettings) -> socket.socket:
         except OSError:
             listener.close()
             raise
+    except UnicodeError as error:  # no name of a machine
+        raise ServeError(f"cannot listen on {settings.host!r}: not a valid name; choose another --host") from error
     except OSError as error:
+        is_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
         raise ServeError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another --port"
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}; choose another "
+            f"{'--host' if is_host else '--port'}"
         ) from error
     listener.setblocking(False)
     return listener

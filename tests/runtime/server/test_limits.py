@@ -294,4 +294,14 @@ def test_an_address_that_is_taken_is_one_line(service: Service) -> None:
     refused = CliRunner().invoke(main, ["--port", str(service.port)])
     assert refused.exit_code == 1
     assert refused.output.startswith(f"Error: cannot listen on 127.0.0.1:{service.port}: ")
+    assert refused.output.endswith("; choose another --port\n")
+    assert refused.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 300, "256.256.256.256", "192.0.2.1"])  # the last is of nobody: RFC 5737
+def test_an_address_of_another_machine_or_of_none_is_one_line(host: str) -> None:
+    refused = CliRunner().invoke(main, ["--host", host, "--insecure", "--port", "0"])
+    assert refused.exit_code == 1
+    assert refused.output.startswith("Error: cannot listen on ")
+    assert refused.output.endswith("; choose another --host\n")
     assert refused.output.count("\n") == 1
