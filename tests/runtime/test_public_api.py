@@ -76,8 +76,9 @@ def test_paths_of_any_kind_have_rows_that_json_can_hold(tmp_path: Path) -> None:
 
 def test_what_is_no_video_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with Recognizer(write_band_model(tmp_path / "bands.onnx")) as recognizer:
-        with pytest.raises(ValueError, match="at least 0, not -1"):  # OpenCV ends the process
-            next(recognize_video(recognizer, -1))
+        for number in (-1, 100, 1 << 40):  # OpenCV ends the process, opens another camera, or fails
+            with pytest.raises(ValueError, match=f"from 0 to 99, not {number}"):
+                next(recognize_video(recognizer, number))
         with (tmp_path / "bands.onnx").open("rb") as file:
             for mistake in ([band_face(0)], None, file):
                 with pytest.raises(TypeError, match=rf"not {type(mistake).__name__}; .*Tracker"):

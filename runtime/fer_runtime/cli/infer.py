@@ -57,6 +57,7 @@ from fer_runtime.shared_options import (
     threads_option,
 )
 from fer_runtime.targets import TARGETS, target_of
+from fer_runtime.video import LAST_CAMERA
 from fer_runtime.video.addresses import is_stream
 
 _FOLDER = PathlibPath(file_okay=False)
@@ -88,6 +89,11 @@ _RULES = (
         "recursive",
         when=lambda given: given["samples"] and not given["paths"],
         because="--samples has no folders to search",
+    ),
+    Rule(
+        "engine",
+        when=lambda given: given["watch"] is not None and given["engine"] != "local",
+        because="--watch reads its folder on this machine alone",
     ),
     Rule("allow", when=lambda given: given["provider"].lower() != "auto", because="only with --provider auto"),
     Rule("live", when=lambda given: given["input_format"] is None, because="only with --input-format"),
@@ -187,7 +193,7 @@ _RULES = (
 @option_group(
     "Videos and cameras",
     click.option(
-        "--camera", type=click.IntRange(min=0), metavar="N", help="Watch camera N until Ctrl-C or --duration."
+        "--camera", type=click.IntRange(0, LAST_CAMERA), metavar="N", help="Watch camera N until Ctrl-C or --duration."
     ),
     click.option(
         "--every", type=click.IntRange(min=1), default=1, show_default=True, help="Process every N-th video frame."

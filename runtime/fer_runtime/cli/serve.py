@@ -19,6 +19,7 @@ from fer_runtime.shared_options import (
     threads_option,
 )
 from fer_runtime.system import MAX_THREADS, available_cpus
+from fer_runtime.video import LAST_CAMERA
 from fer_runtime.video.addresses import is_stream, stream_name
 
 _LEAST_TOKEN = 16  # characters
@@ -83,7 +84,10 @@ _RULES = (
 @option_group(
     "Live page",
     click.option(
-        "--camera", type=click.IntRange(min=0), metavar="N", help="Show camera N, with its faces drawn in, at /live."
+        "--camera",
+        type=click.IntRange(0, LAST_CAMERA),
+        metavar="N",
+        help="Show camera N, with its faces drawn in, at /live.",
     ),
     click.option(
         "--stream",

@@ -17,6 +17,7 @@ import cv2
 
 from fer_runtime.errors import ImageError
 from fer_runtime.images import Uint8Array
+from fer_runtime.video import LAST_CAMERA
 from fer_runtime.video.addresses import is_stream, stream_name
 from fer_runtime.video.kinds import read_head
 from fer_runtime.video.timing import FrameTimes, asf_seconds, ends_within_packet, stated_seconds, states_length
@@ -279,12 +280,12 @@ class Camera:
 
     Raises:
         ImageError: there is no such camera.
-        ValueError: `number` is negative.
+        ValueError: `number` is none of a camera.
     """
 
     def __init__(self, number: int) -> None:
-        if number < 0:  # OpenCV 4.14 crashes
-            raise ValueError(f"the number of a camera must be at least 0, not {number}")
+        if not 0 <= number <= LAST_CAMERA:
+            raise ValueError(f"the number of a camera must be from 0 to {LAST_CAMERA}, not {number}")
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise ImageError(f"no camera {number}; is it plugged in, and may you read /dev/video{number}?")

@@ -58,6 +58,8 @@ def test_an_option_that_the_run_does_not_use_is_named(arguments: tuple[str, ...]
         (("a", "--engine", "ray", "--format", "table"), "--engine ray does not write --format table"),
         (("a.mp4", "b.mp4", "--format", "srt"), "--format srt takes one video at a time"),
         (("a.mp4", "--samples"), "a.mp4: give videos and cameras in a run of their own"),
+        (("--watch", ".", "--engine", "ray"), "--engine: --watch reads its folder on this machine alone"),
+        (("--camera", "99999999999"), "Invalid value for '--camera': 99999999999 is not in the range 0<=x<=99."),
     ],
 )
 def test_an_option_that_another_one_makes_useless_is_named(arguments: tuple[str, ...], named: str) -> None:
