@@ -289,7 +289,7 @@ def tracks(runs: int) -> None:
 @models_dir_option
 @click.option(
     "--clients",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 512),  # connections that fer-serve holds open
     multiple=True,
     default=(1, 8, 64),
     show_default=True,
@@ -297,7 +297,7 @@ def tracks(runs: int) -> None:
 )
 @click.option(
     "--faces",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 4096),  # that a request may have
     multiple=True,
     default=(1, 32),
     show_default=True,

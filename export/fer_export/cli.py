@@ -257,7 +257,7 @@ _RULES = (
     ),
     click.option(
         "--batch",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 65_536),
         metavar="N",
         help="Write files that take exactly N faces, such as model_0.batch1.onnx, for runtimes without a dynamic "
         "batch. [default: any batch size]",

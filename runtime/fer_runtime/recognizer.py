@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fer_runtime.detectors import Detection
+from fer_runtime.detectors import MOST_MIN_FACE, Detection
 from fer_runtime.detectors.search import FaceSearch
 from fer_runtime.errors import ImageError, ModelFileError
 from fer_runtime.faces import prepare_face
@@ -99,6 +99,8 @@ class Recognizer:
             raise ValueError(
                 f"threads, min_face and max_pixels must be at least 1, not {threads}, {min_face} and {max_pixels}"
             )
+        if min_face > MOST_MIN_FACE:
+            raise ValueError(f"min_face must be at most {MOST_MIN_FACE}, not {min_face}")
         self.path = find_model(model, precision=precision, models_dir=Path(models_dir))
         opened = loaded or load_model(
             self.path, threads=threads, provider=provider, strict=strict, any_operator=any_operator

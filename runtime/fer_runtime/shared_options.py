@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from fer_runtime.command import NumberRange, PathlibPath, RegistryChoice, Rule, option_group
-from fer_runtime.detectors import DETECTORS
+from fer_runtime.detectors import DETECTORS, MOST_MIN_FACE
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, MODEL_NAMES, PREFERENCE, is_model_file
 
 _Option = Callable[[Any], Any]
@@ -90,6 +90,11 @@ def provider_option(more: str = "") -> _Option:
     )
 
 
+def seed_option(text: str) -> _Option:
+    """`--seed`, within what PyTorch and numpy take; `text` says of what."""
+    return click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True, help=text)
+
+
 def threads_option(subject: str, *, most: int | None = None) -> _Option:
     """`--threads`: those of ONNX Runtime, for `subject`; `most` where the command does not cap them itself."""
     return click.option(
@@ -143,7 +148,7 @@ yunet_option = click.option(
 )
 min_face_option = click.option(
     "--min-face",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_MIN_FACE),
     default=24,
     show_default=True,
     help="Smallest face in pixels. Haar finds none below 1/16 of an image's long side, or 1/64 if it found no other.",

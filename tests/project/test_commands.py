@@ -92,6 +92,33 @@ def test_no_path_is_empty_and_no_fifo_is_a_folder(path: str, tmp_path: Path) -> 
                 option.type.convert(fifo, option, None)
 
 
+_TOO_LARGE = 10**20
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        f"fer-infer . --min-face {_TOO_LARGE}",
+        f"fer-infer . --engine ray --workers {_TOO_LARGE}",
+        f"fer-serve --min-face {_TOO_LARGE}",
+        "fer-serve --timeout inf",
+        "fer-serve --batch-wait 1e300",
+        f"fer-train --model v0 --seed {_TOO_LARGE}",
+        "fer-train --model v0 --seed -1",
+        "fer-train --model v0 --lr 1e300",
+        f"fer-data crop a --output b --min-face {_TOO_LARGE}",
+        f"fer-export --model v0 --batch {_TOO_LARGE}",
+        "fer-bench robustness --data . --seed -1",
+        f"fer-bench serve --faces {_TOO_LARGE}",
+        f"fer-bench serve --clients {_TOO_LARGE}",
+    ],
+)
+def test_a_number_that_a_library_cannot_take_is_a_usage_error(arguments: str) -> None:
+    command, *given = arguments.split()
+    run = CliRunner().invoke(COMMANDS[command], given)
+    assert (run.exit_code, "is not in the range" in run.stderr) == (2, True), run.stderr
+
+
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [

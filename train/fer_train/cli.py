@@ -26,7 +26,7 @@ from fer_runtime.errors import FerError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, check_models_dir, checkpoint_path
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
-from fer_runtime.shared_options import ModelsFolder, capped_threads
+from fer_runtime.shared_options import ModelsFolder, capped_threads, seed_option
 from fer_runtime.text import counted, printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
@@ -186,7 +186,7 @@ _RULES = (
     ),
     click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs. [default: the recipe's]"),
     click.option("--batch-size", type=click.IntRange(min=2), help="Faces per step. [default: the recipe's]"),
-    click.option("--lr", type=NumberRange(min=0, min_open=True), help="Learning rate. [default: the recipe's]"),
+    click.option("--lr", type=NumberRange(0, 1000, min_open=True), help="Learning rate. [default: the recipe's]"),
     click.option(
         "--drop",
         help="Training images to leave out, separated by commas: duplicates (copies), conflicts (copies under two "
@@ -200,9 +200,7 @@ _RULES = (
         metavar="NAME=VALUE",
         help="Any other setting of the recipe, such as augmentation=light or ema_decay=0. An unknown NAME lists all.",
     ),
-    click.option(
-        "--seed", default=0, show_default=True, help="Seed of the initial weights, order, augmentation and dropout."
-    ),
+    seed_option("Seed of the initial weights, order, augmentation and dropout."),
 )
 @option_group(
     "Machine",

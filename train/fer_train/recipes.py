@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -11,8 +10,10 @@ from fer_train.data.augmentations import AUGMENTATIONS
 
 _Range = tuple[str, Callable[[float], bool]]
 _COUNT: _Range = ("1 or more", lambda value: value >= 1)
-_ABOVE_ZERO: _Range = ("above 0", lambda value: 0 < value < math.inf)
-_NOT_NEGATIVE: _Range = ("0 or more", lambda value: 0 <= value < math.inf)
+# PyTorch's optimizers fail on numbers that float32 cannot hold.
+_MOST = 1000
+_ABOVE_ZERO: _Range = (f"above 0, at most {_MOST}", lambda value: 0 < value <= _MOST)
+_NOT_NEGATIVE: _Range = (f"from 0 to {_MOST}", lambda value: 0 <= value <= _MOST)
 _SHARE: _Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_ONE: _Range = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 # NaN is in none of them.

@@ -24,7 +24,7 @@ from fer_bench.console import (
 )
 from fer_runtime.command import FerCommand, NumberRange, Rule, needs_extra, say
 from fer_runtime.model.find import PRECISIONS, Precision
-from fer_runtime.shared_options import models_dir_option
+from fer_runtime.shared_options import models_dir_option, seed_option
 from fer_runtime.text import printable
 
 # Copied from robustness.py so that --help does not load OpenCV; a test compares them.
@@ -40,7 +40,7 @@ _faces = click.option(
     help="Number of faces to degrade: a random sample with each label's share kept. "
     "The 95 % interval of the accuracy is ±3 points with 1000 faces and ±1.6 with 3589.",
 )
-_seed = click.option("--seed", default=0, show_default=True, help="Seed of the sample, the shifts and the noise.")
+_seed = seed_option("Seed of the sample, the shifts and the noise.")
 
 
 @click.command(cls=FerCommand, rules=(NAMED_MODELS_RULE,))

@@ -62,6 +62,7 @@ from fer_runtime.video.addresses import is_stream
 
 _FOLDER = PathlibPath(file_okay=False)
 _FILE = PathlibPath(dir_okay=False)
+_MOST_WORKERS = 100_000
 _SHARD_MULTIPLE = 64  # images: a shard is made of whole blocks
 
 
@@ -241,7 +242,9 @@ _RULES = (
         metavar="ADDRESS",
         help="Running cluster, host:port or auto. [default: start Ray on this machine]",
     ),
-    click.option("--workers", type=click.IntRange(min=1), help="Parallel workers. [default: the CPUs of the cluster]"),
+    click.option(
+        "--workers", type=click.IntRange(1, _MOST_WORKERS), help="Parallel workers. [default: the CPUs of the cluster]"
+    ),
     click.option(
         "--part-size",
         type=click.IntRange(min=_SHARD_MULTIPLE),

@@ -141,14 +141,14 @@ _RULES = (
     ),
     click.option(
         "--timeout",
-        type=NumberRange(min=0.1),
+        type=NumberRange(0.1, 86_400),
         default=30.0,
         show_default=True,
         help="Seconds that a request may take.",
     ),
     click.option(
         "--batch-wait",
-        type=NumberRange(min=0),
+        type=NumberRange(0, 60_000),
         default=2.0,
         show_default=True,
         metavar="MS",

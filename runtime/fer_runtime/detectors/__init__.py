@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fer_runtime.images import Uint8Array
 
 Point = tuple[float, float]  # x, y in pixels
+MOST_MIN_FACE = 100_000  # pixels: more than an image has on a side
 
 
 class Detection(NamedTuple):

@@ -10,13 +10,11 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from fer_runtime.detectors import DETECTORS
+from fer_runtime.detectors import DETECTORS, MOST_MIN_FACE
 from fer_runtime.output.rows import JsonLines
 from fer_runtime.server.bodies import Body, BodyBudget
 from fer_runtime.server.errors import RequestError
 from fer_runtime.server.recognition import Recognition, RequestOptions
-
-_MOST_PIXELS = 100_000  # of min_face
 
 
 class ImagesApi:
@@ -82,8 +80,8 @@ def _choice(*values: str) -> Callable[[str], str]:
 
 
 def _pixels(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= _MOST_PIXELS:
-        raise ValueError(f"a whole number from 1 to {_MOST_PIXELS}")
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 1 <= int(text) <= MOST_MIN_FACE:
+        raise ValueError(f"a whole number from 1 to {MOST_MIN_FACE}")
     return int(text)
 
 

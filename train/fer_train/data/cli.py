@@ -21,6 +21,7 @@ from fer_runtime.shared_options import (
     min_face_option,
     models_dir_option,
     named_models_rule,
+    seed_option,
     yunet_option,
 )
 from fer_runtime.standard_streams import is_terminal
@@ -254,7 +255,7 @@ def import_(
     show_default=True,
     help="Share for a test split, which fer-train does not use.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the random split.")
+@seed_option("Seed of the random split.")
 @click.option(
     "--group",
     metavar="REGEX|COLUMN",
