@@ -134,7 +134,8 @@ _RULES = (
         "--random",
         "random_count",
         type=click.IntRange(min=1),
-        help="Use N random images of the folders. The name of a class folder counts as the true label.",
+        help="Use N random images of the folders and their subfolders. The name of a class folder counts as the true "
+        "label.",
     ),
     max_pixels_option(100_000_000),
 )
