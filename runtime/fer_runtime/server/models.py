@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fer_runtime.detectors import DETECTORS
 from fer_runtime.detectors.search import FaceSearch
 from fer_runtime.errors import FerError, ModelFileError
 from fer_runtime.images import Uint8Array
@@ -91,11 +92,13 @@ class ServedModel:
         """The search that a request asks for; None for the service's own.
 
         Raises:
-            RequestError: the detector's file is missing.
+            RequestError: the detector's file is missing, or the detector does not use `min_face`.
         """
         if detector is None and min_face is None:
             return None
         key = (detector or self._settings.detector, min_face or self._settings.min_face)
+        if min_face is not None and key[0] != "auto" and "min_face" not in DETECTORS[key[0]].uses:
+            raise RequestError(400, "options", f"min_face: the detector {key[0]} does not use it; leave it out")
         if key not in self._searches:
             try:
                 search = FaceSearch(key[0], yunet=self._settings.yunet, min_face=key[1])

@@ -98,6 +98,7 @@ def test_query_options_are_those_of_the_command(service: Service) -> None:
         ("min_face=0", "min_face must be a whole number"),
         ("min_face=0000500009999", "min_face must be a whole number"),
         ("min_face=" + "9" * 5000, "min_face must be a whole number"),
+        ("detector=whole&min_face=40", "min_face: the detector whole does not use it"),
         ("min_confidence=nan", "min_confidence must be a number"),
         ("min_confidence=2", "min_confidence must be a number"),
         ("annotate=1", "no such option"),
