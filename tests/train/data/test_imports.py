@@ -260,6 +260,21 @@ def test_labels_and_paths_of_a_hostile_table_stay_inside(tmp_path: Path) -> None
     assert "cannot be the name of a folder on every system; " in run.output
     assert "give it another name: --rename '../../happy=NAME'" in run.output
     assert not (tmp_path / "out" / "other").exists()
+    run = _import(file, tmp_path / "out" / "other", "--rename", "../../happy=a/b")
+    assert "Error: the name 'a/b' of the label '../../happy' cannot be the name of a folder" in run.output
+
+
+@pytest.mark.parametrize(("broken", "said"), [(1, "an image that {} no crop:"), (2, "2 images that {} no crop:")])
+def test_one_image_has_no_crop_and_two_have_none(broken: int, said: str, tmp_path: Path) -> None:
+    for seed in range(8):
+        _write(tmp_path / "photos" / "ab"[seed % 2] / f"{seed}.png", seed)
+    for number in range(broken):
+        (tmp_path / "photos" / "a" / f"broken{number}.png").write_bytes(b"no image")
+    crop = ["crop", str(tmp_path / "photos"), "--output", str(tmp_path / "crops"), "--detector", "whole"]
+    assert said.format("has" if broken == 1 else "have") in CliRunner().invoke(main, crop).stderr
+    split = ["split", str(tmp_path / "photos"), "--output", str(tmp_path / "sets"), "--validation", "0.5"]
+    verb = "is" if broken == 1 else "are"
+    assert f"that cannot be read and {verb} left out:" in CliRunner().invoke(main, split).stderr
 
 
 @pytest.mark.parametrize(

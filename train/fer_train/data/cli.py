@@ -297,7 +297,7 @@ def split(
         report = split_images(found, output, options, progress=progress)
     for note in report.notes:
         _say(note)
-    _say_problems(report.unreadable, "cannot be read and are left out", None)
+    _say_problems(report.unreadable, "cannot be read and {is} left out", None)
     _print_counts(report.counts)
     if group is not None:
         persons = ", ".join(f"{number} in {name}" for name, number in sorted(report.groups.items()))
@@ -447,7 +447,7 @@ def _print_crops(report: CropReport) -> None:
         say(f"  {images} near-duplicates in {groups}, {conflicts} of them under two labels")
     _say_problems(
         [(source, reason) for reason, sources in report.reasons.items() for source in sources],
-        "have no crop",
+        "{has} no crop",
         report.files[0] if report.files else None,
     )
     for file in report.files:
@@ -470,10 +470,17 @@ def _say_changes(names: LabelNames) -> None:
 
 
 def _say_problems(problems: Sequence[tuple[str, str]], fact: str, file: Path | None) -> None:
-    """Name images with their reasons, as far as a screen holds them."""
+    """Name images with their reasons, as far as a screen holds them.
+
+    Args:
+        fact: what all of them have in common, with {is} and {has} for the verbs.
+    """
     if not problems:
         return
-    _say(f"{counted(len(problems), 'image')} that {fact}:" if len(problems) > 1 else f"an image that {fact}:")
+    if len(problems) == 1:
+        _say(f"an image that {fact.format(**{'is': 'is', 'has': 'has'})}:")
+    else:
+        _say(f"{len(problems)} images that {fact.format(**{'is': 'are', 'has': 'have'})}:")
     for source, reason in problems[:_NAMED]:
         _say(f"  {source}: {reason}")
     if len(problems) > _NAMED:

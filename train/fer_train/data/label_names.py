@@ -139,10 +139,9 @@ def _check_name(name: str, label: str) -> None:
     elif name.startswith(".") or not _NOT_IN_NAMES.isdisjoint(name) or printable(name) != name or name != name.strip():
         fault = "cannot be the name of a folder on every system"
     if fault:
-        raise DataError(
-            f"the label {printable(label, limit=60)!r} {fault}; give it another name: --rename "
-            f"'{printable(label, limit=60)}=NAME'"
-        )
+        shown = printable(label, limit=60)
+        given = f"the name {printable(name, limit=60)!r} of the label" if name != label else "the label"
+        raise DataError(f"{given} {shown!r} {fault}; give it another name: --rename '{shown}=NAME'")
 
 
 def _unknown_number(text: str, numbering: str | None) -> str:
