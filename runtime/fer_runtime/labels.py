@@ -21,7 +21,8 @@ def check_labels(labels: Any) -> tuple[str, ...]:
         raise ValueError(f"labels must be a list of {MIN_LABELS} to {MAX_LABELS}")
     for label in labels:
         if not isinstance(label, str) or not 1 <= len(label) <= _MAX_CHARACTERS or label != label.strip():
-            raise ValueError(f"a label must be a printable text of 1 to {_MAX_CHARACTERS} characters")
+            shown = printable(label, limit=40)
+            raise ValueError(f"a label must be a printable text of 1 to {_MAX_CHARACTERS} characters, got {shown!r}")
         if printable(label) != label:
             raise ValueError(f"a label must be a printable text, got {printable(label)!r}")
     if len(set(labels)) < len(labels):

@@ -73,6 +73,9 @@ def test_folders_that_are_no_labels_are_refused(tmp_path: Path) -> None:
     write_own_images(tmp_path / "odd" / "train", ("a", "b\u202egnp"), 3)
     with pytest.raises(DataError, match=r"cannot be labels: a label must be a printable text, got 'b\\\\u202egnp'"):
         load_splits(tmp_path / "odd")
+    write_own_images(tmp_path / "long" / "train", ("a", "b" * 101), 3)
+    with pytest.raises(DataError, match=r"of 1 to 100 characters, got 'b{30,40}…?'; rename the folder$"):
+        load_splits(tmp_path / "long")
     write_own_images(tmp_path / "few" / "train", TWO, 1)
     with pytest.raises(DataError, match="one to learn from and one to choose by"):
         load_splits(tmp_path / "few")

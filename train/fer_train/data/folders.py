@@ -224,7 +224,7 @@ def _classes_of(folder: Path, images_of: Mapping[str, Sequence[str]]) -> tuple[s
     try:
         return check_labels(tuple(images_of))
     except ValueError as error:
-        raise DataError(f"the class folders of {folder} cannot be labels: {error}") from error
+        raise DataError(f"the class folders of {folder} cannot be labels: {error}; rename the folder") from error
 
 
 def too_few_classes(folder: Path, names: Sequence[str]) -> str:
