@@ -418,7 +418,8 @@ def _printable_usage_errors() -> Iterator[None]:
     except click.UsageError as error:
         parameter = getattr(error, "param", None)
         if parameter is not None and error.ctx is not None and _is_from_config(error.ctx, parameter):
-            error.message += f" (from {error.ctx.meta[_CONFIG_NAME]})"  # type: ignore[misc]
+            source = f" (from {error.ctx.meta[_CONFIG_NAME]})"
+            error.message = error.message.removesuffix(source) + source  # type: ignore[misc]  # once for a group
         error.message = printable(hide_addresses(error.message))  # type: ignore[misc]
         raise
 

@@ -82,7 +82,10 @@ def _checked(parameter: click.Parameter, value: Any, where: str) -> Any:
         if isinstance(given, bool) != is_flag or not isinstance(given, (bool, int, float, str)):
             kind = "true or false" if is_flag else "a text or a number"
             raise click.UsageError(f"{where} = {given!r}: expected {kind}{', or a list of them' if takes_many else ''}")
-    return [str(given) for given in values] if takes_many else value
+    if is_flag:
+        return value
+    # As text, which is what a command line holds: click takes 1.5 for the whole number 1, and 3 for an open file.
+    return [str(given) for given in values] if takes_many else str(value)
 
 
 def _parse(path: str) -> dict[str, Any]:

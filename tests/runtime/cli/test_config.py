@@ -63,6 +63,8 @@ def test_a_named_file_takes_the_place_of_fer_toml_and_may_hold_paths(folder: Pat
         ("[fer-infer]\nthread = 2", "[fer-infer] thread: no such option"),
         ("[fer-infr]\nthreads = 2", "there is no command [fer-infr]"),
         ("[fer-infer]\nthreads = 0", "0 is not in the range x>=1. (from fer.toml)"),
+        ("[fer-infer]\nthreads = 1.5", "'1.5' is not a valid integer range. (from fer.toml)"),
+        ("[fer-infer]\nmin-face = inf", "'inf' is not a valid integer range. (from fer.toml)"),
         ('[fer-infer]\nquiet = "yes"', "expected true or false"),
         ("[fer-infer]\nthreads = true", "expected a text or a number"),
         ("[fer-infer]\nname = [[1]]", "or a list of them"),
@@ -77,6 +79,12 @@ def test_a_wrong_file_is_a_usage_error(folder: Path, text: str, said: str) -> No
     result = CliRunner().invoke(main, ["face.png"])
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.stderr.split())
+
+
+def test_a_number_for_a_file_is_its_name(folder: Path) -> None:
+    (folder / "fer.toml").write_text("[fer-infer]\noutput = 3\nmodel = 'bands.onnx'\n")
+    assert CliRunner().invoke(main, ["face.png"]).exit_code == 0
+    assert (folder / "3").is_file()
 
 
 def test_a_missing_file_is_a_usage_error(folder: Path) -> None:
@@ -99,6 +107,8 @@ def test_a_subcommand_has_a_table_of_its_own(folder: Path) -> None:
     (folder / "fer.toml").write_text("[fer-bench.latency]\nthreads = 3\n")
     assert CliRunner().invoke(bench, ["latency"]).stdout == "3\n"
     assert CliRunner().invoke(bench, ["latency", "--threads", "4"]).stdout == "4\n"
+    (folder / "fer.toml").write_text('[fer-bench.latency]\nthreads = "many"\n')
+    assert CliRunner().invoke(bench, ["latency"]).stderr.count("(from fer.toml)") == 1
     (folder / "fer.toml").write_text("[fer-bench]\nthreads = 0\n")
     refused = CliRunner().invoke(bench, ["latency"])
     assert refused.exit_code == 2
