@@ -9,7 +9,9 @@ MOST_ENTRIES = 1_000_000  # of a directory; real files have dozens
 _LETTERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the field types that hold whole numbers
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, ROWS_PER_STRIP = 256, 257, 258, 259, 262, 277, 278
 SAMPLE_FORMAT = 339
-_PLANES, _PREDICTOR, _PALETTE, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES = 284, 317, 320, 322, 323, 338
+_PLANES, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 284, 317, 322, 323
+# How strips and tiles are stored: order of the bits, places and lengths.
+_STORAGE = frozenset((266, 273, 279, 324, 325, COMPRESSION, HEIGHT, ROWS_PER_STRIP, _TILE_HEIGHT))
 _NUMBERS = frozenset(
     (
         *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, ROWS_PER_STRIP, SAMPLE_FORMAT),
@@ -68,13 +70,20 @@ def as_deep_gray(content: bytes) -> bytearray | None:
     if max(changed.values()) > _LARGEST:
         return None
     order, is_big = _layout(content)
-    copy = bytearray(content)
+    kept = []
     for place, tag, _, _ in _entries(content):
         if tag in changed:
             # The value is a number of 32 bits, at the front of its place.
-            struct.pack_into(order + ("HHQI" if is_big else "HHII"), copy, place, tag, 4, 1, changed[tag])
-        elif tag in (_PALETTE, _EXTRA_SAMPLES):  # of another number of channels
-            struct.pack_into(order + ("HHQ" if is_big else "HHI"), copy, place, tag, 3, 0)
+            entry = struct.pack(order + ("HHQI4x" if is_big else "HHII"), tag, 4, 1, changed[tag])
+        elif tag in _STORAGE:
+            entry = content[place : place + (20 if is_big else 12)]
+        else:  # of so many channels or bits as there are no longer
+            continue
+        kept.append(entry)
+    (at,) = struct.unpack_from(order + ("Q" if is_big else "I"), content, 8 if is_big else 4)
+    directory = struct.pack(order + ("Q" if is_big else "H"), len(kept)) + b"".join(kept) + bytes(8 if is_big else 4)
+    copy = bytearray(content)
+    copy[at : at + len(directory)] = directory
     return copy
 
 

@@ -104,6 +104,28 @@ def test_a_strip_that_does_not_decode_is_not_taken_for_a_black_one(layout: _Layo
                     decode_image(content)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {280: [0, 0, 0], 281: [255, 255, 255]},  # smallest and largest value of each channel
+        {340: [0, 0, 0], 341: [255, 255, 255]},
+        {301: [*range(256)] * 3},  # transfer function
+        {332: [2], 334: [3]},  # inks
+        {532: [0, 255] * 3, 274: [3], 700: [65] * 99},
+    ],
+    ids=lambda more: "-".join(map(str, more)),
+)
+def test_tags_about_the_channels_are_no_damage(more: dict[int, Sequence[int]]) -> None:
+    image = _photo()
+    blocks, tags = _strips(image, "tiff_lzw")
+    tags |= {256: [_SIZE[1]], 257: [_SIZE[0]], 258: [8, 8, 8], 259: [5], 262: [2], 277: [3]} | more
+    read = cv2.imdecode(np.frombuffer(make_tiff(blocks, tags), np.uint8), cv2.IMREAD_COLOR)
+    assert read is not None
+    assert np.array_equal(decode_image(make_tiff(blocks, tags)), read)
+    with pytest.raises(ImageError, match="damaged, or its end is missing"):
+        decode_image(make_tiff([*blocks[:-1], bytes(len(blocks[-1]))], tags))
+
+
 def test_an_image_of_more_channels_than_opencv_counts_is_not_looked_at_strip_by_strip() -> None:
     tags = {256: [90_000], 257: [1], 258: [8], 259: [5], 262: [1], 277: [65535], 278: [1]}
     assert as_deep_gray(make_tiff([b"\x80"], tags)) is None
