@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from tests.export.narrow import HIDDEN
 
 from fer_export.gate.golden import synthetic_faces, textures
 from fer_export.gate.units import quantized_scales
@@ -76,7 +77,7 @@ def test_results_stay_bit_by_bit(narrow_graph: onnx.ModelProto, scored: onnx.Mod
     shared = find_shared(model, "score")
     assert shared is not None
     assert set(shared.units).isdisjoint(idle)
-    assert len(shared.units) == 32 - len(idle)
+    assert len(shared.units) == HIDDEN - len(idle)
 
 
 def test_onnxruntime_runs_one_product_less(scored: onnx.ModelProto) -> None:
