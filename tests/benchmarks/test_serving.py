@@ -26,7 +26,7 @@ time.sleep(100)
 
 def test_every_service_answers_every_load() -> None:
     pytest.importorskip("starlette", reason="needs the extra serve: pip install 'fer-edge[serve]'")
-    results = measure_serving(find_model("v0"), clients=(3,), faces=(1, 2), seconds=0.3, rounds=2)
+    results = measure_serving(find_model("v0"), clients=(3,), faces=(1, 2), seconds=0.1, rounds=2)
     assert {result.service for result in results} == {"bare model", "plain", "fer-serve"}
     for result in results:
         assert result.errors == 0

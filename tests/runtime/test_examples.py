@@ -43,7 +43,7 @@ def test_both_pages_have_examples() -> None:
 def test_the_progress_of_a_run_shows_on_a_terminal_only(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty", reason="needs a pseudo-terminal")
     # Photographs whose faces are searched for: a run of more than the half second between two reports.
-    for number in range(70):
+    for number in range(50):
         (tmp_path / f"{number}.jpg").symlink_to(sample_images()[2])
     command = [sys.executable, "-m", "fer_runtime", str(tmp_path), "--output", str(tmp_path / "rows.jsonl")]
     leader, follower = pty.openpty()
@@ -62,7 +62,7 @@ def test_the_progress_of_a_run_shows_on_a_terminal_only(tmp_path: Path) -> None:
             said += block
     process.wait()
     os.close(leader)
-    assert re.search(rb"\d+ images of 70, ", said)
+    assert re.search(rb"\d+ images of 50, ", said)
     assert b" s left" in said
     silent = subprocess.run(command, capture_output=True)
     assert b"left" not in silent.stderr

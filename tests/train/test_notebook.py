@@ -1,14 +1,13 @@
-"""train/lab.ipynb: its cells run from top to bottom in a fresh interpreter, on made-up images."""
+"""train/lab.ipynb: its cells run from top to bottom in a process of their own, on made-up images."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.commands import TRAINING, run_python_text
 from tests.conftest import CHECKOUT
 from tests.train.images import write_images
 
@@ -36,14 +35,8 @@ def test_every_cell_runs(tmp_path: Path) -> None:
         "FER_EDGE_LAB_NETWORKS": "narrow",  # v0 and v1 take the same cells, and minutes on a busy machine
         "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]),
     }
-    run = subprocess.run(
-        [sys.executable, "-c", "\n\n".join(["import tests.export.narrow", *code])],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    program = "\n\n".join(["import tests.export.narrow", *code])
+    run = run_python_text("-c", program, env=environment, cwd=tmp_path, libraries=TRAINING)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "models" / "narrow.onnx").is_file()
     assert "% of the validation images" in run.stdout

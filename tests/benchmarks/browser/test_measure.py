@@ -39,7 +39,7 @@ def test_what_is_timed_is_an_answer() -> None:
         pytest.skip(str(error))
     try:
         fetch_npm_package("onnxruntime-web", ORT_WEB_VERSION, ORT_WEB_INTEGRITY)
-        version, (ours, theirs) = measure_browser([("v0 fp32", MODEL)], rounds=2, seconds=0.5, cold_starts=1)
+        version, (ours, theirs) = measure_browser([("v0 fp32", MODEL)], rounds=2, seconds=0.2, cold_starts=1)
     except DownloadError as error:
         pytest.skip(f"needs packages of npm: {error}")
     assert version.startswith("Chromium 1")
