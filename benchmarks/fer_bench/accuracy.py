@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import combinations
@@ -246,6 +246,18 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
         probabilities=probabilities,
         classes=classes,
     )
+
+
+def measure_files(
+    paths: Sequence[Path], images: LabelledImages, *, progress: Callable[[int, int], None]
+) -> list[AccuracyResult]:
+    """`measure_accuracy` of each model file, one open at a time; `progress` is told (done, total)."""
+    results = []
+    for number, path in enumerate(paths, 1):
+        with Recognizer(path) as recognizer:
+            results.append(measure_accuracy(recognizer, images))
+        progress(number, len(paths))
+    return results
 
 
 def compare_pairwise(results: Sequence[AccuracyResult], labels: Int64Array) -> list[PairedComparison]:

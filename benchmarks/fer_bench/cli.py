@@ -38,7 +38,6 @@ from fer_runtime.text import printable
 
 if TYPE_CHECKING:
     from fer_bench.accuracy import AccuracyResult, FloatArray, LabelledImages, PairedComparison
-    from fer_bench.latency.measure import Configuration
     from fer_bench.raters import RatersResult
 
 
@@ -190,7 +189,7 @@ def accuracy(
     what several raters see in each image: the strict majority, the plurality, the cross-entropy to the distribution
     of votes, and the agreement with a random rater.
     """
-    from fer_bench.accuracy import compare_pairwise, flips_csv
+    from fer_bench.accuracy import compare_pairwise, flips_csv, measure_files
     from fer_bench.environment import environment
     from fer_bench.latency.measure import configurations
     from fer_bench.matching import images_for
@@ -207,7 +206,7 @@ def accuracy(
         say(f"not counted: {reason}", err=True)
     machine = environment()
     say_environment(machine)
-    results = _accuracies(files, images)
+    results = measure_files([file.source for file in files], images, progress=show_progress("model"))
     comparisons = compare_pairwise(results, images.labels)
     say(printable(f"{len(images.labels)} images of {images.folder}"))
     _say_accuracies(results, comparisons)
@@ -233,20 +232,6 @@ def _votes_of(images: LabelledImages, votes: str) -> FloatArray:
     from fer_train.data.votes import open_votes
 
     return open_votes(votes, images.classes).of(images.paths, images.faces, split=images.folder.name)
-
-
-def _accuracies(files: Sequence[Configuration], images: LabelledImages) -> list[AccuracyResult]:
-    """Measure each model, with progress."""
-    from fer_bench.accuracy import measure_accuracy
-    from fer_runtime.recognizer import Recognizer
-
-    results = []
-    show = show_progress("model")
-    for number, file in enumerate(files, 1):
-        with Recognizer(file.source) as recognizer:
-            results.append(measure_accuracy(recognizer, images))
-        show(number, len(files))
-    return results
 
 
 def _say_accuracies(results: Sequence[AccuracyResult], comparisons: Sequence[PairedComparison]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.accuracy import AccuracyResult, LabelledImages, compare_pairwise, measure_accuracy
+from fer_bench.accuracy import AccuracyResult, LabelledImages, compare_pairwise, measure_files
 from fer_bench.engines import ENGINES
 from fer_bench.environment import environment
 from fer_bench.latency.measure import Configuration, LatencyResult, Unavailable, configurations
@@ -128,12 +128,7 @@ def measure_report(
     latency = rows_with_roofline(results, wanted, peak_rates)
 
     say(f"accuracy on {len(images.labels)} images of {images.folder}")
-    measured = []
-    show = progress("model")
-    for number, model_file in enumerate(files, 1):
-        with Recognizer(model_file.source) as recognizer:
-            measured.append(measure_accuracy(recognizer, images))
-        show(number, len(files))
+    measured = measure_files([file.source for file in files], images, progress=progress("model"))
     accuracy = [_accuracy_row(file, result, images) for file, result in zip(files, measured, strict=True)]
 
     curves = _robustness(
