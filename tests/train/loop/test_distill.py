@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -20,10 +22,10 @@ from fer_runtime.recognizer import Recognizer
 from fer_train.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from fer_train.data.folders import LabelledFaces, load_faces
 from fer_train.loop.batch import Batch
-from fer_train.loop.distill import FaceAnswers, ImageAnswers, Teachers, face_logits, load_teachers
+from fer_train.loop.distill import FaceAnswers, ImageAnswers, Resizing, Teachers, face_logits, load_teachers
 from fer_train.loop.trainer import Trainer
 from fer_train.networks.architectures import ARCHITECTURES, Architecture
-from fer_train.networks.registry import create_network, predict_logits, to_network_input
+from fer_train.networks.registry import NetworkShape, create_network, predict_logits, to_network_input
 from fer_train.recipes import Recipe
 
 CPU = torch.device("cpu")
@@ -183,6 +185,45 @@ def test_an_exported_model_teaches_with_the_probabilities_of_its_network(
     teachers = load_teachers([file], faces[0], CPU, views=views)
     # Two libraries in float32: the export allows 1e-4 of a logit of size 1; softmax at temperature 2 divides it by 8.
     assert torch.allclose(teachers.probabilities(batch, 2.0), F.softmax(expected / 2, 1), atol=5e-5)
+
+
+@pytest.mark.parametrize(("size", "interpolation"), [(80, cv2.INTER_LINEAR), (16, cv2.INTER_AREA)])
+def test_faces_are_resized_for_a_teacher_as_at_inference(size: int, interpolation: int) -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48), np.uint8)
+    resized = torch.from_numpy(
+        np.stack([cv2.resize(face, (size, size), interpolation=interpolation) for face in faces])
+    )
+    seen = Resizing(nn.Identity(), size)(to_network_input(torch.from_numpy(faces)))
+    assert seen.shape == (3, 3, size, size)
+    # OpenCV weighs pixels in steps of 1/2048 and rounds to whole gray levels.
+    assert torch.allclose(seen, to_network_input(resized), atol=1 / 255)
+
+
+def test_a_teacher_may_take_faces_of_another_size(
+    faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(1)
+    network = create_network("v2", NetworkShape(size=80)).eval()
+    file = tmp_path / "teacher.pth"
+    save_checkpoint(file, Checkpoint(name="v2", state_dict=network.state_dict(), size=80))
+    few = faces[0].subset(np.arange(3))
+    images = to_network_input(torch.from_numpy(few.faces))
+    with torch.no_grad():
+        plain, mirrored = (network(F.interpolate(view, (80, 80), mode="bilinear")) for view in (images, images.flip(3)))
+    # float32 in another order; of other pixels, a fresh network's logits differ in the second digit.
+    assert torch.allclose(face_logits([file], few, CPU), (plain + mirrored) / 2, atol=1e-5)
+    batch = Batch(images=images, targets=torch.zeros(3, 7), indices=torch.arange(3), faces=3, weight=torch.tensor(3.0))
+    answers = load_teachers([file], few, CPU, views="images").probabilities(batch, 1.0)
+    # bfloat16, in which teachers answer where the processor has it, has three digits.
+    assert torch.allclose(answers, F.softmax(plain, 1), atol=5e-3)
+
+
+def test_a_teacher_of_other_colours_is_named(faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path) -> None:
+    file = tmp_path / "teacher.pth"
+    save_checkpoint(file, Checkpoint(name="v2", state_dict=create_network("v2").state_dict(), color="rgb"))
+    with pytest.raises(CheckpointError, match=r"teacher\.pth.*takes rgb faces, the student gray ones"):
+        load_teachers([file], faces[0], CPU, views="images")
 
 
 def test_an_exported_model_that_cannot_teach_is_named(

@@ -93,17 +93,15 @@ class ExportedTeacher(nn.Module):
         faces: that the student learns from; the answers are in the order of their classes.
 
     Raises:
-        ModelFileError: the file is no model of ours, or of other labels, or of faces of another size or colour.
+        ModelFileError: the file is no model of ours, or of other labels, or of faces of another colour.
     """
 
     def __init__(self, file: Path, faces: LabelledFaces) -> None:
         super().__init__()
         self._recognizer = Recognizer(file, threads=torch.get_num_threads())
+        self.size = self._recognizer.size
         labels = self._recognizer.labels
-        fault = label_difference(faces.classes, labels) or _other_faces(
-            self._recognizer.size, self._recognizer.color, faces
-        )
-        if fault:
+        if fault := label_difference(faces.classes, labels) or _other_color(self._recognizer.color, faces):
             raise ModelFileError(f"{file} cannot be a teacher for {', '.join(faces.classes)}: {fault}")
         self._order = [labels.index(label) for label in faces.classes]
 
@@ -112,6 +110,27 @@ class ExportedTeacher(nn.Module):
         faces = (planes * 255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
         probabilities = torch.from_numpy(self._recognizer.classify(faces)[:, self._order])
         return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log().to(images.device)
+
+
+class Resizing(nn.Module):
+    """A teacher of faces of another size than the student's, which are resized for it.
+
+    Args:
+        network: takes float32 (batch, channels, size, size).
+        size: pixels, side of the faces that it takes.
+    """
+
+    def __init__(self, network: nn.Module, size: int) -> None:
+        super().__init__()
+        self.network = network
+        self._size = size
+        self.train(network.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # As fer_runtime.faces does it: shrinking averages what it drops, enlarging has nothing to average.
+        mode = "area" if self._size < images.shape[-1] else "bilinear"
+        logits: Tensor = self.network(F.interpolate(images, (self._size, self._size), mode=mode))
+        return logits
 
 
 def load_teachers(files: Sequence[Path], faces: LabelledFaces, device: torch.device, *, views: str) -> Teachers:
@@ -155,8 +174,16 @@ def face_logits(files: Sequence[Path], faces: LabelledFaces, device: torch.devic
 
 
 def _load(path: Path, faces: LabelledFaces, device: torch.device) -> nn.Module:
+    network, size = _open(path, faces)
+    network = network if size == faces.size else Resizing(network, size)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _open(path: Path, faces: LabelledFaces) -> tuple[nn.Module, int]:
+    """A teacher, and the size of the faces that it takes."""
     if path.suffix == ".onnx":
-        return ExportedTeacher(path, faces)
+        exported = ExportedTeacher(path, faces)
+        return exported, exported.size
     names = list(ARCHITECTURES)
     try:
         names = [stated_network(path)]
@@ -175,15 +202,12 @@ def _load(path: Path, faces: LabelledFaces, device: torch.device) -> nn.Module:
             errors.append(error)
             continue
         fault = label_difference(faces.classes, checkpoint.expressions)
-        if fault := fault or _other_faces(checkpoint.size, checkpoint.color, faces):
+        if fault := fault or _other_color(checkpoint.color, faces):
             raise CheckpointError(f"{path} cannot be a teacher for {', '.join(faces.classes)}: {fault}")
-        network = in_label_order(checkpoint, faces.classes).network()
-        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return in_label_order(checkpoint, faces.classes).network(), checkpoint.size
     raise errors[0]
 
 
-def _other_faces(size: int, color: str, faces: LabelledFaces) -> str:
-    """In words, how a teacher's faces differ from the student's; "" where they do not."""
-    if (size, color) == (faces.size, faces.color):
-        return ""
-    return f"it takes {color} faces of {size} x {size}, the student {faces.color} ones of {faces.size} x {faces.size}"
+def _other_color(color: str, faces: LabelledFaces) -> str:
+    """In words, how the colour of a teacher's faces differs from the student's; "" where it does not."""
+    return "" if color == faces.color else f"it takes {color} faces, the student {faces.color} ones"
