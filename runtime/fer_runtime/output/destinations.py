@@ -2,7 +2,9 @@
 
 - No output takes the place of a file that the run reads, compared by device and inode, so that links do not hide it.
 - An annotated copy stays inside the folder for copies: no `..`, and no folder below it that is a symbolic link.
-- An annotated copy replaces only another annotated copy. Each ends in a mark that image decoders pass over.
+- An annotated copy replaces only another annotated copy, and a contact sheet another one of either. Each ends in a mark
+  that image decoders pass over.
+- Rows replace text, so that a wrong name costs no model and no picture.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class Destinations(NamedTuple):
             reads: other files that the run reads, as paths or open descriptors, by the noun for each.
 
         Raises:
-            OutputError: an option names such a file, or two options name the same one.
+            OutputError: an option names such a file, or one of another kind, or two options name the same one.
         """
         from fer_runtime.images import IMAGE_SUFFIXES  # loads numpy, which --help does without
 
@@ -105,6 +107,8 @@ class Destinations(NamedTuple):
                         f"--annotate {self.annotate} is among the images of {path}, and copies would overwrite them; "
                         "give a folder elsewhere"
                     )
+
+        self._check_kinds()
 
     def replaces_copies(self) -> bool:
         """Whether the folder for annotated copies has files already."""
@@ -139,6 +143,19 @@ class Destinations(NamedTuple):
             # A folder where a file is to be written, or the other way round.
             if self.annotate is not None and real == os.path.realpath(self.annotate):
                 raise OutputError(f"{option} and --annotate both write {file}; give another name")
+
+    def _check_kinds(self) -> None:
+        if self.output is not None and not _is_text(self.output):
+            raise OutputError(
+                f"--output {self.output} is an existing file and no text, so it holds no rows; give another name, or "
+                "remove it"
+            )
+        page = self.contact_sheet
+        if page is not None and _has_content(page) and not _is_copy(page.resolve()):
+            raise OutputError(
+                f"--contact-sheet {page} is an existing file that fer-infer did not write; give another name, or "
+                "remove it"
+            )
 
 
 def guarded(paths: Iterable[str], existing: Sequence[ExistingFile]) -> Iterator[str]:
@@ -203,6 +220,21 @@ def inside_name(path: str, roots: Sequence[str]) -> str:
                 return name
     name = os.path.basename(path)
     return name if name not in ("", ".", "..") else "image"
+
+
+def _is_text(path: Path) -> bool:
+    """Whether rows may take the place of what is there: text, or nothing. A model or a picture has zero bytes early."""
+    try:
+        if not _has_content(path):
+            return True
+        with path.open("rb") as file:
+            return b"\0" not in file.read(4096)
+    except OSError:  # whoever writes it says why
+        return True
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and os.path.getsize(path) > 0
 
 
 def _is_copy(path: Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from fer_runtime.errors import NO_MEMORY, ImageError, OutputError
 from fer_runtime.files import check_writable, remove_leftovers, write_atomically
 from fer_runtime.images import Uint8Array, decode_image
-from fer_runtime.output.annotate import draw_faces, encode_image, write_image
+from fer_runtime.output.annotate import draw_faces, encode_image
 from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.output.destinations import COPY_FAILED, COPY_MARK, copy_inside, identities, inside_name, is_within
 from fer_runtime.results import Face, ImageResult
@@ -188,4 +188,4 @@ class SheetOfFaces:
         Raises:
             OutputError: it cannot be written.
         """
-        write_image(self.path, self.sheet.draw())
+        write_atomically(self.path, encode_image(self.path, self.sheet.draw()) + COPY_MARK)

@@ -290,6 +290,30 @@ def test_no_output_takes_the_place_of_a_file_that_the_run_reads(model: Path, tmp
         assert _unchanged(before), arguments
 
 
+def test_rows_replace_only_text_and_a_contact_sheet_only_a_page(model: Path, tmp_path: Path) -> None:
+    face = _write_crops(tmp_path / "faces", 1)[0]
+    picture, page, rows = tmp_path / "party.jpg", tmp_path / "page.png", tmp_path / "rows.csv"
+    cv2.imwrite(str(picture), band_face(2))
+    other, table = tmp_path / "other.onnx", tmp_path / "rows.npy"
+    other.write_bytes(Path("models/model_0.onnx").read_bytes())
+    np.save(table, np.arange(9))
+    before = {path: path.read_bytes() for path in (picture, other, table)}
+    for option, path in (("--output", other), ("--output", table), ("--output", picture), ("--contact-sheet", picture)):
+        run = _infer(face, "--model", model, option, path)
+        assert run.returncode == 2, (option, path)
+        assert f"{option} {path} is an existing file".encode() in run.stderr
+        assert _unchanged(before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "other.onnx", "party.jpg", "rows.npy"]
+    rows.write_text("another table\n")
+    page.touch()  # as mktemp leaves it
+    for _ in range(2):  # for the first time, and over what it wrote
+        assert _infer(face, "--model", model, "--output", rows, "--contact-sheet", page).returncode == 0
+    assert rows.read_text().startswith("path,")
+    sheet = cv2.imread(str(page))
+    assert sheet is not None
+    assert len(sheet) > 48
+
+
 def test_copies_replace_only_copies_and_stay_in_their_folder(model: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "in", tmp_path / "out"
     _write_crops(first / "deep", 2)
