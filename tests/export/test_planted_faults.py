@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from tests.export.conftest import Kept, exporting_once
+from tests.export.conftest import Kept, digest, exporting_once
 from tests.export.faults import (
     FAULTS,
     LIES,
@@ -32,7 +32,7 @@ from tests.export.planted import found_by, planted
 
 from fer_export.candidates import make_candidate
 from fer_export.fp16 import halve_model
-from fer_export.gate import batches, parity, publish
+from fer_export.gate import batches, interpreters, parity, publish, roundings
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.batches import batch_checks
 from fer_export.gate.candidate import Candidate
@@ -48,6 +48,7 @@ from fer_export.pipeline import export_model, prepare
 from fer_runtime.errors import ParityError
 from fer_runtime.model.find import Precision
 from fer_runtime.model.metadata import ModelMetadata
+from fer_runtime.model.parity import FloatArray, Uint8Array
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 
 _SLOW = Timing(batch=1, undisturbed_ms=2.0, p50_ms=2.0, runs=1, turns_ms=(2.0,))
@@ -100,6 +101,23 @@ def bench(trained_narrow: Checkpoint, dataset: Path, kept: Kept, tmp_path_factor
     return Bench(subject=subject, candidates=candidates, reference=(candidates["fp32"], right))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _rounded_once() -> Iterator[None]:
+    """What roundings make of the right float graph is the same in the verdict on every fp16 file."""
+    kept: dict[str, FloatArray] = {}
+    rounded = roundings._logits
+
+    def logits(model: Model, faces: Uint8Array, batch: int) -> FloatArray:
+        key = f"{digest(model)} {digest(faces)} {batch}"
+        if key not in kept:
+            kept[key] = rounded(model, faces, batch)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roundings, "_logits", logits)
+        yield
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_a_right_file_passes(bench: Bench, precision: Precision) -> None:
     candidate = bench.candidates[precision]
@@ -129,18 +147,21 @@ def test_a_planted_fault_is_found(bench: Bench, fault: Fault, precision: Precisi
     content = serialize(
         model, bench.subject.metadata(precision, candidate.model, candidate.calibration, candidate.point)
     )
-    with few_batches() if found_by not in ("batch", "repeat") else nullcontext():
+    with few_runs() if found_by not in ("batch", "repeat") else nullcontext():
         judged = bench.judge(precision, content, model)
     assert found_by in [check.name for check in judged.parity.failures], judged.parity.failures
 
 
 @contextmanager
-def few_batches() -> Iterator[None]:
-    """A gate that runs faces in few batches, for faults that another check finds."""
+def few_runs() -> Iterator[None]:
+    """A gate that runs few faces alone, in batches and in other interpreters, for faults that another check finds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "batch_checks", partial(batch_checks, batches=(2, 13, 64)))
+        patch.setattr(batches, "_FACES", 16)
         patch.setattr(batches, "_ROTATED", (3,))
         patch.setattr(batches, "_REPEATS", 5)
+        patch.setattr(parity, "INTERPRETED_FACES", 8)
+        patch.setattr(interpreters, "_REFERENCE_FACES", 1)
         yield
 
 
@@ -151,7 +172,7 @@ def test_infinite_numbers_are_told_by_checks_and_not_by_numpy(bench: Bench, prec
     model.CopyFrom(candidate.model)
     infinite_weight(model)
     content = serialize(model, bench.subject.metadata(precision, model, candidate.calibration, candidate.point))
-    with warnings.catch_warnings():
+    with few_runs(), warnings.catch_warnings():
         warnings.simplefilter("error")
         judged = bench.judge(precision, content, model)
     assert {"weights", "finite", "logits"} <= {check.name for check in judged.parity.failures}
@@ -162,7 +183,8 @@ def test_a_threshold_that_was_not_fitted_is_found(bench: Bench) -> None:
     assert candidate.point is not None
     other = dataclasses.replace(candidate.point, unfamiliar_above=candidate.point.unfamiliar_above + 1)
     metadata = bench.subject.metadata("int8", candidate.model, candidate.calibration, other)
-    judged = bench.judge("int8", serialize(candidate.model, metadata), candidate.model)
+    with few_runs():
+        judged = bench.judge("int8", serialize(candidate.model, metadata), candidate.model)
     assert [check.name for check in judged.parity.failures] == ["unfamiliar"]
 
 
@@ -177,7 +199,8 @@ def test_what_a_file_says_of_itself_is_compared(bench: Bench, lie: str) -> None:
     metadata = bench.subject.metadata("int8", candidate.model, candidate.calibration, candidate.point)
     if metadata.uncertain_below is None and lie == "no threshold":  # so few faces give none: then one is the lie
         tell = LIES["threshold upside down"][0]
-    judged = bench.judge("int8", serialize(candidate.model, tell(metadata)), candidate.model)
+    with few_runs():
+        judged = bench.judge("int8", serialize(candidate.model, tell(metadata)), candidate.model)
     assert found_by_check in [check.name for check in judged.parity.failures]
 
 
