@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxscript
 import torch
 
 from fer_export.gate.accuracy import Quality
@@ -25,6 +25,10 @@ from fer_runtime.files import write_atomically
 from fer_runtime.model.find import Precision
 from fer_runtime.model.session import runtime_version
 from fer_runtime.untrusted_json import parse_json
+
+# Asked for while this module is loaded, so that a command says at once that it is missing. PyTorch's exporter loads it,
+# half a second; adopted and converted files do without.
+_ONNXSCRIPT = version("onnxscript")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +107,7 @@ def tool_versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "onnx": onnx.__version__,
-        "onnxscript": onnxscript.__version__,
+        "onnxscript": _ONNXSCRIPT,
         "onnxruntime": runtime_version(),
         "numpy": np.__version__,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,12 +11,15 @@ from fer_export.gate.calibration import TARGET_PRECISION, calibrate
 from fer_runtime.metrics import wilson_interval
 from fer_runtime.model.parity import FloatArray, softmax
 
-stats = pytest.importorskip("scipy.stats", reason="scipy is missing: pip install scipy")
-optimize = pytest.importorskip("scipy.optimize")
+
+@pytest.fixture(scope="module")
+def stats() -> Any:
+    """scipy.stats, loaded in the one process that runs these tests: it takes longer than they do."""
+    return pytest.importorskip("scipy.stats", reason="scipy is missing: pip install scipy")
 
 
 @pytest.mark.parametrize(("right", "faces"), [(0, 1), (1, 1), (0, 40), (39, 40), (797, 1000), (71, 3589), (3589, 3589)])
-def test_intervals_are_those_of_scipys_binomial_test(right: int, faces: int) -> None:
+def test_intervals_are_those_of_scipys_binomial_test(stats: Any, right: int, faces: int) -> None:
     expected = stats.binomtest(right, faces).proportion_ci(0.95, method="wilson")
     # Ours has the normal distribution's quantile to seven digits.
     assert wilson_interval(right, faces) == pytest.approx((expected.low, expected.high), abs=1e-7)
@@ -29,6 +34,8 @@ def _drawn(count: int, *, temperature: float, seed: int) -> tuple[FloatArray, np
 
 
 def _temperature(logits: FloatArray, labels: np.ndarray) -> float:
+    optimize = pytest.importorskip("scipy.optimize")
+
     def loss(temperature: float) -> float:
         scaled = logits.astype(np.float64) / temperature
         return float((np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(labels)), labels]).mean())
@@ -36,7 +43,7 @@ def _temperature(logits: FloatArray, labels: np.ndarray) -> float:
     return float(optimize.minimize_scalar(loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-7}).x)
 
 
-def test_risk_and_coverage_are_counted_on_faces_that_did_not_fit_the_threshold() -> None:
+def test_risk_and_coverage_are_counted_on_faces_that_did_not_fit_the_threshold(stats: Any) -> None:
     logits, labels = _drawn(3000, temperature=2.0, seed=0)
     right = logits.argmax(1) == labels
     kept = np.zeros(len(labels), bool)
@@ -57,7 +64,7 @@ def test_risk_and_coverage_are_counted_on_faces_that_did_not_fit_the_threshold()
     assert found.precision_interval == pytest.approx((expected.low, expected.high), abs=1e-3)
 
 
-def test_the_interval_holds_what_the_threshold_does_to_other_faces() -> None:
+def test_the_interval_holds_what_the_threshold_does_to_other_faces(stats: Any) -> None:
     logits, _ = _drawn(20_000, temperature=1.0, seed=1)
     shares = softmax(logits, temperature=1.0)  # how often each answer is right, exactly
     chances = shares[np.arange(len(shares)), logits.argmax(1)]
