@@ -27,7 +27,8 @@ from types import ModuleType
 from typing import Any
 
 RUNTIME = ("numpy", "cv2", "onnxruntime", "click")
-TRAINING = (*RUNTIME, "torch")
+PYTORCH = (*RUNTIME, "torch")
+TRAINING = (*PYTORCH, "torch._dynamo")  # which every optimizer of PyTorch loads: a second and a half
 _LONGEST_MESSAGE = 1 << 20
 _starting = threading.Lock()
 _running: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket]] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.commands import TRAINING, run_python_text
+from tests.conftest import CHECKOUT
 from tests.processes import limited
 from tests.train.images import write_images
 
@@ -39,6 +40,7 @@ from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.loop.distill import FaceAnswers, ImageAnswers
 from fer_train.loop.trainer import Trainer
+import tests.export.narrow
 
 teachers.supports_bf16 = lambda device: False
 trainer.trains_in_bf16 = lambda network, device: False
@@ -58,7 +60,7 @@ def train(case, name, views, settings, world, device):
         recipe = recipe.with_setting(setting)
     answers = torch.zeros(len(faces[0]), 7)
     answers[:, 2] = 1.0
-    teacher = FaceAnswers(answers) if views == "faces" else ImageAnswers([create_network("v0").eval()])
+    teacher = FaceAnswers(answers) if views == "faces" else ImageAnswers([create_network("narrow").eval()])
     run = Trainer(network, *faces, recipe, device=device, seed=0, teachers=teacher, world=world)
     run.run()
     file = out / f"{case}.{world.rank}of{world.size}.pt"
@@ -81,14 +83,14 @@ os._exit(0)  # as fer-train ends: gloo's threads may abort a Python that tidies 
 # By name: processes, architecture, the teacher's views, settings.
 _CASES: dict[str, tuple[int, str, str, tuple[str, ...]]] = {
     # One step of 35 faces, which two processes share unevenly.
-    "one step": (2, "v0", "faces", ("batch_size=35",)),
-    "mixup": (2, "v0", "faces", ("batch_size=35", "mixup=1", "cutmix=1")),
-    "two epochs": (2, "v0", "faces", ("batch_size=16", "epochs=2")),
+    "one step": (2, "narrow", "faces", ("batch_size=35",)),
+    "mixup": (2, "narrow", "faces", ("batch_size=35", "mixup=1", "cutmix=1")),
+    "two epochs": (2, "narrow", "faces", ("batch_size=16", "epochs=2")),
     # Batches of 17 and 18 faces: the last one takes the remaining face.
-    "a face more": (2, "v0", "faces", ("batch_size=17",)),
+    "a face more": (2, "narrow", "faces", ("batch_size=17",)),
     "teachers": (2, "v2", "images", ("batch_size=18", "ema_decay=0.9", "teacher_views=images")),
     # Batches of 33 and 2 faces: the third process has no face of the second.
-    "no face": (3, "v0", "faces", ("batch_size=33",)),
+    "no face": (3, "narrow", "faces", ("batch_size=33",)),
 }
 
 # What the processes do together beside the steps; each says what it met.
@@ -105,6 +107,7 @@ from fer_train.loop.distributed import joined_world, one_per_machine_first
 from fer_train.networks.registry import create_network
 from fer_train.recipes import Recipe
 from fer_train.loop.trainer import Trainer
+import tests.export.narrow
 
 data, out = Path(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)
@@ -117,7 +120,7 @@ with joined_world(torch.device("cpu")) as (world, device):
 
     def trainer(recipe, **more):
         torch.manual_seed(0)
-        return Trainer(create_network("v0"), *faces, recipe, device=device, seed=0, world=world, **more)
+        return Trainer(create_network("narrow"), *faces, recipe, device=device, seed=0, world=world, **more)
 
     trainer(recipe).run(resume_path=folder / "state.pth")
     restored = trainer(recipe)
@@ -160,9 +163,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data"), train=5, validation=2)
 
 
+def _environment(folder: Path) -> dict[str, str]:
+    """Of processes that find the small network of the export's tests."""
+    path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "FER_EDGE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    return {**os.environ, "FER_EDGE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return _environment(tmp_path)
 
 
 def _free_port() -> str:
@@ -191,7 +200,7 @@ def ends(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the ends of all cases: each process starts once, not once a case."""
     folder = tmp_path_factory.mktemp("ends")
     (folder / "train.py").write_text(_SCRIPT)
-    environment = {**os.environ, "FER_EDGE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = _environment(folder)
     ports = (_free_port() for _ in range(3))
     _together(3, folder / "train.py", images, folder, json.dumps(_CASES), *ports, env=environment)
     return folder
@@ -258,7 +267,7 @@ def test_the_command_has_one_writer_and_resumes(images: Path, tmp_path: Path, en
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "kagglehub.py").write_text(_KAGGLEHUB)
     downloads = tmp_path / "downloads"
-    python_path = os.pathsep.join([str(tmp_path / "stub"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    python_path = os.pathsep.join([str(tmp_path / "stub"), environment["PYTHONPATH"]])
     environment |= {"PYTHONPATH": python_path, "DOWNLOADS": str(downloads), "PICTURES": str(images)}
     models = tmp_path / "models"
     options = [
