@@ -26,9 +26,12 @@ from tests.export import narrow as narrow  # registers it
 from tests.train.images import write_images
 
 from fer_export import pipeline
-from fer_export.gate import subject
+from fer_export.gate import coverage, parity, subject
 from fer_export.gate.accuracy import Budget
+from fer_export.gate.batches import batch_checks
 from fer_export.gate.coverage import cover_units
+from fer_export.gate.golden import candidate_faces
+from fer_export.gate.interpreters import interpreter_checks
 from fer_export.gate.report import ExportReport
 from fer_export.gate.timing import Timing
 from fer_export.graph import export_graph, serialize, set_temperature
@@ -73,8 +76,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_narrow(dataset: Path) -> Checkpoint:
+def trained_narrow(dataset: Path, kept: Kept) -> Checkpoint:
     """Forty steps: enough that faces differ in their logits and BatchNorm's statistics are not trivial."""
+    if (key := ("trained_narrow",)) in kept:
+        others: Checkpoint = kept[key]
+        return others
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -89,12 +95,17 @@ def trained_narrow(dataset: Path) -> Checkpoint:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     torch.set_num_threads(threads)
-    return Checkpoint(name="narrow", state_dict=network.state_dict(), training={"recipe": "test", "accuracy": 0.5})
+    training = {"recipe": "test", "accuracy": 0.5}
+    kept[key] = checkpoint = Checkpoint(name="narrow", state_dict=network.state_dict(), training=training)
+    return checkpoint
 
 
 @pytest.fixture(scope="session")
-def narrow_graph(trained_narrow: Checkpoint) -> onnx.ModelProto:
-    return export_graph(trained_narrow, temperature=TEMPERATURE)
+def narrow_graph(trained_narrow: Checkpoint, kept: Kept) -> onnx.ModelProto:
+    if (key := ("narrow_graph",)) not in kept:
+        kept[key] = export_graph(trained_narrow, temperature=TEMPERATURE)
+    graph: onnx.ModelProto = kept[key]
+    return graph
 
 
 @pytest.fixture
@@ -166,7 +177,7 @@ class KeptByAll(Kept):
 
 @contextmanager
 def exporting_once(kept: Kept) -> Iterator[None]:
-    """Compute once what depends on its arguments alone: the exported graph, golden faces, images that are no faces.
+    """Compute once what depends on its arguments alone: graphs, made-up images, what a file does in many runs.
 
     int8 is always twice as fast as fp32; gate/test_timing.py tests the measurement.
 
@@ -203,7 +214,10 @@ def exporting_once(kept: Kept) -> Iterator[None]:
         patch.setattr(pipeline, "export_graph", export)
         patch.setattr(subject, "cover_units", once(cover_units))
         patch.setattr(subject, "fit_head", once(fit_head))
+        patch.setattr(coverage, "candidate_faces", once(candidate_faces))
         patch.setattr(head, "strange_images", once(strange_images))
+        patch.setattr(parity, "batch_checks", once(batch_checks))
+        patch.setattr(parity, "interpreter_checks", once(interpreter_checks))
         patch.setattr(pipeline, "measure_in_turns", timed)
         yield
 
@@ -215,6 +229,8 @@ def digest(value: object) -> str:
         return f"{value.name} {weights!r} {value.mean} {value.std}"
     if isinstance(value, onnx.ModelProto):
         return sha256(value.SerializeToString(deterministic=True)).hexdigest()
+    if isinstance(value, bytes):
+        return sha256(value).hexdigest()
     if isinstance(value, np.ndarray):
         return f"{value.shape} {sha256(value.tobytes()).hexdigest()}"
     return repr(value)

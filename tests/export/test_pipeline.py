@@ -23,7 +23,6 @@ from fer_export.gate.calibration import fit_temperature
 from fer_export.gate.coverage import cover_units
 from fer_export.gate.judge import order_check
 from fer_export.gate.report import ExportRefusedError
-from fer_export.graph import export_graph
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.shared import find_shared
 from fer_export.options import ExportOptions
@@ -156,11 +155,15 @@ def test_a_wrong_fp32_graph_is_never_published(
 ) -> None:
     shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
     (tmp_path / "narrow.onnx").write_bytes(b"the file before")
-    right = export_graph
+    right = pipeline.export_graph  # type: ignore[attr-defined]
 
-    def wrong(checkpoint: Checkpoint, **options: object) -> object:
-        damaged = {key: value * 1.01 for key, value in checkpoint.state_dict.items()}
-        return right(Checkpoint(name="narrow", state_dict=damaged), **options)  # type: ignore[arg-type]
+    def wrong(checkpoint: Checkpoint, *, temperature: float, opset: int) -> onnx.ModelProto:
+        model = right(checkpoint, temperature=temperature, opset=opset)
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith(("weight", "bias")):
+                values = numpy_helper.to_array(tensor)
+                tensor.CopyFrom(numpy_helper.from_array(values * np.float32(1.01), tensor.name))
+        return model
 
     monkeypatch.setattr(pipeline, "export_graph", wrong)
     with pytest.raises(ParityError, match="logits"):
