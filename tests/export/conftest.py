@@ -26,7 +26,7 @@ from tests.export import narrow as narrow  # registers it
 from tests.train.images import write_images
 
 from fer_export import pipeline
-from fer_export.gate import coverage, parity, subject
+from fer_export.gate import batches, coverage, interpreters, parity, subject
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.batches import batch_checks
 from fer_export.gate.coverage import cover_units
@@ -47,6 +47,7 @@ from fer_train.data.folders import load_faces
 from fer_train.networks.registry import create_network, to_network_input
 
 Kept = dict[tuple[str, ...], Any]  # results by function and arguments
+ResidualGraph = Callable[[str], tuple[Checkpoint, onnx.ModelProto]]  # by the network's name
 
 TEMPERATURE = 1.6  # of the models that tests make by hand
 
@@ -106,6 +107,26 @@ def narrow_graph(trained_narrow: Checkpoint, kept: Kept) -> onnx.ModelProto:
         kept[key] = export_graph(trained_narrow, temperature=TEMPERATURE)
     graph: onnx.ModelProto = kept[key]
     return graph
+
+
+@pytest.fixture(scope="session")
+def residual_graph(kept: Kept) -> ResidualGraph:
+    """A network by name, with weights that nothing has trained, and its float32 graph."""
+
+    def exported(name: str) -> tuple[Checkpoint, onnx.ModelProto]:
+        if (key := ("residual_graph", name)) not in kept:
+            torch.manual_seed(1)
+            network = create_network(name)
+            for module in network.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):  # fresh statistics would hide a wrong fold
+                    torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
+                    torch.nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+            checkpoint = Checkpoint(name=name, state_dict=network.state_dict())
+            kept[key] = checkpoint, export_graph(checkpoint, temperature=TEMPERATURE)
+        checkpoint, graph = kept[key]
+        return checkpoint, graph
+
+    return exported
 
 
 @pytest.fixture
@@ -239,4 +260,17 @@ def digest(value: object) -> str:
 @pytest.fixture
 def exports_once(kept: Kept) -> Iterator[None]:
     with exporting_once(kept):
+        yield
+
+
+@contextmanager
+def few_runs() -> Iterator[None]:
+    """A gate that runs few faces alone, in batches and in other interpreters, for faults that another check finds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "batch_checks", functools.partial(batch_checks, batches=(2, 13, 64)))
+        patch.setattr(batches, "_FACES", 16)
+        patch.setattr(batches, "_ROTATED", (3,))
+        patch.setattr(batches, "_REPEATS", 5)
+        patch.setattr(parity, "INTERPRETED_FACES", 8)
+        patch.setattr(interpreters, "_REFERENCE_FACES", 1)
         yield

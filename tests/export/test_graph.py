@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.export.conftest import TEMPERATURE, narrow_metadata
+from tests.export.conftest import TEMPERATURE, ResidualGraph, narrow_metadata
 from tests.export.narrow import CHANNELS
 from torch import nn
 
@@ -20,7 +20,7 @@ from fer_runtime.errors import CheckpointError
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint
-from fer_train.networks.registry import create_network, to_network_input
+from fer_train.networks.registry import to_network_input
 
 
 def test_one_plane_of_pixels_gives_what_three_scaled_planes_gave(trained_narrow: Checkpoint) -> None:
@@ -72,15 +72,8 @@ def test_equal_checkpoints_give_equal_bytes(trained_narrow: Checkpoint, narrow_c
 
 
 @pytest.mark.parametrize(("name", "convolutions"), [("v1", 20), ("v2", 16)])
-def test_a_residual_network_is_exported_right(name: str, convolutions: int) -> None:
-    torch.manual_seed(1)
-    network = create_network(name)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):  # fresh statistics would hide a wrong fold
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-    checkpoint = Checkpoint(name=name, state_dict=network.state_dict())
-    model = export_graph(checkpoint)
+def test_a_residual_network_is_exported_right(name: str, convolutions: int, residual_graph: ResidualGraph) -> None:
+    checkpoint, model = residual_graph(name)
     assert sum(node.op_type == "Conv" for node in model.graph.node) == convolutions
     faces = np.concatenate([synthetic_faces(), textures(8)])
     logits = run_model(open_session(model.SerializeToString()).session, faces).logits

@@ -9,15 +9,14 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from tests.export.conftest import Kept, digest, exporting_once
+from tests.export.conftest import Kept, digest, exporting_once, few_runs
 from tests.export.faults import (
     FAULTS,
     LIES,
@@ -32,9 +31,8 @@ from tests.export.planted import found_by, planted
 
 from fer_export.candidates import make_candidate
 from fer_export.fp16 import halve_model
-from fer_export.gate import batches, interpreters, parity, publish, roundings
+from fer_export.gate import publish, roundings
 from fer_export.gate.accuracy import Budget
-from fer_export.gate.batches import batch_checks
 from fer_export.gate.candidate import Candidate
 from fer_export.gate.judge import judge
 from fer_export.gate.report import ExportedModel
@@ -150,19 +148,6 @@ def test_a_planted_fault_is_found(bench: Bench, fault: Fault, precision: Precisi
     with few_runs() if found_by not in ("batch", "repeat") else nullcontext():
         judged = bench.judge(precision, content, model)
     assert found_by in [check.name for check in judged.parity.failures], judged.parity.failures
-
-
-@contextmanager
-def few_runs() -> Iterator[None]:
-    """A gate that runs few faces alone, in batches and in other interpreters, for faults that another check finds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "batch_checks", partial(batch_checks, batches=(2, 13, 64)))
-        patch.setattr(batches, "_FACES", 16)
-        patch.setattr(batches, "_ROTATED", (3,))
-        patch.setattr(batches, "_REPEATS", 5)
-        patch.setattr(parity, "INTERPRETED_FACES", 8)
-        patch.setattr(interpreters, "_REFERENCE_FACES", 1)
-        yield
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -9,12 +9,12 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.export.conftest import TEMPERATURE, Exported, narrow_metadata
+from tests.export.conftest import Exported, ResidualGraph, narrow_metadata
 
 from fer_export.gate.golden import synthetic_faces, textures
 from fer_export.gate.units import quantized_scales
 from fer_export.gate.weights import weights_check
-from fer_export.graph import export_graph, serialize
+from fer_export.graph import serialize
 from fer_export.int8.optimized import integer_check, optimized_nodes
 from fer_export.int8.quantize import blocked_weights, quantize_model
 from fer_export.int8.ranges import ActivationRange, Observations, observe
@@ -23,8 +23,6 @@ from fer_export.unfamiliar.head import find_maps
 from fer_runtime.model.onnx_file import read_onnx
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session
-from fer_train.checkpoints import Checkpoint
-from fer_train.networks.registry import create_network
 
 
 @pytest.fixture(scope="module")
@@ -197,11 +195,8 @@ def test_zero_points_are_even_and_cover_the_range(low: float) -> None:
 
 
 @pytest.mark.parametrize(("name", "additions"), [("v1", 8), ("v2", 6)])
-def test_a_residual_network_is_quantized_whole(name: str, additions: int) -> None:
-    torch.manual_seed(0)
-    network = create_network(name)
-    checkpoint = Checkpoint(name=name, state_dict=network.state_dict())
-    model = export_graph(checkpoint, temperature=TEMPERATURE)
+def test_a_residual_network_is_quantized_whole(name: str, additions: int, residual_graph: ResidualGraph) -> None:
+    _, model = residual_graph(name)
     faces = textures(32)
     # The statistics of 4608 inputs take half a minute; v0's tests cover what they do.
     observed = observe(model, faces[:8])

@@ -5,18 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-import torch
-from tests.export.conftest import TEMPERATURE
+from tests.export.conftest import ResidualGraph
 
 from fer_export.gate.golden import textures
-from fer_export.graph import export_graph
 from fer_export.int8.quantize import quantize_model
 from fer_export.int8.ranges import ActivationRange, Observations, observe
 from fer_export.int8.scales import SUM_PARTS, mean_step, plan_steps, short_scales
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.session import open_session
-from fer_train.checkpoints import Checkpoint
-from fer_train.networks.registry import create_network
 
 
 def _significant_bits(value: float) -> int:
@@ -86,12 +82,12 @@ def test_no_sum_ends_at_half_a_step() -> None:
         assert np.abs(sums - np.floor(sums) - 0.5).min() > 0.9 / (2 * SUM_PARTS)
 
 
-def test_openvino_computes_a_residual_network_bit_for_bit() -> None:
+def test_openvino_computes_a_residual_network_bit_for_bit(
+    residual_graph: ResidualGraph,
+) -> None:
     """It rounds behind the zero point, and fuses sums into convolutions."""
     openvino = pytest.importorskip("openvino")
-    torch.manual_seed(0)
-    checkpoint = Checkpoint(name="v2", state_dict=create_network("v2").state_dict())
-    model = export_graph(checkpoint, temperature=TEMPERATURE)
+    _, model = residual_graph("v2")
     faces = textures(8)
     quantized = quantize_model(model, Observations(ranges=observe(model, faces).ranges, inputs={}))
     expected = run_model(open_session(quantized.SerializeToString()).session, faces).logits
