@@ -217,7 +217,8 @@ class _StopAfter:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_ingredient_is_gone_on_with(images: Path, tmp_path: Path, device: str) -> None:
+def test_every_ingredient_is_gone_on_with(tmp_path: Path, device: str) -> None:
+    images = write_images(tmp_path / "data", train=8, validation=6)
     # What a resumed run must restore beyond the weights: the average and its steps, the optimizer's moments, the
     # place in the learning rate's cycle, the order, the augmentation, the pairs, the dropout, the best epoch.
     recipe = TINY.overridden(
