@@ -9,11 +9,13 @@ Tests of the start, of terminals and signals, and of what libraries read when th
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -30,8 +32,9 @@ RUNTIME = ("numpy", "cv2", "onnxruntime", "click")
 PYTORCH = (*RUNTIME, "torch")
 TRAINING = (*PYTORCH, "torch._dynamo")  # which every optimizer of PyTorch loads: a second and a half
 _LONGEST_MESSAGE = 1 << 20
+_LONGEST_IDLE = 60.0  # seconds that the process waits for the worker that has started it
 _starting = threading.Lock()
-_running: dict[tuple[str, ...], tuple[subprocess.Popen[bytes], socket.socket]] = {}
+_servers: dict[tuple[str, ...], socket.socket] = {}
 
 
 def run_python(
@@ -88,34 +91,42 @@ def run_python_text(*arguments: object, **options: Any) -> subprocess.CompletedP
 
 
 def end_servers() -> None:
-    """End the processes that runs are forked from."""
-    while _running:
-        _, (process, requests) = _running.popitem()
+    """Let the processes go that runs are forked from: each ends when nobody needs it."""
+    while _servers:
+        _, requests = _servers.popitem()
         requests.close()
-        process.wait()
 
 
 def _server(libraries: tuple[str, ...]) -> socket.socket:
     with _starting:
-        if libraries not in _running:
-            _running[libraries] = _started_server(libraries)
-        return _running[libraries][1]
+        if libraries not in _servers:
+            _servers[libraries] = _connected(libraries)
+        return _servers[libraries]
 
 
-def _started_server(libraries: tuple[str, ...]) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def _connected(libraries: tuple[str, ...]) -> socket.socket:
+    """To the process that has the libraries, which all workers of a test run share; the first one starts it."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    # Of the abstract namespace: no file is left behind.
+    address = f"\0fer-edge-tests-{os.getuid()}-{run}-{'-'.join(libraries)}"
     # Read by libraries when they are loaded; the modules that set them are imported later, in each run.
     environment = os.environ | {
         "ORT_DISABLE_TELEMETRY": "1",
         "OPENCV_LOG_LEVEL": "OFF",
         "OPENBLAS_NUM_THREADS": "1",
     }
-    command = [sys.executable, __file__, str(theirs.fileno()), *libraries]
-    process = subprocess.Popen(
-        command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    theirs.close()
-    return process, ours
+    while True:
+        requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            requests.connect(address)
+        except ConnectionRefusedError:
+            requests.close()
+        else:
+            return requests
+        command = [sys.executable, __file__, address[1:], *libraries]
+        subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True, timeout=300
+        )
 
 
 def _received(answers: socket.socket) -> bytes:
@@ -138,22 +149,35 @@ def _write_all(descriptor: int, content: bytes) -> None:
 # In the process that runs are forked from.
 
 
-def _serve(requests: socket.socket) -> dict[str, Any] | None:
-    """Fork for each request; returns in the forked process, and in this one when there are no more requests."""
+def _serve(listener: socket.socket) -> dict[str, Any] | None:
+    """Fork for each request; returns in the forked process, and in this one when nobody is left to send any."""
     signal.signal(signal.SIGCHLD, _reap)
+    open_sockets = [listener]
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, _LONGEST_MESSAGE, 4)
-        if not message:
+        found = select.select(open_sockets, [], [], _LONGEST_IDLE)[0]
+        if not found and open_sockets == [listener]:
             return None
-        waiting = os.fork()
-        if not waiting:
-            requests.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if _is_the_run(descriptors):
-                request: dict[str, Any] = json.loads(message)
-                return request
-        for descriptor in descriptors:
-            os.close(descriptor)
+        for ready in found:
+            if ready is listener:
+                open_sockets.append(listener.accept()[0])
+                continue
+            message, descriptors, _, _ = socket.recv_fds(ready, _LONGEST_MESSAGE, 4)
+            if not message:
+                open_sockets.remove(ready)
+                ready.close()
+                if open_sockets == [listener]:
+                    return None
+                continue
+            waiting = os.fork()
+            if not waiting:
+                for one in open_sockets:
+                    one.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                if _is_the_run(descriptors):
+                    request: dict[str, Any] = json.loads(message)
+                    return request
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 def _reap(*_: object) -> None:
@@ -213,14 +237,23 @@ def _run(request: Mapping[str, Any], installed: Sequence[str]) -> None:
 
 
 def _main() -> None:
-    requests = socket.socket(fileno=int(sys.argv[1]))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(f"\0{sys.argv[1]}")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # another worker has started one at the same time
+            return
+        raise
+    listener.listen(64)  # requests wait until the libraries are loaded
+    if os.fork():
+        os._exit(0)  # the process that forks belongs to no worker
     for library in sys.argv[2:]:
         importlib.import_module(library)
     inherited = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     # Without this file's folder and without PYTHONPATH.
     path = [folder for folder in sys.path[1:] if folder not in inherited]
     gc.freeze()  # a collection would copy the memory of all libraries into each run
-    request = _serve(requests)
+    request = _serve(listener)
     if request is not None:
         _run(request, path)
 
