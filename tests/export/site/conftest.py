@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import cv2
 import pytest
-from playwright.sync_api import Browser
-from tests.chromium import launched
+from playwright.sync_api import Browser, BrowserContext
+from tests.chromium import launched, new_profile
 from tests.export.site.pages import camera_frame
 
+from fer_export.site.server import served
 from fer_export.site.write import ORT_WEB_INTEGRITY, ORT_WEB_VERSION, fetch_npm_package
 from fer_runtime.errors import DownloadError
 
@@ -28,6 +31,20 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     ]
     with launched(*flags) as browser:
         yield browser
+
+
+@pytest.fixture(scope="module")
+def profile(browser: Browser) -> Iterator[BrowserContext]:
+    """A profile that visits sites again and again."""
+    with new_profile(browser) as profile:
+        yield profile
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[[Path], str]]:
+    """Serves a folder until the module's end, so that no later site has an address that the profile knows."""
+    with ExitStack() as stack:
+        yield lambda folder: stack.enter_context(served(folder))
 
 
 @pytest.fixture(scope="module")

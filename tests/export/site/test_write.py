@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Browser, BrowserContext
-from tests.chromium import Visit, new_profile, visiting
+from tests.chromium import Visit, visiting
 from tests.export.site.pages import MODELS, SAMPLES, camera_frame
 from tests.runtime.tiny_models import band_face, write_band_model
 
@@ -51,33 +51,27 @@ def ort_web(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def framed_site(has_ort_web: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def framed_site(has_ort_web: None, tmp_path_factory: pytest.TempPathFactory, serve: Callable[[Path], str]) -> str:
     """Address of a site with v0 fp32 and no face detector."""
     folder = tmp_path_factory.mktemp("framed")
     write_site(folder, model=MODELS / "model_0.onnx")
-    with served(folder) as address:
-        yield address
+    return serve(folder)
 
 
 @pytest.fixture(scope="module")
-def site(has_ort_web: None, yunet: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def site(has_ort_web: None, yunet: Path, tmp_path_factory: pytest.TempPathFactory, serve: Callable[[Path], str]) -> str:
     """Address of a site with v0 int8 and YuNet."""
     folder = tmp_path_factory.mktemp("site")
     write_site(folder, model=MODELS / "model_0.int8.onnx", yunet=yunet)
-    with served(folder) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def profile(browser: Browser) -> Iterator[BrowserContext]:
-    """A profile that visits the two sites again and again."""
-    with new_profile(browser) as profile:
-        yield profile
+    return serve(folder)
 
 
 @pytest.fixture(scope="module")
 def functions(profile: BrowserContext, framed_site: str) -> Iterator[Visit]:
-    """A page whose functions tests call, and which they leave as it is."""
+    """A page whose functions tests call, and which they leave as it is.
+
+    While it is open, other pages of the profile, at any port, find the WebAssembly compiled.
+    """
     with opened(profile, framed_site) as page:
         yield page
 
@@ -117,7 +111,9 @@ def test_the_page_says_that_the_certificate_holds(profile: BrowserContext, site:
         assert page.evaluate("document.getElementById('certificate').className") == "passed"
 
 
-def test_a_certificate_of_other_logits_is_not_believed(browser: Browser, has_ort_web: None, tmp_path: Path) -> None:
+def test_a_certificate_of_other_logits_is_not_believed(
+    profile: BrowserContext, functions: Visit, serve: Callable[[Path], str], tmp_path: Path
+) -> None:
     write_site(tmp_path, model=MODELS / "model_0.onnx")
     path = tmp_path / "model.onnx"
     content = path.read_bytes()
@@ -125,7 +121,7 @@ def test_a_certificate_of_other_logits_is_not_believed(browser: Browser, has_ort
     end = content.index(b",", at)
     # Another first logit of the same length, so that the file stays whole.
     path.write_bytes(content[:at] + b"9" * (end - at) + content[end:])
-    with served(tmp_path) as address, opened(browser, address) as page:
+    with opened(profile, serve(tmp_path)) as page:
         assert page.evaluate("document.getElementById('certificate').className") == "failed"
 
 
@@ -250,14 +246,19 @@ def test_a_face_is_prepared_as_in_python(
     ("labels", "color"), [(("bored", 'a "b", c'), "rgb"), (tuple(f"person {number}" for number in range(40)), "gray")]
 )
 def test_the_page_takes_labels_size_and_colour_from_the_file(
-    labels: tuple[str, ...], color: str, browser: Browser, has_ort_web: None, tmp_path: Path
+    labels: tuple[str, ...],
+    color: str,
+    profile: BrowserContext,
+    functions: Visit,
+    serve: Callable[[Path], str],
+    tmp_path: Path,
 ) -> None:
     metadata = ModelMetadata(name="mine", labels=labels, precision="fp32", opset=18, size=64, color=color)
     write_site(tmp_path / "site", model=write_band_model(tmp_path / "mine.onnx", metadata=metadata))
     noise = cv2.GaussianBlur(np.random.default_rng(3).integers(0, 256, (90, 90, 3), np.uint8), (0, 0), 2)
     expected = prepare_face(noise, (-4, 3, 80, 80), roll=20, size=64, color=color).astype(int)  # type: ignore[arg-type]
     rgba = base64.b64encode(cv2.cvtColor(noise, cv2.COLOR_BGR2RGBA).tobytes()).decode()
-    with served(tmp_path / "site") as address, visiting(browser, address) as page:
+    with visiting(profile, serve(tmp_path / "site")) as page:
         assert page.wait_for(READY) == "yes"
         face = page.evaluate(
             "Array.from(fer.prepareFace(new ImageData(Uint8ClampedArray.from(atob("
@@ -488,14 +489,19 @@ def test_it_works_without_a_network_once_loaded(browser: Browser, has_ort_web: N
     ],
 )
 def test_a_bad_model_file_gives_a_readable_message(
-    browser: Browser, has_ort_web: None, tmp_path: Path, content: bytes | None, message: str
+    profile: BrowserContext,
+    functions: Visit,
+    serve: Callable[[Path], str],
+    tmp_path: Path,
+    content: bytes | None,
+    message: str,
 ) -> None:
     write_site(tmp_path, model=MODELS / "model_0.onnx")
     if content is None:
         (tmp_path / "model.onnx").unlink()
     else:
         (tmp_path / "model.onnx").write_bytes(content)
-    with served(tmp_path) as address, visiting(browser, address) as page:
+    with visiting(profile, serve(tmp_path)) as page:
         assert page.wait_for(READY) == "no"
         assert message in page.evaluate("document.querySelector('#problem:not([hidden])').textContent")
         assert page.evaluate("document.getElementById('camera').disabled")
