@@ -10,7 +10,7 @@ import functools
 import importlib
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,7 +26,8 @@ from tests.export import narrow as narrow  # registers it
 from tests.train.images import write_images
 
 from fer_export import pipeline
-from fer_export.gate import batches, coverage, interpreters, parity, subject
+from fer_export.gate import batches as batch
+from fer_export.gate import coverage, interpreters, parity, subject
 from fer_export.gate.accuracy import Budget
 from fer_export.gate.batches import batch_checks
 from fer_export.gate.coverage import cover_units
@@ -264,13 +265,18 @@ def exports_once(kept: Kept) -> Iterator[None]:
 
 
 @contextmanager
-def few_runs() -> Iterator[None]:
-    """A gate that runs few faces alone, in batches and in other interpreters, for faults that another check finds."""
+def few_runs(batches: Sequence[int] | None = (2, 13, 64)) -> Iterator[None]:
+    """A gate that repeats few runs of few faces, for faults that another check finds.
+
+    Args:
+        batches: sizes to try; None for all of them, each face at each of its places.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "batch_checks", functools.partial(batch_checks, batches=(2, 13, 64)))
-        patch.setattr(batches, "_FACES", 16)
-        patch.setattr(batches, "_ROTATED", (3,))
-        patch.setattr(batches, "_REPEATS", 5)
+        patch.setattr(batch, "_REPEATS", 5)
         patch.setattr(parity, "INTERPRETED_FACES", 8)
         patch.setattr(interpreters, "_REFERENCE_FACES", 1)
+        if batches is not None:
+            patch.setattr(parity, "batch_checks", functools.partial(batch_checks, batches=batches))
+            patch.setattr(batch, "_FACES", 16)
+            patch.setattr(batch, "_ROTATED", (3,))
         yield

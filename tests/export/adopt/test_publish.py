@@ -35,6 +35,8 @@ from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.model.self_test import run_self_test
 
+pytestmark = pytest.mark.usefixtures("exports_once")
+
 
 def test_a_file_like_ferplus_becomes_a_model_with_a_certificate(tmp_path: Path) -> None:
     (tmp_path / "ferplus.onnx").write_bytes(ferplus_like().SerializeToString())
