@@ -4,7 +4,8 @@ numpy, OpenCV and ONNX Runtime take most of the time of a short run, PyTorch two
 `subprocess.run([sys.executable, ...], capture_output=True)` without that. The run has a process of its own, with its
 own pipes, folder and environment, imports every module of this project itself, and ends as Python ends.
 
-Tests of the start, of terminals and signals, and of what libraries read when they are loaded start Python itself.
+Tests of the start, of terminals, of signals that Python handles, and of what libraries read when they are loaded start
+Python itself.
 """
 
 from __future__ import annotations
@@ -21,16 +22,15 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 RUNTIME = ("numpy", "cv2", "onnxruntime", "click")
-PYTORCH = (*RUNTIME, "torch")
-TRAINING = (*PYTORCH, "torch._dynamo")  # which every optimizer of PyTorch loads: a second and a half
+TRAINING = (*RUNTIME, "torch", "torch._dynamo")  # which every optimizer of PyTorch loads: a second and a half
 _LONGEST_MESSAGE = 1 << 20
 _LONGEST_IDLE = 60.0  # seconds that the process waits for the worker that has started it
 _starting = threading.Lock()
@@ -57,19 +57,10 @@ def run_python(
         return subprocess.run(
             [sys.executable, *command], input=input, capture_output=True, cwd=cwd, env=environment, timeout=timeout
         )
-    request = json.dumps({"arguments": command, "cwd": str(cwd or Path.cwd()), "environment": environment}).encode()
-    assert len(request) < _LONGEST_MESSAGE
     with ExitStack() as stack:
-        answers, theirs = socket.socketpair()
-        stack.enter_context(answers)
         pipes = [os.pipe() for _ in range(3)]
         (reading, writing), (output, output_end), (errors, errors_end) = pipes
-        given = reading, output_end, errors_end, theirs.detach()
-        try:
-            socket.send_fds(_server(tuple(libraries)), [request], given)
-        finally:
-            for descriptor in given:
-                os.close(descriptor)
+        answers = stack.enter_context(_forked(command, cwd, environment, libraries, (reading, output_end, errors_end)))
         readers = stack.enter_context(ThreadPoolExecutor(3))
         streams = [readers.submit(_read_all, descriptor) for descriptor in (output, errors)]
         readers.submit(_write_all, writing, input)
@@ -88,6 +79,81 @@ def run_python_text(*arguments: object, **options: Any) -> subprocess.CompletedP
     run = run_python(*arguments, **options)
     output, errors = (content.decode().replace("\r\n", "\n") for content in (run.stdout, run.stderr))
     return subprocess.CompletedProcess(run.args, run.returncode, output, errors)
+
+
+class Forked:
+    """A run that goes on meanwhile, with the methods of `subprocess.Popen` that tests need.
+
+    Args:
+        answers: what says when it ends.
+        says: its output and errors.
+    """
+
+    def __init__(self, answers: socket.socket, says: TextIO) -> None:
+        self.returncode: int | None = None
+        self.pid = int.from_bytes(_received(answers), "little")
+        self.says = says
+        self._answers = answers
+
+    def wait(self, timeout: float | None = 0) -> int | None:
+        """Its exit status, and None where it still runs after so many seconds."""
+        if self.returncode is None and select.select([self._answers], [], [], timeout)[0]:
+            self.returncode = int.from_bytes(_received(self._answers), "little", signed=True)
+        return self.returncode
+
+    poll = wait
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@contextmanager
+def python_started(
+    *arguments: object, env: Mapping[str, str] | None = None, libraries: Sequence[str] = RUNTIME
+) -> Iterator[Forked]:
+    """`python *arguments`, killed at the end of the block if it still runs; needs Linux."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    reading, writing = os.pipe()
+    given = nothing, writing, os.dup(writing)
+    with (
+        open(reading, encoding="utf-8") as says,
+        _forked([*map(str, arguments)], None, os.environ if env is None else env, libraries, given) as answers,
+    ):
+        process = Forked(answers, says)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait(None)
+
+
+def _forked(
+    command: Sequence[str],
+    cwd: Path | None,
+    environment: Mapping[str, str],
+    libraries: Sequence[str],
+    streams: tuple[int, int, int],
+) -> socket.socket:
+    """Ask for a run; returns what its process and later its exit status are read from.
+
+    Args:
+        streams: its standard input, output and errors, which are closed here.
+    """
+    request = {"arguments": command, "cwd": str(cwd or Path.cwd()), "environment": dict(environment)}
+    message = json.dumps(request).encode()
+    assert len(message) < _LONGEST_MESSAGE
+    answers, theirs = socket.socketpair()
+    given = *streams, theirs.detach()
+    try:
+        socket.send_fds(_server(tuple(libraries)), [message], given)
+    except BaseException:
+        answers.close()
+        raise
+    finally:
+        for descriptor in given:
+            os.close(descriptor)
+    return answers
 
 
 def end_servers() -> None:

@@ -10,11 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 LONGEST_SECONDS = 600.0  # far more than any wait takes on a busy machine
+
+
+class Running(Protocol):
+    """A process that was started, such as a `subprocess.Popen`."""
+
+    @property
+    def returncode(self) -> Any: ...
+
+    def poll(self) -> int | None: ...
+
+    def kill(self) -> None: ...
 
 
 @contextmanager
@@ -47,7 +58,7 @@ def without_roots_rights() -> tuple[str, ...]:
     return without
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+def wait_until(condition: Callable[[], object], process: Running | None = None) -> None:
     """Wait until `condition` is true; fail where `process` ends before that, or after LONGEST_SECONDS."""
     end = time.monotonic() + LONGEST_SECONDS
     while not condition():
@@ -57,7 +68,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] |
 
 
 @contextmanager
-def limited(process: subprocess.Popen[Any]) -> Iterator[None]:
+def limited(process: Running) -> Iterator[None]:
     """Kill `process` after LONGEST_SECONDS, so that reading what it says comes to an end."""
     timer = threading.Timer(LONGEST_SECONDS, process.kill)
     timer.daemon = True

@@ -6,8 +6,6 @@ import io
 import json
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.commands import TRAINING, run_python_text
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -412,13 +411,8 @@ def test_refusing_takes_little_memory(state: State, tmp_path: Path) -> None:
             archive.writestr(f"archive/data/{number}", b"")
     torch.save(state, tmp_path / "good")
     files = [str(path) for path in tmp_path.glob("*.pth")]
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHIN_MEMORY, str(tmp_path / "good"), *files],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    done = run_python_text("-c", _WITHIN_MEMORY, tmp_path / "good", *files, libraries=TRAINING)
+    assert done.returncode == 0, done.stderr
     network_mb = sum(value.numel() * value.element_size() for value in state.values()) / 1e6
     assert float(done.stdout) < 2 * network_mb + 100
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.commands import TRAINING, python_started
 from tests.export import narrow as narrow  # registers it
-from tests.processes import started, wait_until
+from tests.processes import wait_until
 from tests.train.images import write_images
 from tests.train.test_pipeline import write_votes
 
@@ -55,6 +56,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks the process that it kills")
 def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,8 +70,8 @@ def test_a_killed_pipeline_continues_and_ends_with_the_same_bytes(
         return messages
 
     run(tmp_path / "whole")
-    command = [sys.executable, "-c", SCRIPT, data, votes, tmp_path / "killed"]
-    with started(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as killed:
+    command = "-c", SCRIPT, data, votes, tmp_path / "killed"
+    with python_started(*command, env={**os.environ, "OMP_NUM_THREADS": "1"}, libraries=TRAINING) as killed:
         wait_until(lambda: list((tmp_path / "killed").rglob("*.resume.pth")), killed)
     assert killed.returncode == -signal.SIGKILL
     assert not list((tmp_path / "killed").rglob("model_0.pth"))

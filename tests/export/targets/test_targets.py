@@ -20,7 +20,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tests.commands import PYTORCH, RUNTIME, run_python_text
+from tests.commands import RUNTIME, TRAINING, run_python_text
 from tests.train.images import write_images
 
 from fer_export.targets.golden_header import golden_header
@@ -364,7 +364,7 @@ def _run(folder: Path, module: str, *arguments: object, code: int = 0, **environ
         *("-m", module, *arguments),
         cwd=folder,
         env={**os.environ, "FER_EDGE_PLUGINS": "mine", "PYTHONPATH": path, **environment},
-        libraries=RUNTIME if module == "fer_runtime" else PYTORCH,
+        libraries=RUNTIME if module == "fer_runtime" else TRAINING,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

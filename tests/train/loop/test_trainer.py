@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors import safe_open
+from tests.commands import TRAINING, python_started
 from tests.processes import limited
 from tests.train.devices import DEVICES
 from tests.train.images import write_images
@@ -64,16 +65,14 @@ def test_it_learns_and_keeps_the_best_epoch(images: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.glob("*.resume.pth"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks the process that it kills")
 def test_killed_in_any_epoch_and_resumed_it_ends_with_the_same_bytes(images: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert _trained(images, whole, "--safetensors").exit_code == 0
-    process = _training(images, killed)
     # Killed for real, once a first epoch has left its state but before the last one.
-    assert process.stderr is not None
-    with limited(process):
-        assert any(line.startswith("epoch 2/") for line in process.stderr)
-    process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    with python_started("-m", "fer_train", *_command(images, killed), libraries=TRAINING) as process, limited(process):
+        assert any(line.startswith("epoch 2/") for line in process.says)
+    assert process.returncode == -signal.SIGKILL
     assert (killed / "model_0.resume.pth").exists()
     assert not (killed / "model_0.pth").exists()
     resumed = _trained(images, killed, "--resume")
