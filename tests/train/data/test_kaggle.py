@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tests.commands import run_python_text
 
 from fer_runtime.expressions import EXPRESSIONS
 
@@ -87,8 +87,7 @@ def _download(server: _Kaggle, home: Path) -> subprocess.CompletedProcess[str]:
 def _run(home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and "KAGGLE" not in key}
     environment = kept | {"HOME": str(home), "KAGGLEHUB_CACHE": str(home / "cache")} | variables
-    command = [sys.executable, "-c", _DOWNLOAD]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return run_python_text("-c", _DOWNLOAD, env=environment)
 
 
 def _root(run: subprocess.CompletedProcess[str]) -> Path:
