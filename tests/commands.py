@@ -313,12 +313,14 @@ def _main() -> None:
     listener.listen(64)  # requests wait until the libraries are loaded
     if os.fork():
         os._exit(0)  # the process that forks belongs to no worker
+    gc.disable()
     for library in sys.argv[2:]:
         importlib.import_module(library)
     inherited = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     # Without this file's folder and without PYTHONPATH.
     path = [folder for folder in sys.path[1:] if folder not in inherited]
     gc.freeze()  # a collection would copy the memory of all libraries into each run
+    gc.enable()
     request = _serve(listener)
     if request is not None:
         _run(request, path)

@@ -47,6 +47,10 @@ _IN_MEMORY = Path("/dev/shm")
 _ROOM = 4 << 30  # bytes; the largest test writes 90 MB
 
 
+# Until all tests are collected nothing but imports is done, which makes no garbage.
+gc.disable()
+
+
 def pytest_configure() -> None:
     """Put temporary files into memory where there is much: on a disk, each one that is made to last costs 3 ms."""
     if {"PYTEST_DEBUG_TEMPROOT", "TMPDIR"} & set(os.environ) or not os.access(_IN_MEMORY, os.W_OK):
@@ -61,6 +65,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from fer_export.show import show_export, show_targets
+from fer_runtime.collector import collector_stopped
 from fer_runtime.command import (
     FerCommand,
     NumberRange,
@@ -415,7 +416,8 @@ def _inspect(options: InspectRun) -> None:
 def _export(options: ExportRun) -> None:
     if options.model is None and options.name is None and options.checkpoint is None:
         raise click.UsageError(f"Missing option '--model' or '--name'. Models: {', '.join(ARCHITECTURES)}.")
-    with needs_extra("export"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
+    # PyTorch loads slowly and edge devices lack it; --help needs neither.
+    with needs_extra("export"), collector_stopped():
         from fer_export.gate.report import ExportRefusedError
         from fer_export.pipeline import export_model
         from fer_train.checkpoints import stated_network
@@ -467,7 +469,7 @@ def _adopt(options: AdoptRun) -> None:
         raise click.UsageError("--temperature is fitted to --data; leave one of them out")
     check_models_dir(options.models_dir)
     name = options.name or own_name(click.get_current_context(), _parameter("name"), options.adopted.stem)
-    with needs_extra("export"):
+    with needs_extra("export"), collector_stopped():
         from fer_export.adopt.inputs import FaceInput, parse_input
         from fer_export.adopt.publish import adopt_model
         from fer_export.gate.report import ExportRefusedError
@@ -558,7 +560,7 @@ def _signed(path: Path | None, refused: type[Any]) -> Iterator[Callable[[ExportR
 def _convert(options: TargetRun) -> None:
     if options.name is None and options.model is None:
         raise click.UsageError(f"Missing option '--model'. Choose from: {', '.join(ARCHITECTURES)}.")
-    with needs_extra("export"):
+    with needs_extra("export"), collector_stopped():
         from fer_export.targets.publish import TargetRefusedError, convert_model
     check_models_dir(options.models_dir)
     try:

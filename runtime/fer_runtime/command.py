@@ -16,6 +16,7 @@ run uses, so `take_options` can refuse every other option by name:
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -50,6 +51,7 @@ EXTRA_MODULES = {
     "sign": ("cryptography",),
 }
 
+_OBJECTS_BEFORE_COLLECTION = 10_000  # Python's own 700 are reached all the time
 _OPENCV_ENVIRONMENT = {
     "OPENCV_FOR_THREADS_NUM": "1",  # parallel work is ours: a thread for each image
     "OPENCV_LOG_LEVEL": "OFF",  # it would print beside our own errors
@@ -288,7 +290,8 @@ def prepare_process() -> None:
     """Set up what belongs to a command's whole process, which no import of the library does.
 
     Descriptors 0 to 2 that the shell closed are opened on the null device: a file of rows would take the number 2, and
-    what libpng and libjpeg print there would be among the rows. OpenCV reads its environment when it is loaded.
+    what libpng and libjpeg print there would be among the rows. OpenCV reads its environment when it is loaded. The
+    collector runs after more new objects: rows are no garbage before they are written, nor are graphs.
     """
     for descriptor in range(3):
         try:
@@ -298,6 +301,8 @@ def prepare_process() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, value in _OPENCV_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if 0 < gc.get_threshold()[0] < _OBJECTS_BEFORE_COLLECTION:
+        gc.set_threshold(_OBJECTS_BEFORE_COLLECTION)
     keep_caches()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
+from fer_runtime.collector import collector_stopped
 from fer_runtime.command import (
     NumberRange,
     PathlibPath,
@@ -278,7 +279,8 @@ def main(**given: Any) -> None:
 
 
 def _train(options: TrainRun) -> None:
-    with needs_extra("train"):  # PyTorch loads slowly and edge devices lack it; --help needs neither
+    # PyTorch loads slowly and edge devices lack it; --help needs neither.
+    with needs_extra("train"), collector_stopped():
         from fer_train.checkpoints import find_weights, stated_faces
         from fer_train.loop.distributed import one_per_machine_first
         from fer_train.pipeline import ImageOptions, train_model
@@ -328,7 +330,7 @@ def _train(options: TrainRun) -> None:
 def _pretrain(options: PretrainRun) -> None:
     model = _network_name(options)
     recipe = _recipe(options, PRETRAIN)
-    with needs_extra("train"):
+    with needs_extra("train"), collector_stopped():
         from fer_train.pretrain import pretrain, pretrained_path
 
     with _together(options) as execution:
@@ -367,7 +369,7 @@ def _recipe(options: _NetworkOptions, recipe: Recipe, *, drop: tuple[str, ...] |
 @contextmanager
 def _together(options: _NetworkOptions) -> Iterator[Execution]:
     """Join the processes that train together, and say what both kinds of training do alike."""
-    with needs_extra("train"):
+    with needs_extra("train"), collector_stopped():
         import torch
 
         from fer_train.execution import Execution
@@ -454,7 +456,7 @@ def _write_safetensors(trained: Trained) -> Path:
 
 
 def _audit(options: AuditRun) -> None:
-    with needs_extra("train"):
+    with needs_extra("train"), collector_stopped():
         from fer_train.data.audit import audit_faces, write_audit
         from fer_train.data.dataset import load_splits
 

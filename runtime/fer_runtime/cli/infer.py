@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from fer_runtime.cli.arguments import (
     refuse_overwriting,
     refuse_uris,
 )
-from fer_runtime.cli.collector import collector_stopped
 from fer_runtime.cli.options import (
     RUNS,
     ClusterRun,
@@ -34,6 +32,7 @@ from fer_runtime.cli.options import (
     VideosRun,
     WatchRun,
 )
+from fer_runtime.collector import collector_stopped
 from fer_runtime.command import (
     GivenPath,
     NumberRange,
@@ -329,8 +328,6 @@ def _recognition(given: dict[str, Any]) -> Callable[[], bool]:
     """The run over images, videos or a cluster, loaded and checked; it says whether anything failed."""
     # numpy's BLAS would start a thread per core, 0.04 s of CPU time, and nothing here multiplies matrices with it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # From here on the collector runs after 10,000 new objects, not 700: rows are no garbage before they are written.
-    gc.set_threshold(10_000)
     # Here, not deep in the imports below: where the stack of calls crosses the end of a block of Python's frame stack
     # (3.11 and later), every call maps and unmaps memory. It happened 1,600 times, for 10 ms, while numpy was imported.
     import numpy  # noqa: F401
