@@ -152,9 +152,9 @@ def test_reversed_colour_order_is_no_fault_of_gray_faces(trained_narrow: Checkpo
     ).passed
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
-def test_a_truncated_file_is_named(kept: float, narrow_content: bytes, trained_narrow: Checkpoint) -> None:
-    part = narrow_content[: int(kept * len(narrow_content)) if isinstance(kept, float) else kept]
+@pytest.mark.parametrize("length", [0, 1, 100, 0.5, 0.999])
+def test_a_truncated_file_is_named(length: float, narrow_content: bytes, trained_narrow: Checkpoint) -> None:
+    part = narrow_content[: int(length * len(narrow_content)) if isinstance(length, float) else length]
     with pytest.raises(ModelFileError):
         check_parity(part, FileSpec(original=original_of(trained_narrow), temperature=TEMPERATURE), synthetic_faces())
 
