@@ -156,11 +156,61 @@ def _forked(
     return answers
 
 
+class RunningPython:
+    """A run that has begun: the part of a `subprocess.Popen` with text pipes that fer-bench uses. Linux alone."""
+
+    def __init__(self, *arguments: object, env: Mapping[str, str], libraries: Sequence[str] = RUNTIME) -> None:
+        (reading, writing), (output, output_end) = os.pipe(), os.pipe()
+        streams = reading, output_end, os.open(os.devnull, os.O_WRONLY)
+        self._answers = _started([str(argument) for argument in arguments], streams, None, env, libraries)
+        self.stdin = open(writing, "w", 1, encoding="utf-8")  # noqa: SIM115 - the caller closes them
+        self.stdout = open(output, encoding="utf-8")  # noqa: SIM115
+        self.pid = int.from_bytes(_received(self._answers), "little")
+        self.returncode: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._answers.settimeout(timeout)
+            try:
+                self.returncode = int.from_bytes(_received(self._answers), "little", signed=True)
+            except TimeoutError:
+                assert timeout is not None
+                raise subprocess.TimeoutExpired([], timeout) from None
+            self._answers.close()
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
 def end_servers() -> None:
     """Let the processes go that runs are forked from: each ends when nobody needs it."""
     while _servers:
         _, requests = _servers.popitem()
         requests.close()
+
+
+def _started(
+    command: Sequence[str],
+    streams: tuple[int, int, int],
+    cwd: Path | None,
+    environment: Mapping[str, str],
+    libraries: Sequence[str],
+) -> socket.socket:
+    """Start a run and close its ends of the streams; what is given answers with the process id, then the exit code."""
+    request = json.dumps(
+        {"arguments": list(command), "cwd": str(cwd or Path.cwd()), "environment": dict(environment)}
+    ).encode()
+    assert len(request) < _LONGEST_MESSAGE
+    answers, theirs = socket.socketpair()
+    given = *streams, theirs.detach()
+    try:
+        socket.send_fds(_server(tuple(libraries)), [request], given)
+    finally:
+        for descriptor in given:
+            os.close(descriptor)
+    return answers
 
 
 def _server(libraries: tuple[str, ...]) -> socket.socket:

@@ -21,6 +21,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from tests.commands import RunningPython
 from tests.runtime.model.test_hostile_models import GRAPHS, METADATA
 from tests.runtime.tiny_models import write_band_model
 
@@ -287,6 +288,22 @@ def _assert_harmless(output: str) -> None:
         assert not line.startswith(("  verdict       passed", "Traceback"))
 
 
+@pytest.fixture
+def _loaded_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fer-bench's workers have loaded ONNX Runtime, which takes most of their time."""
+    if sys.platform != "linux":
+        return
+    start = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> Any:
+        if command[1:] == ["-m", "fer_bench.latency.worker"]:
+            return RunningPython(*command[1:], env=options["env"])
+        return start(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+
+
+@pytest.mark.usefixtures("_loaded_workers")
 @pytest.mark.parametrize(("hostile", "command"), _CASES, indirect=["hostile"])
 def test_every_command_answers_in_one_line(hostile: Path, command: str, request: pytest.FixtureRequest) -> None:
     main, arguments = COMMANDS[command]
