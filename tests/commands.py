@@ -101,7 +101,8 @@ class Forked:
             self.returncode = int.from_bytes(_received(self._answers), "little", signed=True)
         return self.returncode
 
-    poll = wait
+    def poll(self) -> int | None:
+        return self.wait()
 
     def kill(self) -> None:
         if self.poll() is None:
@@ -156,32 +157,31 @@ def _forked(
     return answers
 
 
-class RunningPython:
-    """A run that has begun: the part of a `subprocess.Popen` with text pipes that fer-bench uses. Linux alone."""
+class RunningPython(Forked):
+    """The same with text pipes to write to and to read from, as fer-bench starts its workers."""
 
     def __init__(self, *arguments: object, env: Mapping[str, str], libraries: Sequence[str] = RUNTIME) -> None:
         (reading, writing), (output, output_end) = os.pipe(), os.pipe()
         streams = reading, output_end, os.open(os.devnull, os.O_WRONLY)
-        self._answers = _started([str(argument) for argument in arguments], streams, None, env, libraries)
-        self.stdin = open(writing, "w", 1, encoding="utf-8")  # noqa: SIM115 - the caller closes them
+        answers = _forked([*map(str, arguments)], None, env, libraries, streams)
+        self.stdin = open(writing, "w", 1, encoding="utf-8")  # noqa: SIM115 - fer-bench closes them
         self.stdout = open(output, encoding="utf-8")  # noqa: SIM115
-        self.pid = int.from_bytes(_received(self._answers), "little")
-        self.returncode: int | None = None
+        super().__init__(answers, self.stdout)
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            self._answers.settimeout(timeout)
-            try:
-                self.returncode = int.from_bytes(_received(self._answers), "little", signed=True)
-            except TimeoutError:
-                assert timeout is not None
-                raise subprocess.TimeoutExpired([], timeout) from None
-            self._answers.close()
-        return self.returncode
+        """Its exit status.
 
-    def kill(self) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)
+        Raises:
+            subprocess.TimeoutExpired: it still runs after so many seconds.
+        """
+        status = super().wait(timeout)
+        if status is None:
+            raise subprocess.TimeoutExpired([], timeout or 0)
+        self._answers.close()
+        return status
+
+    def poll(self) -> int | None:
+        return super().wait()
 
 
 def end_servers() -> None:
@@ -189,28 +189,6 @@ def end_servers() -> None:
     while _servers:
         _, requests = _servers.popitem()
         requests.close()
-
-
-def _started(
-    command: Sequence[str],
-    streams: tuple[int, int, int],
-    cwd: Path | None,
-    environment: Mapping[str, str],
-    libraries: Sequence[str],
-) -> socket.socket:
-    """Start a run and close its ends of the streams; what is given answers with the process id, then the exit code."""
-    request = json.dumps(
-        {"arguments": list(command), "cwd": str(cwd or Path.cwd()), "environment": dict(environment)}
-    ).encode()
-    assert len(request) < _LONGEST_MESSAGE
-    answers, theirs = socket.socketpair()
-    given = *streams, theirs.detach()
-    try:
-        socket.send_fds(_server(tuple(libraries)), [request], given)
-    finally:
-        for descriptor in given:
-            os.close(descriptor)
-    return answers
 
 
 def _server(libraries: tuple[str, ...]) -> socket.socket:
