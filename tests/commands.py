@@ -298,12 +298,18 @@ def _is_the_run(descriptors: Sequence[int]) -> bool:
     return True
 
 
-def _run(request: Mapping[str, Any], installed: Sequence[str]) -> None:
-    """Be `python *arguments`."""
+def be_python(request: Mapping[str, Any], installed: Sequence[str]) -> None:
+    """Be `python *arguments` in a process that has been forked for it.
+
+    Args:
+        request: `arguments`, `cwd` and `environment`.
+        installed: folders of the installed packages.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     kind, *arguments = request["arguments"]
     given = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     first = {"-m": os.getcwd(), "-c": ""}.get(kind, os.path.dirname(os.path.abspath(kind)))
@@ -351,7 +357,7 @@ def _main() -> None:
     gc.enable()
     request = _serve(listener)
     if request is not None:
-        _run(request, path)
+        be_python(request, path)
 
 
 if __name__ == "__main__":

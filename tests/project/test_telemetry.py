@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -23,7 +23,7 @@ import pytest
 from tests.conftest import CHECKOUT
 from tests.export.adopt.foreign_models import FERPLUS, ferplus_like
 from tests.export.narrow import narrow
-from tests.processes import started
+from tests.processes import limited, started
 from tests.train.images import write_images
 
 from fer_runtime.batch.sources import find_images, sample_images
@@ -65,10 +65,31 @@ def _trace(
     Args:
         while_running: what happens meanwhile, for a command that does not end by itself.
     """
-    assert _STRACE is not None
     log = folder.parent / f"{folder.name}.log"
+    with started(
+        [*_strace(log), sys.executable, *arguments],
+        cwd=folder,
+        env=_environment(folder, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        if while_running is not None:
+            while_running(run)
+        output, errors = run.communicate(timeout=300)
+    assert run.returncode == 0, output + errors
+    return _read(log.read_bytes(), folder)
+
+
+def _strace(log: Path) -> list[str]:
+    """What the command that is traced follows."""
+    assert _STRACE is not None
     # Without --seccomp-bpf each call of PyTorch's start stops the process, which takes minutes.
-    command = [_STRACE, "-f", "--seccomp-bpf", "-e", f"trace={_CALLS}", "-s", "4096", "-y", "-o", str(log)]
+    return [_STRACE, "-f", "--seccomp-bpf", "-e", f"trace={_CALLS}", "-s", "4096", "-y", "-o", str(log)]
+
+
+def _environment(folder: Path, *arguments: str) -> dict[str, str]:
+    """Of a run in `folder`, which gets folders for its home and temporary files."""
     # Commands that ran inside this process have set some of these for libraries.
     own = ("ORT_", "RAY_", "MPLCONFIGDIR", "TORCHINDUCTOR_", "OPENCV_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
@@ -83,22 +104,15 @@ def _trace(
         environment["FER_EDGE_PLUGINS"] = "tests.export.narrow"
     for name in ("home", "tmp"):
         (folder / name).mkdir(exist_ok=True)
-    with started(
-        [*command, sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as run:
-        if while_running is not None:
-            while_running(run)
-        output, errors = run.communicate(timeout=300)
-    assert run.returncode == 0, output + errors
+    return environment
+
+
+def _read(log: bytes, folder: Path) -> Traced:
+    """What strace has written of a run in `folder`."""
     network: list[str] = []
     addresses: set[str] = set()
     written: set[Path] = set()
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in log.decode(errors="replace").splitlines():
         call = line.partition(" ")[2].strip()
         if re.match(r"(socket|connect)\(.*AF_(INET|INET6|NETLINK|PACKET)", call):
             network.append(call)
@@ -112,6 +126,89 @@ def _trace(
         if names := re.findall(r'"((?:[^"\\]|\\.)*)"', call):
             written.add(Path(os.path.normpath(folder / names[-1])))
     return Traced(network=network, addresses=addresses, written=written)
+
+
+# Loads PyTorch, and forks for each line of its input.
+_WITH_PYTORCH = """
+import gc, json, os, sys
+gc.disable()
+import torch, torch._dynamo
+from tests.commands import be_python
+gc.freeze()
+gc.enable()
+inherited = os.environ["PYTHONPATH"].split(os.pathsep)
+installed = [folder for folder in sys.path[1:] if folder not in inherited]
+print("ready", flush=True)
+for line in sys.stdin:
+    run = os.fork()
+    if not run:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)
+        be_python(json.loads(line), installed)
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]), flush=True)
+"""
+
+
+class TracedForks:
+    """Runs that are forked, one after another, from a process under strace that has loaded PyTorch."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path, errors: Path) -> None:
+        self._process = process
+        self._log = log
+        self._errors = errors
+        self._read_bytes = 0
+        assert self._answer() == "ready", errors.read_text()
+
+    def loading(self, folder: Path) -> Traced:
+        """What it took to load PyTorch."""
+        return self._latest(folder)
+
+    def trace(self, folder: Path, *arguments: str) -> Traced:
+        """The same as `_trace`."""
+        request = {"arguments": arguments, "cwd": str(folder), "environment": _environment(folder, *arguments)}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        assert self._answer() == "0", self._errors.read_text()
+        return self._latest(folder)
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        with limited(self._process):
+            return self._process.stdout.readline().strip()
+
+    def _latest(self, folder: Path) -> Traced:
+        log = self._log.read_bytes()
+        latest, self._read_bytes = log[self._read_bytes :], len(log)
+        return _read(latest, folder)
+
+
+@pytest.fixture(scope="module")
+def with_pytorch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TracedForks]:
+    folder = tmp_path_factory.mktemp("pytorch") / "work"
+    folder.mkdir()
+    log, errors = folder.parent / "log", folder.parent / "errors"
+    with (
+        errors.open("wb") as file,
+        started(
+            [*_strace(log), sys.executable, "-c", _WITH_PYTORCH],
+            cwd=folder,
+            env=_environment(folder),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+        ) as process,
+    ):
+        forks = TracedForks(process, log, errors)
+        loading = forks.loading(folder)
+        assert loading.network == []
+        assert _strays(loading, folder) == []
+        yield forks
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(60) == 0, errors.read_text()
 
 
 def _strays(traced: Traced, folder: Path) -> list[str]:
@@ -182,10 +279,14 @@ _RUNS = {
     ),
     "import every module": ("-c", _IMPORT_ALL),
 }
+# PyTorch takes a second to load, and does the same each time.
+_WITH_PYTORCH_LOADED = {"fer-train", "fer-export", "fer-export --adopt", "fer-export --target"}
 
 
 @pytest.mark.parametrize("name", _RUNS)
-def test_no_network_and_nothing_left_elsewhere(name: str, data: Path, tmp_path: Path) -> None:
+def test_no_network_and_nothing_left_elsewhere(
+    name: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     import cv2
 
     folder = tmp_path / "work"
@@ -217,7 +318,12 @@ def test_no_network_and_nothing_left_elsewhere(name: str, data: Path, tmp_path: 
         foreign = tmp_path / "foreign.onnx"
         foreign.write_bytes(ferplus_like().SerializeToString())
         places["foreign"] = foreign
-    traced = _trace(folder, *(part.format(**places) for part in _RUNS[name]))
+    arguments = [part.format(**places) for part in _RUNS[name]]
+    if name in _WITH_PYTORCH_LOADED:
+        forks: TracedForks = request.getfixturevalue("with_pytorch")
+        traced = forks.trace(folder, *arguments)
+    else:
+        traced = _trace(folder, *arguments)
     assert traced.network == []
     assert _strays(traced, folder) == []
     assert [str(path) for path in (folder / "tmp").iterdir()] == []
@@ -272,12 +378,16 @@ def test_a_service_opens_its_own_socket_on_the_loopback_address_and_no_other(tmp
     assert [str(path) for path in (folder / "tmp").iterdir()] == []
 
 
-def test_a_socket_and_a_stray_file_would_be_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_forked", [False, True])
+def test_a_socket_and_a_stray_file_would_be_seen(
+    is_forked: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     program = "import os, socket; socket.socket().close(); os.mkdir('../stray'); open('home_is_' + 'fine', 'w').close()"
     program += "; socket.socket(type=socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
-    traced = _trace(folder, "-c", program)
+    trace = request.getfixturevalue("with_pytorch").trace if is_forked else _trace
+    traced = trace(folder, "-c", program)
     assert len(traced.network) == 3
     assert traced.addresses == {"192.0.2.1"}
     assert _strays(traced, folder) == [str(tmp_path / "stray")]
