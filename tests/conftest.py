@@ -21,25 +21,33 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Modules of some ten seconds and more, in tests/. `make test` gives each module to one of three processes: long ones
-# come first, so that none is left over at the end, when the others have nothing more to do.
+# Modules of some five seconds of CPU time and more, in tests/. `make test` gives each module to one of three processes:
+# long ones come first, so that none is left over at the end, when the others have nothing more to do.
 _LONGEST = (
     "runtime/cluster/test_engine.py",
     "export/test_pipeline.py",
-    "train/loop/test_distributed.py",
+    "export/site/test_write.py",
     "export/test_planted_faults.py",
-    "project/test_hostile_model_files.py",
-    "train/test_notebook.py",
-    "export/test_own_labels.py",
-    "benchmarks/report/test_measure.py",
     "project/test_telemetry.py",
-    "export/targets/test_targets.py",
+    "export/site/test_package.py",
+    "project/test_hostile_model_files.py",
+    "train/loop/test_distributed.py",
     "train/loop/test_trainer.py",
-    "benchmarks/browser/test_measure.py",
-    "benchmarks/test_engines.py",
+    "export/gate/test_moved_weights.py",
     "runtime/video/test_recognize.py",
-    "project/test_plugins.py",
+    "benchmarks/report/test_measure.py",
+    "benchmarks/browser/test_measure.py",
+    "project/test_hostile_texts.py",
+    "export/test_foreign_networks.py",
+    "runtime/cli/test_stopped_runs.py",
     "train/data/test_audit.py",
+    "train/test_notebook.py",
+    "project/test_plugins.py",
+    "runtime/server/test_live.py",
+    "runtime/cli/test_infer.py",
+    "benchmarks/test_engines.py",
+    "export/targets/test_targets.py",
+    "benchmarks/latency/test_measure.py",
 )
 
 
