@@ -45,7 +45,7 @@ def test_pretraining_gives_all_layers_but_the_last_to_a_training_on_faces(faces:
         folder.mkdir(parents=True)
         for number in range(10):
             cv2.imwrite(str(folder / f"{number}.png"), np.full((60, 50), gray + number, np.uint8))
-    recipe = STANDING.overridden(epochs=2, batch_size=8, optimizer="adamw", lr=1e-3)
+    recipe = STANDING.overridden(batch_size=8, optimizer="adamw", lr=1e-3)
     result = pretrain("v1", tmp_path / "things", recipe, models_dir=tmp_path)
     assert (result.classes, result.images) == (2, 20)
     pretrained = load_start(result.path, name="v1")
