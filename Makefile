@@ -40,7 +40,7 @@ tables: $(TEST)/.installed ## README's table and the model cards match the resul
 	@$(TEST)/bin/python -m studies.model_cards --check
 
 # Three workers for two cores: tests wait for many processes that they start. A worker that crashes is replaced, and its
-# module begins again: twice, not for ever.
+# module, or group of modules (tests/conftest.py), begins again: twice, not for ever.
 tests: $(TEST)/.installed ## pytest
 	@$(TEST)/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --max-worker-restart 2
 

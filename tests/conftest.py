@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.commands import end_servers
@@ -26,12 +27,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _LONGEST = (
     "runtime/cluster/test_engine.py",
     "export/test_pipeline.py",
+    "train/loop/test_distributed.py",
     "export/site/test_write.py",
     "export/test_planted_faults.py",
     "project/test_telemetry.py",
     "export/site/test_package.py",
     "project/test_hostile_model_files.py",
-    "train/loop/test_distributed.py",
     "train/loop/test_trainer.py",
     "export/gate/test_moved_weights.py",
     "runtime/video/test_recognize.py",
@@ -49,6 +50,13 @@ _LONGEST = (
     "export/targets/test_targets.py",
     "benchmarks/latency/test_measure.py",
 )
+
+# Modules that one worker runs, by the beginning of their names: they share PyTorch's exporter with its operators and
+# the three files of a small network, or PyTorch's optimizers. Each worker would load or make those anew.
+_TOGETHER = {
+    "tests/export": ("tests/export/test_", "tests/export/adopt/", "tests/export/gate/", "tests/export/int8/"),
+    "tests/train": ("tests/train/",),
+}
 
 
 _IN_MEMORY = Path("/dev/shm")
@@ -79,6 +87,21 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {CHECKOUT / "tests" / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One worker for all tests of a module, and for all modules of a group."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module: str = super()._split_scope(nodeid)
+            return next((group for group, starts in _TOGETHER.items() if nodeid.startswith(starts)), module)
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
