@@ -264,8 +264,8 @@ def _serve(listener: socket.socket) -> dict[str, Any] | None:
                 continue
             waiting = os.fork()
             if not waiting:
-                for one in open_sockets:
-                    one.close()
+                for inherited in open_sockets:
+                    inherited.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 if _is_the_run(descriptors):
                     request: dict[str, Any] = json.loads(message)
