@@ -16,6 +16,7 @@ from fer_runtime.command import FerCommand
 from fer_runtime.files import write_atomically
 from fer_runtime.metrics import wilson_interval
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, FILE_STEMS, Precision, model_path, results_path
+from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.results import read_results
 
 _WHAT = {
@@ -79,13 +80,21 @@ def _origin(results: Mapping[str, Any]) -> str:
     ]
     threads = f"{settings['threads']} thread{'s' if settings['threads'] != 1 else ''}"
     return (
-        f"Trained on {target} with `--recipe {results['recipe']}` from {started}"
+        f"Trained on {target} with `--recipe {results['recipe']}`{_changed(results)} from {started}"
         + (f", distilled from {', '.join(teachers)}" if teachers else "")
         + f", seed {results['seed']}: {train['used']:,} of {sum(train['counts'].values()):,} training images, "
         f"{len(results['test_acc'])} epochs of {results['seconds_per_epoch']:.0f} s, "
         f"epoch {results['best_epoch']} kept. "
         f"PyTorch {results['versions']['torch']}, {settings['device']}, {threads}."
     )
+
+
+def _changed(results: Mapping[str, Any]) -> str:
+    """The settings that are not those of the recipe, such as " (epochs 14, lr 0.0012)"."""
+    recipe = ARCHITECTURES[results["model"]].recipe(results["recipe"]).to_dict()
+    settings = results["settings"]
+    changed = [f"{name} {settings[name]}" for name, value in recipe.items() if settings.get(name, value) != value]
+    return f" ({', '.join(changed)})" if changed else ""
 
 
 def _figures(results: Mapping[str, Any]) -> list[str]:
