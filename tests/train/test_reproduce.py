@@ -152,9 +152,8 @@ def test_a_step_begins_with_imagenets_weights_and_larger_faces(data: Path, tmp_p
     settings = json.loads(results_path(made["lite0"], "lite0").read_text())["settings"]
     assert settings["weights"] == "imagenet"
     assert load_checkpoint(made["lite0"] / "lite0.pth", name=PACKAGED).size == 32
-    key = {"data": "d", "votes": "v", "teachers": ()}
     keys = [
-        step_key(replace(WITH_IMAGENET[0], size=size), weights=start, **key)
+        step_key(replace(WITH_IMAGENET[0], size=size), data="d", votes="v", teachers=(), weights=start)
         for size, start in ((32, "imagenet"), (64, "imagenet"), (32, "none"))
     ]
     assert len(set(keys)) == 3
