@@ -42,7 +42,7 @@ tables: $(TEST)/.installed ## README's table and the model cards match the resul
 # Three workers for two cores: tests wait for many processes that they start. A worker that crashes is replaced, and its
 # module, or group of modules (tests/conftest.py), begins again: twice, not for ever.
 tests: $(TEST)/.installed ## pytest
-	@$(TEST)/bin/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder --max-worker-restart 2
+	@$(TEST)/bin/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --max-worker-restart 2
 
 studies: $(TEST)/.installed ## Tests of benchmarks/studies, which users do not get
 	@$(TEST)/bin/python -m pytest tests/studies

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.commands import end_servers
@@ -83,14 +84,27 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {CHECKOUT / "tests" / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
-    for item in items:
-        module = item.path.relative_to(CHECKOUT).as_posix()
-        group = next((group for group, starts in _TOGETHER.items() if module.startswith(starts)), module)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One worker for all tests of a module, and for all modules of a group.
+
+    xdist's own groups, marks in names of tests, do nothing with pytest 9.2 and xdist 3.8.
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module: str = super()._split_scope(nodeid)
+            return next((group for group, starts in _TOGETHER.items() if nodeid.startswith(starts)), module)
+
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
