@@ -47,6 +47,7 @@ from fer_runtime.model.session import runtime_version
 from fer_runtime.output.parquet import to_parquet
 from fer_runtime.output.rows import JsonLines
 from fer_runtime.recognizer import Recognizer
+from fer_runtime.registry import PLUGINS_VARIABLE, load_plugins
 from fer_runtime.system import available_cpus
 
 SHARD_SIZE = 1024  # images: a fifth of a second to a minute of work
@@ -69,6 +70,7 @@ class RecognizerRecipe:
     yunet: bytes | None  # None where the driver does not use it
     options: dict[str, Any]  # keyword arguments of Recognizer
     settings: dict[str, Any]  # of the driver's recognizer
+    plugins: str  # modules that the driver's FER_EDGE_PLUGINS names
 
 
 def pack_recognizer(recognizer: Recognizer, *, yunet: Path | None = None, **options: Any) -> RecognizerRecipe:
@@ -84,6 +86,7 @@ def pack_recognizer(recognizer: Recognizer, *, yunet: Path | None = None, **opti
         yunet=(yunet or cached_yunet()).read_bytes() if recognizer.detector_used == "yunet" else None,
         options=options,
         settings=settings_of(recognizer),
+        plugins=os.environ.get(PLUGINS_VARIABLE, ""),
     )
 
 
@@ -102,6 +105,13 @@ class ShardRecognizer:
         import cv2
 
         cv2.setNumThreads(1)  # the process is the actor's alone, and Ray counts its CPUs
+        self._refusal = ""  # why this machine cannot do what the driver's does
+        os.environ[PLUGINS_VARIABLE] = recipe.plugins
+        try:
+            load_plugins()
+        except ImportError as error:
+            self._refusal = f"cannot import a module of {PLUGINS_VARIABLE}: {error}; install it on all machines"
+            return
         options = dict(recipe.options)
         # Private (mode 0700), and gone as soon as all is loaded: Ray ends actors without letting them tidy up.
         with tempfile.TemporaryDirectory(prefix="fer-") as folder_of_files:
@@ -114,9 +124,11 @@ class ShardRecognizer:
             model.write_bytes(recipe.model)
             self._recognizer = Recognizer(model, **options)
             settings = settings_of(self._recognizer)
-        self._different = [
+        different = [
             f"{key} {settings[key]}, not {value}" for key, value in recipe.settings.items() if settings[key] != value
         ]
+        if different:
+            self._refusal = f"has {'; '.join(different)}; install the same versions on all"
         self._store = None if output is None else open_store(output)
         self._format_name = format_name
         self._folder = folder
@@ -125,13 +137,11 @@ class ShardRecognizer:
         """The rows of a shard's images, given back or written.
 
         Raises:
-            ClusterError: this machine has other versions than the driver's.
+            ClusterError: this machine has other versions than the driver's, or lacks its plugins.
             OutputError: the output folder does not hold the shard's paths.
         """
-        if self._different:
-            raise ClusterError(
-                f"the machine {os.uname().nodename} has {'; '.join(self._different)}; install the same versions on all"
-            )
+        if self._refusal:
+            raise ClusterError(f"the machine {os.uname().nodename} {self._refusal}")
         number, summary = shard.number, JobSummary()
         listed = shard.paths or self._read_paths(number)
         rows = self._rows(parse_paths(listed, name=paths_name(number)), summary)

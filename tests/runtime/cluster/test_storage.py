@@ -15,7 +15,8 @@ import pytest
 from tests.runtime.tiny_models import band_face, write_band_model
 
 from fer_runtime.cluster.engine import _remove_leftovers
-from fer_runtime.errors import OutputError
+from fer_runtime.errors import ClusterError, OutputError
+from fer_runtime.registry import load_plugins
 
 pytest.importorskip("pyarrow", reason="needs the extra `ray`")
 
@@ -35,6 +36,25 @@ def _python(script: str, *arguments: object, endpoint: str) -> subprocess.Comple
     environment = {**os.environ, **_CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+_DETECTOR = """
+from fer_runtime.detectors import DETECTORS, Detection, DetectorEntry
+
+
+class Corner:
+    name = "corner"
+
+    def detect(self, image):
+        return (Detection(box=(0, 0, 48, 48)),)
+
+
+DETECTORS.register(DetectorEntry(name="corner", help="the upper left corner", create="edge_plugin:make"))
+
+
+def make(options):
+    return Corner()
+"""
 
 
 def test_an_outage_has_one_reason_and_no_folder_is_taken_for_an_image() -> None:
@@ -88,6 +108,41 @@ def test_an_actor_gives_the_rows_and_leaves_no_file(tmp_path: Path, monkeypatch:
         assert read["faces"][0]["expression"] == recognizer.metadata.labels[4]
         assert missing["error"] == "cannot be opened: No such file or directory"
         assert json.loads(given.summary)["images"] == 2
+
+
+def test_an_actor_has_the_drivers_plugins_or_says_that_it_cannot_import_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fer_runtime import Recognizer
+    from fer_runtime.cluster.engine import ShardRecognizer, pack_recognizer
+    from fer_runtime.cluster.pool import Shard
+    from fer_runtime.detectors import DETECTORS
+    from fer_runtime.files import CACHE_VARIABLE
+
+    (tmp_path / "edge_plugin.py").write_text(_DETECTOR, encoding="utf-8")
+    cv2.imwrite(str(tmp_path / "1.png"), band_face(4))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("FER_EDGE_PLUGINS", "edge_plugin")
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = dict(DETECTORS._entries)
+    shard = Shard(number=0, paths=json.dumps(["1.png"]))
+
+    def actor() -> ShardRecognizer:
+        # A process of Ray: nothing is registered or imported.
+        monkeypatch.setattr(DETECTORS, "_entries", dict(entries))
+        monkeypatch.delitem(sys.modules, "edge_plugin", raising=False)
+        return ShardRecognizer(recipe, output=None, format_name="jsonl", folder=str(tmp_path))
+
+    monkeypatch.setattr(DETECTORS, "_entries", dict(entries))
+    load_plugins()
+    with Recognizer(write_band_model(tmp_path / "bands.onnx"), detector="corner") as recognizer:
+        recipe = pack_recognizer(recognizer, detector="corner")
+    monkeypatch.setenv("FER_EDGE_PLUGINS", "")  # of another machine
+    (row,) = actor().recognize(shard).rows.splitlines()
+    assert json.loads(row)["faces"][0]["box"] == [0, 0, 48, 48]
+    (tmp_path / "edge_plugin.py").unlink()
+    with pytest.raises(ClusterError, match="cannot import a module of FER_EDGE_PLUGINS: No module named 'edge_plugin'"):
+        actor().recognize(shard)
 
 
 def test_an_actors_error_names_the_damaged_list_and_not_what_it_was_raised_from() -> None:
