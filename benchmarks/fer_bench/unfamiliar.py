@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float32]
 _Random = np.random.Generator
 _Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
-_SIDE = 96  # pixels that made-up images are drawn in
+_SIDE = 96  # pixels that synthetic images are drawn in
 _SMALLEST_CUT = 40  # pixels, of a photograph
 _TRIES = 60  # for a place without a face
 

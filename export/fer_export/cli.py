@@ -382,7 +382,7 @@ def main(**given: Any) -> None:
     """Export a trained network to ONNX and check its parity with PyTorch.
 
     \b
-    fer-export --model v0                                         compares on made-up faces
+    fer-export --model v0                                         compares on synthetic faces
     fer-export --model v0 --data data --precision fp32 --precision int8
     fer-export --name mine --data data                            models/mine.pth to models/mine.onnx
     fer-export --adopt other.onnx --input gray64 --range -1..1 --labels bored,engaged

@@ -22,7 +22,7 @@ class ExportOptions:
     """Which files to write, what they are judged by, and where they go."""
 
     precisions: Sequence[Precision] = ("fp32",)  # of the files to publish
-    data: Path | None = None  # the dataset's root; without it made-up faces are compared, and there is no int8
+    data: Path | None = None  # the dataset's root; without it synthetic faces are compared, and there is no int8
     # Raters' votes for the faces of `data`, a CSV file or "ferplus"; their strict majority replaces the class folders.
     votes: str | Path | None = None
     batch: int | None = None  # a fixed batch size, for runtimes that read no dynamic one; None for a dynamic batch

@@ -124,7 +124,7 @@ def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, 
         reason = printable(str(error).strip().partition("\n")[0], limit=300)
         raise ModelFileError(f"{source} does not run in ONNX Runtime: {reason}") from error
     if expected.shape != (len(made_up), foreign.count) or not np.isfinite(expected).all():
-        raise ModelFileError(f"{source} gives scores {expected.shape} for made-up faces, or some that are not finite")
+        raise ModelFileError(f"{source} gives scores {expected.shape} for synthetic faces, or some that are not finite")
     if softmax_output is not None:
         shares = foreign.run(made_up, softmax_output)
         shares = np.exp(shares) if (shares <= 0).all() else shares  # LogSoftmax
@@ -136,7 +136,9 @@ def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, 
             "it again without"
         )
     if np.ptp(expected, axis=0).max() == 0:
-        raise ModelFileError(f"{source} answers all made-up faces with the same scores; are --input and --range right?")
+        raise ModelFileError(
+            f"{source} answers all synthetic faces with the same scores; are --input and --range right?"
+        )
     chosen = made_up[9:13:2][:_REFERENCE_FACES]
     found = _evaluated(foreign.evaluated, chosen, source)
     difference = float((np.abs(found - foreign.scores(chosen)) / (1 + np.abs(found))).max())

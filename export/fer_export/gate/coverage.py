@@ -48,16 +48,16 @@ class Coverage:
     golden: Uint8Array  # (faces, size, size) or (faces, size, size, 3), for the certificate
     made_up: Uint8Array  # all that were tried; the gate's when there are no labelled faces
     units: int  # of the network
-    live: int  # switched on by a labelled face or, without them, by a made-up one
+    live: int  # switched on by a labelled face or, without them, by a synthetic one
     covered: int  # of the live ones, switched on by a golden face
-    weights_live: int  # connections of hidden linear layers whose both ends some made-up face switches on at once
+    weights_live: int  # connections of hidden linear layers whose both ends some synthetic face switches on at once
     weights_covered: int  # of those, by a golden face
     layer_extremes: int  # highest and lowest sums of the layers on labelled faces; 0 without them
     layer_extremes_covered: int  # of those, reached within 5 % of their range by a golden face
     extremes: int  # the same of each unit of the layers
     extremes_covered: int
     is_measured: bool  # live units were counted on labelled faces
-    classes: tuple[int, ...]  # that the made-up faces reach
+    classes: tuple[int, ...]  # that the synthetic faces reach
 
     def to_dict(self) -> dict[str, Any]:
         """The coverage as the certificate states it."""
@@ -157,11 +157,11 @@ class _Watched:
 
 
 def cover_units(fp32: onnx.ModelProto, labelled: Uint8Array | None = None) -> Coverage:
-    """Choose made-up faces that switch on every unit which labelled faces switch on.
+    """Choose synthetic faces that switch on every unit which labelled faces switch on.
 
     Args:
         fp32: the float model that `export_graph` wrote.
-        labelled: validation faces, uint8; None counts the units that made-up faces switch on.
+        labelled: validation faces, uint8; None counts the units that synthetic faces switch on.
     """
     watched = _Watched(fp32)
     shape = watched.face_shape
@@ -236,7 +236,7 @@ def _class_score(watched: _Watched, label: int) -> Callable[[Uint8Array], FloatA
 def _search(
     score: Callable[[Uint8Array], FloatArray], faces: Uint8Array, random: np.random.Generator
 ) -> Uint8Array | None:
-    """A made-up face whose score is above zero, by mutation of the best so far; None when none is found."""
+    """A synthetic face whose score is above zero, by mutation of the best so far; None when none is found."""
     pool = faces
     scores = np.concatenate([score(pool[start : start + _BATCH]) for start in range(0, len(pool), _BATCH)])
     for _ in range(_ROUNDS):

@@ -193,11 +193,11 @@ def _held(model: onnx.ModelProto, bounds: dict[str, tuple[float, float]]) -> onn
 
 
 def faces_at_extremes(sums: Sums, given: Uint8Array, *, most: int) -> Uint8Array:
-    """Few made-up faces that together reach as many extremes as the search finds, uint8.
+    """Few synthetic faces that together reach as many extremes as the search finds, uint8.
 
     Args:
         sums: of the network.
-        given: made-up faces that may be chosen as well.
+        given: synthetic faces that may be chosen as well.
         most: how many. The first 9 hold all extremes of v0, the first 25 those of v3; v1 needs more than 104.
     """
     random = np.random.default_rng(0)

@@ -266,5 +266,5 @@ def _unproven(subject: Subject, outputs: Outputs | None) -> tuple[str, ...]:
     if coverage.covered < coverage.live:
         found.append(f"{coverage.live - coverage.covered} of {coverage.live} live units are in no golden face")
     if not coverage.is_measured and coverage.live < coverage.units:
-        found.append(f"{coverage.units - coverage.live} of {coverage.units} units are switched on by no made-up face")
+        found.append(f"{coverage.units - coverage.live} of {coverage.units} units are switched on by no synthetic face")
     return tuple(found)

@@ -46,7 +46,7 @@ class ParityReport:
     checks: tuple[Check, ...]
     comparison: Comparison | None  # None when the model did not run
     faces: int
-    real_faces: int  # of `faces`, those from images; the others are made up
+    real_faces: int  # of `faces`, those from images; the others are synthetic
     outputs: Outputs | None = field(compare=False, repr=False, default=None)  # for `faces`, in their order
     unproven: tuple[str, ...] = ()  # what these faces cannot show
 

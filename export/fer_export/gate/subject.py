@@ -38,7 +38,7 @@ class Subject:
     opset: int
     calibration: Calibration  # of the network, and of files that are not calibrated on their own
     coverage: Coverage
-    faces: Uint8Array  # for the gate: labelled ones first, then made-up ones
+    faces: Uint8Array  # for the gate: labelled ones first, then synthetic ones
     logits: FloatArray  # the original's for `faces`
     labels: Int64Array  # of the first faces, -1 where the raters have no majority
     truth: FloatArray  # (labelled faces, classes), shares of the raters that name a class, or labels as 0 and 1
@@ -160,7 +160,7 @@ def _fit_unfamiliarity(
     if head is None:
         progress(
             f"no output unfamiliarity: it needs {FEWEST_FACES} labelled faces of each split, maps before a linear "
-            f"layer, and an AUROC of {LEAST_AUROC} against made-up images"
+            f"layer, and an AUROC of {LEAST_AUROC} against synthetic images"
         )
     return head
 

@@ -138,5 +138,5 @@ def describe(point: OperatingPoint) -> str:
     low, high = point.lost_interval
     return (
         f"unfamiliar above {point.unfamiliar_above:g}: loses {point.lost:.1%} ({low:.1%} to {high:.1%}) of "
-        f"{point.faces} faces, keeps {point.kept:.1%} of {point.strange} made-up images, AUROC {point.auroc:.3f}"
+        f"{point.faces} faces, keeps {point.kept:.1%} of {point.strange} synthetic images, AUROC {point.auroc:.3f}"
     )

@@ -77,7 +77,7 @@ class OperatingPoint:
     faces: int  # real ones
     lost: float  # share of them above the threshold that the other half fitted
     lost_interval: tuple[float, float]  # 95 % confidence
-    strange: int  # made-up images
+    strange: int  # synthetic images
     kept: float  # share of them at or below the threshold
     auroc: float
 

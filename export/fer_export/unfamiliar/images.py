@@ -1,4 +1,4 @@
-"""Images that are no faces, made up or cut from faces: what the output `unfamiliarity` learns to tell from faces.
+"""Images that are no faces, generated or cut from faces: what the output `unfamiliarity` learns to tell from faces.
 
 Leaves are the dead leaves model, whose statistics are those of photographs (Lee, Mumford and Huang, 2001; networks are
 trained on it in Baradad et al., arXiv 2106.05963). A collage takes the leaves' textures from faces.

@@ -42,7 +42,7 @@ _TIGHTEST = 1e-6  # ten steps of float32 at 1: every machine differs by some
 class Certificate:
     """Golden faces with their logits, and the differences between file and network at export."""
 
-    faces: Uint8Array  # (faces, size, size) or (faces, size, size, 3), made up
+    faces: Uint8Array  # (faces, size, size) or (faces, size, size, 3), synthetic
     network_logits: FloatArray  # (faces, classes), the original's in float32 on CPU
     model_logits: FloatArray  # (faces, classes), the file's own at export; a quantized model has other ones
     model_unfamiliarity: FloatArray | None = None  # (faces,), the file's own at export; None: it has no such output

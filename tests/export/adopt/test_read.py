@@ -264,7 +264,7 @@ _CASES: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
     (_sigmoid, "ends in Sigmoid"),
     (_probabilities_by_hand, "its scores are probabilities"),
     (_softmax_over_faces, "Softmax leak runs over the faces"),
-    (_the_same_for_all, "answers all made-up faces with the same scores"),
+    (_the_same_for_all, "answers all synthetic faces with the same scores"),
     (_not_finite, "not finite"),
     (_quantized, "the operator QuantizeLinear"),
     (_ours, "is a model of fer-export already"),
