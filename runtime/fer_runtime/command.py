@@ -329,6 +329,15 @@ class _TerminatedLine(_ErrorLine):
     exit_code = EXIT_CODE
 
 
+def _has_current_folder() -> bool:
+    """Whether the folder that the command was started in is still there; without it no relative name has a meaning."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _invoke(invoke: Any, context: click.Context) -> Any:
     prepare_process()
     with stopped_by_sigterm() as stopping:
@@ -349,12 +358,14 @@ def _invoke(invoke: Any, context: click.Context) -> Any:
             context.exit(0)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception:
+        except Exception as error:
             # Libraries hide a signal that arrives while they are imported: ONNX Runtime's import fails, and PyTorch
             # works on with half of a module.
             if stopping.was_interrupted:
                 raise KeyboardInterrupt from None
             if not stopping.was_terminated:
+                if isinstance(error, FileNotFoundError) and not _has_current_folder():
+                    raise _ErrorLine("the current folder has been removed; change to another one") from error
                 raise
         except SystemExit:
             if not stopping.was_terminated:

@@ -461,6 +461,7 @@ def test_copies_and_rows_never_overwrite_the_pictures(model: Path, folder: Path)
         (folder, "--annotate", folder),
         (picture, "--annotate", folder),
         (folder, "--recursive", "--annotate", inside),
+        (folder, "--random", 9, "--annotate", inside),  # which searches subfolders, too
         (picture, "--output", picture),
         (folder, "--output", picture),
         (picture, "--contact-sheet", picture),
@@ -481,6 +482,16 @@ def test_a_list_from_standard_input_cannot_overwrite_its_pictures(model: Path, f
     assert run.returncode == 1
     assert b"would overwrite" in run.stderr
     assert picture.read_bytes() == before
+
+
+def test_a_current_folder_that_was_removed_is_one_error_line(model: Path, folder: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = f"import os, sys; os.rmdir({str(gone)!r}); from fer_runtime.cli import main; main(sys.argv[1:])"
+    run = run_python("-c", program, folder, "--output", "rows.jsonl", "--model", model, timeout=60, cwd=gone)
+    assert run.returncode == 1
+    assert run.stderr.endswith(b"Error: the current folder has been removed; change to another one\n")
+    assert b"Traceback" not in run.stderr
 
 
 def test_a_folder_for_copies_that_cannot_be_made_stops_the_run_at_its_start(model: Path, tmp_path: Path) -> None:
