@@ -185,7 +185,7 @@ def refuse_overwriting(paths: Sequence[str], options: ImagesRun | VideosRun) -> 
     named = [*chain.from_iterable(expanded(path) for path in paths if path != "-")]
     recursive = False
     if isinstance(options, ImagesRun):
-        recursive = options.recursive
+        recursive = options.reads_subfolders
         named += sample_images() if options.samples else []
     try:
         destinations_of(options).check(named, recursive=recursive, reads=reads)

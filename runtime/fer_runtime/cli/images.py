@@ -112,7 +112,9 @@ class _Extras(NamedTuple):
             if not can_be_written(destinations.annotate):
                 raise OutputError(f"cannot write into {destinations.annotate}; choose another folder")
             taken = [file for _, file in destinations.files()]
-            copies = AnnotatedCopies(destinations.annotate, options.paths, options.recursive, taken, options.anonymize)
+            copies = AnnotatedCopies(
+                destinations.annotate, options.paths, options.reads_subfolders, taken, options.anonymize
+            )
         if destinations.contact_sheet is not None:
             from fer_runtime.output.contact_sheet import ContactSheet
             from fer_runtime.output.image_files import SheetOfFaces

@@ -61,6 +61,11 @@ class ImagesRun(RecognizerOptions):
     contact_sheet: Path | None
     resume: bool
 
+    @property
+    def reads_subfolders(self) -> bool:
+        """Whether images of the folders' folders may be read, as --random does, too."""
+        return self.recursive or self.random_count is not None
+
     @staticmethod
     def writes(output_format: OutputFormat) -> bool:
         return output_format.images is not None
