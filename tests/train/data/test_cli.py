@@ -102,6 +102,29 @@ def test_own_probabilities_take_the_models_place(bands: Path, tmp_path: Path) ->
     assert "--probabilities takes the model's place" in run.output
 
 
+def test_an_audit_keeps_an_edited_list_and_stays_out_of_the_images(bands: Path, tmp_path: Path) -> None:
+    command = ["audit", str(bands), "--output", str(tmp_path / "audit"), "--probabilities", str(tmp_path / "p.csv")]
+    names = [f"train/{path.parent.name}/{path.name}" for path in bands.rglob("*[0-9].png")]
+    (tmp_path / "p.csv").write_text(
+        "image,high,low\n" + "".join(f"{name},{int('/high0' in name)},{int('/low0' in name)}.1\n" for name in names)
+    )
+    assert CliRunner().invoke(cli.main, command).exit_code == 0
+    listed = tmp_path / "audit" / "label_errors.csv"
+    whole = listed.read_bytes()
+    CliRunner().invoke(cli.main, command)
+    assert sorted(path.name for path in listed.parent.glob("*.csv")) == ["label_errors.csv"]
+    edited = b"".join(whole.splitlines(keepends=True)[:2])
+    listed.write_bytes(edited)
+    run = CliRunner().invoke(cli.main, command)
+    assert listed.read_bytes() == whole
+    assert listed.with_stem("label_errors-2").read_bytes() == edited
+    assert f"an earlier list, which is not the same, is now {listed.with_stem('label_errors-2')}" in run.stderr
+    run = CliRunner().invoke(cli.main, [*command[:2], "--output", str(bands / "audit")])
+    assert run.exit_code == 2
+    assert f"is inside {bands}" in run.stderr
+    assert not (bands / "audit").exists()
+
+
 def test_a_stopped_run_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "photos" / "calm"
     folder.mkdir(parents=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from fer_runtime.errors import DataError
+from fer_runtime.errors import DataError, OutputError
 from fer_runtime.files import write_atomically
 from fer_runtime.images import Uint8Array
 from fer_runtime.output.annotate import write_image
@@ -149,6 +151,28 @@ def _probabilities_from_features(
 def write_report(found: FolderAudit, folder: Path) -> tuple[Path, Path]:
     """Write the report and its contact sheet; the paths of both."""
     return write_audit(found.audit, folder, found.splits)
+
+
+def keep_earlier_errors(found: FolderAudit, folder: Path) -> Path | None:
+    """Rename a list of label errors that `write_label_errors` would replace by another; its new name.
+
+    People delete the lines that they do not agree with.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
+    table = folder / ERRORS_FILE
+    if found.errors is None or not table.is_file():
+        return None
+    try:
+        if table.read_bytes() == errors_csv(found.errors):
+            return None
+        names = (table.with_stem(f"{table.stem}-{number}") for number in count(2))
+        kept = next(name for name in names if not os.path.lexists(name))
+        table.rename(kept)
+    except OSError as error:
+        raise OutputError(f"cannot rename {table}: {error.strerror}; choose another --output") from error
+    return kept
 
 
 def write_label_errors(found: FolderAudit, folder: Path) -> tuple[Path, ...]:

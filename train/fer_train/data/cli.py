@@ -360,9 +360,10 @@ def audit(
     classifier on the model's features judges each image without having learned from it or a copy.
     They are suspicions. Look at the sheet and delete the lines that you do not agree with.
     """
-    from fer_train.data.auditing import audit_folder, write_label_errors, write_report
+    from fer_train.data.auditing import audit_folder, keep_earlier_errors, write_label_errors, write_report
     from fer_train.data.source_folders import read_source
 
+    _refuse_inside(output, data)  # where it would be a class folder in the next run
     check_writable(output / "audit.json")
     source = read_source(data)
     with _working("image", len(source.images)) as progress:
@@ -380,6 +381,8 @@ def audit(
     say(found.audit.to_text())
     for line in found.error_lines():
         say(line)
+    if (kept := keep_earlier_errors(found, output)) is not None:
+        _say(f"an earlier list, which is not the same, is now {kept}")
     for path in (*write_report(found, output), *write_label_errors(found, output)):
         say(printable(path))
 
