@@ -244,6 +244,33 @@ def test_any_table_of_paths_and_labels(tmp_path: Path, text: str, options: tuple
     assert _images(tmp_path / "data") == {f"{split}/Bored/sub/a.jpg", "train/engaged/b.png"}
 
 
+def test_words_of_the_split_column_that_mean_none_are_said(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        _write(tmp_path / f"{name}.png", seed)
+    (tmp_path / "t.csv").write_text("path,label,set\na.png,happy,test\nb.png,happy,holdout\nc.png,happy,holdout\n")
+    run = _import(tmp_path / "t.csv", tmp_path / "data")
+    assert _images(tmp_path / "data") == {"test/happy/a.png", "train/happy/b.png", "train/happy/c.png"}
+    said = "2 images in train, because the column set says 'holdout', which is no split (train, validation, test)\n"
+    assert run.stderr == said
+
+
+def test_a_table_that_was_edited_is_continued_and_a_source_is_not_replaced(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        _write(tmp_path / "photos" / f"{name}.png", seed)
+    table = tmp_path / "photos" / "images.csv"
+    table.write_text("image,label\na.png,happy\nb.png,sad\n")
+    run = _import(table, table.parent)
+    assert run.exit_code == 1
+    assert run.output == f"Error: {table} would be replaced by the table of this import; choose another --output\n"
+    assert table.read_text() == "image,label\na.png,happy\nb.png,sad\n"
+    assert _import(table, tmp_path / "data").exit_code == 0
+    written = tmp_path / "data" / "images.csv"
+    rows = written.read_text()
+    written.write_text(rows, encoding="utf-8-sig")  # as a spreadsheet saves it
+    assert _import(table, tmp_path / "data").exit_code == 0
+    assert written.read_text() == rows
+
+
 def test_labels_and_paths_of_a_hostile_table_stay_inside(tmp_path: Path) -> None:
     _write(tmp_path / "secret.png", 0)
     _write(tmp_path / "set" / "a.png", 1)

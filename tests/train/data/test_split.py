@@ -57,7 +57,8 @@ def test_every_class_gets_its_share_and_the_same_seed_the_same_split(source: Pat
 
 @pytest.mark.parametrize("group", [r"s\d+", "who"])
 def test_nobody_is_in_two_splits(source: Path, tmp_path: Path, group: str) -> None:
-    with (source / "images.csv").open("w") as file:
+    # With a byte-order mark, as spreadsheets save a table to which somebody has added a column.
+    with (source / "images.csv").open("w", encoding="utf-8-sig") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "who"])
         writer.writerows([f"train/{name}", name.split("/")[1][:3]] for name in sorted(_files(source)))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -167,7 +167,7 @@ def keep_earlier_errors(found: FolderAudit, folder: Path) -> Path | None:
     try:
         if table.read_bytes() == errors_csv(found.errors):
             return None
-        names = (table.with_stem(f"{table.stem}-{number}") for number in count(2))
+        names = (table.with_stem(f"{table.stem}-{number}") for number in itertools.count(2))
         kept = next(name for name in names if not os.path.lexists(name))
         table.rename(kept)
     except OSError as error:

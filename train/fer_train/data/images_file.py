@@ -54,7 +54,8 @@ def write_rows(file: Path, rows: Sequence[dict[str, str]]) -> None:
 
 def _rows(file: Path) -> list[dict[str, str]]:
     try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        # Spreadsheets, in which people add columns, write a byte-order mark.
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             reader = csv.DictReader(stream, restval="")
             if "image" not in (reader.fieldnames or ()):
                 raise OutputError(f"{file} has no column image, so fer-data has not written it; move it away")

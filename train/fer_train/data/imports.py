@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from fer_runtime.errors import NO_MEMORY, DataError, ImageError
+from fer_runtime.errors import NO_MEMORY, DataError, ImageError, OutputError
 from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, decode_image, read_bytes
 from fer_runtime.output.annotate import encode_image
-from fer_runtime.text import csv_text, printable
+from fer_runtime.output.destinations import identities
+from fer_runtime.text import counted, csv_text, printable
 from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE, merged_rows, write_rows
 from fer_train.data.label_names import NUMBERINGS, LabelNames
 from fer_train.data.placing import Placing, Writing, in_threads, safe_name
@@ -33,6 +34,7 @@ _FERPLUS_FILE = "fer2013new.csv"
 # How RAF-DB names its images, in its list and in its folders of numbers: train_00001.jpg, test_0001_aligned.jpg.
 _RAFDB_NAME = re.compile(r"(train|test)_\d{4,5}(_aligned)?\.jpe?g", flags=re.IGNORECASE)
 _AFFECTNET_COLUMN = "subDirectory_filePath"
+_NAMED_SPLITS = 5  # words of a column of splits that mean none
 _PROBED = 50  # rows that tell where a table's images are
 _NO_LABEL = "has no label"
 _LEFT_OUT = "left out by its label"
@@ -120,6 +122,8 @@ def import_images(
             raise DataError(f"{source} is a folder; --images, --votes and the columns are for tables")
         candidates = _in_folder(source, names, report)
     else:
+        if identities(source) & identities(output / IMAGES_FILE):
+            raise OutputError(f"{source} would be replaced by the table of this import; choose another --output")
         table = read_table(source, options.columns)
         votes = _votes_file(table, options, report)
         candidates = _in_table(table, names, options, report)
@@ -219,7 +223,12 @@ def _from_folder(names: LabelNames, image: SourceImage) -> _Candidate:
 
 
 def _in_table(table: Table, names: LabelNames, options: ImportOptions, report: ImportReport) -> Iterator[_Candidate]:
-    labels = {row.label for row in table if row.label}
+    labels, unknown_splits = set[str](), Counter[str]()
+    for row in table:
+        if row.label:
+            labels.add(row.label)
+        if row.split and split_named(row.split) is None:
+            unknown_splits[row.split] += 1
     first = list(islice(table, 1))
     if not first:
         raise DataError(f"{table.file} has no rows; give the whole data set")
@@ -232,6 +241,11 @@ def _in_table(table: Table, names: LabelNames, options: ImportOptions, report: I
         elif table.path == _AFFECTNET_COLUMN:
             _note_numbering(names, "affectnet", report, f"the column {_AFFECTNET_COLUMN} is AffectNet's")
     names.prepare(labels)
+    for word, count in unknown_splits.most_common(_NAMED_SPLITS):
+        report.notes.append(
+            f"{counted(count, 'image')} in train, because the column {printable(table.split, limit=40)} says "
+            f"{printable(word, limit=40)!r}, which is no split (train, validation, test)"
+        )
     if table.pixels is not None:
         return (_from_pixels(table, names, row) for row in table)
     find = _finder(table, options)

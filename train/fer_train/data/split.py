@@ -162,7 +162,7 @@ def _column(root: Path, column: str) -> dict[str, str] | None:
     found: dict[str, str] | None = None
     for name in _TABLES:
         try:
-            with (root / name).open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            with (root / name).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
                 reader = csv.DictReader(stream)
                 if column in (reader.fieldnames or ()) and "image" in (reader.fieldnames or ()):
                     found = (found or {}) | {row["image"]: row[column] or "" for row in reader if row["image"]}
@@ -287,7 +287,7 @@ def _write(
 def _write_votes(file: Path, output: Path, moved: Mapping[str, str]) -> None:
     """The source's votes file under the images' new paths, where it has one."""
     try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             header, *rows = [row for row in csv.reader(stream) if row]
     except FileNotFoundError:
         return
