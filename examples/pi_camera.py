@@ -16,7 +16,7 @@ from fer_runtime import Recognizer, Tracker
 
 
 def frames_of_picamera() -> Iterator[tuple[float, Any]]:
-    """Seconds and pixels, uint8 (height, width, 3) in BGR, of each frame."""
+    """The time in seconds and the pixels, uint8 (height, width, 3) in BGR, of each frame."""
     from picamera2 import Picamera2
 
     camera = Picamera2()

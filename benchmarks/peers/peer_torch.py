@@ -1,4 +1,4 @@
-"""A plain PyTorch loop, as torchvision's documentation classifies a picture: transform, model, softmax."""
+"""A plain PyTorch loop, as torchvision's documentation classifies an image: transform, model, softmax."""
 
 from __future__ import annotations
 
