@@ -59,6 +59,7 @@ def create_app(
     app = Starlette(
         routes=routes, lifespan=_running_beside(tasks), exception_handlers=_exception_handlers(recognition.metrics)
     )
+    app.router.redirect_slashes = False  # the answer would be empty, and its address the one behind a proxy
     guard = Guard(app, recognition, _route_namer(routes), ENDLESS if live is not None else frozenset())
     guard.express = Express(recognition, budget, guard.check)
     return guard

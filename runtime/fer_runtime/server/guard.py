@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 # Answered without a token: they tell no more than whether the service works.
 _OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
 FAULT = "the service failed; its log says where"
-COOKIE = "fer_token"  # of the live page, whose <img> sends no header
+COOKIE = "fer_token"  # of the live page, whose <img> sends no header; quoted, because a cookie holds few characters
+_TOKEN = b"token="  # in the page's address
 SAFE_HEADERS = (  # of every answer
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -193,7 +194,7 @@ class Guard:
         token = self._settings.token
         if token is None or path in _OPEN:
             return
-        if path == "/live" and _is_token(dict(parse_qsl(query)).get(b"token", b""), token):
+        if path == "/live" and any(_is_token(given, token) for given in _query_tokens(query)):
             return
         given = headers.get("authorization", "")
         given = given[7:] if given[:7].lower() == "bearer " else _cookie(headers.get("cookie", ""))
@@ -220,9 +221,15 @@ def _host_name(host: str) -> str:
     return host.partition(":")[0]
 
 
+def _query_tokens(query: bytes) -> list[bytes]:
+    """What `token=` in an address may mean: a plus sign is itself where somebody typed it, and a space in a form."""
+    given = [part[len(_TOKEN) :] for part in query.split(b"&") if part.startswith(_TOKEN)]
+    return [unquote_to_bytes(text) for value in given for text in (value, value.replace(b"+", b" "))]
+
+
 def _cookie(text: str) -> str:
     for part in text.split(";"):
         name, _, value = part.strip().partition("=")
         if name == COOKIE:
-            return value
+            return unquote(value)
     return ""

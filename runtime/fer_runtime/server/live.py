@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 from starlette.requests import Request
@@ -86,10 +87,11 @@ class LiveView:
 
     async def page(self, request: Request) -> Response:
         """GET /live; `?token=` becomes a cookie, because an <img> sends no header."""
-        token = request.query_params.get("token")
-        if token is not None:
+        if "token" in request.query_params:
             answer: Response = RedirectResponse("/live", 303)
-            answer.set_cookie(COOKIE, token, path="/live", httponly=True, samesite="strict")
+            # The guard has let the request in, so that it may have the token.
+            if (token := self._recognition.settings.token) is not None:
+                answer.set_cookie(COOKIE, quote(token, safe=""), path="/live", httponly=True, samesite="strict")
             return answer
         return FileResponse(_WEB / "live.html", headers={"Content-Security-Policy": _POLICY})
 

@@ -115,6 +115,11 @@ def test_an_unknown_model_is_not_replaced_by_another(service: Service) -> None:
     assert service.ask("POST", "/v1/images?model=mine", jpeg(48)).status == 404
 
 
+def test_an_address_with_a_slash_at_its_end_is_refused_in_words(service: Service) -> None:
+    answer = service.ask("POST", "/v1/images/", jpeg(48))
+    assert (answer.status, list(answer.json)) == (404, ["error"])
+
+
 def test_the_models_are_listed_with_their_self_test(service: Service) -> None:
     answer = service.ask("GET", "/v1/models").json
     assert answer["default"] == "v3"

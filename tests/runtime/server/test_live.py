@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ pytest.importorskip("playwright", reason="needs Playwright: pip install playwrig
 
 from tests.chromium import launched, visiting
 
-TOKEN = "0123456789abcdef0123"
+TOKEN = "0123/567+9abcdef; 0123=="  # as from: openssl rand -base64, and what a cookie cannot hold
 _SECRET = "hunter2"
 
 
@@ -142,7 +143,8 @@ def test_the_page_needs_the_token_once(tmp_path: Path) -> None:
     with serving(tmp_path / "empty", "--model", "v0", "--camera", "63", FER_SERVE_TOKEN=TOKEN) as running:
         assert running.ask("GET", "/live").status == 401
         assert running.ask("GET", "/live?token=wrong").status == 401
-        given = running.ask("GET", f"/live?token={TOKEN}")
+        assert running.ask("GET", f"/live?token={quote_plus(TOKEN)}").status == 303
+        given = running.ask("GET", f"/live?token={quote(TOKEN, safe='/+')}")
         assert (given.status, given.headers["location"]) == (303, "/live")
         cookie = given.headers["set-cookie"]
         assert "HttpOnly" in cookie
