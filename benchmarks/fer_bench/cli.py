@@ -56,7 +56,7 @@ def main() -> None:
     fer-bench reasons --data data                     where the thresholds of a row's reasons come from
     fer-bench serve                                   fer-serve under load, next to the bare model
     fer-bench interoperability                        which programs read the files, and what they compute
-    fer-bench ledger show                             which board runs which engine how fast
+    fer-bench ledger show                             self-tests and latencies of boards
     fer-bench browser                                 one face in a browser tab, next to face-api.js
     """
 

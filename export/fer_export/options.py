@@ -1,4 +1,4 @@
-"""What every export is told, of a checkpoint as of somebody else's file."""
+"""Options that exports of checkpoints and of adopted files share."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class ExportOptions:
 
     precisions: Sequence[Precision] = ("fp32",)  # of the files to publish
     data: Path | None = None  # the dataset's root; without it synthetic faces are compared, and there is no int8
-    # Raters' votes for the faces of `data`, a CSV file or "ferplus"; their strict majority replaces the class folders.
+    # Raters' votes for the faces of `data`: a CSV file or "ferplus". Their strict majority replaces the class folders.
     votes: str | Path | None = None
     batch: int | None = None  # a fixed batch size, for runtimes that read no dynamic one; None for a dynamic batch
     models_dir: Path = Path(DEFAULT_MODELS_DIR)  # where files are read and written
     budget: Budget = field(default_factory=Budget)  # what int8 may lose
     keep_anyway: bool = False  # publish int8 and fp16 files that fail, with the verdict in their metadata
-    replace: bool = False  # also over files of another checkpoint, or of another program
-    progress: Callable[[str], None] = _tell_nobody  # told what happens
+    replace: bool = False  # overwrite files of another checkpoint, or of another program
+    progress: Callable[[str], None] = _tell_nobody  # called with a line of text for each stage
 
     @property
     def wanted(self) -> list[Precision]:

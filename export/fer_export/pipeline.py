@@ -1,4 +1,4 @@
-"""From a checkpoint to published model files: what `fer-export` does."""
+"""`export_model`, the work of `fer-export`: from a checkpoint to published model files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread, and as before afterwards: beside another busy process two wait for each other."""
+    """Run PyTorch on one thread in the block: beside another busy process, two threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -60,9 +60,9 @@ def export_model(
     Args:
         name: of the network, such as "v0".
         options: which files to write, what they are judged by, and where they go.
-        own_name: what the files are called, such as "mine"; the network's own name by default.
+        own_name: stem of the file names, such as "mine"; the network's own by default.
         checkpoint: trained weights; the model's own in `options.models_dir` by default.
-        labels: order of the checkpoint's logits, where the file does not say it; None assumes that of EXPRESSIONS.
+        labels: order of the checkpoint's logits, if the file does not say it; None assumes that of EXPRESSIONS.
         opset: ONNX opset version.
 
     Raises:
@@ -138,7 +138,7 @@ def _make_candidates(subject: Subject, fp32: onnx.ModelProto, options: ExportOpt
 
 
 def _refusal(report: ExportReport, wanted: Sequence[Precision]) -> ExportRefusedError:
-    """The error that names the files that are not published, the checks that failed, and what to do."""
+    """The error that names the unpublished files, the failed checks, and what to do."""
     refused = [model for model in report.models if not model.is_published]
     may_be_kept = all(model.precision != "fp32" for model in refused)
     return ExportRefusedError(
@@ -167,7 +167,7 @@ def load_labelled_faces(
     classes: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[LabelledFaces | None, LabelledFaces]:
-    """The faces that set the ranges of int8, None where that is not wanted, and those that the files are judged by.
+    """Load the faces that set the ranges of int8 (None if int8 is not wanted), and those that judge the files.
 
     Arguments and errors are those of `load_splits`.
     """

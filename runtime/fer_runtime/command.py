@@ -1,4 +1,4 @@
-"""What the four commands share: options in groups, refused options, one `Error:` line per FerError.
+"""What all commands share: options in groups, refused options, one `Error:` line per FerError.
 
 A command that does several kinds of work declares one class per kind of run. Its annotations are the options that the
 run uses, so `take_options` can refuse every other option by name:

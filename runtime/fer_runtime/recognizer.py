@@ -1,4 +1,4 @@
-"""A model and a detector: from images to faces with expressions, the runtime's Python interface."""
+"""`Recognizer`, the runtime's Python interface: a detector and a model turn an image into faces with expressions."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _LONGEST_NAME = 300  # characters of a path in an error
 
 
 class Answers(NamedTuple):
-    """What a model says of faces."""
+    """A model's outputs for faces."""
 
     probabilities: FloatArray  # (faces, classes)
-    unfamiliarity: FloatArray | None = None  # (faces,); None where the file has no such output
+    unfamiliarity: FloatArray | None = None  # (faces,); None if the file has no such output
 
 
 class Recognizer:
@@ -52,9 +52,10 @@ class Recognizer:
     it can be sent to worker processes.
 
     Args:
-        model: "v0", "v1", "v3" or the path of an .onnx file that fer-export wrote; None takes the first
-            available of `fer_runtime.model.find.PREFERENCE`.
-        precision: of a named model, "fp32", "int8" or "fp16"; None takes the model's first available one.
+        model: a name such as "v0", "v1", "v3" or your own, or the path of an .onnx file that fer-export wrote; None
+            takes the first available of `fer_runtime.model.find.PREFERENCE`.
+        precision: of a named model, "fp32", "int8" or "fp16"; None takes the first available in this order: int8,
+            fp32, fp16.
         models_dir: folder searched for named models before the installed package.
         detector: "auto" (face crops are taken whole; larger images are searched, with YuNet if its file is
             available, else with Haar), or "haar", "yunet" or "whole" for every image.
@@ -63,17 +64,25 @@ class Recognizer:
         min_confidence: faces with less confidence are marked `uncertain`; "auto" takes the threshold that the
             export fitted for the model, and marks every face that has a reason (`fer_runtime.quality.REASONS`).
         threads: threads of ONNX Runtime, at most `fer_runtime.system.MAX_THREADS`.
-        max_pixels: width times height of an image or array at most; see `fer_runtime.images.decode_image`.
-        provider: execution provider, such as "CPU" or "CUDA".
+        max_pixels: largest image or array, width times height; see `fer_runtime.images.decode_image`.
+        provider: execution provider, such as "CPU" or "CUDA"; "auto" takes the fastest that passes the model's
+            self-test, "auto:bf16" also one that computes in bf16.
         strict: fail when ONNX Runtime falls back to another provider.
         any_operator: load a model with operators that no model of fer-export has. Only for files that you trust: such
             a model may take any time and memory.
-        loaded: what `load_model` gave for the file `model`, which is then not read again.
+        loaded: the result of `load_model` for the file `model`, which is then not read again.
+
+    Attributes:
+        labels: the model's labels, in the order of the probabilities.
+        size, color: side in pixels and colour ("gray" or "rgb") of the faces that the model takes.
+        path, metadata: the model's file, and what it says about itself.
+        provider: the execution provider that is used.
 
     Raises:
-        ModelFileError: the model is missing, damaged, or not written by fer-export.
-        ProviderError: the provider is not there.
-        ValueError: `min_confidence`, `min_face`, `max_pixels` or `threads` is out of its range.
+        ModelFileError: the model or YuNet's file is missing or damaged, or the model was not written by fer-export.
+        ProviderError: the provider is not available, or with `strict` not used.
+        ValueError: `min_confidence`, `min_face`, `max_pixels` or `threads` is out of its range, or there is no such
+            precision or detector.
     """
 
     def __init__(
@@ -131,10 +140,10 @@ class Recognizer:
         return self._search.detector_used
 
     def runs_at_once(self, cpus: int) -> int:
-        """How many threads may call `answer` at a time on so many CPUs, such that all of them are busy.
+        """Return how many threads should call `answer` at a time to keep so many CPUs busy.
 
         Each call takes `threads` of them. Other execution providers than the CPU divide the work themselves, and
-        some run one call at a time.
+        some run one call at a time, so they get one.
         """
         return max(1, cpus // self._threads) if self.provider == "CPU" else 1
 
@@ -149,7 +158,8 @@ class Recognizer:
 
         Raises:
             ImageError: it is not a readable image, or has more than `max_pixels`.
-            ValueError: the array is of another shape or dtype.
+            ModelFileError: the model does not run.
+            ValueError: the array has another shape or dtype, or the recognizer has been closed.
             TypeError: it is something else.
         """
         if image is None or isinstance(image, np.ndarray):
@@ -168,7 +178,7 @@ class Recognizer:
         return self.recognize(array, path=path)
 
     def recognize(self, image: Uint8Array, *, path: str = "", is_frame: bool = False) -> ImageResult:
-        """The row of an image that is already decoded; see `predict` and `detect`."""
+        """As `predict`, for a decoded image with the `path` that its result gets; `is_frame` as for `detect`."""
         image = checked_image(image, self.max_pixels)
         detections = self.detect(image, is_frame=is_frame)
         faces = self.classify_detections(image, detections)
@@ -176,20 +186,21 @@ class Recognizer:
         return ImageResult(path=path, width=width, height=height, error=None, faces=faces)
 
     def detect(self, image: Uint8Array, *, is_frame: bool = False) -> tuple[Detection, ...]:
-        """The faces of `image`, by the detector that its size or the user asks for.
+        """Find the faces of `image`, without classifying them.
 
         Args:
+            image: uint8 (height, width, 3) in BGR or uint8 (height, width).
             is_frame: the image is a frame of a video. A frame without a face is not searched again for smaller
                 faces: there are many such frames, and the next one comes soon.
 
         Raises:
             ImageError: the image has more than `max_pixels`.
-            ValueError: it is of another shape or dtype.
+            ValueError: it has another shape or dtype.
         """
         return self._search.detect(checked_image(image, self.max_pixels), is_frame=is_frame)
 
     def classify_detections(self, image: Uint8Array, detections: Sequence[Detection]) -> tuple[Face, ...]:
-        """Detected faces with their expressions."""
+        """Classify the faces that `detect` found in `image`."""
         if not detections:
             return ()
         faces = np.stack([self.prepare(image, detection) for detection in detections])
@@ -200,18 +211,22 @@ class Recognizer:
         return prepare_face(image, detection.box, roll=detection.roll, size=self.size, color=self.color)
 
     def classify(self, faces: Uint8Array) -> FloatArray:
-        """Probabilities float32 (faces, classes), in the order of `labels`; see `answer`."""
+        """Return the probabilities of face crops, float32 (faces, labels), in the order of `labels`.
+
+        Args:
+            faces: as for `answer`, which also has the errors.
+        """
         return self.answer(faces).probabilities
 
     def answer(self, faces: Uint8Array) -> Answers:
-        """Everything that the model says of faces.
+        """Return the model's probabilities and unfamiliarity for face crops.
 
         Args:
             faces: crops as `prepare` gives them, uint8 (faces, size, size), or (faces, size, size, 3) in RGB.
 
         Raises:
-            ModelFileError: the model does not run, or gives something else.
-            ValueError: the array is of another shape or dtype.
+            ModelFileError: the model does not run, or its output has another shape.
+            ValueError: the array has another shape or dtype, or the recognizer has been closed.
         """
         if faces.dtype != np.uint8 or faces.shape[1:] != self.metadata.face_shape:
             wanted = ", ".join(map(str, self.metadata.face_shape))
@@ -228,12 +243,12 @@ class Recognizer:
         )
 
     def faces(self, detections: Sequence[Detection], faces: Uint8Array, answers: Answers) -> list[Face]:
-        """A typed face for each detection.
+        """Combine detections and model outputs into a `Face` each.
 
         Args:
             detections: the faces in their images.
-            faces: the same as `prepare` gives them.
-            answers: what the model says of them.
+            faces: the same faces as `prepare` gives them.
+            answers: what `answer` gives for them.
         """
         # Converted as a whole: numpy takes as long for a row as for all of them.
         rows, best = answers.probabilities.tolist(), answers.probabilities.argmax(1).tolist()
@@ -279,7 +294,7 @@ class Recognizer:
         return replace(face, uncertain=bool(reasons) if by_reasons else low, reasons=reasons, not_checked=not_checked)
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the rows depend on besides the images, as plain JSON."""
+        """Return everything that rows depend on besides the images, as plain JSON."""
         return {
             "model": self.metadata.name,
             "precision": self.metadata.precision,
@@ -294,7 +309,7 @@ class Recognizer:
         }
 
     def close(self) -> None:
-        """Release the model; faces given afterwards are a ValueError."""
+        """Release the model; later calls raise a ValueError."""
         self._session = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -361,11 +376,11 @@ def _reasons_with(reasons: Sequence[str], low_confidence: bool | None) -> tuple[
 
 
 def checked_image(image: Uint8Array | None, max_pixels: int) -> Uint8Array:
-    """An array as OpenCV can read it.
+    """Check an image array, and return it as OpenCV can read it.
 
     Raises:
         ImageError: it has more pixels than the limit.
-        ValueError: it is no image; the error names what it is.
+        ValueError: it is not an image; the error names what it is.
     """
     if image is None:
         raise ValueError(
@@ -386,7 +401,7 @@ def checked_image(image: Uint8Array | None, max_pixels: int) -> Uint8Array:
 
 
 def _content_of(source: Any) -> bytes:
-    """The content of an image file that the caller has in memory or has opened.
+    """Return the content of an image file that the caller has in memory or has opened.
 
     Raises:
         ImageError: it cannot be read, is empty or too large.

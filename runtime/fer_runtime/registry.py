@@ -1,4 +1,4 @@
-"""Registries: what can be added to fer-edge by one entry, also from outside.
+"""Registries: each kind of part that you can add to fer-edge, also from another package, by one entry.
 
 `FER_EDGE_PLUGINS` names modules, separated by commas, that every command imports before it reads its options. Such a
 module adds its entries: `DETECTORS.register(DetectorEntry(...))`.
@@ -56,7 +56,7 @@ class Registry(Mapping[str, Entry]):
 
 
 def load(target: str) -> Any:
-    """The object that "package.module:attribute" names; entries name their code so that listing them imports none."""
+    """Import the object that "package.module:attribute" names; listing entries, which name their code, imports none."""
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)
 

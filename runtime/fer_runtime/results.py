@@ -1,4 +1,4 @@
-"""What recognition returns: faces, images, and their JSON form."""
+"""Results of recognition (`Face`, `ImageResult`) and their JSON form."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ ROWS_SCHEMA = 2  # of schema/image.schema.json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Face:
-    """One face and its expression: the label that is the most probable."""
+    """A face, with its expression: the most probable label."""
 
     box: tuple[int, int, int, int]  # x, y, width, height in pixels of the upright image
     expression: str
     confidence: float  # probability of `expression`
     probabilities: dict[str, float]  # of every label, in the order of the model's logits
-    # Whether `confidence` is below the threshold that was asked for; with "auto", whether there is any reason. None: no
-    # threshold was asked for.
+    # Whether `confidence` is below `min_confidence`; with "auto", whether there is any reason. None without
+    # `min_confidence`.
     uncertain: bool | None = None
-    detector_score: float | None = None  # 0 to 1; None where the detector gives none
-    landmarks: tuple[tuple[float, float], ...] = ()  # x, y in pixels: eyes, nose, corners of the mouth; () without
-    reasons: tuple[str, ...] = ()  # why the answer should not be trusted, out of quality.REASONS
-    not_checked: tuple[str, ...] = ()  # out of quality.REASONS: nothing is known of these
+    detector_score: float | None = None  # 0 to 1; None with Haar and for whole images
+    landmarks: tuple[tuple[float, float], ...] = ()  # x, y in pixels: eyes, nose, corners of the mouth; () with Haar
+    reasons: tuple[str, ...] = ()  # to doubt the answer, out of quality.REASONS
+    not_checked: tuple[str, ...] = ()  # reasons that could not be checked
 
     def to_dict(self) -> dict[str, Any]:
         """The face as the JSON lines hold it."""
@@ -58,7 +58,7 @@ class ImageResult:
     path: str
     width: int | None  # pixels, None when the image could not be read
     height: int | None
-    error: str | None
+    error: str | None  # why it could not be read; None if it could
     faces: tuple[Face, ...]
 
     def to_dict(self) -> dict[str, Any]:

@@ -139,9 +139,8 @@ detector_option = click.option(
     type=RegistryChoice(DETECTORS, "auto"),
     default="auto",
     show_default=True,
-    help="How to find faces. {entries} auto: an image whose short side is up to 64 pixels is taken as a face; larger "
-    "images are searched, "
-    "with YuNet if its file is available, else with Haar.",
+    help="How to find faces. {entries} auto: an image whose short side is at most 64 pixels, and whose long side at "
+    "most twice that, is taken as a face; others are searched, with YuNet if its file is available, else with Haar.",
 )
 yunet_option = click.option(
     "--yunet", type=PathlibPath(dir_okay=False), help="YuNet's model file. [default: the one in the cache folder]"

@@ -1,4 +1,4 @@
-"""From a folder of images to a checkpoint with its results: what `fer-train` does."""
+"""`train_model`, the work of `fer-train`: from a folder of images to a checkpoint with its results."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from fer_train.starting_weights import start_from, weights_file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a training leaves on disk."""
+    """The files of a training, its results and its images."""
 
     checkpoint: Path
     results_file: Path
     results: TrainingResults
     train: LabelledFaces
     validation: LabelledFaces
-    note: str = ""  # what the user should know about where validation comes from
+    note: str = ""  # says so if validation was held out of train; "" otherwise
 
     def write(self, state_dict: dict[str, Tensor]) -> None:
         """Write the checkpoint of these weights, and the results."""
@@ -63,7 +63,7 @@ class ImageOptions:
     """Which images a training learns from, and how it takes them."""
 
     votes: str | Path | None = None  # raters' votes (fer_train.data.votes), to learn from and to choose the epoch by
-    drop_files: Sequence[Path] = ()  # csv files whose column `image` names training images to leave out
+    drop_files: Sequence[Path] = ()  # csv files; their column `image` names training images to leave out
     size: int = FACE_SIZE  # pixels, side of the faces that the network takes
     color: str = "gray"  # or "rgb"
     skip_unreadable: bool = False  # leave out images that cannot be read
@@ -89,16 +89,18 @@ def train_model(
     """Train a network on `data` and write its checkpoint and results.
 
     Args:
-        network_name: as `find_architecture` takes it.
-        data: the dataset's root, or a folder that holds `train` and `validation`.
+        network_name: "v0", "v1", "v3", "timm:NAME" or another that `find_architecture` takes.
+        data: the dataset's root with `images/train` and `images/validation`, or a folder with `train` and `validation`.
+            Without validation, a share of train is held out.
         recipe: the settings.
-        name: what the files are called, such as "mine"; the network's own name by default.
-        recipe_name: name of the recipe for the results file.
-        weights: what the network starts from: "none", "imagenet" (v1 only), or the path of a weights file.
+        name: stem of the file names, such as "mine"; the network's own by default.
+        recipe_name: name of `recipe` in the results file.
+        weights: what the network starts from: "none", "imagenet" (v1 and timm's networks), or the path of a weights
+            file.
         teachers: checkpoints or exported models to distil from, of any network.
-        images: which of the images, how they are taken, and votes for them.
+        images: votes, images to leave out, and size and colour of the faces.
         seed: of everything random.
-        models_dir: where the files go.
+        models_dir: folder of the checkpoint and the results.
         execution: where to train, and whether to continue or replace what is there.
 
     Raises:
@@ -106,6 +108,8 @@ def train_model(
         CheckpointError: a weights, teacher or resume file cannot be used, or there is a checkpoint already.
         ModelFileError: an exported teacher cannot be used.
         DownloadError: the ImageNet weights are not there and cannot be fetched.
+        DivergedError: the loss is not a finite number.
+        ValueError: there is no network of that name.
     """
     start = weights_file(weights)
     for path in [*teachers, *([] if start is None else [start])]:
@@ -169,7 +173,7 @@ def _results(
     faces: TrainingFaces,
     reached: Evaluation,
 ) -> TrainingResults:
-    """What the results file says of a training, whose best epoch reached `reached` on validation."""
+    """The contents of the results file; `reached` is the best epoch on validation."""
     train, validation = faces.train, faces.validation
     predictions = reached.probabilities.argmax(1).numpy()
     return TrainingResults(
@@ -249,16 +253,16 @@ def refuse_to_replace(checkpoint: Path, resume_path: Path, execution: Execution)
 class TrainingFaces:
     """The images of a training."""
 
-    whole: LabelledFaces  # all that could be learned from
-    train: LabelledFaces  # those that are
+    whole: LabelledFaces  # all training images
+    train: LabelledFaces  # those that are used
     validation: LabelledFaces
-    note: str  # what the user should know about where validation comes from
+    note: str  # says so if validation was held out of train; "" otherwise
 
 
 def load_training_faces(
     data: Path, drop: Collection[str], options: ImageOptions = ALL_IMAGES, *, seed: int = 0
 ) -> TrainingFaces:
-    """The images of `load_splits`, without the kinds in `drop` and those that `options.drop_files` name.
+    """Load the images of `load_splits`, without the kinds in `drop` and those that `options.drop_files` name.
 
     With votes, training images without usable ones are left out, too.
 

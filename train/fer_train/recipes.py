@@ -62,13 +62,13 @@ class Recipe:
     weight_decay: float = 0.0  # on weights, not on biases and BatchNorm
     augmentation: str = "autoaugment"  # one of fer_train.data.augmentations.AUGMENTATIONS
     mixup: float = 0.0  # a of the Beta(a, a) that blends of two faces are drawn from; 0: none (fer_train.data.mixup)
-    cutmix: float = 0.0  # the same of rectangles pasted from another face
-    mix_until: float = 1.0  # fraction of the epochs with mixed faces; the last ones may see whole faces again
+    cutmix: float = 0.0  # the same for rectangles pasted from another face
+    mix_until: float = 1.0  # fraction of the epochs with mixed faces; the rest see whole faces
     balance: float = 0.5  # power of the classes' inverse frequencies in the loss; 0: none
     # Added to that power after training: the last biases are shifted by it times the logarithms of the inverse
     # frequencies (Menon et al., arXiv 2007.07314). Below 0, the network names rare classes less often.
     logit_adjustment: float = 0.0
-    vote_target: str = "distribution"  # of the raters' votes, or the "majority": the class with most of them
+    vote_target: str = "distribution"  # of the raters' votes, or "majority": the class with most votes
     least_votes: float = 2.0  # a class with fewer votes gets none
     label_share: float = 0.0  # of the folder's label in the target, beside the votes
     dropout: float = 0.25  # of the hidden layer; a network too small to memorize its images needs none
@@ -79,15 +79,16 @@ class Recipe:
     small_size: int = 32  # v1 needs 36: at 32 its last stage sees one pixel, and 8 of 9 taps learn nothing
     teacher_weight: float = 0.7  # share of the distillation loss where teachers are given
     teacher_temperature: float = 2.0  # of the distilled softmax (Hinton et al., arXiv 1503.02531)
-    # Of a fine-tuning: the last layer of the start is "kept", or a linear "probe" of its features where that is better.
+    # Of a fine-tuning: the last layer of the start is "kept", or replaced by a linear "probe" if that is better.
     last_layer: str = "kept"
-    teacher_views: str = "faces"  # asked about once, or the augmented "images", in every step
+    # What teachers are asked about: "faces", once, or the augmented "images", in every step.
+    teacher_views: str = "faces"
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as results files hold them."""
         settings = {**asdict(self), "drop": list(self.drop)}
         if self.last_layer == "kept":
-            del settings["last_layer"]  # as before there was that setting: equal trainings give equal files
+            del settings["last_layer"]  # as before that setting existed: equal trainings give equal files
         return settings
 
     def overridden(self, **settings: Any) -> Recipe:
@@ -134,7 +135,7 @@ class Recipe:
 # The first version's settings: what its published results were made with.
 FIRST = Recipe(epochs=5, batch_size=32, optimizer="adam", lr=1e-3)
 
-# What trains the shipped files; docs/training.md has the study behind it.
+# What trains the shipped files; benchmarks/studies/votes_log.md and training_log.md have the experiments behind it.
 BEST = Recipe(
     epochs=60,
     batch_size=128,
@@ -148,7 +149,7 @@ BEST = Recipe(
     drop=("duplicates", "conflicts"),
 )
 
-# For labels of your own, from the weights of a model that knows faces; docs/your-own.md has the study behind it.
+# For labels of your own, from the weights of a model that knows faces; docs/your-own.md measures what it gains.
 FINETUNE = Recipe(
     epochs=20,
     batch_size=32,

@@ -1,4 +1,4 @@
-"""`fer-bench report` and `show`: measured figures as an HTML page and plots."""
+"""`fer-bench report` and `robustness`: measured figures as an HTML page, plots and tables."""
 
 from fer_runtime.command import keep_caches
 

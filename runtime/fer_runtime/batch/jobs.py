@@ -1,4 +1,4 @@
-"""A run over many images: reading, detecting and classifying overlap, memory stays flat, the order is kept."""
+"""`recognize_files`, a run over many images: stages overlap, memory stays flat, rows keep the order of the paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BlockEnds:
 
     Args:
         keeps_images: the images are kept until their rows are written.
-        images: of the run, before the first block that is asked for.
+        images: number of images of the run before the first block.
     """
 
     def __init__(self, *, keeps_images: bool = False, images: int = 0) -> None:
@@ -94,29 +94,31 @@ def recognize_files(
     must_wait: Callable[[], bool] | None = None,
     whole_blocks: bool = False,
 ) -> Generator[ImageResult, None, None]:
-    """One row for every path, in order; an image that fails has its row with the reason.
+    """Yield one row for every path, in order; the row of an image that cannot be read has the reason as `error`.
 
     If you stop before the last row, close the generator (`contextlib.closing`); then no more images are read.
 
     Args:
-        paths: image files, or `fer_runtime.batch.sources.Inputs` of folders; consumed as rows are taken, a few
-            blocks ahead.
+        recognizer: finds and classifies the faces.
+        paths: image files, such as `find_images` yields; consumed as rows are taken, a few blocks ahead.
         summary: filled while the rows are taken.
         workers: threads that read, decode and detect; by default one for each CPU that this process may use.
         model_threads: CPUs for the model, which several blocks go through at a time; by default as many as there are
             workers, and no more than this process may use. The rows do not depend on it.
-        read: a path to the file's content.
-        on_row: called with each image (None where it could not be decoded) and its row; returns the row to give.
-        block_ends: tells where blocks end, in a run that continues; of a new run by default.
-        isolate_first: images at the beginning that are decoded in processes of their own whatever their format. A run
-            that was killed may have been killed by one of the images that it was decoding.
+        read: returns the content of the file at a path.
+        on_row: called with each image, uint8 (height, width, 3) in BGR or None if it could not be decoded, and its
+            row; returns the row to yield.
+        block_ends: tells where blocks end, in a run that continues; by default as in a new run.
+        isolate_first: number of images at the start that are decoded in separate processes whatever their format: one
+            of them may have killed an earlier run.
         must_wait: tells whether the next path is not there yet, as in a list that a program writes slowly. Then the
-            rows of the paths so far are made first, in a shorter block. By default it is there.
-        whole_blocks: nevertheless the rows wait for whole blocks, which end where a run that continues finds them.
+            rows so far are yielded first, in a shorter block. By default no path is waited for.
+        whole_blocks: nevertheless wait for whole blocks, which end where a run that continues expects them.
 
     Raises:
+        ModelFileError: while rows are taken: the model does not run.
         ValueError: `paths` is one path, whose letters would be taken for paths.
-        TypeError: while rows are taken: one of `paths` is no path.
+        TypeError: while rows are taken: one of `paths` is not a path.
     """
     if isinstance(paths, (str, bytes, PathLike)):
         raise ValueError(

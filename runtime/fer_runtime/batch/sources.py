@@ -125,7 +125,9 @@ class Inputs:
 def find_images(
     paths: str | PathLike[str] | Iterable[str | PathLike[str]], *, recursive: bool = False
 ) -> Iterator[str]:
-    """The images that files, folders and glob patterns stand for, in the order of a `fer-infer` run.
+    """Yield the paths of the images in files, folders and glob patterns, in the order of a `fer-infer` run.
+
+    A file is yielded whatever its suffix, and a path that does not exist is yielded, too: its row will have the reason.
 
     Args:
         paths: one path, or several.

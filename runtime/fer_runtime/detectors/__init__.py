@@ -21,8 +21,8 @@ MOST_MIN_FACE = 100_000  # pixels: more than an image has on a side
 class Detection(NamedTuple):
     """A face in an image."""
 
-    box: tuple[int, int, int, int]  # x, y, width, height in pixels: the part that a model is shown
-    score: float | None = None  # how sure the detector is, 0 to 1; None where it does not say
+    box: tuple[int, int, int, int]  # x, y, width, height in pixels: the part that a model takes
+    score: float | None = None  # how sure the detector is, 0 to 1; None if it does not say
     landmarks: tuple[Point, ...] = ()  # right eye, left eye, nose, right and left corner of the mouth, where found
 
     @property
@@ -35,11 +35,11 @@ class Detection(NamedTuple):
 
 
 def square_crop(face: Sequence[float], crop: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The square that a model is shown, around the box that a detector gives.
+    """Return the square that a model takes around a detected box: x, y, width, height in pixels.
 
     Args:
         face: x, y, width, height in pixels.
-        crop: side of the square, and how far its centre lies below the box's, in units of the box's longer side.
+        crop: side of the square, and how far its centre is below the box's, in units of the box's longer side.
     """
     x, y, width, height = face
     longer = max(width, height)
@@ -60,15 +60,15 @@ class Detector(Protocol):
 
 @runtime_checkable
 class SearchesAgain(Protocol):
-    """A detector whose quick search passes over small faces."""
+    """A detector whose quick search misses small faces."""
 
     def search_again(self, image: Uint8Array) -> tuple[Detection, ...]:
-        """Smaller faces in `image` than `detect` finds, in more time."""
+        """Find smaller faces in `image` than `detect` does, in more time."""
         ...
 
 
 class DetectorOptions(NamedTuple):
-    """What detectors are made with. Each takes what it needs."""
+    """The options of all detectors; each uses some of them."""
 
     min_face: int = 24  # smallest side of a face in pixels
     yunet: Path | None = None  # YuNet's file; None takes the one that `fer-infer --fetch-yunet` left in the cache
@@ -80,7 +80,7 @@ class DetectorEntry(NamedTuple):
     name: str  # as --detector takes it
     help: str  # for --help
     create: str  # "module:function" that makes a Detector of DetectorOptions; imported on use
-    uses: tuple[str, ...] = ()  # the fields of DetectorOptions that it needs; giving it another is an error
+    uses: tuple[str, ...] = ()  # the fields of DetectorOptions that it uses; the command line refuses the others
 
 
 DETECTORS = Registry[DetectorEntry](

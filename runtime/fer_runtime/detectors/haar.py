@@ -1,4 +1,4 @@
-"""Viola and Jones' cascades, which OpenCV ships: no file to download, 35 ms per photograph."""
+"""Viola and Jones' cascades, which ship with OpenCV, so there is no file to download."""
 
 from __future__ import annotations
 

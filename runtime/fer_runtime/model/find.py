@@ -24,8 +24,8 @@ class ShippedModel(NamedTuple):
     stem: str  # what its file names begin with: those of the first version, so that its users find their files again
 
 
-# Best first, where a run names no model. v3 is as accurate as v1 in a third of its bytes, and finding the face hides
-# what the smaller ones save.
+# Best first, where a run names no model. v3 agrees most with people, and face detection takes longer than the smaller
+# models save.
 SHIPPED = (
     ShippedModel(name="v3", stem="model_v3"),
     ShippedModel(name="v1", stem="model_v1"),
@@ -110,7 +110,7 @@ class AvailableModel(NamedTuple):
 
 
 def available_models(models_dir: Path | str = DEFAULT_MODELS_DIR) -> list[AvailableModel]:
-    """The models that can be given by name: those in `models_dir`, then those of the installed package.
+    """List the models that can be given by name: those in `models_dir`, then those of the installed package.
 
     The package's files of a name are left out where `models_dir` has that name in any precision, as in `find_model`.
     """
@@ -140,7 +140,7 @@ def _name_of(stem: str) -> str:
 def find_model(
     model: str | Path | None = None, *, precision: Precision | None = None, models_dir: Path | str = DEFAULT_MODELS_DIR
 ) -> Path:
-    """The file that `--model`, `--precision` and `--models-dir` stand for.
+    """Return the path of the file that `--model`, `--precision` and `--models-dir` stand for.
 
     Args:
         model: a name, such as `v0`, or the path of an `.onnx` file; None takes the first of PREFERENCE that is there.
@@ -175,9 +175,10 @@ def find_model(
         for name in names:
             if any(os.path.isfile(model_path(folder, name, other)) for other in PRECISIONS):
                 missing = model_path(folder, name, precision or PRECISION_ORDER[0])
+                named = "--model" if name in FILE_STEMS else "--name"
                 raise ModelFileError(
                     f"no model at {missing}, though {folder} has {name} in another precision; "
-                    f"write it with: fer-export --model {name}{option}"
+                    f"write it with: fer-export {named} {name}{option}"
                 )
     name = names[-1]
     missing = model_path(models_dir, name, precision or PRECISION_ORDER[0])

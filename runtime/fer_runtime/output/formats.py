@@ -1,4 +1,4 @@
-"""The output formats: one entry each."""
+"""The registry of output formats: the kinds of run that write each, and the class that makes its rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class OutputFormat(NamedTuple):
         return writer
 
     def create_frame(self) -> Frame | None:
-        """What surrounds the rows of one run; None where nothing does."""
+        """Make the text around the rows of one run, such as the brackets of a JSON array; None if there is none."""
         frame: Frame | None = None if self.frame is None else load(self.frame)()
         return frame
 

@@ -1,4 +1,4 @@
-"""Faces followed through a video or a camera's frames, in constant memory."""
+"""`recognize_video` and `Tracker`: faces followed through videos, cameras and streams, in constant memory."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ class Tracker:
         self._time: float | None = None
 
     def update(self, frame: Uint8Array, seconds: float, *, number: int | None = None, path: str = "") -> FrameResult:
-        """The faces of the next frame, with their numbers and with probabilities averaged over time.
+        """Return the faces of the next frame, with track numbers and with probabilities averaged over time.
 
         Args:
             frame: uint8 (height, width, 3) in BGR, or uint8 (height, width).
-            seconds: time of the frame, later than that of the frame before; any clock.
-            number: of the frame in its source; counted from 0 by default.
-            path: name of the source.
+            seconds: time of the frame by any clock, later than that of the frame before.
+            number: of the frame in the result; counted from 0 by default.
+            path: name of the source in the result.
 
         Raises:
             ImageError: the frame has more pixels than the recognizer's `max_pixels`.
-            ValueError: `seconds` is not later, or the frame is of another shape or dtype.
+            ValueError: `seconds` is not later, or the frame has another shape or dtype.
         """
         frame = checked_image(frame, self._recognizer.max_pixels)
         return self._follow(frame, _search(self._recognizer, frame), seconds, number=number, path=path)
@@ -127,13 +127,14 @@ def recognize_video(
     on_frame: Callable[[Uint8Array, FrameResult], None] | None = None,
     on_gap: Callable[[Gap], object] = lambda gap: None,
 ) -> Generator[FrameResult, None, None]:
-    """Faces of a video file, a camera or a stream, frame by frame.
+    """Yield the faces of a video file, a camera or a stream, frame by frame.
 
     If you stop before the last frame, close the generator (`contextlib.closing`) to release the source.
 
     Args:
+        recognizer: finds and classifies the faces.
         source: the file, the camera's number, the address of a stream (rtsp://, http://, ...; needs the extra
-            `stream`), or an open `fer_runtime.video.streams.Stream`. Frames of a camera or stream that come while
+            `stream`), or an open `fer_runtime.video.streams.Stream`. Frames of a camera or stream that arrive while
             another is processed are dropped, so that answers are current; a file's never are.
         every: process every n-th frame.
         start: seconds to skip first.
@@ -143,8 +144,9 @@ def recognize_video(
         on_gap: called for each time in which a stream gave no frame.
 
     Raises:
-        ImageError: the source cannot be opened, or has no frame that can be decoded.
-        ValueError: `every` is less than 1, or the camera's number negative.
+        ImageError: the source cannot be opened, is lost, or has no frame that can be decoded.
+        ExtraMissingError: the source is a stream, and PyAV is not installed.
+        ValueError: `every` is less than 1, or the camera's number is out of range.
         TypeError: the source is something else.
     """
     if every < 1:

@@ -23,6 +23,12 @@ def test_the_packages_int8_does_not_answer_for_somebodys_own_model(tmp_path: Pat
         find_model("v0", precision="int8", models_dir=tmp_path)
 
 
+def test_a_missing_precision_of_ones_own_model_is_written_by_its_name(tmp_path: Path) -> None:
+    write_band_model(tmp_path / "mine.onnx")
+    with pytest.raises(ModelFileError, match=r"fer-export --name mine --precision int8$"):
+        find_model("mine", precision="int8", models_dir=tmp_path)
+
+
 def test_without_a_name_the_more_accurate_model_of_ones_own_folder_comes_first(tmp_path: Path) -> None:
     own_v0 = write_band_model(tmp_path / "model_0.onnx")
     # Somebody who trained and exported v0 means that one, whatever the package brings along.

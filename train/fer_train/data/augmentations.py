@@ -1,4 +1,4 @@
-"""The augmentations: one entry each. This module imports no PyTorch, so that settings are checked without it."""
+"""The registry of augmentations. This module imports no PyTorch, so that settings are checked without it."""
 
 from __future__ import annotations
 

@@ -200,12 +200,12 @@ def import_(
     fer-data import train.csv --images imgs --output data  any csv of paths and labels
     fer-data import sets/ --output data --rename joy=happy class folders under other names
 
-    Common words for the seven expressions are recognized in any case (Anger, happiness, surprised), and
-    the command prints what it renamed. Labels that are numbers need --numbers, because data sets number
-    the expressions differently. Images are not changed; to cut faces out of photographs, use crop.
-    DIR/images.csv has a row for every image, with the table's other columns, or the reason if it cannot
-    be read. FER+'s votes become DIR/votes.csv, for fer-train --votes.
-    Exits 1 if no image could be read.
+    Common words for the seven expressions are renamed in any case (Anger, happiness, surprised), and the
+    command prints what it renamed. Data sets number the expressions differently: labels that are numbers
+    need --numbers, unless the header or the file names show which data set it is. Images are not
+    changed; to cut faces out of photographs, use crop. DIR/images.csv has a row for every image, with the
+    table's other columns, or the reason if it cannot be read. FER+'s votes become DIR/votes.csv, for
+    fer-train --votes. Exits 1 if no image could be read.
     """
     import csv
 

@@ -1,4 +1,4 @@
-"""The architectures: one entry each. This module imports no PyTorch, so that `--help` can list them."""
+"""The registry of network architectures. This module imports no PyTorch, so that `--help` can list them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Architecture:
     name: str  # as --model takes it
     help: str  # for --help
     # "module:function" that makes the network. It is called with those of `classes`, `size`, `color` and `dropout` that
-    # it takes, and gives a torch.nn.Module that takes float32 (batch, 3, size, size), 0 to 1, and returns logits,
-    # float32 (batch, classes). The first layer with weights is a convolution over the three channels: of grayscale
-    # faces these are equal, and fer-export folds them into one.
+    # it accepts, and returns a torch.nn.Module that takes float32 (batch, 3, size, size), 0 to 1, and returns logits,
+    # float32 (batch, classes). Its first layer with weights is a convolution over the three channels. Grayscale faces
+    # have three equal channels, which fer-export folds into one.
     build: str
-    is_foreign: bool = False  # a network of others, which need not begin so and brings its own mean and std
+    is_foreign: bool = False  # somebody else's network: any first layer, and its own mean and std
     arguments: Mapping[str, object] = field(default_factory=dict)  # more keyword arguments of that function
     weights: str = "none"  # what training starts from by default; "imagenet" only where such weights can be fetched
     recipes: dict[str, Recipe] = field(default_factory=dict)  # where they differ from those of recipes.RECIPES
@@ -101,9 +101,9 @@ _TIMM = "timm:"
 
 
 def find_architecture(name: str) -> Architecture:
-    """The network of that name: a registered one, "timm:NAME", "package.module:function", or an entry point.
+    """Return the network of that name: a registered one, "timm:NAME", "package.module:function", or an entry point.
 
-    The last three are code or names of others, and `name` must come from the user, never from a file.
+    The last three run code of others, so `name` must come from the user, never from a file.
 
     Raises:
         ValueError: there is none.
