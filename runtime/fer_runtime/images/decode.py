@@ -47,6 +47,8 @@ def decode_here(header: Header) -> Uint8Array | None:
         image = image[:, :, :3]
     if header.is_16_bit and image.dtype == np.uint16:
         image = _to_8_bits(image)
+    if header.is_negative:
+        image = 255 - image
     for name, value in header.transforms:
         image = np.rot90(image, value) if name == b"irot" else np.flip(image, value)
     decoded: Uint8Array = np.ascontiguousarray(image) if header.transforms else image

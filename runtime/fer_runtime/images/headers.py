@@ -35,6 +35,7 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 # Compressions of TIFF (tag 259) by their registered numbers. OpenCV's own libtiff reads these:
 _TIFF_READ = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32766, 32771, 32773, 32809, 32909, 32946, 34676, 34677))
+_TIFF_BITS = (1, 8, 10, 12, 14, 16)
 # These depend on how libtiff was built.
 _TIFF_RARE = {34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
 _TIFF_RARE |= {50002: "JPEG XL", 52546: "JPEG XL"}
@@ -49,6 +50,7 @@ class Header:
         "content",
         "height",
         "is_16_bit",
+        "is_negative",
         "is_plain",
         "kind",
         "refusal",
@@ -67,6 +69,7 @@ class Header:
         is_16_bit: bool = False,
         transforms: tuple[tuple[bytes, int], ...] = (),
         refusal: str = DAMAGED,
+        is_negative: bool = False,
     ) -> None:
         """Describe an image.
 
@@ -81,6 +84,7 @@ class Header:
             transforms: AVIF's own, in their order: b"irot" and quarter turns counter-clockwise, or b"imir" and 1
                 where left and right are exchanged, 0 where top and bottom are.
             refusal: the reason to give if the decoder refuses it.
+            is_negative: 0 is white, which the decoder does not know.
         """
         self.kind = kind
         self.width = width
@@ -91,6 +95,7 @@ class Header:
         self.is_16_bit = is_16_bit
         self.transforms = transforms
         self.refusal = refusal
+        self.is_negative = is_negative
 
 
 def read_header(content: bytes) -> Header:
@@ -348,11 +353,10 @@ def _tiff(content: bytes) -> Header:
     bits = tags.get(tiff.BITS, 1)
     if tags.get(tiff.SAMPLE_FORMAT) == 3:
         raise ImageError(f"is a TIFF that {_FLOAT}")
+    other_bits = f"is a TIFF with {bits} bits per sample, which cannot be read; convert it to 8 or 16 bits first"
     if bits > 16:
-        raise ImageError(
-            f"is a TIFF with {bits} bits per sample, which cannot be read; convert it to 8 or 16 bits first"
-        )
-    compression, refusal = tags.get(tiff.COMPRESSION, 1), DAMAGED
+        raise ImageError(other_bits)
+    compression, refusal = tags.get(tiff.COMPRESSION, 1), DAMAGED if bits in _TIFF_BITS else other_bits
     if compression not in _TIFF_READ:
         name = _TIFF_RARE.get(compression, f"number {compression}")
         refusal = f"is a TIFF with the compression {name}, which this OpenCV does not read; save it with LZW or Deflate"
@@ -369,6 +373,8 @@ def _tiff(content: bytes) -> Header:
         content,
         is_16_bit=8 < bits <= 16,
         refusal=refusal,
+        # OpenCV turns such images of 8 bits alone.
+        is_negative=bits > 8 and tags.get(tiff.PHOTOMETRIC) == tiff.MIN_IS_WHITE,
     )
 
 

@@ -19,7 +19,7 @@ _NUMBERS = frozenset(
     )
 )
 _BYTEWISE = frozenset((5, 8, 32773, 32946))  # LZW, Deflate, PackBits: they compress bytes, whatever these stand for
-_YCBCR = 6
+MIN_IS_WHITE, _YCBCR = 0, 6  # values of PHOTOMETRIC
 _LARGEST = (1 << 31) - 1
 
 

@@ -139,3 +139,18 @@ def test_subsampled_colours_are_left_to_opencv() -> None:
     decoded = cv2.imdecode(np.frombuffer(make_tiff(blocks, tags), np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None
     assert np.array_equal(decode_image(make_tiff(blocks, tags)), decoded)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_deep_gray_where_0_is_white_is_no_negative(order: str) -> None:
+    photo = _photo(1)[:, :, 0]
+    values = np.arange(256) << 8
+    stored = (65535 - values[photo]).astype(f"{order}u2")
+    tags = {256: [_SIZE[1]], 257: [_SIZE[0]], 258: [16], 259: [1], 262: [0], 277: [1], 278: [_SIZE[0]]}
+    assert np.array_equal(decode_image(make_tiff([stored.tobytes()], tags, order=order)), photo)
+
+
+def test_a_number_of_bits_that_opencv_does_not_read_is_named() -> None:
+    tags = {256: [8], 257: [8], 258: [4], 259: [1], 262: [1], 277: [1], 278: [8]}
+    with pytest.raises(ImageError, match="is a TIFF with 4 bits per sample, which cannot be read; convert it to 8"):
+        decode_image(make_tiff([bytes(32)], tags))
