@@ -230,7 +230,7 @@ class VideoFile:
             yield SourceFrame(number=frame, time=time, image=image)  # type: ignore[arg-type]
         self._account(times, counts, first_pts, frames=frame + 1)
         if not has_frames:
-            raise ImageError(f"{self._path} {self._why_no_frame(counts, start)}")
+            raise ImageError(f"{self._path} {self._why_no_frame(counts, start, every)}")
 
     def _account(self, times: FrameTimes, counts: FrameCounts, first_pts: float, *, frames: int) -> None:
         """Compare what was read to the end, so many frames, with what the file says."""
@@ -252,9 +252,10 @@ class VideoFile:
             # AVI lists every frame, too. Times of frames that the recorder left out are no damage.
             counts.missing = max(0, self._stated_frames - frames - (counts.missing or 0))
 
-    def _why_no_frame(self, counts: FrameCounts, start: float) -> str:
+    def _why_no_frame(self, counts: FrameCounts, start: float, every: int) -> str:
         if counts.skipped:
-            return f"has no frame from {start:g} s on: it ends at {counts.end:.1f} s"
+            taken = f" that --every {every} takes" if counts.end > start else ""
+            return f"has no frame from {start:g} s on{taken}: it ends at {counts.end:.1f} s"
         if counts.dropped:
             return f"has {counts.dropped} frames, and OpenCV can convert none of them"
         stated = f" of the {self._stated_frames} that it states" if self._stated_frames else ""

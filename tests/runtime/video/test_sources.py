@@ -189,6 +189,8 @@ def test_a_film_without_a_frame_that_decodes_says_so(tmp_path: Path) -> None:
 def test_a_start_beyond_the_end_says_where_the_end_is(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"has no frame from 100 s on: it ends at 3\.0 s"):
         _read(write_film(tmp_path / "film.mp4"), start=100)
+    with pytest.raises(ImageError, match=r"has no frame from 1 s on that --every 70 takes: it ends at 3\.0 s"):
+        _read(tmp_path / "film.mp4", start=1, every=70)
 
 
 def test_a_part_of_a_film_is_not_compared_with_the_whole(tmp_path: Path) -> None:
