@@ -1,4 +1,4 @@
-"""What `fer-bench accuracy` prints: all models, the classes of each, and pairs of models."""
+"""The tables that `fer-bench accuracy` prints: all models, the classes of each, and pairs of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faces get another label from another model file, engine, version or machine, and the stage that did it."""
+"""Find the faces that get another label from another file, engine, version or machine, and the stage that did it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model files can be measured on which labelled images: labels are compared by name."""
+"""Match model files with labelled images, by the names of their labels."""
 
 from __future__ import annotations
 

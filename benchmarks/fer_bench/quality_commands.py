@@ -1,4 +1,4 @@
-"""The subcommands about what a model knows of its own answers: `fer-bench reasons` and `unfamiliar`."""
+"""The subcommands `fer-bench reasons` and `fer-bench unfamiliar`."""
 
 from __future__ import annotations
 

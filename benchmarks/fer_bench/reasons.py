@@ -1,4 +1,4 @@
-"""Where the thresholds of `fer_runtime.quality` come from: the measures at which accuracy has fallen by five points."""
+"""Measure the thresholds of `fer_runtime.quality`: the values at which accuracy has fallen by five points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often faces keep their numbers: simulated people who walk past a camera, at several frame rates."""
+"""Count how often faces keep their track numbers: simulated people walk past a camera, at several frame rates."""
 
 from __future__ import annotations
 

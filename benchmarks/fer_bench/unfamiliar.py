@@ -1,4 +1,4 @@
-"""Images that are no faces, other ones than `fer-export` fits on, and how many of them a model is sure about."""
+"""Count the images without a face that a model is sure about, on images that `fer-export` does not fit on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic between the pixels and the first convolution, folded into its weights."""
+"""Fold the arithmetic between the pixels and the first convolution into its weights."""
 
 from __future__ import annotations
 

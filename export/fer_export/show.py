@@ -1,4 +1,4 @@
-"""What fer-export prints of its reports: every check, then a table with a line per file."""
+"""Print the reports of fer-export: every check, then a table with a line per file."""
 
 from __future__ import annotations
 

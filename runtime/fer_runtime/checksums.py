@@ -1,4 +1,4 @@
-"""A checksum inside JSON files that are read again: a changed digit would be taken like any other."""
+"""A SHA-256 inside the JSON files that we read again, so that a changed byte is noticed."""
 
 from __future__ import annotations
 

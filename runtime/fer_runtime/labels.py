@@ -1,4 +1,4 @@
-"""Labels: the names of a model's classes, whatever they are."""
+"""Check, parse and compare labels, the names of a model's classes."""
 
 from __future__ import annotations
 

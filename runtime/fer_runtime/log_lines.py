@@ -1,4 +1,4 @@
-"""`--log-format json`: what a command says on stderr, as one JSON object per line."""
+"""`--log-format json`: the messages of a command on stderr, one JSON object per line."""
 
 from __future__ import annotations
 

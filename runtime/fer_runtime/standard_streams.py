@@ -1,4 +1,4 @@
-"""stdout and stderr as a command uses them: full disks, readers that have gone, closed streams and old encodings."""
+"""Make stdout and stderr robust: full disks, closed pipes, closed streams and old encodings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM ends a command as Ctrl-C does: what is finished is kept, and the exit code says which of the two it was."""
+"""End a command on SIGTERM as on Ctrl-C: results so far are kept, and the exit code tells the two apart."""
 
 from __future__ import annotations
 

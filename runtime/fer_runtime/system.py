@@ -1,4 +1,4 @@
-"""What this machine offers: the CPUs that this process may use, and their instruction sets."""
+"""The CPUs that this process may use, and their instruction sets."""
 
 from __future__ import annotations
 

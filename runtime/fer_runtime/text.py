@@ -1,4 +1,4 @@
-"""Text from files, made safe for where it is shown: a terminal, a CSV file, an HTML, SVG or Markdown page.
+"""Escape untrusted text for where it is shown: a terminal, a CSV file, an HTML, SVG or Markdown page.
 
 Names of files, models, labels and producers, and the messages of libraries that quote them, come from people we do
 not know. Every place that shows such text passes it through one of these functions. JSON is the exception: its own

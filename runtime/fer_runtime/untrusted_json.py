@@ -1,4 +1,4 @@
-"""JSON from files that anybody may have written: one kind of error, whatever is in them."""
+"""Parse JSON from untrusted files: every fault is the same kind of error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint files, opened without trust: what is in them is known and checked before any value is read.
+"""Open untrusted checkpoint files: their structure is checked before any value is read.
 
 Three kinds are read: the zip archives of `torch.save`, its format before PyTorch 1.6, and safetensors.
 """

@@ -1,4 +1,4 @@
-"""Where a training runs, and whether it continues or replaces an earlier one."""
+"""Device and processes of a training, and whether it continues or replaces an earlier one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights learned from images of anything, for a network to start from: what `fer-train --pretrain` does."""
+"""The work of `fer-train --pretrain`: learn starting weights from any labelled images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `fer-train` shows while it works."""
+"""The progress output of `fer-train`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `fer-bench latency` prints: a table of times, and one of cold starts."""
+"""The tables that `fer-bench latency` prints: times and cold starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A foreign file, run as its own program would run it: by ONNX Runtime, and by ONNX's reference evaluator."""
+"""Run an adopted file unchanged, in ONNX Runtime and in ONNX's reference evaluator."""
 
 from __future__ import annotations
 

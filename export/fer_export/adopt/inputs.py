@@ -1,4 +1,4 @@
-"""What a foreign network takes, in the user's words and as the file states it."""
+"""The input of an adopted network: colour, size and normalization, from the options and the file."""
 
 from __future__ import annotations
 

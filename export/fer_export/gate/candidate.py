@@ -1,4 +1,4 @@
-"""A file that the gate judges, as it is made and before anything is known of it."""
+"""A model file before the gate judges it."""
 
 from __future__ import annotations
 

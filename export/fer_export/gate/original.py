@@ -1,4 +1,4 @@
-"""What the files of an export are compared with: a trained network, or a model file of somebody else."""
+"""The reference of an export, which its files are compared with: a trained network, or an adopted file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the files of one export are judged by: faces with the logits and labels that are right, and golden faces."""
+"""Everything that the files of one export are judged by: faces, expected logits, labels and golden faces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a file compute the `unfamiliarity` that was fitted, and does its threshold do what the file says?"""
+"""Check that a file computes the fitted `unfamiliarity`, and that its threshold loses as few faces as stated."""
 
 from __future__ import annotations
 

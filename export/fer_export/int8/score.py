@@ -1,4 +1,4 @@
-"""Two linear layers with one output behind the maps of an int8 graph, computed in integers."""
+"""The two linear layers of `unfamiliarity` in an int8 graph, computed in integers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second stage of a run over images: blocks of them go through the model."""
+"""The second stage of a run over images: blocks of images go through the model, several at a time."""
 
 from __future__ import annotations
 

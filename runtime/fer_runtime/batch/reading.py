@@ -1,4 +1,4 @@
-"""The first stage of a run over images: they are read, decoded and searched for faces, a little ahead of the model."""
+"""The first stage of a run over images: read, decode and detect in threads, a little ahead of the model."""
 
 from __future__ import annotations
 

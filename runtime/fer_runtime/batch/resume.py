@@ -1,4 +1,4 @@
-"""The rows that a stopped run has left, and the images that the next run still has to read."""
+"""`--resume`: the rows that a stopped run has written, and the images that are left."""
 
 from __future__ import annotations
 

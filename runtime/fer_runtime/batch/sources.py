@@ -1,4 +1,4 @@
-"""The images that the arguments of `fer-infer` stand for: files, folders, patterns and standard input."""
+"""Find the images of a run: files, folders, glob patterns and lists on standard input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder that is watched: its files, each once, as soon as it is whole."""
+"""Watch a folder: each new image once, as soon as it is complete."""
 
 from __future__ import annotations
 

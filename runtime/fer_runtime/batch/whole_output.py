@@ -1,4 +1,4 @@
-"""A finished file of rows: whether its rows are those that a run would give."""
+"""`--resume` with a finished file: check that its rows are those that this run would write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the arguments of `fer-infer` ask for together, and which of them cannot be meant."""
+"""Interpret the arguments of `fer-infer` together, and refuse combinations that make no sense."""
 
 from __future__ import annotations
 

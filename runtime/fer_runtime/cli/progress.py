@@ -1,4 +1,4 @@
-"""What a run says on stderr: how far it is, and a summary at the end of a run over images."""
+"""Progress of a run on stderr, and the summary of a run over images."""
 
 from __future__ import annotations
 

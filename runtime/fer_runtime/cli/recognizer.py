@@ -1,4 +1,4 @@
-"""The recognizer that a run's options ask for, and what is said about it on stderr."""
+"""Make the recognizer for a run's options, and print its model, provider and detector on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search for faces in an image, by the detector that its size or the user asks for."""
+"""Find the faces of an image with the chosen detector; "auto" chooses by the image's size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of a TIFF's first image, and a copy of the file whose damaged strips OpenCV reports."""
+"""Read the directory of a TIFF, and rewrite it so that OpenCV reports damaged strips."""
 
 from __future__ import annotations
 

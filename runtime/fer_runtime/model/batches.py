@@ -1,4 +1,4 @@
-"""Faces for a model of a fixed batch size."""
+"""Fill a batch of faces for a model with a fixed batch size."""
 
 from __future__ import annotations
 

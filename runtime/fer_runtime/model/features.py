@@ -1,4 +1,4 @@
-"""What a model sees in faces before it decides: the values that its last layer takes."""
+"""Features of faces: the inputs of a model's last layer, for audits and linear classifiers."""
 
 from __future__ import annotations
 

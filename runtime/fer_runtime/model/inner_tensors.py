@@ -1,4 +1,4 @@
-"""Tensors inside a model's graph as outputs, for checks: a few bytes behind the file's own."""
+"""Make tensors inside a model's graph additional outputs, for checks, by appending bytes to the file's content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model file loaded like a stranger's: read, checked, and only then given to ONNX Runtime."""
+"""Load a model file that may come from anybody: read it, check it, and only then open it in ONNX Runtime."""
 
 from __future__ import annotations
 

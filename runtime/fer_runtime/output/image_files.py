@@ -1,4 +1,4 @@
-"""Images that a run leaves behind: annotated copies, and a page of its faces."""
+"""Write the images of a run: annotated copies, and a contact sheet of its faces."""
 
 from __future__ import annotations
 

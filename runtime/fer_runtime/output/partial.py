@@ -1,4 +1,4 @@
-"""The file that collects a run's rows: locked while the run lasts, and renamed when the rows are complete.
+"""The file that collects a run's rows, locked during the run and renamed when the rows are complete.
 
     rows.jsonl.partial             the rows so far
     rows.jsonl.partial.settings    who writes them, and what they were made with

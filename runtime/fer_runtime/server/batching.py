@@ -1,4 +1,4 @@
-"""Faces of all requests classified together: a batch costs little more than a face."""
+"""Dynamic batching: faces of all requests are classified together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request is refused with."""
+"""The error that refuses a request, with its status and headers."""
 
 from __future__ import annotations
 

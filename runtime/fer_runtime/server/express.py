@@ -1,7 +1,7 @@
-"""The short way for binary requests for inference: past h11, ASGI and routes, which cost more than a face does.
+"""A fast path for binary inference requests that skips h11, ASGI and the routes, which cost more than a face does.
 
-A request takes it when its head has the plainest form of HTTP/1.1 and nothing is wrong with it. Everything else goes,
-with every byte, to the application, which says what is wrong.
+A request takes it if its head has the plainest form of HTTP/1.1 and nothing is wrong with it. Any other request goes,
+with every byte, to the application, which names what is wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every request passes first: who may ask, how many at a time, and for how long."""
+"""Middleware around every request: access, number of requests in progress, and time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus's text format."""
+"""The counters of /metrics, in Prometheus's text format."""
 
 from __future__ import annotations
 

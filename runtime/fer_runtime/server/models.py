@@ -1,4 +1,4 @@
-"""The models that are served: each passed its self-test here before it answers a request."""
+"""The served models. Each passes its self-test on this machine before it answers a request."""
 
 from __future__ import annotations
 

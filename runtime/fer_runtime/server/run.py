@@ -1,4 +1,4 @@
-"""The service's process: a socket, uvicorn, and an end that finishes what it has."""
+"""Run the service: open a socket, start uvicorn, and finish the requests in progress before the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does a target's file compute what was trained? Its golden faces replayed by the target's own runtime."""
+"""Replay the golden faces of a target's file in the target's own runtime, and compare with the stored logits."""
 
 from __future__ import annotations
 

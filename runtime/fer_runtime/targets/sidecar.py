@@ -1,4 +1,4 @@
-"""`NAME.TARGET.json`: what a target's own format cannot hold."""
+"""`NAME.TARGET.json`, the sidecar: labels, preprocessing and checksums that a target's own format cannot hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How videos begin: the first bytes of each format."""
+"""Signatures of video formats: recognize a video by its first bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much two images show the same thing."""
+"""The similarity of two images, as a correlation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times of frames: what is missing between them, and how long a file says that it is."""
+"""Times of frames: frame rates, missing frames, and the duration that a file states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A look at labelled images before they teach anything: copies, contradictions, and what is no face."""
+"""Audit labelled images: copies, contradictory labels, and images without a face."""
 
 from __future__ import annotations
 

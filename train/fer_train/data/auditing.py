@@ -1,4 +1,4 @@
-"""What `fer-data audit` does: copies and contradictions, and the labels that a classifier doubts."""
+"""The work of `fer-data audit`: copies, contradictory labels and probable label errors in a folder."""
 
 from __future__ import annotations
 

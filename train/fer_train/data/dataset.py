@@ -1,4 +1,4 @@
-"""The images to learn from and those that choose the epoch, from whatever folders a data set has."""
+"""Load the training and validation images of a data set, or hold out validation images from train."""
 
 from __future__ import annotations
 

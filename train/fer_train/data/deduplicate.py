@@ -1,4 +1,4 @@
-"""Which training images are left out: those that teach the same thing twice, or two things at once."""
+"""Choose the training images to leave out: duplicates, and copies under two labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of images that grow together: copies of one image, images of one person."""
+"""Disjoint sets (union-find), for copies of one image and images of one person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists of images that are to be left out: any csv with a column `image`."""
+"""`--drop FILE`: leave out the images that a csv names in its column `image`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the labels of other people's data sets are called here. Nothing is guessed: what is changed is said."""
+"""Map the labels of other data sets to our names. Every renaming is reported; numbers are never guessed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: two faces become one image with both their labels, so that none can be learned by heart."""
+"""Mixup and CutMix: blend two faces into one image that has both labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images put into a data set's folders: nothing is overwritten, and the same work again changes nothing."""
+"""Write images into a data set's folders: nothing is overwritten, and a second run changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of class folders read for a look at all of them: small faces and digests, and the reason where one fails."""
+"""Read all images of class folders for an audit: a small face and a digest each, or the reason for a failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as people have them: class folders, alone or inside folders for the splits under their usual names."""
+"""Find the class folders of a data set, alone or inside folders for the splits, under their usual names."""
 
 from __future__ import annotations
 

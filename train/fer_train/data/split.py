@@ -1,4 +1,4 @@
-"""A data set split into train, validation and test: by share, stratified, and never through a person or a copy."""
+"""Split a data set into train, validation and test: stratified, with persons and copies kept in one split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables as data sets come with: csv files and lists of paths and labels, with or without a header."""
+"""Read the tables of data sets: csv files and lists of paths and labels, with or without a header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which device trains, and what it does fast."""
+"""Choose the training device, and whether to train in bfloat16."""
 
 from __future__ import annotations
 
