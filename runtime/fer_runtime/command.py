@@ -472,6 +472,11 @@ class _Context(click.Context):
     formatter_class = _HelpFormatter
 
 
+def _is_completing() -> bool:
+    """Whether a shell asks for completions, as with `_FER_INFER_COMPLETE=bash_source`."""
+    return any(name.startswith("_FER_") and name.endswith("_COMPLETE") for name in os.environ)
+
+
 class _FerBase(click.Command):
     """Base of commands and groups: -h, the width of --help, one `Error:` line."""
 
@@ -488,7 +493,8 @@ class _FerBase(click.Command):
     def main(self, *args: Any, **extra: Any) -> Any:
         stdout, stderr = sys.stdout, sys.stderr
         sys.stderr = Messages(stderr)
-        if stdout is not None:  # None where the shell closed it, `>&-`
+        # None where the shell closed it, `>&-`. Completions are written as bytes, which `Results` does not take.
+        if stdout is not None and not _is_completing():
             sys.stdout = Results(stdout)
         try:
             return super().main(*args, **extra)

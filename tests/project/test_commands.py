@@ -50,6 +50,24 @@ def test_every_option_is_explained(path: str) -> None:
     assert [option.name for option in options if not option.help] == []
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "completed"),
+    [
+        ("fer-infer", "fer-infer --fetch-y", "--fetch-yunet"),
+        ("fer-bench", "fer-bench laten", "latency"),
+    ],
+)
+def test_a_shell_completes_options_and_subcommands(script: str, words: str, completed: str) -> None:
+    variables = {
+        f"_{script.replace('-', '_').upper()}_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": "1",
+    }
+    program = f"import sys; sys.argv = [{script!r}]; from {SCRIPTS[script]} import main; main(prog_name={script!r})"
+    run = subprocess.run([sys.executable, "-c", program], env=os.environ | variables, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == (f"plain,{completed}\n", "")
+
+
 @pytest.mark.parametrize("option", ["--models-dir", "--precision", "--seed"])
 def test_an_option_means_the_same_everywhere(option: str) -> None:
     """What was given to one command can be given to the next."""
