@@ -72,7 +72,8 @@ class FolderWatch:
         return [path for _, path in sorted(new)]
 
     def _has_row(self, path: str, status: os.stat_result) -> bool:
-        return path in self._known and status.st_mtime <= self._known_until
+        # A file that was moved here keeps the time of its content, and has a new one of its entry in the folder.
+        return path in self._known and max(status.st_mtime, status.st_ctime) <= self._known_until
 
     def _is_settled(self, path: str, identity: _Identity, age: float) -> bool:
         return self._waiting.get(path) == identity or (self._is_first and age > _SETTLED_SECONDS)

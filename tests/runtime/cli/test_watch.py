@@ -214,9 +214,18 @@ os.chmod("a.png", 0o644); look()
 
 
 def test_known_files_are_new_again_when_they_changed_after_their_rows(tmp_path: Path) -> None:
-    for name, modified in (("old.png", 1e9), ("changed.png", 1e9 + 9), ("new.png", 1e9)):
+    def write(name: str, modified: float) -> None:
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (modified, modified))
-    known = [str(tmp_path / name) for name in ("old.png", "changed.png")]
-    watch = FolderWatch(str(tmp_path), known=known, known_until=1e9 + 5)
-    assert [Path(path).name for path in watch.new_files()] == ["new.png", "changed.png"]
+
+    write("old.png", 1e9)
+    known_until = os.stat(tmp_path / "old.png").st_ctime
+    time.sleep(0.05)  # longer than a tick of the file system's clock
+    write("changed.png", known_until + 9)
+    write("moved.png", 1e9 + 1)  # a file that was moved over another one keeps its time
+    write("new.png", 1e9)
+    known = [str(tmp_path / name) for name in ("old.png", "changed.png", "moved.png")]
+    watch = FolderWatch(str(tmp_path), known=known, known_until=known_until)
+    # Two looks, because the clock says that changed.png is being written.
+    new = [*watch.new_files(), *watch.new_files()]
+    assert [Path(path).name for path in new] == ["new.png", "moved.png", "changed.png"]
