@@ -134,12 +134,12 @@ class _Extras(NamedTuple):
             row = self.sheet.add(image, row)
         return row if self.copies is None else self.copies.add(image, row)
 
-    def replay(self, rows: Path, finished: Finished, read: Callable[[str], bytes]) -> None:
-        """Take the rows that an earlier run has written."""
-        if self.copies is not None:
-            self.copies.replay(read_rows(rows, finished))
+    def replay(self, rows: Path, finished: Finished, read: Callable[[str], bytes]) -> int:
+        """Take the rows that an earlier run has written; how many of their annotated copies are not there."""
+        missing = 0 if self.copies is None else self.copies.replay(read_rows(rows, finished))
         if self.sheet is not None:
             self.sheet.replay(read_rows(rows, finished), read)
+        return missing
 
     def finish(self) -> None:
         """Write what is written at the end."""
@@ -176,7 +176,10 @@ class _Job(NamedTuple):
         from fer_runtime.batch.whole_output import check_whole
 
         finished = check_whole(self.recognizer, self.inputs, output, read=self.read)
-        self.extras.replay(output, finished, self.read)
+        if missing := self.extras.replay(output, finished, self.read):
+            raise OutputError(
+                f"{output} is complete, but annotated copies are missing ({missing}); leave out --resume to write them"
+            )
         if not self.quiet:
             click.echo(
                 f"{printable(output)} is complete: {counted(finished.rows, 'row')}, {finished.failed} of them failed",

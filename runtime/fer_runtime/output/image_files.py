@@ -112,10 +112,13 @@ class AnnotatedCopies:
         # Two images of one name from two folders.
         return unused_name(stem, suffix, self._written, reserved=self._is_reserved)
 
-    def replay(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take the names of the copies that an interrupted run has written."""
+    def replay(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Take the names of the copies that an earlier run has written; how many of the copies are not there."""
+        missing = 0
         for row in rows:
-            self.take_name(row["path"])
+            name = self.take_name(row["path"])
+            missing += row["error"] is None and not os.path.lexists(self.folder / name)
+        return missing
 
     def _failed(self, row: ImageResult, reason: str, number: int | None) -> ImageResult:
         if number in _FATAL:

@@ -452,6 +452,19 @@ def test_whole_rows_are_never_replaced_by_resume(model: Path, folder: Path, tmp_
         assert output.read_bytes() == content
 
 
+def test_resume_says_that_whole_rows_lack_their_copies(model: Path, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"none")
+    output, copies = folder / "rows.jsonl", folder / "copies"
+    command = (folder, "--model", model, "--output", output, "--annotate", copies)
+    assert _infer(*command).returncode == 1
+    assert b"rows.jsonl is complete: 8 rows" in _infer(*command, "--resume").stderr
+    (copies / "3_happy.png").unlink()
+    refused = _infer(*command, "--resume")
+    assert refused.returncode == 1
+    said = f"Error: {output} is complete, but annotated copies are missing (1); leave out --resume to write them"
+    assert refused.stderr.decode().endswith(f"{said}\n")
+
+
 def test_copies_and_rows_never_overwrite_the_pictures(model: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
     inside = folder / "deep"
