@@ -58,7 +58,7 @@ class UnregisteredNetworkError(CheckpointError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Weights and what is needed to use them right."""
+    """Weights of a network, with the preprocessing and labels that they need."""
 
     name: str  # of the network, such as "v0"
     state_dict: dict[str, Tensor]
@@ -69,7 +69,7 @@ class Checkpoint:
     color: str = "gray"  # or "rgb"
     training: dict[str, Any] = field(default_factory=dict)  # summary: recipe, data, accuracy
     place: str = ""  # where in a file of another program the weights were, such as "state_dict, model."
-    labels_assumed: bool = False  # the file does not say in which order its logits are
+    labels_assumed: bool = False  # the file does not say the order of its logits
 
     def network(self) -> nn.Module:
         """The network with these weights, on CPU in eval mode."""

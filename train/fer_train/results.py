@@ -1,4 +1,4 @@
-"""What a training measured: the contents of `models/model_0_results.json`."""
+"""The results of a training: the contents of files such as `models/model_0_results.json`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fer_train.data.votes import VoteReport
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """One value per epoch; "test" is the validation folder, a name kept from the first version."""
+    """The curves of a training, one value per epoch; "test" is validation, a name kept from the first version."""
 
     train_loss: list[float] = field(default_factory=list)
     train_acc: list[float] = field(default_factory=list)  # fraction, on augmented images
@@ -48,7 +48,7 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResults:
-    """Everything that the results file says."""
+    """The contents of a results file."""
 
     model: str
     recipe: str

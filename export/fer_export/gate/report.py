@@ -39,7 +39,7 @@ class ExportedModel:
     path: Path
     is_published: bool
     model_bytes: int
-    parity: ParityReport  # all checks of the gate, whatever they ask
+    parity: ParityReport  # all checks of the gate
     quality: Quality | None  # on labelled faces; None without them
     agreement: float | None  # fraction of the labelled faces with the same label as fp32
     calibration: Calibration  # fitted on this file's own outputs
@@ -83,7 +83,7 @@ class ExportedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """All comparisons of one export."""
+    """The files of one export, published or refused."""
 
     name: str
     models: tuple[ExportedModel, ...]

@@ -1,4 +1,4 @@
-"""Images read from disk safely: format, size and structure are checked before anything is decoded."""
+"""Read images from disk safely: format, size and structure are checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Uint8Array:
-    """An image as OpenCV reads it, upright by its EXIF orientation.
+    """Read an image as OpenCV does, rotated upright by its EXIF orientation.
 
     Args:
-        max_pixels: width times height at most; see `decode_image`.
+        max_pixels: largest width times height; see `decode_image`.
 
     Returns:
         image_bgr, uint8 (height, width, 3), or uint8 (height, width) of a grayscale image.
 
     Raises:
-        ImageError: the path is not a readable file, or its content is not an image.
+        ImageError: the path is not a readable file, or its content is not an image. The message does not contain the
+            path; it continues it, as in "cannot be opened: ...".
     """
     return decode_image(read_bytes(path), max_pixels=max_pixels)
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The content of a regular file.
+    """Read a regular file.
 
     Raises:
         ImageError: it is missing, unreadable, empty, too large, or not a regular file.
@@ -81,18 +82,18 @@ def read_bytes(path: Path | str) -> bytes:
 
 
 def decode_image(content: bytes, *, max_pixels: int = MAX_PIXELS, isolated: bool = False) -> Uint8Array:
-    """An image from its file's content; see `read_image`.
+    """Decode the content of an image file; see `read_image` for the result.
 
-    Baseline JPEGs and plain PNGs are decoded in this process. All others are decoded in a process of their own, within
+    Baseline JPEGs and plain PNGs are decoded in this process. All others are decoded in a separate process, within
     limits of memory and time, so that a decoder that crashes costs one image.
 
     Args:
-        max_pixels: width times height at most. Formats whose decoders take more than 8 bytes a pixel have a
+        max_pixels: largest width times height. Formats whose decoders take more than 8 bytes a pixel have a
             proportionally lower limit.
-        isolated: decode in a process of its own whatever the format.
+        isolated: decode in a separate process whatever the format.
 
     Raises:
-        ImageError: the content is not an image that is read, is truncated, or has too many pixels.
+        ImageError: the content is not an image of a supported format, is truncated, or has too many pixels.
     """
     header = read_header(content)
     limit = max_pixels
@@ -116,7 +117,7 @@ def decode_image(content: bytes, *, max_pixels: int = MAX_PIXELS, isolated: bool
 
 
 def check_pixels(image: Uint8Array, max_pixels: int) -> None:
-    """Hold an image that is an array already to the limit of files: OpenCV crashes on sizes that it cannot count.
+    """Apply the pixel limit of files to an array: OpenCV crashes on sizes that it cannot count.
 
     Raises:
         ImageError: it has too many pixels.
@@ -142,7 +143,7 @@ def _more_pixels(width: int, height: int, limit: int) -> str:
 
 
 def to_gray(image: Uint8Array) -> Uint8Array:
-    """An image, uint8 (height, width, 3) in BGR or (height, width), as grayscale (height, width)."""
+    """Convert an image, uint8 (height, width, 3) in BGR or (height, width), to grayscale (height, width)."""
     if image.ndim == 2:
         return image
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # type: ignore[return-value]

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class LoadedModel(NamedTuple):
-    """A session for a model of fer-export, and what its file says of itself."""
+    """A session for a model of fer-export, and the metadata of its file."""
 
     session: InferenceSession
-    provider: str  # the execution provider that it really uses, "CPU"
+    provider: str  # the execution provider that it uses, such as "CPU"
     metadata: ModelMetadata
     file: OnnxFile
     content: bytes
-    batch: int | None  # faces of every run; None for any number
+    batch: int | None  # fixed number of faces of every run; None for any number
 
 
 class CheckedModel(NamedTuple):

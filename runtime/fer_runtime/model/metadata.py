@@ -1,4 +1,4 @@
-"""What a model file says about itself: one JSON value under the key `fer` of its metadata_props."""
+"""The metadata of a model file: one JSON value under the key `fer` of its metadata_props."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelMetadata:
     size: int = FACE_SIZE  # pixels, side of the faces that the model takes
     color: str = "gray"  # or "rgb": faces are (size, size) or (size, size, 3)
     temperature: float = 1.0  # probabilities = softmax(logits / temperature), inside the graph
-    uncertain_below: float | None = None  # confidence under which the answer is `uncertain`; None: not calibrated
+    uncertain_below: float | None = None  # confidence below which an answer is `uncertain`; None: not calibrated
     quality: dict[str, Any] = field(default_factory=dict)  # unfamiliar_above and how it was fitted
     checkpoint_sha256: str = ""
     training: dict[str, Any] = field(default_factory=dict)  # summary: recipe, data, accuracy

@@ -48,14 +48,14 @@ class PluginProvider(NamedTuple):
     """A plugin package, and the devices that it offers."""
 
     plugin: Plugin
-    providers: tuple[str, ...]  # short names, such as "OpenVINO"; none where it offers no device here
+    providers: tuple[str, ...]  # short names, such as "OpenVINO"; () if it offers no device here
     devices: tuple[Any, ...]  # onnxruntime's handles
     kinds: tuple[str, ...]  # of the devices: "CPU", "GPU", "NPU"
     problem: str | None
 
 
 def silence() -> None:
-    """Keep ONNX Runtime's log out of this process, for commands; an application that embeds us keeps its own."""
+    """Turn off ONNX Runtime's log in this process. Commands call this; importing the library does not."""
     onnxruntime.set_default_logger_severity(_SEVERITY)
 
 
@@ -86,7 +86,7 @@ def session_options(*, threads: int = 1, optimize: bool = True) -> SessionOption
 
 
 def create_session(content: bytes, options: SessionOptions) -> InferenceSession:
-    """A session on the CPU with other options than `open_session` takes, for checks of the export."""
+    """Create a session on the CPU with any options, for checks of the export."""
     return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
 
 
@@ -94,7 +94,7 @@ class OpenedSession(NamedTuple):
     """A session and the execution provider that it uses."""
 
     session: InferenceSession
-    provider: str  # short name, "CPU", with the arithmetic where it is not fp32: "OpenVINO:bf16"
+    provider: str  # short name, "CPU", with the arithmetic if it is not fp32: "OpenVINO:bf16"
 
 
 def open_session(
@@ -112,12 +112,12 @@ def open_session(
     Args:
         model: the file, or its bytes.
         threads: intra-op threads.
-        provider: execution provider without the suffix `ExecutionProvider`, as `--provider` takes it; ":bf16" behind
-            it asks for that arithmetic.
-        strict: a provider that falls back to another is an error.
+        provider: execution provider without the suffix `ExecutionProvider`, such as "CUDA"; the suffix ":bf16" asks for
+            that arithmetic.
+        strict: raise an error if ONNX Runtime falls back to another provider.
         optimize: False runs the graph as it is written, for checks.
-        source: name for messages when `model` is bytes.
-        advice: where such a file comes from, for the message when it is missing.
+        source: name for messages if `model` is bytes.
+        advice: how to get such a file, for the message if it is missing.
 
     Raises:
         ModelFileError: the file is missing, damaged, or wants data from outside its folder.

@@ -12,9 +12,9 @@ from fer_runtime.results import Face
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedFace:
-    """A face in a frame; its probabilities are averaged over the last moments of its track."""
+    """A face in a frame. Its probabilities are averaged over its track with a time constant of 0.4 seconds."""
 
-    track: int  # number of the face, from 1, the same while the face is seen
+    track: int  # number of the face, from 1, the same in all frames of its track
     face: Face
 
     def to_dict(self) -> dict[str, Any]:
@@ -24,11 +24,11 @@ class TrackedFace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameResult:
-    """The faces of one frame that was processed."""
+    """The faces of one processed frame; iterate over it for its `TrackedFace`s."""
 
     path: str
-    frame: int  # from 0
-    time: float  # seconds since the first frame
+    frame: int  # number of the frame in its source, from 0
+    time: float  # seconds since the first frame; with `Tracker`, by your clock
     faces: tuple[TrackedFace, ...]
     clock: datetime | None = None  # UTC, when a camera or a stream gave the frame
     is_cut: bool = False  # a new scene begins: all tracks of the frame before have ended

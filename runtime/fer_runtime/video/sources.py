@@ -30,19 +30,19 @@ _LEAST_MISSING_SECONDS, _LEAST_MISSING_SHARE = 0.5, 0.02
 
 @dataclass(slots=True)
 class FrameCounts:
-    """How many frames were processed, left out, lost; and what the file says of its length."""
+    """Counts of processed, skipped, dropped and missing frames, and the duration that the file states."""
 
     processed: int = 0
     skipped: int = 0  # left out by `every`, or before `start`
-    dropped: int = 0  # of a camera: came while another frame was processed; of a file: could not be converted
-    # Frames that the file should have and that could not be read; None where it is not known: cameras, files without
-    # time stamps, and variable frame rates.
+    dropped: int = 0  # camera, stream: arrived while another frame was processed; file: could not be converted
+    # Frames that should be in the file but could not be read; None if unknown: cameras, files without time stamps, and
+    # variable frame rates.
     missing: int | None = None
     damaged: int = 0  # packets of a stream that could not be decoded
     missing_seconds: float = 0.0  # how much earlier the file ended than it says
-    stated_seconds: float = 0.0  # how long the file says that it is; 0 where it says nothing
+    stated_seconds: float = 0.0  # duration that the file states; 0 if it states none
     is_cut: bool = False  # the file ends within a packet; how much is missing is not known
-    is_end_known: bool = True  # False where the file does not say how long it is, so that a missing end is not noticed
+    is_end_known: bool = True  # False if the file states no duration, so that a missing end is not noticed
     end: float = 0.0  # seconds: when the last frame that was read ends
 
     @property
@@ -53,7 +53,7 @@ class FrameCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFrame:
-    """A frame that is to be processed."""
+    """A frame to be processed."""
 
     number: int  # from 0
     time: float  # seconds since the first frame
@@ -63,12 +63,12 @@ class SourceFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """A time in which a stream gave no frame."""
+    """A period in which a stream gave no frame."""
 
     start: float  # seconds since the first frame, of the last frame before the gap
     end: float
     clock: datetime  # UTC, of `start`
-    reason: str
+    reason: str  # such as "the connection was closed"
 
 
 class FrameSource(Protocol):

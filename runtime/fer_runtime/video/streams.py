@@ -330,7 +330,7 @@ class _Source(ABC):
 
 
 class Stream(_Source):
-    """The newest frame of a network stream each time. A thread reads all frames, and connects again.
+    """A network stream that gives its newest frame. A thread reads all frames and reconnects.
 
     Close it, or use it in a `with` block. `recognize_video` takes it as its source.
 
@@ -338,13 +338,13 @@ class Stream(_Source):
         address: rtsp://, rtsps://, http://, https:// (MJPEG, HLS, MPEG-TS and what else FFmpeg reads) or udp://. It may
             contain user and password, which appear in no row and no message.
         name: of the stream in rows and messages; by default scheme, host and port of the address.
-        reconnect: seconds to try again when there is no connection, `float("inf")` for ever, 0 not at all.
+        reconnect: seconds to try again without a connection; `float("inf")`: for ever, 0: not at all.
         timeout: seconds without data after which a connection counts as lost.
-        on_message: takes a line of text when the connection is lost, and when it is back.
+        on_message: called with a line of text when the connection is lost, and when it is back.
 
     Raises:
         ExtraMissingError: PyAV is not installed.
-        ValueError: `address` is no such address.
+        ValueError: `address` is not the address of a stream.
     """
 
     def __init__(

@@ -21,11 +21,11 @@ _HELD_OUT = 0.15  # of each class, where there is no folder for validation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splits:
-    """Images of a data set."""
+    """The training and validation images of a data set."""
 
     train: LabelledFaces
     validation: LabelledFaces
-    note: str = ""  # what the user should know about where validation comes from
+    note: str = ""  # says so if validation was held out of train; "" otherwise
 
 
 def find_split(root: Path, names: Sequence[str]) -> Path | None:
@@ -48,16 +48,20 @@ def load_splits(
     skip_unreadable: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Splits:
-    """The images to learn from and to choose by.
+    """Load the images to learn from, and those that choose the epoch.
 
     The labels are the class folders of `train`, sorted. A folder for validation may be called validation, val or valid.
-    Without one, a share of every class is held out of `train`, by the seed. A test folder is not read: what an epoch is
-    chosen by tells nothing about new images.
+    Without one, a share of every class is held out of `train`, by the seed. A test folder is never read: images that
+    choose the epoch do not measure the result on new ones.
 
     Args:
         root: with `images/train` or `train`, or with the class folders themselves.
         seed: of the held-out share.
-        classes: labels that must be there, no more and no fewer; None takes those of the folders.
+        classes: the labels that the folders must have; None takes those of the folders.
+        size: side of the faces in pixels; other images are resized.
+        color: "gray" or "rgb".
+        skip_unreadable: leave out images that cannot be read, instead of raising an error.
+        progress: called with the number of images done and in total.
 
     Raises:
         DataError: a folder is missing, the folders of the two splits differ, or images cannot be read.
@@ -105,7 +109,7 @@ def load_validation(
     size: int = FACE_SIZE,
     color: str = "gray",
 ) -> LabelledFaces:
-    """The images that `load_splits` chooses by, without reading those to learn from where a folder has them."""
+    """Load the validation images of `load_splits`; train is read only if they are held out of it."""
     folder = find_split(root, VALIDATION)
     if folder is not None:
         return load_class_folders(folder, classes=None if classes is None else tuple(classes), size=size, color=color)

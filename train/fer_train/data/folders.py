@@ -1,4 +1,4 @@
-"""Labelled images from class folders, decoded once into one uint8 array."""
+"""Load labelled images from class folders into one uint8 array, decoded once and cached."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NAMED = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledFaces:
-    """Images of one split, in the order of their paths."""
+    """The images and labels of one split, in the order of the paths."""
 
     faces: Uint8Array  # (images, size, size), grayscale 0-255, or (images, size, size, 3) in RGB
     labels: Int64Array  # (images,), index into `classes`
@@ -62,7 +62,7 @@ class LabelledFaces:
         return "gray" if self.faces.ndim == 3 else "rgb"
 
     def small_gray(self) -> Uint8Array:
-        """The faces as FER2013's are, uint8 (images, 48, 48), for what compares pixels."""
+        """The faces as FER2013 has them, uint8 (images, 48, 48), for comparing pixels."""
         if self.faces.shape[1:] == (FACE_SIZE, FACE_SIZE):
             return self.faces
         bgr = self.faces if self.faces.ndim == 3 else self.faces[..., ::-1]

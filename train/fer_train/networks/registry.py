@@ -1,4 +1,4 @@
-"""Networks by name, and what they give for faces."""
+"""Make networks by name, and compute their logits for faces."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.registry import load
 from fer_train.networks.architectures import find_architecture
 
-# Faces at once, of which nothing is learned.
+# Faces per batch of an evaluation.
 _EVALUATION_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkShape:
-    """Classes and faces of a network; those of FER2013 by default."""
+    """Number of classes, and size and colour of the faces, of a network; FER2013's by default."""
 
     classes: int = len(EXPRESSIONS)
     size: int = FACE_SIZE  # pixels, side of the faces
@@ -32,7 +32,7 @@ FER2013 = NetworkShape()
 
 
 def create_network(name: str, shape: NetworkShape = FER2013, *, dropout: float = 0.25) -> nn.Module:
-    """A network with fresh weights; float32 (batch, 3, size, size), 0 to 1, to logits float32 (batch, classes).
+    """Make a network with fresh weights: float32 (batch, 3, size, size), 0 to 1, to logits float32 (batch, classes).
 
     Args:
         name: as `find_architecture` takes it.
@@ -97,7 +97,7 @@ def predict_logits(network: nn.Module, faces: Tensor, *, flip: bool = False) -> 
     """Logits float32 (faces, classes) on CPU, for faces as `to_network_input` takes them, on the network's device.
 
     Args:
-        flip: of the mirrored faces.
+        flip: mirror the faces first.
     """
     was_training = network.training
     network.eval()

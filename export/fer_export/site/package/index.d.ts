@@ -23,9 +23,9 @@ export interface Answer {
   /** Less sure than the threshold that the export fitted. */
   uncertain: boolean;
   probabilities: Record<string, number>;
-  /** Why the answer should not be trusted; [] where nothing was found against it. */
+  /** Reasons to doubt the answer; [] if no check found one. */
   reasons: Reason[];
-  /** Nothing is known of these: the file has no threshold, or there are no landmarks. */
+  /** Reasons that could not be checked: the file has no threshold, or there are no landmarks. */
   notChecked: Reason[];
 }
 
@@ -34,7 +34,7 @@ export type Reason = "low_confidence" | "turned" | "small" | "blurred" | "dark" 
 /** All reasons, in the order in which they are named. */
 export const REASONS: readonly Reason[];
 
-/** What is known against a face before its confidence is; null: nothing. */
+/** The reasons that are known before the confidence is; null: could not be checked. */
 export type Doubts = Partial<Record<Exclude<Reason, "low_confidence">, boolean | null>>;
 
 export interface SelfTest {
@@ -60,15 +60,16 @@ export interface LoadOptions {
   ort?: unknown;
   /** "auto" takes WebGPU where the self-test passes on it, otherwise WebAssembly. */
   backend?: "auto" | "webgpu" | "wasm";
-  /** Of WebAssembly; without it up to 4 where the page is cross-origin isolated, otherwise 1. */
+  /** Of WebAssembly; by default up to 4 if the page is cross-origin isolated, otherwise 1. */
   threads?: number;
 }
 
-/** An address or the content of a file; in Node also a path. */
+/** URL or content of a file; in Node also a path. */
 export type Source = string | URL | ArrayBuffer | Uint8Array;
 
 export class FaceModel {
   private constructor();
+  /** Throws a ModelFileError for a file that is missing, damaged or not of fer-export. */
   static load(source: Source, options?: LoadOptions): Promise<FaceModel>;
   readonly ort: unknown;
   readonly metadata: Record<string, unknown>;
@@ -78,16 +79,17 @@ export class FaceModel {
   readonly backend: Backend;
   readonly refused: readonly { backend: Backend; reason: string }[];
   classify(image: PixelImage, box?: Box, how?: { roll?: number; landmarks?: Point[] }): Promise<Answer>;
-  /** `unfamiliarity` is null where the file has no such output. */
+  /** `faces`: one or more of `prepareFace`, one after the other. `unfamiliarity` is null if the file has no such output. */
   run(
     faces: Uint8Array,
   ): Promise<{ logits: Float32Array; probabilities: Float32Array; unfamiliarity: Float32Array | null }>;
   answer(probabilities: ArrayLike<number>, doubts?: Doubts, best?: number): Answer;
+  /** Replays the golden faces of the file; null if it has none. */
   selfTest(): Promise<SelfTest | null>;
   release(): Promise<void>;
 }
 
-/** The part of an image that is a face, as a model takes it. */
+/** The part of an image that is a face, as a model takes it: size x size gray values, or RGB. `roll` in degrees. */
 export function prepareFace(
   image: PixelImage,
   box?: Box,
@@ -134,7 +136,7 @@ export class Recognizer {
 
 export function middleFrame(width: number, height: number): Box;
 
-/** Faces that keep their number from frame to frame, and probabilities that do not flicker. */
+/** Numbers faces from frame to frame, and averages their probabilities. */
 export class Follower {
   update(
     seconds: number,
