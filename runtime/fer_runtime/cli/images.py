@@ -175,6 +175,11 @@ class _Job(NamedTuple):
         """Whether an image failed in the finished run whose rows are in `output`."""
         from fer_runtime.batch.whole_output import check_whole
 
+        if self.extras.copies is not None and self.extras.copies.anonymize is not None:
+            raise OutputError(
+                f"{output} is complete, and nothing says whether its copies were anonymized; leave out --resume to "
+                "write them again"
+            )
         finished = check_whole(self.recognizer, self.inputs, output, read=self.read)
         if missing := self.extras.replay(output, finished, self.read):
             raise OutputError(

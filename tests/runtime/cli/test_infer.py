@@ -463,6 +463,10 @@ def test_resume_says_that_whole_rows_lack_their_copies(model: Path, folder: Path
     assert refused.returncode == 1
     said = f"Error: {output} is complete, but annotated copies are missing (1); leave out --resume to write them"
     assert refused.stderr.decode().endswith(f"{said}\n")
+    # The copies show the faces, and the summary would say that it has covered them.
+    refused = _infer(*command, "--resume", "--anonymize", "solid")
+    assert refused.returncode == 1
+    assert b"nothing says whether its copies were anonymized; leave out --resume" in refused.stderr
 
 
 def test_copies_and_rows_never_overwrite_the_pictures(model: Path, folder: Path) -> None:
