@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
 
 import click
@@ -416,15 +417,21 @@ def _load_config(context: click.Context, parameter: click.Parameter, value: str 
     # Arguments are what a run reads, and may be addresses: a file that merely lies there gives none.
     settings = read_settings(context.command, path, with_arguments=value is not None)
     if settings and value is None and "--quiet" not in context.meta.get(_ARGUMENTS, ()):
-        click.echo(f"options from {_CONFIG_NAME}: {', '.join(key.replace('_', '-') for key in settings)}", err=True)
+        names = {str(option.name): _label(option).removeprefix("--") for option in context.command.params}
+        click.echo(f"options from {_CONFIG_NAME}: {', '.join(names.get(key, key) for key in settings)}", err=True)
     context.default_map = settings
     context.meta[_CONFIG_NAME] = path
 
 
 def _set_log_format(context: click.Context, parameter: click.Parameter, value: str) -> None:
     if value == "json":
-        from fer_runtime.log_lines import JsonLines
+        _write_json_lines()
 
+
+def _write_json_lines() -> None:
+    from fer_runtime.log_lines import JsonLines
+
+    if not isinstance(sys.stderr, JsonLines):
         sys.stderr = JsonLines(sys.stderr)  # `_FerBase.main` puts the old one back
 
 
@@ -514,6 +521,9 @@ class _FerBase(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta.setdefault(_ARGUMENTS, tuple(args))
+        # Errors of the parser, such as an unknown option, come before any option is looked at.
+        if "--log-format=json" in args or ("--log-format", "json") in pairwise(args):
+            _write_json_lines()
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

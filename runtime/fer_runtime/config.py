@@ -97,7 +97,8 @@ def _parse(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > _MAX_BYTES:
                 raise click.UsageError(f"{path} is too large for a settings file")
-            tables: dict[str, Any] = tomllib.load(file)
+            # Editors on Windows write a byte-order mark.
+            tables: dict[str, Any] = tomllib.loads(file.read().decode("utf-8-sig"))
             return tables
     except OSError as error:
         raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
