@@ -47,7 +47,7 @@ class SeenFace:
 
     @property
     def margin(self) -> float:
-        """How far the label's probability lies above the second one's."""
+        """The difference of the two largest probabilities."""
         first, second, *_ = sorted(self.probabilities.values(), reverse=True)
         return first - second
 
@@ -64,7 +64,7 @@ class SeenImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything that one model saw in one folder on one machine."""
+    """The results of one model on one folder on one machine."""
 
     name: str
     machine: str
@@ -91,7 +91,7 @@ class Change:
 
 
 def answers_of(recognizer: Recognizer, engine: str, *, model: str, models_dir: Path) -> Answer:
-    """What another engine says of the faces that a recognizer cuts out.
+    """Another engine's answers for the faces that a recognizer cuts out.
 
     Args:
         recognizer: with the model's ONNX file, whose labels, size and colour the faces have.

@@ -26,7 +26,7 @@ _ENLARGED, _BORDER = 144, 24  # pixels: YuNet finds few faces that fill an image
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """Where one way to degrade faces costs five points."""
+    """The level at which one way to degrade faces costs five points of accuracy."""
 
     reason: str
     condition: str

@@ -40,7 +40,7 @@ _BARE = "from fer_bench.serving import run_bare; run_bare()"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingResult:
-    """What one service did for a number of clients, each of which sends a request when it has its answer."""
+    """The result of one service under one load; each client sends its next request after an answer."""
 
     service: str  # "fer-serve", "plain", or "bare model"
     clients: int

@@ -30,7 +30,7 @@ _TRIES = 60  # for a place without a face
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What one model says of one kind of images."""
+    """The result of one model on one kind of images."""
 
     model: str
     precision: str
@@ -153,7 +153,7 @@ def _free_box(random: _Random, width: int, height: int, faces: list[_Box]) -> _B
 def measure(
     recognizer: Recognizer, kinds: dict[str, list[Uint8Array]], real: Uint8Array | None
 ) -> tuple[list[Result], float | None]:
-    """What a model says of images that are no faces.
+    """Measure a model on images without a face.
 
     Args:
         recognizer: with a model whose file has a confidence threshold.

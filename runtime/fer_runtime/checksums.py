@@ -11,13 +11,13 @@ CHECKSUM = "sha256"
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` as JSON reads it again, with the SHA-256 of everything else in it."""
+    """Return `content` as JSON would read it again, with a SHA-256 of everything else in it."""
     read = json.loads(json.dumps(content))
     return {**read, CHECKSUM: _digest(read)}
 
 
 def check_checksum(content: Mapping[str, Any]) -> None:
-    """Hold `content` against its checksum; files of earlier versions have none.
+    """Check `content` against its checksum; files of earlier versions have none.
 
     Raises:
         ValueError: something in it has changed.

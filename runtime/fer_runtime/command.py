@@ -98,7 +98,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class NumberRange(click.FloatRange):
-    """A `FloatRange` without NaN: click's own takes it, because every comparison with NaN is false."""
+    """A `FloatRange` that refuses NaN. click's own accepts it, because every comparison with NaN is false."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -157,7 +157,7 @@ class RegistryChoice(click.Choice[str]):
 
 
 class Rule:
-    """Options that the values of others make useless. Giving them all the same is a usage error.
+    """Options that the values of others make useless; giving one nevertheless is a usage error.
 
     Args:
         options: parameter names, such as "min_face".
@@ -284,7 +284,7 @@ def needs_extra(extra: str) -> Iterator[None]:
 
 
 def say(text: object = "", *, err: bool = False) -> None:
-    """Print a line or a table. A terminal obeys nothing of it: what files and libraries say may hold escapes."""
+    """Print a line or a table. Escape sequences, which text of files and libraries may hold, are printed as text."""
     click.echo(printable_lines(text), err=err)
 
 

@@ -1,4 +1,4 @@
-"""Why an answer should not be trusted: the reasons that a face carries in its row.
+"""Reasons to doubt an answer: the field `reasons` of a face.
 
 The thresholds of `small`, `blurred`, `dark` and `turned` are where v3's accuracy has fallen by five points on the faces
 of FER2013's validation images, measured by `fer-bench reasons`. Those of `low_confidence` and `unfamiliar` are in the
@@ -36,14 +36,14 @@ _MIDDLE_EDGES = 12 * (FACE_SIZE - 2)  # values of the Laplacian there
 
 
 class Limits(NamedTuple):
-    """What a model's file and the user say; None where nothing is said."""
+    """The thresholds of a model's file or the user; None without one."""
 
     confidence: float | None = None  # less is `low_confidence`
     unfamiliarity: float | None = None  # more is `unfamiliar`
 
 
 class Doubts(NamedTuple):
-    """The reasons against an answer, and those that could not be looked for."""
+    """The reasons to doubt an answer, and those that could not be checked."""
 
     reasons: tuple[str, ...]  # out of REASONS
     not_checked: tuple[str, ...]  # out of REASONS: not known for this face
@@ -56,7 +56,7 @@ def find_doubts(
     unfamiliarity: FloatArray | None,
     limits: Limits,
 ) -> list[Doubts]:
-    """The reasons against each face's answer.
+    """Find the reasons to doubt each face's answer.
 
     Args:
         detections: the faces in their images.
@@ -188,7 +188,7 @@ def brightness(faces: Uint8Array) -> FloatArray:
 
 
 def turn(landmarks: Sequence[Point]) -> float | None:
-    """How far the nose lies beside the middle of the eyes, in distances between the eyes; None without landmarks.
+    """Distance of the nose from the middle of the eyes, in distances between the eyes; None without landmarks.
 
     0 for a face that looks into the camera. The nose's tip lies about half an eye distance before the eyes, so a head
     that is turned by 30 degrees has about 0.5 * tan(30) = 0.3.

@@ -69,7 +69,7 @@ def _confidence(context: click.Context, parameter: click.Parameter, value: str |
 
 
 def model_option(*names: str, more: str = "", **attributes: Any) -> _Option:
-    """`--model` of a command that runs models, with `more` behind the first sentence of its help."""
+    """`--model` of a command that runs models, with `more` after the first sentence of its help."""
     return click.option(
         "--model",
         *names,
@@ -91,12 +91,12 @@ def provider_option(more: str = "") -> _Option:
 
 
 def seed_option(text: str) -> _Option:
-    """`--seed`, within what PyTorch and numpy take; `text` says of what."""
+    """`--seed`, in the range that PyTorch and numpy accept; `text` is its help."""
     return click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), default=0, show_default=True, help=text)
 
 
 def threads_option(subject: str, *, most: int | None = None) -> _Option:
-    """`--threads`: those of ONNX Runtime, for `subject`; `most` where the command does not cap them itself."""
+    """`--threads` of ONNX Runtime, for `subject`; `most` if the command does not cap them itself."""
     return click.option(
         "--threads",
         type=click.IntRange(min=1, max=most),
@@ -107,7 +107,7 @@ def threads_option(subject: str, *, most: int | None = None) -> _Option:
 
 
 def capped_threads(threads: int) -> int:
-    """`--threads`, at most the CPUs that this process may use, with a warning where that is fewer."""
+    """Cap `--threads` at the CPUs that this process may use, with a warning if that is fewer."""
     from fer_runtime.system import available_cpus
 
     cpus = available_cpus()
@@ -117,7 +117,7 @@ def capped_threads(threads: int) -> int:
 
 
 def max_pixels_option(default: int) -> _Option:
-    """`--max-pixels`: a service, whose images are a stranger's, has a lower limit."""
+    """`--max-pixels`. The default of a service is lower, because its images come from strangers."""
     return click.option(
         "--max-pixels",
         type=click.IntRange(min=1),
@@ -150,7 +150,8 @@ min_face_option = click.option(
     type=click.IntRange(1, MOST_MIN_FACE),
     default=24,
     show_default=True,
-    help="Smallest face in pixels. Haar finds none below 1/16 of an image's long side, or 1/64 if it found no other.",
+    help="Smallest face in pixels. Haar finds none below 1/16 of an image's long side; if it finds none at "
+    "all, it searches down to 1/64.",
 )
 _min_confidence_option = click.option(
     "--min-confidence",

@@ -24,7 +24,7 @@ _SECONDS = 600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What one program did with one file."""
+    """The result of one program with one file."""
 
     reader: str
     file: str

@@ -75,7 +75,7 @@ class Board:
 
 
 def board_name() -> str:
-    """What the board calls itself, as a Raspberry Pi does, or its processor."""
+    """The board's own name, such as a Raspberry Pi's, or else its processor's."""
     try:
         # A device tree's texts end in a zero byte.
         return Path("/proc/device-tree/model").read_text(encoding="utf-8").rstrip("\0\n ") or cpu_name()

@@ -111,7 +111,7 @@ def _with_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, source: str) -> None:
-    """Two interpreters must agree on what the file computes before it can be a reference.
+    """Check that two interpreters agree on the file, before it can be a reference.
 
     Raises:
         ModelFileError: they do not, the file does not run, or its scores are something other than logits.

@@ -14,7 +14,7 @@ from fer_runtime.model.metadata import MAX_SIZE, MIN_SIZE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaceInput:
-    """What the file's network takes. A pixel of 0 to 255 becomes (low + (high - low) pixel / 255 - mean) / std."""
+    """The input of the file's network. A pixel of 0 to 255 becomes (low + (high - low) pixel / 255 - mean) / std."""
 
     color: str  # "gray", "rgb" or "bgr", the order of the channels
     size: int  # pixels, side of the faces

@@ -25,5 +25,5 @@ class Candidate:
 
     @property
     def is_our_int8(self) -> bool:
-        """Every interpreter computes it alike."""
+        """Whether it is an int8 file of our quantizer, which every interpreter computes alike."""
         return self.precision == "int8" and self.quantizer != "onnxruntime"

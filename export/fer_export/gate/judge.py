@@ -155,7 +155,7 @@ def _compare_numbers(subject: Subject, precision: Precision, outputs: Outputs) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LabelledJudgement:
-    """What labelled faces tell of a file; nothing without them."""
+    """The results of a file on labelled faces; empty without them."""
 
     quality: Quality | None = None
     agreement: float | None = None  # fraction of the faces that the fp32 file answers alike

@@ -20,7 +20,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Original:
-    """The one that is right: its logits are those that every file of the export must have."""
+    """The reference: its logits are those that every file of the export must have."""
 
     name: str  # of the network
     labels: tuple[str, ...]  # in the order of the logits

@@ -77,7 +77,7 @@ def as_outputs(logits: FloatArray, temperature: float) -> Outputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSpec:
-    """What a model file is meant to be: its bytes are checked against this.
+    """The specification that a model file's bytes are checked against.
 
     Raises:
         ValueError: a fp16 file without its float graph.

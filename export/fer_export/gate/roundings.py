@@ -1,4 +1,4 @@
-"""Hold a fp16 file against the roundings that 16-bit floats make of the float graph.
+"""Check a fp16 file against the rounding errors of 16-bit floats.
 
 A float16 has 11 significant bits: rounding a number moves it by up to u = 2^-11 (0.05 %) of itself, in two places:
 

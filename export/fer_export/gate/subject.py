@@ -29,7 +29,7 @@ from fer_train.data.folders import LabelledFaces
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What all files of one export share."""
+    """Everything that the files of one export have in common."""
 
     name: str  # of the network
     file_name: str  # what the files are called, the network's name or one of its trainer's own

@@ -32,7 +32,7 @@ from fer_train.data.dataset import load_validation, seed_of_training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetReport:
-    """What the conversion for one target found."""
+    """The result of a conversion for one target."""
 
     path: Path
     target: str

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Classified(NamedTuple):
-    """A block behind the model."""
+    """A block after the model, with its rows."""
 
     images: list[Prepared]
     rows: list[ImageResult]
@@ -26,7 +26,7 @@ class Classified(NamedTuple):
 
 
 class Blocks:
-    """Blocks on their way through the model, several at a time; they come out in their order.
+    """A queue of blocks that go through the model, several at a time, and come out in order.
 
     Args:
         at_once: blocks that go through the model at a time.
@@ -54,7 +54,7 @@ class Blocks:
         self._waiting.append((block, task))
 
     def take(self) -> Classified:
-        """The oldest block, behind the model."""
+        """Wait for the oldest block, and return it with its rows."""
         block, task = self._waiting.popleft()
         # What no thread has begun is done here: waiting for the threads, which read ahead, would be slower.
         if task is None or task.cancel():
@@ -62,7 +62,7 @@ class Blocks:
         return task.result()
 
     def take_before(self, preparation: Future[Preparation]) -> Classified | None:
-        """The oldest block, or None where images are ready before it is through."""
+        """As `take`, but None if `preparation` is done first."""
         from concurrent.futures import FIRST_COMPLETED, wait
 
         _, task = self._waiting[0]

@@ -50,7 +50,7 @@ class BlockEnds:
 
 @dataclass(slots=True, eq=False, repr=False)
 class JobSummary:
-    """What a run did; grows by the block, before its rows are taken."""
+    """Counts and times of a run, updated for each block before its rows are yielded."""
 
     images: int = 0
     faces: int = 0

@@ -89,7 +89,7 @@ def _check_face(face: Face) -> None:
 
 
 def check_settings(rows: Path, before: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> None:
-    """Stop before rows of different models, or of different options, are mixed in one file.
+    """Raise an error if rows of different models or options would be mixed in one file.
 
     Args:
         rows: the unfinished file, for messages.
@@ -113,7 +113,7 @@ def check_settings(rows: Path, before: Mapping[str, Any] | None, settings: Mappi
 
 
 def paths_left(paths: Iterable[str], rows: Path, finished: Finished) -> Iterator[str]:
-    """Those of `paths` that have no finished row in the file `rows` yet; a path that is given twice has two rows.
+    """Yield the `paths` without a finished row in the file `rows`; a path that is given twice has two rows.
 
     The order is usually that of the stopped run, and then nothing is held in memory. Where images
     came or went meanwhile, the finished paths are counted from there on.

@@ -67,7 +67,7 @@ class LeftOut:
 
 
 class Inputs:
-    """The images that paths stand for, found while they are read; iterate once.
+    """Find the images in paths lazily; iterate once.
 
     Args:
         paths: files and folders, taken literally.
@@ -312,7 +312,7 @@ def _in_utf8(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
 
 
 def looks_like_an_image(content: bytes) -> bool:
-    """Whether `content` begins as the files do that OpenCV decodes."""
+    """Whether `content` begins with the signature of an image format."""
     return (
         content.startswith(_SIGNATURES)
         or (content.startswith(b"RIFF") and content[8:12] == b"WEBP")

@@ -16,9 +16,9 @@ _SETTLED_SECONDS = 2.0  # without a change; of files that are there at the start
 
 
 class FolderWatch:
-    """The images of a folder that are new since the last look.
+    """Finds the images of a folder that are new since the last search.
 
-    A file is whole when neither its size nor its time has changed between two looks and, where Linux can tell, nobody
+    A file is complete when neither its size nor its time has changed between two searches and, on Linux, no process
     has it open for writing. A file that is replaced, or becomes readable, is new again. A file that is gone is
     forgotten, but not while its folder cannot be read. Memory grows with the number of files in the folder.
 
@@ -42,7 +42,7 @@ class FolderWatch:
         self.unreadable: list[str] = []  # folders that could not be read in the last look
 
     def new_files(self) -> list[str]:
-        """The files that became whole since the last call, oldest first."""
+        """Return the files that became complete since the last call, oldest first."""
         taken, waiting, new = dict[str, _Identity](), dict[str, _Identity](), list[tuple[int, str]]()
         unreadable = []
         now = time.time()

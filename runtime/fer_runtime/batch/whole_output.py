@@ -24,9 +24,9 @@ _WAY_OUT = "give another --output, or leave out --resume to replace it"
 def check_whole(
     recognizer: Recognizer, images: Iterable[str], output: Path, *, read: Callable[[str], bytes]
 ) -> Finished:
-    """The rows of a finished file of JSON Lines, which are those of this run.
+    """Check that a finished file of JSON Lines has the rows of this run, and return them.
 
-    Nothing is kept beside a finished file, so its first rows are made again and compared.
+    Nothing is kept beside a finished file, so its first block of rows is computed again and compared.
 
     Args:
         images: of this run.

@@ -153,7 +153,7 @@ class _Extras(NamedTuple):
             click.echo(text, err=True)
 
     def settings(self) -> dict[str, str | None]:
-        """What a run must share with the run that it continues."""
+        """Return what a run must have in common with the run that it continues."""
         return {
             "annotate": None if self.copies is None else os.path.abspath(self.copies.folder),
             "anonymize": None if self.copies is None else self.copies.anonymize,

@@ -18,7 +18,7 @@ _HEIC_SUFFIXES = (".heic", ".heif")
 
 
 class Progress:
-    """How far a run is, on one line of the terminal, gone at the end of the block.
+    """A progress line on the terminal, cleared at the end of the block.
 
     Args:
         describe: the line, from the seconds that the run has taken so far.
@@ -38,7 +38,7 @@ class Progress:
         click.echo(f"\r\x1b[K{self._describe(now - self._started)}", err=True, nl=False)
 
     def clear(self) -> None:
-        """Make room for a row on the same terminal."""
+        """Clear the line, so that a row can be printed on the same terminal."""
         if self._is_shown:
             click.echo("\r\x1b[K", err=True, nl=False)
 

@@ -63,7 +63,7 @@ _COUNT_READERS = 16  # an object store answers each after some 20 ms
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecognizerRecipe:
-    """Everything from which an actor makes the driver's recognizer again, on a machine that may lack its files."""
+    """Everything that an actor needs to rebuild the driver's recognizer on a machine without its files."""
 
     model_name: str  # the file's name, for messages
     model: bytes

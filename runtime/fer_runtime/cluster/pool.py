@@ -25,7 +25,7 @@ _PATIENCE_SECONDS = 600  # an autoscaler replaces a machine within minutes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """What an actor is asked to do."""
+    """A task for an actor."""
 
     number: int
     paths: str | None  # JSON; None where the output folder lists them
@@ -33,7 +33,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardResult:
-    """What an actor answers."""
+    """An actor's result."""
 
     number: int
     summary: str  # JSON

@@ -95,7 +95,7 @@ class RemoteFolders:
 
 
 class Store(Protocol):
-    """A folder of results. A file in it is whole or absent, whatever is killed."""
+    """A folder of results. Its files are complete or absent, even if a process is killed."""
 
     def read(self, name: str) -> bytes | None:
         """A file's content; None when there is no such file."""

@@ -89,7 +89,7 @@ def is_model_file(model: str | Path | None) -> bool:
 
 
 def check_models_dir(models_dir: Path | str) -> None:
-    """Stop where the folder cannot be searched: the package's models must not answer for those in it.
+    """Raise an error if the folder cannot be searched: the package's models must not replace those in it.
 
     Raises:
         ModelFileError: it is there, but may not be read.

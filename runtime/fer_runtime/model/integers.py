@@ -1,6 +1,6 @@
 """Checksums of the uint8 tensors inside an int8 file.
 
-Logits hide a wrong weight whose effect is rounded away, or cut off by a ReLU, on each golden face. The integers behind
+Logits hide a wrong weight if its effect is rounded away, or cut off by a ReLU, on each golden face. The integers after
 its own layer show it, and they are the same on every machine.
 """
 

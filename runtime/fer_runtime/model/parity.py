@@ -29,7 +29,7 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """The largest differences that pass as equal."""
+    """The largest differences that count as equal."""
 
     logits: float = 1e-3  # |Δlogit| <= logits * (1 + |logit|)
     probabilities: float = 1e-3  # |Δp|

@@ -4,7 +4,7 @@
 - An annotated copy stays inside the folder for copies: no `..`, and no folder below it that is a symbolic link.
 - An annotated copy replaces only another annotated copy, and a contact sheet another one of either. Each ends in a mark
   that image decoders pass over.
-- Rows replace text, so that a wrong name costs no model and no picture.
+- Rows replace text only, so that a wrong name costs no model and no image.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def inside_name(path: str, roots: Sequence[str]) -> str:
 
 
 def _is_text(path: Path) -> bool:
-    """Whether rows may take the place of what is there: text, or nothing. A model or a picture has zero bytes early."""
+    """Whether rows may replace what is there: text, or nothing. A model or an image has zero bytes early."""
     try:
         if not _has_content(path):
             return True

@@ -1,4 +1,4 @@
-"""Where rows go: standard output, or a file that takes its name when the rows are complete."""
+"""Write rows to standard output, or to a file that gets its name when the rows are complete."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Sink:
             self._target.flush()
 
     def flush(self) -> None:
-        """Let go of the rows that were added: what is killed from now on has lost none of them."""
+        """Write out the rows that were added, so that a later kill loses none of them."""
         self._target.flush()
 
     def end(self) -> None:

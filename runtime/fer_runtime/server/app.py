@@ -94,7 +94,7 @@ def _routes(recognition: Recognition, budget: BodyBudget) -> list[Route]:
 
 
 class _StateApi:
-    """What the service tells of itself: health, metrics, and the description of its addresses."""
+    """The endpoints about the service itself: health, metrics and the OpenAPI description."""
 
     def __init__(self, recognition: Recognition) -> None:
         self._recognition = recognition

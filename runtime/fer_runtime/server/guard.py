@@ -177,7 +177,7 @@ class Guard:
             timer.cancel()
 
     def check(self, given_headers: list[tuple[bytes, bytes]], path: str, query: bytes = b"") -> None:
-        """Refuse those who may not ask.
+        """Refuse a request without access.
 
         Raises:
             RequestError: another host's page or a wrong token.

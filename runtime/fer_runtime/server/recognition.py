@@ -28,7 +28,7 @@ from fer_runtime.server.settings import ServerSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
-    """What one request may set for itself."""
+    """The options of one request."""
 
     model: ServedModel
     search: FaceSearch | None = None  # None: the service's own

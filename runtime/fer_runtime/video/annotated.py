@@ -156,7 +156,7 @@ class AnnotatedVideo:
         self._file.close()
 
     def close(self) -> None:
-        """Leave no half-written file behind."""
+        """Remove an unfinished file."""
         if self._writer is not None:
             self._writer.release()
             self._writer = None

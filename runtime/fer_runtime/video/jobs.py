@@ -20,7 +20,7 @@ from fer_runtime.video.sources import FrameCounts, Gap, NamedSource, source_name
 
 @dataclass(slots=True, kw_only=True)
 class VideoSummary:
-    """What a run over one video did."""
+    """Counts and times of a run over one video."""
 
     counts: FrameCounts = field(default_factory=FrameCounts)
     segments: int = 0

@@ -9,7 +9,7 @@ from fer_runtime.images import Uint8Array
 
 
 def similarity(first: Uint8Array, second: Uint8Array, margin: int) -> float:
-    """Correlation, -1 to 1, of the middle of one image with the place in the other that it resembles most.
+    """Correlation, -1 to 1, of the middle of one image with the best match in the other.
 
     Brightness and contrast do not matter, nor does a shift of up to `margin` pixels. It is symmetric.
 

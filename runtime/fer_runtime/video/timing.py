@@ -108,7 +108,7 @@ class FrameTimes:
 
 
 class Pace:
-    """How far apart the frames are that are processed.
+    """The interval between processed frames.
 
     A face that is hidden for `max_gap` seconds keeps its number. Frames that are themselves further apart than that
     (timelapse, `--every`) leave room for one frame in which the face was not found.
@@ -135,7 +135,7 @@ class Pace:
 
 
 def stated_seconds(path: Path) -> float | None:
-    """How long an MP4 or QuickTime file says that it is; None of other files.
+    """The duration in seconds that an MP4 or QuickTime file states; None for other files.
 
     OpenCV knows the number of frames in the file. A phone that trims a film leaves all frames in it and states which
     of them are shown; this is the duration of those.
@@ -187,7 +187,7 @@ _ASF_TICKS = 10_000_000  # a second
 
 
 def asf_seconds(head: bytes) -> float | None:
-    """How long an ASF or WMV file says that it is; None of other files, and of broadcasts, which do not know it.
+    """The duration in seconds that an ASF or WMV file states; None for other files and for broadcasts, which have none.
 
     FFmpeg gives the duration of a whole file alone, and none of one that was cut.
 
@@ -217,5 +217,5 @@ def ends_within_packet(path: Path, head: bytes) -> bool:
 
 
 def states_length(head: bytes) -> bool:
-    """Whether a file that begins so is of a format that says how long it is: no MPEG stream, and no raw video."""
+    """Whether the format of a file that begins so states a duration: MPEG streams and raw video do not."""
     return not (transport_packets(head) or head.startswith((b"\0\0\1", b"\0\0\0\1")))

@@ -1,4 +1,4 @@
-"""Faces followed from frame to frame by where they are expected, at any frame rate."""
+"""Track faces from frame to frame by their predicted positions, at any frame rate."""
 
 from __future__ import annotations
 

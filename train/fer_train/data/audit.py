@@ -52,7 +52,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What was found. Paths begin with their split."""
+    """The findings of an audit. Paths begin with their split."""
 
     counts: dict[str, dict[str, int]]  # images per class and split
     exact: tuple[Group, ...]  # byte-identical files

@@ -63,7 +63,7 @@ class CropOptions:
 
 @dataclass(slots=True)
 class CropReport:
-    """What a run did, together with the runs before it into the same folder."""
+    """Counts of a run, together with the runs before it into the same folder."""
 
     detector: str = ""
     photos: int = 0

@@ -29,7 +29,7 @@ def read_drop_file(file: Path) -> frozenset[str]:
 
 
 def without_named(train: LabelledFaces, kept: Int64Array, files: Sequence[Path]) -> Int64Array:
-    """Those of the training images at `kept` that no file names.
+    """Return the training images at `kept` that no file names.
 
     Raises:
         DataError: a file cannot be read, or names no training image.

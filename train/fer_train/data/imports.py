@@ -55,7 +55,7 @@ FERPLUS_COLUMNS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOptions:
-    """What the user says about a data set."""
+    """Options of an import."""
 
     images: Path | None = None  # folder that a table's paths start from
     votes: Path | None = None  # FER+'s fer2013new.csv
@@ -64,7 +64,7 @@ class ImportOptions:
 
 @dataclass(slots=True)
 class ImportReport:
-    """What an import did."""
+    """Counts and notes of an import."""
 
     output: Path
     counts: dict[str, Counter[str]] = field(default_factory=dict)  # images by split and label

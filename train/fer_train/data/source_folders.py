@@ -88,7 +88,7 @@ def read_source(root: Path) -> Source:
 
 
 def not_read(source: Source) -> str:
-    """What of a source is not read, in words."""
+    """Describe what of a source is not read."""
     shown = ", ".join(printable(name, limit=60) for name in source.ignored[:5])
     more = f" and {len(source.ignored) - 5} more" if len(source.ignored) > 5 else ""
     return f"not read, because they are in no class folder: {shown}{more}"

@@ -33,7 +33,7 @@ _NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitOptions:
-    """How a data set is split."""
+    """Options of a split."""
 
     validation: float = 0.2  # share of the images
     test: float = 0.0
@@ -44,7 +44,7 @@ class SplitOptions:
 
 @dataclass(slots=True)
 class SplitReport:
-    """What a split did."""
+    """Counts of a split."""
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)  # images by split and label
     groups: dict[str, int] = field(default_factory=dict)  # persons by split

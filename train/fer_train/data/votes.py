@@ -65,7 +65,7 @@ class Votes:
 
 
 class VoteSource(Protocol):
-    """Whatever has votes for images."""
+    """A source of votes for images."""
 
     def of(self, paths: Sequence[str], faces: Uint8Array, *, split: str) -> Float32Array:
         """Votes for images, by their paths below the split's folder or by their pixels (images, 48, 48)."""

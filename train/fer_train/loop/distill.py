@@ -1,4 +1,4 @@
-"""Teachers' answers, for a student to learn from (Hinton et al., arXiv 1503.02531).
+"""Distillation: the teachers' answers that a student learns from (Hinton et al., arXiv 1503.02531).
 
 `FaceAnswers` are given once for every face and its mirror image, and cost nothing afterwards. `ImageAnswers` are
 given for the very images that the student sees, augmented and mixed, in every step: such a consistent teacher teaches
@@ -37,10 +37,10 @@ from fer_train.networks.registry import predict_logits
 
 
 class Teachers(Protocol):
-    """Whatever answers for the images of a batch."""
+    """A source of targets for the images of a batch."""
 
     def probabilities(self, batch: Batch, temperature: float) -> Tensor:
-        """What the student aims at, float32 (share, classes)."""
+        """The student's targets, float32 (share, classes)."""
         ...
 
 

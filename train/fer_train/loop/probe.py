@@ -62,7 +62,7 @@ def _last_linear(network: nn.Module) -> nn.Linear:
 
 
 def _features(network: nn.Module, last: nn.Linear, faces: Tensor) -> Tensor:
-    """What the last layer sees, float32 (faces, features), on CPU."""
+    """The inputs of the last layer, float32 (faces, features), on CPU."""
     seen: list[Tensor] = []
     handle = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().float().cpu()))
     try:

@@ -46,11 +46,11 @@ _CHUNK = 4096
 
 
 class DivergedError(FerError):
-    """A loss that is no finite number."""
+    """The loss is not a finite number."""
 
 
 class Progress(Protocol):
-    """Told what the training does; the command draws bars with it."""
+    """Callbacks for the progress of a training; the command draws bars with them."""
 
     def batch(self, epoch: int, epochs: int, faces: int, of: int, loss: float, accuracy: float) -> None: ...
 
@@ -451,7 +451,7 @@ def augmented_planes(augmentation: Augmentation, faces: Tensor, generator: Gener
 
 
 def learning_targets(faces: LabelledFaces, recipe: Recipe) -> Float32Array:
-    """What each face should be answered with, float32 (faces, classes): its label, or the raters' votes."""
+    """The target of each face, float32 (faces, classes): its label, or the raters' votes."""
     labels = np.eye(len(faces.classes), dtype=np.float32)[faces.labels]
     if faces.votes is None:
         return labels
