@@ -30,7 +30,7 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One training: `fer-train --recipe best`, with the options that stand here."""
+    """One training: `fer-train --recipe best` with these options."""
 
     name: str  # of its files; a network's name for what ships
     network: str
@@ -52,7 +52,7 @@ class Step:
         return (*([self.weights] if self.weights and self.weights != IMAGENET else []), *self.teachers)
 
     def start(self, folders: Mapping[str, Path]) -> str:
-        """What `--weights` takes: "none", "imagenet", or the checkpoint of the step that it starts from."""
+        """Return the value of `--weights`: "none", "imagenet", or the checkpoint of the step that it starts from."""
         if self.weights in (None, IMAGENET):
             return self.weights or "none"
         return str(checkpoint_path(folders[self.weights], self.weights))
@@ -66,7 +66,7 @@ _VOTES = ("balance=0", "label_smoothing=0", "drop=duplicates", "ema_decay=0.998"
 
 STEPS: tuple[Step, ...] = (
     Step(name="v3-first", network="v3", hours=1.6),
-    # A network of another kind, which has seen other images: it is right about other faces than v3 is.
+    # Another architecture, pretrained on other images: its errors differ from those of v3.
     Step(
         name="lite0",
         network="timm:tf_efficientnet_lite0",
@@ -105,7 +105,7 @@ STEPS: tuple[Step, ...] = (
 
 
 def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path], weights: str = "none") -> str:
-    """What a step's result depends on, as hexadecimal digits.
+    """A digest of everything that a step's result depends on, 16 hexadecimal digits.
 
     Args:
         data: fingerprint of both splits.
@@ -254,7 +254,7 @@ def publish(folders: Mapping[str, Path], models_dir: Path, *, replace: bool) -> 
     type=PathlibPath(file_okay=False),
     default=Path("reproduced"),
     show_default=True,
-    help="Where every step keeps its files.",
+    help="Folder of the steps' files.",
 )
 @click.option(
     "--only",
@@ -262,8 +262,8 @@ def publish(folders: Mapping[str, Path], models_dir: Path, *, replace: bool) -> 
     multiple=True,
     help="Make only this step and those it needs. May be repeated.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the steps and their hours.")
-@click.option("--models-dir", type=PathlibPath(file_okay=False), help="Copy the results there.")
+@click.option("--dry-run", is_flag=True, help="Print the steps as fer-train commands, with their hours.")
+@click.option("--models-dir", type=PathlibPath(file_okay=False), help="Folder to copy the results to.")
 @click.option("--replace", is_flag=True, help="Overwrite other checkpoints in --models-dir.")
 def main(
     data: Path | None,

@@ -362,7 +362,7 @@ def _reference(worker: _Worker, workers: Sequence[_Worker]) -> npt.NDArray[np.fl
     engine = ENGINES.get(mine.engine)
     if engine is None or engine.source != "checkpoint":
         return other.probabilities
-    # A checkpoint has no temperature. softmax(logits / t) is p ** (1 / t), normalised, so this reverts it.
+    # A checkpoint has no temperature. softmax(logits / t) is p ** (1 / t), normalized, so this reverts it.
     metadata = inspect_model(other.configuration.source).metadata
     powers = other.probabilities ** (1.0 if metadata is None else metadata.temperature)
     untempered: npt.NDArray[np.float64] = powers / powers.sum(1, keepdims=True)

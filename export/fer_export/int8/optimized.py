@@ -12,7 +12,7 @@ from fer_runtime.model.session import optimized_model
 def integer_check(content: bytes) -> Check:
     """Check that onnxruntime computes every convolution and product of the file in integers.
 
-    A pattern that it does not recognise runs in float, slower than fp32, and says nothing.
+    A pattern that it does not recognize runs in float without a warning, slower than fp32.
     """
     file = read_onnx(content, source="the int8 model")
     # Weights come from constants, through DequantizeLinear; MatMul also multiplies tensors of the faces.

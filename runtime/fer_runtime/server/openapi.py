@@ -1,4 +1,4 @@
-"""/openapi.json: the addresses, their options and answers."""
+"""/openapi.json: the endpoints, their options and answers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ _ERRORS = {
     "404": "There is no such address or model.",
     "408": "The request did not arrive in time.",
     "413": "The body is too long, or has too many parts.",
-    "415": "The body is of a kind that is not taken.",
-    "422": "No image can be read.",
+    "415": "The content type is not accepted.",
+    "421": "The service answers on the loopback address only, and Host names another.",
+    "422": "No image can be read, or a detector's file or the model's threshold is missing.",
     "503": "Too many requests are in progress, or there was no answer in time; Retry-After says when to try again.",
 }
 
@@ -27,7 +28,7 @@ _ERRORS = {
 _INFERENCE = {
     "required": True,
     "description": "A request of the Open Inference Protocol with the input faces, UINT8; as JSON, or with its tensor "
-    "behind the JSON (Inference-Header-Content-Length).",
+    "after the JSON (Inference-Header-Content-Length).",
     "content": {"application/json": {"schema": {"type": "object"}}, "application/octet-stream": {}},
 }
 

@@ -132,7 +132,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm over all processes' faces; nn.SyncBatchNorm does the same on CUDA only."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise float (batch, channels, height, width)."""
+        """Normalize float (batch, channels, height, width)."""
         if not self.training:
             return super().forward(input)
         channels = input.shape[1]

@@ -13,7 +13,7 @@ const LEAST_FACES = 8;
  * @returns {Promise<null | {faces, passed, difference, probabilityDifference, unfamiliarityDifference,
  *   networkDifference, flips}>} null: the file has no certificate. `difference` is the largest |Δlogit| / (1 + |logit|)
  *   from what the file gave at export, `unfamiliarityDifference` the same of `unfamiliarity`, `networkDifference` from
- *   PyTorch's logits; a quantised file is meant to differ from PyTorch.
+ *   PyTorch's logits; a quantized file is meant to differ from PyTorch.
  */
 export async function replayCertificate(model) {
   const certificate = model.metadata.certificate;

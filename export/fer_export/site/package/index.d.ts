@@ -47,7 +47,7 @@ export interface SelfTest {
   probabilityDifference: number;
   /** As `difference`, of the output `unfamiliarity`; 0 where the file has none. */
   unfamiliarityDifference: number;
-  /** As `difference`, from PyTorch's logits; a quantised file is meant to differ. */
+  /** As `difference`, from PyTorch's logits; a quantized file is meant to differ. */
   networkDifference: number;
   /** Golden faces with another label. */
   flips: number;
