@@ -196,6 +196,27 @@ def test_a_run_over_other_photos_keeps_every_row(photos: Path, tmp_path: Path) -
     assert (output / "crops.csv").read_text().splitlines() == after
 
 
+def test_crops_of_photos_that_were_moved_or_changed_are_named(photos: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    for name in ("Joy/one.jpg", "Joy/two.jpg", "calm/far.png"):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / name.replace("two", "one"), mine / name)
+    with (mine / "Joy" / "two.jpg").open("ab") as file:
+        file.write(b"another file")
+    command = (mine, tmp_path / "data", "--min-face", "30")
+    assert "earlier photo" not in _crop(*command).output
+    assert "earlier photo" not in _crop(*command).output
+    (mine / "Joy" / "one.jpg").rename(mine / "calm" / "one.jpg")
+    with (mine / "Joy" / "two.jpg").open("ab") as file:
+        file.write(b"!")
+    lines = _crop(*command).stderr.splitlines()
+    start = next(number for number, line in enumerate(lines) if "2 images that are of an earlier photo" in line)
+    assert lines[start + 1 : start + 3] == [
+        "  train/happy/one.png: its photo is now train/calm/one.jpg",
+        "  train/happy/two.png: its photo was changed",
+    ]
+
+
 def test_nothing_is_overwritten_and_more_photos_may_come(photos: Path, tmp_path: Path) -> None:
     output, others = tmp_path / "data", tmp_path / "others"
     mine = output / "train" / "happy" / "one.png"

@@ -453,6 +453,11 @@ def _print_crops(report: CropReport) -> None:
         "{has} no crop",
         report.files[0] if report.files else None,
     )
+    _say_problems(
+        report.outdated,
+        f"{{is}} of an earlier photo and still in the data; remove the files, and their rows of {report.files[0]}",
+        None,
+    )
     for file in report.files:
         say(printable(file))
 

@@ -73,6 +73,7 @@ class CropReport:
     counts: dict[str, Counter[str]] = field(default_factory=dict)  # crops by split and label
     reasons: dict[str, list[str]] = field(default_factory=dict)  # photographs without a crop, by reason
     copies: list[list[tuple[str, str]]] = field(default_factory=list)  # groups of crops: path, label
+    outdated: list[tuple[str, str]] = field(default_factory=list)  # crops of earlier photographs: path, what changed
     files: list[Path] = field(default_factory=list)
 
     def add(self, row: Mapping[str, str]) -> None:
@@ -131,13 +132,17 @@ def crop_photos(
             return _cut_out(image, search, options, done)
 
         wanted = [image for image in source.images if names.name(image.label)]
+        digests: dict[str, str] = {}  # of this run's photographs
         for number, cut in enumerate(in_threads(work, wanted), start=1):
             progress(number)
             report.photos += 1
+            if cut.sha256:
+                digests[_source(cut.image)] = cut.sha256
             if cut.was_done:
                 report.before += 1
                 continue
             rows.add([_placed(found, placing, names) for found in _single(cut)])
+        report.outdated = _outdated(rows.before, digests)
         _finish(output, rows.all(), report)
         _carry_columns(source.root / IMAGES_FILE, output / IMAGES_FILE, rows.all())
     return report
@@ -267,6 +272,25 @@ class _CropRows:
         new = {row["source"] for row in self._new}
         # A photograph without a digest could not be opened then.
         return [row for row in self.before if row["sha256"] or row["source"] not in new] + self._new
+
+
+def _outdated(before: list[dict[str, str]], digests: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Crops of an earlier run whose photographs were changed, or moved to another label: they would still teach.
+
+    Args:
+        before: the earlier rows; photographs that this run does not have at all are none of its matter.
+        digests: of this run's photographs by their source.
+    """
+    places = {digest: source for source, digest in digests.items()}
+    found = []
+    for row in before:
+        if not row["image"] or digests.get(row["source"]) == row["sha256"]:
+            continue
+        if row["source"] in digests:
+            found.append((row["image"], "its photo was changed"))
+        elif (place := places.get(row["sha256"])) is not None:
+            found.append((row["image"], f"its photo is now {place}"))
+    return found
 
 
 def _csv(rows: list[dict[str, str]], *, header: bool = False) -> bytes:
