@@ -1,16 +1,16 @@
-/** The part of a picture that is a face, as a model takes it. No imports; runs wherever JavaScript does. */
+/** The part of an image that is a face, as a model takes it. No imports; runs wherever JavaScript does. */
 
 // Below this many degrees turning changes less than resampling blurs.
 const LEAST_ROLL = 5;
 
 /**
- * The part of a picture inside `box` as a model takes it. The same arithmetic as the Python runtime, so that the same
+ * The part of an image inside `box` as a model takes it. The same arithmetic as the Python runtime, so that the same
  * pixels give the same face but for a rounding.
  *
  * @param {{data: ArrayLike<number>, width: number, height: number}} image an ImageData, or red, green, blue and alpha
  *   of each pixel
  * @param {{x: number, y: number, width: number, height: number}} [box] pixels; what lies outside the
- *   picture repeats its border. Without it the whole picture is the face.
+ *   image repeats its border. Without it the whole image is the face.
  * @param {number} [roll] degrees that the face is turned clockwise; it is turned back around the box's centre
  * @param {{size: number, color: string}} [wanted] the model, or its size and color
  * @returns {Uint8Array}
@@ -59,7 +59,7 @@ const gray = (data, at) => (data[at] * 9798 + data[at + 1] * 19235 + data[at + 2
 function cropPlane(image, { x, y, width, height }, valueOf) {
   const { data, width: columns, height: rows } = image;
   if (!(width > 0 && height > 0 && x < columns && y < rows && x + width > 0 && y + height > 0)) {
-    throw new RangeError(`the box ${x}, ${y}, ${width} x ${height} lies outside the picture`);
+    throw new RangeError(`the box ${x}, ${y}, ${width} x ${height} lies outside the image`);
   }
   const plane = new Uint8Array(width * height);
   for (let row = 0; row < height; row++) {

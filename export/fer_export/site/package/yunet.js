@@ -10,7 +10,7 @@ const SCORE = 0.7;
 const OVERLAP = 0.3; // intersection over union above which two boxes are one face
 const STRIDES = [8, 16, 32];
 const BELOW = 0.02; // how far FER2013's crop lies below YuNet's box, in units of its longer side
-const MIN_FACE = 24; // smallest side of a face, pixels of the picture
+const MIN_FACE = 24; // smallest side of a face, pixels of the image
 
 export class YuNet {
   #ort;
@@ -52,8 +52,8 @@ export class YuNet {
   }
 
   /**
-   * @param {CanvasImageSource} source picture or video frame of `width` x `height` pixels
-   * @param {number} longSide pixels that the picture is shrunk to before the search
+   * @param {CanvasImageSource} source image or video frame of `width` x `height` pixels
+   * @param {number} longSide pixels that the image is shrunk to before the search
    * @returns {Promise<{box: {x, y, width, height}, roll: number, score: number, landmarks: number[][]}[]>} from left to
    *   right; landmarks are x and y of right eye, left eye, nose and the corners of the mouth
    */

@@ -3,7 +3,7 @@
 import { Camera, FaceModel, Follower, middleFrame, prepareFace, Recognizer, YuNet } from "./fer-edge/index.js";
 import { ort } from "./runtime.js";
 
-const MAX_SIDE = 4096; // pixels of a picture that are kept; more than a phone's canvas holds helps nobody
+const MAX_SIDE = 4096; // pixels of an image that are kept; more than a phone's canvas holds helps nobody
 const LEAST_FRAME = 48; // pixels, side of the frame
 const CAMERA_LONG_SIDE = 320; // pixels that a frame is shrunk to before faces are looked for
 const MOST_BARS = 12; // of a face; of more labels the most probable are shown
@@ -19,7 +19,7 @@ let model = null;
 let recognizer = null;
 let camera = null;
 let frame = null; // where the face is read when no detector is there: {x, y, width, height}
-let shown = 0; // number of the picture that is on the screen; an older one's answer is dropped
+let shown = 0; // number of the image that is on the screen; an older one's answer is dropped
 let spokenAt = 0;
 let frameTimes = [];
 
@@ -65,7 +65,7 @@ function describeModel(site) {
   const accuracy = verdict?.accuracy ?? training?.accuracy;
   element("model").textContent =
     `${name} ${precision}, ${(site.model_bytes / 1e6).toFixed(2)} MB` +
-    (accuracy ? `, right on ${(100 * accuracy).toFixed(1)} % of its validation pictures.` : ".") +
+    (accuracy ? `, right on ${(100 * accuracy).toFixed(1)} % of its validation images.` : ".") +
     (model.metadata.uncertain_below ? ` A question mark: less sure than ${Math.round(100 * model.metadata.uncertain_below)} %.` : "") +
     " Below an answer: reasons not to trust it.";
 }
@@ -98,8 +98,8 @@ function recognise(longSide) {
 }
 
 /**
- * @param {Blob | Promise<Blob>} content a promise while it is loaded: the picture counts from the moment it is chosen
- * @param {number[]} [face] x, y and side of a frame that shows the picture's face
+ * @param {Blob | Promise<Blob>} content a promise while it is loaded: the image counts from the moment it is chosen
+ * @param {number[]} [face] x, y and side of a frame that shows the face in the image
  */
 async function showPicture(content, title, face = null) {
   const number = ++shown;
@@ -162,7 +162,7 @@ async function startCamera() {
     isStarting = false;
   }
   if (shown !== before) {
-    // A picture was chosen while the browser asked.
+    // An image was chosen while the browser asked.
     opened.stop();
     return;
   }
@@ -285,7 +285,7 @@ function draw(faces) {
   const { width, height } = source;
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   context.drawImage(source, 0, 0);
-  // Lines and letters as large on a phone as on a desk, whatever the picture's own size.
+  // Lines and letters as large on a phone as on a desk, whatever the size of the image.
   const unit = Math.max(width / Math.max(canvas.clientWidth, 1), height / Math.max(canvas.clientHeight, 1));
   const letters = Math.max(14 * unit, 6);
   context.font = `600 ${letters}px system-ui, sans-serif`;
@@ -300,7 +300,7 @@ function draw(faces) {
     context.stroke();
     const short = `${faces.length > 1 ? `${number} ` : ""}${nameOf(face)}`;
     let text = `${short} ${Math.round(100 * probabilities[best])} %`;
-    // Among small faces a long tag would cover the neighbours; the share is beside the picture, too.
+    // Among small faces a long tag would cover the neighbours; the share is beside the image, too.
     if (faces.length > 1 && context.measureText(text).width > 2 * box.width) text = short;
     const tagWidth = context.measureText(text).width + letters;
     const tagHeight = 1.6 * letters;
@@ -445,7 +445,7 @@ element("camera").addEventListener("click", () => (camera ? stopCamera() : start
 async function showFile(file) {
   if (!model || !file) return;
   stopCamera();
-  await showPicture(file, file.name || "The pasted picture");
+  await showPicture(file, file.name || "The pasted image");
 }
 
 element("file").addEventListener("change", async (event) => {
