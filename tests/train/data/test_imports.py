@@ -271,6 +271,23 @@ def test_a_table_that_was_edited_is_continued_and_a_source_is_not_replaced(tmp_p
     assert written.read_text() == rows
 
 
+def test_images_under_a_label_that_was_corrected_are_named(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        _write(tmp_path / f"{name}.png", seed)
+    table, data = tmp_path / "t.csv", tmp_path / "data"
+    table.write_text("path,label\na.png,happy\nb.png,sad\n")
+    assert _import(table, data).stderr == ""
+    table.write_text("path,label\na.png,sad\nb.png,sad\n")
+    said = f"an image that is of an earlier import and still in the data; remove the files, and their rows of {data}"
+    assert _import(table, data).stderr.startswith(
+        f"{said}/images.csv:\n  train/happy/a.png: it is now train/sad/a.png\n"
+    )
+    # A file of the same name in another data set is another image.
+    _write(tmp_path / "a.png", 9)
+    table.write_text("path,label\na.png,angry\n")
+    assert _import(table, data).stderr == ""
+
+
 def test_labels_and_paths_of_a_hostile_table_stay_inside(tmp_path: Path) -> None:
     _write(tmp_path / "secret.png", 0)
     _write(tmp_path / "set" / "a.png", 1)

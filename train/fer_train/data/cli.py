@@ -225,6 +225,11 @@ def import_(
         _say(note)
     _say_changes(names)
     _say_problems(report.problems, "cannot be used", report.files[0])
+    _say_problems(
+        report.outdated,
+        f"{{is}} of an earlier import and still in the data; remove the files, and their rows of {report.files[0]}",
+        None,
+    )
     _print_counts(report.counts)
     earlier = f", {report.written_before} of them from an earlier run" if report.written_before else ""
     left_out = sum(report.reasons.values()) - len(report.problems)

@@ -20,7 +20,7 @@ from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, decode_image, read_by
 from fer_runtime.output.annotate import encode_image
 from fer_runtime.output.destinations import identities
 from fer_runtime.text import counted, csv_text, printable
-from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE, merged_rows, write_rows
+from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE, merged_rows, read_images_file, write_rows
 from fer_train.data.label_names import NUMBERINGS, LabelNames
 from fer_train.data.placing import Placing, Writing, in_threads, safe_name
 from fer_train.data.source_folders import TEST, TRAIN, SourceImage, not_read, read_source, split_named
@@ -73,6 +73,9 @@ class ImportReport:
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     written_before: int = 0  # images that an earlier run had written
+    outdated: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # images under an earlier label: path, where it is now
 
     @property
     def images(self) -> int:
@@ -150,6 +153,7 @@ def import_images(
     report.written_before = placing.written_before
     if not rows:
         raise DataError(f"{source} has no rows; give the whole data set")
+    report.outdated = _outdated(output, rows)
     write_rows(output / IMAGES_FILE, merged_rows(output / IMAGES_FILE, rows))
     report.files.append(output / IMAGES_FILE)
     if voters is not None:
@@ -157,6 +161,29 @@ def import_images(
         write_rows(output / VOTES_FILE, merged_rows(output / VOTES_FILE, votes_rows))
         report.files.append(output / VOTES_FILE)
     return report
+
+
+def _outdated(output: Path, rows: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
+    """Images of an earlier import that this one has put elsewhere, such as under a corrected label."""
+    mine = {row["image"] for row in rows}
+    earlier: dict[str, list[str]] = {}
+    for image, row in read_images_file(output / IMAGES_FILE).items():
+        if image not in mine:
+            earlier.setdefault(row.get("source", ""), []).append(image)
+    found = []
+    for row in rows:
+        for image in earlier.get(row["source"], ()) if row["image"] else ():
+            # Another data set may have a file of the same name.
+            if _is_same(output / image, output / row["image"]):
+                found.append((image, f"it is now {row['image']}"))
+    return found
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    try:
+        return file.read_bytes() == other.read_bytes()
+    except OSError:  # it was removed
+        return False
 
 
 def _read_candidate(candidate: _Candidate) -> tuple[_Candidate, bytes | None, str]:
