@@ -109,6 +109,7 @@ def train_model(
         ModelFileError: an exported teacher cannot be used.
         DownloadError: the ImageNet weights are not there and cannot be fetched.
         DivergedError: the loss is not a finite number.
+        OutputError: a file cannot be written.
         ValueError: there is no network of that name.
     """
     start = weights_file(weights)
