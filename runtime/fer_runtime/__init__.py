@@ -7,8 +7,7 @@
         for result in recognize_files(recognizer, find_images("holiday/", recursive=True)):
             print(result.path, result.error, result.faces)
 
-Importing the library changes nothing of the application that it becomes a part of, except that ONNX Runtime's
-telemetry is off.
+Importing the library changes nothing in your application, except that it turns off ONNX Runtime's telemetry.
 """
 
 from __future__ import annotations

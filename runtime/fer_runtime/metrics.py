@@ -73,15 +73,15 @@ _MOST_ORDERED = 12  # classes; each one more doubles the time
 def best_label_order(confusion: ConfusionMatrix) -> tuple[int, ...]:
     """The order of a model's outputs under which it is right most often.
 
-    A model whose labels are in another order than one believes is right about some classes and wrong about others.
-    Here the best assignment of outputs to classes is found exactly, over all orders.
+    A model whose labels are in another order than assumed is right about some classes and wrong about others. The best
+    assignment of outputs to classes is found exactly, over all orders.
 
     Args:
         confusion: (classes, classes), rows are the true class, columns the output that was largest.
 
     Returns:
-        For each output the class that it stands for; (0, 1, 2, ...) where the present order is the best, also where
-        another is equally good, and for more than 12 classes, which are not searched.
+        The class of each output. (0, 1, 2, ...) if no other order is better, and for more than 12 classes, which are
+        not searched.
     """
     classes = len(confusion)
     present = tuple(range(classes))
@@ -114,7 +114,7 @@ def wilson_interval(right: int, faces: int) -> tuple[float, float]:
 
 
 def auroc(low: npt.NDArray[np.floating], high: npt.NDArray[np.floating]) -> float:
-    """The chance that one of the scores `high` is above one of `low`; ties count half (Mann and Whitney, 1947).
+    """The probability that a score of `high` is above one of `low`; ties count half (Mann and Whitney, 1947).
 
     Args:
         low: scores that should be the lower ones, shape (images,).

@@ -37,14 +37,14 @@ def adopt_model(
     Args:
         path: the .onnx file.
         options: which files to write, what they are judged by, and where they go.
-        name: what the model and its files are called.
-        faces: what its network takes.
+        name: of the model, and stem of its file names.
+        faces: the input of its network: colour, size and normalization.
         labels: in the order of its scores; None reads them from the file's metadata.
-        scores: the output with the scores, where the file has several.
-        temperature: what its logits are divided by before the softmax; None fits it to `data`, or 1 without `data`.
+        scores: the output with the scores, if the file has several.
+        temperature: divides its logits before the softmax; None fits it to `options.data`, or takes 1 without.
 
     Raises:
-        ModelFileError: the file cannot be adopted, with the operator, input or shape that is in the way.
+        ModelFileError: the file cannot be adopted; the message names the operator, input or shape.
         DataError: the images are missing, unreadable, or of a label that the model does not have.
         ExportRefusedError: a file failed its gate; the others are published.
         OutputError: a file cannot be written, or would replace one of another origin.

@@ -73,10 +73,10 @@ def convert_model(
     Args:
         model: a name, or the path of an .onnx file of fer-export.
         targets: names of entries.
-        precisions: of the targets' files; none stands for fp32, or for the precision of an .onnx file.
+        precisions: of the targets' files; () means fp32, or the precision of an .onnx file.
         models_dir: where the ONNX file is, and where the targets' files are written.
-        data: labelled faces on which a target's file may lose no more than the budget against the ONNX file.
-        replace: also over files of another checkpoint.
+        data: labelled faces, on which a target's file may lose no more than `budget` against the ONNX file.
+        replace: overwrite files of another checkpoint.
 
     Raises:
         ModelFileError: the ONNX file is missing or has no certificate or another precision, or a converter cannot

@@ -91,14 +91,14 @@ def run_self_test(
         path: the file.
         provider: execution provider, as for `open_session`.
         threads: intra-op threads.
-        strict: a provider that falls back to another is an error.
+        strict: raise an error if ONNX Runtime falls back to another provider.
         any_operator: as for `load_model`.
-        trusted: a public key; the file must have a signature of its holder.
-        loaded: what `load_model` gave for the file, which is then not read again: its own session is tested, and that
-            has no inner tensors.
+        trusted: file of a public key (PEM); the model must be signed by its holder.
+        loaded: the result of `load_model` for the file, whose session is then tested. The check `integers` is left out.
 
     Raises:
-        ModelFileError: the file is missing, damaged or not signed by the trusted key, or carries no certificate.
+        ModelFileError: the file is missing, damaged or not signed by the trusted key, or has no certificate.
+        ProviderError: as for `open_session`.
     """
     content = read_model_bytes(path) if loaded is None else loaded.content
     checks = []
