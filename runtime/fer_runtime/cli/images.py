@@ -89,7 +89,7 @@ def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: Ex
             total=total,
             shows_progress=shows_progress,
         )
-    job.extras.finish()
+    job.extras.finish(quiet=options.quiet)
     return failed
 
 
@@ -141,11 +141,12 @@ class _Extras(NamedTuple):
             self.sheet.replay(read_rows(rows, finished), read)
         return missing
 
-    def finish(self) -> None:
+    def finish(self, *, quiet: bool) -> None:
         """Write what is written at the end."""
         if self.sheet is not None:
             self.sheet.write()
-            click.echo(printable(self.sheet.path), err=True)
+            if not quiet:
+                click.echo(printable(self.sheet.path), err=True)
         if self.copies is not None and self.copies.anonymize is not None:
             text = "copies have no EXIF; faces that were not found are not covered"
             if self.copies.unchanged:

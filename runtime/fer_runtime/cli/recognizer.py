@@ -71,6 +71,7 @@ def chosen_provider(options: ModelOptions, *, threads: int) -> str:
     if not choice.is_cached:
         for name, reason in choice.refused.items():
             click.echo(f"warning: --provider auto does not take {name}: {printable(reason)}", err=True)
+    if not choice.is_cached and not (isinstance(options, RecognizerOptions) and options.quiet):
         speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in choice.faces_per_second.items())
         click.echo(f"--provider auto takes {choice.provider}; faces per second: {speeds}", err=True)
     return choice.provider

@@ -13,6 +13,7 @@ from click import Context
 from click.testing import CliRunner
 
 from fer_runtime.cli import main
+from fer_runtime.model.auto import Choice
 
 
 def _refused(*arguments: str) -> str:
@@ -84,8 +85,11 @@ def test_help_shows_the_options_in_groups() -> None:
     ]
 
 
-def test_quiet_says_nothing_of_a_run_that_went_well(tmp_path: Path) -> None:
-    run = CliRunner().invoke(main, ["--samples", "--quiet", "--output", str(tmp_path / "rows.jsonl")])
+def test_quiet_says_nothing_of_a_run_that_went_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Choice(provider="CPU", faces_per_second={"CPU": 1.0})
+    monkeypatch.setattr("fer_runtime.model.auto.choose_provider", lambda *_, **__: choice)
+    outputs = ("--output", str(tmp_path / "rows.jsonl"), "--contact-sheet", str(tmp_path / "page.png"))
+    run = CliRunner().invoke(main, ["--samples", "--quiet", *outputs, "--provider", "auto"])
     assert (run.exit_code, run.output) == (0, "")
     failed = CliRunner().invoke(main, [str(tmp_path / "none.jpg"), "--quiet", "--output", str(tmp_path / "b.jsonl")])
     assert failed.exit_code == 1
