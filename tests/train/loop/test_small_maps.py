@@ -42,6 +42,34 @@ def test_a_small_map_is_convolved_as_pytorch_convolves_it(
         torch.testing.assert_close(gradient, other)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "changed"),
+    [(1, 3, 1, True), (2, 3, 1, True), (3, 3, 2, True), (3, 1, 2, True), (3, 3, 1, False), (5, 3, 2, False)],
+)
+def test_in_bfloat16_the_smallest_results_go_that_way(size: int, kernel: int, stride: int, changed: bool) -> None:
+    exact = nn.Conv2d(64, 32, kernel, stride, kernel // 2, bias=False).bfloat16().double()  # weights of bfloat16
+    images = torch.randn(8, 64, size, size).bfloat16()
+    wanted = torch.randn_like(exact(images.double())).bfloat16().double()
+    expected = _gradients(exact, images.double(), wanted)
+    convolution = copy.deepcopy(exact).float()
+    convolution.zero_grad()
+    use_matrix_products(convolution, bf16=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result, gradients = _gradients(convolution, images.float(), wanted.float())
+        assert ("SmallMaps" in _first_function(convolution(images))) is changed
+    assert result.dtype == torch.bfloat16
+    for actual, reference in zip([result, *gradients], [expected[0], *expected[1]], strict=True):
+        # Each value is the sum of at most four products (the taps in the middle) that are rounded to 8 bits.
+        difference = (actual.double() - reference).norm() / reference.norm()
+        assert difference < 4 * 2**-9
+    # Evaluation is in float32, and PyTorch's.
+    assert "Convolution" in _first_function(convolution(images.float()))
+
+
+def _first_function(result: Tensor) -> str:
+    return type(result.grad_fn).__name__
+
+
 def test_the_resnet_learns_the_same_from_a_batch() -> None:
     plain = create_network("v1").double().eval()  # eval: without dropout's draws
     changed = copy.deepcopy(plain)

@@ -122,9 +122,9 @@ class Trainer:
         self._autocast_bf16 = trains_in_bf16(network, device)
         # Convolutions run a third faster on channels-last images, on CPUs and GPUs alike.
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if device.type == "cpu" and not self._autocast_bf16:
-            use_matrix_products(self.network)
-            if world.size == 1:  # BatchNorm over several processes is another function
+        if device.type == "cpu":
+            use_matrix_products(self.network, bf16=self._autocast_bf16)
+            if world.size == 1 and not self._autocast_bf16:  # BatchNorm over several processes is another function
                 fuse_blocks(self.network)
         self._spread = spread(self.network, world, device)
         self.average = (
