@@ -30,7 +30,7 @@ from fer_export.site.write import ORT_WEB_INTEGRITY, fetch_npm_package, write_si
 from fer_runtime.detectors import Detection
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
-from fer_runtime.faces import prepare_face
+from fer_runtime.faces import is_face_crop, prepare_face
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx_file
@@ -215,6 +215,15 @@ def test_doubts_are_the_python_runtimes(functions: Visit) -> None:
         seen |= set(expected.reasons)
         assert (tuple(found["reasons"]), tuple(found["notChecked"])) == expected
     assert seen == set(REASONS) - {"low_confidence"}
+
+
+def test_images_of_the_same_sizes_are_face_crops_as_in_python(functions: Visit) -> None:
+    sizes = [(48, 48), (64, 128), (128, 64), (129, 64), (64, 65), (65, 65), (1000, 60)]
+    found = functions.evaluate(
+        "import('./fer-edge/index.js').then(({ Recognizer }) => "
+        f"{json.dumps(sizes)}.map(([width, height]) => new Recognizer(fer.model).needsFrame(width, height)))"
+    )
+    assert found == [not is_face_crop(*size) for size in sizes]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import { prepareFace } from "./face.js";
 import { doubtsOf } from "./quality.js";
 
-const CROP_SIDE = 64; // images up to this short side are face crops already
+// Images up to this short side are face crops already, unless they are longer than twice their short side, as banners are.
+const CROP_SIDE = 64;
 const LONG_SIDE = 640; // pixels that an image is shrunk to before faces are looked for
 
 /** A model with a face detector, or with a frame that somebody places. */
@@ -19,7 +20,7 @@ export class Recognizer {
 
   /** Whether an image of this size needs a frame that shows its face. */
   needsFrame(width, height) {
-    return !this.detector && Math.min(width, height) > CROP_SIDE;
+    return !this.detector && !isFaceCrop(width, height);
   }
 
   /**
@@ -39,7 +40,7 @@ export class Recognizer {
     };
     const { width, height } = canvas;
     let detections;
-    if (Math.min(width, height) <= CROP_SIDE) {
+    if (isFaceCrop(width, height)) {
       detections = [{ box: { x: 0, y: 0, width, height }, roll: 0 }];
     } else if (this.detector) {
       detections = await this.detector.detect(canvas, width, height, longSide);
@@ -70,6 +71,12 @@ export class Recognizer {
       })),
     };
   }
+}
+
+/** Whether an image of this size is taken for one face. */
+function isFaceCrop(width, height) {
+  const side = Math.min(width, height);
+  return side <= CROP_SIDE && Math.max(width, height) <= 2 * side;
 }
 
 /** The square in the middle of an image. */
