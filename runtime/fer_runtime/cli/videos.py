@@ -94,9 +94,9 @@ class _Rows(NamedTuple):
         """
         started = perf_counter()
 
-        def say_summary() -> None:
+        def say_summary(*, was_stopped: bool = False) -> None:
             if not self.quiet:
-                say_video_summary(video, summary, perf_counter() - started)
+                say_video_summary(video, summary, perf_counter() - started, was_stopped=was_stopped)
 
         write = _after_clearing(progress, self.write) if clears_progress else self.write
         try:
@@ -126,7 +126,7 @@ class _Rows(NamedTuple):
             )
             return True
         except KeyboardInterrupt:
-            say_summary()
+            say_summary(was_stopped=True)
             raise
         say_summary()
         _warn_of_missing_frames(video, summary.counts)
@@ -139,15 +139,21 @@ def say_anonymized(options: VideosRun) -> None:
         click.echo("copies have no sound and no metadata; faces that were not found are not covered", err=True)
 
 
-def say_video_summary(video: Path | int | NamedSource, summary: VideoSummary, seconds: float) -> None:
-    """Say what became of the frames, and how long it took."""
+def say_video_summary(
+    video: Path | int | NamedSource, summary: VideoSummary, seconds: float, *, was_stopped: bool = False
+) -> None:
+    """Say what became of the frames, and how long it took.
+
+    Args:
+        was_stopped: the video was not read to its end, so that nothing is known of missing frames.
+    """
     counts = summary.counts
     more = f"; {counted(summary.gaps, 'gap')}" if summary.gaps else ""
     if counts.damaged:
         more += f"; {counted(counts.damaged, 'damaged packet')}"
-    if counts.missing is None and isinstance(video, Path):
+    if counts.missing is None and isinstance(video, Path) and not was_stopped:
         more += "; whether frames are missing is not known: no constant frame rate, or no time stamps"
-    elif not counts.is_end_known and not counts.is_cut:
+    elif not counts.is_end_known and not counts.is_cut and not was_stopped:
         more += "; a missing end would not be noticed: the file states no length"
     click.echo(
         f"{_name(video)}: {counted(counts.total, 'frame')}: {counts.processed} processed, {counts.skipped} skipped, "
