@@ -327,13 +327,19 @@ def sample_images() -> list[str]:
     return sorted(str(path) for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES)
 
 
-def random_images(paths: Iterable[str], count: int, *, seed: int | None = None) -> list[str]:
-    """`count` images of folders and their subfolders, chosen at random; all of them where there are fewer."""
+def random_images(
+    paths: Iterable[str], count: int, *, left_out: LeftOut | None = None, seed: int | None = None
+) -> list[str]:
+    """`count` images of folders and their subfolders, chosen at random; all of them where there are fewer.
+
+    Args:
+        left_out: counts the files that are not read.
+    """
     import random  # loads what a run over all images does without
 
     # Reservoir sampling (Vitter's algorithm R): one pass, and no more than `count` paths in memory.
     chooser, chosen = random.Random(seed), []
-    for number, path in enumerate(Inputs(paths, recursive=True)):
+    for number, path in enumerate(Inputs(paths, recursive=True, left_out=left_out)):
         if number < count:
             chosen.append(path)
         elif (place := chooser.randint(0, number)) < count:

@@ -15,7 +15,7 @@ import click
 
 from fer_runtime.batch.jobs import BLOCK, BlockEnds, JobSummary, recognize_files
 from fer_runtime.batch.resume import Finished, check_settings, finished_rows, paths_left, read_rows
-from fer_runtime.batch.sources import GivenPaths, Inputs, random_images, sample_images
+from fer_runtime.batch.sources import GivenPaths, Inputs, LeftOut, random_images, sample_images
 from fer_runtime.cli.arguments import destinations_of
 from fer_runtime.cli.options import ImagesRun
 from fer_runtime.cli.progress import Progress, images_done, say_summary
@@ -57,15 +57,16 @@ def _run(recognizer: Recognizer, options: ImagesRun, format_name: str, stack: Ex
     given = GivenPaths(options.paths, null_separated=options.null_separated)
     shipped = sample_images() if options.samples else []
     listed: Iterable[str] = chain(given, shipped)
+    left_out = LeftOut()
     if options.random_count is not None:
-        listed = random_images(listed, options.random_count)
+        listed = random_images(listed, options.random_count, left_out=left_out)
     if "-" in options.paths and destinations.replaces_copies():
         # The whole list first: an image of it may be an annotated copy of an earlier run.
         listed = list(listed)
         destinations.check_listed(listed)
     job = _Job(
         recognizer=recognizer,
-        inputs=Inputs(listed, recursive=options.recursive),
+        inputs=Inputs(listed, recursive=options.recursive, left_out=left_out),
         read=given.read,
         must_wait=given.must_wait,
         extras=_Extras.of(recognizer, destinations, options),

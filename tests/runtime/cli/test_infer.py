@@ -122,6 +122,7 @@ def test_what_a_folder_holds_besides_pictures_is_counted_by_name(model: Path, fo
     assert b"convert it to JPEG first; give videos by name" in left_out
     assert b"deep" not in run.stderr
     assert b"subfolder" not in _infer(folder, "--model", model, "--recursive").stderr
+    assert left_out in _infer(folder, "--model", model, "--random", 99).stderr.splitlines()
 
 
 def test_names_that_all_end_differently_cost_no_memory() -> None:

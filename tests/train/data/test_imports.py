@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import os
 import re
 from pathlib import Path
 
@@ -342,6 +343,19 @@ def test_tables_that_are_not_understood_are_errors(tmp_path: Path, content: byte
     assert run.output.startswith("Error: ")
     assert re.search(message, run.output), run.output
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="the shell's <(...) is a file of /dev/fd")
+def test_a_pipe_in_the_place_of_a_table_is_named_so(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b"path,label\na.png,happy\n")
+        run = _import(Path(f"/dev/fd/{reader}"), tmp_path / "data")
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert run.exit_code == 1
+    assert "is not a regular file, and a table is read more than once; save it first" in run.output
 
 
 def test_a_name_for_a_label_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -167,8 +167,10 @@ def _opened(file: Path) -> Iterator[IO[str]]:
         DataError: it cannot be read, or is damaged or no text.
     """
     try:
+        if file.exists() and not file.is_file():  # a pipe, such as <(...) of the shell
+            raise DataError(f"{file} is not a regular file, and a table is read more than once; save it first")
         with file.open("rb") as raw:
-            if not (head := raw.read(4)) or not file.is_file():
+            if not (head := raw.read(4)):
                 raise DataError(f"{file} is empty; give a csv with a column of paths and one of labels")
         is_gzip = head.startswith(b"\x1f\x8b")
         encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), "utf-8-sig")
