@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from fer_runtime.errors import ImageError, OutputError
 from fer_runtime.files import replaced_atomically
@@ -70,6 +71,7 @@ class AnnotatedVideo:
         self._covered = CoveredFaces()
         self._rate = _copy_rate(source, every) if isinstance(source, Path) else _CAMERA_RATE
         self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)  # width and height of the copy, those of its first frame
         self._frames = 0
         self._start = 0.0  # seconds, of the first frame
         self._last: Uint8Array | None = None
@@ -103,8 +105,10 @@ class AnnotatedVideo:
             drawn = draw_faces(
                 image, [tracked.face for tracked in result.faces], numbers=[tracked.track for tracked in result.faces]
             )
-        if self._writer is None:
-            size = (drawn.shape[1], drawn.shape[0])
+        if self._writer is not None:
+            drawn = _fitted(drawn, self._size)
+        else:
+            size = self._size = (drawn.shape[1], drawn.shape[0])
             codec = cv2.VideoWriter.fourcc(*"mp4v")
             try:
                 name = native_path(self._partial)
@@ -171,6 +175,19 @@ class AnnotatedVideo:
         assert self._writer is not None
         self._writer.write(drawn)
         self._frames += 1
+
+
+def _fitted(drawn: Uint8Array, size: tuple[int, int]) -> Uint8Array:
+    """A frame of another size, as a stream may have them, whole and undistorted on black: a video has one size."""
+    width, height = size
+    if drawn.shape[:2] == (height, width):
+        return drawn
+    scale = min(width / drawn.shape[1], height / drawn.shape[0])
+    across, down = max(1, round(scale * drawn.shape[1])), max(1, round(scale * drawn.shape[0]))
+    frame = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - across) // 2, (height - down) // 2
+    frame[top : top + down, left : left + across] = cv2.resize(drawn, (across, down), interpolation=cv2.INTER_AREA)
+    return frame
 
 
 def _copy_rate(path: Path, every: int) -> float:

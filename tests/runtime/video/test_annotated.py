@@ -161,3 +161,19 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     copy.close()
     second.close()
     assert list(tmp_path.iterdir()) == [others]
+
+
+def test_frames_of_another_size_are_fitted_into_the_copy(tmp_path: Path) -> None:
+    path = tmp_path / "copy.mp4"
+    copy = AnnotatedVideo(path, 0, every=1, anonymize="solid")
+    for number, (height, width) in enumerate([(96, 128), (192, 128), (48, 128)]):
+        copy.add(np.full((height, width, 3), 255, np.uint8), _result(number / 25))
+    copy.finish(3 / 25)
+    copy.close()
+    video = cv2.VideoCapture(str(path))
+    frames = [np.asarray(video.read()[1]) for _ in range(3)]
+    # The second frame is 64 pixels wide then, the third 48 high. Compression blurs their edges.
+    assert [frame.shape for frame in frames] == [(96, 128, 3)] * 3
+    assert [frame.mean() for frame in frames] == pytest.approx([255, 255 / 2, 255 / 2], abs=6)
+    assert frames[1][:, 36:92].min() > 200
+    assert frames[2][28:68].min() > 200
