@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -249,10 +250,19 @@ class Recognizer:
             detections: the faces in their images.
             faces: the same faces as `prepare` gives them.
             answers: what `answer` gives for them.
+
+        Raises:
+            ModelFileError: a probability is no number.
         """
         # Converted as a whole: numpy takes as long for a row as for all of them.
         rows, best = answers.probabilities.tolist(), answers.probabilities.argmax(1).tolist()
         confidences = [row[place] for row, place in zip(rows, best, strict=True)]
+        # NaN is the largest value for argmax, and the sum of anything with it. Rows could not hold it: JSON has none.
+        if not math.isfinite(sum(confidences)):
+            raise ModelFileError(
+                f"{self.path} gives a face probabilities that are not numbers (NaN); test it here with: "
+                f"fer-infer --self-test --model {self.path}"
+            )
         doubts = find_doubts(detections, faces, confidences, answers.unfamiliarity, self._limits)
         labels, min_confidence, is_uncertain = self.labels, self.min_confidence, self._is_uncertain
         return [

@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import PIL.Image
 import pytest
@@ -51,6 +52,21 @@ def test_probabilities_are_those_of_a_plain_session(band_model: Path) -> None:
         # of size 1, and probabilities by a quarter of that.
         assert np.allclose(recognizer.classify(faces), expected, atol=1e-5)
         assert recognizer.classify(faces[:0]).shape == (0, 7)
+
+
+def test_a_model_that_answers_nan_names_no_expression(tmp_path: Path) -> None:
+    path = write_band_model(tmp_path / "bands.onnx")
+    model = onnx.load(path)
+    (weights,) = model.graph.initializer
+    weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) * np.float32(1e38), "weights"))
+    onnx.save(model, path)
+    with Recognizer(path) as recognizer:
+        assert len(recognizer.predict(np.zeros((48, 48), np.uint8)).faces) == 1
+        # Its logits are infinite for light, and softmax is NaN then.
+        with pytest.raises(
+            ModelFileError, match=r"bands\.onnx gives a face probabilities that are not numbers \(NaN\)"
+        ):
+            recognizer.predict(band_face(3))
 
 
 def test_the_shipped_photographs_have_their_faces() -> None:
