@@ -61,6 +61,8 @@ class PartialFile:
         refuse_special(output)
         self.path = output if in_place else partial_path(output)
         self.settings: dict[str, Any] | None = None  # of the rows in the file; None: no run can continue them
+        self._in_place = in_place
+        self._was_in_place = False  # the settings are those of rows under the output's own name
         self._output = output
         self._settings_path = settings_path(output)
         self._advice = "choose another folder"
@@ -70,6 +72,8 @@ class PartialFile:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._open_locked()
+            # Locked first, so that of two runs that start at a time at least one sees the other.
+            self._refuse_other_kind(partial_path(output) if in_place else output)
             self.size = os.fstat(self._descriptor).st_size  # bytes that wait
             if self.size or os.path.lexists(self._settings_path):
                 self.settings = self._read_settings()
@@ -94,6 +98,11 @@ class PartialFile:
                 f"rows of an unfinished run are in {self.path}; continue it with --resume, or remove that file to "
                 "start again"
             )
+        if self._was_in_place and not self._in_place and os.path.exists(self._output):
+            raise OutputError(
+                f"rows of --watch are in {self._output}; continue them with --watch, give another --output, or remove "
+                "that file to start again"
+            )
 
     def start(self, size: int, settings: Mapping[str, Any] | None) -> None:
         """Keep the first `size` bytes, and record this process as the writer.
@@ -109,6 +118,7 @@ class PartialFile:
             "process": os.getpid(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "settings": settings,
+            "in_place": self._in_place,
         }
         try:
             # Rows of another run go first: killed between the two, no rows are left beside the wrong settings.
@@ -202,6 +212,22 @@ class PartialFile:
             os.close(descriptor)
         raise OutputError(f"{self.path} is replaced again and again by other runs; give another --output")
 
+    def _refuse_other_kind(self, path: Path) -> None:
+        """Stop where a run with --watch writes these rows under their own name, or another run under the other one.
+
+        Raises:
+            OutputError: it does.
+        """
+        try:
+            descriptor = os.open(path, _OPEN_FLAGS)
+        except OSError:  # it is not there, or a link or another file that no run writes to
+            return
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode) and not lock_file(descriptor):
+                raise OutputError(self._who_writes())
+        finally:
+            os.close(descriptor)
+
     def _who_writes(self) -> str:
         who = ""
         with suppress(OSError, ValueError, OutputError):
@@ -226,6 +252,7 @@ class PartialFile:
             taken = self.path if self.size else self._settings_path
         else:
             settings: dict[str, Any] | None = record["settings"]
+            self._was_in_place = record.get("in_place") is True
             return settings
         raise OutputError(
             f"{taken} exists, but no run of fer-infer wrote it; give another --output, or remove that file"

@@ -30,6 +30,38 @@ def test_a_second_writer_is_refused_and_told_who_writes(tmp_path: Path) -> None:
     PartialFile(output).close()
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_rows_under_their_own_name_and_collected_ones_refuse_each_other(in_place: bool, tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    first = PartialFile(output, in_place=in_place)
+    first.start(0, {"model": "a"})
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(OutputError, match=rf"another run \(process {os.getpid()}, started .*\) is writing"):
+        PartialFile(output, in_place=not in_place)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    first.close()
+
+
+def test_rows_of_a_watch_are_not_replaced_by_those_of_another_run(tmp_path: Path) -> None:
+    output = tmp_path / "rows.jsonl"
+    watch = PartialFile(output, in_place=True)
+    watch.start(0, {"model": "a"})
+    watch.write("row\n")
+    watch.flush()
+    watch.close()
+    other = PartialFile(output)
+    with pytest.raises(OutputError, match=r"rows of --watch are in .*; continue them with --watch"):
+        other.refuse_unfinished()
+    other.close()
+    again = PartialFile(output, in_place=True)
+    assert (again.size, again.settings) == (4, {"model": "a"})
+    again.close()
+    output.unlink()
+    other = PartialFile(output)
+    other.refuse_unfinished()
+    other.close()
+
+
 def test_the_lock_of_a_killed_process_is_gone_and_its_rows_are_there(tmp_path: Path) -> None:
     output = tmp_path / "rows.jsonl"
     script = (
