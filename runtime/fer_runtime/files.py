@@ -55,8 +55,10 @@ def replaced_atomically(path: Path, *, cleans: bool = True, suffix: str = "") ->
     try:
         lock_file(handle)  # until it is closed: a process that is at work has no leftovers
         yield partial
-        # mkstemp makes files private; a result has the permissions of any other new file.
-        partial.chmod(0o666 & ~_umask())
+        # mkstemp makes files private; a result has the permissions of any other new file. On a disk whose files all
+        # belong to the one who mounted it, such as a FAT stick, nobody else may change them, and there is no need.
+        with suppress(PermissionError):
+            partial.chmod(0o666 & ~_umask())
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         if os.name == "nt":  # which renames no open file
