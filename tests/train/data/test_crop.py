@@ -215,6 +215,20 @@ def test_crops_of_photos_that_were_moved_or_changed_are_named(photos: Path, tmp_
         "  train/happy/one.png: its photo is now train/calm/one.jpg",
         "  train/happy/two.png: its photo was changed",
     ]
+    (tmp_path / "data/train/happy/one.png").unlink()
+    assert "an image that is of an earlier photo" in _crop(*command).stderr
+
+
+def test_a_crop_that_was_removed_does_not_come_back(photos: Path, tmp_path: Path) -> None:
+    command = (photos, tmp_path / "data")
+    assert _crop(*command).exit_code == 0
+    removed = tmp_path / "data" / "train" / "happy" / "one.png"
+    removed.unlink()
+    run = _crop(*command)
+    assert run.exit_code == 0, run.output
+    assert "  1 crop of earlier runs is removed; to make one again, take its row out of" in run.stdout
+    assert "9 photos, 9 of them in an earlier run, 2 faces" in run.stdout
+    assert not removed.exists()
 
 
 def test_nothing_is_overwritten_and_more_photos_may_come(photos: Path, tmp_path: Path) -> None:

@@ -438,6 +438,11 @@ def _print_crops(report: CropReport) -> None:
     before = f", {report.before} of them in an earlier run" if report.before else ""
     _print_counts(report.counts)
     say(f"{counted(report.photos, 'photo')}{before}, {counted(report.faces, 'face')}, {no_crop} without a crop")
+    if report.removed:
+        say(
+            f"  {counted(report.removed, 'crop')} of earlier runs {'is' if report.removed == 1 else 'are'} removed; "
+            f"to make one again, take its row out of {printable(report.files[0])}"
+        )
     if report.several:
         say(f"  {counted(report.several, 'photo')} with several faces")
     by_reason: dict[str, int] = {}
@@ -460,7 +465,7 @@ def _print_crops(report: CropReport) -> None:
     )
     _say_problems(
         report.outdated,
-        f"{{is}} of an earlier photo and still in the data; remove the files, and their rows of {report.files[0]}",
+        "{is} of an earlier photo and still in the data; remove the files",
         None,
     )
     for file in report.files:

@@ -74,6 +74,7 @@ class CropReport:
     reasons: dict[str, list[str]] = field(default_factory=dict)  # photographs without a crop, by reason
     copies: list[list[tuple[str, str]]] = field(default_factory=list)  # groups of crops: path, label
     outdated: list[tuple[str, str]] = field(default_factory=list)  # crops of earlier photographs: path, what changed
+    removed: int = 0  # crops of earlier runs whose files somebody has removed; they are not made again
     files: list[Path] = field(default_factory=list)
 
     def add(self, row: Mapping[str, str]) -> None:
@@ -142,9 +143,12 @@ def crop_photos(
                 report.before += 1
                 continue
             rows.add([_placed(found, placing, names) for found in _single(cut)])
-        report.outdated = _outdated(rows.before, digests)
-        _finish(output, rows.all(), report)
-        _carry_columns(source.root / IMAGES_FILE, output / IMAGES_FILE, rows.all())
+        # A crop that was looked at and removed keeps its row, so that it does not come back.
+        there = [row for row in rows.all() if not row["image"] or os.path.lexists(output / row["image"])]
+        report.removed = len(rows.all()) - len(there)
+        report.outdated = _outdated(there, digests)
+        _finish(output, there, report)
+        _carry_columns(source.root / IMAGES_FILE, output / IMAGES_FILE, there)
     return report
 
 
@@ -274,16 +278,16 @@ class _CropRows:
         return [row for row in self.before if row["sha256"] or row["source"] not in new] + self._new
 
 
-def _outdated(before: list[dict[str, str]], digests: Mapping[str, str]) -> list[tuple[str, str]]:
+def _outdated(rows: list[dict[str, str]], digests: Mapping[str, str]) -> list[tuple[str, str]]:
     """Crops of an earlier run whose photographs were changed, or moved to another label: they would still teach.
 
     Args:
-        before: the earlier rows; photographs that this run does not have at all are none of its matter.
+        rows: of all runs; photographs that this one does not have at all are none of its matter.
         digests: of this run's photographs by their source.
     """
     places = {digest: source for source, digest in digests.items()}
     found = []
-    for row in before:
+    for row in rows:
         if not row["image"] or digests.get(row["source"]) == row["sha256"]:
             continue
         if row["source"] in digests:
