@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from tests.train.images import write_images
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_train.data.dataset import load_splits
-from fer_train.data.folders import class_weights, load_faces
+from fer_train.data.folders import class_weights, load_class_folders, load_faces
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +136,18 @@ def test_all_unreadable_images_are_named_at_once_and_can_be_skipped(tmp_path: Pa
     faces = load_faces(root, "train", skip_unreadable=True)
     assert (len(faces), faces.skipped, faces.counts["happy"]) == (3 * 7 - 1, 3, 2)
     assert faces.faces.any((1, 2)).all()
+
+
+def test_a_label_in_two_spellings_of_its_accents_is_one_class(tmp_path: Path) -> None:
+    composed, apart = unicodedata.normalize("NFC", "müde"), unicodedata.normalize("NFD", "müde")
+    for number, name in enumerate((composed, apart, apart, "wach")):
+        (tmp_path / "data" / name).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "data" / name / f"{number}.png"), np.full((48, 48), number, np.uint8))
+    if len(os.listdir(tmp_path / "data")) < 3:
+        pytest.skip("this file system knows one spelling only")
+    faces = load_class_folders(tmp_path / "data")
+    assert faces.counts == {composed: 3, "wach": 1}
+    assert faces.paths == (f"{apart}/1.png", f"{apart}/2.png", f"{composed}/0.png", "wach/3.png")
 
 
 def test_nested_images_count_and_other_files_do_not(tmp_path: Path) -> None:

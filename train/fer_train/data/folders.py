@@ -184,13 +184,19 @@ def load_class_folders(
         DataError: as for `load_faces`.
     """
     names = class_folders(folder)
-    # Macs store "müde" as letters and accents apart; the same label must be the same text everywhere.
-    folder_of = {unicodedata.normalize("NFC", name): name for name in names}
-    images_of = {label: names[name] for label, name in sorted(folder_of.items())}
+    # Macs store "müde" as letters and accents apart; the same label must be the same text everywhere. Both spellings
+    # may be there.
+    folders_of: dict[str, list[str]] = {}
+    for name in names:
+        folders_of.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    images_of = {
+        label: [f"{name}/{path}" for name in found for path in names[name]]
+        for label, found in sorted(folders_of.items())
+    }
     if classes is None:
         classes = _classes_of(folder, images_of)
     _check_classes(folder, images_of, classes)
-    label_of = {f"{folder_of[name]}/{path}": label for label, name in enumerate(classes) for path in images_of[name]}
+    label_of = {path: label for label, name in enumerate(classes) for path in images_of[name]}
 
     digests, unreadable = _file_digests(folder, label_of)
     paths = tuple(digests)
