@@ -6,6 +6,7 @@ import csv
 import gzip
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -400,3 +401,14 @@ def test_renames_come_before_everything_else() -> None:
     for wrong in (["happy"], ["=x"], ["a=b", "a=c"]):
         with pytest.raises(ValueError, match=r"OLD=NEW|renamed twice"):
             parse_renames(wrong)
+
+
+def test_a_label_in_two_spellings_of_its_accents_has_one_name() -> None:
+    composed, apart = unicodedata.normalize("NFC", "müde"), unicodedata.normalize("NFD", "müde")
+    names = LabelNames()
+    names.prepare((composed, apart))
+    assert (names.name(composed), names.name(apart)) == (composed, composed)
+    assert names.changes() == []
+    renamed = LabelNames(parse_renames([f"{composed}=tired"]))
+    renamed.prepare((apart, "wach"))
+    assert renamed.name(apart) == "tired"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -62,7 +63,7 @@ class LabelNames:
                 given to a label that is not there.
         """
         distinct = sorted(set(labels))
-        if unknown := sorted(set(self.renamed) - {label.strip() for label in distinct}):
+        if unknown := sorted(set(self.renamed) - {_composed(label) for label in distinct}):
             shown = ", ".join(printable(label, limit=40) for label in distinct[:20])
             raise DataError(f"there is no label {unknown[0]!r} to rename; the labels are: {shown}")
         for label in distinct:
@@ -76,11 +77,9 @@ class LabelNames:
         """
         if label in self._given:
             return self._given[label]
-        text = label.strip()
+        text = _composed(label)
         numbers = {} if self.numbering is None else NUMBERINGS[self.numbering]
-        if label in self.renamed:
-            name = self.renamed[label]
-        elif text in self.renamed:
+        if text in self.renamed:
             name = self.renamed[text]
         elif text in numbers:
             name = numbers[text]
@@ -97,7 +96,7 @@ class LabelNames:
         """What was changed, a line for each name: "happy: was Happiness, 4"."""
         found: dict[str, list[str]] = {}
         for label, name in self._given.items():
-            if name != label:
+            if name != unicodedata.normalize("NFC", label):
                 found.setdefault(name, []).append(printable(label, limit=40))
         return [
             f"{name or 'left out'}: {'label' if not name else 'was'} {', '.join(sorted(labels))}"
@@ -121,10 +120,15 @@ def parse_renames(texts: Iterable[str]) -> dict[str, str]:
         label, separator, name = text.partition("=")
         if not separator or not label.strip():
             raise ValueError(f"{text!r} is not OLD=NEW, such as happiness=happy")
-        if label.strip() in renamed:
+        if _composed(label) in renamed:
             raise ValueError(f"the label {label.strip()!r} is renamed twice")
-        renamed[label.strip()] = name.strip()
+        renamed[_composed(label)] = _composed(name)
     return renamed
+
+
+def _composed(text: str) -> str:
+    """`text` without blanks around it, and with accents as parts of their letters: Macs store the two apart."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _check_name(name: str, label: str) -> None:
