@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fer_runtime.errors import DataError
+from fer_runtime.files import lock_file
 from fer_runtime.images import Uint8Array, read_image
 from fer_train.data.cli import main
 from fer_train.data.label_names import LabelNames, parse_renames
@@ -288,6 +289,20 @@ def test_images_under_a_label_that_was_corrected_are_named(tmp_path: Path) -> No
     _write(tmp_path / "a.png", 9)
     table.write_text("path,label\na.png,angry\n")
     assert _import(table, data).stderr == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows opens no folder")
+def test_two_imports_do_not_write_into_one_folder_at_a_time(tmp_path: Path) -> None:
+    _write(tmp_path / "faces" / "happy" / "a.png", 0)
+    (tmp_path / "data").mkdir()
+    other = os.open(tmp_path / "data", os.O_RDONLY)
+    assert lock_file(other)
+    run = _import(tmp_path / "faces", tmp_path / "data")
+    assert run.exit_code == 1
+    assert f"another fer-data import writes into {tmp_path / 'data'}; wait for it" in run.output
+    assert _files(tmp_path / "data") == {}
+    os.close(other)
+    assert _import(tmp_path / "faces", tmp_path / "data").exit_code == 0
 
 
 def test_labels_and_paths_of_a_hostile_table_stay_inside(tmp_path: Path) -> None:

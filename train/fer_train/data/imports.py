@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fer_runtime.errors import NO_MEMORY, DataError, ImageError, OutputError
+from fer_runtime.files import lock_file
 from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, decode_image, read_bytes
 from fer_runtime.output.annotate import encode_image
 from fer_runtime.output.destinations import identities
@@ -133,34 +135,59 @@ def import_images(
     rows: list[dict[str, str]] = []
     voters = _VotesWriter(votes, names) if votes is not None else None
 
-    with Writing() as writing:
-        placing = Placing(output, writing.write)
-        for done, (candidate, content, reason) in enumerate(in_threads(_read_candidate, candidates), start=1):
-            progress(done)
-            path, name = "", names.name(candidate.label) if candidate.label else ""
-            if content is not None:
-                path = placing.place(
-                    f"{candidate.split}/{name}{candidate.folder}", candidate.stem, candidate.suffix, content
-                )
-                report.counts.setdefault(candidate.split, Counter())[name] += 1
-            elif reason != _LEFT_OUT:
-                report.problems.append((candidate.source, reason))
-            if reason:
-                report.reasons[reason] += 1
-            if voters is not None:
-                voters.add(path)
-            rows.append(_row(candidate, path, name, reason))
-    report.written_before = placing.written_before
-    if not rows:
-        raise DataError(f"{source} has no rows; give the whole data set")
-    report.outdated = _outdated(output, rows)
-    write_rows(output / IMAGES_FILE, merged_rows(output / IMAGES_FILE, rows))
-    report.files.append(output / IMAGES_FILE)
-    if voters is not None:
-        votes_rows = list(csv.DictReader(io.StringIO(voters.finish())))
-        write_rows(output / VOTES_FILE, merged_rows(output / VOTES_FILE, votes_rows))
-        report.files.append(output / VOTES_FILE)
+    with _locked(output):
+        with Writing() as writing:
+            placing = Placing(output, writing.write)
+            for done, (candidate, content, reason) in enumerate(in_threads(_read_candidate, candidates), start=1):
+                progress(done)
+                path, name = "", names.name(candidate.label) if candidate.label else ""
+                if content is not None:
+                    path = placing.place(
+                        f"{candidate.split}/{name}{candidate.folder}", candidate.stem, candidate.suffix, content
+                    )
+                    report.counts.setdefault(candidate.split, Counter())[name] += 1
+                elif reason != _LEFT_OUT:
+                    report.problems.append((candidate.source, reason))
+                if reason:
+                    report.reasons[reason] += 1
+                if voters is not None:
+                    voters.add(path)
+                rows.append(_row(candidate, path, name, reason))
+        report.written_before = placing.written_before
+        if not rows:
+            raise DataError(f"{source} has no rows; give the whole data set")
+        report.outdated = _outdated(output, rows)
+        write_rows(output / IMAGES_FILE, merged_rows(output / IMAGES_FILE, rows))
+        report.files.append(output / IMAGES_FILE)
+        if voters is not None:
+            votes_rows = list(csv.DictReader(io.StringIO(voters.finish())))
+            write_rows(output / VOTES_FILE, merged_rows(output / VOTES_FILE, votes_rows))
+            report.files.append(output / VOTES_FILE)
     return report
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep other imports away from `output`: of two at a time, one would lose the rows that the other adds to a table.
+
+    Raises:
+        OutputError: there is another one, or the folder cannot be made.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write into {output}: {error.strerror}; choose another --output") from error
+    try:
+        descriptor = os.open(output, os.O_RDONLY)
+    except OSError:  # Windows opens no folder
+        yield
+        return
+    try:
+        if not lock_file(descriptor):
+            raise OutputError(f"another fer-data import writes into {output}; wait for it, or choose another --output")
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _outdated(output: Path, rows: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
