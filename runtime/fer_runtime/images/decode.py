@@ -47,6 +47,9 @@ def decode_here(header: Header) -> Uint8Array | None:
         image = image[:, :, :3]
     if header.is_16_bit and image.dtype == np.uint16:
         image = _to_8_bits(image)
+    if header.maxval < 255:
+        scaled = np.rint(np.arange(256) / header.maxval * 255)
+        image = np.minimum(scaled, 255).astype(np.uint8)[image]
     if header.is_negative:
         image = 255 - image
     for name, value in header.transforms:

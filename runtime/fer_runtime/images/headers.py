@@ -53,6 +53,7 @@ class Header:
         "is_negative",
         "is_plain",
         "kind",
+        "maxval",
         "refusal",
         "transforms",
         "width",
@@ -70,6 +71,7 @@ class Header:
         transforms: tuple[tuple[bytes, int], ...] = (),
         refusal: str = DAMAGED,
         is_negative: bool = False,
+        maxval: int = 255,
     ) -> None:
         """Describe an image.
 
@@ -85,6 +87,7 @@ class Header:
                 where left and right are exchanged, 0 where top and bottom are.
             refusal: the reason to give if the decoder refuses it.
             is_negative: 0 is white, which the decoder does not know.
+            maxval: the value of white in samples of 8 bits, which the decoder leaves as they are.
         """
         self.kind = kind
         self.width = width
@@ -96,6 +99,7 @@ class Header:
         self.transforms = transforms
         self.refusal = refusal
         self.is_negative = is_negative
+        self.maxval = maxval
 
 
 def read_header(content: bytes) -> Header:
@@ -333,19 +337,34 @@ def _pnm(content: bytes) -> Header:
     found = re.match(_PNM_HEADER, content[: 1 << 16])
     if found is None:
         raise ImageError(DAMAGED)
-    is_16_bit = content[1:2] not in b"14" and int(found[3] or 0) > 255
-    return Header("PNM", int(found[1]), int(found[2]), 10 if is_16_bit else 6, content, is_16_bit=is_16_bit)
+    white = 255 if content[1:2] in b"14" else int(found[3] or 0)  # bitmaps have none
+    is_16_bit = white > 255
+    # OpenCV scales samples that are written as text, and no others.
+    maxval = white if content[1:2] in b"56" and 0 < white < 255 else 255
+    bytes_per_pixel = 10 if is_16_bit else 6
+    return Header("PNM", int(found[1]), int(found[2]), bytes_per_pixel, content, is_16_bit=is_16_bit, maxval=maxval)
 
 
 def _pam(content: bytes) -> Header:
     head = content[: max(content.find(b"ENDHDR", 0, 1 << 16), 0)]
-    values = {b"WIDTH": 0, b"HEIGHT": 0, b"DEPTH": 1, b"MAXVAL": 255}
+    values = {b"WIDTH": 0, b"HEIGHT": 0, b"DEPTH": 1, b"MAXVAL": 0}
     for name, digits in re.findall(_PAM_LINE, head):
         values[name] = max(values[name], int(digits))
     if values[b"DEPTH"] > 4:
         raise ImageError(f"is a PAM image of {values[b'DEPTH']} channels; at most 4 can be read")
-    is_16_bit = values[b"MAXVAL"] > 255
-    return Header("PAM", values[b"WIDTH"], values[b"HEIGHT"], 16 if is_16_bit else 8, content, is_16_bit=is_16_bit)
+    white = values[b"MAXVAL"] or 255
+    if white == 1:  # OpenCV takes its bytes for bits
+        raise ImageError("is a PAM image of black and white (MAXVAL 1), which cannot be read; convert it to PNG first")
+    is_16_bit = white > 255
+    return Header(
+        "PAM",
+        values[b"WIDTH"],
+        values[b"HEIGHT"],
+        16 if is_16_bit else 8,
+        content,
+        is_16_bit=is_16_bit,
+        maxval=min(white, 255),
+    )
 
 
 def _tiff(content: bytes) -> Header:

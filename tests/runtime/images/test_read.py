@@ -140,6 +140,30 @@ def test_deep_images_are_scaled_by_the_bits_that_they_use(
     assert np.array_equal(read_image(path), (deep >> shift).astype(np.uint8))
 
 
+@pytest.mark.parametrize("white", [1, 15, 100, 254, 255])
+def test_white_of_a_portable_image_is_what_its_header_says(tmp_path: Path, white: int) -> None:
+    values = np.random.default_rng(0).integers(0, white + 1, (4, 5, 3), np.uint8)
+    text = b" ".join(b"%d" % value for value in values.ravel())
+    gray = values[:, :, 0]
+    for name, content in (
+        ("a.pgm", b"P5 5 4 %d\n" % white + gray.tobytes()),
+        ("b.ppm", b"P6 5 4 %d\n" % white + values.tobytes()),
+        ("c.ppm", b"P3 5 4 %d\n" % white + text + b"\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        expected = np.asarray(Image.open(tmp_path / name))
+        decoded = read_image(tmp_path / name)
+        # Text is scaled by OpenCV, which rounds down.
+        difference = (decoded if decoded.ndim == 2 else decoded[:, :, ::-1]) - expected.astype(int)
+        assert np.abs(difference).max() <= (1 if name == "c.ppm" else 0)
+    head = b"P7\nWIDTH 5\nHEIGHT 4\nDEPTH 1\nMAXVAL %d\nENDHDR\n" % white
+    if white > 1:
+        assert np.array_equal(decode_image(head + gray.tobytes()), np.rint(gray / white * 255))
+    else:
+        with pytest.raises(ImageError, match="is a PAM image of black and white"):
+            decode_image(head + gray.tobytes())
+
+
 @pytest.mark.parametrize(("angle", "mirror"), [(None, None), (1, None), (2, 0), (3, 1), (None, 0), (None, 1)])
 def test_avif_is_turned_and_mirrored_as_pillow_does(tmp_path: Path, angle: int | None, mirror: int | None) -> None:
     from PIL import ImageOps
