@@ -52,6 +52,8 @@ def decode_here(header: Header) -> Uint8Array | None:
         image = np.minimum(scaled, 255).astype(np.uint8)[image]
     if header.is_negative:
         image = 255 - image
+    if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2] == 3):
+        return None  # nobody here expects it, and behind a pipe its bytes would be those of the next image
     for name, value in header.transforms:
         image = np.rot90(image, value) if name == b"irot" else np.flip(image, value)
     decoded: Uint8Array = np.ascontiguousarray(image) if header.transforms else image

@@ -35,6 +35,7 @@ _HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 # Compressions of TIFF (tag 259) by their registered numbers. OpenCV's own libtiff reads these:
 _TIFF_READ = frozenset((1, 2, 3, 4, 5, 6, 7, 8, 32766, 32771, 32773, 32809, 32909, 32946, 34676, 34677))
+_TIFF_SIGNED = (2, 5, 6)  # formats of samples: signed, and complex of both kinds
 _TIFF_BITS = (1, 8, 10, 12, 14, 16)
 # These depend on how libtiff was built.
 _TIFF_RARE = {34661: "JBIG", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
@@ -372,9 +373,18 @@ def _tiff(content: bytes) -> Header:
     bits = tags.get(tiff.BITS, 1)
     if tags.get(tiff.SAMPLE_FORMAT) == 3:
         raise ImageError(f"is a TIFF that {_FLOAT}")
+    if tags.get(tiff.SAMPLE_FORMAT) in _TIFF_SIGNED:
+        raise ImageError(
+            "is a TIFF of signed or complex numbers, which cannot be read; convert it to 8 or 16 bits first"
+        )
     other_bits = f"is a TIFF with {bits} bits per sample, which cannot be read; convert it to 8 or 16 bits first"
     if bits > 16:
         raise ImageError(other_bits)
+    if bits > 8 and tags.get(tiff.PLANES) == 2 and tags.get(tiff.CHANNELS, 1) > 1:  # OpenCV mixes rows of several
+        raise ImageError(
+            f"is a TIFF of {bits} bits whose channels are stored one after another, which cannot be read; save it "
+            "with interleaved channels"
+        )
     compression, refusal = tags.get(tiff.COMPRESSION, 1), DAMAGED if bits in _TIFF_BITS else other_bits
     if compression not in _TIFF_READ:
         name = _TIFF_RARE.get(compression, f"number {compression}")

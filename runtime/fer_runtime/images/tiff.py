@@ -9,13 +9,13 @@ MOST_ENTRIES = 1_000_000  # of a directory; real files have dozens
 _LETTERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of the field types that hold whole numbers
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, ROWS_PER_STRIP = 256, 257, 258, 259, 262, 277, 278
 SAMPLE_FORMAT = 339
-_PLANES, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 284, 317, 322, 323
+PLANES, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT = 284, 317, 322, 323
 # How strips and tiles are stored: order of the bits, places and lengths.
 _STORAGE = frozenset((266, 273, 279, 324, 325, COMPRESSION, HEIGHT, ROWS_PER_STRIP, _TILE_HEIGHT))
 _NUMBERS = frozenset(
     (
         *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, ROWS_PER_STRIP, SAMPLE_FORMAT),
-        *(_PLANES, _TILE_WIDTH, _TILE_HEIGHT),
+        *(PLANES, _TILE_WIDTH, _TILE_HEIGHT),
     )
 )
 _BYTEWISE = frozenset((5, 8, 32773, 32946))  # LZW, Deflate, PackBits: they compress bytes, whatever these stand for
@@ -53,7 +53,7 @@ def as_deep_gray(content: bytes) -> bytearray | None:
     # YCbCr may store less than a sample per pixel and channel. A strip of planes has one channel.
     if tags.get(COMPRESSION) not in _BYTEWISE or bits > 8 or tags.get(PHOTOMETRIC) == _YCBCR:
         return None
-    is_planar = tags.get(_PLANES, 1) == 2
+    is_planar = tags.get(PLANES, 1) == 2
     is_tiled = _TILE_WIDTH in tags
     width = tags[_TILE_WIDTH] if is_tiled else tags.get(WIDTH, 0)
     half = width * bits * (1 if is_planar else channels) // 16  # pixels of 16 bits; an odd byte is not looked at
@@ -61,7 +61,7 @@ def as_deep_gray(content: bytes) -> bytearray | None:
     rows = tags.get(_TILE_HEIGHT if is_tiled else ROWS_PER_STRIP, height)
     if not half or not width or not rows or (is_planar and not is_tiled and height % rows):
         return None
-    changed = {BITS: 16, CHANNELS: 1, PHOTOMETRIC: 1, SAMPLE_FORMAT: 1, _PLANES: 1, _PREDICTOR: 1}
+    changed = {BITS: 16, CHANNELS: 1, PHOTOMETRIC: 1, SAMPLE_FORMAT: 1, PLANES: 1, _PREDICTOR: 1}
     changed |= {WIDTH: half * -(-tags.get(WIDTH, 0) // width) if is_tiled else half}
     if is_tiled:
         changed[_TILE_WIDTH] = half

@@ -13,6 +13,8 @@ from tests.runtime.images.make_files import make_tiff
 
 from fer_runtime.errors import ImageError
 from fer_runtime.images import decode_image
+from fer_runtime.images.decode import decode_here
+from fer_runtime.images.headers import Header
 from fer_runtime.images.tiff import as_deep_gray
 
 _BYTEWISE = {"tiff_lzw": 5, "tiff_adobe_deflate": 8, "packbits": 32773, "tiff_deflate": 32946}
@@ -154,3 +156,22 @@ def test_a_number_of_bits_that_opencv_does_not_read_is_named() -> None:
     tags = {256: [8], 257: [8], 258: [4], 259: [1], 262: [1], 277: [1], 278: [8]}
     with pytest.raises(ImageError, match="is a TIFF with 4 bits per sample, which cannot be read; convert it to 8"):
         decode_image(make_tiff([bytes(32)], tags))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_signed_numbers_are_refused_and_leave_the_next_image_alone(bits: int) -> None:
+    photo = _photo(1)[:, :, 0]
+    tags = {256: [_SIZE[1]], 257: [_SIZE[0]], 258: [bits], 259: [1], 262: [1], 277: [1], 278: [_SIZE[0]], 339: [2]}
+    content = make_tiff([(photo // 2).astype(f"<i{bits // 8}").tobytes()], tags)
+    with pytest.raises(ImageError, match="is a TIFF of signed or complex numbers"):
+        decode_image(content)
+    # What OpenCV makes of it is no image: behind the pipe of a decoding process, the rest of its bytes would be there.
+    if bits == 16:
+        assert decode_here(Header("TIFF", _SIZE[1], _SIZE[0], 8, content, is_16_bit=True)) is None
+    assert np.array_equal(decode_image(_saved(Image.fromarray(photo), None)), photo)
+
+
+def test_deep_channels_that_are_stored_apart_are_refused() -> None:
+    tags = {256: [4], 257: [4], 258: [16] * 3, 259: [1], 262: [2], 277: [3], 278: [4], 284: [2]}
+    with pytest.raises(ImageError, match="is a TIFF of 16 bits whose channels are stored one after another"):
+        decode_image(make_tiff([bytes(32)] * 3, tags))
