@@ -218,9 +218,11 @@ class PartialFile:
         Raises:
             OutputError: it does.
         """
+        if not os.path.lexists(path):
+            return
         try:
             descriptor = os.open(path, _OPEN_FLAGS)
-        except OSError:  # it is not there, or a link or another file that no run writes to
+        except OSError:  # a link or another file that no run writes to
             return
         try:
             if stat.S_ISREG(os.fstat(descriptor).st_mode) and not lock_file(descriptor):
