@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from tests.train.images import write_images
 
 from fer_runtime.errors import DataError
 from fer_train import cli
@@ -17,7 +16,7 @@ def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
     def not_reached(*_: object, **__: object) -> None:
         pytest.fail("the work has begun")
 
-    for work in ("_audit", "_train", "_pretrain", "_data_root"):
+    for work in ("_train", "_pretrain", "_data_root"):
         monkeypatch.setattr(cli, work, not_reached)
     run = CliRunner().invoke(cli.main, options)
     assert run.exit_code == 2, run.output
@@ -29,12 +28,10 @@ def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
     [
         ("--pretrain", "images", "--teacher", "a.pth", "--weights", "none", "--recipe", "first"),
         ("--pretrain", "images", "--drop", "none", "--data", "data"),
-        ("--audit", "out", "--device", "cpu", "--models-dir", "models", "--no-plots"),
     ],
 )
 def test_options_that_a_mode_does_not_use_are_named(monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]) -> None:
-    model = () if "--audit" in options else ("--model", "v1")
-    message = _refusal(monkeypatch, *model, *options)
+    message = _refusal(monkeypatch, "--model", "v1", *options)
     # One that stands at its default is given all the same, such as --seed 0.
     mode, *unused = [option for option in options if option.startswith("--")]
     named = message.partition(f"{mode} does not use ")[2].partition("; leave ")[0]
@@ -50,15 +47,10 @@ def test_settings_that_change_nothing_are_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_options_that_are_not_given_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[tuple[object, ...]] = []
-    monkeypatch.setattr(cli, "_audit", lambda *given: reached.append(given))
-    run = CliRunner().invoke(cli.main, ["--audit", "--data", "data"])
+    monkeypatch.setattr(cli, "_pretrain", lambda *given: reached.append(given))
+    run = CliRunner().invoke(cli.main, ["--model", "v1", "--pretrain", "images"])
     assert run.exit_code == 0, run.output
     assert len(reached) == 1
-
-
-def test_work_that_is_not_shared_out_is_not_done_by_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--audit runs in one process" in _refusal(monkeypatch, "--audit", "--data", "data")
 
 
 @pytest.mark.parametrize(
@@ -102,10 +94,3 @@ def test_resume_says_that_there_is_nothing_to_continue(monkeypatch: pytest.Monke
         assert said(*options) == "Error: ended\n"
         (tmp_path / f"{file}.resume.pth").touch()
         assert said(*options, "--resume") == "Error: ended\n"
-
-
-def test_the_old_spelling_of_the_audit_names_the_new_one(tmp_path: Path) -> None:
-    write_images(tmp_path / "data", train=2, validation=1)
-    run = CliRunner().invoke(cli.main, ["--audit", str(tmp_path / "found"), "--data", str(tmp_path / "data")])
-    assert run.exit_code == 0, run.output
-    assert "is now: fer-data audit" in run.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,16 +85,6 @@ class PretrainRun(_NetworkOptions):
     pretrain_dir: Path
 
 
-class AuditRun(RunOptions):
-    """Look for copies, contradictions and non-faces."""
-
-    title: ClassVar[str] = "--audit"
-
-    audit: Path
-    data: Path | None
-    skip_unreadable: bool
-
-
 def _settings_start_with(*names: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda given: any(text.startswith(names) for text in given["given_settings"])
 
@@ -120,7 +109,7 @@ _RULES = (
 
 
 # Short, because gloo's threads abort a Python that tidies up while a collective is being released (pytorch #190489).
-@click.command("fer-train", cls=ShortCommand, runs=(TrainRun, PretrainRun, AuditRun), rules=_RULES)
+@click.command("fer-train", cls=ShortCommand, runs=(TrainRun, PretrainRun), rules=_RULES)
 @option_group(
     "Network and data",
     click.option(
@@ -236,21 +225,13 @@ _RULES = (
     click.option("--safetensors", is_flag=True, help="Also write the weights as NAME.safetensors."),
 )
 @option_group(
-    "Other runs",
+    "Pretraining",
     click.option(
         "--pretrain",
         "pretrain_dir",
         type=_FOLDER,
         metavar="DIR",
         help="Pretrain v1 on any folder of class folders and write weights for --weights.",
-    ),
-    click.option(
-        "--audit",
-        type=_FOLDER,
-        is_flag=False,
-        flag_value=Path("audit"),
-        metavar="[DIR]",
-        help="The old spelling of: fer-data audit DATA --no-label-errors --output DIR.",
     ),
 )
 def main(**given: Any) -> None:
@@ -267,12 +248,7 @@ def main(**given: Any) -> None:
     Writes the checkpoint, the results as JSON and two plots to --models-dir. Continue a stopped run
     with --resume, which ends with the same weights as an uninterrupted one, or end it with --finish.
     """
-    if given["audit"] is not None:
-        audit = take_options(AuditRun)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise click.UsageError("--audit runs in one process; start it without torchrun")
-        _audit(audit)
-    elif given["pretrain_dir"] is not None:
+    if given["pretrain_dir"] is not None:
         _pretrain(take_options(PretrainRun))
     else:
         _train(take_options(TrainRun))
@@ -453,20 +429,6 @@ def _write_safetensors(trained: Trained) -> Path:
     path = trained.checkpoint.with_suffix(SAFETENSORS_SUFFIX)
     save_checkpoint(path, load_checkpoint(trained.checkpoint, name=trained.results.model))
     return path
-
-
-def _audit(options: AuditRun) -> None:
-    with needs_extra("train"), collector_stopped():
-        from fer_train.data.audit import audit_faces, write_audit
-        from fer_train.data.dataset import load_splits
-
-    read = load_splits(_data_root(options.data), skip_unreadable=options.skip_unreadable)
-    splits = {"train": read.train, "validation": read.validation}
-    found = audit_faces(splits)
-    say(found.to_text())
-    say("fer-train --audit is now: fer-data audit DATA; the next version removes the old spelling", err=True)
-    for path in write_audit(found, options.audit, splits):
-        say(path)
 
 
 class InterruptedTrainingError(FerError):
