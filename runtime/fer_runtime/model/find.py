@@ -150,7 +150,7 @@ def find_model(
 
     Raises:
         ModelFileError: there is no such file, or `models_dir` cannot be read.
-        ValueError: there is no such precision.
+        ValueError: there is no such precision, or `model` is a file, which has its own.
     """
     from pathlib import Path
 
@@ -158,6 +158,8 @@ def find_model(
         raise ValueError(f"no precision {precision!r}; one of: {', '.join(PRECISIONS)}")
     models_dir = Path(models_dir)
     if model is not None and is_model_file(model):
+        if precision is not None:
+            raise ValueError(f"precision={precision!r} is for named models; {model} is a file, which has its own")
         path = Path(model)
         if not os.path.isfile(path):
             raise ModelFileError(f"no model at {path}; give the path of an .onnx file or one of: {_known(models_dir)}")

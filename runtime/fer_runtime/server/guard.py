@@ -215,7 +215,8 @@ def _host_of(origin: str) -> str | None:
 
 
 def _host_name(host: str) -> str:
-    """`host` without its port."""
+    """`host` without its port, in lower case: names of hosts are equal in any."""
+    host = host.lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]

@@ -46,3 +46,5 @@ def test_without_a_name_the_more_accurate_model_of_ones_own_folder_comes_first(t
 def test_a_precision_that_no_model_can_have_is_the_callers_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no precision 'int4'; one of: fp32, int8, fp16"):
         find_model("v0", precision="int4", models_dir=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"precision='int8' is for named models; .*own\.onnx is a file"):
+        find_model(tmp_path / "own.onnx", precision="int8")

@@ -194,6 +194,7 @@ def test_pages_of_other_sites_are_kept_out(service: Service) -> None:
     assert service.ask("GET", "/v1/models", Origin="http://evil.example").status == 403
     assert service.ask("GET", "/v1/models", Origin="http://[").status == 403  # which urlsplit refuses
     assert service.ask("GET", "/v1/models", Sec_Fetch_Site="cross-site").status == 403
+    assert service.ask("GET", "/v1/models", Host=f"LocalHost:{service.port}").status == 200
     own = f"127.0.0.1:{service.port}"
     answer = service.ask("GET", "/v1/models", Host=own, Origin=f"http://{own}")
     assert answer.status == 200
