@@ -321,3 +321,12 @@ def test_a_training_without_a_finite_loss_stops_and_writes_no_model(tmp_path: Pa
     with pytest.raises(DivergedError, match=r"the loss of epoch \d is (nan|inf).*lower --lr than 1000"):
         train_model("v0", data, recipe, models_dir=tmp_path / "models")
     assert not (tmp_path / "models" / "model_0.pth").exists()
+
+
+def test_a_last_step_that_breaks_the_weights_writes_no_model(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", train=2, validation=1)
+    # One step an epoch: its loss is that of the first weights, and its decay multiplies them by a million.
+    recipe = Recipe(epochs=1, batch_size=64, optimizer="adamw", lr=1000, weight_decay=1000, augmentation="none")
+    with pytest.raises(DivergedError, match=r"validation loss of epoch 1 is (nan|inf).*lower --lr than 1000"):
+        train_model("v1", data, recipe, models_dir=tmp_path / "models")
+    assert not (tmp_path / "models").exists() or not list((tmp_path / "models").glob("*.pth"))

@@ -193,6 +193,12 @@ class Trainer:
                 )
             network = self.average.module if self.average is not None else self.network
             evaluation = self.evaluate(network)
+            # The loss of training is that before the last step, which can break the weights, too.
+            if not math.isfinite(evaluation.loss):
+                raise DivergedError(
+                    f"the validation loss of epoch {epoch} is {evaluation.loss}: the training has diverged; start "
+                    f"again with a lower --lr than {self.recipe.lr:g}, or without the --set that caused it"
+                )
             self.history.train_loss.append(loss)
             self.history.train_acc.append(accuracy)
             self.history.test_loss.append(evaluation.loss)
