@@ -81,6 +81,14 @@ def test_votes_are_what_the_network_learns(data: Path, tmp_path: Path) -> None:
     assert right[rated].mean() == pytest.approx(found["majority_accuracy"])
 
 
+def test_a_class_that_no_rater_names_is_named(data: Path, tmp_path: Path) -> None:
+    rows = [path.relative_to(data / "images").as_posix() for path in (data / "images").rglob("*.png")]
+    votes = "".join(f"{row},0,{','.join('2' * 6)}\n" for row in rows)
+    (tmp_path / "votes.csv").write_text(f"image,{','.join(EXPRESSIONS)}\n{votes}")
+    with pytest.raises(DataError, match=r"the votes teach no image to be angry; .*label_share"):
+        train_model("v0", data, TINY, images=ImageOptions(votes=tmp_path / "votes.csv"), models_dir=tmp_path)
+
+
 def test_the_logit_adjustment_is_in_the_last_biases(data: Path, tmp_path: Path) -> None:
     votes = write_votes(data, tmp_path / "votes.csv")
     states = []

@@ -35,7 +35,7 @@ def fit_last_layer(network: nn.Module, faces: Tensor, targets: Tensor, weights: 
     Raises:
         CheckpointError: the network does not end so.
     """
-    last = _last_linear(network)
+    _, last = last_linear(network, faces, needed_by="a linear probe", setting="last_layer=kept")
     features, targets, weights = _features(network, last, faces), targets.cpu(), weights.cpu()
     mean, spread = features.mean(0), features.std(0, unbiased=False).clamp_min(1e-6)
     features = (features - mean) / spread
@@ -54,11 +54,34 @@ def fit_last_layer(network: nn.Module, faces: Tensor, targets: Tensor, weights: 
         last.bias.copy_(bias - (weight / spread) @ mean)
 
 
-def _last_linear(network: nn.Module) -> nn.Linear:
-    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not linear or linear[-1].bias is None:
-        raise CheckpointError("a linear probe needs a network that ends with a torch.nn.Linear; set last_layer=kept")
-    return linear[-1]
+def last_linear(network: nn.Module, faces: Tensor, *, needed_by: str, setting: str) -> tuple[str, nn.Linear]:
+    """The name and the module of the layer that gives a network's logits.
+
+    Args:
+        faces: uint8, on the network's device; the first is shown to the network.
+        needed_by: what needs the layer, for the error.
+        setting: of --set that does without.
+
+    Raises:
+        CheckpointError: it is no torch.nn.Linear with a bias.
+    """
+    answers: dict[str, Tensor] = {}
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    handles = [
+        module.register_forward_hook(lambda _module, _inputs, answer, name=name: answers.update({name: answer}))
+        for name, module in linear.items()
+    ]
+    try:
+        logits = predict_logits(network, faces[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, answer in answers.items():
+        if linear[name].bias is not None and torch.equal(answer.float().cpu(), logits):
+            return name, linear[name]
+    raise CheckpointError(
+        f"{needed_by} needs a network that ends with a torch.nn.Linear with a bias; add --set {setting}"
+    )
 
 
 def _features(network: nn.Module, last: nn.Linear, faces: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from fer_train.loop.distill import Teachers
 from fer_train.loop.distributed import ALONE, World, from_writer, gathered, spread, summed
 from fer_train.loop.ema import follow
 from fer_train.loop.fused_blocks import fuse_blocks
-from fer_train.loop.probe import fit_last_layer
+from fer_train.loop.probe import fit_last_layer, last_linear
 from fer_train.loop.small_maps import use_matrix_products
 from fer_train.networks.registry import predict_logits
 from fer_train.recipes import Recipe
@@ -93,7 +93,8 @@ class Trainer:
         starts_trained: whether the network's first weights are worth keeping: they count as epoch 0.
 
     Raises:
-        DataError: a class has no image, or a batch fewer faces than there are processes.
+        DataError: a class has no image or no votes, or a batch fewer faces than there are processes.
+        CheckpointError: the network has no last biases for the recipe's logit adjustment.
     """
 
     def __init__(
@@ -140,10 +141,20 @@ class Trainer:
         self._teachers = teachers
         self._validation_faces = torch.from_numpy(validation.faces).to(device)
         self._validation = validation
+        if unnamed := [name for name, share in zip(train.classes, targets.sum(0), strict=True) if not share]:
+            raise DataError(
+                f"the votes teach no image to be {', '.join(unnamed)}; leave that class folder out, or let less count: "
+                "--set least_votes=0, --set label_share=0.2"
+            )
         weights = class_weights(targets.sum(0, dtype=np.float64).tolist(), power=recipe.balance)
         self._weights = torch.tensor(weights, dtype=torch.float32, device=device)
         whole = class_weights(targets.sum(0, dtype=np.float64).tolist(), power=1.0)
         self._shift = recipe.logit_adjustment * torch.tensor(whole, dtype=torch.float32).log()
+        self._adjusted = ""  # name of the layer whose biases are shifted
+        if recipe.logit_adjustment:  # now, not after the last epoch
+            self._adjusted, _ = last_linear(
+                self.network, self._faces, needed_by="logit_adjustment", setting="logit_adjustment=0"
+            )
         self._generator = Generator().manual_seed(seed)
         self._batch_sizes = batch_sizes(len(train), recipe.batch_size)
         self._steps_per_epoch = len(self._batch_sizes)
@@ -240,8 +251,7 @@ class Trainer:
         """The weights of the best epoch, on CPU, with the recipe's logit adjustment, and what they reach."""
         state = {key: value.clone() for key, value in self.best_state.items()}
         if self.recipe.logit_adjustment:
-            last = [key for key, module in self.network.named_modules() if isinstance(module, nn.Linear)][-1]
-            state[f"{last}.bias"] += self._shift
+            state[f"{self._adjusted}.bias"] += self._shift
         self.network.load_state_dict(state)
         return state, self.evaluate(self.network)
 
