@@ -20,7 +20,7 @@ from fer_train.data.folders import load_faces
 from fer_train.execution import Execution
 from fer_train.loop.trainer import Trainer
 from fer_train.networks.registry import predict_logits
-from fer_train.pipeline import ImageOptions, load_training_faces, train_model
+from fer_train.pipeline import ImageOptions, load_training_faces, sole_training, train_model
 from fer_train.recipes import Recipe
 
 TINY = Recipe(epochs=2, batch_size=16, optimizer="adamw", lr=3e-3, augmentation="none")
@@ -138,6 +138,24 @@ def test_a_finished_and_a_stopped_training_are_not_replaced_unasked(data: Path, 
     train_model("v0", data, recipe, name="mine", models_dir=tmp_path, execution=Execution(replace=True))
     assert not stopped.exists()
     assert (tmp_path / "mine.pth").is_file()
+
+
+def test_two_trainings_of_one_name_at_a_time_refuse_each_other(tmp_path: Path) -> None:
+    checkpoint, state = tmp_path / "models" / "mine.pth", tmp_path / "models" / "mine.resume.pth"
+    first, second = Execution(), Execution(resume=True)
+    with sole_training(checkpoint, state, first):
+        state.write_bytes(b"of the first")
+        with pytest.raises(CheckpointError, match=r"another fer-train is training .*mine\.pth; wait"):
+            sole_training(checkpoint, state, second).__enter__()
+        with sole_training(checkpoint.with_name("other.pth"), checkpoint.with_name("other.resume.pth"), first):
+            pass
+    with sole_training(checkpoint, state, second):  # the first one was stopped
+        state.unlink()
+        checkpoint.write_bytes(b"a finished one")
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["mine.pth"]
+    # One that was started before that, and has decoded its images since.
+    with pytest.raises(CheckpointError, match=r"mine\.pth exists"):
+        sole_training(checkpoint, state, first).__enter__()
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_first_epoch(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fer_runtime.errors import CheckpointError, DataError
+from fer_runtime.errors import CheckpointError, DataError, OutputError
 from fer_runtime.expressions import FACE_SIZE
-from fer_runtime.files import sha256_of
+from fer_runtime.files import lock_file, sha256_of
 from fer_runtime.metrics import confusion_matrix
 from fer_runtime.model.find import checkpoint_path, file_stem, results_path
 from fer_train.checkpoints import Checkpoint, save_checkpoint
@@ -140,29 +142,32 @@ def train_model(
         identity=_identity(network_name, recipe, faces, weights=weights, teachers=teachers, seed=seed),
         starts_trained=start is not None,
     )
-    trainer.run(resume_path=resume_path, resume=execution.resume, finish=execution.finish, progress=execution.progress)
+    with sole_training(checkpoint, resume_path, execution):
+        trainer.run(
+            resume_path=resume_path, resume=execution.resume, finish=execution.finish, progress=execution.progress
+        )
 
-    state_dict, reached = trainer.finished()
-    settings = {
-        **recipe.to_dict(),
-        **_settings_from_files(weights, teachers, images),
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "processes": world.size,
-    }
-    trained = Trained(
-        checkpoint=checkpoint,
-        results_file=results_path(models_dir, file_name),
-        results=_results(network_name, recipe_name, settings, seed, trainer.history, faces, reached),
-        train=train,
-        validation=validation,
-        note=faces.note,
-    )
-    if world.is_writer:
-        trained.write(state_dict)
-        # Last: a run killed before this line finishes its files with --resume.
-        resume_path.unlink(missing_ok=True)
-    return trained
+        state_dict, reached = trainer.finished()
+        settings = {
+            **recipe.to_dict(),
+            **_settings_from_files(weights, teachers, images),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "processes": world.size,
+        }
+        trained = Trained(
+            checkpoint=checkpoint,
+            results_file=results_path(models_dir, file_name),
+            results=_results(network_name, recipe_name, settings, seed, trainer.history, faces, reached),
+            train=train,
+            validation=validation,
+            note=faces.note,
+        )
+        if world.is_writer:
+            trained.write(state_dict)
+            # Last: a run killed before this line finishes its files with --resume.
+            resume_path.unlink(missing_ok=True)
+        return trained
 
 
 def _results(
@@ -248,6 +253,56 @@ def refuse_to_replace(checkpoint: Path, resume_path: Path, execution: Execution)
             f"{checkpoint} exists; give your training a name of its own (--name mine) or another --models-dir, or "
             "overwrite it with --replace"
         )
+
+
+@contextmanager
+def sole_training(checkpoint: Path, resume_path: Path, execution: Execution) -> Iterator[None]:
+    """Keep other trainings away from `checkpoint`: of two at a time, one would overwrite the other's state and result.
+
+    Raises:
+        CheckpointError: another one is at work, or has finished since this one was started.
+        OutputError: the folder cannot be written.
+    """
+    descriptor = from_writer(lambda: _lock(checkpoint), execution.world)
+    try:
+        if not execution.finish:
+            from_writer(lambda: refuse_to_replace(checkpoint, resume_path, execution), execution.world)
+        yield
+    finally:
+        if execution.world.is_writer:
+            _unlock(checkpoint, descriptor)
+
+
+def _lock_path(checkpoint: Path) -> Path:
+    # Named as the temporary files of `replaced_atomically` are: what a killed training leaves is removed as they are.
+    return checkpoint.with_name(f".{checkpoint.name}.training.partial")
+
+
+def _lock(checkpoint: Path) -> int:
+    """An open file that locks the training of `checkpoint`."""
+    path = _lock_path(checkpoint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        raise OutputError(f"cannot write {checkpoint}: {error.strerror}; choose another --models-dir") from error
+    # One that has just ended removes its file, whose lock keeps nobody away.
+    is_free = lock_file(descriptor) and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), path.stat())
+    if not is_free:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"another fer-train is training {checkpoint}; wait for it, or give this one another --name or --models-dir"
+        )
+    return descriptor
+
+
+def _unlock(checkpoint: Path, descriptor: int) -> None:
+    if os.name == "nt":  # which removes no open file
+        os.close(descriptor)
+    with suppress(OSError):
+        _lock_path(checkpoint).unlink()
+    if os.name != "nt":
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

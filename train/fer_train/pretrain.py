@@ -20,7 +20,7 @@ from fer_train.loop.trainer import Trainer
 from fer_train.networks.architectures import find_architecture
 from fer_train.networks.pretrained import save_weights
 from fer_train.networks.registry import create_network
-from fer_train.pipeline import refuse_to_replace
+from fer_train.pipeline import refuse_to_replace, sole_training
 from fer_train.recipes import Recipe
 
 # Images of a class folder that are not trained on but choose the epoch.
@@ -91,11 +91,14 @@ def pretrain(
         "data": whole.fingerprint,
     }
     trainer = Trainer(network, train, validation, recipe, device=device, seed=seed, world=world, identity=identity)
-    trainer.run(resume_path=resume_path, resume=execution.resume, finish=execution.finish, progress=execution.progress)
-    state_dict, reached = trainer.finished()
-    if world.is_writer:
-        save_weights(path, state_dict)
-        resume_path.unlink(missing_ok=True)
+    with sole_training(path, resume_path, execution):
+        trainer.run(
+            resume_path=resume_path, resume=execution.resume, finish=execution.finish, progress=execution.progress
+        )
+        state_dict, reached = trainer.finished()
+        if world.is_writer:
+            save_weights(path, state_dict)
+            resume_path.unlink(missing_ok=True)
     return Pretrained(path=path, classes=len(whole.classes), images=len(whole), accuracy=reached.accuracy)
 
 
