@@ -285,7 +285,8 @@ def _lock(checkpoint: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
-        raise OutputError(f"cannot write {checkpoint}: {error.strerror}; choose another --models-dir") from error
+        state = checkpoint.with_suffix(".resume.pth")
+        raise OutputError(f"cannot write {state}: {error.strerror}; choose another --models-dir") from error
     # One that has just ended removes its file, whose lock keeps nobody away.
     is_free = lock_file(descriptor) and os.path.exists(path) and os.path.samestat(os.fstat(descriptor), path.stat())
     if not is_free:
