@@ -183,6 +183,12 @@ def own_name(context: click.Context, parameter: click.Parameter, value: str | No
         raise click.BadParameter(
             f"{value!r} is not a name; use letters, digits, -, _ and ., without a suffix", context, parameter
         )
+    if found := re.search(r"\.(?:resume|int8|fp16)$", value, flags=re.IGNORECASE):
+        raise click.BadParameter(
+            f"{value!r} ends with {found[0]}, as files of another model, {value[: found.start()]}, do; choose another",
+            context,
+            parameter,
+        )
     if value in FILE_STEMS.values() or (value in FILE_STEMS and value != context.params.get("model", value)):
         raise click.BadParameter(f"{value} is the name of a model that ships; choose another", context, parameter)
     return value

@@ -94,3 +94,13 @@ def test_resume_says_that_there_is_nothing_to_continue(monkeypatch: pytest.Monke
         assert said(*options) == "Error: ended\n"
         (tmp_path / f"{file}.resume.pth").touch()
         assert said(*options, "--resume") == "Error: ended\n"
+
+
+def test_safetensors_that_are_there_are_not_replaced_unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("fer_train.pipeline.train_model", lambda *_, **__: pytest.fail("the work has begun"))
+    (tmp_path / "mine.safetensors").write_bytes(b"of another program")
+    options = ["--name", "mine", "--model", "v0", "--data", str(tmp_path), "--models-dir", str(tmp_path)]
+    run = CliRunner().invoke(cli.main, [*options, "--safetensors"])
+    assert run.exit_code == 1
+    assert "mine.safetensors exists; " in run.stderr
+    assert "--replace" in run.stderr

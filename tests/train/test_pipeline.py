@@ -182,7 +182,7 @@ def test_a_fine_tuning_that_is_never_better_keeps_its_start_and_says_so(data: Pa
     assert (results["best_epoch"], results["accuracy"]) == (0, good.results.accuracy)
 
 
-@pytest.mark.parametrize("name", ["v3", "model_0", "../mine", "a b", ""])
+@pytest.mark.parametrize("name", ["v3", "model_0", "../mine", "a b", "", "mine.resume", "mine.int8", "a.FP16"])
 def test_names_of_shipped_models_and_paths_are_refused(name: str) -> None:
     run = CliRunner().invoke(cli.main, ["--model", "v0", "--data", "missing", "--name", name])
     assert run.exit_code == 2

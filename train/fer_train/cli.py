@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from fer_runtime.command import (
     say,
     take_options,
 )
-from fer_runtime.errors import FerError
+from fer_runtime.errors import FerError, OutputError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, check_models_dir, checkpoint_path
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
@@ -282,8 +283,11 @@ def _train(options: TrainRun) -> None:
         color=options.color or ("gray" if start is None else start.color),
         skip_unreadable=options.skip_unreadable,
     )
+    checkpoint = checkpoint_path(options.models_dir, options.name or model)
+    if options.safetensors and not options.replace:
+        _refuse_to_replace_safetensors(checkpoint)
     with _together(options) as execution:
-        _say_if_none_is_stopped(options, execution, checkpoint_path(options.models_dir, options.name or model))
+        _say_if_none_is_stopped(options, execution, checkpoint)
         trained = train_model(
             model,
             one_per_machine_first(lambda: _data_root(options.data), execution.world),
@@ -421,6 +425,14 @@ def _gain(results: TrainingResults) -> str:
     if history.best_epoch == 0:
         return f"{text}; no epoch of fine-tuning was better, so the start is kept"
     return f"{text}; fine-tuned {reached:.1%}: {100 * (reached - max(probe, history.start_acc or 0)):+.1f} points"
+
+
+def _refuse_to_replace_safetensors(checkpoint: Path) -> None:
+    from fer_train.checkpoints import SAFETENSORS_SUFFIX
+
+    path = checkpoint.with_suffix(SAFETENSORS_SUFFIX)
+    if os.path.lexists(path):
+        raise OutputError(f"{path} exists; give your training another --name, or overwrite it with --replace")
 
 
 def _write_safetensors(trained: Trained) -> Path:
