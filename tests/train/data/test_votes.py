@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,8 @@ def test_columns_are_taken_by_name_plain_and_gzipped(tmp_path: Path) -> None:
         (CSV + "train/c.png,1,-2,0,0,0\n", "line 4 .* negative"),
         (CSV + "train/c.png,1,inf,0,0,0\n", "line 4 .* not finite"),
         ("", "its columns are: none"),
+        (CSV + "train/a.png,1,2,3,0,0\n", "line 4 .* train/a.png a second time; .* votes of all raters added up"),
+        ("image,calm,glad,sad,glad\n", "two columns 'glad'"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -61,6 +64,22 @@ def test_a_file_for_other_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "votes.csv").write_text(CSV)
     with pytest.raises(DataError, match="no row for any validation image"):
         read_votes(tmp_path / "votes.csv", CLASSES).of(["a.png"], NO_FACES, split="validation")
+
+
+@pytest.mark.parametrize("folder", ["photos", ""])  # --data photos, and --data . inside it
+def test_rows_of_class_folders_without_splits_begin_with_the_class(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "votes.csv").write_text("image,sad,calm,glad\nsad/a.png,9,0,1\n")
+    votes = read_votes(tmp_path / "votes.csv", CLASSES)
+    assert votes.of(["sad/a.png"], NO_FACES, split=folder).tolist() == [[0, 1, 9, 0]]
+    with pytest.raises(DataError, match=r"no row for any train image, such as train/sad/a.png"):
+        votes.of(["sad/a.png"], NO_FACES, split="train")
+
+
+def test_both_spellings_of_an_accent_are_one_name(tmp_path: Path) -> None:
+    apart, together = (unicodedata.normalize(form, "müde") for form in ("NFD", "NFC"))
+    (tmp_path / "votes.csv").write_text(f"image,{apart},wach\ntrain/{together}/a.png,1,2\n", encoding="utf-8")
+    votes = read_votes(tmp_path / "votes.csv", (together, "wach"))
+    assert votes.of([f"{apart}/a.png"], NO_FACES, split="train").tolist() == [[1, 2, 0]]
 
 
 def test_single_votes_are_left_out_unless_there_are_no_others() -> None:

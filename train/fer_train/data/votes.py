@@ -11,6 +11,7 @@ import csv
 import gzip
 import hashlib
 import io
+import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from fer_runtime.errors import DataError
 from fer_runtime.metrics import ConfusionMatrix, accuracy, confusion_matrix, per_class_recall
+from fer_runtime.text import printable
 from fer_train.data.label_names import name_of
 
 Float32Array = npt.NDArray[np.float32]
@@ -50,18 +52,27 @@ class Votes:
         Raises:
             DataError: no image has a row.
         """
-        nothing = np.zeros(len(self.classes) + 1, np.float32)
-        found = np.array([self._of_one(f"{split}/{path}", nothing) for path in paths], np.float32)
+        from fer_train.data.source_folders import split_named  # which imports this module
+
+        # Class folders without folders for the splits are the dataset's root themselves.
+        beginnings = (f"{split}/",) if split_named(split) else (f"{split}/", "")
+        found = np.zeros((len(paths), len(self.classes) + 1), np.float32)
+        for votes, path in zip(found, paths, strict=True):
+            votes[:] = self._of_one(path, beginnings)
         if len(paths) and not found.any():
+            kind = f"{split} image" if split_named(split) else "image"
             raise DataError(
-                f"the votes file has no row for any {split} image, such as {split}/{paths[0]}; its first column must "
+                f"the votes file has no row for any {kind}, such as {beginnings[-1]}{paths[0]}; its column image must "
                 "hold paths below the dataset's root, with /"
             )
         return found
 
-    def _of_one(self, path: str, nothing: Float32Array) -> Float32Array:
-        found = self.by_path.get(path)
-        return self.by_stem.get(PurePosixPath(path).stem, nothing) if found is None else found
+    def _of_one(self, path: str, beginnings: Sequence[str]) -> Float32Array | float:
+        for beginning in beginnings:
+            found = self.by_path.get(unicodedata.normalize("NFC", f"{beginning}{path}"))
+            if found is not None:
+                return found
+        return self.by_stem.get(PurePosixPath(path).stem, 0.0)
 
 
 class VoteSource(Protocol):
@@ -106,11 +117,15 @@ def read_votes(path: Path, classes: Sequence[str]) -> Votes:
         raise DataError(f"the votes file {path} is damaged or no text ({error}); copy it again") from error
     try:
         reader = csv.DictReader(io.StringIO(text))
-        columns, rows = list(reader.fieldnames or ()), list(reader)
+        # As labels: Macs store letters and accents apart.
+        reader.fieldnames = columns = [unicodedata.normalize("NFC", name) for name in reader.fieldnames or ()]
+        rows = list(reader)
     except csv.Error as error:
         raise DataError(f"the votes file {path} is damaged ({error}); copy it again") from error
     if _FERPLUS_NAME in columns:
         return _read_ferplus(path, columns, rows, classes, hashlib.sha256(content).hexdigest())
+    if twice := [name for name in dict.fromkeys(columns) if columns.count(name) > 1]:
+        raise DataError(f"the votes file {path} has two columns {twice[0]!r}; leave one out")
     key = next((name for name in _PATH_COLUMNS if name in columns), None)
     if key is None or (missing := [name for name in classes if name not in columns]):
         lacking = "a column image" if key is None else f"a column for {', '.join(missing)}"
@@ -125,7 +140,13 @@ def read_votes(path: Path, classes: Sequence[str]) -> Votes:
             raise DataError(f"line {line} of the votes file {path} holds something other than numbers") from None
         if not min((*values, other)) >= 0 or not np.isfinite(sum(values) + other):
             raise DataError(f"line {line} of the votes file {path} holds a vote that is negative or not finite")
-        by_path[str(row[key]).removeprefix("images/")] = np.array([*values, other], np.float32)
+        image = unicodedata.normalize("NFC", str(row[key]).removeprefix("images/"))
+        if image and image in by_path:
+            raise DataError(
+                f"line {line} of the votes file {path} has {printable(image)} a second time; give one row per image, "
+                "with the votes of all raters added up"
+            )
+        by_path[image] = np.array([*values, other], np.float32)
     return Votes(classes=tuple(classes), by_path=by_path, sha256=hashlib.sha256(content).hexdigest())
 
 
