@@ -81,6 +81,23 @@ def test_votes_are_what_the_network_learns(data: Path, tmp_path: Path) -> None:
     assert right[rated].mean() == pytest.approx(found["majority_accuracy"])
 
 
+def test_the_output_says_how_few_images_the_votes_file_has(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", train=2, validation=2)
+    rows = [["image", *EXPRESSIONS]]
+    for image in (data / "images").rglob("000.png"):
+        votes = np.eye(7)[EXPRESSIONS.index(image.parent.name)] * 4
+        if "validation" in image.parts:  # four raters each for two classes
+            votes += np.roll(votes, 1)
+        rows.append([image.relative_to(data / "images").as_posix(), *map(str, votes)])
+    (tmp_path / "votes.csv").write_text("\n".join(map(",".join, rows)))
+    options = f"--name few --model v0 --data {data} --votes {tmp_path}/votes.csv --epochs 1 --device cpu --no-plots"
+    run = CliRunner().invoke(cli.main, [*options.split(), "--models-dir", str(tmp_path)])
+    assert run.exit_code == 0, run.output
+    assert "learned from 7 of 14 training images; the others have no usable votes" in run.stderr
+    assert "of 14 validation images, 7 have usable votes and 0 a strict majority" in run.stderr
+    assert "raters' majority on no image, labels accuracy" in run.stdout
+
+
 def test_a_class_that_no_rater_names_is_named(data: Path, tmp_path: Path) -> None:
     rows = [path.relative_to(data / "images").as_posix() for path in (data / "images").rglob("*.png")]
     votes = "".join(f"{row},0,{','.join('2' * 6)}\n" for row in rows)

@@ -395,13 +395,16 @@ def _report(trained: Trained, *, plots: bool) -> None:
     if trained.note:
         say(trained.note, err=True)
     results, history = trained.results, trained.results.history
+    for text in _left_out(trained):
+        say(text, err=True)
     if history.probe_acc is not None:
         say(_gain(results), err=True)
     elif history.best_epoch == 0:
         say(f"no epoch was better than the start ({history.start_acc:.1%}); the start is kept", err=True)
     against_votes = ""
     if votes := results.votes:
-        against_votes = f"raters' majority {votes.majority_accuracy:.1%}, mean recall {votes.mean_recall:.1%}, labels "
+        majority = f"{votes.majority_accuracy:.1%}, mean recall {votes.mean_recall:.1%}"
+        against_votes = f"raters' majority {majority if votes.majority_images else 'on no image'}, labels "
     say(
         f"{trained.checkpoint}  validation: {against_votes}accuracy {results.accuracy:.1%}, "
         f"macro-F1 {results.to_dict()['macro_f1']:.1%}, epoch {history.best_epoch} of {history.epochs}"
@@ -413,6 +416,20 @@ def _report(trained: Trained, *, plots: bool) -> None:
 
     for path in write_plots(results.to_dict(), trained.checkpoint.with_suffix("")):
         say(path)
+
+
+def _left_out(trained: Trained) -> Iterator[str]:
+    """Say of how many images a training knows nothing: a votes file may name other images than meant."""
+    results = trained.results
+    used, there = len(trained.train), sum(results.data["train"]["counts"].values())
+    if used < there:
+        why = "have no usable votes, or are left out by drop" if results.votes else "are left out by drop"
+        yield f"learned from {used:,} of {there:,} training images; the others {why}"
+    if (votes := results.votes) and votes.majority_images < len(trained.validation):
+        yield (
+            f"of {len(trained.validation):,} validation images, {votes.images:,} have usable votes and "
+            f"{votes.majority_images:,} a strict majority"
+        )
 
 
 def _gain(results: TrainingResults) -> str:
