@@ -600,15 +600,17 @@ def _needs_converter() -> Iterator[None]:
 def _site(options: SiteRun) -> None:
     from fer_export.site.server import create_server
     from fer_export.site.write import write_site
-    from fer_runtime.model.find import find_model
+    from fer_runtime.model.find import find_model, is_model_file
 
     if len(options.precisions) > 1:
         raise click.UsageError("--site runs one model; give --precision once")
-    precision = options.precisions[0] if options.precisions else "int8"
+    precision: Precision | None = options.precisions[0] if options.precisions else "int8"
+    if is_model_file(options.name or options.model):  # which has its own; the rule refuses another
+        precision = None
     try:
         path = find_model(options.name or options.model, precision=precision, models_dir=options.models_dir)
     except ModelFileError:
-        if options.precisions:
+        if options.precisions or precision is None:
             raise
         # A model whose int8 file did not pass its gate has none.
         path = find_model(options.name or options.model, precision="fp32", models_dir=options.models_dir)

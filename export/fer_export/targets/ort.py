@@ -7,12 +7,22 @@ from pathlib import Path
 import onnx
 
 from fer_export.targets import Converted, Source
+from fer_runtime.errors import ModelFileError
 from fer_runtime.model.find import Precision
 from fer_runtime.model.session import runtime_version, save_optimized
 
 
 def convert(source: Source, precision: Precision, path: Path) -> Converted:
-    """Write `path` and `NAME.ort.operators.config` beside it."""
+    """Write `path` and `NAME.ort.operators.config` beside it.
+
+    Raises:
+        ModelFileError: the source has a fixed batch.
+    """
+    if batch := onnx.load_model_from_string(source.content).graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+        raise ModelFileError(
+            f"{source.path} takes {batch} faces, no more and no fewer, and .ort files are replayed with any number; "
+            "give the file that was exported without --batch"
+        )
     path.write_bytes(save_optimized(source.content, ort_format=True))
     graph = onnx.load_model_from_string(save_optimized(source.content, ort_format=False))
     path.with_name(f"{path.name}.operators.config").write_text(required_operators(graph))

@@ -98,7 +98,9 @@ def convert_model(
     for precision in precisions:
         for name in targets:
             target = TARGETS[name]
-            source = read_source(find_model(model, precision=target.precisions[precision], models_dir=models_dir))
+            # A file has its own precision, which is compared below.
+            named = None if is_model_file(model) else target.precisions[precision]
+            source = read_source(find_model(model, precision=named, models_dir=models_dir))
             if source.metadata.precision != target.precisions[precision]:
                 raise ModelFileError(
                     f"{source.path} is {source.metadata.precision}, and {name} in {precision} is made from the "

@@ -24,6 +24,7 @@ from tests.commands import RUNTIME, TRAINING, run_python_text
 from tests.train.images import write_images
 
 from fer_export.targets.golden_header import golden_header
+from fer_export.targets.ort import convert as convert_to_ort
 from fer_export.targets.publish import convert_model, golden_of, read_source
 from fer_export.torch_module import OnnxModule
 from fer_runtime.errors import DataError, ExtraMissingError, ModelFileError, OutputError
@@ -281,6 +282,15 @@ def test_the_graph_as_a_pytorch_module_computes_pytorchs_logits() -> None:
 def test_labels_of_any_language_are_strings_of_c() -> None:
     golden = dataclasses.replace(golden_of(read_source(MODELS / "model_0.onnx")), labels=('a"b', "fröhlich1", *"cdefg"))
     assert '{"a\\"b", "fr\\303\\266hlich1", "c"' in golden_header(golden, name="x.onnx")
+
+
+def test_a_fixed_batch_is_not_converted_for_a_runtime_that_replays_any(tmp_path: Path) -> None:
+    source = read_source(MODELS / "model_0.onnx")
+    model = onnx.load_model_from_string(source.content)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    fixed = dataclasses.replace(source, content=model.SerializeToString())
+    with pytest.raises(ModelFileError, match=r"takes 3 faces, .* without --batch"):
+        convert_to_ort(fixed, "fp32", tmp_path / "model_0.ort")
 
 
 def test_a_file_is_converted_in_its_own_precision(tmp_path: Path) -> None:
