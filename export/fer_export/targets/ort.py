@@ -10,6 +10,7 @@ from fer_export.targets import Converted, Source
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.find import Precision
 from fer_runtime.model.session import runtime_version, save_optimized
+from fer_runtime.text import counted
 
 
 def convert(source: Source, precision: Precision, path: Path) -> Converted:
@@ -20,8 +21,8 @@ def convert(source: Source, precision: Precision, path: Path) -> Converted:
     """
     if batch := onnx.load_model_from_string(source.content).graph.input[0].type.tensor_type.shape.dim[0].dim_value:
         raise ModelFileError(
-            f"{source.path} takes {batch} faces, no more and no fewer, and .ort files are replayed with any number; "
-            "give the file that was exported without --batch"
+            f"{source.path} takes {counted(batch, 'face')}, no more and no fewer, and .ort files are replayed with any "
+            "number; give the file that was exported without --batch"
         )
     path.write_bytes(save_optimized(source.content, ort_format=True))
     graph = onnx.load_model_from_string(save_optimized(source.content, ort_format=False))
