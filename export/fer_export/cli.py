@@ -41,6 +41,7 @@ from fer_runtime.model.find import (
 )
 from fer_runtime.shared_options import ModelsFolder, named_models_rule
 from fer_runtime.targets import TARGETS
+from fer_runtime.text import printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
 
@@ -537,6 +538,8 @@ def _signed(path: Path | None, refused: type[Any]) -> Iterator[Callable[[ExportR
         path: of the private key, which is read before the work of an export; None signs nothing.
         refused: ExportRefusedError.
     """
+    from fer_runtime.model.signature import signature_path
+
     key = None
     if path is not None:
         with needs_extra("sign"):
@@ -549,6 +552,9 @@ def _signed(path: Path | None, refused: type[Any]) -> Iterator[Callable[[ExportR
         for model in report.models if key is not None else ():
             if model.is_published:
                 say(f"signed: {sign_file(model.path, key)}")
+        for model in report.models if key is None else ():
+            if model.is_published and os.path.lexists(old := signature_path(model.path)):
+                say(printable(f"{old} is of the file before; sign this one, too: --sign KEY"), err=True)
 
     try:
         yield show

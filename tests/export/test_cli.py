@@ -156,6 +156,8 @@ def test_a_signed_export_is_trusted_by_its_public_key(exported: Exported, tmp_pa
     refused = CliRunner().invoke(main, [*options, "--sign", str(tmp_path / "narrow.pth")])
     assert refused.exit_code == 1
     assert "is not an Ed25519 private key" in refused.output
+    # A command that the user copies must not write over the file that was given by mistake.
+    assert "-out NEW.pem" in refused.output
     assert not (tmp_path / "narrow.onnx").exists()
     done = CliRunner().invoke(main, [*options, "--sign", str(tmp_path / "key.pem")])
     assert done.exit_code == 0, done.output
@@ -172,6 +174,8 @@ def test_a_signed_export_is_trusted_by_its_public_key(exported: Exported, tmp_pa
     trusted = CliRunner().invoke(infer, replay)
     assert trusted.exit_code == 0, trusted.output
     assert "ok    signature" in trusted.output
+    unsigned = CliRunner().invoke(main, options)
+    assert f"{tmp_path / 'narrow.onnx.sig'} is of the file before; sign this one, too" in unsigned.stderr
 
 
 def test_int8_without_faces_is_answered_with_the_command_for_the_same_model(exported: Exported, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ program can verify it: `openssl pkeyutl -verify -rawin -pubin -inkey KEY -in FIL
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def load_private_key(path: Path) -> Any:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    advice = f"make one with: openssl genpkey -algorithm ed25519 -out {path}"
+    advice = f"make one with: openssl genpkey -algorithm ed25519 -out {_free(path)}"
     try:
         key = load_pem_private_key(_read(path, advice), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -40,6 +41,11 @@ def load_private_key(path: Path) -> Any:
     if not isinstance(key, Ed25519PrivateKey):
         raise ModelFileError(f"{path} holds a key of another kind than Ed25519; {advice}")
     return key
+
+
+def _free(path: Path) -> Path | str:
+    """The file for a command in an error: never one that is there, which openssl would overwrite."""
+    return "NEW.pem" if os.path.lexists(path) else path
 
 
 def sign_file(path: Path, key: Any) -> Path:
@@ -68,7 +74,7 @@ def is_signed_by(content: bytes, path: Path, trusted: Path) -> bool:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    advice = f"get it from the private key with: openssl pkey -in KEY -pubout -out {trusted}"
+    advice = f"get it from the private key with: openssl pkey -in KEY -pubout -out {_free(trusted)}"
     try:
         key = load_pem_public_key(_read(trusted, advice))
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
