@@ -192,6 +192,7 @@ def test_a_state_of_other_settings_is_answered_with_the_settings(
     write_images(tmp_path / "others", train=5)
     others = _trained(tmp_path / "others", tmp_path, "--resume").stderr
     assert "of a run with another set of images or votes; give the same" in others
+    assert "start over with --replace instead of --resume" in others  # without both, it would be refused again
 
 
 def _interrupt(*_: object) -> None:

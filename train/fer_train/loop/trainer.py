@@ -398,7 +398,7 @@ class Trainer:
         if differing:
             raise CheckpointError(
                 f"{path} is of a run with another {', '.join(differing)}{self._other_settings(identity)}; "
-                "give the same options and data, or start again without --resume"
+                "give the same options and data, or start over with --replace instead of --resume"
             )
         try:
             self._load(state)
