@@ -8,6 +8,7 @@ halve the backgrounds that pass for faces.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.metrics import auroc, wilson_interval
 from fer_runtime.model.parity import FloatArray, Uint8Array
 from fer_runtime.model.session import open_session
+from fer_runtime.system import available_cpus
 
 OUTPUT = "unfamiliarity"
 LOST = 0.02  # share of real faces that may be called unfamiliar
@@ -133,11 +135,15 @@ def features_of(fp32: onnx.ModelProto, maps: Maps, faces: Uint8Array) -> tuple[F
     shown.CopyFrom(fp32)
     shown.graph.output.append(helper.make_tensor_value_info(maps.tensor, TensorProto.FLOAT, None))
     session = open_session(shown.SerializeToString(), source="the float model").session
+    batches = [faces[start : start + _BATCH] for start in range(0, len(faces), _BATCH)]
     rows, confidences = [np.zeros((0, int(np.prod(maps.shape))), np.float32)], [np.zeros(0, np.float32)]
-    for start in range(0, len(faces), _BATCH):
-        found, probabilities = session.run([maps.tensor, "probabilities"], {"faces": faces[start : start + _BATCH]})
-        rows.append(found.reshape(len(found), -1))
-        confidences.append(probabilities.max(1))
+    # Each run has one thread, so the numbers do not depend on how many batches are computed at a time.
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for found, probabilities in pool.map(
+            lambda batch: session.run([maps.tensor, "probabilities"], {"faces": batch}), batches
+        ):
+            rows.append(found.reshape(len(found), -1))
+            confidences.append(probabilities.max(1))
     return np.concatenate(rows), np.concatenate(confidences)
 
 
