@@ -72,7 +72,9 @@ def adopt_file(
     output = _score_output(file, scores, source)
     logits_name, softmax_name = _logits_of(file, output, source)
     row = _row_of(shape, faces, source)
-    core = canonical_graph(model, row.shape, outputs=[logits_name], source=source, batch=row.batch)
+    core = canonical_graph(
+        _with_softmax(model, logits_name), row.shape, outputs=[logits_name], source=source, batch=row.batch
+    )
     count = math.prod(dimension.dim_value for dimension in core.graph.output[0].type.tensor_type.shape.dim[1:])
     names, notes = _labels(labels, file, count, source)
     graph = fold_affine(wrapped_graph(core, faces, row, count))
@@ -226,6 +228,16 @@ def _logits_of(file: OnnxFile, output: str, source: str) -> tuple[str, str]:
             break
         name = node.inputs[0]
     return output, ""
+
+
+def _with_softmax(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
+    """A copy that ends in Softmax where `model` ends in LogSoftmax: it is checked in the same way, and taken off."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node in copy.graph.node:
+        if node.op_type == "LogSoftmax" and node.input[0] == logits:
+            node.op_type = "Softmax"
+    return copy
 
 
 def _labels(given: Sequence[str] | None, file: OnnxFile, count: int, source: str) -> tuple[tuple[str, ...], list[str]]:

@@ -272,6 +272,28 @@ _CASES: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
 ]
 
 
+def test_a_log_softmax_at_the_end_is_taken_off_and_stays_refused_elsewhere(tmp_path: Path) -> None:
+    faces = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    taken = FaceInput(color="rgb", size=32)
+    expected = _adopted(mobilefacenet_like(32), tmp_path, taken, labels=EXPRESSIONS)
+    model = mobilefacenet_like(32)
+    (last,) = (node for node in model.graph.node if node.op_type == "Softmax")
+    last.op_type = "LogSoftmax"
+    found = _adopted(model, tmp_path, taken, labels=EXPRESSIONS)
+    assert any(note.endswith("through the file's LogSoftmax") for note in found.notes)
+    for name in ("logits", "probabilities"):
+        answers = [_logits(each.graph.SerializeToString(), {"faces": faces}, name) for each in (found, expected)]
+        assert np.array_equal(*answers)
+    last.attribute[0].i = 0
+    with pytest.raises(ModelFileError, match=r"Softmax .*runs over the faces"):
+        _adopted(model, tmp_path, taken, labels=EXPRESSIONS)
+    last.attribute[0].i = 1
+    model.graph.node.append(helper.make_node("Neg", [last.output[0]], ["negative"]))
+    model.graph.output[0].name = "negative"
+    with pytest.raises(ModelFileError, match=r"LogSoftmax .*is not among the operators"):
+        _adopted(model, tmp_path, taken, labels=EXPRESSIONS)
+
+
 @pytest.mark.parametrize(("fault", "message"), _CASES, ids=[fault.__name__ for fault, _ in _CASES])
 def test_what_is_in_the_way_is_named(fault: Callable[[onnx.ModelProto], None], message: str, tmp_path: Path) -> None:
     model = mobilefacenet_like(32, softmax=False)
