@@ -30,7 +30,7 @@ IMAGENET = "imagenet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One training: `fer-train --recipe best` with these options."""
+    """One training: `fer-train --recipe best`, with the options that stand here."""
 
     name: str  # of its files; a network's name for what ships
     network: str
@@ -52,7 +52,7 @@ class Step:
         return (*([self.weights] if self.weights and self.weights != IMAGENET else []), *self.teachers)
 
     def start(self, folders: Mapping[str, Path]) -> str:
-        """Return the value of `--weights`: "none", "imagenet", or the checkpoint of the step that it starts from."""
+        """What `--weights` takes: "none", "imagenet", or the checkpoint of the step that it starts from."""
         if self.weights in (None, IMAGENET):
             return self.weights or "none"
         return str(checkpoint_path(folders[self.weights], self.weights))
@@ -66,7 +66,7 @@ _VOTES = ("balance=0", "label_smoothing=0", "drop=duplicates", "ema_decay=0.998"
 
 STEPS: tuple[Step, ...] = (
     Step(name="v3-first", network="v3", hours=1.6),
-    # Another architecture, pretrained on other images: its errors differ from those of v3.
+    # A network of another kind, which has seen other images: it is right about other faces than v3 is.
     Step(
         name="lite0",
         network="timm:tf_efficientnet_lite0",
@@ -91,21 +91,78 @@ STEPS: tuple[Step, ...] = (
         hours=0.7,
     ),
     Step(name="v0", network="v0", teachers=("v3-first",), hours=0.3),
+    # FER2013's labels, learned by networks that know what raters see.
+    Step(
+        name="lite0-labels",
+        network="timm:tf_efficientnet_lite0",
+        settings=(
+            "epochs=6",
+            "augmentation=faces",
+            "mixup=0.2",
+            "dropout=0.2",
+            "lr=0.0008",
+            "balance=0",
+            "ema_decay=0.998",
+            *_LABELS,
+        ),
+        weights="lite0",
+        votes=False,
+        size=80,
+        hours=0.6,
+    ),
     Step(
         name="v3-labels",
         network="v3",
-        settings=("epochs=8", "lr=0.001", "balance=0", "ema_decay=0.998", *_LABELS),
-        weights="v3-first",
+        settings=(
+            "epochs=10",
+            "lr=0.001",
+            "teacher_views=images",
+            "teacher_weight=0.5",
+            "balance=0",
+            "ema_decay=0.998",
+            *_LABELS,
+        ),
+        weights="v3",
+        teachers=("lite0-labels",),
         votes=False,
-        hours=0.2,
+        hours=0.4,
     ),
-    Step(name="v1", network="v1", teachers=("v3-labels",), votes=False, hours=1.1),
-    Step(name="v0-labels", network="v0", settings=_LABELS, teachers=("v3-labels",), votes=False, hours=0.3),
+    Step(
+        name="v1-votes",
+        network="v1",
+        settings=("epochs=30", "small_until=0", "label_smoothing=0", "drop=duplicates", "logit_adjustment=0"),
+        teachers=("v3-first", "lite0"),
+        hours=0.6,
+    ),
+    Step(
+        name="v1",
+        network="v1",
+        settings=(
+            "epochs=20",
+            "small_until=0",
+            "lr=0.0012",
+            "teacher_views=images",
+            "teacher_weight=0.8",
+        ),
+        weights="v1-votes",
+        teachers=("v3-labels", "lite0-labels"),
+        votes=False,
+        hours=0.9,
+    ),
+    Step(
+        name="v0-labels",
+        network="v0",
+        settings=("teacher_weight=0.9", "balance=0", *_LABELS),
+        weights="v0",
+        teachers=("v3-labels", "lite0-labels"),
+        votes=False,
+        hours=0.3,
+    ),
 )
 
 
 def step_key(step: Step, *, data: str, votes: str, teachers: Sequence[Path], weights: str = "none") -> str:
-    """A digest of everything that a step's result depends on, 16 hexadecimal digits.
+    """What a step's result depends on, as hexadecimal digits.
 
     Args:
         data: fingerprint of both splits.
@@ -254,7 +311,7 @@ def publish(folders: Mapping[str, Path], models_dir: Path, *, replace: bool) -> 
     type=PathlibPath(file_okay=False),
     default=Path("reproduced"),
     show_default=True,
-    help="Folder of the steps' files.",
+    help="Where every step keeps its files.",
 )
 @click.option(
     "--only",
@@ -262,8 +319,8 @@ def publish(folders: Mapping[str, Path], models_dir: Path, *, replace: bool) -> 
     multiple=True,
     help="Make only this step and those it needs. May be repeated.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the steps as fer-train commands, with their hours.")
-@click.option("--models-dir", type=PathlibPath(file_okay=False), help="Folder to copy the results to.")
+@click.option("--dry-run", is_flag=True, help="Print the steps and their hours.")
+@click.option("--models-dir", type=PathlibPath(file_okay=False), help="Copy the results there.")
 @click.option("--replace", is_flag=True, help="Overwrite other checkpoints in --models-dir.")
 def main(
     data: Path | None,
