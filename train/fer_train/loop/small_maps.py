@@ -17,7 +17,8 @@ from torch import Tensor, nn
 # Above this many pixels a side oneDNN is as fast.
 LARGEST_MAP = 6
 # Of the result, in bfloat16, which is rounded after every product. Maps of 3 x 3 would gain as well (the ResNet18's 2,
-# v3's 4 times), but the shipped v3 was trained without, and its steps give the same bytes again.
+# v3's 4 times), but the shipped v3 was
+# trained without: its steps would no longer give its bytes.
 LARGEST_BF16_RESULT = 2
 
 
