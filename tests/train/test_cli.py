@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from fer_runtime.errors import DataError
 from fer_train import cli
+from fer_train.recipes import Recipe
 
 
 def _refusal(monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
@@ -43,6 +44,38 @@ def test_settings_that_change_nothing_are_named(monkeypatch: pytest.MonkeyPatch)
     assert "--set: settings teacher_... only with --teacher" in said
     said = _refusal(monkeypatch, "--model", "v1", "--pretrain", "images", "--set", "drop=near")
     assert "--pretrain, which learns from all images" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "setting"),
+    [
+        (("--epochs", "1"), "epochs=2"),
+        (("--batch-size", "8"), "batch_size=16"),
+        (("--lr", "0.1"), "lr=0.01"),
+        (("--drop", "none"), "drop=near"),
+        (("--drop", "none,a.csv"), "drop=near"),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, str], setting: str
+) -> None:
+    monkeypatch.setattr("fer_train.pipeline.train_model", lambda *_, **__: pytest.fail("the work has begun"))
+    run = CliRunner().invoke(cli.main, ["--model", "v0", "--data", "data", "--set", setting, *options])
+    assert run.exit_code == 2, run.output
+    assert f"{options[0]} and --set {setting} are the same setting" in run.stderr
+
+
+def test_dropped_files_and_kinds_are_two_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes: list[Recipe] = []
+
+    def ended(_model: str, _data: object, recipe: Recipe, **_: object) -> None:
+        recipes.append(recipe)
+        raise DataError("ended")
+
+    monkeypatch.setattr("fer_train.pipeline.train_model", ended)
+    given = ["--model", "v0", "--data", "data", "--drop", "a.csv", "--set", "drop=near", "--device", "cpu"]
+    CliRunner().invoke(cli.main, given)
+    assert [recipe.drop for recipe in recipes] == [("near",)]
 
 
 def test_options_that_are_not_given_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,12 +338,16 @@ def _network_name(options: _NetworkOptions) -> str:
 
 def _recipe(options: _NetworkOptions, recipe: Recipe, *, drop: tuple[str, ...] | None = None) -> Recipe:
     """`recipe` with the settings of the command line."""
+    short = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr, "drop": drop}
     try:
         for text in options.given_settings:
             recipe = recipe.with_setting(text)
+            name = text.partition("=")[0]
+            if short.get(name) is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} and --set {text} are the same setting; give one")
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
-    return recipe.overridden(epochs=options.epochs, batch_size=options.batch_size, lr=options.lr, drop=drop)
+    return recipe.overridden(**short)
 
 
 @contextmanager
