@@ -21,6 +21,7 @@ from fer_train.execution import Execution
 from fer_train.loop.trainer import Trainer
 from fer_train.networks.registry import predict_logits
 from fer_train.pipeline import ImageOptions, load_training_faces, sole_training, train_model
+from fer_train.pretrain import pretrain
 from fer_train.recipes import Recipe
 
 TINY = Recipe(epochs=2, batch_size=16, optimizer="adamw", lr=3e-3, augmentation="none")
@@ -173,6 +174,16 @@ def test_two_trainings_of_one_name_at_a_time_refuse_each_other(tmp_path: Path) -
     # One that was started before that, and has decoded its images since.
     with pytest.raises(CheckpointError, match=r"mine\.pth exists"):
         sole_training(checkpoint, state, first).__enter__()
+
+
+def test_nothing_to_finish_is_said_at_once_and_leaves_no_folder(data: Path, tmp_path: Path) -> None:
+    recipe = Recipe(epochs=1, batch_size=8, optimizer="sgd", lr=0.05)
+    elsewhere, execution = tmp_path / "modles", Execution(finish=True)
+    with pytest.raises(CheckpointError, match=r"no stopped run at .*modles/mine\.resume\.pth; give the --name and"):
+        train_model("v0", data, recipe, name="mine", models_dir=elsewhere, execution=execution)
+    with pytest.raises(CheckpointError, match=r"no stopped run at .*model_v1_pretrained\.resume\.pth"):
+        pretrain("v1", data, recipe, seed=0, models_dir=elsewhere, execution=execution)
+    assert not elsewhere.exists()
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_the_first_epoch(

@@ -122,8 +122,7 @@ def train_model(
     checkpoint = checkpoint_path(models_dir, file_name)
     resume_path = models_dir / f"{file_stem(file_name)}.resume.pth"
     device, world = execution.device, execution.world
-    if not execution.finish:
-        from_writer(lambda: refuse_to_replace(checkpoint, resume_path, execution), world)
+    from_writer(lambda: refuse_to_replace(checkpoint, resume_path, execution), world)
     faces = load_training_faces(data, recipe.drop, images, seed=seed)
     train, validation = faces.train, faces.validation
     torch.manual_seed(seed)  # the fresh weights
@@ -240,8 +239,16 @@ def trained_with(recipe: Recipe) -> dict[str, Any]:
 def refuse_to_replace(checkpoint: Path, resume_path: Path, execution: Execution) -> None:
     """Raise a CheckpointError where a new training would overwrite a finished or a stopped one unasked.
 
-    With --replace the first epoch replaces a stopped one: a wrong --data must not cost its state.
+    With --replace the first epoch replaces a stopped one: a wrong --data must not cost its state. With --finish there
+    must be a stopped one.
     """
+    if execution.finish:
+        if not os.path.lexists(resume_path):
+            raise CheckpointError(
+                f"no stopped run at {resume_path}; give the --name and --models-dir of the stopped run, or start one "
+                "without --finish"
+            )
+        return
     if execution.replace or (execution.resume and resume_path.is_file()):
         return
     if resume_path.is_file():
@@ -265,8 +272,7 @@ def sole_training(checkpoint: Path, resume_path: Path, execution: Execution) -> 
     """
     descriptor = from_writer(lambda: _lock(checkpoint), execution.world)
     try:
-        if not execution.finish:
-            from_writer(lambda: refuse_to_replace(checkpoint, resume_path, execution), execution.world)
+        from_writer(lambda: refuse_to_replace(checkpoint, resume_path, execution), execution.world)
         yield
     finally:
         if execution.world.is_writer:

@@ -70,8 +70,7 @@ def pretrain(
     path = pretrained_path(models_dir, name)
     resume_path = path.with_suffix(".resume.pth")
     device, world = execution.device, execution.world
-    if not execution.finish:
-        from_writer(lambda: refuse_to_replace(path, resume_path, execution), world)
+    from_writer(lambda: refuse_to_replace(path, resume_path, execution), world)
     folder = images / "train" if (images / "train").is_dir() else images
     whole = load_class_folders(folder)
     if few := [f"{name} has {count}" for name, count in whole.counts.items() if count < 2]:
