@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fer_runtime.errors import CheckpointError
-from fer_train.checkpoints import FORMAT, Checkpoint, find_weights, load_checkpoint, save_checkpoint
+from fer_train.checkpoints import FORMAT, Checkpoint, find_weights, load_checkpoint, save_checkpoint, stated_faces
 from fer_train.networks.registry import create_network
 
 
@@ -172,6 +172,12 @@ def test_weights_of_a_shipped_name_are_the_checkouts(tmp_path: Path, monkeypatch
     (tmp_path / "models").mkdir()
     (tmp_path / "models/model_0.pth").touch()
     assert find_weights("models/model_0.pth") == "models/model_0.pth"
+
+
+def test_an_onnx_file_is_named_as_one() -> None:
+    file = Path(__file__).parents[2] / "models" / "model_0.onnx"
+    with pytest.raises(CheckpointError, match=r"model_0\.onnx is an ONNX file; --weights .* \(\.pth\).*--teacher"):
+        stated_faces(file)
 
 
 def test_a_checkpoint_without_weights_is_refused(tmp_path: Path) -> None:

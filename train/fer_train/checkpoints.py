@@ -232,6 +232,11 @@ def _opened(path: Path, name: str) -> Iterator[CheckpointFile]:
             "trust it, and save its weights alone: torch.save(network.state_dict(), FILE)"
         ) from error
     except UnreadableError as error:
+        if path.suffix == ".onnx":
+            raise CheckpointError(
+                f"{path} is an ONNX file; --weights and --checkpoint take a checkpoint (.pth), such as the one that it "
+                "was exported from. fer-train --teacher and fer-export --adopt take ONNX files"
+            ) from error
         raise CheckpointError(f"cannot read the checkpoint {path}: {error}; {retrain}") from error
 
 
