@@ -14,6 +14,7 @@ _COUNT: _Range = ("1 or more", lambda value: value >= 1)
 _MOST = 1000
 _ABOVE_ZERO: _Range = (f"above 0, at most {_MOST}", lambda value: 0 < value <= _MOST)
 _NOT_NEGATIVE: _Range = (f"from 0 to {_MOST}", lambda value: 0 <= value <= _MOST)
+_ANY_COUNT: _Range = ("0 or more", lambda value: value >= 0)
 _SHARE: _Range = ("from 0 to 1", lambda value: 0 <= value <= 1)
 _BELOW_ONE: _Range = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 # NaN is in none of them.
@@ -21,6 +22,7 @@ _RANGES = {
     "epochs": _COUNT,
     "batch_size": _COUNT,
     "lr": _ABOVE_ZERO,
+    "repeat_images": _ANY_COUNT,
     "warmup": _SHARE,
     "weight_decay": _NOT_NEGATIVE,
     "mixup": _NOT_NEGATIVE,
@@ -83,12 +85,16 @@ class Recipe:
     last_layer: str = "kept"
     # What teachers are asked about: "faces", once, or the augmented "images", in every step.
     teacher_views: str = "faces"
+    # Epochs after which the same augmented images come again, so that teachers have answered them; 0: never.
+    repeat_images: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as results files hold them."""
         settings = {**asdict(self), "drop": list(self.drop)}
         if self.last_layer == "kept":
             del settings["last_layer"]  # as before that setting existed: equal trainings give equal files
+        if not self.repeat_images:
+            del settings["repeat_images"]  # likewise
         return settings
 
     def overridden(self, **settings: Any) -> Recipe:

@@ -92,6 +92,67 @@ class _Quiet:
     def epoch(self, *_: object) -> None: ...
 
 
+class _Checked:
+    """Teachers whose answers must be those to the images of the batch."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._answers, self._fresh = ImageAnswers([network]), ImageAnswers([network])
+        self.calls = 0
+        network.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.calls += 1
+
+    def probabilities(self, batch: Batch, temperature: float) -> Tensor:
+        answers = self._answers.probabilities(batch, temperature)
+        calls = self.calls
+        assert torch.equal(answers, self._fresh.probabilities(replace(batch, key=None), temperature))
+        self.calls = calls
+        return answers
+
+
+def test_images_that_come_again_are_answered_once(faces: tuple[LabelledFaces, LabelledFaces]) -> None:
+    teachers, seen = _Checked(create_network("v0").eval()), []
+    network = create_network("v0")
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    recipe = RECIPE.overridden(epochs=6, mixup=0.4, mix_until=0.5, repeat_images=2)
+    run = Trainer(network, *faces, recipe, device=CPU, seed=3, teachers=teachers)
+    calls = []
+    for epoch in range(1, 7):
+        run._train_epoch(epoch, _Quiet())
+        calls.append(teachers.calls)
+    assert calls == [6, 12, 12, 18, 24, 24]  # 168 faces in batches of 32; without mixing, the images are others
+    epochs = [torch.cat(seen[start : start + 6]) for start in range(0, 36, 6)]
+    same = [(a, b) for a in range(6) for b in range(a) if torch.equal(epochs[a], epochs[b])]
+    assert same == [(2, 0), (5, 3)]
+
+
+def test_a_training_whose_images_come_again_resumes_with_the_same_ones(
+    faces: tuple[LabelledFaces, LabelledFaces], tmp_path: Path
+) -> None:
+    def trained(*, progress: _Quiet | None = None, resume: bool = False) -> list[float]:
+        torch.manual_seed(0)
+        teacher, network = create_network("v0").eval(), create_network("v0")
+        recipe = RECIPE.overridden(epochs=3, repeat_images=2)
+        run = Trainer(network, *faces, recipe, device=CPU, seed=3, teachers=ImageAnswers([teacher]))
+        run.run(resume_path=tmp_path / "a.resume.pth", progress=progress, resume=resume)
+        return run.history.test_loss
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(progress=_StopsAfter(2))
+    resumed = trained(resume=True)
+    assert resumed == trained()
+
+
+class _StopsAfter(_Quiet):
+    def __init__(self, epoch: int) -> None:
+        self._last = epoch
+
+    def epoch(self, *given: object) -> None:
+        if given[0] == self._last:
+            raise KeyboardInterrupt
+
+
 def test_several_teachers_answer_by_the_softmax_of_their_mean_logits() -> None:
     torch.manual_seed(0)
     teachers = [create_network("v0").eval(), create_network("v2").eval()]

@@ -18,3 +18,4 @@ class Batch:
     weight: Tensor  # sum of the class weights of the whole batch
     partners: Tensor | None = None  # int64 (share,), of the faces that these are mixed with
     own: Tensor | None = None  # float32 (share,), how much of each image is its own face
+    key: tuple[int, ...] | None = None  # equal where the same images come again; None: they come once

@@ -63,7 +63,7 @@ class FaceAnswers:
 
 
 class ImageAnswers:
-    """Answers to the images themselves: a forward pass of every teacher in every step.
+    """Answers to the images themselves: a forward pass of every teacher for all images that have not come before.
 
     Args:
         networks: on the training's device, in eval mode.
@@ -71,14 +71,22 @@ class ImageAnswers:
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         self._networks = networks
+        self._known: dict[tuple[int, ...], Tensor] = {}
 
     def probabilities(self, batch: Batch, temperature: float) -> Tensor:
         """Softmax of the teachers' mean logits."""
+        logits = None if batch.key is None else self._known.get(batch.key)
+        if logits is None:
+            logits = self._answer(batch)
+            if batch.key is not None:
+                self._known[batch.key] = logits
+        return F.softmax(logits / temperature, 1)
+
+    def _answer(self, batch: Batch) -> Tensor:
         device = batch.images.device
         # no_grad: tensors of inference_mode cannot take part in the student's backward pass.
         with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=supports_bf16(device)):
-            logits = torch.stack([network(batch.images).float() for network in self._networks]).mean(0)
-        return F.softmax(logits / temperature, 1)
+            return torch.stack([network(batch.images).float() for network in self._networks]).mean(0)
 
 
 class ExportedTeacher(nn.Module):

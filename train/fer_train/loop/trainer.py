@@ -286,7 +286,11 @@ class Trainer:
         shown = time.perf_counter()
         size = recipe.small_size if epoch <= recipe.small_until * recipe.epochs else None
         mixed = bool(recipe.mixup or recipe.cutmix) and epoch <= recipe.mix_until * recipe.epochs
-        for batch in self._batches(size, mixed=mixed):
+        again = None
+        if recipe.repeat_images:
+            again = (epoch - 1) % recipe.repeat_images
+            self._generator.manual_seed(self.seed * recipe.repeat_images + again)
+        for batch in self._batches(size, mixed=mixed, again=again):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step, self._steps_per_epoch * recipe.epochs)
             step += 1
@@ -310,8 +314,15 @@ class Trainer:
                 progress.batch(epoch, recipe.epochs, seen, total, float(loss_sum) / own, float(hits) / own)
         return float(summed(loss_sum, self.world)) / seen, float(summed(hits, self.world)) / seen
 
-    def _batches(self, size: int | None = None, *, mixed: bool = False) -> Iterator[Batch]:
-        """This process's shares of all batches, in a new order every epoch."""
+    def _batches(self, size: int | None = None, *, mixed: bool = False, again: int | None = None) -> Iterator[Batch]:
+        """This process's shares of all batches, in the order that the generator gives.
+
+        Args:
+            size: pixels, side of the images; None for that of the faces.
+            mixed: whether the recipe's mixing is done.
+            again: number of the order among those that come again, if they do.
+        """
+        number = 0
         augmentation = load(AUGMENTATIONS[self.recipe.augmentation].apply)
         batches_per_chunk = max(1, _CHUNK // self.recipe.batch_size)
         chunks = [
@@ -341,7 +352,9 @@ class Trainer:
                     weight=(targets @ self._weights).sum(),
                     partners=None if partners is None else partners[share],
                     own=None if own is None else own[share],
+                    key=None if again is None else (again, mixed, number),
                 )
+                number += 1
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of this process's share, so scaled that the processes' mean is the whole batch's loss."""
