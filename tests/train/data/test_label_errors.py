@@ -101,6 +101,9 @@ def test_probabilities_come_from_a_csv_by_name(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"no row for 1 of 2 images, such as train/calm/c.png"):
         read_probabilities(file, ("calm", "glad"), ["train/calm/c.png", *names[:1]])
+    # A Mac's folder names have accents apart from their letters.
+    file.write_text("image,müde,wach\ntrain/müde/a.png,1,3\n", encoding="utf-8")
+    assert read_probabilities(file, ("müde", "wach"), ["train/mu\u0308de/a.png"]).tolist() == [[0.25, 0.75]]
 
 
 def test_the_csv_has_a_line_for_each_error() -> None:

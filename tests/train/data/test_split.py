@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from fer_runtime.errors import DataError, OutputError
+from fer_train.data.cli import main
 from fer_train.data.source_folders import read_source
 from fer_train.data.split import SplitOptions, SplitReport, split_images, stratified
 
@@ -99,6 +104,24 @@ def test_copies_stay_together(source: Path, tmp_path: Path) -> None:
         if split_of[f"copy_{person}{number}.png"] != split_of[f"s{person:02}_{number}.png"]
     ]
     assert apart == []
+
+
+def test_a_label_in_two_spellings_of_its_accents_is_one_label(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "müde") for form in ("NFC", "NFD"))
+    for number, name in enumerate((composed, apart, composed, apart, "wach", "wach")):
+        _write(tmp_path / "data" / name / f"{number // 2}.png", number)
+    if len(os.listdir(tmp_path / "data")) < 3:
+        pytest.skip("this file system knows one spelling only")
+    report = _split(tmp_path / "data", tmp_path / "sets", validation=0.4)
+    assert sum(report.counts.values(), Counter()) == {composed: 4, "wach": 2}
+    for split in ("train", "validation"):
+        assert sorted(os.listdir(tmp_path / "sets" / split)) == [composed, "wach"]
+    # Both have an image 0.png and 1.png: none replaces another.
+    assert len(_files(tmp_path / "sets")) == 6
+    given = ["audit", str(tmp_path / "data"), "--output", str(tmp_path / "audit"), "--no-label-errors"]
+    assert CliRunner().invoke(main, given).exit_code == 0
+    counts = json.loads((tmp_path / "audit" / "audit.json").read_text(encoding="utf-8"))["counts"]
+    assert counts == {"train": {composed: 4, "wach": 2}}
 
 
 def test_it_continues_and_overwrites_nothing(source: Path, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def _labelled(read: Sequence[ReadImage], classes: tuple[str, ...]) -> LabelledFa
         faces=small_faces(read),
         labels=np.array([classes.index(entry.image.label) for entry in read], np.int64),
         classes=classes,
-        paths=tuple(str(PurePosixPath(entry.image.label) / entry.image.below) for entry in read),
+        paths=tuple(str(PurePosixPath(entry.image.folder) / entry.image.below) for entry in read),
         file_sha256=tuple(entry.sha256 for entry in read),
         fingerprint="",
     )

@@ -182,7 +182,7 @@ def _placed(found: tuple[_Cut, tuple[Detection, bytes] | None], placing: Placing
 
 
 def _source(image: SourceImage) -> str:
-    return csv_text(f"{image.split}/{image.label}/{image.below}")
+    return csv_text(image.name)
 
 
 def _cut_out(image: SourceImage, search: FaceSearch, options: CropOptions, done: set[tuple[str, str]]) -> _Cut:

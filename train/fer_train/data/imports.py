@@ -264,7 +264,7 @@ def _in_folder(source: Path, names: LabelNames, report: ImportReport) -> Iterato
 def _from_folder(names: LabelNames, image: SourceImage) -> _Candidate:
     below = PurePosixPath(image.below)
     return _Candidate(
-        source=f"{image.split}/{image.label}/{image.below}",
+        source=image.name,
         label=image.label,
         split=image.split,
         folder=_folder(below.parts[:-1]),

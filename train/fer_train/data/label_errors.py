@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,10 +162,11 @@ def read_probabilities(file: Path, classes: Sequence[str], paths: Sequence[str])
     from fer_train.data.votes import read_votes
 
     votes = read_votes(file, classes)
-    missing = [path for path in paths if path not in votes.by_path]
+    names = [unicodedata.normalize("NFC", path) for path in paths]  # as `by_path` has them
+    missing = [path for path, name in zip(paths, names, strict=True) if name not in votes.by_path]
     if missing:
         raise DataError(f"{file} has no row for {len(missing)} of {len(paths)} images, such as {missing[0]}")
-    values = np.array([votes.by_path[path][:-1] for path in paths], np.float64)
+    values = np.array([votes.by_path[name][:-1] for name in names], np.float64)
     sums = values.sum(1, keepdims=True)
     if (sums <= 0).any():
         raise DataError(f"{file} has no probability for {paths[int(sums.argmin())]}")

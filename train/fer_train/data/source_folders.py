@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,18 @@ class SourceImage:
 
     path: Path
     split: str  # "train" where the source has no splits
-    label: str  # the class folder's name
+    folder: str  # the class folder's name
     below: str  # the path below the class folder, with "/"
+
+    @property
+    def label(self) -> str:
+        """The class folder's name with accents as parts of their letters; Macs store the two apart."""
+        return unicodedata.normalize("NFC", self.folder)
 
     @property
     def name(self) -> str:
         """The image in tables and lists, "train/happy/1.png"."""
-        return f"{self.split}/{self.label}/{self.below}"
+        return f"{self.split}/{self.folder}/{self.below}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +53,7 @@ class Source:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The class folders' names, sorted."""
+        """The labels of the images, sorted."""
         return tuple(sorted({image.label for image in self.images}))
 
 
@@ -95,9 +101,9 @@ def not_read(source: Source) -> str:
 
 
 def _images(folder: Path, split: str) -> Iterator[SourceImage]:
-    for label, below in class_folders(folder).items():
+    for name, below in class_folders(folder).items():
         for path in below:
-            yield SourceImage(path=folder / label / path, split=split, label=label, below=path)
+            yield SourceImage(path=folder / name / path, split=split, folder=name, below=path)
 
 
 def _loose(folder: Path) -> list[Path]:
