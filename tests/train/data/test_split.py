@@ -108,8 +108,8 @@ def test_copies_stay_together(source: Path, tmp_path: Path) -> None:
 
 def test_a_label_in_two_spellings_of_its_accents_is_one_label(tmp_path: Path) -> None:
     composed, apart = (unicodedata.normalize(form, "müde") for form in ("NFC", "NFD"))
-    for number, name in enumerate((composed, apart, composed, apart, "wach", "wach")):
-        _write(tmp_path / "data" / name / f"{number // 2}.png", number)
+    for number, name in enumerate((composed, apart, "wach", composed, apart, "wach")):
+        _write(tmp_path / "data" / name / f"{number // 3}.png", number)
     if len(os.listdir(tmp_path / "data")) < 3:
         pytest.skip("this file system knows one spelling only")
     report = _split(tmp_path / "data", tmp_path / "sets", validation=0.4)
