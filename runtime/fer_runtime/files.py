@@ -26,7 +26,9 @@ _TEMPORARY = r"(?s)\.(.+)\.[a-z0-9_]{8}\.partial(?:\.mp4)?"  # as mkstemp makes 
 
 
 @contextmanager
-def replaced_atomically(path: Path, *, cleans: bool = True, suffix: str = "") -> Iterator[Path]:
+def replaced_atomically(
+    path: Path, *, cleans: bool = True, through_link: bool = True, suffix: str = ""
+) -> Iterator[Path]:
     """A temporary path in `path`'s folder, renamed over `path` when the block ends without an error.
 
     A process that is killed leaves the old file, and a temporary one whose name ends in `.partial`, which no command
@@ -34,12 +36,15 @@ def replaced_atomically(path: Path, *, cleans: bool = True, suffix: str = "") ->
 
     Args:
         cleans: remove what killed runs have left of `path`, which lists its folder.
+        through_link: write the file that a link leads to; otherwise the new file takes the link's place.
         suffix: of the temporary name, for a writer that needs it: ".mp4".
 
     Raises:
         OutputError: the folder cannot be written, the disk is full, or `path` is not a regular file.
     """
     refuse_special(path)
+    if through_link:
+        path = linked_file(path)
     import tempfile  # loads what a run that writes nothing does without
 
     try:
@@ -156,6 +161,12 @@ def refuse_special(path: Path) -> None:
         raise OutputError(f"cannot write {path}: it is not a regular file; choose another name")
 
 
+def linked_file(path: Path) -> Path:
+    """The file that is written for `path`: the one that it leads to, where it is a symbolic link to a file."""
+    # isfile asks the system, which does not follow a stranger's link in a folder such as /tmp; realpath would.
+    return Path(os.path.realpath(path)) if os.path.islink(path) and os.path.isfile(path) else path
+
+
 def check_writable(path: Path) -> None:
     """Stop where `path` could not be written at the end of a run.
 
@@ -170,13 +181,13 @@ class _CheckedError(Exception):
     """Ends `check_writable` before anything is renamed."""
 
 
-def write_atomically(path: Path, content: bytes | str, *, cleans: bool = True) -> None:
+def write_atomically(path: Path, content: bytes | str, *, cleans: bool = True, through_link: bool = True) -> None:
     """Write `content` (text as UTF-8) to `path`, whole or not at all; see `replaced_atomically`.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    with replaced_atomically(path, cleans=cleans) as partial:
+    with replaced_atomically(path, cleans=cleans, through_link=through_link) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 

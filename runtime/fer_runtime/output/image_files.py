@@ -80,7 +80,8 @@ class AnnotatedCopies:
             copy = copy_inside(self.folder, name)
             if os.path.lexists(copy) and self._is_input(copy, row.path):
                 raise OutputError("it would overwrite an image of this run; give --annotate another folder")
-            write_atomically(copy, encode_image(copy, self._draw(image, row)) + COPY_MARK, cleans=False)
+            content = encode_image(copy, self._draw(image, row)) + COPY_MARK
+            write_atomically(copy, content, cleans=False, through_link=False)  # a copy stays inside its folder
         except OSError as error:
             return self._failed(row, error.strerror or str(error), error.errno)
         except OutputError as error:

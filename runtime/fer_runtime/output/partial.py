@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fer_runtime.errors import OutputError
-from fer_runtime.files import lock_file, refuse_special
+from fer_runtime.files import linked_file, lock_file, refuse_special
 
 _FORMAT = "fer-edge rows"  # marks a settings file as ours
 _OPEN_FLAGS = (
@@ -34,12 +34,14 @@ _ATTEMPTS = 10
 
 
 def partial_path(output: Path) -> Path:
-    """The file that collects the rows until they are complete."""
+    """The file that collects the rows until they are complete; of a link to a file, beside that file."""
+    output = linked_file(output)
     return output.with_name(output.name + ".partial")
 
 
 def settings_path(output: Path) -> Path:
     """The file that says who writes the rows, and what they were made with."""
+    output = linked_file(output)
     return output.with_name(output.name + ".partial.settings")
 
 
@@ -63,7 +65,7 @@ class PartialFile:
         self.settings: dict[str, Any] | None = None  # of the rows in the file; None: no run can continue them
         self._in_place = in_place
         self._was_in_place = False  # the settings are those of rows under the output's own name
-        self._output = output
+        self._output = output if in_place else linked_file(output)
         self._settings_path = settings_path(output)
         self._advice = "choose another folder"
         self._descriptor = -1

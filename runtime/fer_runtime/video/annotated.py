@@ -81,7 +81,7 @@ class AnnotatedVideo:
                 os.lstat(path)  # a name that is too long, before the work and not after it
             copy_inside(path.parent, path.name)
             # FFmpeg tells the format by the suffix.
-            self._partial = self._file.enter_context(replaced_atomically(path, suffix=".mp4"))
+            self._partial = self._file.enter_context(replaced_atomically(path, through_link=False, suffix=".mp4"))
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         except OutputError as error:

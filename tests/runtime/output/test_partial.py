@@ -129,6 +129,24 @@ def test_an_interrupted_flush_can_be_repeated(tmp_path: Path, monkeypatch: pytes
     assert output.read_text() == "first row\nsecond row\nthird row\n"
 
 
+def test_rows_are_written_through_a_link(tmp_path: Path) -> None:
+    output, target = tmp_path / "rows.jsonl", tmp_path / "store" / "of rows"
+    target.parent.mkdir()
+    target.write_text("old\n")
+    output.symlink_to(target)
+    file = PartialFile(output)
+    assert file.path == partial_path(output) == partial_path(target)
+    file.start(0, {})
+    file.write("row\n")
+    file.flush()
+    assert target.read_text() == "old\n"
+    file.finish()
+    assert (output.is_symlink(), target.read_text()) == (True, "row\n")
+    assert [path.name for path in target.parent.iterdir()] == ["of rows"]
+    with pytest.raises(OutputError, match="is a symbolic link, which is not followed"):
+        PartialFile(output, in_place=True)  # of --watch, which adds to what is there
+
+
 def test_files_that_no_run_of_ours_wrote_are_left_alone(tmp_path: Path) -> None:
     output, victim = tmp_path / "rows.jsonl", tmp_path / "victim"
     for place in (partial_path(output), settings_path(output)):
