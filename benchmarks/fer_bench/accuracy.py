@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer_bench.statistics import Interval, bootstrap, mcnemar
+from fer_bench.statistics import Interval, bootstrap, mcnemar, or_mean, or_wilson
 from fer_runtime.errors import DataError, ImageError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
@@ -64,7 +64,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyResult:
-    """Accuracy of a model as fractions, with 95 % bootstrap intervals."""
+    """Accuracy of a model as fractions, with 95 % intervals."""
 
     model: str
     precision: str
@@ -223,26 +223,32 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
             resamples=resamples,
         )
 
+    confusion = confusion_matrix(labels, predictions, classes=len(classes))
+    hits = np.diag(confusion).tolist()
+    recall = {
+        name: or_wilson(of_confusion(lambda table, name=name: per_class_recall(table, classes)[name]), right, count)
+        for name, right, count in zip(classes, hits, confusion.sum(1).tolist(), strict=True)
+    }
+    precision = {
+        name: or_wilson(of_confusion(lambda table, name=name: per_class_precision(table, classes)[name]), right, count)
+        for name, right, count in zip(classes, hits, confusion.sum(0).tolist(), strict=True)
+    }
     metadata = recognizer.metadata
     return AccuracyResult(
         model=named_file(recognizer.path).name,
         precision=metadata.precision,
         path=recognizer.path,
         images=len(labels),
-        accuracy=of_confusion(accuracy),
-        macro_f1=of_confusion(macro_f1),
+        accuracy=or_wilson(of_confusion(accuracy), sum(hits), len(labels)),
+        macro_f1=or_mean(of_confusion(macro_f1), tuple(recall.values())),
         expected_calibration_error=bootstrap(
             lambda chosen: expected_calibration_error(confidences[chosen], correct[chosen]),
             len(labels),
             resamples=resamples,
         ),
-        per_class_recall={
-            name: of_confusion(lambda table, name=name: per_class_recall(table, classes)[name]) for name in classes
-        },
-        per_class_precision={
-            name: of_confusion(lambda table, name=name: per_class_precision(table, classes)[name]) for name in classes
-        },
-        confusion=confusion_matrix(labels, predictions, classes=len(classes)),
+        per_class_recall=recall,
+        per_class_precision=precision,
+        confusion=confusion,
         probabilities=probabilities,
         classes=classes,
     )

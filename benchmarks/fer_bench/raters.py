@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_bench.accuracy import LabelledImages
-from fer_bench.statistics import Interval, bootstrap_all
+from fer_bench.statistics import Interval, bootstrap_all, or_mean, or_wilson
 from fer_runtime.errors import DataError
 from fer_runtime.metrics import ConfusionMatrix, per_class_recall
 from fer_train.data.votes import measure_votes, open_votes, strict_majority, usable
@@ -83,13 +83,17 @@ def measure_raters(
     majority, recall, plurality, cross_entropy, agreement, *recalls = bootstrap_all(
         figures, len(votes), resamples=resamples
     )
+    hits, faces = np.diag(report.confusion).tolist(), report.confusion.sum(1).tolist()
+    recalls = [or_wilson(*of_class) for of_class in zip(recalls, hits, faces, strict=True)]
+    # Of the classes that `mean_recall` covers.
+    seen = [interval for interval, count in zip(recalls, faces, strict=True) if count] or recalls
     return RatersResult(
         images=report.images,
         majority_images=report.majority_images,
-        majority_accuracy=majority,
-        mean_recall=recall,
+        majority_accuracy=or_wilson(majority, sum(hits), report.majority_images),
+        mean_recall=or_mean(recall, seen),
         per_class_recall=dict(zip(classes, recalls, strict=True)),
-        plurality_accuracy=plurality,
+        plurality_accuracy=or_wilson(plurality, round(plurality.value * report.images), report.images),
         cross_entropy=cross_entropy,
         agreement=agreement,
         vote_entropy=report.entropy,

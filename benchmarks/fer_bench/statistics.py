@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fer_runtime.metrics import wilson_interval
+
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -76,6 +78,23 @@ def bootstrap_all(
         Interval(value=float(value), low=float(lowest), high=float(highest))
         for value, lowest, highest in zip(values, low, high, strict=True)
     ]
+
+
+def or_wilson(found: Interval, right: int, count: int) -> Interval:
+    """`found`, the bootstrap interval of right / count; Wilson's where it has no width.
+
+    Of images that are all right, or all wrong, every resample is the same, however few they are.
+    """
+    low, high = (found.low, found.high) if found.low < found.high else wilson_interval(right, count)
+    return Interval(value=found.value, low=low, high=high)
+
+
+def or_mean(found: Interval, parts: Sequence[Interval]) -> Interval:
+    """`found`, the bootstrap interval of a mean over classes; the mean of the classes' own where it has no width."""
+    if found.low < found.high:
+        return found
+    low, high = (float(np.mean([getattr(part, end) for part in parts])) for end in ("low", "high"))
+    return Interval(value=found.value, low=low, high=high)
 
 
 def ratio_interval(old: npt.ArrayLike, new: npt.ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Interval:

@@ -57,6 +57,21 @@ def test_figures_are_those_worked_by_hand(pictures: Path, model: Path) -> None:
     assert result.accuracy.low <= 28 / 29 <= result.accuracy.high <= 1
 
 
+def test_few_images_that_are_all_right_prove_little(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "happy").mkdir()
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / "happy" / f"{number}.png"), band_face(EXPRESSIONS.index("happy")))
+    with Recognizer(model) as recognizer:
+        result = measure_accuracy(recognizer, read_labelled_images(tmp_path, EXPRESSIONS), resamples=50)
+    # Wilson's interval of n of n is n / (n + 1.96^2) to 1.
+    low = 6 / (6 + 1.959964**2)
+    for found in (result.accuracy, result.per_class_recall["happy"], result.per_class_precision["happy"]):
+        assert (found.value, found.low, found.high) == pytest.approx((1, low, 1))
+    # Of a class without images nothing is known.
+    assert result.per_class_recall["sad"].to_list() == [0, 1]
+    assert (result.macro_f1.value, result.macro_f1.low, result.macro_f1.high) == pytest.approx((1 / 7, low / 7, 1))
+
+
 def test_two_models_are_compared_face_by_face(pictures: Path, model: Path, tmp_path: Path) -> None:
     # The other model's labels trade places: it gets neither angry nor disgust right, but for the odd picture out.
     traded = ("disgust", "angry", *EXPRESSIONS[2:])

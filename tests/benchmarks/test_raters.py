@@ -52,6 +52,17 @@ def test_figures_are_those_worked_by_hand() -> None:
         assert interval.low <= interval.value <= interval.high
 
 
+def test_few_images_that_are_all_right_prove_little() -> None:
+    found = measure_raters(_probabilities("angry", "happy"), VOTES[:2], EXPRESSIONS, resamples=20)
+    low = 2 / (2 + 1.959964**2)  # of Wilson's interval
+    for share in (found.majority_accuracy, found.plurality_accuracy):
+        assert (share.value, share.low, share.high) == pytest.approx((1, low, 1))
+    wrong = measure_raters(_probabilities("sad", "sad"), VOTES[:2], EXPRESSIONS, resamples=20)
+    assert wrong.majority_accuracy.to_list() == pytest.approx([0, 1 - low])
+    # Angry and happy have one image each, and are the only classes that it is the mean of.
+    assert wrong.mean_recall.to_list() == pytest.approx([0, 1 - 1 / (1 + 1.959964**2)])
+
+
 def test_the_command_prints_and_stores_both_yardsticks(tmp_path: Path) -> None:
     model, data = write_band_model(tmp_path / "bands.onnx"), write_band_pictures(tmp_path / "data")
     votes, output = tmp_path / "votes.csv", tmp_path / "accuracy.json"
