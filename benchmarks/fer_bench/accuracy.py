@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import combinations
@@ -19,7 +20,7 @@ from fer_bench.statistics import Interval, bootstrap, mcnemar, or_mean, or_wilso
 from fer_runtime.errors import DataError, ImageError
 from fer_runtime.expressions import FACE_SIZE
 from fer_runtime.faces import prepare_face
-from fer_runtime.images import IMAGE_SUFFIXES, Uint8Array, read_image
+from fer_runtime.images import Uint8Array, read_image
 from fer_runtime.labels import label_difference
 from fer_runtime.metrics import (
     ConfusionMatrix,
@@ -34,6 +35,7 @@ from fer_runtime.model.find import named_file
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import printable
 from fer_train.data.dataset import TEST, TRAIN, VALIDATION, find_split
+from fer_train.data.folders import class_folders
 
 FloatArray = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -78,6 +80,7 @@ class AccuracyResult:
     confusion: ConfusionMatrix  # rows are the true class
     probabilities: FloatArray  # (images, classes), columns in the order of `classes`
     classes: tuple[str, ...]
+    may_have_learned: bool  # from these images, see `may_have_learned_from`
 
     @property
     def predictions(self) -> Int64Array:
@@ -149,12 +152,12 @@ def labelled_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
             )
         root = folder
     try:
-        found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        names = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError as error:
         raise DataError(f"cannot read {root}: {error.strerror}; --data takes a folder of class folders") from error
-    if not found:
+    if not names:
         raise DataError(f"{root} holds no class folders; --data takes a folder with one folder for each label")
-    return root, tuple(unicodedata.normalize("NFC", name) for name in found)
+    return root, tuple(sorted({unicodedata.normalize("NFC", name) for name in names}))
 
 
 def read_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> LabelledImages:
@@ -174,17 +177,14 @@ def read_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> L
             f"{root} has the folder {printable(unknown[0])}, which is none of the labels: {', '.join(classes)}"
         )
     paths, faces, indices, unreadable = [], [], [], []
-    for child in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        name = child.name
-        for path in sorted(child.iterdir()):
-            if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-                continue
+    for name, inside in class_folders(root).items():  # the images that fer-train counts
+        for path in (f"{name}/{below}" for below in inside):
             try:
-                faces.append(prepare_face(read_image(path)))
+                faces.append(prepare_face(read_image(root / path)))
             except ImageError as error:
-                unreadable.append(f"{name}/{path.name}: {error}")
+                unreadable.append(f"{path}: {error}")
                 continue
-            paths.append(f"{name}/{path.name}")
+            paths.append(path)
             indices.append(classes.index(unicodedata.normalize("NFC", name)))
     if not faces:
         raise DataError(f"{root} has no readable image; --data takes a folder with one folder for each label")
@@ -224,11 +224,14 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
         )
 
     confusion = confusion_matrix(labels, predictions, classes=len(classes))
-    hits = np.diag(confusion).tolist()
+    hits, faces = np.diag(confusion).tolist(), confusion.sum(1).tolist()
     recall = {
         name: or_wilson(of_confusion(lambda table, name=name: per_class_recall(table, classes)[name]), right, count)
-        for name, right, count in zip(classes, hits, confusion.sum(1).tolist(), strict=True)
+        for name, right, count in zip(classes, hits, faces, strict=True)
     }
+    # A class without images counts 0 in macro-F1.
+    absent = Interval(value=0, low=0, high=0)
+    seen = [recall[name] if count else absent for name, count in zip(classes, faces, strict=True)]
     precision = {
         name: or_wilson(of_confusion(lambda table, name=name: per_class_precision(table, classes)[name]), right, count)
         for name, right, count in zip(classes, hits, confusion.sum(0).tolist(), strict=True)
@@ -240,7 +243,7 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
         path=recognizer.path,
         images=len(labels),
         accuracy=or_wilson(of_confusion(accuracy), sum(hits), len(labels)),
-        macro_f1=or_mean(of_confusion(macro_f1), tuple(recall.values())),
+        macro_f1=or_mean(of_confusion(macro_f1), seen),
         expected_calibration_error=bootstrap(
             lambda chosen: expected_calibration_error(confidences[chosen], correct[chosen]),
             len(labels),
@@ -251,7 +254,23 @@ def measure_accuracy(recognizer: Recognizer, images: LabelledImages, *, resample
         confusion=confusion,
         probabilities=probabilities,
         classes=classes,
+        may_have_learned=may_have_learned_from(metadata.training, images),
     )
+
+
+def may_have_learned_from(training: Mapping[str, Any], images: LabelledImages) -> bool:
+    """Whether a model's training had as many images of each label as `images`: probably these.
+
+    Args:
+        training: the summary in the model's file.
+    """
+    here = dict(zip(images.classes, np.bincount(images.labels, minlength=len(images.classes)).tolist(), strict=True))
+    try:
+        train, validation = (Counter(training["data"][split]["counts"]) for split in ("train", "validation"))
+        # Without a folder for validation, a share of the images was held out.
+        return here in (dict(train), dict(train + validation))
+    except (KeyError, TypeError):  # of another program
+        return False
 
 
 def measure_files(

@@ -208,6 +208,13 @@ def accuracy(
     say_environment(machine)
     results = measure_files([file.source for file in files], images, progress=show_progress("model"))
     comparisons = compare_pairwise(results, images.labels)
+    for result in results:
+        if result.may_have_learned:
+            say(
+                f"warning: {result.model} {result.precision} was trained on as many images of each label as there are "
+                "here; if they are these, measure on others: fer-data split",
+                err=True,
+            )
     say(printable(f"{len(images.labels)} images of {images.folder}"))
     _say_accuracies(results, comparisons)
     rated = [] if votes_of_images is None else _rate(results, votes_of_images, images.classes)

@@ -88,12 +88,35 @@ def test_training_images_alone_tell_nothing(tmp_path: Path) -> None:
         read_labelled_images(tmp_path)
 
 
+def test_images_that_the_model_may_have_learned_are_said(tmp_path: Path) -> None:
+    for index, name in enumerate(("calm", "glad")):
+        (tmp_path / "data" / name / "album").mkdir(parents=True)
+        for number in range(3 + index):
+            place = tmp_path / "data" / name / ("album" if number else "") / f"{number}.png"
+            cv2.imwrite(str(place), band_face(index, classes=2))
+    script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
+    arguments = ["-c", script, "accuracy", "--data", tmp_path / "data", "--model", tmp_path / "mine.onnx"]
+    held_out = {"train": {"counts": {"calm": 2, "glad": 3}}, "validation": {"counts": {"calm": 1, "glad": 1}}}
+    others = {"train": {"counts": {"calm": 4, "glad": 3}}, "validation": {"counts": {"calm": 1, "glad": 1}}}
+    warning = "warning: mine fp32 was trained on as many images of each label as there are here"
+    for data, is_warned in ((held_out, True), (others, False), ({"train": None}, False)):
+        metadata = ModelMetadata(
+            name="mine", labels=("calm", "glad"), precision="fp32", opset=18, training={"data": data}
+        )
+        write_band_model(tmp_path / "mine.onnx", metadata=metadata)
+        done = run_python_text(*arguments)
+        assert done.returncode == 0, done.stderr
+        # Images in folders below the class folders count, as for fer-train.
+        assert f"7 images of {tmp_path / 'data'}\n" in done.stdout
+        assert (warning in done.stderr) == is_warned
+
+
 def test_the_commands_print_the_files_labels(data: Path, tmp_path: Path) -> None:
     _model(tmp_path / "models", "mine", THREE, size=64, color="rgb")
     script = "from fer_bench.cli import main; main(prog_name='fer-bench')"
     done = run_python_text("-c", script, "accuracy", "--data", data, "--model", "mine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "10 images of" in done.stdout
+    assert f"10 images of {data / 'val'}\n" in done.stdout
     row = next(line for line in done.stdout.splitlines() if line.strip().startswith("müde, sehr"))
     assert row.split()[-3:] == ["0", "3", "0"]
 
