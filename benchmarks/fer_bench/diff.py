@@ -239,15 +239,27 @@ def compare_runs(first: Run, second: Run) -> list[Change]:
     """The changes between two runs of the same folder, the closest calls first.
 
     Raises:
-        DataError: the runs share no image.
+        DataError: the runs share no image, or their models have different labels.
     """
     shared = [name for name in first.images if name in second.images]
     if not shared:
         raise DataError("the two runs have no image in common; run both over the same folder")
+    before, after = _labels_of(first), _labels_of(second)
+    if before and after and set(before) != set(after):
+        shown = [printable(", ".join(labels), limit=300) for labels in (before, after)]
+        raise DataError(
+            f"A ({first.name}) has the labels {shown[0]}, and B ({second.name}) {shown[1]}; give two models of "
+            "the same labels"
+        )
     changes: list[Change] = []
     for name in shared:
         changes += _compare_images(first.images[name], second.images[name])
     return sorted(changes, key=lambda change: (change.margin_before is None, change.margin_before or 0.0, change.path))
+
+
+def _labels_of(run: Run) -> tuple[str, ...]:
+    """The labels of the run's model; none where it saw no face."""
+    return next((tuple(face.probabilities) for image in run.images.values() for face in image.faces), ())
 
 
 def _compare_images(first: SeenImage, second: SeenImage) -> list[Change]:

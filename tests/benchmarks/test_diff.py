@@ -16,6 +16,7 @@ import fer_runtime
 from fer_bench.cli import main
 from fer_bench.diff import Run, SeenFace, SeenImage, compare_runs, load_run, save_run
 from fer_bench.engines import ENGINES, Engine, onnxruntime_engine
+from fer_runtime.errors import DataError
 from fer_runtime.recognizer import Recognizer
 
 SAMPLES = Path(fer_runtime.__file__).parent / "samples"
@@ -68,6 +69,16 @@ def test_margins_are_those_of_both_runs_and_close_calls_come_first() -> None:
     changes = compare_runs(first, second)
     assert [round(change.margin_before or 0, 2) for change in changes] == [0.04, 0.8]
     assert {round(change.margin_after or 0, 2) for change in changes} == {0.04}
+
+
+def test_models_of_different_labels_are_not_compared() -> None:
+    mine = _run(dataclasses.replace(_face(), probabilities={"sad": 0.6, "bored": 0.4}))
+    with pytest.raises(DataError, match=r"A \(v0 int8\) has the labels sad, happy, and B \(v0 int8\) sad, bored"):
+        compare_runs(_run(_face()), mine)
+    assert (
+        compare_runs(_run(_face()), _run(dataclasses.replace(_face(), probabilities={"happy": 0.4, "sad": 0.6}))) == []
+    )
+    assert len(compare_runs(mine, _run(None))) == 1  # without a face there is nothing to compare
 
 
 def test_a_saved_run_comes_back(tmp_path: Path) -> None:
