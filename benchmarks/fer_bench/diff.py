@@ -23,7 +23,7 @@ from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.recognizer import Answers, Recognizer
 from fer_runtime.registry import load
 from fer_runtime.results import Face
-from fer_runtime.text import printable
+from fer_runtime.text import counted, printable
 from fer_runtime.untrusted_json import parse_json
 
 if TYPE_CHECKING:
@@ -339,6 +339,8 @@ def format_changes(first: Run, second: Run, changes: Sequence[Change]) -> str:
         f"{len(changes)} of {faces} faces in {len(shared)} images are answered differently"
         + (f": {', '.join(f'{count} by {stage}' for stage, count in counts.items() if count)}" if changes else "")
     )
+    if unread := sum(bool(first.images[name].error and second.images[name].error) for name in shared):
+        lines.append(f"{counted(unread, 'image')} cannot be read in either run")
     if missing := len(first.images.keys() ^ second.images.keys()):
         lines.append(f"{missing} images are in one run only")
     return "\n".join([*lines, *map(str, changes)])

@@ -13,6 +13,7 @@ from fer_bench.console import FILE, OUTPUT_FILE
 from fer_bench.engines import ENGINES
 from fer_runtime.command import FerCommand, RegistryChoice, say
 from fer_runtime.detectors import DETECTORS
+from fer_runtime.errors import DataError
 from fer_runtime.model.find import PRECISIONS, Precision, is_model_file
 from fer_runtime.shared_options import detector_rule, models_dir_option
 
@@ -64,8 +65,10 @@ def diff(
 
     *sides, folder_name = runs
     folder = Path(folder_name)
-    if len(sides) not in (1, 2) or not folder.is_dir():
+    if len(sides) not in (1, 2):
         raise click.UsageError("give A, B and a folder, or A and a folder with --save FILE")
+    if not folder.is_dir():
+        raise click.UsageError(f"{folder} is no folder; give A, B and a folder, or A and a folder with --save FILE")
     if len(sides) == 1 and save is None:
         raise click.UsageError("there is nothing to compare with; give B, or --save FILE")
     observed = [_run(side, folder, models_dir, detector, yunet) for side in sides]
@@ -107,6 +110,8 @@ def _run(side: str, folder: Path, models_dir: Path, detector: str | None, yunet:
         )
         answer = work.answers_of(recognizer, engine, model=name, models_dir=models_dir) if engine else None
         paths = [Path(path) for path in find_images(folder, recursive=True)]
+        if not paths:
+            raise DataError(f"{folder} and its subfolders hold no image; give a folder of images")
         return work.observe(recognizer, folder, paths, engine=engine, answer=answer)
 
 

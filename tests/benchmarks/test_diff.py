@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import fer_runtime
 from fer_bench.cli import main
-from fer_bench.diff import Run, SeenFace, SeenImage, compare_runs, load_run, save_run
+from fer_bench.diff import Run, SeenFace, SeenImage, compare_runs, format_changes, load_run, save_run
 from fer_bench.engines import ENGINES, Engine, onnxruntime_engine
 from fer_runtime.errors import DataError
 from fer_runtime.recognizer import Recognizer
@@ -106,6 +106,23 @@ def test_the_command_finds_what_a_changed_image_changes(tmp_path: Path) -> None:
     assert other.exit_code == 1, other.output
     assert "1 by reading" in other.output
     assert sheet.is_file()
+
+
+def test_folders_without_an_image_are_named(tmp_path: Path) -> None:
+    saved, empty = tmp_path / "run.json", tmp_path / "empty"
+    empty.mkdir()
+    done = CliRunner().invoke(main, ["diff", "v0", str(empty), "--save", str(saved), "--detector", "whole"])
+    assert (done.exit_code, saved.exists()) == (1, False)
+    assert f"{empty} and its subfolders hold no image" in done.stderr
+    missing = CliRunner().invoke(main, ["diff", "v0", "v1", str(tmp_path / "missing")])
+    assert missing.exit_code == 2
+    assert "missing is no folder" in missing.stderr
+
+
+def test_images_that_no_run_could_read_are_counted() -> None:
+    unread = _run(None, error="cannot be decoded")
+    assert "1 image cannot be read in either run" in format_changes(unread, unread, [])
+    assert "cannot be read" not in format_changes(unread, _run(_face()), [])
 
 
 @pytest.fixture
