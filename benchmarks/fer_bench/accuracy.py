@@ -7,7 +7,7 @@ import io
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
@@ -160,12 +160,15 @@ def labelled_folder(folder: Path) -> tuple[Path, tuple[str, ...]]:
     return root, tuple(sorted({unicodedata.normalize("NFC", name) for name in names}))
 
 
-def read_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> LabelledImages:
+def read_labelled_images(
+    folder: Path, labels: Sequence[str] | None = None, *, say: Callable[[str], None] = lambda text: None
+) -> LabelledImages:
     """Face crops of a labelled folder.
 
     Args:
         folder: as for `labelled_folder`.
         labels: of the models that are measured; those of the folder by default.
+        say: told of each image that cannot be read.
 
     Raises:
         DataError: there are no class folders, or a folder's name is not one of the labels.
@@ -183,6 +186,7 @@ def read_labelled_images(folder: Path, labels: Sequence[str] | None = None) -> L
                 faces.append(prepare_face(read_image(root / path)))
             except ImageError as error:
                 unreadable.append(f"{path}: {error}")
+                say(f"not counted: {unreadable[-1]}")
                 continue
             paths.append(path)
             indices.append(classes.index(unicodedata.normalize("NFC", name)))
@@ -282,7 +286,12 @@ def measure_files(
         with Recognizer(path) as recognizer:
             results.append(measure_accuracy(recognizer, images))
         progress(number, len(paths))
-    return results
+    # Files of one name, in several folders, are told apart by their paths.
+    same_names = Counter((result.model, result.precision) for result in results)
+    return [
+        result if same_names[result.model, result.precision] == 1 else replace(result, model=str(result.path))
+        for result in results
+    ]
 
 
 def compare_pairwise(results: Sequence[AccuracyResult], labels: Int64Array) -> list[PairedComparison]:

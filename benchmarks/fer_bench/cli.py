@@ -202,8 +202,6 @@ def accuracy(
     )
     images, files = images_for(data, files, are_named=bool(models), say=lambda text: say(text, err=True))
     votes_of_images = None if votes is None else _votes_of(images, votes)
-    for reason in images.unreadable:
-        say(f"not counted: {reason}", err=True)
     machine = environment()
     say_environment(machine)
     results = measure_files([file.source for file in files], images, progress=show_progress("model"))

@@ -23,6 +23,7 @@ def images_for(
 
     Args:
         are_named: the user has named the models: one of other labels is an error. Else it is left out, and said.
+        say: told of models that are left out, and of images that cannot be read.
 
     Raises:
         DataError: a named model, or every model, has other labels.
@@ -46,7 +47,7 @@ def images_for(
         say(f"not measured: {fact}")
     if labels is None:
         raise DataError(f"no model has the labels of {folder}: {', '.join(found)}; name one with --model")
-    return read_labelled_images(data, labels), kept
+    return read_labelled_images(data, labels, say=say), kept
 
 
 def labels_of(path: Path) -> tuple[str, ...]:

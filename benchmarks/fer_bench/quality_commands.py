@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -67,7 +68,7 @@ def reasons(
     from fer_runtime.recognizer import Recognizer
 
     with Recognizer(model, precision=precision, models_dir=models_dir, detector="whole") as recognizer:
-        images = measure.read_labelled_images(data, recognizer.labels)
+        images = measure.read_labelled_images(data, recognizer.labels, say=partial(say, err=True))
         faces, labels = images.faces_for(recognizer), images.labels
         if votes is not None:
             from fer_train.data.votes import open_votes, strict_majority
@@ -133,7 +134,8 @@ def unfamiliar(
     if not kinds["backgrounds"]:
         raise DataError(f"no background can be cut from the images of {photos}; give a folder of photographs")
     kinds |= {kind: list(work.made_images(kind, count)) for kind in work.MADE}
-    real = None if data is None else accuracy.read_labelled_images(data).faces
+    images = None if data is None else accuracy.read_labelled_images(data, say=partial(say, err=True))
+    real = None if images is None else images.faces
     machine = environment()
     console.say_environment(machine)
     files = configurations(
@@ -148,10 +150,10 @@ def unfamiliar(
         name = f"{named_file(file.source).name} {metadata.precision}"
         if metadata.unfamiliar_above is None:
             say(f"{name}: no output unfamiliarity; export it again with fer-export --data", err=True)
-        elif lost is not None:
+        elif lost is not None and images is not None:
             say(
-                f"{name}: {lost:.1%} of {0 if real is None else len(real)} faces are unfamiliar; the export counted "
-                f"{metadata.quality.get('lost', 0):.1%} on faces that its threshold was not fitted on"
+                f"{name}: {lost:.1%} of {len(images.labels)} faces of {images.folder} are unfamiliar; the export "
+                f"counted {metadata.quality.get('lost', 0):.1%} on faces that its threshold was not fitted on"
             )
     say(work.format_results(results))
     console.write_json(json_path, machine, [result.to_dict() for result in results])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -10,11 +11,12 @@ import pytest
 from tests.commands import run_python_text
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_bench.accuracy import measure_accuracy, read_labelled_images
+from fer_bench.accuracy import measure_accuracy, measure_files, read_labelled_images
 from fer_bench.diff import observe
 from fer_bench.latency.measure import configurations
 from fer_bench.matching import images_for
-from fer_bench.report.measure import measure_robustness_of
+from fer_bench.report.data import label_of
+from fer_bench.report.measure import compare_files, measure_robustness_of
 from fer_bench.robustness import CONDITIONS, degrade_faces
 from fer_bench.unfamiliar import measure as measure_unfamiliar
 from fer_runtime import Recognizer
@@ -80,6 +82,37 @@ def test_models_of_other_labels_are_left_out_or_refused(data: Path, tmp_path: Pa
         images_for(data, files[2:], are_named=False)
     with Recognizer(tmp_path / "other.onnx") as recognizer, pytest.raises(DataError, match="it lacks müde, sehr"):
         measure_accuracy(recognizer, images)
+
+
+def test_files_of_one_name_are_told_apart_by_their_paths(data: Path, tmp_path: Path) -> None:
+    paths = [_model(tmp_path / "first", "mine", THREE), _model(tmp_path / "second", "mine", THREE[::-1])]
+    given = tuple(map(str, paths))
+    # Twice the same one is one.
+    files = configurations(models=(*given, given[0]), engines=("onnxruntime",), models_dir=tmp_path)
+    images, files = images_for(data, files, are_named=True)
+    results = measure_files([file.source for file in files], images, progress=lambda done, total: None)
+    assert [file.model for file in files] == [result.model for result in results] == list(given)
+    # The report's pairs have the names of its rows, by which its verdict finds them.
+    (pair,) = compare_files(files, results, images)
+    assert [pair["first"], pair["second"]] == [label_of(file.model, file.precision) for file in files] == list(given)
+    chosen = [condition for condition in CONDITIONS if condition.name == "rotation"]
+    found = measure_robustness_of(data, models=given, models_dir=tmp_path, conditions=chosen, count=100)
+    # By name, both have the three labels.
+    assert {point.model for point in found.points} == set(given)
+    (alone,) = configurations(models=given[:1], engines=("onnxruntime",), models_dir=tmp_path)
+    assert alone.model == "mine.onnx"
+
+
+def test_images_that_cannot_be_read_are_named(data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    (root / "val" / "bored" / "broken.png").write_bytes(b"none")
+    files = configurations(
+        models=(str(_model(tmp_path, "mine", THREE)),), engines=("onnxruntime",), models_dir=tmp_path
+    )
+    messages: list[str] = []
+    images_for(root, files, are_named=True, say=messages.append)
+    assert messages == ["not counted: bored/broken.png: cannot be decoded: damaged, or not an image"]
 
 
 def test_training_images_alone_tell_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,7 +126,8 @@ def configurations(
     A PyTorch engine runs a named model's checkpoint in float32, once and not per precision.
 
     Args:
-        models: names and .onnx files; none stands for all available models.
+        models: names and .onnx files; none stands for all available models. Files of one name in several folders are
+            told apart by their paths.
 
     Raises:
         ModelFileError: no file was found, or none of one of `models`, or `models_dir` cannot be read.
@@ -133,14 +135,15 @@ def configurations(
     found: list[Configuration] = []
     if not models or not all(is_model_file(model) for model in models):
         check_models_dir(models_dir)
-    chosen = models or dict.fromkeys(model.name for model in available_models(models_dir))
+    chosen = dict.fromkeys(models) or dict.fromkeys(model.name for model in available_models(models_dir))
+    same_names = Counter(_shown(model) for model in chosen)
     for model in chosen:
         files = _exported_files(model, precisions, models_dir)
         shape = _face_shape(next(iter(files.values()), None))
         of_model = [
             Configuration(
                 engine=engine,
-                model=Path(model).name if is_model_file(model) else model,
+                model=_shown(model) if same_names[_shown(model)] == 1 else model,
                 precision=precision,
                 batch=batch,
                 threads=count,
@@ -158,6 +161,11 @@ def configurations(
     if not found:
         raise _nothing_to_run(None, precisions, engines, models_dir)
     return found
+
+
+def _shown(model: str) -> str:
+    """What tables call a model: its name, or that of its file."""
+    return Path(model).name if is_model_file(model) else model
 
 
 def _nothing_to_run(

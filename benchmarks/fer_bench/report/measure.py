@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,23 @@ def measure_report(
         "environment": machine | {"peak_rates": peak_rates.to_dict()},
         "data": f"{images.folder.parent.name}/{images.folder.name}",
         "accuracy": accuracy,
-        "comparisons": [pair.to_dict() for pair in compare_pairwise(measured, images.labels)],
+        "comparisons": compare_files(files, measured, images),
         "latency": latency,
         "robustness": [point.to_dict() for point in curves.points],
         "warnings": _warnings(results, latency, images),
         "not_measured": _say_unavailable(unavailable),
     }
+
+
+def compare_files(
+    files: Sequence[Configuration], results: Sequence[AccuracyResult], images: LabelledImages
+) -> list[dict[str, Any]]:
+    """`compare_pairwise`, with the names that the other parts of the report have for the files."""
+    names = combinations([label_of(file.model, file.precision) for file in files], 2)
+    pairs = compare_pairwise(results, images.labels)
+    return [
+        replace(pair, first=first, second=second).to_dict() for pair, (first, second) in zip(pairs, names, strict=True)
+    ]
 
 
 def _latency_configurations(
