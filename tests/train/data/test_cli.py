@@ -48,6 +48,23 @@ def test_all_four_commands_run_where_pytorch_is_not_installed(tmp_path: Path) ->
     assert (tmp_path / "audit" / "label_errors.csv").is_file()
 
 
+def test_labels_that_differ_in_capitals_alone_are_said(tmp_path: Path) -> None:
+    for label in ("Bored", "bored", "tired"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(3):
+            face = np.random.default_rng([number, len(label), ord(label[0])]).integers(0, 256, (48, 48), np.uint8)
+            cv2.imwrite(str(tmp_path / "data" / label / f"{number}.png"), face)
+    if len(os.listdir(tmp_path / "data")) < 3:
+        pytest.skip("this file system does not tell capitals apart")
+    for command in ("split", "import", "audit"):
+        more = ("--no-label-errors",) if command == "audit" else ()
+        output = ("--output", str(tmp_path / command))
+        done = CliRunner().invoke(cli.main, [command, str(tmp_path / "data"), *output, *more])
+        assert done.exit_code == 0, done.stderr
+        assert "'Bored' and 'bored' are different labels; if you mean one" in done.stderr
+        assert "tired" not in done.stderr
+
+
 def test_the_help_loads_neither_pytorch_nor_opencv() -> None:
     loaded = run_without_extras("import sys, fer_train.data.cli; print(*sys.modules)").split()
     assert not {"torch", "cv2", "onnxruntime", "numpy"} & set(loaded)

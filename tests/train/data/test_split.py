@@ -180,7 +180,7 @@ def test_votes_move_with_their_images(source: Path, tmp_path: Path) -> None:
     [
         (r"(", "neither a column .* nor a regular expression"),
         (r"person\d", "matches no image; .* such as s00_0.png"),
-        (r"s", r"no image of calm would be in validation: it has 1 person;"),
+        (r"s", r"no image of calm would be in validation: it has 1 person; add some, or change --group,"),
     ],
 )
 def test_groups_that_tell_nothing_are_errors(source: Path, tmp_path: Path, group: str, message: str) -> None:

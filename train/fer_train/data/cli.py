@@ -383,6 +383,7 @@ def audit(
     for note in found.notes:
         _say(note)
     _say_problems(found.unreadable, "cannot be read", None)
+    _say_alike(found.audit.counts)
     say(found.audit.to_text())
     for line in found.error_lines():
         say(line)
@@ -477,9 +478,23 @@ def _print_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
 
     if not counts:
         return
+    _say_alike(counts)
     order = [name for name in ("train", "validation", "test") if name in counts]
     for line in table_of_counts({name: counts[name] for name in order}):
         say(line)
+
+
+def _say_alike(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Say which labels differ in capitals and blanks alone: a slip, which would be two classes of a model."""
+    alike: dict[str, list[str]] = {}
+    for label in sorted({label for found in counts.values() for label in found}):
+        alike.setdefault(" ".join(label.casefold().split()), []).append(repr(label))
+    for labels in alike.values():
+        if len(labels) > 1:
+            _say(
+                f"{' and '.join(labels)} are different labels; if you mean one, rename the folder, or use fer-data "
+                "import --rename OLD=NEW"
+            )
 
 
 def _say_changes(names: LabelNames) -> None:

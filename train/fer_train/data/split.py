@@ -229,13 +229,13 @@ def _check(
         persons[split].add(group)
         of_label[entry.image.label].add(group)
     report.groups = {split: len(found) for split, found in persons.items()}
-    who = "person" if options.group is not None else "different image"
+    who, how = ("person", "--group, ") if options.group is not None else ("different image", "")
     for split in (TRAIN, VALIDATION):
         for label, found in sorted(of_label.items()):
             if not report.counts.get(split, Counter())[label]:
                 raise DataError(
                     f"no image of {printable(label)} would be in {split}: it has {counted(len(found), who)}; add some, "
-                    "or change --validation, --test or --seed"
+                    f"or change {how}--validation, --test or --seed"
                 )
 
 
