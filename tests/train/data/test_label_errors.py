@@ -46,6 +46,12 @@ def test_confident_learning_answers_as_cleanlab() -> None:
     assert (len(found), sum(found)) == (81, 16954)
 
 
+def test_a_label_as_probable_as_another_class_is_not_doubted() -> None:
+    chances = np.array([[0.5, 0.5], [0.5, 0.5], [0.6, 0.4]])
+    (error,) = find_label_errors(chances, np.array([0, 1, 1]), ("calm", "glad"), ["a", "b", "c"])
+    assert (error.image, error.suggested) == ("c", "calm")
+
+
 def _features(count: int = 600, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Features of three classes that overlap a little."""
     random = np.random.default_rng(seed)

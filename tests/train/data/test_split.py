@@ -149,6 +149,8 @@ def test_images_are_left_out_and_bad_ones_are_named(source: Path, tmp_path: Path
     assert report.unreadable == [("train/calm/broken.png", "cannot be decoded: damaged, or not an image")]
     assert "1 path to leave out" in report.notes[0]
     assert len(_files(tmp_path / "out")) == 59
+    with pytest.raises(DataError, match=r"no image of .*, but calm/s00_0\.png; .* such as train/calm/broken\.png"):
+        _split(source, tmp_path / "all", drop={"calm/s00_0.png", "calm/s00_1.png"})
 
 
 def test_a_test_split_stays_and_the_rest_is_split_anew(source: Path, tmp_path: Path) -> None:

@@ -128,8 +128,8 @@ def find_label_errors(
     """
     confident = confident_classes(probabilities, labels)
     own = probabilities[np.arange(len(labels)), labels]
-    # A label that is the most probable class itself is not doubted.
-    wrong = np.flatnonzero((confident >= 0) & (confident != labels) & (probabilities.argmax(1) != labels))
+    # A label that no class is more probable than is not doubted.
+    wrong = np.flatnonzero((confident >= 0) & (confident != labels) & (own < probabilities.max(1)))
     return [
         LabelError(
             image=paths[index],
@@ -165,7 +165,10 @@ def read_probabilities(file: Path, classes: Sequence[str], paths: Sequence[str])
     names = [unicodedata.normalize("NFC", path) for path in paths]  # as `by_path` has them
     missing = [path for path, name in zip(paths, names, strict=True) if name not in votes.by_path]
     if missing:
-        raise DataError(f"{file} has no row for {len(missing)} of {len(paths)} images, such as {missing[0]}")
+        raise DataError(
+            f"{file} has no row for {len(missing)} of {len(paths)} images, such as {missing[0]}; its column image must "
+            "hold such paths"
+        )
     values = np.array([votes.by_path[name][:-1] for name in names], np.float64)
     sums = values.sum(1, keepdims=True)
     if (sums <= 0).any():

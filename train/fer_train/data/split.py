@@ -77,8 +77,14 @@ def split_images(
     images = [image for image in source.images if image.name not in options.drop]
     report.dropped = len(source.images) - len(images)
     if unknown := set(options.drop) - {image.name for image in source.images}:
+        if len(unknown) == len(options.drop):
+            raise DataError(
+                f"--drop names no image of {source.root}, but {sorted(unknown)[0]}; its column image must hold paths "
+                f"such as {source.images[0].name}"
+            )
+        are = "is" if len(unknown) == 1 else "are"
         report.notes.append(
-            f"{counted(len(unknown), 'path')} to leave out are of no image, such as {sorted(unknown)[0]}"
+            f"{counted(len(unknown), 'path')} to leave out {are} of no image, such as {sorted(unknown)[0]}"
         )
     person_of = _persons(source, images, options.group, report)
     whole = read_images(images, progress=progress)
