@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fer_export.canonical.graph import OPSET, canonical_graph
-from fer_export.canonical.writer import REWRITTEN
+from fer_export.canonical.operators import REWRITTEN
 
 __all__ = ["OPSET", "REWRITTEN", "canonical_graph"]

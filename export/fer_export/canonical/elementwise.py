@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto
 
 from fer_export.canonical.layers import scale_layer
-from fer_export.canonical.operators import RefusedError, rewrites
-from fer_export.canonical.writer import Writer
+from fer_export.canonical.operators import rewrites
+from fer_export.canonical.writer import RefusedError, Writer
 
 
 @rewrites("Add")

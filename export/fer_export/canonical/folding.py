@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from fer_export.canonical.operators import BATCH, RefusedError
+from fer_export.canonical.writer import RefusedError, Writer
 from fer_export.gate.rows import Array
 from fer_runtime.model.structure import MAX_VALUES
 
-if TYPE_CHECKING:
-    from fer_export.canonical.writer import Writer
+
+class Batch:
+    """The batch size, among the numbers of a shape."""
+
+    def __repr__(self) -> str:
+        return "batch"
+
+
+BATCH = Batch()
 
 FOLDED: dict[str, Callable[..., Any]] = {
     "Add": np.add,

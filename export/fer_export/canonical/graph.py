@@ -14,8 +14,8 @@ import onnx
 
 # Imported for the operators that they register.
 from fer_export.canonical import elementwise, layers, shapes  # noqa: F401
-from fer_export.canonical.operators import RefusedError
-from fer_export.canonical.writer import Writer
+from fer_export.canonical.operators import write_node
+from fer_export.canonical.writer import RefusedError, Writer
 from fer_export.gate.rows import NotAllowedError
 from fer_runtime.errors import ModelFileError
 from fer_runtime.text import printable
@@ -53,7 +53,7 @@ def canonical_graph(
     for node in model.graph.node:
         name = f"{node.op_type} {printable(node.name or (node.output[0] if node.output else ''), limit=60)}"
         try:
-            writer.rewrite(node)
+            write_node(writer, node)
         except NotAllowedError as error:
             raise ModelFileError(f"{source} cannot be written for any batch: {printable(str(error))}") from error
         except RefusedError as error:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from fer_export.canonical.operators import RefusedError, rewrites
-from fer_export.canonical.writer import Writer
+from fer_export.canonical.operators import rewrites
+from fer_export.canonical.writer import RefusedError, Writer
 from fer_export.gate.rows import Array
 from fer_runtime.text import printable
 

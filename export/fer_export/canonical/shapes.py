@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fer_export.canonical.folding import axes_of, cuts_of
-from fer_export.canonical.operators import BATCH, RefusedError, rewrites
-from fer_export.canonical.writer import Writer
+from fer_export.canonical.folding import BATCH, axes_of, cuts_of
+from fer_export.canonical.operators import rewrites
+from fer_export.canonical.writer import RefusedError, Writer
 from fer_export.gate.rows import Array
 
 _MOST_PIECES = 64  # of a Gather that is written as slices

@@ -12,8 +12,6 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fer_export.canonical.folding import FOLDED, fold
-from fer_export.canonical.operators import REWRITES, RefusedError
 from fer_export.gate.rows import MORE_RULES, RULES, Array, NotAllowedError, Rows, RowWalk
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.structure import MAX_VALUES
@@ -21,14 +19,9 @@ from fer_runtime.text import printable
 
 _IR_VERSION = 10
 
-# Operators that are gone afterwards: they compute shapes and constants, or have another form.
-REWRITTEN = frozenset(
-    """
-    BatchNormalization Constant ConstantOfShape Dropout Equal Expand Flatten Gather Gelu GlobalAveragePool GlobalMaxPool
-    Identity LogSoftmax Mish Range Shape Split Squeeze Sum Unsqueeze Where
-    """.split()  # noqa: SIM905 - a list of a line each would fill a page
-)
-_KNOWN = REWRITTEN | RULES.keys() | MORE_RULES.keys()
+
+class RefusedError(Exception):
+    """An operator cannot be written in another form; the message continues its name ("has ...", "computes ...")."""
 
 
 class Writer:
@@ -55,35 +48,6 @@ class Writer:
         self.taken.add(self.input.name)
         self.uses = Counter(name for node in graph.node for name in node.input)
         self.uses.update(value.name for value in graph.output)
-
-    def rewrite(self, node: onnx.NodeProto) -> None:
-        """Write one node of the original, or take it for a constant.
-
-        Raises:
-            RefusedError, NotAllowedError: it has no form that answers each face by itself.
-        """
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        inputs = list(node.input)
-        while inputs and not inputs[-1]:
-            inputs.pop()
-        if node.op_type not in _KNOWN or node.domain not in ("", "ai.onnx"):
-            raise RefusedError("is not among the operators that can be shown to answer each face by itself")
-        if all(name in self.values or not name for name in inputs) and node.op_type != "Shape":
-            folded = fold(self, node, [self.values.get(name) for name in inputs], attributes)
-            if folded is not None:
-                self.values[node.output[0]] = folded
-            return
-        if any(self.uses[name] for name in node.output[1:] if name) and node.op_type != "Split":
-            raise RefusedError(f"has {len(node.output)} outputs that are used")
-        special = REWRITES.get(node.op_type)
-        if node.op_type in FOLDED and all(name in self.values or name in self.repeated for name in inputs):
-            raise RefusedError("computes with a constant that is repeated for each face")
-        if special is not None:
-            special(self, node, inputs, attributes)
-        elif any(name in self.repeated for name in inputs):
-            raise RefusedError("takes a constant that is repeated for each face")
-        else:
-            self.emit(node.op_type, [self.name_of(name) for name in inputs], node.output[0], **attributes)
 
     def name_of(self, name: str) -> str:
         """Our name of an original tensor; a constant is written under its own."""
