@@ -35,7 +35,7 @@ from fer_runtime.model.find import named_file
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.text import printable
 from fer_train.data.dataset import TEST, TRAIN, VALIDATION, find_split
-from fer_train.data.folders import class_folders
+from fer_train.data.source_folders import class_folders
 
 FloatArray = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]

@@ -11,7 +11,8 @@ import numpy as np
 
 from fer_runtime.errors import DataError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
-from fer_train.data.folders import LabelledFaces, UnreadableError, class_folders, load_class_folders, too_few_classes
+from fer_train.data.folders import LabelledFaces, UnreadableError, load_class_folders, too_few_classes
+from fer_train.data.source_folders import class_folders
 
 TRAIN = ("train", "training")
 VALIDATION = ("validation", "val", "valid")

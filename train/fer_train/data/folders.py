@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +17,9 @@ from fer_runtime.errors import DataError, ImageError, OutputError
 from fer_runtime.expressions import EXPRESSIONS, FACE_SIZE
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import cache_folder, replaced_atomically
-from fer_runtime.images import IMAGE_SUFFIXES, read_bytes, read_image
+from fer_runtime.images import read_bytes, read_image
 from fer_runtime.labels import check_labels
+from fer_train.data.source_folders import class_folders
 from fer_train.data.votes import Float32Array, VoteSource
 
 Uint8Array = npt.NDArray[np.uint8]
@@ -27,8 +27,6 @@ Int64Array = npt.NDArray[np.int64]
 
 # Bump when the decoding changes, so that no cached array of the old kind is used.
 _CACHE_VERSION = 2
-# Files with these endings are images to us; OpenCV does not read the last four, which an error then says.
-_COUNTED_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif", ".hif", ".jxl"}
 # Unreadable files that an error names.
 _NAMED = 10
 
@@ -269,33 +267,6 @@ def _fingerprint(digests: Mapping[str, str], size: int, color: str) -> str:
     for path, digest in digests.items():
         key.update(f"{path}\0{digest}\n".encode("utf-8", "surrogateescape"))
     return key.hexdigest()
-
-
-def class_folders(folder: Path) -> dict[str, list[str]]:
-    """Sorted paths of the images in each class folder and its subfolders.
-
-    Hidden files and folders, and files of other kinds (Thumbs.db, notes.txt), do not count. HEIC and JPEG XL files do:
-    reading them says that they must be converted.
-
-    Raises:
-        DataError: the folder is missing or cannot be read.
-    """
-    try:
-        subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        return {sub.name: sorted(_images_in(sub)) for sub in subfolders}
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}; give a folder of images") from error
-
-
-def _images_in(folder: Path, below: str = "") -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):  # a link may point to a folder above
-                yield from _images_in(Path(entry.path), f"{below}{entry.name}/")
-            elif Path(entry.name).suffix.lower() in _COUNTED_SUFFIXES:
-                yield f"{below}{entry.name}"
 
 
 def class_weights(counts: Sequence[float], *, power: float = 0.5) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +11,9 @@ from pathlib import Path
 from fer_runtime.errors import DataError
 from fer_runtime.images import IMAGE_SUFFIXES
 from fer_runtime.text import counted, printable
-from fer_train.data.folders import class_folders
 
+# Files with these endings are images to us; OpenCV does not read the last four, which an error then says.
+_COUNTED_SUFFIXES = IMAGE_SUFFIXES | {".heic", ".heif", ".hif", ".jxl"}
 SHEETS_FOLDER = "sheets"  # contact sheets of fer-data crop, beside its splits
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 _SPLIT_NAMES = {
@@ -98,6 +100,33 @@ def not_read(source: Source) -> str:
     shown = ", ".join(printable(name, limit=60) for name in source.ignored[:5])
     more = f" and {len(source.ignored) - 5} more" if len(source.ignored) > 5 else ""
     return f"not read, because they are in no class folder: {shown}{more}"
+
+
+def class_folders(folder: Path) -> dict[str, list[str]]:
+    """Sorted paths of the images in each class folder and its subfolders.
+
+    Hidden files and folders, and files of other kinds (Thumbs.db, notes.txt), do not count. HEIC and JPEG XL files do:
+    reading them says that they must be converted.
+
+    Raises:
+        DataError: the folder is missing or cannot be read.
+    """
+    try:
+        subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return {sub.name: sorted(_paths_in(sub)) for sub in subfolders}
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}; give a folder of images") from error
+
+
+def _paths_in(folder: Path, below: str = "") -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):  # a link may point to a folder above
+                yield from _paths_in(Path(entry.path), f"{below}{entry.name}/")
+            elif Path(entry.name).suffix.lower() in _COUNTED_SUFFIXES:
+                yield f"{below}{entry.name}"
 
 
 def _images(folder: Path, split: str) -> Iterator[SourceImage]:

@@ -24,7 +24,7 @@ from fer_train.data.disjoint_sets import DisjointSets
 from fer_train.data.images_file import IMAGES_FILE, VOTES_FILE
 from fer_train.data.placing import Writing
 from fer_train.data.reading import ReadImage, read_images, small_faces
-from fer_train.data.source_folders import TEST, TRAIN, VALIDATION, Source, SourceImage, not_read
+from fer_train.data.source_folders import TEST, TRAIN, VALIDATION, Source, SourceImage, class_folders, not_read
 
 SPLIT_FILE = "split.csv"
 _TABLES = ("crops.csv", IMAGES_FILE)  # as crop and import leave them, with a column `image`
@@ -308,8 +308,6 @@ def _write_votes(file: Path, output: Path, moved: Mapping[str, str]) -> None:
 
 def _refuse_others(output: Path, planned: Collection[str]) -> None:
     """Stop where the output's split folders hold images that are not of this split: they would mix."""
-    from fer_train.data.folders import class_folders
-
     for split in (TRAIN, VALIDATION, TEST):
         if not (output / split).is_dir():
             continue

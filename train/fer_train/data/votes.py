@@ -25,6 +25,7 @@ from fer_runtime.errors import DataError
 from fer_runtime.metrics import ConfusionMatrix, accuracy, confusion_matrix, per_class_recall
 from fer_runtime.text import printable
 from fer_train.data.label_names import name_of
+from fer_train.data.source_folders import split_named
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -52,8 +53,6 @@ class Votes:
         Raises:
             DataError: no image has a row.
         """
-        from fer_train.data.source_folders import split_named  # which imports this module
-
         # Class folders without folders for the splits are the dataset's root themselves.
         beginnings = (f"{split}/",) if split_named(split) else (f"{split}/", "")
         found = np.zeros((len(paths), len(self.classes) + 1), np.float32)
