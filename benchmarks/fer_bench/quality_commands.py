@@ -76,6 +76,8 @@ def reasons(
             found = open_votes(votes, recognizer.labels).of(images.paths, images.faces, split=images.folder.name)
             labels = strict_majority(found)
         known = np.flatnonzero(labels >= 0)
+        if not len(known):
+            raise DataError(f"no image of {images.folder} has a strict majority of the votes in {votes}")
         chosen = np.sort(np.random.default_rng(0).permutation(known)[:count])
         name = f"{named_file(recognizer.path).name} {recognizer.metadata.precision}"
         say(f"{name}, {len(chosen)} faces of {images.folder}")

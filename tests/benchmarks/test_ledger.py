@@ -63,13 +63,13 @@ def test_a_file_that_fails_its_self_test_is_noted_and_not_timed(tmp_path: Path) 
     end = content.index(b",", at)
     # Another first logit of the same length, so that the file stays whole.
     (tmp_path / "model_0.int8.onnx").write_bytes(content[:at] + b"9" * (end - at) + content[end:])
-    path = tmp_path / "ledger.jsonl"
-    given = ["--model", str(tmp_path / "model_0.int8.onnx"), "--ledger", str(path)]
+    path, right = tmp_path / "ledger.jsonl", str(MODELS / "model_0.int8.onnx")  # of the same name
+    given = ["--model", str(tmp_path / "model_0.int8.onnx"), "--model", right, "--ledger", str(path)]
     done = CliRunner().invoke(main, ["ledger", "add", *given, *_QUICK])
     assert done.exit_code == 1
     (line,) = map(json.loads, path.read_text().splitlines())
-    assert line["latencies"] == []
-    assert not line["self_tests"][0]["passed"]
+    assert [latency["model"] for latency in line["latencies"]] == [right]
+    assert [test["passed"] for test in line["self_tests"]] == [False, True]
     assert "logits" in line["self_tests"][0]["failed"]
 
 

@@ -93,6 +93,17 @@ def test_votes_for_other_images_are_an_error(tmp_path: Path) -> None:
     assert "has no row for any" in result.stderr
 
 
+def test_votes_without_a_majority_are_an_error_of_one_line(tmp_path: Path) -> None:
+    model, root = write_band_model(tmp_path / "bands.onnx"), write_band_pictures(tmp_path / "validation")
+    path = next(root.rglob("*.png")).relative_to(root).as_posix()
+    votes = tmp_path / "votes.csv"
+    votes.write_text(",".join(["image", *EXPRESSIONS]) + f"\nvalidation/{path},5,5,0,0,0,0,0\n")
+    result = CliRunner().invoke(main, ["reasons", "--model", str(model), "--data", str(root), "--votes", str(votes)])
+    assert result.exit_code == 1
+    assert "Error: no image of" in result.stderr
+    assert "has a strict majority of the votes in" in result.stderr
+
+
 def test_robustness_takes_the_raters_majorities_as_labels(tmp_path: Path) -> None:
     # The model gets every folder's label right. Raters see happy in "sad", and do not agree on "fear".
     model, root = write_band_model(tmp_path / "bands.onnx"), write_band_pictures(tmp_path / "validation")
