@@ -57,7 +57,7 @@ def read_latency(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(
             f"{path} was not written by fer-bench latency --json ({reason}); "
-            f"write one with: fer-bench latency --json {path}"
+            "write one with: fer-bench latency --json FILE"
         ) from error
     return content
 

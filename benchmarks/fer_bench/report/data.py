@@ -206,9 +206,7 @@ def read_report(path: Path) -> ReportData:
             f"cannot read {path} ({error}); write it again with: fer-bench report --data DIR --json {path}"
         ) from error
     if not isinstance(content, dict):
-        raise DataError(
-            f"{path} is not a report of fer-bench; write one with: fer-bench report --data DIR --json {path}"
-        )
+        raise DataError(f"{path} is not a report of fer-bench; write one with: fer-bench report --data DIR --json FILE")
     return parse_report(content, source=str(path))
 
 

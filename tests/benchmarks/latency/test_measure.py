@@ -274,6 +274,7 @@ def test_a_file_of_something_else_is_an_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["compare", str(wrong), str(wrong)])
     assert result.exit_code == 1
     assert "was not written by fer-bench latency --json (a configuration has no engine)" in result.stderr
+    assert f"--json {wrong}" not in result.stderr  # which would replace that file
 
 
 @pytest.mark.parametrize(

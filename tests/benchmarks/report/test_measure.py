@@ -361,6 +361,7 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path, content: str, reason:
     with pytest.raises(DataError, match=reason) as raised:
         read_report(path)
     assert str(path) in str(raised.value)
+    assert reason != "not a report" or f"--json {path}" not in str(raised.value)  # which would replace that file
 
 
 def test_a_long_value_in_a_report_is_cut_in_the_message() -> None:
