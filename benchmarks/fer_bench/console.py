@@ -13,6 +13,7 @@ import click
 from fer_bench.engines import ENGINES
 from fer_runtime.checksums import with_checksum
 from fer_runtime.command import PathlibPath, RegistryChoice, say
+from fer_runtime.errors import OutputError
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS
 from fer_runtime.shared_options import named_models_rule
 
@@ -27,17 +28,29 @@ FILE = PathlibPath(dir_okay=False)
 
 
 class _OutputFile(PathlibPath):
-    """A file that is written at the end of a run; where it could not be, the run does not begin."""
+    """A file that is written at the end of a run; where it could not be, the run does not begin.
+
+    Args:
+        holds_text: it may not replace a file that is no text, such as a model.
+    """
+
+    def __init__(self, *, holds_text: bool) -> None:
+        super().__init__(dir_okay=False)
+        self._holds_text = holds_text
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from fer_runtime.files import check_writable
+        from fer_runtime.output.destinations import is_text
 
         path = Path(str(super().convert(value, param, ctx)))
         check_writable(path)
+        if self._holds_text and not is_text(path):
+            raise OutputError(f"{path} is an existing file and no text; give another name, or remove it")
         return path
 
 
-OUTPUT_FILE = _OutputFile(dir_okay=False)
+OUTPUT_FILE = _OutputFile(holds_text=True)
+IMAGE_OUTPUT_FILE = _OutputFile(holds_text=False)
 
 
 def _available_threads(context: click.Context, parameter: click.Parameter, value: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fer_bench.console import FILE, OUTPUT_FILE
+from fer_bench.console import FILE, IMAGE_OUTPUT_FILE, OUTPUT_FILE
 from fer_bench.engines import ENGINES
 from fer_runtime.command import FerCommand, RegistryChoice, say
 from fer_runtime.detectors import DETECTORS
@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the results of A to FILE (.json), to compare with elsewhere.",
 )
-@click.option("--sheet", type=OUTPUT_FILE, metavar="FILE", help="Write an image of the changed faces, .jpg or .png.")
+@click.option(
+    "--sheet", type=IMAGE_OUTPUT_FILE, metavar="FILE", help="Write an image of the changed faces, .jpg or .png."
+)
 def diff(
     runs: tuple[str, ...],
     models_dir: Path,
@@ -71,6 +73,10 @@ def diff(
         raise click.UsageError(f"{folder} is no folder; give A, B and a folder, or A and a folder with --save FILE")
     if len(sides) == 1 and save is None:
         raise click.UsageError("there is nothing to compare with; give B, or --save FILE")
+    if sheet is not None and folder.resolve() in sheet.resolve().parents:
+        raise click.UsageError(
+            f"--sheet {sheet} is inside {folder}, whose images are read; choose a folder outside of it"
+        )
     observed = [_run(side, folder, models_dir, detector, yunet) for side in sides]
     if save is not None:
         work.save_run(observed[0], save)

@@ -145,7 +145,7 @@ class Destinations(NamedTuple):
                 raise OutputError(f"{option} and --annotate both write {file}; give another name")
 
     def _check_kinds(self) -> None:
-        if self.output is not None and not _is_text(self.output):
+        if self.output is not None and not is_text(self.output):
             raise OutputError(
                 f"--output {self.output} is an existing file and no text, so it holds no rows; give another name, or "
                 "remove it"
@@ -222,8 +222,8 @@ def inside_name(path: str, roots: Sequence[str]) -> str:
     return name if name not in ("", ".", "..") else "image"
 
 
-def _is_text(path: Path) -> bool:
-    """Whether rows may replace what is there: text, or nothing. A model or an image has zero bytes early."""
+def is_text(path: Path) -> bool:
+    """Whether text may replace what is there: text, or nothing. A model or an image has zero bytes early."""
     try:
         if not _has_content(path):
             return True
