@@ -9,7 +9,7 @@ from fer_bench.accuracy import LabelledImages, labelled_folder, read_labelled_im
 from fer_bench.latency.measure import Configuration
 from fer_runtime.errors import DataError
 from fer_runtime.labels import label_difference
-from fer_runtime.model.load import read_model
+from fer_runtime.model.opening import read_model
 
 
 def images_for(

@@ -21,7 +21,8 @@ from fer_runtime.files import sha256_of
 from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, check_pixels, decode_image, read_image
 from fer_runtime.model.batches import fill_batch
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
-from fer_runtime.model.load import LoadedModel, load_model
+from fer_runtime.model.load import load_model
+from fer_runtime.model.opening import LoadedModel
 from fer_runtime.quality import REASONS, Limits, find_doubts, is_low
 from fer_runtime.results import ROWS_SCHEMA, Face, ImageResult
 

@@ -33,7 +33,7 @@ from fer_runtime.model.find import (
     packaged_models_dir,
 )
 from fer_runtime.model.inspect import inspect_model
-from fer_runtime.model.load import read_model
+from fer_runtime.model.opening import read_model
 from fer_runtime.targets import TARGETS, Target, target_of
 from fer_runtime.targets.sidecar import read_sidecar
 

@@ -19,8 +19,8 @@ from fer_runtime import __version__
 from fer_runtime.detectors.yunet_file import ADVICE
 from fer_runtime.errors import DownloadError, ModelFileError, OutputError
 from fer_runtime.files import CACHE_VARIABLE, cache_folder, can_be_written, write_atomically
-from fer_runtime.model.load import read_model
 from fer_runtime.model.onnx_file import read_onnx_file
+from fer_runtime.model.opening import read_model
 
 ORT_WEB_VERSION = "1.30.0"
 # The registry's checksum of the package onnxruntime-web at that version.

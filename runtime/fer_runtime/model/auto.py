@@ -21,8 +21,8 @@ import numpy as np
 from fer_runtime.errors import FerError, ModelFileError
 from fer_runtime.files import cache_folder, write_atomically
 from fer_runtime.model.certificate import parse_certificate
-from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.model.onnx_file import read_model_bytes
+from fer_runtime.model.opening import LoadedModel, open_model
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.providers import ARITHMETICS, full_name
 from fer_runtime.model.self_test import run_self_test
@@ -64,7 +64,7 @@ def choose_provider(
         path: the model's file.
         content: its bytes, where they were read already.
         threads: as for `open_session`.
-        any_operator: as for `load_model`.
+        any_operator: as for `open_model`.
         allow: arithmetics other than fp32 that may be taken, such as "bf16".
         batch: faces that are timed together: 1 for a camera, whose frames hold few.
 
@@ -83,7 +83,7 @@ def choose_provider(
     refused: dict[str, str] = {}
     for name in candidates:
         try:
-            loaded = load_model(
+            loaded = open_model(
                 path, content=content, threads=threads, provider=name, strict=True, any_operator=any_operator
             )
             report = run_self_test(path, provider=name, threads=threads, strict=True, loaded=loaded)

@@ -13,9 +13,9 @@ import numpy as np
 from fer_runtime.errors import ModelFileError, first_line
 from fer_runtime.model.certificate import LOOSEST, Certificate, parse_certificate, tolerance_in
 from fer_runtime.model.integers import integer_checksums
-from fer_runtime.model.load import LoadedModel, load_model
 from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.onnx_file import content_digest, read_model_bytes
+from fer_runtime.model.opening import LoadedModel, open_model
 from fer_runtime.model.parity import (
     Check,
     Comparison,
@@ -92,7 +92,7 @@ def run_self_test(
         provider: execution provider, as for `open_session`.
         threads: intra-op threads.
         strict: raise an error if ONNX Runtime falls back to another provider.
-        any_operator: as for `load_model`.
+        any_operator: as for `open_model`.
         trusted: file of a public key (PEM); the model must be signed by its holder.
         loaded: the result of `load_model` for the file, whose session is then tested. The check `integers` is left out.
 
@@ -104,7 +104,7 @@ def run_self_test(
     checks = []
     if trusted is not None:
         checks.append(_signature_check(content, path, trusted))  # before anything of the file is read
-    opened = loaded or load_model(
+    opened = loaded or open_model(
         path, content=content, threads=threads, provider=provider, strict=strict, any_operator=any_operator
     )
     metadata = opened.metadata

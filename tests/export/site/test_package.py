@@ -30,7 +30,7 @@ from fer_runtime.detectors import Detection
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import cache_folder
 from fer_runtime.model.certificate import MIN_FACES, Certificate, parse_certificate
-from fer_runtime.model.load import read_model
+from fer_runtime.model.opening import read_model
 from fer_runtime.recognizer import Recognizer
 from fer_runtime.system import available_cpus
 
