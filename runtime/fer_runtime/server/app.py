@@ -38,12 +38,18 @@ def open_recognition(settings: ServerSettings) -> Recognition:
     return Recognition(settings, open_models(settings), Metrics())
 
 
+class Application(Guard):
+    """The routes behind their guard, and the short way past both that a connection may take."""
+
+    express: Express
+
+
 def create_app(
     recognition: Recognition,
     *,
     live: LiveView | None = None,
     tasks: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
-) -> Guard:
+) -> Application:
     """An ASGI application that answers with `recognition`; see docs/serve.md.
 
     Args:
@@ -56,13 +62,13 @@ def create_app(
     routes = _routes(recognition, budget)
     if live is not None:
         routes += live.routes()
-    app = Starlette(
+    starlette = Starlette(
         routes=routes, lifespan=_running_beside(tasks), exception_handlers=_exception_handlers(recognition.metrics)
     )
-    app.router.redirect_slashes = False  # the answer would be empty, and its address the one behind a proxy
-    guard = Guard(app, recognition, _route_namer(routes), ENDLESS if live is not None else frozenset())
-    guard.express = Express(recognition, budget, guard.check)
-    return guard
+    starlette.router.redirect_slashes = False  # the answer would be empty, and its address the one behind a proxy
+    app = Application(starlette, recognition, _route_namer(routes), ENDLESS if live is not None else frozenset())
+    app.express = Express(recognition, budget, app.check)
+    return app
 
 
 def _routes(recognition: Recognition, budget: BodyBudget) -> list[Route]:

@@ -1,19 +1,26 @@
-"""HTTP connections with limits that uvicorn does not have: for slow clients, and for too many."""
+"""HTTP connections with limits that uvicorn does not have, for slow clients and for too many.
+
+A connection also has a lane, on which its inference requests may take the short way of `express`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from time import perf_counter
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fer_runtime.server.express import Express, Lane, response_of
+from fer_runtime.server.batching import Outputs
+from fer_runtime.server.express import BEGINNING, MAX_HEAD, Express, Head, Running, response_of
 from fer_runtime.server.guard import CLOSED
 
 _HEADER_SECONDS = 10.0  # for the headers of a request, from the connection or its first byte
 _LINGER_SECONDS = 2.0  # in which a client may read why its body was not
+_BODY_SECONDS = 0.2  # for the rest of a body; then the application reads it, with its own limit
+_MAX_BEHIND = 64 << 10  # bytes of requests that were sent before the answer
 _MAX_CONNECTIONS = 512
 _OTHER_FILES = 128  # descriptors for models, decoders and what libraries open
 
@@ -177,6 +184,119 @@ class LimitedProtocol(H11Protocol):
             self.cycle.message_event.set()
         self._stop_timer()
         self.transport.close()
+
+
+class Lane:
+    """The short way of one connection, for one request at a time."""
+
+    __slots__ = (
+        "_behind",
+        "_connection",
+        "_content",
+        "_express",
+        "_head",
+        "_is_late",
+        "_must_close",
+        "_running",
+        "_started",
+        "_timer",
+    )
+
+    def __init__(self, express: Express, connection: LimitedProtocol) -> None:
+        self._express = express
+        self._connection = connection
+        self._head: Head | None = None  # of the request that is being read
+        self._content = b""  # of that request
+        self._running: Running | None = None
+        self._behind = b""  # what came behind the running request
+        self._timer: asyncio.TimerHandle | None = None
+        self._started = 0.0
+        self._is_late = False
+        self._must_close = False
+
+    def take(self, data: bytes) -> bool:
+        """Whether these bytes go the short way; otherwise they are the application's."""
+        if self._running is not None:
+            self._behind += data
+            if len(self._behind) > _MAX_BEHIND:
+                self._connection.flow.pause_reading()
+            return True
+        if self._head is None:
+            if not data.startswith(BEGINNING) or not self._connection.is_idle:
+                return False
+            end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
+            if end < 0:
+                return False
+            self._head = self._express.head(data[: end + 4])
+            if self._head is None:
+                return False
+            self._content = data
+            self._started = perf_counter()
+        else:
+            self._content += data
+        if len(self._content) >= self._head.total:
+            self._begin(self._head)
+        elif self._timer is None:
+            self._timer = self._connection.loop.call_later(_BODY_SECONDS, self.give_up)
+        return True
+
+    def give_up(self) -> None:
+        """Leave a request that is being read to the application."""
+        content, self._content, self._head = self._content, b"", None
+        self._stop_timer()
+        if content:
+            self._connection.pass_on(content)
+
+    def ends(self) -> bool:
+        """The client sends no more, or the service stops: whether the connection stays open for an answer."""
+        if self._running is None:
+            self.give_up()
+            return False
+        self._must_close = True
+        return True
+
+    def lost(self) -> None:
+        """The connection is closed."""
+        self._content, self._head = b"", None
+        self._stop_timer()
+        if self._running is not None:
+            self._running.answers.cancel()
+
+    def _begin(self, head: Head) -> None:
+        self._running = self._express.begin(head, self._content)
+        if self._running is None:
+            self.give_up()
+            return
+        self._behind = self._content[head.total :]
+        self._content, self._head = b"", None
+        self._stop_timer()
+        self._is_late = False
+        self._timer = self._connection.loop.call_later(self._express.timeout, self._on_late)
+        self._running.answers.add_done_callback(self._end)
+
+    def _on_late(self) -> None:
+        self._timer = None
+        self._is_late = True
+        if self._running is not None:
+            self._running.answers.cancel()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self, answers: asyncio.Future[Outputs]) -> None:
+        running, self._running = self._running, None
+        self._stop_timer()
+        assert running is not None
+        status, body, tensors = self._express.end(running, self._started, is_late=self._is_late)
+        if status == CLOSED:
+            self._connection.transport.abort()
+            return
+        behind, self._behind = self._behind, b""
+        self._connection.answer_express(status, body, tensors, closes=self._must_close)
+        if behind and not self._must_close:
+            self._connection.data_received(behind)
 
 
 def limited_protocol(timeout: float, express: Express | None = None) -> type[LimitedProtocol]:

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 from fer_runtime.server.batching import Outputs
 from fer_runtime.server.bodies import BodyBudget
@@ -23,26 +22,21 @@ from fer_runtime.server.models import ServedModel
 from fer_runtime.server.protocol import HEADER, Plan, answer, parse_plan
 from fer_runtime.server.recognition import Recognition
 
-if TYPE_CHECKING:
-    from fer_runtime.server.connections import LimitedProtocol
-
 # Each text matches in one way at most, or a hostile one would keep the event loop busy for hours.
 _HEAD = re.compile(
     rb"POST (/v2/models/([A-Za-z0-9._-]{1,100})/infer) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[\x20-\x7e]*\r\n){1,50})\r\n"
 )
-_BEGINNING = b"POST /v2/models/"
-_MAX_HEAD = 2048  # bytes
+BEGINNING = b"POST /v2/models/"  # of such a head
+MAX_HEAD = 2048  # bytes
 _MAX_BODY = 256 << 10
 # They change how a request is read, or how it is answered.
 _NOT_HERE = {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"te", b"trailer"}
-_BODY_SECONDS = 0.2  # for the rest of a body; then the application reads it, with its own limit
-_MAX_BEHIND = 64 << 10  # bytes of requests that were sent before the answer
 _MAX_KEPT = 256  # heads, and plans of a model: clients send the same ones again and again
 _ROUTE = "/v2/models/{name}/infer"
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class Head:
     """The head of a request that may take the short way."""
 
     model: str
@@ -52,10 +46,10 @@ class _Head:
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
     """A request that the model has."""
 
-    head: _Head
+    head: Head
     model: ServedModel
     plan: Plan
     faces: int
@@ -81,12 +75,12 @@ class Express:
         self._recognition = recognition
         self._budget = budget
         self._check = check
-        self._heads: dict[bytes, _Head] = {}
+        self._heads: dict[bytes, Head] = {}
         metrics = recognition.metrics
         self._seconds = metrics.seconds.labels(_ROUTE)
         self._log = RequestLog("POST", _ROUTE)
 
-    def head(self, text: bytes) -> _Head | None:
+    def head(self, text: bytes) -> Head | None:
         """The head of a request, or None where the application must answer it."""
         known = self._heads.get(text)
         if known is None:
@@ -97,7 +91,7 @@ class Express:
                 self._heads[text] = known
         return known
 
-    def _parse(self, text: bytes) -> _Head | None:
+    def _parse(self, text: bytes) -> Head | None:
         match = _HEAD.fullmatch(text)
         if match is None:
             return None
@@ -119,9 +113,9 @@ class Express:
             self._check(list(headers.items()), path.decode())
         except RequestError:
             return None
-        return _Head(model.decode(), len(text), len(text) + int(length), int(json_size))
+        return Head(model.decode(), len(text), len(text) + int(length), int(json_size))
 
-    def begin(self, head: _Head, content: bytes) -> _Running | None:
+    def begin(self, head: Head, content: bytes) -> Running | None:
         """Give the request's faces to the model; None where the application must answer.
 
         Args:
@@ -151,9 +145,9 @@ class Express:
             return None
         recognition.active += 1
         recognition.metrics.in_progress.inc()
-        return _Running(head, model, plan, len(faces), recognition.submit(model, faces))
+        return Running(head, model, plan, len(faces), recognition.submit(model, faces))
 
-    def end(self, running: _Running, started: float, *, is_late: bool) -> tuple[int, bytes, list[bytes]]:
+    def end(self, running: Running, started: float, *, is_late: bool) -> tuple[int, bytes, list[bytes]]:
         """The request has ended: its status, the JSON of the answer, and the tensors behind it."""
         recognition = self._recognition
         recognition.active -= 1
@@ -182,119 +176,6 @@ class Express:
 
 def _is_size(text: bytes) -> bool:
     return text.isdigit() and len(text) <= 7
-
-
-class Lane:
-    """The short way of one connection, for one request at a time."""
-
-    __slots__ = (
-        "_behind",
-        "_connection",
-        "_content",
-        "_express",
-        "_head",
-        "_is_late",
-        "_must_close",
-        "_running",
-        "_started",
-        "_timer",
-    )
-
-    def __init__(self, express: Express, connection: LimitedProtocol) -> None:
-        self._express = express
-        self._connection = connection
-        self._head: _Head | None = None  # of the request that is being read
-        self._content = b""  # of that request
-        self._running: _Running | None = None
-        self._behind = b""  # what came behind the running request
-        self._timer: asyncio.TimerHandle | None = None
-        self._started = 0.0
-        self._is_late = False
-        self._must_close = False
-
-    def take(self, data: bytes) -> bool:
-        """Whether these bytes go the short way; otherwise they are the application's."""
-        if self._running is not None:
-            self._behind += data
-            if len(self._behind) > _MAX_BEHIND:
-                self._connection.flow.pause_reading()
-            return True
-        if self._head is None:
-            if not data.startswith(_BEGINNING) or not self._connection.is_idle:
-                return False
-            end = data.find(b"\r\n\r\n", 0, _MAX_HEAD)
-            if end < 0:
-                return False
-            self._head = self._express.head(data[: end + 4])
-            if self._head is None:
-                return False
-            self._content = data
-            self._started = perf_counter()
-        else:
-            self._content += data
-        if len(self._content) >= self._head.total:
-            self._begin(self._head)
-        elif self._timer is None:
-            self._timer = self._connection.loop.call_later(_BODY_SECONDS, self.give_up)
-        return True
-
-    def give_up(self) -> None:
-        """Leave a request that is being read to the application."""
-        content, self._content, self._head = self._content, b"", None
-        self._stop_timer()
-        if content:
-            self._connection.pass_on(content)
-
-    def ends(self) -> bool:
-        """The client sends no more, or the service stops: whether the connection stays open for an answer."""
-        if self._running is None:
-            self.give_up()
-            return False
-        self._must_close = True
-        return True
-
-    def lost(self) -> None:
-        """The connection is closed."""
-        self._content, self._head = b"", None
-        self._stop_timer()
-        if self._running is not None:
-            self._running.answers.cancel()
-
-    def _begin(self, head: _Head) -> None:
-        self._running = self._express.begin(head, self._content)
-        if self._running is None:
-            self.give_up()
-            return
-        self._behind = self._content[head.total :]
-        self._content, self._head = b"", None
-        self._stop_timer()
-        self._is_late = False
-        self._timer = self._connection.loop.call_later(self._express.timeout, self._on_late)
-        self._running.answers.add_done_callback(self._end)
-
-    def _on_late(self) -> None:
-        self._timer = None
-        self._is_late = True
-        if self._running is not None:
-            self._running.answers.cancel()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _end(self, answers: asyncio.Future[Outputs]) -> None:
-        running, self._running = self._running, None
-        self._stop_timer()
-        assert running is not None
-        status, body, tensors = self._express.end(running, self._started, is_late=self._is_late)
-        if status == CLOSED:
-            self._connection.transport.abort()
-            return
-        behind, self._behind = self._behind, b""
-        self._connection.answer_express(status, body, tensors, closes=self._must_close)
-        if behind and not self._must_close:
-            self._connection.data_received(behind)
 
 
 def response_of(

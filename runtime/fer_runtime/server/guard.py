@@ -6,7 +6,7 @@ import asyncio
 import hmac
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from starlette.datastructures import Headers
@@ -18,9 +18,6 @@ from fer_runtime.server.errors import RequestError
 from fer_runtime.server.logs import log, log_exception
 from fer_runtime.server.recognition import Recognition
 from fer_runtime.server.settings import LOOPBACK
-
-if TYPE_CHECKING:
-    from fer_runtime.server.express import Express
 
 # Answered without a token: they tell no more than whether the service works.
 _OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
@@ -64,7 +61,6 @@ class Guard:
         self._metrics = recognition.metrics
         self._route_of = route_of
         self._endless = endless
-        self.express: Express | None = None  # the short way, where a connection knows it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

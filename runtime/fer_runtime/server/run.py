@@ -12,9 +12,8 @@ from contextlib import contextmanager
 import uvicorn
 
 from fer_runtime.errors import ServeError
-from fer_runtime.server.app import create_app, open_recognition
+from fer_runtime.server.app import Application, create_app, open_recognition
 from fer_runtime.server.connections import limited_protocol
-from fer_runtime.server.guard import Guard
 from fer_runtime.server.live import LiveView
 from fer_runtime.server.logs import log, take_library_logs
 from fer_runtime.server.settings import ServerSettings
@@ -86,7 +85,7 @@ def run_server(settings: ServerSettings) -> None:
     log("stopped")
 
 
-def _config(app: Guard, settings: ServerSettings) -> uvicorn.Config:
+def _config(app: Application, settings: ServerSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=limited_protocol(settings.timeout, app.express),
