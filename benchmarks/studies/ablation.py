@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.command import FerCommand
 from fer_runtime.errors import DataError
+from fer_runtime.extras import needs_extra
 from fer_runtime.files import sha256_of, write_atomically
 from fer_runtime.model.find import results_path
 

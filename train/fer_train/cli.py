@@ -17,7 +17,6 @@ from fer_runtime.command import (
     Rule,
     RunOptions,
     ShortCommand,
-    needs_extra,
     option_group,
     own_name,
     say,
@@ -25,6 +24,7 @@ from fer_runtime.command import (
 )
 from fer_runtime.errors import FerError, OutputError
 from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.extras import needs_extra
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, check_models_dir, checkpoint_path
 from fer_runtime.model.metadata import COLORS, MAX_SIZE, MIN_SIZE
 from fer_runtime.shared_options import ModelsFolder, capped_threads, seed_option

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import click
 
-from fer_runtime.command import FerCommand, PathlibPath, needs_extra, say
+from fer_runtime.command import FerCommand, PathlibPath, say
 from fer_runtime.errors import CheckpointError
 from fer_runtime.expressions import FACE_SIZE
+from fer_runtime.extras import needs_extra
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import FILE_STEMS, checkpoint_path, results_path
 from fer_train.data.votes import FERPLUS

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fer_bench.console import json_option, say_environment, show_progress, write_json
-from fer_runtime.command import FerCommand, NumberRange, PathlibPath, needs_extra, say
+from fer_runtime.command import FerCommand, NumberRange, PathlibPath, say
 from fer_runtime.errors import FerError
+from fer_runtime.extras import needs_extra
 from fer_runtime.model.find import MODEL_NAMES, PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
 

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from fer_bench.console import NAMED_MODELS_RULE, json_option, models_option, precisions_option, write_json
-from fer_runtime.command import FerCommand, needs_extra, say
+from fer_runtime.command import FerCommand, say
+from fer_runtime.extras import needs_extra
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option
 from fer_runtime.text import markdown_text

@@ -22,7 +22,8 @@ from fer_bench.console import (
     show_progress,
     write_json,
 )
-from fer_runtime.command import FerCommand, NumberRange, Rule, needs_extra, say
+from fer_runtime.command import FerCommand, NumberRange, Rule, say
+from fer_runtime.extras import needs_extra
 from fer_runtime.model.find import PRECISIONS, Precision
 from fer_runtime.shared_options import models_dir_option, seed_option
 from fer_runtime.text import printable

@@ -6,7 +6,7 @@ import click
 
 from fer_runtime.cli.options import SelfTestRun
 from fer_runtime.cli.recognizer import chosen_provider
-from fer_runtime.command import needs_extra
+from fer_runtime.extras import needs_extra
 from fer_runtime.model.find import find_model
 from fer_runtime.model.self_test import run_self_test as replay
 from fer_runtime.model.session import silence

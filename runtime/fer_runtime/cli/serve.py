@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from fer_runtime.command import FerCommand, NumberRange, PathlibPath, Rule, needs_extra, option_group
+from fer_runtime.command import FerCommand, NumberRange, PathlibPath, Rule, option_group
+from fer_runtime.extras import needs_extra
 from fer_runtime.model.find import PRECISIONS
 from fer_runtime.shared_options import (
     face_detection_options,

@@ -38,9 +38,9 @@ from fer_runtime.cluster.shards import (
     write_plan,
 )
 from fer_runtime.cluster.storage import is_uri, local_folder, open_store, read_uri
-from fer_runtime.command import needs_extra
 from fer_runtime.detectors.yunet_file import cached_yunet
 from fer_runtime.errors import ClusterError, FerError, OutputError, first_line
+from fer_runtime.extras import needs_extra
 from fer_runtime.files import CACHE_VARIABLE
 from fer_runtime.images import read_bytes
 from fer_runtime.model.session import runtime_version

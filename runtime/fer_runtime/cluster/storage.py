@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fer_runtime.batch.sources import LeftOut
-from fer_runtime.command import needs_extra
 from fer_runtime.errors import ImageError, InputError, OutputError
+from fer_runtime.extras import needs_extra
 from fer_runtime.files import write_atomically
 from fer_runtime.images import IMAGE_SUFFIXES, MAX_FILE_BYTES
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fer_runtime.command import needs_extra
+from fer_runtime.extras import needs_extra
 
 if TYPE_CHECKING:
     import pyarrow

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 
-from fer_runtime.command import needs_extra
 from fer_runtime.errors import ImageError
+from fer_runtime.extras import needs_extra
 from fer_runtime.images import MAX_PIXELS, Uint8Array
 from fer_runtime.video.addresses import PROTOCOLS, is_stream, stream_name
 from fer_runtime.video.sources import FrameCounts, Gap, SourceFrame

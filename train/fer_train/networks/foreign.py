@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fer_runtime.command import needs_extra
 from fer_runtime.errors import CheckpointError, DownloadError, first_line
+from fer_runtime.extras import needs_extra
 
 
 def load_function(target: str) -> Callable[..., Any]:

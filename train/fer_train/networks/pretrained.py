@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fer_runtime.command import needs_extra
 from fer_runtime.errors import CheckpointError, DownloadError
+from fer_runtime.extras import needs_extra
 from fer_runtime.files import sha256_of, write_atomically
 from fer_train.networks.torchvision_import import torchvision_models
 
