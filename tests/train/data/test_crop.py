@@ -251,6 +251,8 @@ def test_other_settings_and_other_runs_are_refused(cropped: tuple[Path, Result],
     run = _crop(photos, output, "--size", "96")
     assert run.exit_code == 1
     assert "made with --size 192, not 96" in run.output
+    run = _crop(photos, output, "--rename", "calm=bored")
+    assert "holds crops made with no --rename, not calm=bored; give no --rename, or choose another" in run.output
     with (output / "crops.csv").open("r+b") as held:
         lock_file(held.fileno())
         run = _crop(photos, output)

@@ -356,10 +356,18 @@ def _check_settings(file: Path, settings: Mapping[str, Any], *, has_rows: bool) 
         raise OutputError(f"{file} of the earlier run is missing or damaged; choose another --output") from error
     for name, value in settings.items():
         if before.get(name) != value:
-            was = f"--{name.replace('_', '-')} {printable(before.get(name), limit=40)}"
+            was, now = (_as_given(name, given) for given in (before.get(name), value))
+            now = now.removeprefix(f"--{name.replace('_', '-')} ")
             raise OutputError(
-                f"{file.parent} holds crops made with {was}, not {value}; give {was}, or choose another --output"
+                f"{file.parent} holds crops made with {was}, not {now}; give {was}, or choose another --output"
             )
+
+
+def _as_given(name: str, value: Any) -> str:
+    """A setting on the command line: "--size 96", "--rename Joy=happy", "no --rename"."""
+    option = f"--{name.replace('_', '-')}"
+    values = value if isinstance(value, list) else [value]
+    return " ".join(f"{option} {printable(given, limit=40)}" for given in values) or f"no {option}"
 
 
 def _carry_columns(photos: Path, crops: Path, rows: list[dict[str, str]]) -> None:
