@@ -168,13 +168,17 @@ def linked_file(path: Path) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Stop where `path` could not be written at the end of a run.
+    """Stop where `path` could not be written at the end of a run. No folder is left: the run may write nothing.
 
     Raises:
         OutputError: its folder cannot be written, or it is not a regular file.
     """
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
     with suppress(_CheckedError), replaced_atomically(path, cleans=False):
         raise _CheckedError
+    for folder in missing:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 class _CheckedError(Exception):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_runtime.files import replaced_atomically, write_atomically
+from fer_runtime.files import check_writable, replaced_atomically, write_atomically
 
 
 def test_a_disk_without_permissions_of_its_own_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +43,11 @@ def test_a_link_to_a_file_is_written_through(link: Path) -> None:
     nowhere.symlink_to(link.parent / "missing")
     write_atomically(nowhere, "new")
     assert (nowhere.is_symlink(), (link.parent / "missing").exists()) == (False, False)
+
+
+def test_a_check_leaves_no_folder(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "deep" / "rows.csv")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()
+    check_writable(tmp_path / "there" / "rows.csv")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
