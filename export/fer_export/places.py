@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fer_runtime.errors import ModelFileError, OutputError
 from fer_runtime.model.find import Precision, model_path
-from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.onnx_file import read_onnx_file
 
 
@@ -62,6 +62,6 @@ def metadata_of(path: Path) -> ModelMetadata | None:
     """The metadata of a model file; None where there is no file, or none of ours."""
     try:
         file, _ = read_onnx_file(path)
-        return parse_metadata(file.metadata.get(METADATA_KEY), source=str(path))
+        return file.own_metadata(source=str(path))
     except ModelFileError:
         return None

@@ -277,10 +277,9 @@ def _their_page(folder: Path) -> Path:
 def _golden_faces(model: Path) -> list[str]:
     """The first faces of the model's certificate, in base64: few, because a first visit fetches them."""
     from fer_runtime.model.certificate import parse_certificate
-    from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
     from fer_runtime.model.onnx_file import read_onnx_file
 
-    metadata = parse_metadata(read_onnx_file(model)[0].metadata.get(METADATA_KEY), source=str(model))
+    metadata = read_onnx_file(model)[0].own_metadata(source=str(model))
     certificate = parse_certificate(metadata, source=str(model))
     return [base64.b64encode(face.tobytes()).decode() for face in certificate.faces[:_FACES]]
 

@@ -37,7 +37,6 @@ from fer_export.int8.quantize import LOWEST_OPSET
 from fer_export.places import output_path
 from fer_runtime.metrics import accuracy, best_label_order, confusion_matrix
 from fer_runtime.model.find import Precision
-from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx
 from fer_runtime.model.parity import Check, FloatArray, Outputs, Uint8Array
 
@@ -204,7 +203,7 @@ def _integer_checks(
 
 def _fitted_check(content: bytes, outputs: Outputs, truth: FloatArray) -> Check:
     """Fit temperature and threshold again, on the outputs of the file, and compare with its metadata."""
-    metadata = parse_metadata(read_onnx(content, source="the file").metadata.get(METADATA_KEY), source="the file")
+    metadata = read_onnx(content, source="the file").own_metadata(source="the file")
     faces = metadata.calibration.get("faces")
     return fitted_check(
         outputs,

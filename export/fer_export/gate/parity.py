@@ -19,7 +19,6 @@ from fer_export.gate.roundings import rounding_checks
 from fer_export.gate.structure import OPTIONAL, external_data_check, structure_checks
 from fer_runtime.errors import ModelFileError, first_line
 from fer_runtime.model.find import Precision
-from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import OnnxFile, read_onnx
 from fer_runtime.model.parity import (
     Check,
@@ -247,7 +246,7 @@ def _metadata_checks(file: OnnxFile, spec: FileSpec) -> list[Check]:
     """Is what the file says of itself true?"""
     original, precision, temperature, opset = spec.original, spec.precision, spec.temperature, spec.opset
     try:
-        metadata = parse_metadata(file.metadata.get(METADATA_KEY), source="the exported model")
+        metadata = file.own_metadata(source="the exported model")
     except ModelFileError as error:
         return [Check(name="metadata", passed=False, detail=str(error))]
     same_labels = metadata.labels == original.labels

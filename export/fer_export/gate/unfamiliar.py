@@ -15,7 +15,6 @@ from fer_export.unfamiliar.head import LOST, OUTPUT, Head, OperatingPoint
 from fer_runtime.errors import ParityError
 from fer_runtime.metrics import auroc, wilson_interval
 from fer_runtime.model.find import Precision
-from fer_runtime.model.metadata import METADATA_KEY, parse_metadata
 from fer_runtime.model.onnx_file import read_onnx
 from fer_runtime.model.parity import Check, FloatArray, Uint8Array, run_model
 from fer_runtime.model.session import open_session
@@ -101,7 +100,7 @@ def unfamiliar_checks(
     difference = found.astype(np.float64) - head.expected
     error = float(np.sqrt((difference**2).mean())) / spread
     wrong = weights_fault(onnx.load_model_from_string(content), head, precision)
-    metadata = parse_metadata(read_onnx(content, source="the exported model").metadata.get(METADATA_KEY), source="it")
+    metadata = read_onnx(content, source="the exported model").own_metadata(source="it")
     threshold = metadata.unfamiliar_above
     expected_auroc = auroc(head.expected[:real], head.expected[real:])
     own_auroc = auroc(found[:real], found[real:])

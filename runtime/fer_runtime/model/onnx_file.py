@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fer_runtime.errors import ModelFileError
-from fer_runtime.model.metadata import METADATA_KEY
+from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
 from fer_runtime.untrusted_json import parse_json
 
 # TensorProto.DataType: name and bytes per value.
@@ -89,6 +89,10 @@ class OnnxFile(NamedTuple):
     metadata: dict[str, str]
     functions: int = 0  # operators that the file defines itself
     sparse_tensors: int = 0
+
+    def own_metadata(self, *, source: str) -> ModelMetadata:
+        """What fer-export wrote into the file; arguments and errors are those of `parse_metadata`."""
+        return parse_metadata(self.metadata.get(METADATA_KEY), source=source)
 
 
 _Message = dict[int, list["int | memoryview"]]

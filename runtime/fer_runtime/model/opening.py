@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fer_runtime.model.metadata import METADATA_KEY, ModelMetadata, parse_metadata
+from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.onnx_file import OnnxFile, read_model_bytes, read_onnx
 from fer_runtime.model.session import open_session
 from fer_runtime.model.structure import check_contract, check_operators, check_work, fixed_batch
@@ -48,7 +48,7 @@ def read_model(path: Path, *, content: bytes | None = None, any_operator: bool =
     source = str(path)
     content = read_model_bytes(path) if content is None else content
     file = read_onnx(content, source=source)
-    metadata = parse_metadata(file.metadata.get(METADATA_KEY), source=source)
+    metadata = file.own_metadata(source=source)
     check_contract(file, metadata, source=source)
     if not any_operator:
         check_operators(file, source=source)
