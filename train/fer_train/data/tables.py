@@ -59,10 +59,10 @@ class Table:
     columns: tuple[str, ...]
     has_header: bool
     delimiter: str | None  # None: any white space
-    path: str | None
-    label: str
-    split: str | None
-    pixels: str | None
+    label: str  # this and the rest: names of columns
+    path: str | None = None
+    split: str | None = None
+    pixels: str | None = None
 
     def __iter__(self) -> Iterator[TableRow]:
         """The rows.
@@ -117,7 +117,9 @@ def read_table(file: Path, given: Columns) -> Table:
                 f"{printable(first, limit=80)}; give it a header (path,label), or name its columns: --path-column NAME "
                 "--label-column NAME"
             )
-        return _table(file, ("path", "label"), False, delimiter, path="path", label="label")
+        return Table(
+            file=file, columns=("path", "label"), has_header=False, delimiter=delimiter, label="label", path="path"
+        )
 
     def find(wanted: str | None, usual: Sequence[str], option: str) -> str | None:
         if wanted is not None:
@@ -133,27 +135,13 @@ def read_table(file: Path, given: Columns) -> Table:
     if label is None or (path is None and pixels is None):
         lacking = "labels with --label-column" if label is None else "paths with --path-column"
         raise DataError(f"{file} has the columns {_shown(names)}; name the column of {lacking} NAME")
-    return _table(file, tuple(names), True, delimiter, path=path, label=label, split=split, pixels=pixels)
-
-
-def _table(
-    file: Path,
-    columns: tuple[str, ...],
-    has_header: bool,
-    delimiter: str | None,
-    *,
-    label: str,
-    path: str | None = None,
-    split: str | None = None,
-    pixels: str | None = None,
-) -> Table:
     return Table(
         file=file,
-        columns=columns,
-        has_header=has_header,
+        columns=tuple(names),
+        has_header=True,
         delimiter=delimiter,
-        path=path,
         label=label,
+        path=path,
         split=split,
         pixels=pixels,
     )
