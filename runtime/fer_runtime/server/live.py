@@ -29,7 +29,7 @@ from fer_runtime.server.logs import log, log_exception
 from fer_runtime.server.recognition import Recognition
 from fer_runtime.video.recognize import recognize_video
 from fer_runtime.video.results import FrameResult
-from fer_runtime.video.sources import Camera, Gap
+from fer_runtime.video.sources import Gap
 
 ENDLESS = frozenset(("/live/video", "/live/events"))
 _WEB = Path(__file__).parent / "web"
@@ -69,7 +69,7 @@ class LiveView:
         self._thread: threading.Thread | None = None  # of the camera that is on
         self._threads: list[threading.Thread] = []  # and those that are about to end
         self._stop = threading.Event()
-        self._open: Any = None  # the source, to close it from outside
+        self._open: Any = None  # the stream, to close it from outside
         self._moment = _Moment(0, None, self._text(False, "the camera is off"))
         self._changed: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -171,8 +171,8 @@ class LiveView:
         self._thread = None
         self._timer = None
         # A stream that waits for frames ends at once; a camera after its next frame.
-        if (source := self._open) is not None and not isinstance(source, Camera):
-            source.close()
+        if self._open is not None:
+            self._open.close()
 
     def _run(self, stop: threading.Event) -> None:
         """The thread that looks."""
@@ -201,21 +201,27 @@ class LiveView:
 
         recognizer = self._recognition.models.get().recognizer
         self._publish(stop, None, self._text(False, "the camera is being opened"))
-        self._open = source = self._open_source()
+        source, stream = self._open_source()
+        self._open = stream
         try:
+            if stop.is_set() and stream is not None:  # turned off before there was anything to close
+                stream.close()
             with closing(recognize_video(recognizer, source, on_frame=show, on_gap=note)) as results:
                 for _ in results:
                     if stop.is_set():
                         return
         finally:
-            self._open = None
+            if self._open is stream:  # not that of a thread that has begun meanwhile
+                self._open = None
 
-    def _open_source(self) -> Any:
+    def _open_source(self) -> tuple[Any, Any]:
+        """What `recognize_video` takes, and the stream among them; a camera has none."""
         if isinstance(self._source, int):
-            return self._source
+            return self._source, None
         from fer_runtime.video.streams import Stream
 
-        return Stream(self._source, name=self._name, reconnect=float("inf"))
+        stream = Stream(self._source, name=self._name, reconnect=float("inf"))
+        return stream, stream
 
     def _publish(self, stop: threading.Event, jpeg: bytes | None, text: str) -> None:
         loop = self._loop

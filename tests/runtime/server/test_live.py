@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
@@ -23,6 +24,9 @@ from tests.runtime.video.served import free_port, needs_ffmpeg
 
 from fer_runtime.batch.sources import sample_images
 from fer_runtime.cli.serve import main
+from fer_runtime.server import ServerSettings, live
+from fer_runtime.server.app import open_recognition
+from fer_runtime.server.live import LiveView
 
 pytest.importorskip("playwright", reason="needs Playwright: pip install playwright")
 
@@ -97,6 +101,51 @@ def test_the_page_shows_the_faces_and_that_the_camera_is_on(service: Service) ->
         assert time.monotonic() < deadline, service.lines[-5:]
         time.sleep(0.1)
     assert _SECRET not in json.dumps(service.lines)
+
+
+class _FakeCamera:
+    """Stands for cv2.VideoCapture: gray frames without end."""
+
+    released = 0
+
+    def isOpened(self) -> bool:  # noqa: N802  (as in OpenCV)
+        return True
+
+    def read(self) -> tuple[bool, Any]:
+        time.sleep(0.01)
+        return True, np.full((120, 160, 3), 128, np.uint8)
+
+    def release(self) -> None:
+        self.released += 1
+
+
+def test_a_camera_is_turned_off_after_the_last_viewer_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    camera = _FakeCamera()
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
+    monkeypatch.setattr(live, "_KEPT_SECONDS", 0.0)
+    recognition = open_recognition(ServerSettings(models=("v0",), detector="haar"))
+    view = LiveView(0, "camera 0", recognition)
+    failures: list[Any] = []
+
+    async def visit_twice() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+        for is_last in (False, True):
+            watching: Any = view._watch()
+            while (await anext(watching)).jpeg is None:
+                pass
+            if is_last:
+                view.end()
+            await watching.aclose()
+            while not is_last and not camera.released:
+                await asyncio.sleep(0.01)
+
+    try:
+        asyncio.run(asyncio.wait_for(visit_twice(), 60))
+        view.join()
+    finally:
+        recognition.close()
+    assert failures == []
+    assert camera.released == 2
 
 
 @needs_ffmpeg
