@@ -18,6 +18,7 @@ from fer_runtime.server.express import BEGINNING, MAX_HEAD, Express, Head, Runni
 from fer_runtime.server.guard import CLOSED
 
 _HEADER_SECONDS = 10.0  # for the headers of a request, from the connection or its first byte
+_ANSWER_SECONDS = 30.0  # for a client to read the rest of its answer, once the connection is to close
 _LINGER_SECONDS = 2.0  # in which a client may read why its body was not
 _BODY_SECONDS = 0.2  # for the rest of a body; then the application reads it, with its own limit
 _MAX_BEHIND = 64 << 10  # bytes of requests that were sent before the answer
@@ -30,6 +31,7 @@ class LimitedProtocol(H11Protocol):
 
     express: Express | None = None
     header_seconds = _HEADER_SECONDS
+    answer_seconds = _ANSWER_SECONDS
     max_connections = _MAX_CONNECTIONS
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -114,13 +116,6 @@ class LimitedProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._stop_timer()
-
-    def timeout_keep_alive_handler(self) -> None:
-        # A client that does not read its answer would keep the connection open for ever.
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-        else:
-            super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
         self._answer(400, "this is no HTTP request")
@@ -303,6 +298,7 @@ def limited_protocol(timeout: float, express: Express | None = None) -> type[Lim
     """The class for connections of a service whose requests may take `timeout` seconds."""
     limits = {
         "header_seconds": min(_HEADER_SECONDS, timeout),
+        "answer_seconds": timeout,
         "max_connections": _max_connections(),
         "express": express,
     }
@@ -340,3 +336,6 @@ class _Transport:
                 self._transport.write_eof()
             return
         self._transport.close()
+        # What the client has not read is still sent; one that does not read would keep the connection for ever.
+        if self._transport.get_write_buffer_size():
+            self._protocol.loop.call_later(self._protocol.answer_seconds, self._transport.abort)

@@ -182,7 +182,9 @@ class Guard:
         host = headers.get("host", "")
         # A page of another origin may have its own name resolve to 127.0.0.1 (DNS rebinding).
         if self._settings.is_loopback and _host_name(host) not in (*LOOPBACK, self._settings.host):
-            raise RequestError(421, "host", "the service answers to localhost and 127.0.0.1 only")
+            raise RequestError(
+                421, "host", "the service answers to localhost and 127.0.0.1 only; a proxy must send Host: localhost"
+            )
         # No CORS: a browser keeps the answers from other sites' pages, and here they cannot even ask.
         origin = headers.get("origin")
         if (origin is not None and _host_of(origin) != host) or headers.get("sec-fetch-site") == "cross-site":

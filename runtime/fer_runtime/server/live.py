@@ -40,6 +40,7 @@ _AGAIN_SECONDS = 3.0  # before a source that ended is opened again
 _KEPT_SECONDS = 5.0  # that the camera stays on after the last viewer has left, for a page that is loaded again
 _END_SECONDS = 10.0  # that a camera may take to close
 _BOUNDARY = "fer-frame"
+_UNBUFFERED = {"X-Accel-Buffering": "no"}  # nginx would collect what comes, and send it later
 _POLICY = "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'"
 
 
@@ -105,7 +106,8 @@ class LiveView:
                     head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(moment.jpeg)}\r\n\r\n"
                     yield head.encode() + moment.jpeg + b"\r\n"
 
-        return StreamingResponse(parts(), media_type=f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
+        kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
+        return StreamingResponse(parts(), media_type=kind, headers=_UNBUFFERED)
 
     async def events(self, request: Request) -> Response:
         """GET /live/events: the faces, and whether the camera is on, as server-sent events."""
@@ -115,7 +117,7 @@ class LiveView:
             async for moment in self._watch():
                 yield f"data: {moment.text}\n\n".encode()
 
-        return StreamingResponse(lines(), media_type="text/event-stream")
+        return StreamingResponse(lines(), media_type="text/event-stream", headers=_UNBUFFERED)
 
     def end(self) -> None:
         """End the streams and close the camera: the service stops."""

@@ -27,6 +27,8 @@ from fer_runtime.cli.serve import main
 from fer_runtime.server import ServerSettings, live
 from fer_runtime.server.app import open_recognition
 from fer_runtime.server.live import LiveView
+from fer_runtime.server.metrics import Metrics
+from fer_runtime.server.recognition import Recognition
 
 pytest.importorskip("playwright", reason="needs Playwright: pip install playwright")
 
@@ -146,6 +148,13 @@ def test_a_camera_is_turned_off_after_the_last_viewer_and_at_the_end(monkeypatch
         recognition.close()
     assert failures == []
     assert camera.released == 2
+
+
+@pytest.mark.parametrize("name", ["video", "events"])
+def test_nginx_is_asked_to_pass_on_each_moment_at_once(name: str) -> None:
+    view: Any = LiveView(0, "camera 0", Recognition(ServerSettings(), [], Metrics()))
+    answer = asyncio.run(getattr(view, name)(None))
+    assert answer.headers["X-Accel-Buffering"] == "no"  # nginx's documentation of proxy_buffering
 
 
 @needs_ffmpeg
