@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import glob
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -17,11 +18,15 @@ from fer_runtime.errors import ImageError, InputError
 from fer_runtime.images import IMAGE_SUFFIXES, MAX_FILE_BYTES, kind_not_read, read_bytes
 from fer_runtime.video.kinds import is_video_in_folder
 
-# JPEG, PNG, GIF, BMP, TIFF, JPEG 2000 in a box and bare, Sun raster.
+# JPEG, PNG, GIF, TIFF, JPEG 2000 in a box and bare, Sun raster.
 _SIGNATURES = (
-    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*"),
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
     *(b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"\x59\xa6\x6a\x95"),
 )
+
+# PNM with its width and height, and PAM: a list may begin with a folder "P1 Lisbon".
+_PNM = re.compile(rb"P[1-6]\s(?:[\s\d]*#|\s*\d+\s+\d+\s)|P7\s+(?:#|WIDTH|HEIGHT|DEPTH|MAXVAL|TUPLTYPE)")
+_BMP_BYTES = 18  # the last ones are the size of its header; none of a list has two NUL in a row, or is a folder "BMW"
 
 # A folder's names are sorted in blocks of this many, so that a million files cost no more memory.
 _SORTED_BLOCK = 65_536
@@ -317,7 +322,8 @@ def looks_like_an_image(content: bytes) -> bool:
         content.startswith(_SIGNATURES)
         or (content.startswith(b"RIFF") and content[8:12] == b"WEBP")
         or (content[4:8] == b"ftyp" and b"avif" in content[:64])
-        or (content[:1] == b"P" and b"1" <= content[1:2] <= b"7" and content[2:3].isspace())
+        or (content.startswith(b"BM") and b"\0\0" in content[:_BMP_BYTES])
+        or _PNM.match(content) is not None
     )
 
 

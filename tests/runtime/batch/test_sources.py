@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from fer_runtime.batch.sources import GivenPaths, Inputs, expanded, path_blocks
@@ -88,6 +90,26 @@ def test_patterns_of_a_list_are_literal(tmp_path: Path, given: Callable[..., Giv
     lines = [f"{tmp_path}/*.png", "/**", "[x]/a.png"]
     assert list(Inputs(given("\n".join(lines).encode(), "-"))) == lines
     assert list(Inputs(given(b"", f"{tmp_path}/*.png"))) == [str(tmp_path / "a.png")]
+
+
+@pytest.mark.parametrize("first", ["BMW/1.jpg", "BM.jpg", "P1 Lisbon/2.jpg", "P5 2024.jpg", "P7 x.jpg"])
+@pytest.mark.parametrize("separator", ["\n", "\0"])
+def test_a_list_may_begin_with_letters_that_begin_images(
+    first: str, separator: str, given: Callable[..., GivenPaths]
+) -> None:
+    paths = [first, "holiday/a.jpg", "holiday/b.jpg"]
+    assert list(given("".join(path + separator for path in paths).encode(), "-")) == paths
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".ppm", ".pgm", ".pbm", ".pam"])
+def test_an_image_that_opencv_writes_is_no_list(suffix: str, given: Callable[..., GivenPaths]) -> None:
+    content = cv2.imencode(suffix, np.zeros((480, 640, 1 if suffix in (".pgm", ".pbm") else 3), np.uint8))[1].tobytes()
+    assert list(given(content, "-")) == ["-"]
+
+
+@pytest.mark.parametrize("head", [b"P5\n# GIMP\n8 8\n255\n", b"P2 8 8 255 ", b"P1\n8\n8\n", b"P6 8 #w\n8 255\n"])
+def test_an_image_with_a_text_head_is_no_list(head: bytes, given: Callable[..., GivenPaths]) -> None:
+    assert list(given(head + b"0 1 " * 48, "-")) == ["-"]
 
 
 def test_an_image_without_an_end_is_refused_by_its_size(
