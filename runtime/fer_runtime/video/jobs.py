@@ -67,11 +67,13 @@ def write_video_rows(
         on_result: called after each processed frame.
 
     Raises:
-        ImageError: the source cannot be opened or decoded, or, after all its rows, its copy cannot be written.
+        ImageError: the source cannot be opened or decoded; or, after all its rows, it was lost, or its copy cannot be
+            written.
     """
     options = options or VideoOptions()
     summary, builder = VideoSummary() if summary is None else summary, SegmentBuilder()
     format_name, per_segment = options.format_name, options.is_per_segment
+    lost: ImageError | None = None
     copy = _Copy(annotate, source, every=options.every, anonymize=options.anonymize)
 
     def emit(ended: Sequence[Segment]) -> None:
@@ -110,9 +112,14 @@ def write_video_rows(
                 if per_segment:
                     emit(builder.finish())
                 raise
+        except ImageError as error:
+            lost = error  # what was seen until then is kept
         if per_segment:
             emit(builder.finish(summary.counts.end))
-        copy.finish(summary.counts.end)
+        if lost is None or not isinstance(source, Path):
+            copy.finish(summary.counts.end)
+        if lost is not None:
+            raise lost
     finally:
         copy.close()
     return summary

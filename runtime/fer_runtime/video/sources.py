@@ -273,6 +273,7 @@ class _Newest:
     frame: tuple[int, float, datetime, Any] | None = None  # number, seconds, UTC, pixels
     grabbed: int = 0
     ends: bool = False
+    is_lost: bool = False  # the camera gave no frame
     condition: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -287,6 +288,7 @@ class Camera:
     def __init__(self, number: int) -> None:
         if not 0 <= number <= LAST_CAMERA:
             raise ValueError(f"the number of a camera must be from 0 to {LAST_CAMERA}, not {number}")
+        self._number = number
         self._capture = cv2.VideoCapture(number)
         if not self._capture.isOpened():
             raise ImageError(f"no camera {number}; is it plugged in, and may you read /dev/video{number}?")
@@ -296,11 +298,18 @@ class Camera:
         self._thread.start()
 
     def read(self, *, every: int, start: float, duration: float | None, counts: FrameCounts) -> Iterator[SourceFrame]:
-        """The frames that are asked for."""
+        """The frames that are asked for, until it is closed.
+
+        Raises:
+            ImageError: the camera gives no more frames.
+        """
         taken, newest = 0, self._newest
         while True:
             with newest.condition:
                 newest.condition.wait_for(lambda: newest.frame is not None or newest.ends)
+                if newest.frame is None and newest.is_lost:
+                    more = " more" if taken else ""
+                    raise ImageError(f"camera {self._number} gives no{more} frames; is it still plugged in?")
                 if newest.frame is None:
                     return
                 frame, time, clock, image = newest.frame
@@ -329,7 +338,7 @@ class Camera:
             is_read, image = self._capture.read()
             with newest.condition:
                 if not is_read:
-                    newest.ends = True
+                    newest.ends = newest.is_lost = True
                 else:
                     newest.frame = (
                         newest.grabbed,

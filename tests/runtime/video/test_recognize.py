@@ -39,7 +39,7 @@ from fer_runtime.output.annotate import draw_faces
 from fer_runtime.results import Face
 from fer_runtime.video import recognize
 from fer_runtime.video.annotated import annotated_paths
-from fer_runtime.video.jobs import write_video_rows
+from fer_runtime.video.jobs import VideoOptions, write_video_rows
 from fer_runtime.video.recognize import recognize_video
 from fer_runtime.video.sources import FrameCounts, Gap, SourceFrame
 
@@ -192,8 +192,27 @@ def test_a_cameras_rows_are_read_while_it_is_watched(monkeypatch: pytest.MonkeyP
         with os.fdopen(writing, "w") as pipe:
             monkeypatch.setattr(sys, "stdout", pipe)
             failed = run_on_videos(_options("--camera", "0", "--model", "v0", "--detector", "whole"), [0], "jsonl")
-        assert [json.loads(row)["frame"] for row in reader] == [0]
-    assert (failed, arrived) == (False, [True])
+        first, last = map(json.loads, reader)
+    assert first["frame"] == 0
+    assert last == {"path": "camera 0", "error": "camera 0 gives no more frames; is it still plugged in?"}
+    assert (failed, arrived) == (True, [True])
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_a_camera_that_is_unplugged_leaves_its_rows_and_its_copy(
+    segments: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processed = threading.Semaphore(1)
+    camera = _FakeCamera(lambda number: number < 3 and processed.acquire(timeout=60))
+    open_video = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: camera if source == 0 else open_video(source))
+    rows: list[str] = []
+    (path,) = annotated_paths(tmp_path, [0])
+    with Recognizer("v0", detector="whole") as recognizer, pytest.raises(ImageError, match="camera 0 gives no more"):
+        options = VideoOptions(segments=segments)
+        write_video_rows(recognizer, 0, rows.append, options, annotate=path, on_result=processed.release)
+    assert [json.loads(row)["path"] for row in rows] == ["camera 0"] * (1 if segments else 3)
+    assert open_video(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) >= 1
 
 
 def test_a_films_frames_are_processed_on_all_cpus_and_the_results_are_the_same(
