@@ -300,6 +300,8 @@ class _Source(ABC):
         back = None
         with shared.condition:
             if time is not None:
+                if shared.lost is not None and shared.last is not None and time <= shared.last[0]:
+                    return  # the connection was made again, and the film begins anew
                 shared.condition.wait_for(lambda: shared.frame is None or shared.is_closed)
             else:
                 time = now - self._started

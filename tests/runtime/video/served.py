@@ -14,7 +14,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import monotonic, sleep
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -209,10 +209,19 @@ class _Quiet(SimpleHTTPRequestHandler):
         """Nothing, where the base class writes on stderr."""
 
 
+class _BreaksOnce(_Quiet):
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        """Send half of the first file."""
+        content = source.read()
+        breaks, self.server.has_broken = not hasattr(self.server, "has_broken"), True  # type: ignore[attr-defined]
+        outputfile.write(content[: len(content) // 2] if breaks else content)
+
+
 @contextmanager
-def web_server(folder: Path, certificate: Path | None = None) -> Iterator[str]:
+def web_server(folder: Path, certificate: Path | None = None, *, breaks_once: bool = False) -> Iterator[str]:
     """The address of a server of the files in `folder`; https with a certificate and its key in one file."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
+    handler = _BreaksOnce if breaks_once else _Quiet
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)

@@ -208,8 +208,8 @@ def test_a_camera_that_is_unplugged_leaves_its_rows_and_its_copy(
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: camera if source == 0 else open_video(source))
     rows: list[str] = []
     (path,) = annotated_paths(tmp_path, [0])
+    options = VideoOptions(segments=segments)
     with Recognizer("v0", detector="whole") as recognizer, pytest.raises(ImageError, match="camera 0 gives no more"):
-        options = VideoOptions(segments=segments)
         write_video_rows(recognizer, 0, rows.append, options, annotate=path, on_result=processed.release)
     assert [json.loads(row)["path"] for row in rows] == ["camera 0"] * (1 if segments else 3)
     assert open_video(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) >= 1

@@ -285,6 +285,15 @@ def test_no_frame_of_a_film_on_a_server_is_dropped(tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
+def test_a_film_whose_connection_breaks_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    _ffmpeg(tmp_path / "film.mkv", frames=50)
+    with web_server(tmp_path, breaks_once=True) as address, Stream(f"{address}/film.mkv", reconnect=600) as stream:
+        frames = [item for item in _read(stream) if isinstance(item, SourceFrame)]
+    assert [number_of(frame.image) for frame in frames] == [*range(50)]
+    assert all(before.time < after.time for before, after in pairwise(frames))
+
+
+@needs_ffmpeg
 def test_hls_is_read_and_names_no_file_of_this_machine(tmp_path: Path) -> None:
     _ffmpeg(tmp_path / "film.m3u8", "-f", "hls", "-hls_time", "1", frames=50)
     playlist = (tmp_path / "film.m3u8").read_text()
