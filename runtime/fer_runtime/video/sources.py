@@ -253,9 +253,8 @@ class VideoFile:
             counts.missing = max(0, self._stated_frames - frames - (counts.missing or 0))
 
     def _why_no_frame(self, counts: FrameCounts, start: float, every: int) -> str:
-        if counts.skipped:
-            taken = f" that --every {every} takes" if counts.end > start else ""
-            return f"has no frame from {start:g} s on{taken}: it ends at {counts.end:.1f} s"
+        if reason := no_frame_from(counts, start, every):
+            return reason
         if counts.dropped:
             return f"has {counts.dropped} frames, and OpenCV can convert none of them"
         stated = f" of the {self._stated_frames} that it states" if self._stated_frames else ""
@@ -264,6 +263,14 @@ class VideoFile:
     def close(self) -> None:
         """Release the file."""
         self._capture.release()
+
+
+def no_frame_from(counts: FrameCounts, start: float, every: int) -> str | None:
+    """Why none of the frames was asked for, as the end of a sentence; None if there was no frame."""
+    if not counts.skipped:
+        return None
+    taken = f" that --every {every} takes" if counts.end > start else ""
+    return f"has no frame from {start:g} s on{taken}: it ends at {counts.end:.1f} s"
 
 
 @dataclass(slots=True)

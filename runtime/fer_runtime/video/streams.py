@@ -30,7 +30,7 @@ from fer_runtime.errors import ImageError
 from fer_runtime.extras import needs_extra
 from fer_runtime.images import MAX_PIXELS, Uint8Array
 from fer_runtime.video.addresses import PROTOCOLS, is_stream, stream_name
-from fer_runtime.video.sources import FrameCounts, Gap, SourceFrame
+from fer_runtime.video.sources import FrameCounts, Gap, SourceFrame, no_frame_from
 from fer_runtime.video.timing import FrameTimes
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ _REASONS = {
     "InvalidDataError": "FFmpeg finds no video in what arrives",
     "HTTPServerError": "the server reports an error (HTTP 5xx)",
 }
+_NO_WHOLE_FRAME = "has no frame that can be decoded: damaged, or cut short"
 # FFmpeg's names for still images, which a server would be asked for again and again.
 _STILL_FORMATS = ("image2", "_pipe", "gif")
 _TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
@@ -127,9 +128,9 @@ class _Source(ABC):
         """The frames that are asked for, and the gaps between them. Ends after `duration`, or when it is closed.
 
         Raises:
-            ImageError: there was no connection for as long as it was tried, or there is no video in it.
+            ImageError: there was no connection for as long as it was tried, or it has ended without such a frame.
         """
-        shared, taken = self._shared, 0
+        shared, taken, has_frames = self._shared, 0, False
         end = float("inf") if duration is None else start + duration
         try:
             while True:
@@ -152,6 +153,7 @@ class _Source(ABC):
                     if is_past or time < start or number % every:
                         counts.skipped += 1
                     else:
+                        has_frames = True
                         yield SourceFrame(
                             number=number, time=time, image=_to_bgr(pixels), clock=clock if self.is_live else None
                         )
@@ -161,8 +163,11 @@ class _Source(ABC):
                     if (gap := self._open_gap()) is not None:
                         counts.end = gap.end
                         yield gap
-                    if shared.failure is not None and not (shared.is_closed or is_past):
-                        raise ImageError(shared.failure)
+                    failure = shared.failure
+                    if failure is None and not has_frames:
+                        failure = f"{self.name} {no_frame_from(counts, start, every) or _NO_WHOLE_FRAME}"
+                    if failure is not None and not (shared.is_closed or is_past):
+                        raise ImageError(failure)
                     return
         finally:
             with shared.condition:

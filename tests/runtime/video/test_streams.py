@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice, pairwise
 from pathlib import Path
 from time import monotonic, sleep
@@ -330,6 +331,28 @@ def test_raw_frames_from_a_pipe_arrive_as_they_are(is_live: bool) -> None:
     assert len(frames) + counts.dropped == 8
     if not is_live:
         assert [frame.time for frame in frames] == pytest.approx([number / 4 for number in range(8)], abs=0.001)
+
+
+def test_a_piped_video_without_a_frame_that_was_asked_for_is_an_error() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, bytes(8 * 6 * 10 * 3))
+    os.close(writing)
+    with closing(PipedVideo(reading, input_format="raw:bgr24:10x6@4")) as video:
+        items = video.read(every=1, start=9.0, duration=None, counts=FrameCounts())
+        with pytest.raises(ImageError, match=r"no frame from 9 s on: it ends at 1\.\d s"):
+            list(items)
+    os.close(reading)
+
+
+@needs_ffmpeg
+def test_a_piped_video_that_was_cut_within_its_first_frame_is_an_error(tmp_path: Path) -> None:
+    _ffmpeg(tmp_path / "film.mp4", "-movflags", "faststart", frames=10)
+    content = (tmp_path / "film.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: content.index(b"mdat") + 300])
+    with (tmp_path / "cut.mp4").open("rb") as file, closing(PipedVideo(file.fileno())) as video:
+        items = _read(video, FrameCounts())
+        with pytest.raises(ImageError, match="no frame that can be decoded: damaged, or cut short"):
+            list(items)
 
 
 @pytest.mark.parametrize("pixels", ["bgr24", "gray16le", "yuv420p"])
