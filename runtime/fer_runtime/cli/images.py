@@ -122,7 +122,7 @@ class _Extras(NamedTuple):
 
             labels = recognizer.labels
             truth = partial(_class_folder, labels=labels) if options.random_count else lambda path: None
-            sheet = SheetOfFaces(destinations.contact_sheet, ContactSheet(labels), truth)
+            sheet = SheetOfFaces(destinations.contact_sheet, ContactSheet(labels), truth, options.max_pixels)
         return cls(copies, sheet)
 
     @property

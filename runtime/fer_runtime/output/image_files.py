@@ -14,7 +14,7 @@ import numpy as np
 
 from fer_runtime.errors import NO_MEMORY, ImageError, OutputError
 from fer_runtime.files import check_writable, remove_leftovers, write_atomically
-from fer_runtime.images import Uint8Array, decode_image
+from fer_runtime.images import MAX_PIXELS, Uint8Array, decode_image
 from fer_runtime.output.annotate import draw_faces, encode_image
 from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.output.destinations import COPY_FAILED, COPY_MARK, copy_inside, identities, inside_name, is_within
@@ -153,6 +153,7 @@ class SheetOfFaces:
         path: the page, .jpg or .png.
         sheet: where the faces go.
         truth: the true label of an image by its path, None where it is not known.
+        max_pixels: of the run, for the images that are read again.
 
     Raises:
         OutputError: the page's suffix is of no image that OpenCV writes, or its folder cannot be written.
@@ -161,6 +162,7 @@ class SheetOfFaces:
     path: Path
     sheet: ContactSheet
     truth: Callable[[str], str | None] = lambda path: None
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         # At the end of a long run would be late.
@@ -180,8 +182,8 @@ class SheetOfFaces:
             image = None
             if any(map(self.sheet.has_room, faces)):
                 try:
-                    image = decode_image(read(row["path"]))
-                except ImageError:  # it has gone meanwhile
+                    image = decode_image(read(row["path"]), max_pixels=self.max_pixels)
+                except (ImageError, MemoryError):  # it has gone meanwhile
                     image = None
             for face in faces:
                 self.sheet.add(image, face, true=self.truth(row["path"]))

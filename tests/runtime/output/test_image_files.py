@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fer_runtime.batch.sources import random_images
-from fer_runtime.errors import OutputError
+from fer_runtime.errors import ImageError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.output import image_files
 from fer_runtime.output.annotate import draw_faces, write_image
 from fer_runtime.output.colors import label_colors
 from fer_runtime.output.contact_sheet import ContactSheet
@@ -191,6 +192,23 @@ def test_the_sheet_groups_faces_and_marks_what_is_wrong() -> None:
 
     assert red(only_right) == 0
     assert red(page) > 20
+
+
+def test_a_page_that_continues_reads_images_within_the_pixel_limit_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode_image(content: bytes, *, max_pixels: int) -> np.ndarray:
+        if max_pixels < 200_000_000:  # such an image takes a second
+            raise ImageError("has more pixels than the limit")
+        return np.zeros((60, 40), np.uint8)
+
+    monkeypatch.setattr(image_files, "decode_image", decode_image)
+    row = ImageResult(path="a.png", width=20_000, height=10_000, error=None, faces=(_face((0, 0, 40, 60)),))
+    again = SheetOfFaces(tmp_path / "again.png", ContactSheet(EXPRESSIONS), max_pixels=200_000_000)
+    again.replay([row.to_dict()], lambda path: b"")
+    first = SheetOfFaces(tmp_path / "first.png", ContactSheet(EXPRESSIONS))
+    first.add(np.zeros((60, 40), np.uint8), row)
+    assert np.array_equal(again.sheet.draw(), first.sheet.draw())
 
 
 def test_random_images_are_different_and_repeatable(tmp_path: Path) -> None:
