@@ -8,6 +8,7 @@ pixels, or the words of an error. It ends when its standard input does.
 from __future__ import annotations
 
 import atexit
+import errno
 import io
 import os
 import signal
@@ -39,8 +40,20 @@ _FAULTS = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGPROF", "SIGSY
 _NOT_LIMITED = str(1 << 62)
 
 
+# Why no process can be started at present: too many processes or open files, or no memory.
+_PASSING = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
+
+
 class UnavailableError(Exception):
-    """No such process can be started here."""
+    """No such process can be started here.
+
+    Args:
+        is_passing: the next image may have one.
+    """
+
+    def __init__(self, *, is_passing: bool = False) -> None:
+        super().__init__()
+        self.is_passing = is_passing
 
 
 def decode_apart(content: bytes) -> Uint8Array:
@@ -96,14 +109,14 @@ class _Helper:
                 **options,
             )
         except (OSError, ValueError) as error:
-            raise UnavailableError from error
+            raise UnavailableError(is_passing=getattr(error, "errno", None) in _PASSING) from error
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._to: IO[bytes] = self.process.stdin
         self._from: IO[bytes] = self.process.stdout
         if self._from.read(len(_READY)) != _READY:
-            self.close()
-            raise UnavailableError
+            # Killed from outside, as by a system without memory, it may start the next time.
+            raise UnavailableError(is_passing=not self.why_ended()[1])
 
     def decode(self, content: bytes) -> Uint8Array:
         """Decode one image.
@@ -203,8 +216,8 @@ class _Helpers:
             helper.close()
         try:
             return _Helper()
-        except UnavailableError:
-            self._is_available = False
+        except UnavailableError as error:
+            self._is_available = error.is_passing
             raise
 
     def _give_back(self, helper: _Helper) -> None:

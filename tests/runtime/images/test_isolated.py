@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -147,6 +149,32 @@ def test_without_another_process_images_are_decoded_in_this_one(monkeypatch: pyt
     monkeypatch.setattr(isolated, "_helpers", isolated._Helpers())
     monkeypatch.setattr(sys, "frozen", True, raising=False)  # as PyInstaller sets it
     assert np.array_equal(decode_image(cv2.imencode(".bmp", _IMAGE)[1].tobytes()), _IMAGE)
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        OSError(errno.EAGAIN, "Resource temporarily unavailable"),
+        OSError(errno.EMFILE, "Too many open files"),
+        pytest.param("import os; os.kill(os.getpid(), 9)", marks=_POSIX),  # as a system without memory does
+    ],
+)
+def test_an_image_for_which_no_process_could_be_started_is_the_only_one(
+    failing: OSError | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helpers = isolated._Helpers()
+    monkeypatch.setattr(isolated, "_helpers", helpers)
+    content = cv2.imencode(".bmp", _IMAGE)[1].tobytes()
+    with monkeypatch.context() as moment:
+        if isinstance(failing, str):
+            moment.setattr(isolated, "_SERVE", failing)
+        else:
+            moment.setattr(subprocess, "Popen", Mock(side_effect=failing))
+        assert np.array_equal(decode_image(content), _IMAGE)
+        assert helpers._idle == []
+    assert np.array_equal(decode_image(content), _IMAGE)
+    assert len(helpers._idle) == 1
+    helpers.close()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
