@@ -181,9 +181,8 @@ class LiveView:
         log("camera", result="on")
         while not stop.is_set():
             try:
-                self._look(stop)
-                reason = "the source has ended"
-            except FerError as error:
+                reason = self._look(stop)
+            except (FerError, RequestError) as error:
                 reason = str(error)
             except Exception as error:
                 log_exception(error)
@@ -194,7 +193,14 @@ class LiveView:
         self._publish(stop, None, self._text(False, "the camera is off"))
         log("camera", result="off")
 
-    def _look(self, stop: threading.Event) -> None:
+    def _look(self, stop: threading.Event) -> str:
+        """Look until the source ends, or the model does; the reason for the page.
+
+        Raises:
+            FerError: the source cannot be read.
+            RequestError: there is no model, or it fails its self-test.
+        """
+
         def show(image: Uint8Array, result: FrameResult) -> None:
             self._publish(stop, _picture(image, result), self._text(True, None, result))
 
@@ -211,7 +217,10 @@ class LiveView:
             with closing(recognize_video(recognizer, source, on_frame=show, on_gap=note)) as results:
                 for _ in results:
                     if stop.is_set():
-                        return
+                        break
+                    if self._recognition.models.get().recognizer is not recognizer:
+                        return "another model is served now"
+            return "the source has ended"
         finally:
             if self._open is stream:  # not that of a thread that has begun meanwhile
                 self._open = None

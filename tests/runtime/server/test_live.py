@@ -24,10 +24,12 @@ from tests.runtime.video.served import free_port, needs_ffmpeg
 
 from fer_runtime.batch.sources import sample_images
 from fer_runtime.cli.serve import main
+from fer_runtime.model.find import find_model
 from fer_runtime.server import ServerSettings, live
 from fer_runtime.server.app import open_recognition
 from fer_runtime.server.live import LiveView
 from fer_runtime.server.metrics import Metrics
+from fer_runtime.server.models import open_model
 from fer_runtime.server.recognition import Recognition
 
 pytest.importorskip("playwright", reason="needs Playwright: pip install playwright")
@@ -138,7 +140,7 @@ def test_a_camera_is_turned_off_after_the_last_viewer_and_at_the_end(monkeypatch
             if is_last:
                 view.end()
             await watching.aclose()
-            while not is_last and not camera.released:
+            while not is_last and (not camera.released or view._moment.jpeg is not None):
                 await asyncio.sleep(0.01)
 
     try:
@@ -148,6 +150,36 @@ def test_a_camera_is_turned_off_after_the_last_viewer_and_at_the_end(monkeypatch
         recognition.close()
     assert failures == []
     assert camera.released == 2
+
+
+def test_the_page_says_that_no_model_is_served_and_takes_the_newest(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: _FakeCamera())
+    monkeypatch.setattr(live, "_AGAIN_SECONDS", 0.3)
+    settings = ServerSettings(detector="haar")
+    recognition = Recognition(settings, [], Metrics())
+    view = LiveView(0, "camera 0", recognition)
+    path = find_model("v0")
+
+    async def watch() -> None:
+        watching: Any = view._watch()
+        for reason in ("no model is served yet", "another model is served now"):
+            while json.loads((await anext(watching)).text)["reason"] != reason:
+                pass
+            recognition.models.put(open_model(path, settings))
+            while (await anext(watching)).jpeg is None:
+                pass
+            recognition.models.put(open_model(path, settings))
+        view.end()
+        await watching.aclose()
+
+    try:
+        asyncio.run(asyncio.wait_for(watch(), 30))
+        view.join()
+    finally:
+        recognition.close()
+    assert "exception" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["video", "events"])
