@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
@@ -104,8 +105,8 @@ class Recognizer:
         any_operator: bool = False,
         loaded: LoadedModel | None = None,
     ) -> None:
-        if isinstance(min_confidence, (int, float)) and not 0 <= min_confidence <= 1:
-            raise ValueError(f"min_confidence must be a probability, 0 to 1, not {min_confidence}")
+        if min_confidence not in (None, "auto"):
+            min_confidence = _checked_confidence(min_confidence)
         if threads < 1 or min_face < 1 or max_pixels < 1:
             raise ValueError(
                 f"threads, min_face and max_pixels must be at least 1, not {threads}, {min_face} and {max_pixels}"
@@ -380,6 +381,17 @@ class Recognizer:
                 f"{len(self.labels)} labels; export it again with fer-export"
             )
         return Answers(answer, more[0] if more else None)
+
+
+def _checked_confidence(given: Any) -> float:
+    """A threshold as a number; numpy has numbers of its own.
+
+    Raises:
+        ValueError: it is no probability.
+    """
+    if isinstance(given, Real) and 0 <= float(given) <= 1:  # nor NaN
+        return float(given)
+    raise ValueError(f'min_confidence must be a probability, 0 to 1, "auto" or None, not {given!r}')
 
 
 def _reasons_with(reasons: Sequence[str], low_confidence: bool | None) -> tuple[str, ...]:

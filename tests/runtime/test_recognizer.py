@@ -229,7 +229,10 @@ def test_a_picture_that_opencv_could_not_read_is_called_so(band_model: Path) -> 
 
 @pytest.mark.parametrize(
     "options",
-    [{"min_confidence": 80}, {"min_confidence": -0.1}, {"threads": 0}, {"min_face": 0}, {"min_face": 10**20}],
+    [
+        *({"min_confidence": given} for given in (80, -0.1, np.float32(7), float("nan"), "0.5", "AUTO")),
+        *({"threads": 0}, {"min_face": 0}, {"min_face": 10**20}),
+    ],
     ids=str,
 )
 def test_options_out_of_range_are_a_callers_mistake(band_model: Path, options: dict[str, Any]) -> None:
