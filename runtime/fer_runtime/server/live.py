@@ -172,9 +172,9 @@ class LiveView:
         self._stop.set()
         self._thread = None
         self._timer = None
-        # A stream that waits for frames ends at once; a camera after its next frame.
+        # A stream that waits for frames ends at once; a camera after its next frame. Requests do not wait for either.
         if self._open is not None:
-            self._open.close()
+            threading.Thread(target=self._open.close, name="fer-close", daemon=True).start()
 
     def _run(self, stop: threading.Event) -> None:
         """The thread that looks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,6 +181,24 @@ def test_the_page_says_that_no_model_is_served_and_takes_the_newest(
     finally:
         recognition.close()
     assert "exception" not in capfd.readouterr().err
+
+
+def test_requests_do_not_wait_for_a_stream_that_is_closed() -> None:
+    class Stalled:
+        """A stream whose reading thread waits for a server that does not answer."""
+
+        def close(self) -> None:
+            closes.set()
+            is_over.wait(60)
+
+    closes, is_over = threading.Event(), threading.Event()
+    view = LiveView("rtsp://camera.local/main", "door", Recognition(ServerSettings(), [], Metrics()))
+    view._open = Stalled()
+    started = time.monotonic()
+    view.end()  # in the event loop
+    assert time.monotonic() - started < 30
+    assert closes.wait(60)
+    is_over.set()
 
 
 @pytest.mark.parametrize("name", ["video", "events"])
