@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from fer_runtime.errors import ModelFileError, OutputError
+from fer_runtime.files import check_writable
 from fer_runtime.model.find import Precision, model_path
 from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.onnx_file import read_onnx_file
@@ -27,22 +27,12 @@ def check_places(places: Sequence[Path], sha256: str, source: Path, *, replace: 
         replace: overwrite whatever is there.
 
     Raises:
-        OutputError: the folder is not writable, or holds models of another origin.
+        OutputError: a file cannot be written, or is a model of another origin.
     """
-    for folder in {place.parent for place in places}:
-        _check_writable(folder)
+    for place in places:
+        check_writable(place)
     for place in places if not replace else ():
         _check_replaceable(place, sha256, source)
-
-
-def _check_writable(folder: Path) -> None:
-    """Raises OutputError where it is not."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
 def _check_replaceable(path: Path, sha256: str, source: Path) -> None:

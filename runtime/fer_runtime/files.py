@@ -173,12 +173,20 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: its folder cannot be written, or it is not a regular file.
     """
-    missing = [folder for folder in path.parents if not os.path.lexists(folder)]
-    with suppress(_CheckedError), replaced_atomically(path, cleans=False):
+    with no_empty_folder(path.parent), suppress(_CheckedError), replaced_atomically(path, cleans=False):
         raise _CheckedError
-    for folder in missing:
-        with suppress(OSError):
-            folder.rmdir()
+
+
+@contextmanager
+def no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove the folders that the block has made for `folder`, if it leaves them empty."""
+    missing = [made for made in (folder, *folder.parents) if not os.path.lexists(made)]
+    try:
+        yield
+    finally:
+        for made in missing:
+            with suppress(OSError):
+                made.rmdir()
 
 
 class _CheckedError(Exception):

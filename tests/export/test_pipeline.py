@@ -32,6 +32,7 @@ from fer_export.unfamiliar.head import fit_head
 from fer_export.unfamiliar.images import strange_images
 from fer_runtime.errors import CheckpointError, DataError, ModelFileError, OutputError, ParityError
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.model.find import packaged_models_dir
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.model.parity import run_model
 from fer_runtime.model.self_test import run_self_test
@@ -226,6 +227,20 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     monkeypatch.setattr(pipeline, "export_graph", lambda *given, **options: pytest.fail("exported first"))
     with pytest.raises(OutputError, match="another folder"):
         export_model("narrow", ExportOptions(models_dir=tmp_path / "models"), checkpoint=exported.checkpoint)
+
+
+def test_an_export_that_ends_before_its_gate_leaves_no_folder(tmp_path: Path) -> None:
+    options = ExportOptions(models_dir=tmp_path / "new" / "models", data=tmp_path / "none")
+    with pytest.raises(DataError):
+        export_model("v0", options, checkpoint=packaged_models_dir() / "model_0.pth")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "model_0.onnx").mkdir()
+    with pytest.raises(OutputError, match=r"model_0\.onnx: it is not a regular file"):
+        export_model(
+            "v0",
+            ExportOptions(models_dir=tmp_path, data=tmp_path / "none", replace=True),
+            checkpoint=packaged_models_dir() / "model_0.pth",
+        )
 
 
 def test_an_export_leaves_pytorchs_threads_as_they_were(exported: Exported, tmp_path: Path) -> None:

@@ -339,12 +339,14 @@ def _network_name(options: _NetworkOptions) -> str:
 def _recipe(options: _NetworkOptions, recipe: Recipe, *, drop: tuple[str, ...] | None = None) -> Recipe:
     """`recipe` with the settings of the command line."""
     short = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr, "drop": drop}
+    given = {name: f"--{name.replace('_', '-')}" for name, value in short.items() if value is not None}
     try:
         for text in options.given_settings:
             recipe = recipe.with_setting(text)
             name = text.partition("=")[0]
-            if short.get(name) is not None:
-                raise click.UsageError(f"--{name.replace('_', '-')} and --set {text} are the same setting; give one")
+            if name in given:
+                raise click.UsageError(f"{given[name]} and --set {text} are the same setting; give one")
+            given[name] = f"--set {text}"
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
     return recipe.overridden(**short)

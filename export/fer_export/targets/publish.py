@@ -17,6 +17,7 @@ from fer_export.gate.report import tool_versions
 from fer_export.targets import Converted, Source
 from fer_export.targets.golden_header import golden_header
 from fer_runtime.errors import ModelFileError, OutputError, ParityError
+from fer_runtime.files import no_empty_folder
 from fer_runtime.model.certificate import parse_certificate
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model, is_model_file
 from fer_runtime.model.load import load_model
@@ -107,9 +108,11 @@ def convert_model(
                     f"{target.precisions[precision]} file; give that one, or another --precision"
                 )
             progress(f"{source.path}  to {name} {precision}")
-            reports.append(
-                _convert(source, target, precision, models_dir=models_dir, data=data, budget=budget, replace=replace)
-            )
+            with no_empty_folder(models_dir):
+                report = _convert(
+                    source, target, precision, models_dir=models_dir, data=data, budget=budget, replace=replace
+                )
+            reports.append(report)
     if refused := [report for report in reports if report.failures]:
         raise TargetRefusedError(
             "; ".join(
@@ -268,10 +271,10 @@ def _check_replaceable(path: Path, target: Target, source: Source) -> None:
         found, _ = read_sidecar(path, target)
         if found.metadata.checkpoint_sha256 == source.metadata.checkpoint_sha256:
             return
-        fact = "was made from another checkpoint"
+        fact = f"was made from another checkpoint than {source.path}"
     except ModelFileError:
         fact = "has no readable sidecar"
-    raise OutputError(f"{path} {fact} than {source.path}; add --replace to overwrite it, or give another --models-dir")
+    raise OutputError(f"{path} {fact}; add --replace to overwrite it, or give another --models-dir")
 
 
 def _sha256(path: Path) -> str:

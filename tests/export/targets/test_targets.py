@@ -309,6 +309,16 @@ def test_a_conversion_makes_its_folder(tmp_path: Path) -> None:
     assert (report.path.parent, report.path.is_file()) == (tmp_path / "new" / "models", True)
 
 
+def test_a_conversion_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise ModelFileError("no such operator")
+
+    monkeypatch.setattr("fer_export.targets.ort.convert", refused)
+    with pytest.raises(ModelFileError, match="no such operator"):
+        convert_model(str(MODELS / "model_0.onnx"), targets=("ort",), models_dir=tmp_path / "new" / "models")
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_replaces_a_conversion_of_another_checkpoint(copied: Callable[[str], Path]) -> None:
     path = copied("ort")
     before = path.read_bytes()
@@ -317,6 +327,9 @@ def test_nothing_replaces_a_conversion_of_another_checkpoint(copied: Callable[[s
     with pytest.raises(OutputError, match=r"made from another checkpoint.*--replace"):
         convert_model("v0", targets=["ort"], models_dir=path.parent)
     assert path.read_bytes() == before
+    TARGETS["ort"].sidecar_path(path).unlink()
+    with pytest.raises(OutputError, match=r"model_0\.ort has no readable sidecar; add --replace"):
+        convert_model("v0", targets=["ort"], models_dir=path.parent)
     convert_model("v0", targets=["ort"], models_dir=path.parent, replace=True)
     assert replay_target(path, TARGETS["ort"]).passed
 
