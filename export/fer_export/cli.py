@@ -78,6 +78,8 @@ def _range(context: click.Context, parameter: click.Parameter, value: str | None
         return None
     try:
         black, white = (float(part) for part in value.split(".."))
+        if "..." in value:  # 0 and .1, or 0. and 1, or 0 to 1 with a slip
+            raise ValueError
     except ValueError:
         raise click.BadParameter(f"{value!r} is not BLACK..WHITE, such as -1..1", context, parameter) from None
     return black, white

@@ -269,9 +269,51 @@ _REFUSED: dict[str, tuple[int, int | str, Write, str]] = {
         lambda g: g.n("Gather", "x", g.n("Range", g.c(0, np.int64), g.c(2**40, np.int64), g.c(1, np.int64)), axis=1),
         "too large",
     ),
+    "a huge choice": (
+        13,
+        "N",
+        lambda g: g.n(
+            "Add", "x", g.n("Gather", g.n("Reshape", _many(g), g.i(1, 1 << 22)), _many(g, TensorProto.INT64))
+        ),
+        "Gather .*too large",
+    ),
+    "a huge join": (13, "N", lambda g: g.n("Add", "x", g.n("Concat", *[_many(g)] * 20, axis=0)), "Concat .*too large"),
+    "a power of sizes": (13, "N", lambda g: g.n("Add", "x", g.n("Pow", _sizes(g), g.i(1 << 62))), "Pow .*to a power"),
+    "sizes without end": (13, "N", lambda g: g.n("Add", "x", _squared(g, _sizes(g), 30)), "Mul .*more than 64 bits"),
+    "no input": (13, "N", lambda g: g.n("Identity"), "Identity n0 cannot be read"),
     "a huge padding": (13, "N", lambda g: g.n("Pad", "x", g.i(0, 0, 0, 0, 0, 0, 0, 2**40)), "more than"),
     "faces cut off": (13, "N", lambda g: g.n("Pad", "x", g.i(-1, 0, 0, 0, 0, 0, 0, 0)), "Pad .*cuts off faces"),
 }
+
+
+def _many(g: Graph, kind: int = TensorProto.FLOAT) -> str:
+    """As many zeros as a constant may have: a few bytes in the file."""
+    name: str = g.n("Cast", g.n("Expand", g.c([0.0]), g.i(1 << 22)), to=kind)
+    return name
+
+
+def _sizes(g: Graph) -> str:
+    """(4, 6, 6), out of a shape with the batch in it: Python's integers."""
+    name: str = g.n("Slice", g.n("Shape", "x"), g.i(1), g.i(4))
+    return name
+
+
+def _squared(g: Graph, name: str, times: int) -> str:
+    for _ in range(times):
+        name = g.n("Mul", name, name)
+    return name
+
+
+def test_constants_that_are_computed_take_no_more_than_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph(13, "N")
+    column, row = graph.w(6, 1), graph.w(1, 6)
+    for _ in range(100):
+        output = graph.n("Add", "x", graph.n("Add", column, row))
+    model = graph.model(output)
+    canonical_graph(model, _ROW, outputs=[output], source="file")
+    monkeypatch.setattr("fer_export.canonical.writer.MAX_FOLDED_BYTES", 100 * 6 * 6 * 4 - 1)
+    with pytest.raises(ModelFileError, match=r"Add n198 is one of too many large constants"):
+        canonical_graph(model, _ROW, outputs=[output], source="file")
 
 
 @pytest.mark.parametrize("case", _REFUSED)

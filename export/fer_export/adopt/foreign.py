@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,8 @@ class ForeignFile:
     def __init__(
         self,
         *,
-        content: bytes,
         model: onnx.ModelProto,
+        softmax: str | None,
         faces: FaceInput,
         row: Row,
         input: str,
@@ -36,12 +36,10 @@ class ForeignFile:
         count: int,
     ) -> None:
         self.faces, self.row, self.input, self.logits, self.count = faces, row, input, logits, count
-        self.outputs = [output.name for output in model.graph.output]
-        if logits not in self.outputs:  # behind a softmax: shown, and otherwise left as it is
-            model = _with_output(model, logits)
-            content = model.SerializeToString()
-        self.model = model
-        self.session = open_session(content, source="the file").session
+        self.softmax = softmax  # the output with their softmax, if there is one
+        # Logits behind a softmax are shown. What neither needs is left out: nobody knows how much work it is.
+        self.model = _with_outputs(model, [logits] if softmax is None else [logits, softmax])
+        self.session = open_session(self.model.SerializeToString(), source="the file").session
 
     def prepared(self, faces: Uint8Array) -> Any:
         """Faces as the file takes them, computed in double precision by numpy."""
@@ -103,14 +101,31 @@ def _reference_evaluator(model: onnx.ModelProto) -> Any:
     return ReferenceEvaluator(model, new_ops=[BatchNormalization])
 
 
-def _with_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy with these outputs, and the nodes and constants that they need, as they are in the file."""
     shown = onnx.ModelProto()
     shown.CopyFrom(model)
-    shown.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    graph, needed, kept = shown.graph, set(names), []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept[::-1])
+    stated = {output.name: output for output in model.graph.output}
+    del graph.output[:]
+    graph.output.extend(
+        stated.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+    )
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for values in (graph.initializer, graph.input):  # old files list their constants among the inputs
+        used = [value for value in values if value.name in needed or value.name not in constants]
+        del values[:]
+        values.extend(used)
     return shown
 
 
-def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, source: str) -> None:
+def confirm(foreign: ForeignFile, faces: FaceInput, source: str) -> None:
     """Check that two interpreters agree on the file, before it can be a reference.
 
     Raises:
@@ -125,8 +140,8 @@ def confirm(foreign: ForeignFile, softmax_output: str | None, faces: FaceInput, 
         raise ModelFileError(f"{source} does not run in ONNX Runtime: {reason}") from error
     if expected.shape != (len(made_up), foreign.count) or not np.isfinite(expected).all():
         raise ModelFileError(f"{source} gives scores {expected.shape} for synthetic faces, or some that are not finite")
-    if softmax_output is not None:
-        shares = foreign.run(made_up, softmax_output)
+    if foreign.softmax is not None:
+        shares = foreign.run(made_up, foreign.softmax)
         shares = np.exp(shares) if (shares <= 0).all() else shares  # LogSoftmax
         if not np.abs(shares - softmax(expected)).max() <= _AGREEMENT:
             raise ModelFileError(f"{source}: its softmax runs over something other than the {foreign.count} scores")

@@ -26,7 +26,9 @@ class FaceInput:
 
     def __post_init__(self) -> None:
         numbers = (self.low, self.high, *self.mean, *self.std)
-        if not all(math.isfinite(number) for number in numbers) or self.low == self.high:
+        if strange := [number for number in numbers if not math.isfinite(number)]:
+            raise ValueError(f"range, mean and std need finite numbers, got {strange[0]:g}")
+        if self.low == self.high:
             raise ValueError(f"black and white need two different numbers, got {self.low:g} and {self.high:g}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {min(self.std):g}")

@@ -80,9 +80,15 @@ def adopt_file(
     graph = fold_affine(wrapped_graph(core, faces, row, count))
     check_work(read_onnx(graph.SerializeToString(), source=source), source=source)
     foreign = ForeignFile(
-        content=content, model=model, faces=faces, row=row, input=file_input(file), logits=logits_name, count=count
+        model=model,
+        softmax=output if softmax_name else None,
+        faces=faces,
+        row=row,
+        input=file_input(file),
+        logits=logits_name,
+        count=count,
     )
-    confirm(foreign, output if softmax_name else None, faces, source)
+    confirm(foreign, faces, source)
     notes += [
         f"input {foreign.input} {'x'.join(map(str, row.shape))} {row.layout.upper()}, "
         + ("any batch" if row.batch is None else f"a fixed batch of {row.batch}"),
@@ -188,6 +194,11 @@ def _row_of(value: Any, faces: FaceInput, source: str) -> Row:
         )
     layout, count = fits[0]
     size = faces.size
+    if (numbers := max(len(faces.mean), len(faces.std))) > count:
+        raise ModelFileError(
+            f"{source} takes {printable(value.name, limit=40)} of shape {_shown(value.shape)}, with one channel, and "
+            f"--mean or --std has {numbers} numbers; give one"
+        )
     return Row(
         shape=(count, size, size) if layout == "nchw" else (size, size, count),
         channels=count,
@@ -215,7 +226,7 @@ def _logits_of(file: OnnxFile, output: str, source: str) -> tuple[str, str]:
     name = output
     for _ in file.nodes:
         node = producers.get(name)
-        if node is None:
+        if node is None or not node.inputs:
             break
         if node.op_type in ("Softmax", "LogSoftmax"):
             return node.inputs[0], node.op_type
@@ -235,7 +246,7 @@ def _with_softmax(model: onnx.ModelProto, logits: str) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for node in copy.graph.node:
-        if node.op_type == "LogSoftmax" and node.input[0] == logits:
+        if node.op_type == "LogSoftmax" and node.input[:1] == [logits]:
             node.op_type = "Softmax"
     return copy
 
@@ -271,7 +282,7 @@ def _labels_in(metadata: Mapping[str, str]) -> tuple[str, tuple[str, ...] | None
         if isinstance(values, dict):
             try:
                 values = [values[place] for place in sorted(values, key=int)]
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):  # int() of an infinite number
                 continue
         try:
             return key, check_labels(values)

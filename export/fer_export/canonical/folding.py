@@ -14,6 +14,8 @@ from fer_export.canonical.writer import RefusedError, Writer
 from fer_export.gate.rows import Array
 from fer_runtime.model.structure import MAX_VALUES
 
+_MOST_VALUES = 16 * MAX_VALUES  # of a constant that is joined or picked from others
+
 
 class Batch:
     """The batch size, among the numbers of a shape."""
@@ -54,6 +56,8 @@ def fold(writer: Writer, node: onnx.NodeProto, given: list[Array | None], attrib
         found = values[0]
     elif kind == "Cast":
         found = values[0] if values[0].dtype == object else values[0].astype(_DTYPES[attributes["to"]])
+    elif kind == "Pow" and any(value.dtype == object for value in values):
+        raise RefusedError("raises the sizes of a shape to a power")  # of any length: they are Python's integers
     elif kind in FOLDED and len(values) in (2, 3):
         if math.prod(np.broadcast_shapes(*(value.shape for value in values))) > MAX_VALUES:
             raise RefusedError("makes too large a constant")
@@ -66,8 +70,13 @@ def fold(writer: Writer, node: onnx.NodeProto, given: list[Array | None], attrib
     elif kind == "Concat":
         if any(value.dtype == object for value in values):
             values = [value.astype(object) for value in values]
+        if sum(value.size for value in values) > _MOST_VALUES:
+            raise RefusedError("makes too large a constant")
         found = np.concatenate(values, attributes["axis"])
     elif kind == "Gather":
+        size = values[0].shape[attributes.get("axis", 0)]
+        if values[0].size // max(size, 1) * values[1].size > _MOST_VALUES:
+            raise RefusedError("makes too large a constant")
         found = np.take(values[0], values[1].astype(np.int64), attributes.get("axis", 0))
     elif kind == "Slice":
         places: list[slice] = [slice(None)] * values[0].ndim
@@ -93,8 +102,10 @@ def fold(writer: Writer, node: onnx.NodeProto, given: list[Array | None], attrib
     else:
         raise RefusedError("is computed from constants alone; simplify the model when you export it")
     folded = np.asarray(found)
-    if folded.size > MAX_VALUES * 16:
+    if folded.size > _MOST_VALUES:
         raise RefusedError("makes too large a constant")
+    if folded.dtype == object and any(isinstance(size, int) and abs(size) >= 1 << 63 for size in folded.flat):
+        raise RefusedError("computes a size of more than 64 bits")
     return folded
 
 

@@ -21,6 +21,17 @@ from fer_runtime.errors import ModelFileError
 from fer_runtime.text import printable
 
 OPSET = 18
+# What Python and numpy raise about attributes, shapes and constants that no exporter writes.
+_UNREADABLE = (
+    KeyError,
+    IndexError,
+    ValueError,
+    TypeError,
+    ZeroDivisionError,
+    OverflowError,
+    AttributeError,
+    MemoryError,
+)
 LOWEST_OPSET = 7  # the lowest that ONNX Runtime promises to run
 
 
@@ -58,7 +69,7 @@ def canonical_graph(
             raise ModelFileError(f"{source} cannot be written for any batch: {printable(str(error))}") from error
         except RefusedError as error:
             raise ModelFileError(f"{source}: {name} {error}") from error
-        except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, OverflowError, AttributeError) as error:
+        except _UNREADABLE as error:
             reason = printable(str(error) or type(error).__name__, limit=200)
             raise ModelFileError(f"{source}: {name} cannot be read ({reason})") from error
     return writer.model(outputs, source, max(written_opset, OPSET))

@@ -54,7 +54,7 @@ def write_node(writer: Writer, node: onnx.NodeProto) -> None:
     if all(name in writer.values or not name for name in inputs) and node.op_type != "Shape":
         folded = fold(writer, node, [writer.values.get(name) for name in inputs], attributes)
         if folded is not None:
-            writer.values[node.output[0]] = folded
+            writer.keep(node.output[0], folded)
         return
     if any(writer.uses[name] for name in node.output[1:] if name) and node.op_type != "Split":
         raise RefusedError(f"has {len(node.output)} outputs that are used")

@@ -18,6 +18,8 @@ from fer_runtime.model.structure import MAX_VALUES
 from fer_runtime.text import printable
 
 _IR_VERSION = 10
+# As much as a file may hold (`onnx_file.MAX_FILE_BYTES`): an exporter's graph computes a weight once, if at all.
+MAX_FOLDED_BYTES = 1 << 30
 
 
 class RefusedError(Exception):
@@ -44,6 +46,7 @@ class Writer:
         self.walk = RowWalk({self.input.name: Rows(row)}, None, RULES | MORE_RULES)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, Array] = {}
+        self.folded_bytes = 0  # of the constants that were computed from others
         self.taken = {name for node in graph.node for name in (*node.input, *node.output)} | self.values.keys()
         self.taken.add(self.input.name)
         self.uses = Counter(name for node in graph.node for name in node.input)
@@ -64,6 +67,13 @@ class Writer:
             raise RefusedError(f"computes in {value.dtype}; save the model in float32")
         self.constants[name] = value
         return name
+
+    def keep(self, name: str, value: Array) -> None:
+        """Keep a constant that was computed from others, under its name in the original."""
+        self.folded_bytes += value.nbytes
+        if self.folded_bytes > MAX_FOLDED_BYTES:
+            raise RefusedError("is one of too many large constants")
+        self.values[name] = value
 
     def new_name(self, name: str) -> str:
         """A name for a tensor or constant of ours that the original does not have."""

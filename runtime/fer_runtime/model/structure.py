@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 from fer_runtime.errors import ModelFileError
 from fer_runtime.model.metadata import ModelMetadata
-from fer_runtime.model.onnx_file import OnnxFile
-from fer_runtime.model.shapes import count_macs, infer_shapes
+from fer_runtime.model.onnx_file import Node, OnnxFile
+from fer_runtime.model.shapes import Shapes, count_macs, infer_shapes
 from fer_runtime.text import printable
 
 # Operators of classifiers. Each computes its output from its inputs alone, once, and its output's size is known from
@@ -27,6 +27,9 @@ MAX_NODES = 20_000
 MAX_VALUES = 1 << 22
 # About a second for each face on one core; v1 has 0.3 billion.
 MAX_MACS = 32_000_000_000
+# Values that the operators take for one face, and a pooling's once for each place of its window: a few seconds. v1 has
+# 24 million.
+MAX_STEPS = 1 << 32
 
 
 _ADVICE = "if you trust the file, give --any-operator (Python: any_operator=True)"
@@ -63,7 +66,9 @@ def check_work(file: OnnxFile, *, source: str) -> None:
         ModelFileError: with the operator, and how to run the file all the same.
     """
     shapes = infer_shapes(file)
+    steps = 0
     for node in file.nodes:
+        steps += _steps(node, shapes)
         for name in node.outputs:
             shape = shapes.get(name)
             if shape is None:
@@ -81,10 +86,20 @@ def check_work(file: OnnxFile, *, source: str) -> None:
                 f"{source} states the shape {list(value.shape)} for {value.name!r}, but computes {computed} for one "
                 "face; export the model again with fer-export"
             )
+    if steps > MAX_STEPS:
+        raise ModelFileError(
+            f"{source}: its operators take {steps:,} values for one face, more than {MAX_STEPS:,}; {_ADVICE}"
+        )
     macs = count_macs(file, shapes)
     if macs is None or macs > MAX_MACS:
         taken = "an unknown number of" if macs is None else f"{macs:,}"
         raise ModelFileError(f"{source} takes {taken} multiplications for one face, at most {MAX_MACS:,}; {_ADVICE}")
+
+
+def _steps(node: Node, shapes: Shapes) -> int:
+    sizes = [math.prod(shapes.get(name) or ()) for name in (*node.inputs, *node.outputs)]
+    window = node.attributes.get("kernel_shape") if node.op_type in ("AveragePool", "MaxPool") else None
+    return max(sizes, default=0) * (math.prod(map(abs, window)) if isinstance(window, (list, tuple)) else 1)
 
 
 def check_contract(file: OnnxFile, metadata: ModelMetadata, *, source: str) -> None:

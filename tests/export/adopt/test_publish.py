@@ -77,6 +77,7 @@ def test_a_file_like_ferplus_becomes_a_model_with_a_certificate(tmp_path: Path) 
         (["--input", "gray64"], "--adopt needs --range, or --mean and --std"),
         (["--input", "gray64", "--range", "1"], "is not BLACK..WHITE"),
         (["--input", "gray64", "--range", "1..1"], "two different numbers"),
+        (["--input", "gray64", "--range", "0...1"], "'0...1' is not BLACK..WHITE"),  # 0 to 0.1, or to 1?
         (["--input", "gray64", "--mean", "a"], "is not one number, or three"),
         (["--input", "gray64", "--std", "0"], "std must be positive, got 0"),
         (["--input", "round64", "--range", "0..1"], "is not a colour and size"),

@@ -116,6 +116,13 @@ def test_labels_are_read_from_the_metadata(key: str, text: str, tmp_path: Path) 
     assert any(f"metadata entry {key}" in note for note in adopted.notes)
 
 
+def test_an_infinite_number_of_a_label_is_none(tmp_path: Path) -> None:
+    model = mobilefacenet_like(32)
+    model.metadata_props.add(key="names", value="{1e400: 'a', 2: 'b'}")
+    with pytest.raises(ModelFileError, match="no labels in its metadata"):
+        _adopted(model, tmp_path, FaceInput(color="rgb", size=32))
+
+
 def test_no_code_of_the_metadata_runs(tmp_path: Path) -> None:
     model = mobilefacenet_like(32)
     model.metadata_props.add(key="names", value=f"[open({str(tmp_path / 'ran')!r}, 'w')]")
@@ -317,6 +324,49 @@ def test_another_input_than_the_file_has_is_refused(faces: FaceInput, message: s
 def test_one_channel_is_not_three(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match=r"of shape \(1, 1, 64, 64\), which is not rgb64"):
         _adopted(ferplus_like(), tmp_path, FaceInput(color="rgb", size=64), labels=FERPLUS)
+
+
+def test_three_means_need_three_channels(tmp_path: Path) -> None:
+    three = FaceInput(color="gray", size=64, mean=(0.5, 0.4, 0.6))
+    with pytest.raises(ModelFileError, match=r"with one channel, and --mean or --std has 3 numbers; give one"):
+        _adopted(ferplus_like(), tmp_path, three, labels=FERPLUS)
+    _adopted(mobilefacenet_like(32), tmp_path, FaceInput(color="gray", size=32, std=three.mean), labels=EXPRESSIONS)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_is_named(number: float) -> None:
+    with pytest.raises(ValueError, match=rf"range, mean and std need finite numbers, got {number}"):
+        FaceInput(color="gray", size=64, mean=(number,))
+
+
+def test_an_operator_without_inputs_is_named(tmp_path: Path) -> None:
+    model = ferplus_like()
+    model.graph.node.append(helper.make_node("Softmax", [], ["none"], name="last"))
+    model.graph.output.append(helper.make_tensor_value_info("none", TensorProto.FLOAT, [1, 8]))
+    with pytest.raises(ModelFileError, match="Softmax last is computed from constants alone"):
+        _adopted(model, tmp_path, GRAY, labels=FERPLUS, scores="none")
+
+
+def test_an_output_without_the_scores_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[onnx.ModelProto] = []
+
+    def spy(content: bytes, **options: Any) -> Any:
+        opened.append(onnx.load_model_from_string(content))
+        return open_session(content, **options)
+
+    monkeypatch.setattr("fer_export.adopt.foreign.open_session", spy)
+    model = ferplus_like()
+    scores, nodes = model.graph.output[0].name, list(model.graph.node)
+    more = [helper.make_node("Relu", [scores if not place else f"r{place}"], [f"r{place + 1}"]) for place in range(9)]
+    model.graph.node.extend(more)
+    model.graph.output.append(helper.make_tensor_value_info("r9", TensorProto.FLOAT, [1, 8]))
+    adopted = _adopted(model, tmp_path, GRAY, labels=FERPLUS, scores=scores)
+    assert [list(found.graph.node) for found in opened] == [nodes]
+    face = np.zeros((1, 64, 64), np.uint8)
+    assert np.array_equal(
+        adopted.original.logits(face),
+        _logits(model.SerializeToString(), {"Input3": face[:, None].astype(np.float32)}, scores),
+    )
 
 
 def test_labels_are_counted(tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def _much_work(model: onnx.ModelProto) -> None:
     _append(model, "Conv", ["input", "kernel"], ["worked"], pads=[256, 256, 255, 255])
 
 
+def _many_values(model: onnx.ModelProto) -> None:
+    _constant(model, "values", np.ones((1 << 11, 1 << 11), np.float32))
+    for place in range(1100):
+        _append(model, "Relu", ["values" if not place else f"r{place}"], [f"r{place + 1}"])
+
+
+def _large_window(model: onnx.ModelProto) -> None:
+    _constant(model, "map", np.ones((1, 1, 256, 256), np.float32))
+    _append(model, "MaxPool", ["map"], ["pooled"], kernel_shape=[257, 257], pads=[128] * 4)
+
+
 def _function(model: onnx.ModelProto) -> None:
     model.functions.append(helper.make_function("", "Relu", ["x"], ["y"], [], [helper.make_opsetid("", 18)]))
 
@@ -111,6 +122,8 @@ GRAPHS: dict[str, tuple[Change, str]] = {
     "broadcast": (_broadcast, "Add 'table' gives 16,777,216 values"),
     "padding": (_padding, "Conv 'padded' gives"),
     "work": (_much_work, "multiplications for one face"),
+    "many values": (_many_values, "its operators take 4,6"),
+    "large window": (_large_window, "its operators take 4,3"),
     "function": (_function, "1 functions of its own"),
     "sparse": (_sparse, "1 sparse constants"),
     "second entry": (_second_entry, "two entries 'fer'"),
