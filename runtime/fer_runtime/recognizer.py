@@ -11,15 +11,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from fer_runtime.detectors import MOST_MIN_FACE, Detection
 from fer_runtime.detectors.search import FaceSearch
-from fer_runtime.errors import ImageError, ModelFileError
+from fer_runtime.errors import NO_MEMORY, ImageError, ModelFileError
 from fer_runtime.faces import prepare_face
 from fer_runtime.files import sha256_of
-from fer_runtime.images import MAX_FILE_BYTES, MAX_PIXELS, Uint8Array, check_pixels, decode_image, read_image
+from fer_runtime.images import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    Uint8Array,
+    check_pixels,
+    decode_image,
+    is_no_memory,
+    read_image,
+)
 from fer_runtime.model.batches import fill_batch
 from fer_runtime.model.find import DEFAULT_MODELS_DIR, Precision, find_model
 from fer_runtime.model.load import load_model
@@ -198,6 +207,7 @@ class Recognizer:
 
         Raises:
             ImageError: the image has more than `max_pixels`.
+            MemoryError: there is not enough memory.
             ValueError: it has another shape or dtype.
         """
         return self._search.detect(checked_image(image, self.max_pixels), is_frame=is_frame)
@@ -211,7 +221,12 @@ class Recognizer:
 
     def prepare(self, image: Uint8Array, detection: Detection) -> Uint8Array:
         """A detected face as the model takes it: uint8 (size, size), or (size, size, 3) in RGB."""
-        return prepare_face(image, detection.box, roll=detection.roll, size=self.size, color=self.color)
+        try:
+            return prepare_face(image, detection.box, roll=detection.roll, size=self.size, color=self.color)
+        except cv2.error as error:
+            if is_no_memory(error):
+                raise MemoryError(f"the face {NO_MEMORY}") from error
+            raise
 
     def classify(self, faces: Uint8Array) -> FloatArray:
         """Return the probabilities of face crops, float32 (faces, labels), in the order of `labels`.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import cv2
 
 from fer_runtime.detectors import Detection, Detector, SearchesAgain, create_detector, find_detector
+from fer_runtime.errors import NO_MEMORY
 from fer_runtime.faces import is_face_crop
-
-if TYPE_CHECKING:
-    from fer_runtime.images import Uint8Array
+from fer_runtime.images import Uint8Array, is_no_memory
 
 
 class FaceSearch:
@@ -46,7 +46,18 @@ class FaceSearch:
         Args:
             is_frame: the image is a frame of a video. A frame without a face is not searched again for smaller
                 faces: there are many such frames, and the next one comes soon.
+
+        Raises:
+            MemoryError: there is not enough memory.
         """
+        try:
+            return self._found(image, is_frame=is_frame)
+        except cv2.error as error:
+            if is_no_memory(error):
+                raise MemoryError(f"the image {NO_MEMORY}") from error
+            raise
+
+    def _found(self, image: Uint8Array, *, is_frame: bool) -> tuple[Detection, ...]:
         if self.detector == "auto" and (whole := _whole_crop(*image.shape[:2])) is not None:
             return whole
         detector = self._detector()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fer_runtime.images.decode import Uint8Array
+from fer_runtime.images.decode import Uint8Array, is_no_memory
 from fer_runtime.images.headers import kind_not_read
 from fer_runtime.images.read import (
     IMAGE_SUFFIXES,
@@ -22,6 +22,7 @@ __all__ = [
     "Uint8Array",
     "check_pixels",
     "decode_image",
+    "is_no_memory",
     "kind_not_read",
     "read_bytes",
     "read_image",

@@ -35,7 +35,7 @@ def decode_here(header: Header) -> Uint8Array | None:
     try:
         image: Any = cv2.imdecode(np.frombuffer(header.content, np.uint8), flags)
     except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
+        if is_no_memory(error):
             raise ImageError(NO_MEMORY) from error
         return None
     except MemoryError as error:
@@ -58,6 +58,11 @@ def decode_here(header: Header) -> Uint8Array | None:
         image = np.rot90(image, value) if name == b"irot" else np.flip(image, value)
     decoded: Uint8Array = np.ascontiguousarray(image) if header.transforms else image
     return decoded
+
+
+def is_no_memory(error: cv2.error) -> bool:
+    """Whether OpenCV failed for want of memory, which is no MemoryError there."""
+    return error.code == cv2.Error.StsNoMem
 
 
 def decode_leniently(header: Header) -> Uint8Array:

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fer_runtime.errors import OutputError
+from fer_runtime.errors import NO_MEMORY, OutputError
 from fer_runtime.files import write_atomically
-from fer_runtime.images import Uint8Array
+from fer_runtime.images import Uint8Array, is_no_memory
 from fer_runtime.output.colors import drawn_label, label_colors
 from fer_runtime.results import Face
 
@@ -103,7 +103,9 @@ def encode_image(path: Path, image: Uint8Array) -> bytes:
 def _encoded(suffix: str, image: Uint8Array) -> bytes | None:
     try:
         encoded, content = cv2.imencode(suffix, image)
-    except cv2.error:
+    except cv2.error as error:
+        if is_no_memory(error):
+            raise MemoryError(NO_MEMORY) from error
         return None
     return content.tobytes() if encoded else None
 

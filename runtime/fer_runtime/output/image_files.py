@@ -10,11 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from fer_runtime.errors import NO_MEMORY, ImageError, OutputError
 from fer_runtime.files import check_writable, remove_leftovers, write_atomically
-from fer_runtime.images import MAX_PIXELS, Uint8Array, decode_image
+from fer_runtime.images import MAX_PIXELS, Uint8Array, decode_image, is_no_memory
 from fer_runtime.output.annotate import draw_faces, encode_image
 from fer_runtime.output.contact_sheet import ContactSheet
 from fer_runtime.output.destinations import COPY_FAILED, COPY_MARK, copy_inside, identities, inside_name, is_within
@@ -89,7 +90,9 @@ class AnnotatedCopies:
             if isinstance(cause, OSError):
                 return self._failed(row, cause.strerror or str(cause), cause.errno)
             return self._failed(row, str(error), None)
-        except MemoryError:
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and not is_no_memory(error):
+                raise
             return self._failed(row, f"it {NO_MEMORY}", None)
         return row
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -51,6 +52,22 @@ def test_a_run_over_one_image_starts_no_thread(recognizer: Recognizer, picture: 
     for must_wait in (None, lambda: False):
         (row,) = recognize_files(recognizer, ["face.png"], workers=2, read=read, must_wait=must_wait)
         assert (row.error, len(row.faces)) == (None, 1)
+
+
+@pytest.mark.parametrize("place", ["fer_runtime.detectors.haar.to_gray", "fer_runtime.recognizer.prepare_face"])
+def test_an_image_for_which_opencv_has_no_memory_is_one_row(
+    place: str, recognizer: Recognizer, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_memory = cv2.error("Insufficient memory")
+    no_memory.code = cv2.Error.StsNoMem
+    with monkeypatch.context() as moment:
+        moment.setattr(place, Mock(side_effect=no_memory))
+        large = cv2.imencode(".png", np.zeros((200, 300, 3), np.uint8))[1].tobytes()
+        content = large if "haar" in place else picture
+        (row,) = recognize_files(recognizer, ["a.png"], read=lambda path: content)
+    assert row.error == "needs more memory than there is"
+    (row,) = recognize_files(recognizer, ["a.png"], read=lambda path: content)
+    assert row.error is None
 
 
 @pytest.mark.parametrize("paths", ["pics", b"pics", Path("pics")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -110,6 +111,21 @@ def test_a_face_that_fills_the_picture_has_its_bars_in_a_corner() -> None:
     assert (drawn[20 : side // 4, side // 2 + 20 : side - 20] < 120).mean() > 0.3
     assert (drawn[side // 2, side // 4 : 3 * side // 4] == 255).all()
     assert plain.shape == drawn.shape
+
+
+@pytest.mark.parametrize("place", ["draw_faces", "encode_image"])
+def test_a_copy_for_which_opencv_has_no_memory_is_the_matter_of_one_row(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_memory = cv2.error("Insufficient memory")
+    no_memory.code = cv2.Error.StsNoMem
+    if place == "draw_faces":
+        monkeypatch.setattr(image_files, place, Mock(side_effect=no_memory))
+    else:
+        monkeypatch.setattr(cv2, "imencode", Mock(side_effect=no_memory))
+    row = ImageResult(path="a.png", width=60, height=60, error=None, faces=())
+    written = AnnotatedCopies(tmp_path / "out", ["a.png"]).add(np.zeros((60, 60), np.uint8), row)
+    assert str(written.error).endswith("it needs more memory than there is")
 
 
 def test_a_thin_strip_is_not_enlarged_beyond_memory() -> None:
