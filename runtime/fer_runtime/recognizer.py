@@ -328,6 +328,7 @@ class Recognizer:
             "model_sha256": sha256_of(self._file),
             "detector": self.detector_name,
             "detector_used": self.detector_used,
+            "yunet_sha256": self._search.yunet_sha256(),
             "min_face": self._search.min_face,
             "min_confidence": self.min_confidence,
             "uncertain_by": "reasons" if self._by_reasons else "confidence",

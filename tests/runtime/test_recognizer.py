@@ -240,6 +240,17 @@ def test_options_out_of_range_are_a_callers_mistake(band_model: Path, options: d
         Recognizer(band_model, **options)
 
 
+def test_another_file_of_yunet_is_another_setting(band_model: Path, tmp_path: Path) -> None:
+    recognizer = Recognizer(band_model)
+    recognizer._search.detector_used = "yunet"  # as where its file is in the cache folder
+    settings = []
+    for content in (b"one", b"two", b"one"):
+        recognizer._search.yunet = tmp_path / "yunet.onnx"
+        recognizer._search.yunet.write_bytes(content)
+        settings.append(recognizer.settings())
+    assert settings[0] == settings[2] != settings[1]
+
+
 def test_threads_share_a_recognizer(band_model: Path) -> None:
     faces = [band_face(index % 7) for index in range(200)]
     with Recognizer(band_model) as recognizer, ThreadPoolExecutor(4) as pool:

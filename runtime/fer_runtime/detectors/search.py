@@ -11,6 +11,7 @@ import cv2
 from fer_runtime.detectors import Detection, Detector, SearchesAgain, create_detector, find_detector
 from fer_runtime.errors import NO_MEMORY
 from fer_runtime.faces import is_face_crop
+from fer_runtime.files import sha256_of
 from fer_runtime.images import Uint8Array, is_no_memory
 
 
@@ -39,6 +40,14 @@ class FaceSearch:
         # Fails here for an unknown name or a file that is no YuNet, not in the middle of a folder.
         if detector != "auto" or yunet is not None:
             self._detector()
+
+    def yunet_sha256(self) -> str | None:
+        """The hash of YuNet's file, hexadecimal; None where it is not used."""
+        if self.detector_used != "yunet":
+            return None
+        from fer_runtime.detectors.yunet_file import cached_yunet
+
+        return sha256_of(self.yunet or cached_yunet())
 
     def detect(self, image: Uint8Array, *, is_frame: bool = False) -> tuple[Detection, ...]:
         """The faces of `image`, uint8 (height, width, 3) in BGR or (height, width), from left to right.
