@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from fer_runtime.batch.sources import Inputs
+from fer_runtime.batch.sources import Inputs, LeftOut
 
 _Identity = tuple[int, int, int, bool]  # inode, bytes, time of the last change, whether it can be read
 _SETTLED_SECONDS = 2.0  # without a change; of files that are there at the start
@@ -40,13 +40,15 @@ class FolderWatch:
         self._waiting: dict[str, _Identity] = {}  # of those that were still growing
         self._is_first = True
         self.unreadable: list[str] = []  # folders that could not be read in the last look
+        self.left_out = LeftOut()  # what that look found and does not read
 
     def new_files(self) -> list[str]:
         """Return the files that became complete since the last call, oldest first."""
         taken, waiting, new = dict[str, _Identity](), dict[str, _Identity](), list[tuple[int, str]]()
         unreadable = []
         now = time.time()
-        for path in Inputs((self._folder,), self._recursive):
+        left_out = LeftOut()
+        for path in Inputs((self._folder,), self._recursive, left_out):
             try:
                 status = os.stat(path)
             except OSError:
@@ -68,7 +70,8 @@ class FolderWatch:
         for folder in unreadable:
             inside = os.path.join(folder, "")
             taken |= {path: identity for path, identity in self._taken.items() if path.startswith(inside)}
-        self._taken, self._waiting, self._is_first, self.unreadable = taken, waiting, False, unreadable
+        self._taken, self._waiting, self._is_first = taken, waiting, False
+        self.unreadable, self.left_out = unreadable, left_out
         return [path for _, path in sorted(new)]
 
     def _has_row(self, path: str, status: os.stat_result) -> bool:

@@ -14,7 +14,6 @@ import click
 
 from fer_runtime.batch.jobs import BlockEnds, JobSummary, recognize_files
 from fer_runtime.batch.resume import Finished, check_settings, finished_paths, finished_rows
-from fer_runtime.batch.sources import LeftOut
 from fer_runtime.batch.watch import FolderWatch
 from fer_runtime.cli.options import WatchRun
 from fer_runtime.cli.progress import say_summary
@@ -70,7 +69,7 @@ def run_on_watched(options: WatchRun, format_name: str) -> bool:
             # The only end that a watch has.
             say_summary(
                 summary,
-                left_out=LeftOut(),
+                left_out=watch.left_out,
                 seconds=perf_counter() - started,
                 detector=recognizer.detector_used,
                 quiet=options.quiet,

@@ -72,6 +72,7 @@ def test_files_become_rows_when_they_are_whole_and_a_new_run_continues(model: Pa
         _, errors = run.communicate(timeout=30)
     assert run.returncode == 143
     assert "3 images, 3 faces" in errors
+    assert "not read: 1 .txt" in errors
     before = output.read_bytes()
     output.write_bytes(before + b'{"path": "torn')  # a kill in the middle of a row
     (inbox / "d.png").write_bytes(_png(0))
