@@ -23,13 +23,14 @@ from fer_export.gate.timing import measure_in_turns
 from fer_export.graph import DEFAULT_OPSET, export_graph
 from fer_export.options import DEFAULT_OPTIONS, ExportOptions
 from fer_export.places import check_places, output_path
-from fer_runtime.errors import DataError, ModelFileError, first_line
+from fer_runtime.errors import DataError, FerError, ModelFileError, first_line
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import Precision, checkpoint_path, parity_path
 from fer_runtime.model.session import open_session, runtime_version
 from fer_train.checkpoints import Checkpoint, in_label_order, load_checkpoint
 from fer_train.data.dataset import load_splits, load_validation, seed_of_training
 from fer_train.data.folders import LabelledFaces
+from fer_train.networks.architectures import find_architecture
 
 _LATENCY_BATCH, _THROUGHPUT_BATCH = 1, 64
 
@@ -237,7 +238,14 @@ def _exported(trained: Checkpoint, calibration: Calibration, opset: int) -> onnx
     advice = f"choose another opset: --opset {DEFAULT_OPSET}"
     try:
         model = export_graph(trained, temperature=calibration.temperature, opset=opset)
+    except FerError:
+        raise
     except Exception as error:  # the exporter's exceptions share no base class
+        if opset == DEFAULT_OPSET and find_architecture(trained.name).is_foreign:
+            raise ModelFileError(
+                f"PyTorch cannot export {trained.name} ({first_line(error.__cause__ or error)}); its forward may not "
+                "decide by values of the faces, and torch.export.export shows where it does"
+            ) from error
         if opset == DEFAULT_OPSET:
             raise
         raise ModelFileError(f"PyTorch cannot export at opset {opset} ({first_line(error)}); {advice}") from error

@@ -39,6 +39,7 @@ from fer_runtime.model.self_test import run_self_test
 from fer_runtime.model.session import open_session
 from fer_train.checkpoints import Checkpoint, save_checkpoint
 from fer_train.data.folders import load_faces
+from fer_train.networks.registry import create_network
 
 pytestmark = pytest.mark.usefixtures("exports_once")
 
@@ -241,6 +242,25 @@ def test_an_export_that_ends_before_its_gate_leaves_no_folder(tmp_path: Path) ->
             ExportOptions(models_dir=tmp_path, data=tmp_path / "none", replace=True),
             checkpoint=packaged_models_dir() / "model_0.pth",
         )
+
+
+def test_a_network_of_ones_own_that_pytorch_cannot_export_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deciding(torch.nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.last = torch.nn.Linear(48 * 48, classes)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = self.last(images[:, 0].flatten(1))
+            return answer if images.sum().item() > 0 else -answer
+
+    monkeypatch.setattr("fer_train.networks.foreign.load_function", lambda _: Deciding)
+    network = create_network("own:deciding")
+    save_checkpoint(tmp_path / "mine.pth", Checkpoint(name="own:deciding", state_dict=network.state_dict()))
+    with pytest.raises(ModelFileError, match=r"PyTorch cannot export own:deciding \(.*data-dependent"):
+        export_model("own:deciding", ExportOptions(models_dir=tmp_path), own_name="mine")
 
 
 def test_an_export_leaves_pytorchs_threads_as_they_were(exported: Exported, tmp_path: Path) -> None:

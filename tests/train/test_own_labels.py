@@ -22,6 +22,7 @@ from fer_train.data.folders import load_class_folders
 from fer_train.networks.registry import NetworkShape, create_network, last_layer, predict_logits
 from fer_train.pipeline import ImageOptions, train_model
 from fer_train.recipes import FIRST, RECIPES
+from fer_train.starting_weights import start_from
 
 TWO, EIGHT = ("bored", "müde, sehr"), (*EXPRESSIONS, "contempt")
 QUICK = FIRST.overridden(epochs=1, batch_size=8, augmentation="light", drop=())
@@ -242,7 +243,10 @@ def test_a_network_of_ones_own_is_trained_by_its_name(tmp_path: Path, monkeypatc
         "    return network\n"
         "def wrong(classes):\n"
         "    return nn.Flatten()\n"
+        "def wide(classes, width):\n"
+        "    return nn.Flatten()\n"
     )
+    (tmp_path / "my_slip.py").write_text("from torch import nn\nnn.Convolution\n")
     monkeypatch.chdir(tmp_path)
     data = write_own_images(tmp_path / "data", TWO, 8)
     options = f"--name mine --model my_networks:tiny --data {data} --epochs 1 --size 64 --device cpu --no-plots"
@@ -263,12 +267,44 @@ def test_a_network_of_ones_own_is_trained_by_its_name(tmp_path: Path, monkeypatc
         ("my_networks:wrong", "not logits of shape"),
         ("my_networks:none", "has no none"),
         ("none:at", "cannot be imported"),
+        (".my_networks:tiny", "cannot be imported (a name cannot begin with a point)"),
+        ("my_slip:tiny", "cannot be imported (AttributeError: module 'torch.nn' has no attribute 'Convolution')"),
+        ("my_networks:wide", "cannot be called with classes (missing a required argument: 'width')"),
     ):
         refused = CliRunner().invoke(main, ["--name", "b", "--model", model, "--data", str(data), "--device", "cpu"])
         assert refused.exit_code == 1
         assert told in refused.output
     unnamed = CliRunner().invoke(main, ["--model", "my_networks:tiny", "--data", str(data)])
     assert "name yours: --name mine" in unnamed.output
+
+
+class _Turned(nn.Module):
+    """Its last weights have the labels as columns."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 2, 24, 24)
+        self.last = nn.Parameter(torch.randn(8, classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.first(images).flatten(1) @ self.last  # type: ignore[no-any-return]
+
+
+def test_labels_that_are_columns_are_not_exchanged_as_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fer_train.networks.foreign.load_function", lambda _: _Turned)
+    labels = tuple("abcdefgh")  # as many as the features: a wrong exchange would fit
+    shape = NetworkShape(classes=8)
+    start = create_network("own:turned", shape)
+    checkpoint = Checkpoint(name="own:turned", state_dict=start.state_dict(), expressions=labels)
+    with pytest.raises(CheckpointError, match=r"cannot be put in the order h, g.* have no row for each"):
+        in_label_order(checkpoint, labels[::-1])
+    save_checkpoint(tmp_path / "start.pth", checkpoint)
+    for classes, is_kept in ((labels, True), ((*labels[:-1], "i"), False)):
+        network = create_network("own:turned", shape)
+        fresh = network.state_dict()["last"].clone()
+        start_from(network, "own:turned", str(tmp_path / "start.pth"), classes, shape)
+        assert torch.equal(network.state_dict()["last"], start.state_dict()["last"] if is_kept else fresh)
+        assert torch.equal(network.state_dict()["first.weight"], start.state_dict()["first.weight"])
 
 
 def test_every_recipe_has_a_name_that_the_command_takes() -> None:

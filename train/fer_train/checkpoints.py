@@ -8,6 +8,7 @@ import json
 import math
 import os
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from fer_runtime.text import counted, printable
 from fer_runtime.untrusted_json import parse_json
 from fer_train.checkpoint_files import FLOATS, INTEGERS, CheckpointFile, UnreadableError, open_checkpoint
 from fer_train.networks.architectures import ARCHITECTURES, may_be_named_by_file
-from fer_train.networks.registry import NetworkShape, create_network, last_layer, state_shapes
+from fer_train.networks.registry import NetworkShape, create_network, has_label_rows, last_layer, state_shapes
 from fer_train.pickle_reader import ForeignClassError, StoredModule, StoredTensor
 
 FORMAT = "fer-edge checkpoint"
@@ -270,6 +271,11 @@ def in_label_order(checkpoint: Checkpoint, expressions: Sequence[str]) -> Checkp
         raise CheckpointError(
             f"a checkpoint of {checkpoint.name} has other labels than {', '.join(expressions)}: {difference}"
         )
+    if not has_label_rows(checkpoint.name, checkpoint.shape):
+        raise CheckpointError(
+            f"the labels of {checkpoint.name} cannot be put in the order {', '.join(expressions)}: it has weights that "
+            "change with the number of labels and have no row for each; train it with the labels in that order"
+        )
     order = [checkpoint.expressions.index(expression) for expression in expressions]
     state = dict(checkpoint.state_dict)
     for key in last_layer(checkpoint.name, checkpoint.shape):
@@ -477,17 +483,28 @@ def _candidates(group: _Group, name: str, shape: NetworkShape) -> list[tuple[str
     wanted = state_shapes(name, shape)
     found = []
     for tensors in (group.tensors, _unwrapped(group.tensors)):
-        for prefix in _prefixes(tensors, wanted):
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for prefix, own in _behind_prefixes(tensors, wanted):
             if not _differences(own, wanted):
                 found.append((_said_place(group.place, prefix), own))
     return found
 
 
-def _prefixes(tensors: Mapping[str, StoredTensor], wanted: Mapping[str, object]) -> list[str]:
-    """What stands before the network's first weight wherever it occurs: "", "model.", "student.net."."""
+def _behind_prefixes(
+    tensors: Mapping[str, StoredTensor], wanted: Mapping[str, object]
+) -> Iterator[tuple[str, dict[str, StoredTensor]]]:
+    """What stands before the network's first weight wherever it occurs ("", "model.", "student.net."), and all tensors
+    behind it.
+    """
     first = next(iter(wanted))
-    return [key.removesuffix(first) for key in tensors if key == first or key.endswith(f".{first}")]
+    keys = sorted(
+        tensors
+    )  # those of one prefix are neighbours: a file may have the first weight in thousands of places
+    for key in tensors:
+        if key == first or key.endswith(f".{first}"):
+            prefix = key.removesuffix(first)
+            start = bisect_left(keys, prefix)
+            end = bisect_left(keys, f"{prefix}\U0010ffff", start)
+            yield prefix, {name.removeprefix(prefix): tensors[name] for name in keys[start:end]}
 
 
 def _unwrapped(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -531,8 +548,7 @@ def _other_network(groups: Sequence[_Group], path: Path, name: str, shape: Netwo
     best: tuple[int, dict[str, StoredTensor]] = (-1, {})
     for group in groups:
         tensors = _unwrapped(group.tensors)
-        for prefix in _prefixes(tensors, wanted) or [""]:
-            own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        for _, own in (*_behind_prefixes(tensors, wanted), ("", dict(tensors))):
             best = max(best, (len(own.keys() & wanted.keys()), own), key=lambda candidate: candidate[0])
     differences = _differences(best[1], wanted)
     others = [

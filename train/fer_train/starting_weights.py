@@ -12,7 +12,7 @@ from fer_runtime.errors import CheckpointError
 from fer_train.checkpoints import Checkpoint, load_start
 from fer_train.networks.architectures import find_architecture, is_timm
 from fer_train.networks.pretrained import PACKAGED, imagenet_weights, packaged_weights
-from fer_train.networks.registry import NetworkShape, last_layer
+from fer_train.networks.registry import NetworkShape, has_label_rows, last_layer
 
 # How the names of the layers behind the features begin, in every network of ours.
 _LAST_LAYERS = ("fc.", "fc_layer.4.")
@@ -49,7 +49,13 @@ def start_from(network: nn.Module, name: str, weights: str, classes: Sequence[st
     last = last_layer(name, shape)
     known = [label for label in classes if label in labels]
     fresh: set[str] = set()  # of the layers behind the features
-    if known and all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in last):
+    if labels == tuple(classes) and all(key in state and state[key].shape == own[key].shape for key in last):
+        pass  # it fits as it is
+    elif (
+        known
+        and has_label_rows(name, shape)
+        and all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in last)
+    ):
         for key in last:
             rows = own[key].clone()
             rows[[classes.index(label) for label in known]] = state[key][[labels.index(label) for label in known]]

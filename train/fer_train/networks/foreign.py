@@ -26,14 +26,22 @@ def load_function(target: str) -> Callable[..., Any]:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        function = getattr(import_module(module), attribute)
+        if module.startswith("."):
+            raise ImportError("a name cannot begin with a point")
+        imported = import_module(module)
     except ImportError as error:
         raise CheckpointError(
             f"the network {target} cannot be imported ({error}); give --model package.module:function, with the module "
             "installed or in the working folder"
         ) from error
-    except AttributeError as error:
-        raise CheckpointError(f"{module} has no {attribute}; give --model {module}:FUNCTION") from error
+    except Exception as error:  # whatever the module does while it is imported
+        raise CheckpointError(
+            f"the network {target} cannot be imported ({type(error).__name__}: {first_line(error)}); see where: "
+            f"python -c 'import {module}'"
+        ) from error
+    function = getattr(imported, attribute, None)
+    if function is None:
+        raise CheckpointError(f"{module} has no {attribute}; give --model {module}:FUNCTION")
     if not callable(function):
         raise CheckpointError(f"{target} is not a function; give one that returns a torch.nn.Module")
     build: Callable[..., Any] = function

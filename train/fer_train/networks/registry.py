@@ -62,7 +62,15 @@ def _call(build: Any, wanted: dict[str, Any], name: str) -> Any:
         raise CheckpointError(
             f"the function of {name} takes no argument `classes`, so it cannot make a network for these classes; add it"
         )
-    return build(**{key: value for key, value in wanted.items() if takes_all or key in taken})
+    given = {key: value for key, value in wanted.items() if takes_all or key in taken}
+    try:
+        inspect.signature(build).bind(**given)
+    except TypeError as error:
+        raise CheckpointError(
+            f"the function of {name} cannot be called with {', '.join(given) or 'nothing'} ({error}); give its other "
+            "arguments a default"
+        ) from error
+    return build(**given)
 
 
 @cache
@@ -80,6 +88,16 @@ def last_layer(name: str, shape: NetworkShape = FER2013) -> tuple[str, ...]:
     """Names of the weights and biases with a row for each class: those that change with the number of classes."""
     other = state_shapes(name, NetworkShape(classes=shape.classes + 1, size=shape.size, color=shape.color))
     return tuple(key for key, sizes in state_shapes(name, shape).items() if other.get(key) != sizes)
+
+
+def has_label_rows(name: str, shape: NetworkShape = FER2013) -> bool:
+    """Whether each tensor of the last layer has its classes in its first dimension, as those of PyTorch's layers."""
+    more = state_shapes(name, NetworkShape(classes=shape.classes + 1, size=shape.size, color=shape.color))
+    rows = {key: state_shapes(name, shape)[key] for key in last_layer(name, shape)}
+    return all(
+        sizes[:1] == (shape.classes,) and more.get(key) == (shape.classes + 1, *sizes[1:])
+        for key, sizes in rows.items()
+    )
 
 
 def to_network_input(faces: Tensor, *, mean: float = 0.0, std: float = 1.0) -> Tensor:
