@@ -209,7 +209,7 @@ class LiveView:
 
         recognizer = self._recognition.models.get().recognizer
         self._publish(stop, None, self._text(False, "the camera is being opened"))
-        source, stream = self._open_source()
+        source, stream = self._open_source(stop)
         self._open = stream
         try:
             if stop.is_set() and stream is not None:  # turned off before there was anything to close
@@ -225,13 +225,19 @@ class LiveView:
             if self._open is stream:  # not that of a thread that has begun meanwhile
                 self._open = None
 
-    def _open_source(self) -> tuple[Any, Any]:
+    def _open_source(self, stop: threading.Event) -> tuple[Any, Any]:
         """What `recognize_video` takes, and the stream among them; a camera has none."""
         if isinstance(self._source, int):
             return self._source, None
         from fer_runtime.video.streams import Stream
 
-        stream = Stream(self._source, name=self._name, reconnect=float("inf"))
+        def tell(message: str) -> None:
+            # Not that the connection is back: the frames say so.
+            if self._open is None or self._open.is_lost:
+                reason = message.removeprefix(f"{self._name}: ")
+                self._publish(stop, None, self._text(False, reason))
+
+        stream = Stream(self._source, name=self._name, reconnect=float("inf"), on_message=tell)
         return stream, stream
 
     def _publish(self, stop: threading.Event, jpeg: bytes | None, text: str) -> None:

@@ -118,6 +118,11 @@ class _Source(ABC):
 
     _hint = ""  # what else to do where there is no video
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether there is no connection at present."""
+        return self._shared.lost is not None
+
     @abstractmethod
     def _open(self) -> InputContainer:
         """A new connection."""

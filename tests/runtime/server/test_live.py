@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from tests.processes import started
 from tests.runtime.server.serving import Service, serving
 from tests.runtime.video.films import write_film
-from tests.runtime.video.served import free_port, needs_ffmpeg
+from tests.runtime.video.served import Served, free_port, mjpeg_arguments, needs_ffmpeg
 
 from fer_runtime.batch.sources import sample_images
 from fer_runtime.cli.serve import main
@@ -181,6 +181,39 @@ def test_the_page_says_that_no_model_is_served_and_takes_the_newest(
     finally:
         recognition.close()
     assert "exception" not in capfd.readouterr().err
+
+
+@needs_ffmpeg
+def test_the_page_says_that_the_stream_is_lost_until_it_is_back() -> None:
+    pytest.importorskip("av", reason="PyAV is missing: pip install 'fer-edge[stream]'")
+    port = free_port()
+    recognition = open_recognition(ServerSettings(models=("v0",), detector="whole"))
+    view = LiveView(f"http://admin:{_SECRET}@127.0.0.1:{port}/", "door", recognition)
+    camera = Served(*mjpeg_arguments(port))
+    reasons: list[str] = []
+
+    async def watch() -> None:
+        watching: Any = view._watch()
+        for _ in range(2):  # it is off, on, off, and on again
+            while "connecting again" not in str(json.loads((moment := await anext(watching)).text)["reason"]):
+                pass
+            assert moment.jpeg is None
+            reasons.append(json.loads(moment.text)["reason"])
+            camera.start()
+            while (await anext(watching)).jpeg is None:
+                pass
+            camera.kill()
+        view.end()
+        await watching.aclose()
+
+    try:
+        asyncio.run(asyncio.wait_for(watch(), 60))
+        view.join()
+    finally:
+        camera.kill()
+        recognition.close()
+    assert reasons[0].startswith("Connection refused")
+    assert _SECRET not in str(reasons)
 
 
 def test_requests_do_not_wait_for_a_stream_that_is_closed() -> None:
