@@ -20,7 +20,8 @@ from fer_export.options import DEFAULT_OPTIONS, ExportOptions
 from fer_export.places import metadata_of
 from fer_export.unfamiliar.graph import add_output
 from fer_export.unfamiliar.head import FEWEST_FACES, LEAST_AUROC, Head, OperatingPoint, fit_head, idle_units
-from fer_runtime.errors import DataError
+from fer_runtime.errors import DataError, ModelFileError
+from fer_runtime.model.certificate import LOOSEST, parse_certificate
 from fer_runtime.model.find import PRECISIONS, Precision, model_path
 from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.parity import FloatArray, Uint8Array
@@ -110,7 +111,8 @@ def prepare_subject(
     if temperature is not None:
         calibration = dataclasses.replace(NOT_CALIBRATED, temperature=temperature)
     else:
-        calibration = _calibration(labelled_logits, truth, labels_from, sha256, options.models_dir, file_name)
+        calibration = _calibration(labelled_logits, truth, labels_from)
+        calibration = calibration or kept_calibration(original, sha256, options.models_dir, file_name)
     progress(f"exporting at opset {opset}")
     fp32 = make_graph(calibration)
     head = None
@@ -192,16 +194,20 @@ def _labels(
     return majority, shares, f"votes {Path(votes).name}: shares of the raters, their strict majority for the accuracy"
 
 
-def _calibration(
-    logits: FloatArray, truth: FloatArray, labels_from: str, sha256: str, models_dir: Path, name: str
-) -> Calibration:
-    """Fitted on labelled faces; without them, that of a published file of the same weights, or none."""
+def _calibration(logits: FloatArray, truth: FloatArray, labels_from: str) -> Calibration | None:
+    """Fitted on labelled faces; None without them."""
     rated = truth.any(1)
-    if rated.any():
-        return calibrate(logits[rated], truth[rated], labels_from=labels_from)
+    return calibrate(logits[rated], truth[rated], labels_from=labels_from) if rated.any() else None
+
+
+def kept_calibration(original: Original, sha256: str, models_dir: Path, name: str) -> Calibration:
+    """That of a published file of the same weights, or none."""
     for precision in PRECISIONS:
-        metadata = metadata_of(model_path(models_dir, name, precision))
+        path = model_path(models_dir, name, precision)
+        metadata = metadata_of(path)
         if metadata is None or metadata.checkpoint_sha256 != sha256 or not metadata.calibration.get("faces"):
+            continue
+        if not _computes_what_was_certified(original, metadata, path):
             continue
         known = {
             field.name: metadata.calibration[field.name]
@@ -212,3 +218,17 @@ def _calibration(
             known["precision_interval"] = tuple(interval)
         return Calibration(temperature=metadata.temperature, uncertain_below=metadata.uncertain_below, **known)
     return NOT_CALIBRATED
+
+
+def _computes_what_was_certified(original: Original, metadata: ModelMetadata, path: Path) -> bool:
+    """Whether the original answers the golden faces of a file of the same weights as it did then: the order of the
+    labels and the pixels' range may be other ones now.
+    """
+    try:
+        certificate = parse_certificate(metadata, source=str(path))
+    except ModelFileError:
+        return False
+    if certificate.labels != original.labels or certificate.faces.shape[1:] != original.face_shape:
+        return False
+    difference = np.abs(original.logits(certificate.faces) - certificate.network_logits)
+    return bool((difference <= LOOSEST["fp32"].logits * (1 + np.abs(certificate.network_logits))).all())

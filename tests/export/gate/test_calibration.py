@@ -16,8 +16,13 @@ from fer_export.gate.calibration import (
     fit_temperature,
     reject_threshold,
 )
+from fer_export.gate.original import Original
+from fer_export.gate.subject import kept_calibration
+from fer_export.places import metadata_of
 from fer_runtime.metrics import expected_calibration_error
-from fer_runtime.model.parity import softmax
+from fer_runtime.model.certificate import parse_certificate
+from fer_runtime.model.find import packaged_models_dir
+from fer_runtime.model.parity import FloatArray, softmax
 
 
 def _labelled(temperature: float, faces: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
@@ -129,3 +134,20 @@ def test_equal_files_differ_by_nothing_and_many_faces_by_less_than_two_points() 
     assert int8.answers is not None
     assert added_by_chance(fp32.answers, fp32.answers) == 0
     assert added_by_chance(int8.answers, fp32.answers) < 0.01
+
+
+def test_a_calibration_is_kept_only_by_what_computes_the_same() -> None:
+    """The same weights with another order of labels or range of pixels have other answers."""
+    path = packaged_models_dir() / "model_0.onnx"
+    metadata = metadata_of(path)
+    assert metadata is not None
+    certificate = parse_certificate(metadata, source=str(path))
+
+    def kept(logits: FloatArray, *, sha256: str = metadata.checkpoint_sha256) -> int:
+        original = Original(name="v0", labels=metadata.labels, logits=lambda _: logits)
+        return kept_calibration(original, sha256, path.parent, "v0").faces
+
+    assert kept(certificate.network_logits) == metadata.calibration["faces"] > 0
+    assert kept(certificate.network_logits[:, ::-1]) == 0
+    assert kept(certificate.network_logits * np.float32(1.01)) == 0
+    assert kept(certificate.network_logits, sha256="0" * 64) == 0
