@@ -181,6 +181,11 @@ class SiteRun(RunOptions):
 
 
 _RULES = (
+    Rule(
+        "model",
+        when=lambda given: given["name"] is not None and (bool(given["targets"]) or given["site"] is not None),
+        because="not beside --name: both name the exported model",
+    ),
     named_models_rule("model", "precisions", "models_dir", when=lambda given: given["site"] is not None),
     Rule(
         "budget",

@@ -22,7 +22,7 @@ from fer_export.gate.subject import Subject, prepare_subject
 from fer_export.gate.timing import measure_in_turns
 from fer_export.graph import DEFAULT_OPSET, export_graph
 from fer_export.options import DEFAULT_OPTIONS, ExportOptions
-from fer_export.places import check_places, output_path
+from fer_export.places import check_places, files_of_another, output_path
 from fer_runtime.errors import DataError, FerError, ModelFileError, first_line
 from fer_runtime.files import sha256_of
 from fer_runtime.model.find import Precision, checkpoint_path, parity_path
@@ -122,6 +122,14 @@ def publish_files(subject: Subject, fp32: onnx.ModelProto, options: ExportOption
         path=parity_path(options.models_dir, subject.file_name),
     )
     write_report(report, subject.checkpoint_sha256)
+    if any(model.is_published for model in models):
+        for old in files_of_another(
+            options.models_dir, subject.file_name, subject.checkpoint_sha256, batch=subject.batch
+        ):
+            options.progress(
+                f"{old} has the same name and is of another checkpoint; export it again, or remove it: programs may "
+                "take it for this model"
+            )
     if any(not model.is_published for model in models):
         raise _refusal(report, wanted)
     return report

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fer_runtime.errors import ModelFileError, OutputError
 from fer_runtime.files import check_writable
-from fer_runtime.model.find import Precision, model_path
+from fer_runtime.model.find import PRECISIONS, Precision, model_path
 from fer_runtime.model.metadata import ModelMetadata
 from fer_runtime.model.onnx_file import read_onnx_file
 
@@ -46,6 +46,13 @@ def _check_replaceable(path: Path, sha256: str, source: Path) -> None:
         "was not written by fer-export" if metadata is None else f"was exported from another checkpoint than {source}"
     )
     raise OutputError(f"{path} {fact}; add --replace to overwrite it, or give another --models-dir")
+
+
+def files_of_another(models_dir: Path, name: str, sha256: str, *, batch: int | None = None) -> list[Path]:
+    """Our model files of this name, in any precision, that were made from something else than `sha256` is of."""
+    places = [output_path(models_dir, name, precision, batch) for precision in PRECISIONS]
+    found = [(place, metadata_of(place)) for place in places]
+    return [place for place, metadata in found if metadata is not None and metadata.checkpoint_sha256 != sha256]
 
 
 def metadata_of(path: Path) -> ModelMetadata | None:

@@ -112,6 +112,8 @@ def test_a_checkpoint_in_another_label_order_becomes_the_same_model(trained_narr
         (("--model", "narrow", "--budget", "1,1,1"), "--budget: only with --precision int8"),
         (("--model", "narrow", "--keep-anyway"), "--keep-anyway: only with --precision int8 or fp16"),
         (("--site", "page", "--precision", "int8", "--precision", "fp32"), "--site runs one model"),
+        (("--site", "page", "--model", "v0", "--name", "mine"), "--model: not beside --name"),
+        (("--target", "ort", "--model", "v0", "--name", "mine"), "--model: not beside --name"),
     ],
 )
 def test_an_option_that_is_not_used_is_named(arguments: tuple[str, ...], named: str) -> None:

@@ -67,6 +67,31 @@ def test_a_setting_that_is_given_twice_is_an_error(
     assert "{} and {} are the same setting".format(*both) in " ".join(run.stderr.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--set", "warmup=0.3"), "--set warmup=0.3 does nothing without schedule=one-cycle"),
+        (("--set", "mix_until=0.8"), "--set mix_until=0.8 does nothing without mixup or cutmix above 0"),
+        (("--set", "small_size=36"), "--set small_size=36 does nothing without small_until above 0"),
+        (("--recipe", "finetune"), "--recipe finetune starts from a trained model; give it: --weights FILE"),
+        (("--weights", "none", "--set", "last_layer=probe"), "--set last_layer=probe starts from a trained model"),
+        (("--set", "mix_until=0.8", "--set", "cutmix=1"), ""),
+        (("--recipe", "best", "--set", "warmup=0.3"), ""),
+        (("--recipe", "finetune", "--set", "last_layer=kept"), ""),
+    ],
+)
+def test_a_setting_that_does_nothing_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], told: str
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        raise DataError("the work has begun")
+
+    monkeypatch.setattr("fer_train.pipeline.train_model", ended)
+    run = CliRunner().invoke(cli.main, ["--model", "v0", "--data", "data", "--device", "cpu", *options])
+    assert (run.exit_code, "the work has begun" in run.stderr) == ((2, False) if told else (1, True)), run.output
+    assert told in " ".join(run.stderr.split())
+
+
 def test_dropped_files_and_kinds_are_two_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     recipes: list[Recipe] = []
 

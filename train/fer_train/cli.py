@@ -31,7 +31,7 @@ from fer_runtime.shared_options import ModelsFolder, capped_threads, seed_option
 from fer_runtime.text import counted, printable
 from fer_train.networks.architectures import ARCHITECTURES, find_architecture
 from fer_train.networks.choice import NetworkChoice
-from fer_train.recipes import PRETRAIN, RECIPES, Recipe
+from fer_train.recipes import NEEDS, PRETRAIN, RECIPES, Recipe
 
 if TYPE_CHECKING:
     from fer_train.execution import Execution
@@ -276,6 +276,11 @@ def _train(options: TrainRun) -> None:
         raise click.UsageError(f"{model} has no files of its own; name yours: --name mine")
     kinds, drop_files = _drop(options.drop)
     recipe = _recipe(options, architecture.recipe(options.recipe_name), drop=kinds)
+    if recipe.last_layer == "probe" and start is None:
+        raise click.UsageError(
+            f"{'--recipe finetune' if options.recipe_name == 'finetune' else '--set last_layer=probe'} starts from a "
+            "trained model; give it: --weights FILE. Without one, leave this out, or add --set last_layer=kept"
+        )
     images = ImageOptions(
         votes=options.votes,
         drop_files=drop_files,
@@ -349,7 +354,11 @@ def _recipe(options: _NetworkOptions, recipe: Recipe, *, drop: tuple[str, ...] |
             given[name] = f"--set {text}"
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
-    return recipe.overridden(**short)
+    recipe = recipe.overridden(**short)
+    for name, (needed, has_it) in NEEDS.items():
+        if name in given and not has_it(recipe):
+            raise click.UsageError(f"{given[name]} does nothing without {needed}; set that, too, or leave it out")
+    return recipe
 
 
 @contextmanager

@@ -138,6 +138,13 @@ class Recipe:
             raise ValueError("teacher_views=images needs images of the teachers' size: set small_until=0")
 
 
+# Settings that do nothing without another one: what they need, and whether a recipe has it.
+NEEDS: dict[str, tuple[str, Callable[[Recipe], bool]]] = {
+    "warmup": ("schedule=one-cycle", lambda recipe: recipe.schedule == "one-cycle"),
+    "mix_until": ("mixup or cutmix above 0", lambda recipe: bool(recipe.mixup or recipe.cutmix)),
+    "small_size": ("small_until above 0", lambda recipe: recipe.small_until > 0),
+}
+
 # The first version's settings: what its published results were made with.
 FIRST = Recipe(epochs=5, batch_size=32, optimizer="adam", lr=1e-3)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from fer_export.options import ExportOptions
 from fer_runtime import Recognizer
 from fer_runtime.errors import DataError, OutputError
 from fer_runtime.expressions import EXPRESSIONS
+from fer_runtime.model.find import packaged_models_dir
 from fer_runtime.model.inspect import inspect_model
 from fer_runtime.model.self_test import run_self_test
 
@@ -43,9 +45,14 @@ def test_a_file_like_ferplus_becomes_a_model_with_a_certificate(tmp_path: Path) 
     models = tmp_path / "models"
     command = ["--adopt", str(tmp_path / "ferplus.onnx"), "--input", "gray64", "--range", "0..255"]
     command += ["--labels", ",".join(FERPLUS), "--models-dir", str(models), "--temperature", "2"]
+    models.mkdir()
+    shutil.copy(packaged_models_dir() / "model_0.int8.onnx", models / "ferplus.int8.onnx")
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     assert "a fixed batch of 1" in result.stderr
+    # fer-infer --model ferplus would take it.
+    assert f"{models / 'ferplus.int8.onnx'} has the same name and is of another checkpoint" in result.stderr
+    (models / "ferplus.int8.onnx").unlink()
     replay = run_self_test(models / "ferplus.onnx")
     assert replay.passed, replay.to_text()
     assert "from the original file" in replay.to_text()
