@@ -384,6 +384,7 @@ def test_few_faces_prove_nothing() -> None:
     # With no changed label among n faces, a share of 3 / n is excluded with 95 % confidence: 0.5 points at 600.
     assert "600 are needed" in proof_shortfall(quality, Budget())
     assert not proof_shortfall(dataclasses.replace(quality, faces=600), Budget())
+    assert "no number of them" in proof_shortfall(dataclasses.replace(quality, faces=10**9), Budget(accuracy=0))
     nobody = dataclasses.replace(quality, faces=600, per_class_faces={**faces, "disgust": 0})
     assert "no labelled face of disgust" in proof_shortfall(nobody, Budget())
 

@@ -14,6 +14,7 @@ from fer_runtime.metrics import accuracy, confusion_matrix, macro_f1, per_class_
 from fer_runtime.model.parity import Check, FloatArray, Outputs
 
 Int64Array = npt.NDArray[np.int64]
+_NOTHING = 1e-6  # points
 QUANTILE = 0.99  # of what chance alone explains
 
 
@@ -26,12 +27,15 @@ class Budget:
     recall: float = 2.0  # of each class
 
     @property
-    def fewest_faces(self) -> int:
+    def fewest_faces(self) -> int | None:
         """Labelled faces under which a loss beyond the accuracy budget cannot be excluded.
 
         Where no label changes among n faces, the share of changed labels is under 3 / n with 95 % confidence (the
-        rule of three, Hanley and Lippman-Hand 1983). 3 / n is 0.5 points at n = 600.
+        rule of three, Hanley and Lippman-Hand 1983). 3 / n is 0.5 points at n = 600. None: a budget of 0, for which no
+        number of faces is enough. 0: a gain is asked for.
         """
+        if 0 <= self.accuracy < _NOTHING:
+            return None
         return math.ceil(300 / self.accuracy) if self.accuracy > 0 else 0
 
 
@@ -199,9 +203,11 @@ def _recall_check(quality: Quality, reference: Quality, budget: Budget) -> Check
 
 def proof_shortfall(quality: Quality, budget: Budget) -> str:
     """Why these labelled faces cannot show that the accuracy budget holds; "" where they can."""
-    if quality.faces < budget.fewest_faces:
+    if (fewest := budget.fewest_faces) is None:
+        return f"{quality.faces} labelled faces; no number of them excludes a loss of more than 0 points"
+    if quality.faces < fewest:
         return (
-            f"{quality.faces} labelled faces; {budget.fewest_faces} are needed to exclude a loss of "
+            f"{quality.faces} labelled faces; {fewest} are needed to exclude a loss of "
             f"{budget.accuracy:g} points (3 / n, the rule of three)"
         )
     if empty := [name for name, faces in quality.per_class_faces.items() if not faces]:

@@ -111,8 +111,8 @@ def prepare_subject(
     if temperature is not None:
         calibration = dataclasses.replace(NOT_CALIBRATED, temperature=temperature)
     else:
-        calibration = _calibration(labelled_logits, truth, labels_from)
-        calibration = calibration or kept_calibration(original, sha256, options.models_dir, file_name)
+        fitted = _calibration(labelled_logits, truth, labels_from)
+        calibration = fitted or kept_calibration(original, sha256, options.models_dir, file_name)
     progress(f"exporting at opset {opset}")
     fp32 = make_graph(calibration)
     head = None
