@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,7 +231,10 @@ def prepare(
     if loaded.labels_assumed:
         progress(f"label order assumed: {', '.join(loaded.expressions)}; another one is set with --labels")
     return prepare_subject(
-        original_of(trained),
+        dataclasses.replace(
+            original_of(trained),
+            option_labels=loaded.expressions if loaded.labels_assumed or labels is not None else None,
+        ),
         lambda calibration: _exported(trained, calibration, opset),
         options,
         sha256=sha256,

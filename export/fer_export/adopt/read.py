@@ -97,6 +97,7 @@ def adopt_file(
     original = Original(
         name=name,
         labels=names,
+        option_labels=names,
         logits=foreign.scores,
         size=faces.size,
         color="gray" if faces.color == "gray" else "rgb",

@@ -171,7 +171,10 @@ def _judge_on_labels(
     logits, labels = outputs.logits[rated], subject.labels[rated]
     quality = measure_quality(logits, labels, subject.original.labels)
     if candidate.precision == "fp32":
-        return _LabelledJudgement(quality=quality, checks=(order_check(logits, labels, subject.original.labels),))
+        return _LabelledJudgement(
+            quality=quality,
+            checks=(order_check(logits, labels, subject.original.labels, subject.original.option_labels),),
+        )
     if reference is None or reference[1].parity.outputs is None or reference[1].quality is None:
         return _LabelledJudgement(quality=quality)
     fp32_logits = reference[1].parity.outputs.logits[rated]
@@ -214,12 +217,18 @@ def _fitted_check(content: bytes, outputs: Outputs, truth: FloatArray) -> Check:
     )
 
 
-def order_check(logits: FloatArray, labels: Int64Array, names: Sequence[str]) -> Check:
+def order_check(
+    logits: FloatArray, labels: Int64Array, names: Sequence[str], option_labels: Sequence[str] | None = None
+) -> Check:
     """Check whether the network would be right more often with the labels in another order.
 
     The best of all orders of a weak network is better by chance. Of the faces about which the two orders differ, the
     other one must be right about more than z standard deviations beyond half: by Chernoff's bound exp(-z^2 / 2) and the
     union bound, some order of n! passes with probability _ORDER_CHANCE where none is right.
+
+    Args:
+        names: in the order of the logits.
+        option_labels: the same in the order that --labels takes; None where the checkpoint says its own order.
     """
     answers = logits.argmax(1)
     confusion = confusion_matrix(labels, answers, classes=len(names))
@@ -230,7 +239,12 @@ def order_check(logits: FloatArray, labels: Int64Array, names: Sequence[str]) ->
     present, other = accuracy(confusion), gained / max(len(labels), 1)
     bound = math.sqrt(2 * (math.lgamma(len(names) + 1) - math.log(_ORDER_CHANCE)))
     fits = other <= present + _OTHER_ORDER or gained - lost <= bound * math.sqrt(max(differing, 1))
-    better = ",".join(names[label] for label in order)
+    better = dict(zip(names, (names[label] for label in order), strict=True))
+    advice = (
+        "; the checkpoint says the order of its labels, so look whether the class folders of --data have other names"
+        if option_labels is None
+        else f"; if that is the order, give --labels {','.join(better[name] for name in option_labels)}"
+    )
     return Check(
         name="label order",
         passed=fits,
@@ -238,7 +252,7 @@ def order_check(logits: FloatArray, labels: Int64Array, names: Sequence[str]) ->
         + (
             "; no other is better" + (" beyond chance" if gained > lost else "")
             if fits
-            else f", {other:.2%} as {better}; if that is the order, add --labels {better}"
+            else f", {other:.2%} as {','.join(better.values())}{advice}"
         ),
     )
 

@@ -29,6 +29,7 @@ class Original:
     color: str = "gray"
     training: dict[str, Any] = field(default_factory=dict)  # summary for the metadata
     program: str = "PyTorch"  # that computes the logits, for messages
+    option_labels: tuple[str, ...] | None = None  # `labels` in the order of --labels; None: the file says its own
     is_foreign: bool = False  # its graph may have the operators of gate.rows.MORE_RULES
 
     @property

@@ -32,9 +32,16 @@ def test_the_order_of_the_csv_is_named(faces: int) -> None:
     csv = (*EXPRESSIONS[:4], "sad", "surprise", "neutral")
     # Logit 4 is neutral, and csv calls it sad.
     labelled = np.array([csv.index(EXPRESSIONS[label]) for label in labels])
-    check = order_check(_logits(answers, 7), labelled, csv)
+    check = order_check(_logits(answers, 7), labelled, csv, csv)
     assert not check.passed
     assert f"--labels {','.join(EXPRESSIONS)}" in check.detail
+    # An exported model has its labels sorted. --labels names them in the order of the checkpoint's logits.
+    place = np.array([csv.index(name) for name in EXPRESSIONS])
+    check = order_check(_logits(answers, 7)[:, place], place.argsort()[labelled], EXPRESSIONS, csv)
+    assert f"give --labels {','.join(EXPRESSIONS)}" in check.detail
+    check = order_check(_logits(answers, 7), labelled, csv)
+    assert "the checkpoint says the order of its labels" in check.detail
+    assert "--labels" not in check.detail
 
 
 def test_two_labels_may_be_exchanged() -> None:
