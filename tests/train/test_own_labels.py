@@ -274,6 +274,14 @@ def test_a_network_of_ones_own_is_trained_by_its_name(tmp_path: Path, monkeypatc
         refused = CliRunner().invoke(main, ["--name", "b", "--model", model, "--data", str(data), "--device", "cpu"])
         assert refused.exit_code == 1
         assert told in refused.output
+    for unused, told in (
+        (("--set", "dropout=0.5"), "--set dropout does nothing: the function of my_networks:tiny takes no argument"),
+        (("--finish", "--resume"), "--resume: not beside --finish"),
+    ):
+        given = ["--name", "b", "--model", "my_networks:tiny", "--data", str(data), *unused]
+        refused = CliRunner().invoke(main, given)
+        assert refused.exit_code == 2
+        assert told in " ".join(refused.output.split())
     unnamed = CliRunner().invoke(main, ["--model", "my_networks:tiny", "--data", str(data)])
     assert "name yours: --name mine" in unnamed.output
 

@@ -91,6 +91,7 @@ def _settings_start_with(*names: str) -> Callable[[Mapping[str, Any]], bool]:
 
 
 _RULES = (
+    Rule("resume", when=lambda given: bool(given["finish"]), because="not beside --finish, which trains no further"),
     Rule(
         "given_settings",
         when=lambda given: not given["teachers"] and _settings_start_with("teacher_")(given),
@@ -260,6 +261,7 @@ def _train(options: TrainRun) -> None:
     with needs_extra("train"), collector_stopped():
         from fer_train.checkpoints import find_weights, stated_faces
         from fer_train.loop.distributed import one_per_machine_first
+        from fer_train.networks.registry import takes_dropout
         from fer_train.pipeline import ImageOptions, train_model
 
     weights, start = options.weights, None
@@ -280,6 +282,10 @@ def _train(options: TrainRun) -> None:
         raise click.UsageError(
             f"{'--recipe finetune' if options.recipe_name == 'finetune' else '--set last_layer=probe'} starts from a "
             "trained model; give it: --weights FILE. Without one, leave this out, or add --set last_layer=kept"
+        )
+    if any(text.startswith("dropout=") for text in options.given_settings) and not takes_dropout(model):
+        raise click.UsageError(
+            f"--set dropout does nothing: the function of {model} takes no argument `dropout`; add it, or leave it out"
         )
     images = ImageOptions(
         votes=options.votes,

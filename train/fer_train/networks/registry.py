@@ -53,11 +53,27 @@ def create_network(name: str, shape: NetworkShape = FER2013, *, dropout: float =
     return adapted(made, source=name, classes=shape.classes, size=shape.size, color=shape.color)
 
 
-def _call(build: Any, wanted: dict[str, Any], name: str) -> Any:
-    """`build` called with those of the arguments that it takes."""
+def takes_dropout(name: str) -> bool:
+    """Whether the network's function takes an argument `dropout`; without it that setting does nothing."""
+    architecture = find_architecture(name)
+    if not architecture.is_foreign:
+        return True
+    from fer_train.networks.foreign import load_function
+
+    taken, takes_all = _parameters(load_function(architecture.build))
+    return takes_all or "dropout" in taken
+
+
+def _parameters(build: Any) -> tuple[set[str], bool]:
+    """Names of a function's parameters, and whether it takes any others as well."""
     parameters = inspect.signature(build).parameters.values()
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    taken = {parameter.name for parameter in parameters}
+    return {parameter.name for parameter in parameters}, takes_all
+
+
+def _call(build: Any, wanted: dict[str, Any], name: str) -> Any:
+    """`build` called with those of the arguments that it takes."""
+    taken, takes_all = _parameters(build)
     if not takes_all and "classes" not in taken and wanted["classes"] != FER2013.classes:
         raise CheckpointError(
             f"the function of {name} takes no argument `classes`, so it cannot make a network for these classes; add it"
