@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
 from fer_runtime.batch.jobs import BlockEnds, JobSummary, recognize_files
 from fer_runtime.batch.resume import Finished, check_settings, finished_paths, finished_rows
-from fer_runtime.batch.watch import FolderWatch
+from fer_runtime.batch.watch import Covered, FolderWatch
 from fer_runtime.cli.options import WatchRun
 from fer_runtime.cli.progress import say_summary
 from fer_runtime.cli.recognizer import opened_recognizer
@@ -41,12 +41,10 @@ def run_on_watched(options: WatchRun, format_name: str) -> bool:
     output = None if options.output is None else Path(options.output)
     with (
         opened_recognizer(options, max_pixels=options.max_pixels) as recognizer,
-        _opened(output, recognizer, format_name, quiet=options.quiet) as (sink, before),
+        _opened(output, recognizer, format_name, quiet=options.quiet) as (sink, before, note),
     ):
         known = () if output is None else finished_paths(output, before.finished)
-        watch = FolderWatch(
-            str(options.watch), recursive=options.recursive, known=known, known_until=before.last_written
-        )
+        watch = FolderWatch(str(options.watch), recursive=options.recursive, known=known, covered=before.covered)
         rows = OUTPUT_FORMATS[format_name].create(recognizer.labels)
         summary, started, known_unreadable = JobSummary(), perf_counter(), list[str]()
         if not before.finished.rows:
@@ -56,9 +54,13 @@ def run_on_watched(options: WatchRun, format_name: str) -> bool:
                 looking = perf_counter()
                 paths = watch.new_files()
                 pause = max(_LEAST_SECONDS, _SCAN_SHARE * (perf_counter() - looking))
+                if paths:  # a kill must not leave a replaced file without its row
+                    note(watch.covered)
                 with closing(recognize_files(recognizer, paths, summary=summary)) as results:
                     for result in results:
                         sink.write(rows.row(result))
+                if paths:
+                    note(watch.then_covered)
                 for folder in watch.unreadable:
                     if folder not in known_unreadable:
                         fact = "cannot be read" if os.path.isdir(folder) else "has disappeared"
@@ -81,7 +83,7 @@ class _Before(NamedTuple):
     """The rows of an earlier run in the output."""
 
     finished: Finished = Finished()
-    last_written: float = 0.0  # seconds since 1970
+    covered: Covered = Covered()
 
 
 def _refuse_damaged(rows: Path, finished: Finished) -> None:
@@ -101,19 +103,35 @@ def _refuse_damaged(rows: Path, finished: Finished) -> None:
 @contextmanager
 def _opened(
     output: Path | None, recognizer: Recognizer, format_name: str, *, quiet: bool
-) -> Iterator[tuple[Sink, _Before]]:
-    """Open the output; gives the sink for rows, and the rows of an earlier run."""
+) -> Iterator[tuple[Sink, _Before, Callable[[Covered], object]]]:
+    """Open the output; gives the sink for rows, the rows of an earlier run, and what notes which files they cover."""
     if output is None:
         with opened_sink(None, frame=OUTPUT_FORMATS[format_name].create_frame(), by_row=True) as sink:
-            yield sink, _Before()
+            yield sink, _Before(), lambda covered: None
         return
     with closing(PartialFile(output, in_place=True)) as file:
         settings, before = recognizer.settings(), _Before()
         if file.size:
             check_settings(file.path, file.settings, settings)
-            before = _Before(finished_rows(file.path, _EveryRow()), os.stat(file.path).st_mtime)
+            covered = _noted(file.watched) or Covered(os.stat(file.path).st_mtime)  # when the last row was written
+            before = _Before(finished_rows(file.path, _EveryRow()), covered)
             _refuse_damaged(file.path, before.finished)
             if not quiet:
                 click.echo(f"{counted(before.finished.rows, 'row')} from the previous run", err=True)
         file.start(before.finished.size, settings)
-        yield Sink(file, NoFrame(), by_row=True), before
+
+        def note(covered: Covered) -> None:
+            file.note_watched({"until": covered.until, "replaced": sorted(covered.replaced)})
+
+        yield Sink(file, NoFrame(), by_row=True), before, note
+
+
+def _noted(watched: Any) -> Covered | None:
+    """What an earlier run has noted; None where it is no such note."""
+    try:
+        until, replaced = watched["until"], watched["replaced"]
+        if isinstance(until, float) and all(isinstance(path, str) for path in replaced):
+            return Covered(until, frozenset(replaced))
+    except (TypeError, KeyError):
+        pass
+    return None

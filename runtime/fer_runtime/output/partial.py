@@ -63,6 +63,7 @@ class PartialFile:
         refuse_special(output)
         self.path = output if in_place else partial_path(output)
         self.settings: dict[str, Any] | None = None  # of the rows in the file; None: no run can continue them
+        self.watched: Any = None  # what a run with --watch noted last, as plain JSON
         self._in_place = in_place
         self._was_in_place = False  # the settings are those of rows under the output's own name
         self._output = output if in_place else linked_file(output)
@@ -70,6 +71,7 @@ class PartialFile:
         self._advice = "choose another folder"
         self._descriptor = -1
         self._writes_settings = False
+        self._record: dict[str, Any] = {}  # in the settings file, once rows are written
         self._leaves_nothing = not os.path.lexists(self.path)  # as long as no row is there
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -115,25 +117,38 @@ class PartialFile:
         Raises:
             OutputError: the file cannot be written.
         """
-        record = {
+        self._record = {
             "format": _FORMAT,
             "process": os.getpid(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "settings": settings,
             "in_place": self._in_place,
+            "watched": self.watched,
         }
         try:
             # Rows of another run go first: killed between the two, no rows are left beside the wrong settings.
             os.ftruncate(self._descriptor, size)
             self._leaves_nothing = True
             self._writes_settings = True
-            self._write_settings(json.dumps(record).encode("ascii"))
+            self._write_settings(json.dumps(self._record).encode("ascii"))
         except OSError as error:
             raise self._error(error) from error
         self._state = (size, [])
         self._advice = f"the rows so far are in {self.path}" + (
             ", continue with --resume" if settings is not None else ""
         )
+
+    def note_watched(self, watched: Mapping[str, Any]) -> None:
+        """Record for the next run with --watch what the rows cover, as plain JSON.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._record["watched"] = self.watched = watched
+        try:
+            self._write_settings(json.dumps(self._record).encode("ascii"))
+        except OSError as error:
+            raise self._error(error) from error
 
     def write(self, text: str) -> None:
         """Add the text of rows."""
@@ -257,6 +272,7 @@ class PartialFile:
         else:
             settings: dict[str, Any] | None = record["settings"]
             self._was_in_place = record.get("in_place") is True
+            self.watched = record.get("watched")
             return settings
         raise OutputError(
             f"{taken} exists, but no run of fer-infer wrote it; give another --output, or remove that file"

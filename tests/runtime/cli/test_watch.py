@@ -17,7 +17,7 @@ import pytest
 from tests.processes import started, without_roots_rights
 from tests.runtime.tiny_models import band_face, write_band_model
 
-from fer_runtime.batch.watch import FolderWatch, is_being_written
+from fer_runtime.batch.watch import Covered, FolderWatch, _covered, is_being_written
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,32 @@ def test_files_become_rows_when_they_are_whole_and_a_new_run_continues(model: Pa
     assert "3 rows from the previous run" in errors
     assert output.read_bytes().startswith(before)
     assert _rows(output)[3:] == [("d.png", "angry"), ("a.png", "disgust")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells whether a file is open for writing")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_replaced_file_that_waits_for_its_row_gets_it_in_the_next_run(
+    model: Path, tmp_path: Path, number: int
+) -> None:
+    inbox, output = tmp_path / "inbox", tmp_path / "rows.jsonl"
+    inbox.mkdir()
+    (inbox / "a.png").write_bytes(_png(3))
+    with _started(model, inbox, output) as run:
+        _wait_for(lambda: _rows(output) == [("a.png", "happy")])
+        with (inbox / "a.png").open("r+b") as slow:
+            slow.write(_png(5))
+            slow.truncate()
+            slow.flush()
+            time.sleep(0.1)  # longer than a tick of the file system's clock
+            (inbox / "b.png").write_bytes(_png(6))
+            _wait_for(lambda: ("b.png", "surprise") in _rows(output))
+            time.sleep(0.5)  # the run notes that the row is there
+            run.send_signal(number)
+            run.wait(30)
+    with _started(model, inbox, output):
+        _wait_for(lambda: len(_rows(output)) >= 3)
+        time.sleep(1.5)  # another look
+        assert _rows(output) == [("a.png", "happy"), ("b.png", "surprise"), ("a.png", "sad")]
 
 
 def _rows_or_none(output: Path) -> list[tuple[str, str | None]]:
@@ -226,7 +252,14 @@ def test_known_files_are_new_again_when_they_changed_after_their_rows(tmp_path: 
     write("moved.png", 1e9 + 1)  # a file that was moved over another one keeps its time
     write("new.png", 1e9)
     known = [str(tmp_path / name) for name in ("old.png", "changed.png", "moved.png")]
-    watch = FolderWatch(str(tmp_path), known=known, known_until=known_until)
+    watch = FolderWatch(str(tmp_path), known=known, covered=Covered(known_until))
     # Two looks, because the clock says that changed.png is being written.
     new = [*watch.new_files(), *watch.new_files()]
     assert [Path(path).name for path in new] == ["new.png", "moved.png", "changed.png"]
+
+
+def test_many_replaced_files_are_covered_by_the_time_of_the_first() -> None:
+    replaced = [(float(9 + number), "x" * 200) for number in range(1000)]
+    assert _covered(5000.0, replaced[:9]) == Covered(5000.0, frozenset(["x" * 200]))
+    assert 8 < _covered(5000.0, replaced).until < 9
+    assert _covered(5000.0, replaced).replaced == frozenset()
