@@ -79,7 +79,9 @@ class FolderWatch:
                     unreadable.append(path)
                 continue
             identity = (status.st_ino, status.st_size, status.st_mtime_ns, os.access(path, os.R_OK))
-            if self._taken.get(path) == identity or (self._is_first and self._has_row(path, status)):
+            before = self._taken.get(path)
+            # Not in the first look alone: the disk of the folder may be there later.
+            if before == identity or (before is None and self._has_row(path, status)):
                 taken[path] = identity
                 continue
             if self._is_settled(path, identity, now - status.st_mtime) and not is_being_written(path):

@@ -215,6 +215,22 @@ def test_files_are_not_new_again_when_their_folder_was_away(tmp_path: Path) -> N
     assert (_new(watch), watch.unreadable) == (["c.png"], [])
 
 
+def test_known_files_of_a_disk_that_is_there_later_are_not_new(tmp_path: Path) -> None:
+    inbox, disk = tmp_path / "inbox", tmp_path / "disk"
+    disk.mkdir()
+    inbox.mkdir()
+    (disk / "a.png").write_bytes(b"x")
+    time.sleep(0.05)  # longer than a tick of the file system's clock
+    watch = FolderWatch(str(inbox), known=[str(inbox / "a.png")], covered=Covered(time.time()))
+    assert _new(watch) == []
+    inbox.rmdir()
+    disk.rename(inbox)
+    (inbox / "b.png").write_bytes(b"x")
+    assert _new(watch) == ["b.png"]
+    os.replace(inbox / "b.png", inbox / "a.png")
+    assert _new(watch) == ["a.png"]
+
+
 def _without_rights(folder: Path, program: str) -> str:
     """What a program prints as root without root's right to read everything, or as any other user."""
     program = "import os, sys\nfrom fer_runtime.batch.watch import FolderWatch\n" + program
