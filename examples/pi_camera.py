@@ -35,6 +35,8 @@ def changes(frames: Iterable[tuple[float, Any]], recognizer: Recognizer) -> Iter
             face = tracked.face
             if shown.get(tracked.track) != face.expression:
                 shown[tracked.track] = face.expression
+                if len(shown) > 1000:
+                    del shown[min(shown)]  # a face that is long gone: numbers only rise
                 yield f"face {tracked.track}: {face.expression} {face.confidence:.0%}"
 
 

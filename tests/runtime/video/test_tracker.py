@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,3 +113,19 @@ def test_the_example_for_a_camera_of_your_own_says_what_changes(recognizer: Reco
     lines = list(example["changes"]([(n / 10, frame) for n, frame in enumerate(frames)], recognizer))
     assert [line.split()[:2] for line in lines] == [["face", "1:"], ["face", "2:"]]
     assert "happy" in lines[0]
+
+
+def test_the_example_for_a_camera_of_your_own_forgets_faces() -> None:
+    example = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "pi_camera.py"))
+
+    class Passing:
+        """A tracker that sees somebody else in every frame."""
+
+        def update(self, frame: int, seconds: float) -> Any:
+            face = SimpleNamespace(expression="happy", confidence=1.0)
+            return SimpleNamespace(faces=[SimpleNamespace(track=frame, face=face)])
+
+    example["changes"].__globals__["Tracker"] = lambda recognizer: Passing()
+    lines = example["changes"](((float(number), number) for number in range(5000)), None)
+    assert sum(1 for _ in islice(lines, 4000)) == 4000
+    assert len(lines.gi_frame.f_locals["shown"]) <= 1000
