@@ -15,6 +15,9 @@ from fer_runtime.output.rows import JsonLines
 from fer_runtime.server.bodies import Body, BodyBudget
 from fer_runtime.server.errors import RequestError
 from fer_runtime.server.recognition import Recognition, RequestOptions
+from fer_runtime.text import printable
+
+_LONGEST_NAME = 60  # characters of an option in an error
 
 
 class ImagesApi:
@@ -118,7 +121,10 @@ def _given(query: QueryParams, known: dict[str, Callable[[str], Any]]) -> dict[s
     for name, text in query.multi_items():
         if name not in known:
             raise RequestError(
-                400, "options", f"no such option; this address takes {', '.join(known) or 'none'} (as in ?model=v3)"
+                400,
+                "options",
+                f"no such option: {printable(name, limit=_LONGEST_NAME)}; this address takes "
+                f"{', '.join(known) or 'none'} (as in ?model=v3)",
             )
         if name in values:
             raise RequestError(400, "options", f"{name} is given twice")

@@ -101,7 +101,7 @@ def test_query_options_are_those_of_the_command(service: Service) -> None:
         ("detector=whole&min_face=40", "min_face: the detector whole does not use it"),
         ("min_confidence=nan", "min_confidence must be a number"),
         ("min_confidence=2", "min_confidence must be a number"),
-        ("annotate=1", "no such option"),
+        ("annotate=1", "no such option: annotate; this address takes model"),
         ("model=v3&model=v3", "model is given twice"),
     ],
 )
