@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +18,14 @@ from fer_runtime.errors import ModelFileError
 from fer_runtime.model.find import Precision
 
 _TIMEOUT_SECONDS = 600
+_ONE_FACE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from fer_runtime.targets.ncnn import load
+path, settings, shape = sys.argv[1:]
+load(Path(path), json.loads(settings), threads=1)(np.zeros((1, *json.loads(shape)), np.uint8))
+"""
 
 
 def convert(source: Source, precision: Precision, path: Path) -> Converted:
@@ -28,14 +39,11 @@ def convert(source: Source, precision: Precision, path: Path) -> Converted:
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "model.onnx"
         onnx.save(model, given)
-        done = subprocess.run(
-            # It writes a dozen files beside its input. fp16 is its default.
+        # It writes a dozen files beside its input. fp16 is its default.
+        done = _run(
             [pnnx.EXEC_PATH, given.name, f"inputshape=[{shape}]f32", f"fp16={int(precision == 'fp16')}"],
+            source=source,
             cwd=folder,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_SECONDS,
         )
         param = Path(folder) / "model.ncnn.param"
         if done.returncode or not param.is_file():
@@ -43,12 +51,39 @@ def convert(source: Source, precision: Precision, path: Path) -> Converted:
             raise ModelFileError(f"pnnx cannot convert {source.path}: {' '.join(tail) or f'exit {done.returncode}'}")
         path.write_bytes(param.read_bytes())
         path.with_suffix(".bin").write_bytes((Path(folder) / "model.ncnn.bin").read_bytes())
+    # pnnx numbers inputs and outputs in the graph's order.
+    settings = {"input": "in0", "logits": "out0", "probabilities": "out1", "float16": precision == "fp16"}
+    # In a process of its own: of some files that pnnx writes, ncnn computes nothing and crashes.
+    face = json.dumps(source.certificate.faces.shape[1:])
+    tried = _run([sys.executable, "-c", _ONE_FACE, str(path), json.dumps(settings), face], source=source, cwd=None)
+    if tried.returncode not in (0, 1):  # 1 is an exception, which the replay has, too
+        raise ModelFileError(
+            f"ncnn crashes on what pnnx makes of {source.path} (exit code {tried.returncode}); choose another --target"
+        )
     return Converted(
         preprocessing="a face as float32 (channels, height, width), 0 to 255, without a batch axis; scaling is inside",
         versions={"pnnx": version("pnnx"), "ncnn": version("ncnn")},
-        # pnnx numbers inputs and outputs in the graph's order.
-        settings={"input": "in0", "logits": "out0", "probabilities": "out1", "float16": precision == "fp16"},
+        settings=settings,
     )
+
+
+def _run(command: list[str], *, source: Source, cwd: str | None) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelFileError(
+            f"pnnx and ncnn cannot convert {source.path} in {_TIMEOUT_SECONDS} seconds; choose another --target"
+        ) from error
+    except OSError as error:
+        raise ModelFileError(f"cannot run {command[0]} ({error.strerror or error}); install pnnx again") from error
 
 
 def _float_input(model: onnx.ModelProto) -> onnx.ModelProto:
