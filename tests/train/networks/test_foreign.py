@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from fer_runtime.errors import CheckpointError, DownloadError
 from fer_train.networks.architectures import find_architecture, may_be_named_by_file
+from fer_train.networks.foreign import adapted
 from fer_train.networks.registry import NetworkShape, create_network, last_layer, predict_logits
 
 
@@ -99,3 +101,22 @@ def test_an_entry_point_of_an_installed_package_is_a_network(tmp_path: Path, mon
     assert "their_package" in sys.modules
     with pytest.raises(ValueError, match="no network named 'nobodys'"):
         find_architecture("nobodys")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("mean", [], r"the network's mean is \[\]; give one number, or three"),
+        ("mean", [0.4, 0.5], r"the network's mean is \[0\.4, 0\.5\]"),
+        ("mean", "0.5", ""),  # no number at all: an attribute of another meaning
+        ("mean", ["0.5"], r"the network's mean is \['0\.5'\]"),
+        ("std", 0.0, r"the network's std is 0\.0; give one number, or three for the colours, above 0"),
+        ("std", [float("nan")], r"the network's std is \[nan\]"),
+        ("std", [0.2, 0.3, 0.4], ""),
+    ],
+)
+def test_a_mean_or_std_that_is_none_is_named(key: str, value: object, told: str) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48 * 48, 2))
+    setattr(network, key, value)
+    with pytest.raises(CheckpointError, match=told) if told else nullcontext():
+        adapted(network, source="own:flat", classes=2, size=48, color="gray")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from fer_runtime.errors import CheckpointError, DownloadError, first_line
 from fer_runtime.extras import needs_extra
+from fer_runtime.text import printable
 
 
 def load_function(target: str) -> Callable[..., Any]:
@@ -186,7 +188,14 @@ def _mean_and_std(network: nn.Module, planes: int) -> tuple[Sequence[float], Seq
         value = config.get(key) if isinstance(config, dict) else None
         value = getattr(network, key, None) if value is None else value
         values = [default] if not isinstance(value, (int, float, list, tuple)) else value
-        values = [float(values)] if isinstance(values, (int, float)) else [float(number) for number in values]
+        values = list(values) if isinstance(values, (list, tuple)) else [values]
+        numbers = [number for number in values if isinstance(number, (int, float)) and math.isfinite(number)]
+        if len(values) not in (1, 3) or numbers != values or (key == "std" and min(numbers) <= 0):
+            raise CheckpointError(
+                f"the network's {key} is {printable(str(value), limit=60)}; give one number, or three for the colours"
+                + (", above 0" if key == "std" else "")
+            )
+        values = [float(number) for number in numbers]
         # A gray face is its mean over the colours.
         found.append(values if len(values) == planes else [sum(values) / len(values)] * planes)
     return found[0], found[1]
