@@ -29,6 +29,8 @@ def halve_model(model: onnx.ModelProto) -> onnx.ModelProto:
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("to", TensorProto.FLOAT16))
     graph.node[last].output[0] = "logits_fp16"
+    if graph.node[last].name == "logits":  # as in networks of others; no two nodes may have one name
+        graph.node[last].name = "logits_fp16"
     graph.node.insert(
         last + 1, helper.make_node("Cast", ["logits_fp16"], ["logits"], name="logits", to=TensorProto.FLOAT)
     )

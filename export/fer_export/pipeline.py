@@ -122,7 +122,7 @@ def publish_files(subject: Subject, fp32: onnx.ModelProto, options: ExportOption
         coverage=subject.coverage,
         path=parity_path(options.models_dir, subject.file_name),
     )
-    write_report(report, subject.checkpoint_sha256)
+    write_report(report, subject.checkpoint_sha256, batch=subject.batch)
     if any(model.is_published for model in models):
         for old in files_of_another(
             options.models_dir, subject.file_name, subject.checkpoint_sha256, batch=subject.batch

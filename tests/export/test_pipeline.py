@@ -423,8 +423,15 @@ def test_a_file_of_another_checkpoint_is_replaced_only_when_told_to(exported: Ex
 
 
 def test_a_fixed_batch_is_written_beside_the_dynamic_file(exported: Exported, tmp_path: Path) -> None:
-    shutil.copy(exported.checkpoint, tmp_path / "narrow.pth")
+    for name in ("narrow.pth", "narrow.parity.json"):
+        shutil.copy(exported.models_dir / name, tmp_path / name)
     (report,) = export_model("narrow", ExportOptions(models_dir=tmp_path, batch=1)).models
+    # The report keeps what it says of the others.
+    files = json.loads((tmp_path / "narrow.parity.json").read_text())["files"]
+    assert {name: files[name]["file"] for name in ("fp32", "fp32.batch1")} == {
+        "fp32": "narrow.onnx",
+        "fp32.batch1": "narrow.batch1.onnx",
+    }
     assert report.path.name == "narrow.batch1.onnx"
     assert report.is_published
     session = open_session(report.path).session

@@ -113,8 +113,12 @@ def tool_versions() -> dict[str, str]:
     }
 
 
-def write_report(report: ExportReport, checkpoint_sha256: str) -> None:
-    """Write the report. Entries of other precisions of the same checkpoint are kept."""
+def write_report(report: ExportReport, checkpoint_sha256: str, *, batch: int | None = None) -> None:
+    """Write the report. Entries of other precisions and batch sizes of the same checkpoint are kept.
+
+    Args:
+        batch: the fixed batch size of its files.
+    """
     files: dict[str, Any] = {}
     try:
         before = parse_json(report.path.read_text(encoding="utf-8"), finite=False)
@@ -122,7 +126,8 @@ def write_report(report: ExportReport, checkpoint_sha256: str) -> None:
             files = dict(before["files"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    files |= {model.precision: model.to_dict() for model in report.models}
+    suffix = "" if batch is None else f".batch{batch}"
+    files |= {f"{model.precision}{suffix}": model.to_dict() for model in report.models}
     content = {
         "model": report.name,
         "checkpoint_sha256": checkpoint_sha256,

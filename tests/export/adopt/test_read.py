@@ -14,6 +14,7 @@ from tests.export.adopt.foreign_models import FERPLUS, Builder, ferplus_like, mo
 
 from fer_export.adopt.inputs import FaceInput, parse_input
 from fer_export.adopt.read import Adopted, adopt_file
+from fer_export.fp16 import halve_model
 from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.session import open_session
@@ -367,6 +368,15 @@ def test_an_output_without_the_scores_is_not_computed(tmp_path: Path, monkeypatc
         adopted.original.logits(face),
         _logits(model.SerializeToString(), {"Input3": face[:, None].astype(np.float32)}, scores),
     )
+
+
+def test_a_file_can_be_halved(tmp_path: Path) -> None:
+    adopted = _adopted(ferplus_like(), tmp_path, GRAY, labels=FERPLUS)
+    faces = np.random.default_rng(0).integers(0, 256, (5, 64, 64), dtype=np.uint8)
+    halved = _logits(halve_model(adopted.graph).SerializeToString(), {"faces": faces}, "logits")
+    expected = adopted.original.logits(faces)
+    # 11 bits of mantissa in each weight and sum
+    assert np.abs(halved - expected).max() < 0.01 * (1 + np.abs(expected).max())
 
 
 def test_labels_are_counted(tmp_path: Path) -> None:
