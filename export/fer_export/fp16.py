@@ -24,8 +24,8 @@ def halve_model(model: onnx.ModelProto) -> onnx.ModelProto:
             with np.errstate(over="ignore"):  # an upper limit of 3.4e38 becomes infinite, and is none
                 values = numpy_helper.to_array(tensor).astype(np.float16)
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    for node in graph.node:
-        if node.op_type == "Cast" and node.input[0] == "faces":
+    for node in graph.node[: last + 1]:
+        if node.op_type == "Cast":  # of the faces, which others may have transposed before
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("to", TensorProto.FLOAT16))
     graph.node[last].output[0] = "logits_fp16"

@@ -217,7 +217,7 @@ def _operators(model: onnx.ModelProto) -> list[_Operator]:
 def _halved(operator: _Operator) -> _Operator:
     """As a fp16 file has it: pixels become float16, and float16 logits float32 in an operator of their own."""
     name, domain, inputs, outputs, attributes = operator
-    if name == "Cast" and inputs == ("faces",):
+    if name == "Cast":  # of the pixels, which an adopted file may have transposed before
         attributes = (("to", TensorProto.FLOAT16),)
     return (
         name,

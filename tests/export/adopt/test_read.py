@@ -15,6 +15,7 @@ from tests.export.adopt.foreign_models import FERPLUS, Builder, ferplus_like, mo
 from fer_export.adopt.inputs import FaceInput, parse_input
 from fer_export.adopt.read import Adopted, adopt_file
 from fer_export.fp16 import halve_model
+from fer_export.gate.roundings import graph_check
 from fer_runtime.errors import ModelFileError
 from fer_runtime.expressions import EXPRESSIONS
 from fer_runtime.model.session import open_session
@@ -97,6 +98,9 @@ def test_a_file_of_bytes_gets_bytes(tmp_path: Path) -> None:
     expected = _logits(model.SerializeToString(), {"Input3": faces.transpose(0, 3, 1, 2)}, x)
     found = _logits(adopted.graph.SerializeToString(), {"faces": faces}, "logits")
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-3)  # of values up to 255
+    halved = halve_model(adopted.graph)
+    assert np.allclose(_logits(halved.SerializeToString(), {"faces": faces}, "logits"), expected, rtol=0.01, atol=0.5)
+    assert graph_check(adopted.graph, halved).passed
     with pytest.raises(ModelFileError, match=r"takes uint8, so it needs --range 0\.\.255"):
         _adopted(model, tmp_path, FaceInput(color="rgb", size=32), labels=("a", "b", "c"))
 
