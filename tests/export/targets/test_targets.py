@@ -298,7 +298,7 @@ def test_a_crash_of_ncnn_and_an_endless_pnnx_are_errors(tmp_path: Path, monkeypa
     pytest.importorskip("pnnx")
     ncnn_target = importlib.import_module("fer_export.targets.ncnn")
     source = read_source(MODELS / "model_0.onnx")
-    # ncnn does so on some products without a bias.
+    # ncnn itself does so on some small models.
     monkeypatch.setattr(ncnn_target, "_ONE_FACE", "import os; os.abort()")
     with pytest.raises(ModelFileError, match=r"ncnn crashes on what pnnx makes of .*model_0\.onnx"):
         ncnn_target.convert(source, "fp32", tmp_path / "model_0.ncnn.param")
