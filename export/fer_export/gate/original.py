@@ -55,8 +55,9 @@ def network_logits(checkpoint: Checkpoint, faces: Uint8Array) -> FloatArray:
     network = checkpoint.network()
     rows = [torch.empty(0, len(checkpoint.expressions))]
     with torch.inference_mode():
+        writable = torch.from_numpy(np.require(faces, requirements=["C", "W"]))  # PyTorch warns of others
         # Some networks cannot take an empty batch.
-        for batch in torch.split(torch.from_numpy(np.ascontiguousarray(faces)), _BATCH) if len(faces) else ():
+        for batch in torch.split(writable, _BATCH) if len(faces) else ():
             rows.append(network(to_network_input(batch, mean=checkpoint.mean, std=checkpoint.std)))
     logits: FloatArray = torch.cat(rows).numpy()
     return logits
