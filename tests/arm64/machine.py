@@ -184,7 +184,9 @@ def _unpack(deb: bytes, folder: Path, *, only: str | None = None) -> None:
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(deb[start : start + size])) as archive:
                 members = [member for member in archive.getmembers() if only is None or member.name == only]
-                archive.extractall(folder, members=members, filter="tar")
+                # Pythons before 3.11.4, such as Debian 12's, have no filters.
+                archive.extraction_filter = getattr(tarfile, "tar_filter", lambda member, _: member)
+                archive.extractall(folder, members=members)
             return
         place = start + size + size % 2
     raise UnavailableError("a .deb file without data")
