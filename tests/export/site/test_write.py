@@ -101,6 +101,13 @@ def run_faces(page: Visit, faces: Any) -> Any:
     return np.array(logits, np.float32).reshape(len(faces), -1)
 
 
+def test_the_page_says_what_its_model_was_measured_against(functions: Visit, detecting: Visit) -> None:
+    text = "document.getElementById('model').textContent"
+    assert "agrees with the majority of the raters on 86.9 % of its validation images" in detecting.evaluate(text)
+    # The float32 file's own accuracy, too, is against the votes.
+    assert "agrees with the majority of the raters on" in functions.evaluate(text)
+
+
 def test_golden_faces_give_pytorchs_logits_in_webassembly(functions: Visit) -> None:
     source = MODELS / "model_0.onnx"
     metadata = parse_metadata(read_onnx_file(source)[0].metadata[METADATA_KEY], source=str(source))

@@ -61,11 +61,12 @@ function addSamples(samples) {
 }
 
 function describeModel(site) {
-  const { name, precision, verdict, training } = model.metadata;
+  const { name, precision, verdict, training, calibration } = model.metadata;
   const accuracy = verdict?.accuracy ?? training?.accuracy;
+  const agrees = calibration?.labels?.startsWith("votes") ? "agrees with the majority of the raters" : "right";
   element("model").textContent =
     `${name} ${precision}, ${(site.model_bytes / 1e6).toFixed(2)} MB` +
-    (accuracy ? `, right on ${(100 * accuracy).toFixed(1)} % of its validation images.` : ".") +
+    (accuracy ? `, ${agrees} on ${(100 * accuracy).toFixed(1)} % of its validation images.` : ".") +
     (model.metadata.uncertain_below ? ` A question mark: less sure than ${Math.round(100 * model.metadata.uncertain_below)} %.` : "") +
     " Below an answer: reasons not to trust it.";
 }
