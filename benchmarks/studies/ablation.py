@@ -74,10 +74,8 @@ def run_ablation(
     best = ARCHITECTURES["v0"].recipe("best").overridden(epochs=epochs)
     rows: list[tuple[str, tuple[str, ...], Recipe, tuple[Path, ...], Path]] = []
     for name, settings in ROWS:
-        recipe = best
-        for setting in settings:
-            recipe = recipe.with_setting(setting)
-        rows.append((name, settings, recipe, (), folder / ("_".join(settings).replace("=", "-") or "best")))
+        place = folder / ("_".join(settings).replace("=", "-") or "best")
+        rows.append((name, settings, best.with_settings(*settings), (), place))
     if teachers:
         # Other teachers may have the same file names, and the results file only has names.
         digest = hashlib.sha256("".join(map(sha256_of, teachers)).encode()).hexdigest()

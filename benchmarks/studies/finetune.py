@@ -44,9 +44,7 @@ def main(
 ) -> None:
     """Print the accuracy in per cent on the images that were not learned from, mean and range over the seeds."""
     torch.set_num_threads(1)
-    recipe = FINETUNE
-    for setting in settings:
-        recipe = recipe.with_setting(setting)
+    recipe = FINETUNE.with_settings(*settings)
     whole = load_faces(data, "validation")
     for network in networks:
         for count in images:

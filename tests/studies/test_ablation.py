@@ -18,12 +18,7 @@ from studies import ablation
 
 def test_every_row_changes_something_of_the_best_recipe() -> None:
     best = ARCHITECTURES["v0"].recipe("best")
-    seen = []
-    for _, settings in ablation.ROWS:
-        recipe = best
-        for setting in settings:
-            recipe = recipe.with_setting(setting)
-        seen.append(recipe)
+    seen = [best.with_settings(*settings) for _, settings in ablation.ROWS]
     assert seen[0] == best
     assert len(set(seen)) == len(seen)
 

@@ -70,9 +70,11 @@ def test_a_setting_that_is_given_twice_is_an_error(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--set", "warmup=0.3"), "--set warmup=0.3 does nothing without schedule=one-cycle"),
-        (("--set", "mix_until=0.8"), "--set mix_until=0.8 does nothing without mixup or cutmix above 0"),
-        (("--set", "small_size=36"), "--set small_size=36 does nothing without small_until above 0"),
+        (("--set", "warmup=0.3"), "--set warmup=0.3 is of no use without schedule=one-cycle"),
+        (("--set", "mix_until=0.8"), "--set mix_until=0.8 is of no use without mixup or cutmix above 0"),
+        (("--set", "small_size=36"), "--set small_size=36 is of no use without small_until above 0"),
+        (("--set", "repeat_images=4"), "--set repeat_images=4 is of no use without teacher_views=images"),
+        (("--set", "repeat_images=4", "--set", "teacher_views=images", "--teacher", "models/model_0.pth"), ""),
         (("--recipe", "finetune"), "--recipe finetune starts from a trained model; give it: --weights FILE"),
         (("--weights", "none", "--set", "last_layer=probe"), "--set last_layer=probe starts from a trained model"),
         (("--set", "mix_until=0.8", "--set", "cutmix=1"), ""),

@@ -28,7 +28,7 @@ BEST = ARCHITECTURES["v0"].recipe("best")
     ],
 )
 def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> None:
-    changed = BEST.with_setting(text)
+    changed = BEST.with_settings(text)
     assert getattr(changed, name) == value
     assert type(getattr(changed, name)) is type(value)
     others = {key: value for key, value in BEST.to_dict().items() if key != name}
@@ -59,7 +59,15 @@ def test_a_setting_is_read_by_its_type(text: str, name: str, value: object) -> N
 )
 def test_a_setting_that_is_none_is_named_with_those_that_are(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BEST.with_setting(text)
+        BEST.with_settings(text)
+
+
+def test_settings_that_need_each_other_may_come_in_any_order() -> None:
+    best = ARCHITECTURES["v1"].recipe("best")  # with smaller images at first, which teachers of images cannot take
+    settings = ("teacher_views=images", "small_until=0")
+    assert best.with_settings(*settings) == best.with_settings(*reversed(settings))
+    with pytest.raises(ValueError, match="set small_until=0"):
+        best.with_settings("teacher_views=images")
 
 
 def test_every_registered_augmentation_can_be_chosen() -> None:

@@ -351,19 +351,19 @@ def _recipe(options: _NetworkOptions, recipe: Recipe, *, drop: tuple[str, ...] |
     """`recipe` with the settings of the command line."""
     short = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr, "drop": drop}
     given = {name: f"--{name.replace('_', '-')}" for name, value in short.items() if value is not None}
+    for text in options.given_settings:
+        name = text.partition("=")[0]
+        if name in given:
+            raise click.UsageError(f"{given[name]} and --set {text} are the same setting; give one")
+        given[name] = f"--set {text}"
     try:
-        for text in options.given_settings:
-            recipe = recipe.with_setting(text)
-            name = text.partition("=")[0]
-            if name in given:
-                raise click.UsageError(f"{given[name]} and --set {text} are the same setting; give one")
-            given[name] = f"--set {text}"
+        recipe = recipe.with_settings(*options.given_settings)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--set") from None
     recipe = recipe.overridden(**short)
     for name, (needed, has_it) in NEEDS.items():
         if name in given and not has_it(recipe):
-            raise click.UsageError(f"{given[name]} does nothing without {needed}; set that, too, or leave it out")
+            raise click.UsageError(f"{given[name]} is of no use without {needed}; set that, too, or leave it out")
     return recipe
 
 

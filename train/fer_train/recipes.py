@@ -101,29 +101,30 @@ class Recipe:
         """This recipe with those of `settings` that are not None."""
         return replace(self, **{key: value for key, value in settings.items() if value is not None})
 
-    def with_setting(self, text: str) -> Recipe:
-        """This recipe with one setting given as text, such as "ema_decay=0" or "drop=duplicates,conflicts".
+    def with_settings(self, *texts: str) -> Recipe:
+        """This recipe with settings given as text, such as "ema_decay=0" or "drop=duplicates,conflicts".
 
         Raises:
-            ValueError: there is no such setting, or the value is not of its type.
+            ValueError: there is no such setting, or the value is not of its type or does not fit the others.
         """
+        # Replaced at once: what one of them needs, another may give.
+        return replace(self, **dict(map(self._parsed, texts)))
+
+    def _parsed(self, text: str) -> tuple[str, Any]:
         name, equals, value = text.partition("=")
         types = {field.name: str(field.type) for field in fields(self)}
         if name not in types:
             raise ValueError(f"unknown setting {name!r}; expected NAME=VALUE with NAME one of: {', '.join(types)}")
         if not equals:
             raise ValueError(f"setting {name} has no value; expected {name}=VALUE")
-        typed: Any
         try:
             if types[name].startswith("tuple"):
-                typed = tuple(part for part in value.split(",") if part not in ("", "none"))
-            else:
-                typed = {"int": int, "float": float, "str": str}[types[name]](value)
+                return name, tuple(part for part in value.split(",") if part not in ("", "none"))
+            return name, {"int": int, "float": float, "str": str}[types[name]](value)
         except ValueError:
             raise ValueError(
                 f"{name} must be of type {types[name]}, such as {getattr(self, name)}, not {value}"
             ) from None
-        return replace(self, **{name: typed})
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -138,11 +139,12 @@ class Recipe:
             raise ValueError("teacher_views=images needs images of the teachers' size: set small_until=0")
 
 
-# Settings that do nothing without another one: what they need, and whether a recipe has it.
+# Settings that are of no use without another one: what they need, and whether a recipe has it.
 NEEDS: dict[str, tuple[str, Callable[[Recipe], bool]]] = {
     "warmup": ("schedule=one-cycle", lambda recipe: recipe.schedule == "one-cycle"),
     "mix_until": ("mixup or cutmix above 0", lambda recipe: bool(recipe.mixup or recipe.cutmix)),
     "small_size": ("small_until above 0", lambda recipe: recipe.small_until > 0),
+    "repeat_images": ("teacher_views=images", lambda recipe: recipe.teacher_views == "images"),
 }
 
 # The first version's settings: what its published results were made with.

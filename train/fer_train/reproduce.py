@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 import click
@@ -45,7 +44,7 @@ class Step:
 
     @property
     def recipe(self) -> Recipe:
-        return reduce(Recipe.with_setting, self.settings, find_architecture(self.network).recipe("best"))
+        return find_architecture(self.network).recipe("best").with_settings(*self.settings)
 
     @property
     def needs(self) -> tuple[str, ...]:

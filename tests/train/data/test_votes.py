@@ -123,6 +123,6 @@ def test_targets_are_labels_or_votes_or_their_mix() -> None:
         fingerprint="0",
         votes=np.array([[6, 3, 1, 0]], np.float32),
     )
-    half = FIRST.with_setting("least_votes=0").with_setting("label_share=0.5")
+    half = FIRST.with_settings("least_votes=0", "label_share=0.5")
     assert learning_targets(faces, half)[0] == pytest.approx([0.3, 0.15, 0.55])
-    assert learning_targets(faces, FIRST.with_setting("vote_target=majority"))[0].tolist() == [1, 0, 0]
+    assert learning_targets(faces, FIRST.with_settings("vote_target=majority"))[0].tolist() == [1, 0, 0]

@@ -56,8 +56,7 @@ def train(case, name, views, settings, world, device):
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
     recipe = Recipe(epochs=1, batch_size=16, optimizer="sgd", lr=0.02, augmentation="light", label_smoothing=0.05)
-    for setting in settings:
-        recipe = recipe.with_setting(setting)
+    recipe = recipe.with_settings(*settings)
     answers = torch.zeros(len(faces[0]), 7)
     answers[:, 2] = 1.0
     teacher = FaceAnswers(answers) if views == "faces" else ImageAnswers([create_network("narrow").eval()])

@@ -46,6 +46,6 @@ def test_networks_without_last_biases_are_refused_before_they_train(
     monkeypatch.setenv("FER_EDGE_CACHE", str(tmp_path / "cache"))
     data = write_images(tmp_path / "data", train=1, validation=1)
     faces = load_faces(data, "train"), load_faces(data, "validation")
-    network, recipe = nn.Sequential(*head, nn.Flatten()), FIRST.with_setting("logit_adjustment=-0.25")
+    network, recipe = nn.Sequential(*head, nn.Flatten()), FIRST.with_settings("logit_adjustment=-0.25")
     with pytest.raises(CheckpointError, match=r"logit_adjustment needs a network .* --set logit_adjustment=0"):
         Trainer(network, *faces, recipe, device=torch.device("cpu"), seed=0)

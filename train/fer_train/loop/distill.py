@@ -1,8 +1,8 @@
 """Distillation: the teachers' answers that a student learns from (Hinton et al., arXiv 1503.02531).
 
 `FaceAnswers` are given once for every face and its mirror image, and cost nothing afterwards. `ImageAnswers` are
-given for the very images that the student sees, augmented and mixed, in every step: such a consistent teacher teaches
-more, the more so the longer the training (Beyer et al., arXiv 2106.05237).
+given for the very images that the student sees, augmented and mixed: such a consistent teacher teaches more, the more
+so the longer the training (Beyer et al., arXiv 2106.05237).
 """
 
 from __future__ import annotations
